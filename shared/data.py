@@ -1,0 +1,168 @@
+"""Week 1. From a text to batches: a train and a validation split as memory-mapped tokens, and windows drawn from them.
+
+The split is made on the text, before any tokenizer sees it (first 90 % train, last 10 % validation), so that models with different
+tokenizers are measured on the same held-out characters.
+"""
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from shared.assets import ASSETS, cache_folder, fetch_or_fallback
+from shared.runtime import write_atomically
+from shared.tokenizers import CharTokenizer, Tokenizer
+
+TRAIN_FRACTION = 0.9
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenized text. train, val: token ids, memory-mapped from disk (uint16)."""
+
+    name: str
+    """The data set that was really used ('tinyshakespeare', 'shakespeare', or a file's name)."""
+    tokenizer: Tokenizer
+    train: np.ndarray
+    val: np.ndarray
+
+    @cached_property
+    def token_bytes(self) -> Tensor:
+        """How many UTF-8 bytes each token stands for: int64 [vocab_size]. What makes bits per byte comparable across tokenizers."""
+        return torch.tensor([len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)])
+
+
+def read_text(data: str) -> tuple[str, str]:
+    """The name of the data set really used, and its text. `data`: the name of an asset, or the path of a UTF-8 text file.
+
+    Raises ValueError for a name that is neither, an empty file, and one that isn't UTF-8.
+    """
+    if data in ASSETS:
+        name, path = fetch_or_fallback(data)
+    else:
+        name, path = Path(data).name, Path(data)
+        if not path.is_file():
+            raise ValueError(f"--data {data}: neither a file nor one of {', '.join(ASSETS)}")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{data} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start}") from None
+    if not text.strip():
+        raise ValueError(f"{data} is empty: a model needs text to learn from")
+    return name, text
+
+
+def split_text(text: str) -> tuple[str, str]:
+    """First 90 % and last 10 % of the characters."""
+    cut = int(TRAIN_FRACTION * len(text))
+    return text[:cut], text[cut:]
+
+
+def load_corpus(data: str = "tinyshakespeare", tokenizer: Tokenizer | None = None) -> Corpus:
+    """Reads, splits and tokenizes a text; tokens are kept on disk, so that a second call only maps them.
+
+    tokenizer: None makes a `CharTokenizer` of all the text's characters.
+    """
+    name, text = read_text(data)
+    tokenizer = tokenizer or CharTokenizer.train(text)
+    splits = split_text(text)
+    return Corpus(name, tokenizer, *(_tokens(part, tokenizer) for part in splits))
+
+
+def _tokens(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    if tokenizer.vocab_size > 2**16:
+        raise ValueError(f"a vocabulary of {tokenizer.vocab_size} does not fit in uint16: at most {2**16} tokens")
+    key = hashlib.sha256(tokenizer.fingerprint.encode() + hashlib.sha256(text.encode()).digest()).hexdigest()[:16]
+    path = cache_folder() / "tokens" / f"{key}.bin"
+    if not path.exists():
+        write_atomically(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
+    if path.stat().st_size == 0:  # a tiny text's validation split; an empty file cannot be mapped
+        return np.zeros(0, dtype=np.uint16)
+    return np.memmap(path, dtype=np.uint16, mode="r")
+
+
+class TokenDataset(Dataset):
+    """Windows of a token array: item i is (tokens[i : i + block_size], the same shifted by one), int64 [block_size] each.
+
+    >>> x, y = TokenDataset(np.arange(10), block_size=4)[3]
+    >>> x.tolist(), y.tolist()
+    ([3, 4, 5, 6], [4, 5, 6, 7])
+    """
+
+    def __init__(self, tokens: np.ndarray, block_size: int):
+        if len(tokens) <= block_size:
+            raise ValueError(
+                f"block_size={block_size} is too long for a split of {len(tokens)} tokens: choose at most {len(tokens) - 1}, or a longer text"
+            )
+        self.tokens, self.block_size = tokens, block_size
+
+    def __len__(self) -> int:
+        return len(self.tokens) - self.block_size
+
+    def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([start])
+        return x[0], y[0]
+
+    def __getitems__(self, starts: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once, which is what `DataLoader` asks for: [batch, block_size] twice."""
+        rows = np.asarray(starts)[:, None] + np.arange(self.block_size + 1)
+        window = torch.from_numpy(self.tokens[rows].astype(np.int64))
+        return window[:, :-1], window[:, 1:]
+
+
+class EpochSampler(Sampler):
+    """Batches of start positions, without end: each epoch cuts the text at a new random phase into windows that don't overlap, and
+    goes through them in a new order. Batch number `step` depends on seed and step alone, so a resumed run draws what it would have drawn.
+
+    With fewer windows than `batch_size`, start positions are drawn at random instead.
+    """
+
+    def __init__(self, dataset: TokenDataset, batch_size: int, seed: int, start_step: int = 0):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        self.dataset, self.batch_size, self.seed, self.step = dataset, batch_size, seed, start_step
+        # One window less than fit, so that every phase has as many.
+        self.batches_per_epoch = (len(dataset.tokens) // dataset.block_size - 1) // batch_size
+
+    def _random(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, number])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = None, np.zeros(0, dtype=np.int64)
+        step = self.step
+        while True:
+            if self.batches_per_epoch < 1:
+                yield self._random(step).integers(len(self.dataset), size=self.batch_size).tolist()
+            else:
+                at = step % self.batches_per_epoch
+                if epoch != step // self.batches_per_epoch:
+                    epoch = step // self.batches_per_epoch
+                    random = self._random(epoch)
+                    phase = int(random.integers(self.dataset.block_size))
+                    windows = (len(self.dataset.tokens) - 1 - phase) // self.dataset.block_size
+                    order = random.permutation(windows) * self.dataset.block_size + phase
+                yield order[at * self.batch_size : (at + 1) * self.batch_size].tolist()
+            step += 1
+
+
+def batches(tokens: np.ndarray, block_size: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches without end, (x, y) int64 [batch_size, block_size], from batch number `start_step` on."""
+    dataset = TokenDataset(tokens, block_size)
+    sampler = EpochSampler(dataset, batch_size, seed, start_step)
+    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=lambda batch: batch))
+
+
+def fixed_windows(tokens: np.ndarray, block_size: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The windows a split is measured on, always the same: (x, y) int64 [windows, block_size], side by side from the start.
+
+    limit: at most so many windows, spread evenly over the split (its beginning may be easier than the rest). None takes them all.
+    """
+    dataset = TokenDataset(tokens, block_size)
+    count = (len(tokens) - 1) // block_size
+    picked = np.arange(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).round().astype(int)
+    return dataset.__getitems__(list(picked * block_size))

@@ -1,0 +1,135 @@
+"""Week 3. Causal self-attention: every position asks the positions before it a question and mixes their answers.
+
+Source: Vaswani et al., "Attention Is All You Need" (2017), section 3.2; grouped-query attention from Ainslie et al. (2023);
+the sliding window from Beltagy et al., "Longformer" (2020), as Mistral uses it.
+
+>>> layer = CausalSelfAttention(n_embd=32, n_head=4)
+>>> layer(torch.randn(2, 10, 32)).shape
+torch.Size([2, 10, 32])
+"""
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Cache(Protocol):
+    """What attention asks of a key/value cache (`shared.models.gpt.KVCache` is the ordinary one)."""
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new keys and values of `layer`; returns all of that layer's, past first."""
+
+    def mask(self, time: int, window: int | None) -> Tensor | None:
+        """Which keys each of the `time` new queries may see (True: may), or None when every one sees all."""
+
+
+def causal_mask(time: int, past: int = 0, window: int | None = None, device: torch.device | None = None) -> Tensor:
+    """Bool [time, past + time]: True where a query may look. Query i stands at position past + i, and sees the keys at its
+    own position and before, the last `window` of them if a window is given (itself counted).
+
+    >>> causal_mask(3).int().tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    >>> causal_mask(2, past=2, window=2).int().tolist()
+    [[0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+    mask = torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
+    return mask if window is None else mask.triu(past - window + 1)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / √head_dim) with the hidden keys at exactly zero.
+
+    q [..., time, head_dim], k [..., keys, head_dim], mask bool [time, keys] or None -> weights [..., time, keys]; each row sums to 1.
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head causal self-attention. [batch, time, n_embd] -> [batch, time, n_embd].
+
+    n_kv_head: fewer key/value heads than query heads (grouped-query attention); None gives each query head its own.
+    window: a position sees only the last `window` positions, itself included; None sees the whole past.
+    qk_norm: builds a norm of a given size for queries and keys, per head, before any rotation (as Qwen3 does); None leaves them.
+    """
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        n_kv_head: int | None = None,
+        bias: bool = False,
+        dropout: float = 0.0,
+        window: int | None = None,
+        qk_norm: Callable[[int], nn.Module] | None = None,
+    ):
+        super().__init__()
+        n_kv_head = n_kv_head or n_head
+        if n_embd % n_head:
+            raise ValueError(f"n_embd={n_embd} does not divide into n_head={n_head} heads: choose n_embd a multiple of n_head")
+        if n_head % n_kv_head:
+            raise ValueError(f"n_head={n_head} query heads cannot share n_kv_head={n_kv_head} evenly: choose a divisor of {n_head}")
+        self.n_head, self.n_kv_head, self.head_dim = n_head, n_kv_head, n_embd // n_head
+        self.dropout, self.window = dropout, window
+        self.q_proj = nn.Linear(n_embd, n_embd, bias=bias)
+        self.k_proj = nn.Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(n_embd, n_embd, bias=bias)
+        self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
+
+    def _heads(self, x: Tensor, n_head: int) -> Tensor:
+        return x.view(x.size(0), x.size(1), n_head, self.head_dim).transpose(1, 2)
+
+    def qkv(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [batch, n_head, time, head_dim], keys and values [batch, n_kv_head, time, head_dim]."""
+        q = self.q_norm(self._heads(self.q_proj(x), self.n_head))
+        k = self.k_norm(self._heads(self.k_proj(x), self.n_kv_head))
+        v = self._heads(self.v_proj(x), self.n_kv_head)
+        return (rotate(q), rotate(k), v) if rotate else (q, k, v)
+
+    def weights(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The attention pattern itself, for looking at: [batch, n_head, time, time]."""
+        q, k, _ = self.qkv(x, rotate)
+        k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
+        return attention_weights(q, k, causal_mask(x.size(1), window=self.window, device=x.device))
+
+    def forward(
+        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, cache: Cache | None = None, layer: int = 0
+    ) -> Tensor:
+        """rotate: turns queries and keys by their position (RoPE), or None. cache: past keys and values, kept under `layer`."""
+        batch, time, _ = x.shape
+        q, k, v = self.qkv(x, rotate)
+        mask, causal = None, time > 1
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
+            mask, causal = cache.mask(time, self.window), False
+        elif self.window is not None and self.window < time:
+            mask, causal = causal_mask(time, window=self.window, device=x.device), False
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )  # fmt: skip
+        return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, idx: Tensor) -> list[Tensor]:
+    """The attention weights of every `CausalSelfAttention` in `model` on `idx`, in order: [batch, n_head, time, time] each."""
+    maps: list[Tensor] = []
+
+    def look(module: CausalSelfAttention, args: tuple, kwargs: dict) -> None:
+        maps.append(module.weights(args[0], kwargs.get("rotate")))
+
+    hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in model.modules() if isinstance(m, CausalSelfAttention)]
+    try:
+        model(idx)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps

@@ -1,0 +1,62 @@
+"""Week 1. The bigram model: the next character depends on the present one and on nothing else.
+
+One table, reached in two ways: by counting pairs, and by gradient descent on the same table as a network.
+
+>>> counts = count_bigrams(np.array([0, 1, 0, 1, 1]), vocab_size=2)
+>>> counts.tolist()
+[[0, 2], [1, 1]]
+>>> BigramModel.from_counts(counts, smoothing=0)(torch.tensor([[1]])).softmax(-1).tolist()
+[[[0.5, 0.5]]]
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def count_bigrams(tokens: np.ndarray, vocab_size: int) -> Tensor:
+    """How often each token follows each: int64 [vocab_size, vocab_size], the first token of a pair chooses the row."""
+    pairs = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
+    return torch.from_numpy(np.bincount(pairs, minlength=vocab_size**2)).view(vocab_size, vocab_size)
+
+
+def bigram_probabilities(counts: Tensor, smoothing: float = 1.0) -> Tensor:
+    """Each row of `counts` + smoothing, divided by its sum: the best table for the counted text (with smoothing 0, its maximum
+    likelihood). Smoothing keeps pairs that were never seen possible; a row without any counts becomes uniform."""
+    smoothed = counts.double() + smoothing
+    empty = smoothed.sum(dim=1, keepdim=True) == 0
+    return ((smoothed + empty) / (smoothed + empty).sum(dim=1, keepdim=True)).float()
+
+
+@dataclass(frozen=True)
+class BigramConfig:
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise ValueError(f"BigramConfig: vocab_size={self.vocab_size}: must be at least 1")
+
+
+class BigramModel(nn.Module):
+    """A row of logits for each token. int64 [batch, time] -> [batch, time, vocab_size].
+
+    The table starts at N(0, 0.02²): nearly uniform, so that the first loss is ln(vocab_size).
+    """
+
+    def __init__(self, config: BigramConfig):
+        super().__init__()
+        self.config = config
+        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    @classmethod
+    def from_counts(cls, counts: Tensor, smoothing: float = 1.0) -> "BigramModel":
+        """The table that counting gives. With smoothing 0, a pair never seen has logit -inf."""
+        model = cls(BigramConfig(counts.size(0)))
+        with torch.no_grad():
+            model.table.weight.copy_(bigram_probabilities(counts, smoothing).log())
+        return model
+
+    def forward(self, idx: Tensor) -> Tensor:
+        return self.table(idx)

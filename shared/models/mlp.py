@@ -1,0 +1,78 @@
+"""Week 2. A neural language model over a fixed window, after Bengio et al., "A Neural Probabilistic Language Model" (2003).
+
+>>> model = WindowMLP(WindowMLPConfig(vocab_size=65, window=8))
+>>> model(torch.zeros(2, 20, dtype=torch.int64)).shape
+torch.Size([2, 20, 65])
+"""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class WindowMLPConfig:
+    vocab_size: int
+    window: int = 8
+    """How many tokens the model sees, the present one included."""
+    n_embd: int = 32
+    n_hidden: int = 256
+    init: Literal["scaled", "naive"] = "scaled"
+    """naive: every weight from N(0, 1), to see what goes wrong; scaled: see `WindowMLP.init_weights`."""
+
+    def __post_init__(self) -> None:
+        problems = [f"{n}={getattr(self, n)}: must be at least 1" for n in ("vocab_size", "window", "n_embd", "n_hidden") if getattr(self, n) < 1]
+        if self.init not in ("scaled", "naive"):
+            problems.append(f"init={self.init!r}: must be 'scaled' or 'naive'")
+        if problems:
+            raise ValueError("WindowMLPConfig: " + "; ".join(problems))
+
+
+class WindowMLP(nn.Module):
+    """Embeds the last `window` tokens and their places, concatenates them, one tanh layer, logits for the next token.
+
+    int64 [batch, time] -> [batch, time, vocab_size]: each position is predicted from its own window, so any `time` will do. Before the
+    text begins stands a padding token with an embedding of its own.
+    """
+
+    def __init__(self, config: WindowMLPConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size + 1, config.n_embd)  # the last row: nothing there yet
+        self.position_embedding = nn.Embedding(config.window, config.n_embd)
+        self.hidden = nn.Linear(config.window * config.n_embd, config.n_hidden)
+        self.lm_head = nn.Linear(config.n_hidden, config.vocab_size)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The first values. naive: N(0, 1) throughout. scaled, so that tanh stays out of saturation and the first loss is ln V:
+
+        | parameter | value |
+        | --- | --- |
+        | token embedding | N(0, 1) |
+        | position embedding | N(0, 0.1²) |
+        | hidden weight | N(0, (5/3)² / inputs): Kaiming's gain for tanh |
+        | lm_head weight | N(0, 0.01²) |
+        | biases | 0 |
+        """
+        naive = self.config.init == "naive"
+        nn.init.normal_(self.token_embedding.weight)
+        nn.init.normal_(self.position_embedding.weight, std=1.0 if naive else 0.1)
+        nn.init.normal_(self.hidden.weight, std=1.0 if naive else 5 / 3 / self.hidden.in_features**0.5)
+        nn.init.normal_(self.lm_head.weight, std=1.0 if naive else 0.01)
+        for bias in (self.hidden.bias, self.lm_head.bias):
+            nn.init.normal_(bias) if naive else nn.init.zeros_(bias)
+
+    def activations(self, idx: Tensor) -> Tensor:
+        """The hidden layer after tanh, for looking at: [batch, time, n_hidden]."""
+        c = self.config
+        padded = F.pad(idx, (c.window - 1, 0), value=c.vocab_size)  # [batch, window - 1 + time]
+        windows = padded.unfold(1, c.window, 1)  # [batch, time, window]
+        x = self.token_embedding(windows) + self.position_embedding.weight  # [batch, time, window, n_embd]
+        return torch.tanh(self.hidden(x.flatten(-2)))
+
+    def forward(self, idx: Tensor) -> Tensor:
+        return self.lm_head(self.activations(idx))

@@ -1,0 +1,437 @@
+"""Week 0. What every script needs before it starts: a device, seeds, settings from the command line, and a log of the run.
+
+>>> device = pick_device("cpu")
+device: cpu (asked for)
+"""
+import json
+import math
+import os
+import platform
+import random
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
+
+
+# ---- devices and seeds
+
+
+def devices() -> list[torch.device]:
+    """What this machine has, best first; the CPU is always last."""
+    found = []
+    if torch.cuda.is_available():
+        found.append(torch.device("cuda"))
+    if torch.backends.mps.is_available():
+        found.append(torch.device("mps"))
+    return [*found, torch.device("cpu")]
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} {device.type}"
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def training_losses(device: torch.device, steps: int = 20) -> list[float]:
+    """Losses of a small fixed regression on `device`: the same data, start and optimizer everywhere, so the same numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 16, generator=generator), torch.randn(64, 4, generator=generator)
+    layers = [torch.randn(16, 32, generator=generator) / 4, torch.randn(32, 4, generator=generator) / 6]
+    x, y = x.to(device), y.to(device)
+    weights = [w.to(device).requires_grad_() for w in layers]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    losses = []
+    for _ in range(steps):
+        hidden = torch.nn.functional.gelu(torch.nn.functional.layer_norm(x @ weights[0], (32,)))
+        loss = (hidden @ weights[1] - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def wrong_by(device: torch.device) -> float:
+    """The largest relative difference between the losses of 20 training steps on `device` and on the CPU; inf for a crash."""
+    try:
+        here, there = training_losses(device), training_losses(torch.device("cpu"))
+    except RuntimeError:
+        return math.inf
+    return max(abs(a - b) / b if math.isfinite(a) else math.inf for a, b in zip(here, there))
+
+
+DEVICE_TOLERANCE = 1e-2  # rounding differs by about 1e-5 between devices; TF32 by 1e-3; a wrong kernel by far more
+
+
+def pick_device(name: str = "auto", say: Callable[[str], None] = print) -> torch.device:
+    """The device to use, and one line that says which and why. "auto" takes the best one that computes right.
+
+    An accelerator is tried against the CPU first (20 small training steps); one that computes wrong is named and not used.
+    Raises ValueError for a device that this machine doesn't have, or that was asked for by name and computes wrong.
+    """
+    found = devices()
+    if name != "auto":
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ValueError(f"no device is called {name!r}; this machine has: auto, {', '.join(map(str, found))}") from None
+        if device.type not in {d.type for d in found} or (device.index or 0) >= max(1, torch.cuda.device_count()):
+            raise ValueError(f"device {name!r} is not on this machine; it has: auto, {', '.join(map(str, found))}")
+        if device.type != "cpu" and wrong_by(device) > DEVICE_TOLERANCE:
+            raise ValueError(f"device {name!r} computes wrong results (see `python -m shared.course doctor`): use --device cpu")
+        say(f"device: {device} (asked for)")
+        return device
+    for device in found:
+        if device.type != "cpu" and wrong_by(device) > DEVICE_TOLERANCE:
+            say(f"device: {device} computes wrong results, so it is not used (see `python -m shared.course doctor`)")
+            continue
+        say(f"device: {device} ({device_name(device)})")
+        return device
+    raise AssertionError("the CPU is always there")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch. Raises ValueError for a seed outside 0 … 2³² − 1 (NumPy's range)."""
+    check_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def check_seed(seed: int) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed!r} is out of range: choose a whole number from 0 to {2**32 - 1}")
+    return seed
+
+
+# ---- files
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Writes a file that is either all there or not there: to a temporary name, synced, then renamed over `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+# ---- the run log
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a JSONL file. A last line cut short by a kill is left out; anything else that isn't JSON raises ValueError."""
+    rows = []
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):  # no newline at its end: the process was killed while writing it
+                break
+            raise ValueError(f"{path}, line {number}: not JSON") from None
+    return rows
+
+
+class RunLog:
+    """A folder that keeps a run: `run.json` (settings, versions, seed, commit, device, state), `metrics.jsonl` (a line a step), and
+    `summary.json` (what came out). Each line is on disk when `log` returns, so an interrupted run keeps what it had.
+
+    folder: made if needed. A new run replaces what an earlier one left there; with `resume`, its lines stay (see `rewind`).
+    """
+
+    def __init__(self, folder: Path, settings: Any = None, device: torch.device | str = "cpu", resume: bool = False, tensorboard: bool = False):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = self.folder / "metrics.jsonl"
+        if not resume:
+            for name in ("metrics.jsonl", "summary.json", "artifacts.json"):
+                (self.folder / name).unlink(missing_ok=True)
+        self._run = {
+            "state": "running",
+            "settings": plain(settings),
+            "seed": getattr(getattr(settings, "train", settings), "seed", None),
+            "command": " ".join(map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv[0] else None,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "device": f"{torch.device(device)}: {device_name(torch.device(device))}",
+            "versions": {"python": platform.python_version(), **versions()},
+            "system": platform.system(),
+        }
+        self._save()
+        self._file = None
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+
+    def _save(self) -> None:
+        write_json(self.folder / "run.json", self._run)
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after `step`: a resumed run writes them again."""
+        if self._metrics.exists():
+            kept = [row for row in read_jsonl(self._metrics) if row["step"] <= step]
+            write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def log(self, step: int, **values: float) -> None:
+        """Appends one line of numbers for `step`."""
+        if self._file is None:
+            self._file = open(self._metrics, "a", encoding="utf-8")
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def artifact(self, **values: Any) -> None:
+        """Keeps data for plots (counts, activations, attention maps) as JSON beside the metrics; later values replace earlier ones."""
+        path = self.folder / "artifacts.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        write_atomically(path, json.dumps(kept | {k: plain(v) for k, v in values.items()}) + "\n")
+
+    def finish(self, **summary: Any) -> dict:
+        """Writes the summary, marks the run as finished and returns the summary."""
+        write_json(self.folder / "summary.json", plain(summary))
+        self.close("finished")
+        return summary
+
+    def close(self, state: str) -> None:
+        self._run["state"] = state
+        self._run["ended"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._save()
+        for handle in (self._file, self._board):
+            if handle:
+                handle.close()
+        self._file = self._board = None
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if self._run["state"] == "running":
+            self.close("interrupted" if kind in (None, KeyboardInterrupt) else f"failed: {error}")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: dataclasses, tensors, paths and tuples turned into dicts, lists and strings; floats rounded to 6 digits."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(v) for v in value]
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return str(value) if isinstance(value, Path) else value
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, with a + behind it when files were changed since; None outside a checkout or without git."""
+    try:
+        run = lambda *args: subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout
+        return run("rev-parse", "--short", "HEAD").strip() + ("+" if run("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# ---- the command line
+
+
+def parse(presets: dict[str, Any], argv: list[str] | None = None, description: str = "") -> Any:
+    """Settings from a command line. `presets` maps a name to a settings dataclass, all of one type with a field `preset`.
+
+    `--preset NAME` chooses where to start (none given: the hardware chooses, said aloud), `--config FILE.json` lays a file over it
+    (as saved in a run's `run.json`, or only the fields to change), and every other flag is a field: `--train.lr 1e-3`.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    name, file = _take(args, "--preset"), _take(args, "--config")
+    if name is None and not {"-h", "--help"} & set(args):
+        name = "gpu" if devices()[0].type == "cuda" and "gpu" in presets else "laptop"
+        print(f"preset: {name} (chosen for this machine's {devices()[0].type}; there are: {', '.join(presets)})")
+    name = name or "laptop"
+    if name not in presets:
+        raise ValueError(f"no preset is called {name!r}; there are: {', '.join(presets)}")
+    default = presets[name]
+    if file is not None:
+        default = _overlay(default, _read_config(file), file)
+    return parse_args(type(default), args, description, default)
+
+
+def parse_args(kind: type, args: list[str], description: str = "", default: Any = None) -> Any:
+    """A dataclass from command-line flags. Raises ValueError, in one line, for a flag or a value that won't do."""
+    message = StringIO()
+    try:
+        with redirect_stderr(message):
+            extra = {} if default is None else {"default": default}
+            return tyro.cli(kind, args=args, prog=Path(sys.argv[0]).name, description=description, **extra)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_one_line(message.getvalue())) from None
+
+
+def _take(args: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag:
+            if i + 1 == len(args):
+                raise ValueError(f"{flag} needs a value")
+            value = args[i + 1]
+            del args[i : i + 2]
+            return value
+        if arg.startswith(flag + "="):
+            del args[i]
+            return arg.split("=", 1)[1]
+    return None
+
+
+def _read_config(file: str) -> dict:
+    try:
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"--config {file} is not JSON: {error}") from None
+    return values.get("settings", values) if isinstance(values, dict) else {}
+
+
+def _overlay(settings: Any, values: dict, file: str) -> Any:
+    changes = {}
+    for key, value in values.items():
+        if key not in settings.__dataclass_fields__:
+            raise ValueError(f"--config {file}: no setting {key!r}; there are: {', '.join(settings.__dataclass_fields__)}")
+        old = getattr(settings, key)
+        if is_dataclass(old) and isinstance(value, dict):
+            value = _overlay(old, value, file)
+        changes[key] = tuple(value) if isinstance(value, list) else value
+    return type(settings)(**({f: getattr(settings, f) for f in settings.__dataclass_fields__} | changes))
+
+
+def _one_line(box: str) -> str:
+    """The message of a boxed tyro error, without the box and without the help below its rule."""
+    words = []
+    for line in box.splitlines():
+        inner = line.strip().strip("│").strip()
+        if line.startswith(("╭", "╰")):
+            continue
+        if inner.startswith("──"):
+            if "Perhaps" not in box:
+                break
+            continue
+        if inner.startswith("For full help"):
+            break
+        words.append(inner)
+    return " ".join(words) + " (--help lists the settings)"
+
+
+def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = "") -> None:
+    """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit status that is not 0."""
+    with errors_for_people():
+        settings = parse(presets, description=description)
+        print("settings: " + ", ".join(f"{k}={v}" for k, v in flat(settings)))
+        main(settings)
+
+
+def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key in settings.__dataclass_fields__:
+        value = getattr(settings, key)
+        if is_dataclass(value):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Turns mistakes a person can mend (ValueError, by the rule of the house) into one line on stderr and exit status 2, a full disk
+    into 3, Ctrl-C into 130. With LLM_WEEKS_TRACE=1 the traceback is shown instead."""
+    if os.environ.get("LLM_WEEKS_TRACE"):
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nstopped (Ctrl-C); what was there is kept", file=sys.stderr)
+        raise SystemExit(130) from None
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno != 28:  # ENOSPC
+            raise
+        print("error: the disk is full: free some space and run again with --resume; the last complete checkpoint is kept", file=sys.stderr)
+        raise SystemExit(3) from None
+
+
+def clock() -> float:
+    return time.perf_counter()
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as a plain text table with aligned columns; floats with four significant digits.
+
+    >>> print(table([{"model": "bigram", "loss": 2.5}, {"model": "mlp", "loss": 2.0}]))
+    model   loss
+    bigram  2.5
+    mlp     2
+    """
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    show = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
+    cells = [columns] + [[show(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(r[i]) for r in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in cells)

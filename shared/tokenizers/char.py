@@ -1,0 +1,51 @@
+"""Week 1. The simplest tokenizer: one id per character, in the order of their code points.
+
+>>> tokenizer = CharTokenizer.train("hello")
+>>> tokenizer.encode("hole"), tokenizer.decode([1, 0, 2, 2, 3])
+([1, 3, 2, 0], 'hello')
+"""
+from typing import Any
+
+from shared.tokenizers.base import Tokenizer
+
+
+class CharTokenizer(Tokenizer):
+    """chars: the vocabulary, each character once; a character's id is its place in it."""
+
+    def __init__(self, chars: str):
+        if not chars:
+            raise ValueError("a character tokenizer needs at least one character: the text is empty")
+        if len(set(chars)) != len(chars):
+            raise ValueError("a character tokenizer's vocabulary names a character twice")
+        self.chars = chars
+        self._ids = {c: i for i, c in enumerate(chars)}
+        self.vocab = {i: c.encode() for i, c in enumerate(chars)}
+
+    @classmethod
+    def train(cls, text: str) -> "CharTokenizer":
+        """The vocabulary of every character in `text`. Raises ValueError for an empty text."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> list[int]:
+        """One id per character. Raises ValueError, naming the character and its place, for one that is not in the vocabulary."""
+        try:
+            return [self._ids[c] for c in text]
+        except KeyError:
+            at, char = next((i, c) for i, c in enumerate(text) if c not in self._ids)
+            raise ValueError(
+                f"character {char!r} (U+{ord(char):04X}) at position {at} is not in the vocabulary of {len(self.chars)} characters: {self.chars!r}"
+            ) from None
+
+    def decode(self, ids: list[int]) -> str:
+        """The text again. Raises ValueError for an id outside the vocabulary."""
+        for i in ids:
+            if not 0 <= i < len(self.chars):
+                raise ValueError(f"id {i} is not in the vocabulary: ids go from 0 to {len(self.chars) - 1}")
+        return "".join(self.chars[i] for i in ids)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"chars": self.chars}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "CharTokenizer":
+        return cls(values["chars"])

@@ -1,0 +1,348 @@
+"""Week 2. The training loop, used to the end of the course: schedule, clipping, accumulation, evaluation, checkpoints, resume.
+
+>>> config = TrainConfig(steps=100, warmup_steps=10, lr=1e-3, schedule="linear", final_lr=0.0)
+>>> [round(lr_at(step, config), 6) for step in (0, 9, 55, 100)]
+[0.0001, 0.001, 0.0005, 0.0]
+"""
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from shared import checkpoint
+from shared.data import Corpus, batches
+from shared.evaluation import Evaluation, cross_entropy, evaluate
+from shared.optim import build_optimizers
+from shared.runtime import RunLog, check_seed, clock
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. A step reads grad_accum_steps · batch_size · block_size tokens."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    """Sequences at a time."""
+    block_size: int = 64
+    """Tokens in a sequence."""
+    grad_accum_steps: int = 1
+    """Batches whose gradients are averaged into one step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon on the matrices inside the model, AdamW on the rest."""
+    lr: float = 1e-3
+    """AdamW's peak learning rate."""
+    muon_lr: float = 0.02
+    """Muon's peak learning rate."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """After the warmup. wsd: stay at the peak, then fall linearly during the last decay_fraction of the steps."""
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    final_lr: float = 0.1
+    """Where the schedule ends, as a fraction of the peak."""
+    weight_decay: float = 0.1
+    """On matrices only."""
+    beta1: float = 0.9
+    beta2: float = 0.99
+    grad_clip: float = 1.0
+    """Longest gradient; longer ones are shortened to it. 0: never."""
+    seed: int = 1337
+    log_every: int = 10
+    eval_every: int = 250
+    eval_windows: int | None = None
+    """Windows of the validation split to measure on, spread evenly; none takes the whole split."""
+    checkpoint_every: int = 250
+    log_updates: bool = False
+    """Log each matrix's update-to-data ratio, log10(std of update / std of weight)."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("steps", "batch_size", "block_size", "grad_accum_steps", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("lr", "muon_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)}: must be above 0")
+        for name in ("final_lr", "decay_fraction", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name}={getattr(self, name)}: must be from 0 to 1")
+        for name in ("weight_decay", "grad_clip", "warmup_steps"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name}={getattr(self, name)}: must not be negative")
+        if self.eval_windows is not None and self.eval_windows < 1:
+            problems.append(f"eval_windows={self.eval_windows}: must be at least 1, or none for the whole split")
+        if self.optimizer not in ("adamw", "muon"):
+            problems.append(f"optimizer={self.optimizer!r}: must be adamw or muon")
+        if self.schedule not in ("cosine", "linear", "wsd", "constant"):
+            problems.append(f"schedule={self.schedule!r}: must be cosine, linear, wsd or constant")
+        try:
+            check_seed(self.seed)
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("TrainConfig: " + "; ".join(problems))
+
+
+def lr_at(step: int, config: TrainConfig) -> float:
+    """AdamW's learning rate at a step, counted from 0; Muon's follows the same curve. Warmup reaches the peak at step warmup_steps - 1;
+    the decay reaches final_lr · lr at step `steps`, one past the last."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    if config.schedule == "constant":
+        fall = 0.0
+    elif config.schedule == "linear":
+        fall = done
+    elif config.schedule == "cosine":
+        fall = 0.5 * (1 - math.cos(math.pi * done))
+    else:
+        start = config.steps * (1 - config.decay_fraction)
+        fall = min(1.0, max(0.0, (step - start) / max(1.0, config.steps - start)))
+    return config.lr * (1 - fall * (1 - config.final_lr))
+
+
+class TrainingStopped(RuntimeError):
+    """The loss or a gradient is not a finite number; the message names the step and where it began."""
+
+
+class Trainer:
+    """Trains any model of the course (ids -> logits) on a corpus.
+
+    checkpoints: a folder that gets `last` (every checkpoint_every steps, on Ctrl-C and at the end) and `best` (the lowest validation
+    loss); None keeps nothing. log: where the curves go; None keeps them in memory only, under `history`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        corpus: Corpus,
+        config: TrainConfig,
+        log: RunLog | None = None,
+        checkpoints: Path | str | None = None,
+        device: torch.device | str = "cpu",
+        description: str = "training",
+    ):
+        self.model, self.corpus, self.config, self.log = model.to(device), corpus, config, log
+        self.checkpoints = Path(checkpoints) if checkpoints else None
+        self.device, self.description = torch.device(device), description
+        self.optimizers = build_optimizers(model, config.optimizer, config.lr, config.muon_lr, config.weight_decay, (config.beta1, config.beta2))
+        self.step, self.seconds = 0, 0.0
+        self.best: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+
+    def fit(self, resume: bool = False) -> dict[str, Any]:
+        """Trains to the end and returns the summary: last and best evaluation, first training loss, seconds of training, tokens/s.
+
+        resume: go on from `last` as if nothing had happened (on a CPU, bit for bit); without a checkpoint there, start anew, said aloud.
+        Ctrl-C ends the present step, saves, and raises KeyboardInterrupt. Raises TrainingStopped for a loss that is not finite.
+        """
+        if resume:
+            self._restore()
+        else:
+            torch.manual_seed(self.config.seed)
+        self.model.train()
+        stream = self._batches()
+        progress = tqdm(total=self.config.steps, initial=self.step, desc=self.description, unit="step", disable=None, leave=False)
+        with progress, _finish_step_first() as interrupted:
+            while self.step < self.config.steps:
+                self._step(stream)
+                progress.update()
+                progress.set_postfix_str(f"loss {self.last_loss:.3f}", refresh=False)
+                done = self.step == self.config.steps
+                if self.step % self.config.eval_every == 0 or done:
+                    result = self._evaluate()
+                    progress.write(f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation {result.loss:.4f}")
+                if self.step % self.config.checkpoint_every == 0 or done or interrupted():
+                    self._save("last")
+                if interrupted():
+                    raise KeyboardInterrupt
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        tokens = self.step * self.config.batch_size * self.config.block_size * self.config.grad_accum_steps
+        return {
+            **self.final,
+            **{f"best_{k}": v for k, v in self.best.items()},
+            "first_loss": self.first_loss,
+            "steps": self.step,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "seconds": self.seconds,
+            "tokens_per_second": tokens / self.seconds,
+        }
+
+    # ---- one step
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        c = self.config
+        return batches(self.corpus.train, c.block_size, c.batch_size, c.seed, start_step=self.step * c.grad_accum_steps)
+
+    def _step(self, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
+        started = clock()
+        c, total = self.config, 0.0
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * lr_at(self.step, c) / c.lr
+        for _ in range(c.grad_accum_steps):
+            x, y = (part.to(self.device) for part in next(stream))
+            loss = cross_entropy(self.model(x), y) / c.grad_accum_steps
+            total += loss.item()
+            if not math.isfinite(total):
+                self._stop(f"the loss is {total}", culprit(self.model, x))
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf).item()
+        if not math.isfinite(norm):
+            bad = next(n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
+            self._stop("a gradient is not finite", f"the gradient of {bad}")
+        row = {"train_loss": total, "lr": lr_at(self.step, c), "grad_norm": norm}
+        logged = self.step == 0 or (self.step + 1) % c.log_every == 0
+        before = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.dim() >= 2} if c.log_updates and logged else {}
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for name, old in before.items():
+            new = self.model.get_parameter(name).detach()
+            row[f"update/{name}"] = math.log10(((new - old).std() / old.std()).item() + 1e-12)
+        if self.step == 0:
+            self.first_loss = total
+        self.step += 1
+        self.last_loss = total
+        self.seconds += clock() - started
+        if logged:
+            self._record(**row, seconds=self.seconds)
+
+    def _stop(self, what: str, where: str) -> None:
+        kept = f" The last checkpoint is in {self.checkpoints / 'last'}." if self.checkpoints else ""
+        raise TrainingStopped(
+            f"step {self.step + 1}: {what}; it began in {where}. Nothing was updated in this step.{kept} A lower learning rate "
+            f"(now {lr_at(self.step, self.config):.3g}), a longer warmup or clipping (grad_clip={self.config.grad_clip}) usually helps"
+        )
+
+    def _record(self, **values: float) -> None:
+        self.history.append({"step": self.step, **values})
+        if self.log:
+            self.log.log(self.step, **values)
+
+    def _evaluate(self) -> Evaluation:
+        c = self.config
+        result = evaluate(self.model, self.corpus.val, c.block_size, self.corpus.token_bytes, max_windows=c.eval_windows, device=self.device)
+        self.final = result.as_metrics()
+        self._record(**self.final, seconds=self.seconds)
+        if not self.best or result.loss < self.best["val_loss"]:
+            self.best = {**self.final, "step": self.step}
+            self._save("best")
+        return result
+
+    # ---- checkpoints
+
+    def _save(self, name: str) -> None:
+        if self.checkpoints is None:
+            return
+        if name == "best":
+            checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, self.final)
+            return
+        tensors = {"random.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors |= {f"{i}.{name}.{key}": t for i, name, state in self._optimizer_states() for key, t in state.items()}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "first_loss": self.first_loss,
+            "last_loss": self.last_loss,
+            "best": self.best,
+            "final": getattr(self, "final", {}),
+            "config": asdict(self.config),
+            "data": self.corpus.name,
+        }
+        checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, getattr(self, "final", {}), tensors, state)
+
+    def _optimizer_states(self) -> Iterator[tuple[int, str, dict[str, Tensor]]]:
+        """(optimizer's number, parameter's name, its state) for each parameter."""
+        names = {p: n for n, p in self.model.named_parameters()}
+        for i, optimizer in enumerate(self.optimizers):
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    yield i, names[p], optimizer.state[p]
+
+    def _restore(self) -> None:
+        if self.checkpoints is None or checkpoint.find(self.checkpoints / "last") is None:
+            print(f"{self.description}: no checkpoint to resume from, so it starts from the beginning")
+            torch.manual_seed(self.config.seed)
+            if self.log:
+                self.log.rewind(0)
+            return
+        saved = checkpoint.load(self.checkpoints / "last", self.corpus.tokenizer, self.device)
+        if saved.state is None:
+            raise ValueError(f"{self.checkpoints / 'last'} was saved without training state: it can be used, not resumed")
+        now = asdict(self.config) | {"data": self.corpus.name}
+        then = saved.state["config"] | {"data": saved.state["data"]}
+        changed = [f"{k}={then.get(k)} then, {now.get(k)} now" for k in now | then if then.get(k) != now.get(k)]
+        if changed or saved.model.config != self.model.config:
+            what = "; ".join(changed) or f"the model was {saved.model.config}"
+            raise ValueError(f"{self.checkpoints / 'last'} cannot be resumed with other settings: {what}. Restore them, or start anew without --resume")
+        self.model.load_state_dict(saved.model.state_dict())
+        for i, name, state in self._optimizer_states():
+            prefix = f"{i}.{name}."
+            # Adam's step counter lives on the CPU unless fused on CUDA; everything else with its parameter.
+            state.update({k.removeprefix(prefix): t.to(self.device) for k, t in saved.tensors.items() if k.startswith(prefix)})
+        torch.set_rng_state(saved.tensors["random.cpu"].cpu())
+        if "random.cuda" in saved.tensors:
+            torch.cuda.set_rng_state(saved.tensors["random.cuda"].cpu(), self.device)
+        for key in ("step", "seconds", "first_loss", "last_loss", "best", "final"):
+            setattr(self, key, saved.state[key])
+        if self.log:
+            self.log.rewind(self.step)
+        print(f"{self.description}: resumed at step {self.step}")
+
+
+@torch.no_grad()
+def culprit(model: nn.Module, x: Tensor) -> str:
+    """Where the first number that isn't finite comes from: a parameter, or else the first module whose output has one."""
+    for name, p in model.named_parameters():
+        if not p.isfinite().all():
+            return f"the parameter {name}"
+    found: list[str] = []
+
+    def look(name: str) -> Callable:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name or type(model).__name__)
+
+        return hook
+
+    hooks = [m.register_forward_hook(look(n)) for n, m in model.named_modules()]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"the output of {found[0]}" if found else "the loss itself (every layer's output is finite)"
+
+
+@contextmanager
+def _finish_step_first() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM only sets a flag, so that no step is torn; a second one takes effect at once."""
+    flag = []
+
+    def note(number: int, frame: Any) -> None:
+        if flag:
+            raise KeyboardInterrupt
+        flag.append(number)
+        print("\nfinishing the step and saving; once more stops at once", flush=True)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(flag)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
