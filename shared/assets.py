@@ -23,7 +23,7 @@ import requests
 from tqdm import tqdm
 
 pooch.get_logger().setLevel("WARNING")  # we say ourselves what is fetched
-TIMEOUT = 20  # seconds without an answer before the next source is tried
+TIMEOUT = (5, 20)  # seconds to connect and without data before the next source is tried
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, requests.exceptions.ConnectionError):
         return "no connection"
     if isinstance(error, requests.exceptions.Timeout):
-        return f"no answer within {TIMEOUT} s"
+        return f"no answer within {TIMEOUT[1]} s"
     if isinstance(error, subprocess.CalledProcessError):
         lines = (error.stderr or error.stdout or "pip failed").strip().splitlines()
         return next((line for line in lines if line.startswith("ERROR")), lines[-1])

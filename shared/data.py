@@ -63,15 +63,17 @@ def split_text(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def load_corpus(data: str = "tinyshakespeare", tokenizer: Tokenizer | None = None) -> Corpus:
+def load_corpus(data: str = "tinyshakespeare", tokenizer: Tokenizer | None = None, block_size: int = 1) -> Corpus:
     """Reads, splits and tokenizes a text; tokens are kept on disk, so that a second call only maps them.
 
-    tokenizer: None makes a `CharTokenizer` of all the text's characters.
+    tokenizer: None makes a `CharTokenizer` of all the text's characters. block_size: what both splits must be longer than, or ValueError.
     """
     name, text = read_text(data)
     tokenizer = tokenizer or CharTokenizer.train(text)
     splits = split_text(text)
-    return Corpus(name, tokenizer, *(_tokens(part, tokenizer) for part in splits))
+    train, val = (_tokens(part, tokenizer) for part in splits)
+    TokenDataset(min(train, val, key=len), block_size)  # says so now if it is too short
+    return Corpus(name, tokenizer, train, val)
 
 
 def _tokens(text: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -154,7 +156,8 @@ def batches(tokens: np.ndarray, block_size: int, batch_size: int, seed: int, sta
     """Training batches without end, (x, y) int64 [batch_size, block_size], from batch number `start_step` on."""
     dataset = TokenDataset(tokens, block_size)
     sampler = EpochSampler(dataset, batch_size, seed, start_step)
-    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=lambda batch: batch))
+    # A generator of its own: without one, starting to iterate draws from torch's, and a resumed run would get other dropout masks.
+    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=lambda batch: batch, generator=torch.Generator()))
 
 
 def fixed_windows(tokens: np.ndarray, block_size: int, limit: int | None = None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ Bits per byte is the one that compares models with different tokenizers: it asks
 original text (Shannon, "Prediction and Entropy of Printed English", 1951).
 """
 import math
+import re
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -86,3 +87,14 @@ def evaluate(
         accuracy=right / count,
         tokens=count,
     )
+
+
+def known_words(sample: str, text: str) -> float:
+    """Share of the words in `sample` that occur in `text`: a crude measure of how far a model's spelling reaches. nan without words.
+
+    >>> known_words("the kqng, the king", "long live the king")
+    0.75
+    """
+    words = re.findall(r"[A-Za-z']+", sample)
+    known = set(re.findall(r"[A-Za-z']+", text))
+    return sum(w in known for w in words) / len(words) if words else math.nan

@@ -11,6 +11,7 @@ import random
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -226,6 +227,10 @@ class RunLog:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
+    def rows(self) -> list[dict]:
+        """The lines so far."""
+        return read_jsonl(self._metrics) if self._metrics.exists() else []
+
     def artifact(self, **values: Any) -> None:
         """Keeps data for plots (counts, activations, attention maps) as JSON beside the metrics; later values replace earlier ones."""
         path = self.folder / "artifacts.json"
@@ -382,7 +387,7 @@ def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = 
     """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit status that is not 0."""
     with errors_for_people():
         settings = parse(presets, description=description)
-        print("settings: " + ", ".join(f"{k}={v}" for k, v in flat(settings)))
+        print(textwrap.fill("settings: " + ", ".join(f"{k}={v}" for k, v in flat(settings)), 120, subsequent_indent="  "))
         main(settings)
 
 

@@ -9,6 +9,7 @@ torch.Size([2, 10, 32])
 """
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
@@ -116,6 +117,57 @@ class CausalSelfAttention(nn.Module):
             enable_gqa=self.n_kv_head != self.n_head,
         )  # fmt: skip
         return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
+
+
+@dataclass(frozen=True)
+class AttentionLMConfig:
+    vocab_size: int
+    block_size: int = 64
+    """Longest sequence, in tokens."""
+    n_layer: int = 3
+    n_head: int = 4
+    n_embd: int = 64
+    n_hidden: int = 256
+
+    def __post_init__(self) -> None:
+        problems = [f"{n}={v}: must be at least 1" for n, v in asdict(self).items() if v < 1]
+        if problems:
+            raise ValueError("AttentionLMConfig: " + "; ".join(problems))
+
+
+class AttentionLM(nn.Module):
+    """Week 2's model with attention in the place of the fixed window: embeddings, layers of `CausalSelfAttention` round a residual
+    stream, and at the end one tanh layer and logits. What week 4 adds is an MLP behind every attention layer.
+
+    int64 [batch, time] -> [batch, time, vocab_size]. First values: embeddings N(0, 0.02²), linear weights N(0, 1/inputs), lm_head
+    N(0, 0.01²), so that the first loss is ln(vocab_size); biases 0.
+    """
+
+    def __init__(self, config: AttentionLMConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.n_embd) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(CausalSelfAttention(config.n_embd, config.n_head) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.hidden = nn.Linear(config.n_embd, config.n_hidden)
+        self.lm_head = nn.Linear(config.n_hidden, config.vocab_size)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01 if name == "lm_head" else module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        if idx.size(1) > self.config.block_size:
+            raise ValueError(f"{idx.size(1)} tokens do not fit in block_size={self.config.block_size}: pass the last {self.config.block_size}")
+        x = self.token_embedding(idx) + self.position_embedding.weight[: idx.size(1)]  # [batch, time, n_embd]
+        for norm, layer in zip(self.norms, self.layers):
+            x = x + layer(norm(x))
+        return self.lm_head(torch.tanh(self.hidden(self.norm(x))))
 
 
 @torch.no_grad()

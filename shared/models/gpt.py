@@ -100,10 +100,10 @@ class GPTConfig:
         return replace(PRESETS[name], **changes)
 
 
-MODERN = dict(norm="rmsnorm", position="rope", mlp="relu2", bias=False, tie_weights=False, qk_norm=True, zero_init=True)
+MODERN = dict(norm="rmsnorm", position="rope", mlp="swiglu", bias=False, tie_weights=False, qk_norm=True, zero_init=True)
 PRESETS = {
     "nano": GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False),  # nanoGPT's CPU sizes
-    "mini": GPTConfig(vocab_size=65, block_size=256, n_layer=4, n_head=5, n_embd=160, **MODERN),
+    "mini": GPTConfig(vocab_size=65, block_size=128, n_layer=5, n_head=4, n_embd=128, **MODERN),
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),

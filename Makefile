@@ -1,0 +1,43 @@
+# make course                          every week at this machine's preset
+# make course WEEKS="01 04" PRESET=smoke
+# make test                            unit tests, week scripts, notebooks
+PYTHON ?= python3
+WEEKS ?=
+PRESET ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: course test status doctor notebooks report lint clean
+
+course: $(VENV)/.course
+	$(RUN) -m shared.course run $(if $(WEEKS),--weeks $(WEEKS)) $(if $(PRESET),--preset $(PRESET))
+
+test: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest tests weeks --nbval-lax --nbval-current-env -p no:cacheprovider
+
+status doctor: $(VENV)/.course
+	$(RUN) -m shared.course $@
+
+notebooks: $(VENV)/.course
+	$(RUN) -m jupyter lab weeks
+
+report: $(VENV)/.course
+	$(RUN) -m shared.report
+
+lint: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/.course: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check --progress-bar on -q -r requirements.txt
+	touch $@
+
+$(VENV)/.test: $(VENV)/.course requirements-test.txt
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) checkpoints logs/*/mine reports/*/mine reports/mine

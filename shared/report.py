@@ -1,0 +1,296 @@
+"""Week 0. From run logs to plots, tables and the progress ladder. Nothing here knows a model: it reads JSON and draws.
+
+    python -m shared.report          # redraws every plot and refills every table from logs/
+
+In Markdown, text between markers is generated. A table has a row for each run, a column for each `key|heading|format`:
+
+    <!-- table 04_mini_gpt/reference/tinyshakespeare classic,modern "best_val_loss|validation loss|.3f, seconds|time (s)|.0f" -->
+    <!-- end -->
+
+and a single figure is `<!-- = 04_mini_gpt/reference/tinyshakespeare/modern best_val_loss .3f -->1.497<!-- end -->`.
+"""
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from shared.course import TOPICS, output_root, week_results, weeks
+from shared.runtime import ROOT, errors_for_people, read_jsonl, write_atomically
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # Okabe and Ito: told apart by everyone
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+STYLE = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}
+
+
+# ---- reading
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run as its folder has it."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def run(self) -> dict:
+        return json.loads((self.folder / "run.json").read_text())
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        path = self.folder / "metrics.jsonl"
+        return read_jsonl(path) if path.exists() else []
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @cached_property
+    def artifacts(self) -> dict[str, Any]:
+        path = self.folder / "artifacts.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def series(self, y: str, x: str = "step") -> tuple[list[float], list[float]]:
+        """The logged values of y against x, where both were logged."""
+        rows = [r for r in self.rows if y in r and x in r]
+        return [r[x] for r in rows], [r[y] for r in rows]
+
+
+def read_runs(folder: Path) -> dict[str, LoggedRun]:
+    """The runs in a week's log folder, by name."""
+    return {p.parent.name: LoggedRun(p.parent) for p in sorted(Path(folder).glob("*/run.json"))}
+
+
+def reference_for(logs: Path) -> dict[str, LoggedRun]:
+    """The course's own runs of the same week on the same data, to draw yours over; none for the reference itself, or for other data."""
+    parts = Path(logs).parts
+    if "mine" not in parts or "smoke" in parts:
+        return {}
+    at = len(parts) - 1 - parts[::-1].index("mine")
+    return read_runs(ROOT / "logs" / parts[at - 1] / "reference" / parts[-1])
+
+
+# ---- drawing
+
+
+def figure(width: float = 8, height: float = 4.8, **subplots: Any) -> tuple[Any, Any]:
+    """A matplotlib figure and its axes, in the course's style."""
+    matplotlib.rcParams.update(STYLE)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")  # not pyplot: nothing is left open, no window needed
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**subplots)
+
+
+def save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a plot."""
+
+    run: LoggedRun
+    label: str
+    y: str = "val_loss"
+
+
+def curves(
+    path: Path,
+    lines: Sequence[Curve],
+    title: str,
+    x: str = "step",
+    xlabel: str = "step",
+    ylabel: str = "validation loss (nats per token)",
+    reference: Sequence[Curve] = (),
+    levels: dict[str, float] | None = None,
+    ylim: tuple[float | None, float | None] | None = None,
+) -> Path:
+    """Logged values against steps or seconds. reference: drawn pale and dashed below. levels: horizontal lines by label."""
+    fig, ax = figure()
+    for i, curve in enumerate(reference):
+        ax.plot(*curve.run.series(curve.y, x), color=COLOURS[i % 8], alpha=0.45, linestyle=":", linewidth=3, label=f"course: {curve.label}")
+    for i, curve in enumerate(lines):
+        xs, ys = curve.run.series(curve.y, x)
+        few = len(xs) <= 30
+        ax.plot(xs, ys, color=COLOURS[i % 8], linestyle=LINES[i % 4], marker=MARKERS[i % 8] if few else None, markersize=5, linewidth=1.8, label=curve.label)
+    for name, value in (levels or {}).items():
+        ax.axhline(value, color="#555555", linewidth=1.2, linestyle=LINES[1 + list(levels).index(name) % 3], label=f"{name}: {value:.3f}")
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if ylim:
+        ax.set_ylim(*ylim)
+    ax.legend(frameon=False)
+    return save(fig, path)
+
+
+def heatmap(ax: Any, values: Any, title: str, xlabels: Sequence[str], ylabels: Sequence[str], xlabel: str, ylabel: str, unit: str | None = None) -> None:
+    """A matrix as colours on `ax`, each row and column named. unit: labels the colour bar; None leaves the bar out."""
+    image = ax.imshow(np.asarray(values), cmap="viridis", aspect="auto", interpolation="nearest")
+    ax.grid(False)
+    size = 9 if len(xlabels) <= 40 else 6
+    ax.set_xticks(range(len(xlabels)), xlabels, fontsize=size, family="monospace")
+    ax.set_yticks(range(len(ylabels)), ylabels, fontsize=size, family="monospace")
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if unit:
+        ax.figure.colorbar(image, ax=ax, label=unit)
+
+
+def bars(path: Path, values: dict[str, float], title: str, xlabel: str, format: str = ".3f", errors: dict[str, float] | None = None, start: float = 0) -> Path:
+    """A horizontal bar for each name, with its value written at the end."""
+    fig, ax = figure(height=1.4 + 0.42 * len(values))
+    names = list(values)
+    ax.barh(names, [values[n] for n in names], color=COLOURS[0], xerr=[(errors or {}).get(n, 0) for n in names] if errors else None, capsize=3)
+    ax.invert_yaxis()
+    for i, n in enumerate(names):
+        ax.annotate(f"{values[n]:{format}}", (values[n] + (errors or {}).get(n, 0), i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+    ax.set(title=title, xlabel=xlabel)
+    top = max(values[n] + (errors or {}).get(n, 0) for n in names)
+    ax.set_xlim(start, top + 0.12 * (top - start))
+    return save(fig, path)
+
+
+def char_label(char: str) -> str:
+    """A character as it can be read on an axis.
+
+    >>> char_label(" "), char_label("\\n"), char_label("a")
+    ('␣', '⏎', 'a')
+    """
+    return {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(char, char)
+
+
+# ---- the ladder
+
+
+def ladder(path: Path, data: str, mine: bool) -> Path | None:
+    """Bits per byte on the held-out text of `data`, week by week: the course's and, with `mine`, yours. None where there is no run."""
+    fig, ax = figure()
+    names = [t for t in TOPICS if any(week_results(t, owner, data) for owner in ("reference", *(["mine"] if mine else [])))]
+    for i, owner in enumerate(("reference", "mine") if mine else ("reference",)):
+        found = {t: r for t in names if (r := week_results(t, owner, data)) and r["preset"] != "smoke" and "bits_per_byte" in r["metrics"]}
+        xs, ys = [names.index(t) for t in found], [r["metrics"]["bits_per_byte"] for r in found.values()]
+        if xs:
+            ax.plot(xs, ys, color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i], linewidth=2, markersize=8, label=("the course", "yours")[i])
+        for x, y in zip(xs, ys):
+            ax.annotate(f"{y:.2f}", (x, y), xytext=(0, (9, -17)[i]), textcoords="offset points", ha="center", color=COLOURS[i])
+    if not ax.lines:
+        return None
+    ax.set_xticks(range(len(names)), [n.replace("_", " ") for n in names])
+    ax.margins(x=0.08, y=0.18)
+    ax.set(title=f"The ladder: bits per byte of the same held-out text ({data})", xlabel="week", ylabel="bits per byte (lower is better)")
+    ax.legend(frameon=False)
+    return save(fig, path)
+
+
+# ---- tables and figures in Markdown
+
+
+TABLE = re.compile(r"(<!-- table (\S+) (\S+) \"([^\"]*)\" -->\n).*?(<!-- end -->)", re.S)
+VALUE = re.compile(r"(<!-- = (\S+) (\S+) (\S+) -->).*?(<!-- end -->)", re.S)
+
+
+@dataclass
+class Missing:
+    """Markers whose log isn't there, so that the text was left as it is."""
+
+    markers: list[str] = field(default_factory=list)
+
+
+def fill(text: str, missing: Missing | None = None) -> str:
+    """Markdown with every marked table and figure taken from `logs/` anew."""
+
+    def value(run: Path, key: str) -> Any:
+        if (run / "week.json").exists():
+            found = json.loads((run / "week.json").read_text())
+            return {**found["metrics"], "week_seconds": found["seconds"]}[key]
+        return json.loads((run / "summary.json").read_text())[key]
+
+    def one(match: re.Match) -> str:
+        head, run, key, format, end = match.groups()
+        return f"{head}{value(ROOT / 'logs' / run, key):{format}}{end}"
+
+    def whole(match: re.Match) -> str:
+        head, folder, names, spec, end = match.groups()
+        columns = [tuple(part.strip() for part in c.split("|")) for c in spec.split(",")]
+        lines = ["| run | " + " | ".join(c[1] for c in columns) + " |", "| --- |" + " ---: |" * len(columns)]
+        for name in names.split(","):
+            name, _, label = name.partition("=")
+            cells = [f"{value(ROOT / 'logs' / folder / name, key):{format}}" for key, _, format in columns]
+            lines.append(f"| {label.replace('_', ' ') or name} | " + " | ".join(cells) + " |")
+        return head + "\n".join(lines) + "\n" + end
+
+    def careful(function: Callable) -> Callable:
+        def replace(match: re.Match) -> str:
+            try:
+                return function(match)
+            except (FileNotFoundError, KeyError) as error:
+                if missing is None:
+                    raise ValueError(f"{match.group(0).splitlines()[0]}: {error!r}") from None
+                missing.markers.append(match.group(0).splitlines()[0])
+                return match.group(0)
+
+        return replace
+
+    return VALUE.sub(careful(one), TABLE.sub(careful(whole), text))
+
+
+def documents() -> list[Path]:
+    """The Markdown files whose figures come from logs."""
+    return [ROOT / "README.md", *sorted((ROOT / "weeks").glob("*/log.md")), *sorted((ROOT / "reports").glob("*.md"))]
+
+
+def load_script(topic: str) -> Any:
+    """A week's run.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"run_{topic}", ROOT / "weeks" / topic / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Redraws everything there is a log for, the course's plots and yours, and refills the Markdown."""
+    drawn: list[Path] = []
+    for topic in weeks():
+        script = load_script(topic)
+        reports = ROOT / "reports" / topic
+        for logs in sorted((ROOT / "logs" / topic / "reference").glob("*/week.json")):
+            data = logs.parent.name
+            drawn += script.draw(logs.parent, reports if data == "tinyshakespeare" else reports / data)
+        newest = max((output_root() / "logs" / topic / "mine").rglob("week.json"), key=lambda p: p.stat().st_mtime, default=None)
+        if newest:
+            drawn += script.draw(newest.parent, output_root() / "reports" / topic / "mine")
+    drawn += [p for p in [ladder(ROOT / "reports" / "ladder.png", "tinyshakespeare", mine=False)] if p]
+    latest = [r for t in weeks() if (r := week_results(t, "mine"))]
+    if latest:
+        drawn += [p for p in [ladder(output_root() / "reports" / "mine" / "ladder.png", latest[-1]["data"], mine=True)] if p]
+    for path in documents():
+        if path.exists():
+            old = path.read_text(encoding="utf-8")
+            new = fill(old)
+            if new != old:
+                write_atomically(path, new)
+                print(f"refilled {shlex.quote(str(path.relative_to(ROOT)))}")
+    print(f"drew {len(drawn)} plots in reports/")
+
+
+if __name__ == "__main__":
+    with errors_for_people():
+        main()

@@ -1,0 +1,100 @@
+"""Week 1: the bigram model, by counting and by gradient descent.
+
+python weeks/01_bigram/run.py --preset laptop
+"""
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.course import WeekSettings, Workspace
+from shared.data import load_corpus
+from shared.evaluation import evaluate, known_words
+from shared.models.bigram import BigramConfig, BigramModel, count_bigrams
+from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save
+from shared.runtime import cli, pick_device
+from shared.sampling import generate
+from shared.training import TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class Settings(WeekSettings):
+    smoothing: float = 1.0
+    """Added to every count, so that a pair never seen stays possible."""
+    train: TrainConfig = TrainConfig(
+        steps=1500, batch_size=64, block_size=64, lr=0.1, schedule="linear", final_lr=0.0, weight_decay=0.0, grad_clip=0.0, eval_every=100
+    )
+
+
+PRESETS = {
+    "smoke": Settings(preset="smoke", train=TrainConfig(steps=60, batch_size=16, block_size=32, lr=0.1, weight_decay=0.0, eval_every=20, eval_windows=50)),
+    "laptop": Settings(preset="laptop"),
+    "gpu": Settings(preset="gpu"),
+}
+
+
+def main(settings: Settings) -> dict[str, float]:
+    """Counts, trains, compares, samples. Returns the week's figures."""
+    device = pick_device(settings.device)
+    corpus = load_corpus(settings.data, block_size=settings.train.block_size)
+    work = Workspace(__file__, settings, corpus.name, device)
+    tokenizer, c = corpus.tokenizer, settings.train
+
+    with work.log("counts", settings) as log:
+        counts = count_bigrams(corpus.train, tokenizer.vocab_size)
+        counted = BigramModel.from_counts(counts, settings.smoothing)
+        result = evaluate(counted, corpus.val, c.block_size, corpus.token_bytes)
+        log.artifact(counts=counts, chars=tokenizer.chars, sample=sample(counted, tokenizer))
+        by_counting = log.finish(**result.as_metrics(), pairs_never_seen=int((counts == 0).sum()))
+
+    with work.log("network", settings) as log:
+        model = BigramModel(BigramConfig(tokenizer.vocab_size))
+        trainer = Trainer(model, corpus, c, log, work.checkpoints / "network", device, "bigram network")
+        by_training = log.finish(**trainer.fit(settings.resume))
+        text = sample(model, tokenizer, 2000)
+        words = known_words(text, tokenizer.decode(corpus.train.tolist()))
+        log.artifact(sample=text[:400], known_words=words)
+
+    print(f"\nA sample of the bigram's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:300]}")
+    return work.finish(
+        {
+            "bits_per_byte": by_training["val_bits_per_byte"],
+            "val_loss": by_training["val_loss"],
+            "counts_val_loss": by_counting["val_loss"],
+            "network_minus_counts": by_training["val_loss"] - by_counting["val_loss"],
+            "first_loss": by_training["first_loss"],
+            "ln_vocab_size": math.log(tokenizer.vocab_size),
+            "accuracy": by_training["val_accuracy"],
+            "known_words": words,
+        },
+        draw,
+    )
+
+
+def sample(model: BigramModel, tokenizer, length: int = 300) -> str:
+    return tokenizer.decode(list(generate(model, tokenizer.encode("\n"), length, seed=1)))
+
+
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    runs, reference = read_runs(logs), reference_for(logs)
+    chars = [char_label(c) for c in runs["counts"].artifacts["chars"]]
+    fig, ax = figure(11, 10)
+    counts = runs["counts"].artifacts["counts"]
+    heatmap(
+        ax, [[math.log10(n + 1) for n in row] for row in counts], "How often each character follows each",
+        chars, chars, "next character", "present character", "log10(count + 1)",
+    )  # fmt: skip
+    heat = save(fig, out / "counts.png")
+    loss = curves(
+        out / "loss.png",
+        [Curve(runs["network"], "network, training batch", "train_loss"), Curve(runs["network"], "network, validation")],
+        "Gradient descent finds the table that counting gives",
+        ylabel="loss (nats per character)",
+        reference=[Curve(reference["network"], "validation")] if "network" in reference else (),
+        levels={"counting, validation": runs["counts"].summary["val_loss"], "ln V": math.log(len(chars))},
+    )
+    return [heat, loss]
+
+
+if __name__ == "__main__":
+    cli(main, PRESETS, __doc__)

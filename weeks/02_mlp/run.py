@@ -1,0 +1,184 @@
+"""Week 2: a neural model over a window of characters, why its first values matter, and the loop that trains everything from here on.
+
+python weeks/02_mlp/run.py --preset laptop
+python weeks/02_mlp/run.py --preset laptop --study window     # how much each further character of context is worth
+"""
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from shared.course import WeekSettings, Workspace
+from shared.data import Corpus, fixed_windows, load_corpus
+from shared.evaluation import known_words
+from shared.models.bigram import BigramConfig, BigramModel
+from shared.models.mlp import WindowMLP, WindowMLPConfig
+from shared.report import COLOURS, LINES, MARKERS, Curve, curves, figure, read_runs, reference_for, save
+from shared.runtime import cli, pick_device
+from shared.sampling import generate
+from shared.training import TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class Settings(WeekSettings):
+    window: int = 8
+    """Characters the model sees."""
+    n_embd: int = 32
+    n_hidden: int = 256
+    init_steps: int = 300
+    """Length of the two short runs that compare first values."""
+    windows: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
+    """For --study window."""
+    study: Literal["window"] | None = None
+    train: TrainConfig = TrainConfig(
+        steps=1500, batch_size=64, block_size=64, lr=3e-3, warmup_steps=50, final_lr=0.05, weight_decay=0.01, eval_every=250, log_updates=True
+    )
+
+
+PRESETS = {
+    "smoke": Settings(
+        preset="smoke", n_embd=8, n_hidden=32, init_steps=20, windows=(1, 4),
+        train=TrainConfig(steps=60, batch_size=16, block_size=32, lr=3e-3, eval_every=20, eval_windows=50, log_updates=True),
+    ),
+    "laptop": Settings(preset="laptop"),
+    "gpu": Settings(preset="gpu"),
+}  # fmt: skip
+
+
+def main(settings: Settings) -> dict[str, float]:
+    """The bigram and the MLP at one budget, then two short runs with good and bad first values. Returns the week's figures."""
+    device = pick_device(settings.device)
+    corpus = load_corpus(settings.data, block_size=settings.train.block_size)
+    work = Workspace(__file__, settings, corpus.name, device)
+    if settings.study == "window":
+        return study_window(settings, corpus, work)
+    tokenizer, c = corpus.tokenizer, settings.train
+    config = WindowMLPConfig(tokenizer.vocab_size, settings.window, settings.n_embd, settings.n_hidden)
+
+    with work.log("bigram", settings) as log:  # week 1's model, as often and on as much text
+        bigram = BigramModel(BigramConfig(tokenizer.vocab_size))
+        trainer = Trainer(bigram, corpus, replace(c, lr=0.1, weight_decay=0.0, log_updates=False), log, work.checkpoints / "bigram", device, "bigram")
+        before = log.finish(**trainer.fit(settings.resume))
+
+    with work.log("mlp", settings) as log:
+        torch.manual_seed(c.seed)
+        model = WindowMLP(config)
+        result = log.finish(**Trainer(model, corpus, c, log, work.checkpoints / "mlp", device, "MLP").fit(settings.resume))
+        text = tokenizer.decode(list(generate(model, tokenizer.encode("\n"), 2000, seed=1)))
+        words = known_words(text, tokenizer.decode(corpus.train.tolist()))
+        log.artifact(sample=text[:400], known_words=words)
+
+    first = {}
+    for init in ("naive", "scaled"):
+        with work.log(f"init-{init}", settings) as log:
+            torch.manual_seed(c.seed)
+            probe = WindowMLP(replace(config, init=init))
+            at_start = activations(probe, corpus, c.block_size)
+            short = replace(c, steps=settings.init_steps, eval_every=settings.init_steps)
+            first[init] = log.finish(**Trainer(probe, corpus, short, log, None, device, f"{init} first values").fit())
+            log.artifact(start=at_start, end=activations(probe.cpu(), corpus, c.block_size))
+
+    print(f"\nA sample of the MLP's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:300]}")
+    return work.finish(
+        {
+            "bits_per_byte": result["val_bits_per_byte"],
+            "val_loss": result["val_loss"],
+            "bigram_val_loss": before["val_loss"],
+            "accuracy": result["val_accuracy"],
+            "first_loss_naive": first["naive"]["first_loss"],
+            "first_loss_scaled": first["scaled"]["first_loss"],
+            "known_words": words,
+            "parameters": result["parameters"],
+            "train_seconds": result["seconds"],
+        },
+        draw,
+    )
+
+
+def study_window(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
+    """The same MLP with windows of several sizes, all else equal."""
+    losses = {}
+    for window in settings.windows:
+        with work.log(f"window-{window}", settings) as log:
+            torch.manual_seed(settings.train.seed)
+            model = WindowMLP(WindowMLPConfig(corpus.tokenizer.vocab_size, window, settings.n_embd, settings.n_hidden))
+            trainer = Trainer(model, corpus, settings.train, log, work.checkpoints / log.folder.name, work.device, f"window {window}")
+            losses[f"window_{window}"] = log.finish(**trainer.fit(settings.resume), window=window)["val_loss"]
+    draw(work.logs, work.reports)
+    return losses
+
+
+@torch.no_grad()
+def activations(model: WindowMLP, corpus: Corpus, block_size: int) -> dict:
+    """A histogram of the hidden layer's values on fixed text, and the share that is saturated (|tanh| above 0.97)."""
+    values = model.activations(fixed_windows(corpus.val, block_size, 32)[0])
+    counts, edges = np.histogram(values.numpy(), bins=50, range=(-1, 1))
+    return {"counts": counts, "edges": edges, "saturated": (values.abs() > 0.97).float().mean().item()}
+
+
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    runs, reference = read_runs(logs), reference_for(logs)
+    plots = []
+    if "mlp" in runs:
+        lines = [("bigram", "bigram (week 1)"), ("mlp", "MLP")]
+        plots.append(
+            curves(
+                out / "loss.png", [Curve(runs[n], label) for n, label in lines], "A window of characters against one, at the same budget",
+                reference=[Curve(reference[n], label) for n, label in lines if n in reference],
+            )  # fmt: skip
+        )
+        plots.append(draw_updates(runs["mlp"], out))
+    if "init-naive" in runs:
+        plots.append(draw_activations(runs, out))
+    studied = {r.summary["window"]: r.summary["val_loss"] for n, r in runs.items() if n.startswith("window-") and r.summary}
+    if len(studied) > 1:
+        fig, ax = figure()
+        xs = sorted(studied)
+        ax.plot(xs, [studied[x] for x in xs], color=COLOURS[0], marker="o", linewidth=2)
+        for x in xs:
+            ax.annotate(f"{studied[x]:.3f}", (x, studied[x]), xytext=(4, 8), textcoords="offset points", fontsize=9)
+        ax.set(title="What each further character of context is worth", xlabel="window (characters)", ylabel="validation loss (nats per character)")
+        ax.set_xticks(xs)
+        ax.margins(y=0.12)
+        plots.append(save(fig, out / "window.png"))
+    return plots
+
+
+def draw_updates(run, out: Path) -> Path:
+    """The update-to-data ratio of each matrix: about 10^-3 is healthy."""
+    fig, ax = figure()
+    names = sorted({k for row in run.rows for k in row if k.startswith("update/")})
+    for i, name in enumerate(names):
+        label = name.removeprefix("update/").removesuffix(".weight").replace("_", " ")
+        ax.plot(*run.series(name), color=COLOURS[i], linestyle=LINES[i % 4], label=label)
+    ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: -3")
+    ax.set(title="How far each step moves each matrix", xlabel="step", ylabel="log10(std of update / std of weight)")
+    ax.legend(frameon=False)
+    return save(fig, out / "updates.png")
+
+
+def draw_activations(runs, out: Path) -> Path:
+    """The hidden layer before the first step, naive against scaled, and the first steps' losses."""
+    fig, axes = figure(11, 4.2, ncols=2)
+    for i, init in enumerate(("naive", "scaled")):
+        run = runs[f"init-{init}"]
+        start = run.artifacts["start"]
+        total = sum(start["counts"])
+        axes[0].stairs(
+            [n / total for n in start["counts"]], start["edges"], color=COLOURS[i], linewidth=2, linestyle=LINES[i],
+            label=f"{init}: {start['saturated']:.0%} saturated",
+        )  # fmt: skip
+        xs, ys = run.series("train_loss")
+        axes[1].plot(xs, ys, color=COLOURS[i], linestyle=LINES[i], marker=MARKERS[i], markersize=4, label=f"{init}: first loss {ys[0]:.2f}")
+    axes[0].set(title="Hidden activations before the first step", xlabel="tanh output", ylabel="share of values", yscale="log")
+    axes[1].set(title="The first steps", xlabel="step", ylabel="training loss (nats per character)", yscale="log")
+    for ax in axes:
+        ax.legend(frameon=False)
+    return save(fig, out / "init.png")
+
+
+if __name__ == "__main__":
+    cli(main, PRESETS, __doc__)

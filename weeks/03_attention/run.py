@@ -1,0 +1,147 @@
+"""Week 3: attention against the fixed window, at equal parameters and equal steps.
+
+python weeks/03_attention/run.py --preset laptop
+"""
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shared.course import WeekSettings, Workspace
+from shared.data import Corpus, load_corpus
+from shared.evaluation import known_words
+from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
+from shared.models.mlp import WindowMLP, WindowMLPConfig
+from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save
+from shared.runtime import cli, pick_device
+from shared.sampling import generate
+from shared.training import TrainConfig, Trainer
+
+PHRASE = "ROMEO:\nIt is the east, and Juliet is the sun."
+
+
+@dataclass(frozen=True)
+class Settings(WeekSettings):
+    n_layer: int = 3
+    n_head: int = 4
+    n_embd: int = 64
+    n_hidden: int = 256
+    train: TrainConfig = TrainConfig(
+        steps=1500, batch_size=64, block_size=64, optimizer="muon", lr=3e-3, warmup_steps=50, final_lr=0.05, weight_decay=0.01, eval_every=250
+    )
+
+
+PRESETS = {
+    "smoke": Settings(
+        preset="smoke", n_layer=2, n_head=2, n_embd=16, n_hidden=32,
+        train=TrainConfig(steps=40, batch_size=8, block_size=48, optimizer="muon", lr=3e-3, eval_every=20, eval_windows=20),
+    ),
+    "laptop": Settings(preset="laptop"),
+    "gpu": Settings(preset="gpu"),
+}  # fmt: skip
+
+
+def main(settings: Settings) -> dict[str, float]:
+    """Trains both models alike, and keeps what the attention heads look at. Returns the week's figures."""
+    device = pick_device(settings.device)
+    corpus = load_corpus(settings.data, block_size=settings.train.block_size)
+    work = Workspace(__file__, settings, corpus.name, device)
+    tokenizer, c = corpus.tokenizer, settings.train
+    config = AttentionLMConfig(tokenizer.vocab_size, c.block_size, settings.n_layer, settings.n_head, settings.n_embd, settings.n_hidden)
+
+    torch.manual_seed(c.seed)
+    model = AttentionLM(config)
+    results = {}
+    for name, candidate in (("attention", model), ("window-mlp", equal_mlp(model, tokenizer.vocab_size))):
+        with work.log(name, settings) as log:
+            trainer = Trainer(candidate, corpus, c, log, work.checkpoints / name, device, name)
+            results[name] = log.finish(**trainer.fit(settings.resume))
+            if name == "attention":
+                model.cpu()
+                text = tokenizer.decode(list(generate(model, tokenizer.encode("\n"), 2000, seed=1)))
+                words = known_words(text, tokenizer.decode(corpus.train.tolist()))
+                phrase = PHRASE[: c.block_size] if set(PHRASE) <= set(tokenizer.chars) else tokenizer.decode(corpus.val[: c.block_size].tolist())
+                log.artifact(sample=text[:400], known_words=words, tokens=phrase, attention=look(model, corpus, phrase))
+
+    print(f"\nA sample of the attention model's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:300]}")
+    ours, mlp = results["attention"], results["window-mlp"]
+    return work.finish(
+        {
+            "bits_per_byte": ours["val_bits_per_byte"],
+            "val_loss": ours["val_loss"],
+            "window_mlp_val_loss": mlp["val_loss"],
+            "accuracy": ours["val_accuracy"],
+            "first_loss": ours["first_loss"],
+            "ln_vocab_size": math.log(tokenizer.vocab_size),
+            "known_words": words,
+            "parameters": ours["parameters"],
+            "window_mlp_parameters": mlp["parameters"],
+            "train_seconds": ours["seconds"],
+        },
+        draw,
+    )
+
+
+def equal_mlp(model: AttentionLM, vocab_size: int, window: int = 8) -> WindowMLP:
+    """Week 2's model with as many parameters as `model`, or the nearest number below, by the width of its hidden layer."""
+    budget = sum(p.numel() for p in model.parameters())
+    n_embd = 32
+    fixed = (vocab_size + 1 + window) * n_embd + vocab_size  # embeddings and the output's bias
+    n_hidden = (budget - fixed) // (window * n_embd + 1 + vocab_size)
+    return WindowMLP(WindowMLPConfig(vocab_size, window, n_embd, max(1, n_hidden)))
+
+
+def look(model: AttentionLM, corpus: Corpus, phrase: str) -> list:
+    """Attention weights on a phrase: a list of layers, of heads, of rows."""
+    idx = torch.tensor([corpus.tokenizer.encode(phrase)])
+    return [layer[0] for layer in attention_maps(model, idx)]
+
+
+def habits(layers: list) -> list[tuple[str, int, int]]:
+    """The heads that do something a person can see: (what, layer, head), each the strongest of its kind."""
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    found = []
+    heads = [(i, j, head) for i, layer in enumerate(layers) for j, head in enumerate(layer)]
+    for what, back in (("the previous character", 1), ("two characters back", 2)):
+        i, j, head = max(heads, key=lambda h: mean([row[t - back] for t, row in enumerate(h[2]) if t >= back]))
+        strength = mean([row[t - back] for t, row in enumerate(head) if t >= back])
+        found.append((f"{what}: {strength:.0%} of its weight", i, j))
+    spread = [(mean([-sum(p * math.log(p) for p in row if p > 0) / math.log(t + 1) for t, row in enumerate(h[2]) if t > 3]), h) for h in heads]
+    i, j, _ = max(spread, key=lambda s: s[0])[1]
+    found.append(("the widest view", i, j))
+    return found
+
+
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    runs, reference = read_runs(logs), reference_for(logs)
+    lines = [("window-mlp", "MLP over 8 characters"), ("attention", "attention over 64")]
+    loss = curves(
+        out / "loss.png", [Curve(runs[n], label) for n, label in lines], "Attention against a fixed window: equal parameters, equal steps",
+        reference=[Curve(reference[n], label) for n, label in lines if n in reference],
+    )  # fmt: skip
+    layers, text = runs["attention"].artifacts["attention"], runs["attention"].artifacts["tokens"]
+    labels = [char_label(c) for c in text]
+    fig, axes = figure(19, 7.2, ncols=3)
+    for ax, (what, i, j) in zip(axes, habits(layers)):
+        heatmap(ax, layers[i][j], f"layer {i + 1}, head {j + 1}\n{what}", labels, labels, "looks at", "position")
+    fig.colorbar(axes[-1].images[0], ax=axes[-1], label="attention weight")
+    heads = save(fig, out / "attention.png")
+    fig, axes = figure(3.2 * len(layers[0]), 3.2 * len(layers), nrows=len(layers), ncols=len(layers[0]), squeeze=False)
+    for i, layer in enumerate(layers):
+        for j, head in enumerate(layer):
+            axes[i][j].imshow(head, cmap="viridis", aspect="auto", interpolation="nearest")
+            axes[i][j].set(title=f"layer {i + 1}, head {j + 1}", xticks=[], yticks=[])
+            axes[i][j].grid(False)
+    fig.supxlabel("looks at (position, left to right)")
+    fig.supylabel("position (top to bottom)")
+    fig.suptitle("Every head on one phrase")
+    return [loss, heads, save(fig, out / "heads.png")]
+
+
+if __name__ == "__main__":
+    cli(main, PRESETS, __doc__)

@@ -1,0 +1,264 @@
+"""Week 4: a GPT, by two recipes: the classic one (GPT-2's) and a modern one (Llama's blocks, Muon).
+
+python weeks/04_mini_gpt/run.py --preset laptop                     # the headline: the best loss in five minutes
+python weeks/04_mini_gpt/run.py --preset laptop --study speedrun    # classic against modern at one size, to a fixed loss
+python weeks/04_mini_gpt/run.py --preset laptop --study ablation    # a row for each ingredient of the modern recipe
+python weeks/04_mini_gpt/run.py --preset laptop --study seeds       # the headline with more seeds
+"""
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from shared.course import WeekSettings, Workspace
+from shared.data import Corpus, load_corpus
+from shared.evaluation import known_words
+from shared.models.attention import attention_maps
+from shared.models.gpt import GPT, GPTConfig
+from shared.report import Curve, bars, char_label, curves, figure, heatmap, read_runs, reference_for, save
+from shared.runtime import cli, clock, pick_device, table
+from shared.sampling import generate
+from shared.training import TrainConfig, Trainer
+
+TARGET = 1.886  # what nanoGPT's CPU recipe reaches on tinyshakespeare
+PHRASE = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    model: GPTConfig
+    train: TrainConfig
+
+
+CLASSIC = Recipe(
+    GPTConfig.preset("nano"),
+    TrainConfig(steps=2000, batch_size=12, block_size=64, lr=1e-3, warmup_steps=100, final_lr=0.1, beta2=0.99, eval_every=50, checkpoint_every=1000),
+)
+MODERN = Recipe(
+    GPTConfig.preset("mini", n_head=4, n_embd=128, n_layer=4, block_size=64),
+    TrainConfig(
+        steps=340, batch_size=12, block_size=64, optimizer="muon", lr=3e-3, muon_lr=0.02, schedule="linear", warmup_steps=10, final_lr=0.0,
+        weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=20, checkpoint_every=1000,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings(WeekSettings):
+    model: GPTConfig = GPTConfig.preset("mini")
+    """The headline's model; its vocabulary is the text's."""
+    train: TrainConfig = TrainConfig(
+        steps=2900, batch_size=6, block_size=128, optimizer="muon", lr=3e-3, muon_lr=0.02, schedule="linear", warmup_steps=30, final_lr=0.0,
+        weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=580, checkpoint_every=580,
+    )  # fmt: skip
+    classic: Recipe = CLASSIC
+    """For --study speedrun."""
+    modern: Recipe = MODERN
+    """For --study speedrun and --study ablation."""
+    target: float = TARGET
+    """The validation loss that --study speedrun waits for."""
+    seeds: tuple[int, ...] = (1, 2)
+    """For --study seeds, beside the headline's own."""
+    study: Literal["speedrun", "ablation", "seeds"] | None = None
+
+
+def smoke() -> Settings:
+    tiny = dict(n_layer=2, n_head=2, n_embd=16, block_size=32)
+    short = dict(steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10)
+    s = Settings()
+    shrink = lambda recipe: Recipe(replace(recipe.model, **tiny), replace(recipe.train, **short))
+    return replace(
+        s, preset="smoke", model=replace(s.model, **tiny), train=replace(s.train, **short), classic=shrink(s.classic), modern=shrink(s.modern),
+        target=4.1, seeds=(1,),
+    )  # fmt: skip
+
+
+PRESETS = {
+    "smoke": smoke(),
+    "laptop": Settings(),
+    "gpu": Settings(
+        preset="gpu",
+        model=GPTConfig.preset("mini", n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
+        train=replace(Settings().train, steps=3000, batch_size=64, block_size=256, eval_every=250, checkpoint_every=250),
+    ),
+}
+
+
+def main(settings: Settings) -> dict[str, float]:
+    """Trains the headline model, or runs a study. Returns the week's figures."""
+    device = pick_device(settings.device)
+    corpus = load_corpus(settings.data, block_size=settings.train.block_size)
+    work = Workspace(__file__, settings, corpus.name, device)
+    if settings.study:
+        return {"speedrun": study_speedrun, "ablation": study_ablation, "seeds": study_seeds}[settings.study](settings, corpus, work)
+
+    tokenizer = corpus.tokenizer
+    with work.log("headline", settings) as log:
+        result = train(Recipe(settings.model, settings.train), corpus, work, log, "GPT", settings.resume)
+        model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
+        ids = generate(model, tokenizer.encode("\n"), 2000, temperature=0.8, seed=1)
+        text = tokenizer.decode(list(ids))
+        words = known_words(text, tokenizer.decode(corpus.train.tolist()))
+        prompt = [t for t in tokenizer.encode(PHRASE)][: settings.model.block_size] if set(PHRASE) <= set(tokenizer.chars) else tokenizer.encode("\n")
+        maps = [m[0] for m in attention_maps(model, torch.tensor([prompt]))]
+        speed = cache_speed(model, prompt)
+        log.artifact(sample=text[:600], known_words=words, attention=maps, tokens=tokenizer.decode(prompt), cache=speed)
+        log.finish(**result, known_words=words, **speed)
+
+    print(f"\nA sample of the GPT's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:400]}")
+    return work.finish(
+        {
+            "bits_per_byte": result["best_val_bits_per_byte"],
+            "val_loss": result["best_val_loss"],
+            "accuracy": result["best_val_accuracy"],
+            "perplexity": result["best_val_perplexity"],
+            "first_loss": result["first_loss"],
+            "ln_vocab_size": math.log(tokenizer.vocab_size),
+            "known_words": words,
+            "parameters": result["parameters"],
+            "train_seconds": result["seconds"],
+            "wall_seconds": result["wall_seconds"],
+            **speed,
+        },
+        draw,
+    )
+
+
+def train(recipe: Recipe, corpus: Corpus, work: Workspace, log, name: str, resume: bool = False) -> dict[str, float]:
+    """Trains one recipe; its summary, with `wall_seconds` for everything from the first step to the last evaluation."""
+    started = clock()
+    torch.manual_seed(recipe.train.seed)
+    model = GPT(replace(recipe.model, vocab_size=corpus.tokenizer.vocab_size, block_size=max(recipe.model.block_size, recipe.train.block_size)))
+    trainer = Trainer(model, corpus, recipe.train, log, work.checkpoints / log.folder.name, work.device, name)
+    return {**trainer.fit(resume), "wall_seconds": clock() - started}
+
+
+def cache_speed(model: GPT, prompt: list[int]) -> dict[str, float]:
+    """Greedy tokens per second with the KV cache and without; the tokens must be the same."""
+    speed, drawn = {}, []
+    count = model.config.block_size - len(prompt)
+    for use_cache in (True, False):
+        started = clock()
+        drawn.append(list(generate(model, prompt, max(count, 8), temperature=0, use_cache=use_cache)))
+        speed["tokens_per_second_cached" if use_cache else "tokens_per_second_uncached"] = len(drawn[-1]) / (clock() - started)
+    assert drawn[0] == drawn[1], "the KV cache changed the text"
+    return speed
+
+
+def study_speedrun(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
+    """Both recipes at one model size, until the whole validation split's loss is at most the target. Evaluation is not on the clock."""
+    rows, reached = [], {}
+    for name, recipe in (("classic", settings.classic), ("modern", settings.modern)):
+        with work.log(name, settings) as log:
+            result = train(recipe, corpus, work, log, name, settings.resume)
+            row = next((r for r in log.rows() if r.get("val_loss", math.inf) <= settings.target), None)
+            reached[name] = row["seconds"] if row else None
+            at = {"target": settings.target, "target_step": row and row["step"], "target_seconds": row and row["seconds"]}
+            log.finish(**result, **at)
+        rows.append({"recipe": name, "step": at["target_step"], "seconds": at["target_seconds"], "last loss": result["val_loss"]})
+    print(f"\nTo a validation loss of {settings.target}:\n{table(rows)}")
+    draw(work.logs, work.reports)
+    missed = [name for name, seconds in reached.items() if seconds is None]
+    if missed:
+        print(f"{' and '.join(missed)} did not get there: more steps, or a higher --target")
+        return {}
+    ratio = reached["classic"] / reached["modern"]
+    with work.log("speedrun", settings) as log:
+        log.finish(ratio=ratio, **{f"{n}_seconds": s for n, s in reached.items()})
+    print(f"\nmodern is {ratio:.1f} times faster")
+    return {"ratio": ratio, **reached}
+
+
+ABLATIONS: dict[str, tuple[dict, dict]] = {
+    "modern": ({}, {}),
+    "learned positions": ({"position": "learned"}, {}),
+    "LayerNorm": ({"norm": "layernorm"}, {}),
+    "no QK-norm": ({"qk_norm": False}, {}),
+    "GELU": ({"mlp": "gelu"}, {}),
+    "ReLU squared": ({"mlp": "relu2"}, {}),
+    "tied weights": ({"tie_weights": True}, {}),
+    "no zero init": ({"zero_init": False}, {}),
+    "AdamW": ({}, {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0}),
+    "cosine to 10 %": ({}, {"schedule": "cosine", "final_lr": 0.1}),
+}  # fmt: skip
+
+
+def study_ablation(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
+    """The modern recipe with one ingredient exchanged for the classic one at a time, at the same number of steps."""
+    losses = {}
+    for name, (model, how) in ABLATIONS.items():
+        with work.log("ablation-" + name.replace(" ", "-"), settings) as log:
+            recipe = Recipe(replace(settings.modern.model, **model), replace(settings.modern.train, **how))
+            result = log.finish(**train(recipe, corpus, work, log, name, settings.resume), name=name)
+            losses[name] = result["val_loss"]
+    print("\n" + table([{"recipe": n, "validation loss": v, "worse by": v - losses["modern"]} for n, v in losses.items()]))
+    draw(work.logs, work.reports)
+    return losses
+
+
+def study_seeds(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
+    """The headline again, from other seeds."""
+    losses = {}
+    for seed in settings.seeds:
+        with work.log(f"seed-{seed}", settings) as log:
+            recipe = Recipe(settings.model, replace(settings.train, seed=seed))
+            losses[f"seed_{seed}"] = log.finish(**train(recipe, corpus, work, log, f"seed {seed}", settings.resume))["best_val_loss"]
+    draw(work.logs, work.reports)
+    return losses
+
+
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    runs, reference = read_runs(logs), reference_for(logs)
+    plots = []
+    if "headline" in runs:
+        lines = [("headline", f"seed {runs['headline'].run['seed']}")] + [(n, n.replace("-", " ")) for n in runs if n.startswith("seed-")]
+        plots.append(
+            curves(
+                out / "loss.png",
+                [Curve(runs["headline"], "training batch", "train_loss")] + [Curve(runs[n], f"validation, {label}") for n, label in lines],
+                "The headline: a GPT in five minutes", x="seconds", xlabel="seconds of training", ylabel="loss (nats per character)",
+                reference=[Curve(reference["headline"], "validation")] if "headline" in reference else (),
+                levels={"nanoGPT's GPU recipe": 1.4697} if logs.name == "tinyshakespeare" else None,
+            )  # fmt: skip
+        )
+        plots += draw_attention(runs["headline"], out)
+    if {"classic", "modern"} <= runs.keys():
+        plots.append(
+            curves(
+                out / "speedrun.png", [Curve(runs["classic"], "classic"), Curve(runs["modern"], "modern")],
+                "The speedrun: two recipes, one model size", x="seconds", xlabel="seconds of training (evaluation not counted)",
+                levels={"target": runs["classic"].summary["target"]} if runs["classic"].summary else None,
+                reference=[Curve(reference[n], n) for n in ("classic", "modern") if n in reference],
+            )  # fmt: skip
+        )
+    ablated = {r.summary["name"]: r.summary["val_loss"] for n, r in runs.items() if n.startswith("ablation-") and r.summary}
+    if len(ablated) == len(ABLATIONS):
+        ordered = dict(sorted(ablated.items(), key=lambda item: item[1]))
+        bottom = min(ordered.values()) - 0.02
+        title = "One ingredient exchanged at a time, same number of steps"
+        plots.append(bars(out / "ablation.png", ordered, title, "validation loss (nats per character; the axis does not start at 0)", start=bottom))
+    return plots
+
+
+def draw_attention(run, out: Path) -> list[Path]:
+    """What each layer's first heads look at on a known phrase."""
+    maps, text = run.artifacts["attention"], run.artifacts["tokens"][:24]
+    if len(text) < 8:
+        return []
+    labels = [char_label(c) for c in text]
+    shown = maps[:: max(1, len(maps) // 3)][:3]
+    fig, axes = figure(15, 5.4, ncols=len(shown), squeeze=False)
+    for ax, layer in zip(axes[0], shown):
+        strongest = max(layer, key=lambda head: max(row[i - 1] for i, row in enumerate(head[: len(text)]) if i))
+        heatmap(
+            ax, [row[: len(text)] for row in strongest[: len(text)]], f"layer {maps.index(layer) + 1}, head {layer.index(strongest) + 1}",
+            labels, labels, "looks at", "position",
+        )  # fmt: skip
+    return [save(fig, out / "attention.png")]
+
+
+if __name__ == "__main__":
+    cli(main, PRESETS, __doc__)
