@@ -31,6 +31,11 @@ class Corpus:
     train: np.ndarray
     val: np.ndarray
 
+    @property
+    def start(self) -> list[int]:
+        """What to begin a sample with: a line break, or where the text has none, its first token."""
+        return self.tokenizer.encode("\n") if b"\n" in self.tokenizer.vocab.values() else self.train[:1].tolist()
+
     @cached_property
     def token_bytes(self) -> Tensor:
         """How many UTF-8 bytes each token stands for: int64 [vocab_size]. What makes bits per byte comparable across tokenizers."""

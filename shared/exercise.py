@@ -65,7 +65,8 @@ class Exercise:
     @property
     def stub(self) -> str:
         """The function to fill in, as source."""
-        return f"def {self.name}{inspect.signature(self.reference)}:\n    ...  # your code here\n"
+        signature = str(inspect.signature(self.reference)).replace("numpy.", "np.")  # the name that it is imported under
+        return f"def {self.name}{signature}:\n    ...  # your code here\n"
 
 
 @dataclass(frozen=True)

@@ -79,14 +79,17 @@ def build_optimizers(
     Each group keeps its peak learning rate under "peak_lr". Parameters that need no gradient are left out.
     """
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    inner = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")} if kind == "muon" else set()
+    linears = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")}
+    inner = linears & params.keys() if kind == "muon" else set()
     rest = [p for n, p in params.items() if n not in inner]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in rest)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:
+        optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused))
     if inner:
         optimizers.append(Muon([p for n, p in params.items() if n in inner], lr=muon_lr, weight_decay=weight_decay))
     for optimizer in optimizers:

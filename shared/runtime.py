@@ -213,6 +213,9 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`: a resumed run writes them again."""
+        if self._file:
+            self._file.close()
+            self._file = None  # the next line opens the new file
         if self._metrics.exists():
             kept = [row for row in read_jsonl(self._metrics) if row["step"] <= step]
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))

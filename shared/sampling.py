@@ -37,7 +37,7 @@ def sample(
 ) -> Tensor:
     """Draws one id per row: [..., vocab_size] -> int64 [...]. Temperature 0 takes the largest (the first of equals)."""
     check_sampling(temperature, top_k, top_p)
-    if temperature == 0:
+    if temperature < 1e-6:  # dividing by less would overflow
         return logits.argmax(-1)
     # Drawn on the CPU in fp32, so that a seed means the same on every device.
     probabilities = filter_logits(logits.float().cpu() / temperature, top_k, top_p).softmax(-1)

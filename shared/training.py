@@ -74,7 +74,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name}={getattr(self, name)}: must be from 0 to 1")
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # nan is refused too
                 problems.append(f"{name}={getattr(self, name)}: must not be negative")
         if self.eval_windows is not None and self.eval_windows < 1:
             problems.append(f"eval_windows={self.eval_windows}: must be at least 1, or none for the whole split")
@@ -159,9 +159,10 @@ class Trainer:
                 if self.step % self.config.eval_every == 0 or done:
                     result = self._evaluate()
                     progress.write(f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation {result.loss:.4f}")
-                if self.step % self.config.checkpoint_every == 0 or done or interrupted():
+                stop = interrupted()  # asked once: a Ctrl-C that comes while saving ends the next step, which is then saved too
+                if self.step % self.config.checkpoint_every == 0 or done or stop:
                     self._save("last")
-                if interrupted():
+                if stop:
                     raise KeyboardInterrupt
         return self.summary()
 
@@ -196,10 +197,15 @@ class Trainer:
             if not math.isfinite(total):
                 self._stop(f"the loss is {total}", culprit(self.model, x))
             loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf).item()
-        if not math.isfinite(norm):
-            bad = next(n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
-            self._stop("a gradient is not finite", f"the gradient of {bad}")
+        grads = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        length = nn.utils.get_total_norm(grads.values())
+        norm = length.item()
+        if not math.isfinite(norm):  # looked at before clipping, which spreads a nan to all of them
+            bad = next((n for n, g in grads.items() if not g.isfinite().all()), None)
+            longest = max(grads, key=lambda n: grads[n].abs().max().item())
+            self._stop("a gradient is not finite" if bad else "the gradient's length overflows", f"the gradient of {bad or longest}")
+        if c.grad_clip:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), c.grad_clip, length)
         row = {"train_loss": total, "lr": lr_at(self.step, c), "grad_norm": norm}
         logged = self.step == 0 or (self.step + 1) % c.log_every == 0
         before = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.dim() >= 2} if c.log_updates and logged else {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.course import WeekSettings, Workspace
-from shared.data import load_corpus
+from shared.data import Corpus, load_corpus
 from shared.evaluation import evaluate, known_words
 from shared.models.bigram import BigramConfig, BigramModel, count_bigrams
 from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save
@@ -43,18 +43,18 @@ def main(settings: Settings) -> dict[str, float]:
         counts = count_bigrams(corpus.train, tokenizer.vocab_size)
         counted = BigramModel.from_counts(counts, settings.smoothing)
         result = evaluate(counted, corpus.val, c.block_size, corpus.token_bytes)
-        log.artifact(counts=counts, chars=tokenizer.chars, sample=sample(counted, tokenizer))
+        log.artifact(counts=counts, chars=tokenizer.chars, sample=sample(counted, corpus))
         by_counting = log.finish(**result.as_metrics(), pairs_never_seen=int((counts == 0).sum()))
 
     with work.log("network", settings) as log:
         model = BigramModel(BigramConfig(tokenizer.vocab_size))
         trainer = Trainer(model, corpus, c, log, work.checkpoints / "network", device, "bigram network")
         by_training = log.finish(**trainer.fit(settings.resume))
-        text = sample(model, tokenizer, 2000)
+        text = sample(model, corpus, 2000)
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
 
-    print(f"\nA sample of the bigram's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:300]}")
+    print(f"\nA sample of the bigram's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}")
     return work.finish(
         {
             "bits_per_byte": by_training["val_bits_per_byte"],
@@ -70,8 +70,8 @@ def main(settings: Settings) -> dict[str, float]:
     )
 
 
-def sample(model: BigramModel, tokenizer, length: int = 300) -> str:
-    return tokenizer.decode(list(generate(model, tokenizer.encode("\n"), length, seed=1)))
+def sample(model: BigramModel, corpus: Corpus, length: int = 300) -> str:
+    return corpus.tokenizer.decode(list(generate(model, corpus.start, length, seed=1)))
 
 
 def draw(logs: Path, out: Path) -> list[Path]:

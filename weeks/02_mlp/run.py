@@ -66,7 +66,7 @@ def main(settings: Settings) -> dict[str, float]:
         torch.manual_seed(c.seed)
         model = WindowMLP(config)
         result = log.finish(**Trainer(model, corpus, c, log, work.checkpoints / "mlp", device, "MLP").fit(settings.resume))
-        text = tokenizer.decode(list(generate(model, tokenizer.encode("\n"), 2000, seed=1)))
+        text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
 
@@ -80,7 +80,7 @@ def main(settings: Settings) -> dict[str, float]:
             first[init] = log.finish(**Trainer(probe, corpus, short, log, None, device, f"{init} first values").fit())
             log.artifact(start=at_start, end=activations(probe.cpu(), corpus, c.block_size))
 
-    print(f"\nA sample of the MLP's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:300]}")
+    print(f"\nA sample of the MLP's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}")
     return work.finish(
         {
             "bits_per_byte": result["val_bits_per_byte"],

@@ -59,12 +59,12 @@ def main(settings: Settings) -> dict[str, float]:
             results[name] = log.finish(**trainer.fit(settings.resume))
             if name == "attention":
                 model.cpu()
-                text = tokenizer.decode(list(generate(model, tokenizer.encode("\n"), 2000, seed=1)))
+                text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
                 words = known_words(text, tokenizer.decode(corpus.train.tolist()))
                 phrase = PHRASE[: c.block_size] if set(PHRASE) <= set(tokenizer.chars) else tokenizer.decode(corpus.val[: c.block_size].tolist())
                 log.artifact(sample=text[:400], known_words=words, tokens=phrase, attention=look(model, corpus, phrase))
 
-    print(f"\nA sample of the attention model's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:300]}")
+    print(f"\nA sample of the attention model's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}")
     ours, mlp = results["attention"], results["window-mlp"]
     return work.finish(
         {

@@ -98,16 +98,17 @@ def main(settings: Settings) -> dict[str, float]:
     with work.log("headline", settings) as log:
         result = train(Recipe(settings.model, settings.train), corpus, work, log, "GPT", settings.resume)
         model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
-        ids = generate(model, tokenizer.encode("\n"), 2000, temperature=0.8, seed=1)
+        ids = generate(model, corpus.start, 2000, temperature=0.8, seed=1)
         text = tokenizer.decode(list(ids))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
-        prompt = [t for t in tokenizer.encode(PHRASE)][: settings.model.block_size] if set(PHRASE) <= set(tokenizer.chars) else tokenizer.encode("\n")
+        phrase = tokenizer.encode(PHRASE) if set(PHRASE) <= set(tokenizer.chars) else corpus.val.tolist()
+        prompt = phrase[: model.config.block_size // 2]
         maps = [m[0] for m in attention_maps(model, torch.tensor([prompt]))]
         speed = cache_speed(model, prompt)
         log.artifact(sample=text[:600], known_words=words, attention=maps, tokens=tokenizer.decode(prompt), cache=speed)
         log.finish(**result, known_words=words, **speed)
 
-    print(f"\nA sample of the GPT's text ({words:.0%} of its words occur in Shakespeare's):\n{text[:400]}")
+    print(f"\nA sample of the GPT's text ({words:.0%} of its words occur in the text it learned):\n{text[:400]}")
     return work.finish(
         {
             "bits_per_byte": result["best_val_bits_per_byte"],
@@ -138,10 +139,9 @@ def train(recipe: Recipe, corpus: Corpus, work: Workspace, log, name: str, resum
 def cache_speed(model: GPT, prompt: list[int]) -> dict[str, float]:
     """Greedy tokens per second with the KV cache and without; the tokens must be the same."""
     speed, drawn = {}, []
-    count = model.config.block_size - len(prompt)
     for use_cache in (True, False):
         started = clock()
-        drawn.append(list(generate(model, prompt, max(count, 8), temperature=0, use_cache=use_cache)))
+        drawn.append(list(generate(model, prompt, model.config.block_size - len(prompt), temperature=0, use_cache=use_cache)))
         speed["tokens_per_second_cached" if use_cache else "tokens_per_second_uncached"] = len(drawn[-1]) / (clock() - started)
     assert drawn[0] == drawn[1], "the KV cache changed the text"
     return speed

@@ -1,0 +1,480 @@
+"""The exercises of weeks 1 to 4, and shared/exercise.py, which grades them."""
+import inspect
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shared import exercise as grader
+from shared.exercise import Exercise, Mistake, Week, grade, read_progress
+from shared.models.attention import CausalSelfAttention
+from shared.models.gpt import GPT, MLP, Block, GPTConfig
+from shared.runtime import ROOT
+
+WEEKS = (1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3)
+EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
+ALL = pytest.mark.parametrize("name", EXERCISES)
+
+
+# ---- what is in them
+
+
+@pytest.mark.parametrize("number", WEEKS)
+def test_a_week_has_enough(number):
+    exercises = Week(number).exercises
+    assert len(exercises) >= 5
+    for e in exercises.values():
+        assert len(e.mistakes) >= 3 and len(e.hints) == 3, e.name
+        assert len({m.name for m in e.mistakes}) == len(e.mistakes), e.name
+        assert len(set(e.hints)) == 3, e.name
+        assert 5 <= len(e.cases(torch.Generator().manual_seed(0))) <= 10, e.name
+        for text in (e.task, *e.hints, *(m.why for m in e.mistakes)):
+            assert text.strip() == text and text[-1] in ".?", (e.name, text)
+
+
+def test_no_name_occurs_twice():
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 24
+
+
+@ALL
+def test_stubs_run_and_are_not_attempted(name):
+    namespace = {"np": np, "torch": torch}
+    exec(EXERCISES[name].stub, namespace)  # the names that solutions.py imports are enough for the signature
+    assert grade(EXERCISES[name], namespace[name]).status == "not attempted"
+    assert all(p.annotation is not inspect.Parameter.empty for p in inspect.signature(EXERCISES[name].reference).parameters.values())
+
+
+@ALL
+def test_cases_are_the_same_for_a_seed(name):
+    first, again, other = (EXERCISES[name].cases(torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    assert grader.same(list(map(tuple, first)), list(map(tuple, again)), 0)
+    assert not grader.same(list(map(tuple, first)), list(map(tuple, other)), 0)
+
+
+# ---- the right answers and the wrong ones
+
+
+@ALL
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_reference_solves_it(name, seed):
+    assert grade(EXERCISES[name], EXERCISES[name].reference, seed).status == "solved"
+
+
+@pytest.mark.parametrize("name, mistake", [(e.name, m) for e in EXERCISES.values() for m in e.mistakes], ids=lambda p: getattr(p, "name", p))
+def test_a_mistake_is_recognised(name, mistake):
+    for seed in SEEDS:
+        verdict = grade(EXERCISES[name], mistake.function, seed)
+        assert (verdict.status, verdict.mistake) == ("wrong", mistake.name), seed
+        assert mistake.name in verdict.message and mistake.why in verdict.message
+
+
+# An answer to each by another way than the reference's: PyTorch's own function, this course's module, or a plain loop.
+
+
+def _count_pairs(tokens, vocab_size):
+    counts = torch.zeros(vocab_size, vocab_size, dtype=torch.int64)
+    for a, b in zip(tokens[:-1].tolist(), tokens[1:].tolist()):
+        counts[a, b] += 1
+    return counts
+
+
+def _row_probabilities(counts, smoothing):
+    smoothed = counts + smoothing
+    return smoothed / smoothed.sum(dim=1, keepdim=True)
+
+
+def _token_loss(logits, targets):
+    return -logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).mean()
+
+
+def _token_loss_stable(logits, targets):
+    powers = (logits - logits.max(-1, keepdim=True).values).exp()
+    p = powers / powers.sum(-1, keepdim=True)
+    return -torch.stack([p[b, t, targets[b, t]].log() for b in range(p.size(0)) for t in range(p.size(1))]).mean()
+
+
+def _inputs_and_targets(tokens, starts, block_size):
+    cut = lambda a: torch.from_numpy(tokens[a : a + block_size].astype(np.int64))
+    return torch.stack([cut(s) for s in starts]), torch.stack([cut(s + 1) for s in starts])
+
+
+def _temperature_probabilities(logits, temperature):
+    powers = logits.softmax(-1) ** (1 / temperature)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def _context_windows(idx, window, padding):
+    padded = torch.cat([torch.full((idx.size(0), window - 1), padding), idx], dim=1)
+    return torch.stack([padded[:, t : t + window] for t in range(idx.size(1))], dim=1)
+
+
+def _logit_gradient(logits, targets):
+    logits = logits.clone().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), logits)[0]
+
+
+def _learning_rate(step, steps, warmup_steps, peak, final_fraction):
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / (steps - warmup_steps))
+    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _clip_gradients(gradients, max_norm):
+    parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients]
+    for p, g in zip(parameters, gradients):
+        p.grad = g.clone()
+    nn.utils.clip_grad_norm_(parameters, max_norm)
+    return [p.grad for p in parameters]
+
+
+def _adamw_step(weight, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay):
+    p = nn.Parameter(weight.clone())
+    p.grad = gradient.clone()
+    optimizer = torch.optim.AdamW([p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+    optimizer.state[p] = {"step": torch.tensor(float(step - 1)), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+    optimizer.step()
+    return p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]
+
+
+def _multi_head_attention(x, q_weight, k_weight, v_weight, o_weight, n_head):
+    layer = CausalSelfAttention(x.size(-1), n_head)
+    layer.load_state_dict({f"{n}_proj.weight": w for n, w in zip("qkvo", (q_weight, k_weight, v_weight, o_weight))})
+    return layer(x).detach()
+
+
+def _rotate(x, start, theta):
+    """As a product of complex numbers."""
+    a, b = x.double().chunk(2, dim=-1)
+    angle = torch.arange(start, start + x.size(2)).double()[:, None] * theta ** (-torch.arange(0, x.size(3), 2).double() / x.size(3))
+    turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], dim=-1).float()
+
+
+def _gated_mlp(x, gate_weight, up_weight, down_weight):
+    mlp = MLP(GPTConfig(n_head=1, n_embd=x.size(-1), mlp="swiglu", mlp_hidden=up_weight.size(0), bias=False))
+    mlp.load_state_dict({"gate_proj.weight": gate_weight, "up_proj.weight": up_weight, "down_proj.weight": down_weight})
+    return mlp(x).detach()
+
+
+def _mlp_sublayer(x, up_weight, down_weight):
+    block = Block(GPTConfig(n_head=1, n_embd=x.size(-1), mlp="gelu", mlp_hidden=up_weight.size(0), bias=False))
+    nn.init.zeros_(block.attn.o_proj.weight)  # the attention half adds nothing
+    block.mlp.load_state_dict({"up_proj.weight": up_weight, "down_proj.weight": down_weight})
+    return block(x, None, None, 0).detach()
+
+
+def _decode_step(q, k, v, past_k, past_v):
+    keys, values = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+    return F.scaled_dot_product_attention(q, keys, values), keys, values
+
+
+def _count_parameters(vocab_size, block_size, n_layer, n_embd):
+    with torch.device("meta"):
+        return GPT(GPTConfig(vocab_size, block_size, n_layer, 1, n_embd)).num_parameters()
+
+
+def _window_mask(time, window):
+    return torch.tensor([[i - window < j <= i for j in range(time)] for i in range(time)])
+
+
+OTHER_ANSWERS = {
+    "count_pairs": _count_pairs,
+    "row_probabilities": _row_probabilities,
+    "token_loss": _token_loss,
+    "loss_in_bits_per_byte": lambda loss, tokens, text_bytes: math.log2(math.e) * (loss * tokens) / text_bytes,
+    "inputs_and_targets": _inputs_and_targets,
+    "temperature_probabilities": _temperature_probabilities,
+    "context_windows": _context_windows,
+    "scaled_weights": lambda noise, gain: noise * math.sqrt(gain**2 / noise.shape[1]),
+    "logit_gradient": _logit_gradient,
+    "learning_rate": _learning_rate,
+    "clip_gradients": _clip_gradients,
+    "adamw_step": _adamw_step,
+    "average_past": lambda x: torch.stack([x[:, : t + 1].mean(dim=1) for t in range(x.size(1))], dim=1),
+    "causal_weights": lambda scores: scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), float("-inf")).softmax(-1),
+    "causal_attention": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    "split_heads": lambda x, n_head: torch.stack(x.chunk(n_head, dim=-1), dim=1),
+    "sliding_window_mask": _window_mask,
+    "multi_head_attention": _multi_head_attention,
+    "layer_norm": lambda x, weight, bias, eps: (x - x.mean(-1, True)) / torch.sqrt(x.var(-1, keepdim=True, correction=0) + eps) * weight + bias,
+    "rotate": _rotate,
+    "gated_mlp": _gated_mlp,
+    "mlp_sublayer": _mlp_sublayer,
+    "decode_step": _decode_step,
+    "count_parameters": _count_parameters,
+}
+
+
+@ALL
+def test_another_right_answer_solves_it(name):
+    for seed in SEEDS:
+        verdict = grade(EXERCISES[name], OTHER_ANSWERS[name], seed)
+        assert verdict.status == "solved", verdict.message
+
+
+def test_a_loss_that_cannot_overflow_is_right():
+    assert grade(EXERCISES["token_loss"], _token_loss_stable).status == "solved"
+
+
+# ---- what the grader says
+
+
+def average_past(x): ...
+
+
+def _not_written(x):
+    """The mean of the past."""
+    raise NotImplementedError
+
+
+def _only_pass(x):
+    pass
+
+
+def _documented(x):
+    """The mean of the past."""
+    ...
+
+
+@pytest.mark.parametrize("function", [average_past, _not_written, _only_pass, _documented, lambda x: ...])
+def test_an_untouched_stub_is_not_attempted(function):
+    verdict = grade(EXERCISES["average_past"], function)
+    assert verdict.status == "not attempted" and "average_past" in verdict.message and verdict.mistake is None
+
+
+def _crashes(x):
+    y = x.mean(dim=1)
+    return y.view(7, 7, 7)  # the learner's own line
+
+
+def _crashes_inside_torch(x):
+    return F.layer_norm(x, (99,))
+
+
+def _misses_an_argument():
+    return 0
+
+
+@pytest.mark.parametrize(
+    "function, words",
+    [
+        (_crashes, ["crashed on case 1", "of shape [2, 5, 3]", "return y.view(7, 7, 7)", "RuntimeError"]),
+        (_crashes_inside_torch, ["return F.layer_norm(x, (99,))", "RuntimeError", "99"]),
+        (_misses_an_argument, ["TypeError", "positional argument"]),
+        (lambda x: print(end=""), ["None", "`return`"]),
+        (lambda x: x.tolist(), ["expected a tensor", "float32"]),
+        (lambda x: OTHER_ANSWERS["average_past"](x).double(), ["dtype", "torch.float64", "torch.float32"]),
+        (lambda x: OTHER_ANSWERS["average_past"](x).transpose(1, 2), ["expected shape [2, 5, 3], got [2, 3, 5]", "transpose"]),
+        (lambda x: OTHER_ANSWERS["average_past"](x).flatten(), ["expected shape [2, 5, 3], got [30]", "reshape"]),
+        (lambda x: x.mean(dim=1), ["got [2, 3]", "keepdim"]),
+        (lambda x: x / 0, ["nan or inf"]),
+        (lambda x: x * 0, ["values differ", "expected"]),
+    ],
+)
+def test_what_is_wrong_is_said(function, words):
+    verdict = grade(EXERCISES["average_past"], function)
+    assert verdict.status == "wrong" and verdict.mistake is None
+    for word in words:
+        assert word in verdict.message, verdict.message
+
+
+def test_the_line_of_a_crash_is_the_learners():
+    line = inspect.getsourcelines(_crashes)[1] + 2
+    assert f"line {line}: " in grade(EXERCISES["average_past"], _crashes).message
+
+
+@pytest.mark.parametrize(
+    "name, function, words",
+    [
+        ("loss_in_bits_per_byte", lambda loss, tokens, text_bytes: torch.tensor(loss), ["expected float", "got Tensor"]),
+        ("loss_in_bits_per_byte", lambda loss, tokens, text_bytes: 7.5, ["expected", "got 7.5"]),
+        ("clip_gradients", lambda gradients, max_norm: tuple(gradients), ["expected list", "got tuple"]),
+        ("clip_gradients", lambda gradients, max_norm: gradients[:1], ["expected 3 items, got 1"]),
+        ("decode_step", lambda q, k, v, past_k, past_v: (q, past_k, past_v), ["item 0", "values differ"]),
+        ("sliding_window_mask", lambda time, window: _window_mask(time, window).float(), ["torch.float32", "torch.bool"]),
+        ("count_parameters", lambda *sizes: 0, ["expected 124439808, got 0"]),
+        ("count_pairs", lambda tokens, vocab_size: tokens, ["expected a tensor", "array"]),
+    ],
+)
+def test_what_is_wrong_with_other_types_is_said(name, function, words):
+    verdict = grade(EXERCISES[name], function)
+    assert verdict.status == "wrong" and verdict.mistake is None
+    for word in words:
+        assert word in verdict.message, verdict.message
+
+
+def test_an_input_changed_in_place_is_named():
+    def causal_weights(scores):
+        hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+        return scores.masked_fill_(hidden, float("-inf")).softmax(-1)
+
+    def clip_gradients(gradients, max_norm):
+        right = EXERCISES["clip_gradients"].reference(gradients, max_norm)
+        gradients[0] *= 2
+        return right
+
+    for function, argument in ((causal_weights, "scores"), (clip_gradients, "gradients")):
+        message = grade(EXERCISES[function.__name__], function).message
+        assert f"`{argument}`" in message and "in place" in message and "copy" in message
+
+
+def test_a_mistake_that_crashes_on_a_case_is_no_match():
+    def half(x: int) -> int:
+        return x // 2
+
+    crashing = Mistake("divided by zero", lambda x: 1 // 0, "Never divide by zero.")
+    exercise = Exercise("Halve it.", half, lambda generator: [(4,), (7,)], (crashing,), ("a", "b", "c"))
+    verdict = grade(exercise, lambda x: x)
+    assert verdict.status == "wrong" and verdict.mistake is None
+    assert "case 1" in verdict.message and "expected 2, got 4" in verdict.message
+
+
+# ---- a week
+
+
+@pytest.fixture
+def week(tmp_path):
+    return Week(3, tmp_path / "progress.json")
+
+
+def test_task_shows_what_to_write(week, capsys):
+    week.task("average_past")
+    shown = capsys.readouterr().out
+    assert "[batch, time, channel]" in shown and "def average_past(x: torch.Tensor) -> torch.Tensor:" in shown
+
+
+def test_hints_come_in_order_and_the_last_repeats(week, capsys):
+    for _ in range(5):
+        week.hint("average_past")
+    hints = EXERCISES["average_past"].hints
+    shown = [f"Hint {n} of 3: {hint}" for n, hint in ((1, hints[0]), (2, hints[1]), (3, hints[2]), (3, hints[2]), (3, hints[2]))]
+    assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_hints_of_one_exercise_do_not_use_up_anothers(week, capsys):
+    week.hint("average_past")
+    week.hint("split_heads")
+    assert capsys.readouterr().out.count("Hint 1 of 3") == 2
+
+
+def test_solved_is_remembered(week, tmp_path, capsys):
+    def split_heads(x, n_head):
+        return x.view(x.size(0), x.size(1), n_head, -1).transpose(1, 2)
+
+    def average_past(x):
+        return x.cumsum(1)
+
+    assert week.solved() == []
+    week.check(average_past)
+    assert "sums instead of means" in capsys.readouterr().out and week.solved() == []
+    week.check(split_heads)
+    week.check(split_heads)
+    assert "solved" in capsys.readouterr().out
+    assert Week(3, tmp_path / "progress.json").solved() == ["split_heads"]
+    assert Week(2, tmp_path / "progress.json").solved() == []
+    assert read_progress(tmp_path / "progress.json") == {"3": ["split_heads"]}
+
+
+def test_progress_of_several_weeks_is_kept_together(week, tmp_path):
+    week.check(EXERCISES["causal_weights"].reference)
+    week.check(EXERCISES["average_past"].reference)
+    Week(2, tmp_path / "progress.json").check(EXERCISES["adamw_step"].reference)
+    assert week.solved() == ["average_past", "causal_weights"]  # in the order of the week
+    assert set(json.loads((tmp_path / "progress.json").read_text())) == {"2", "3"}
+
+
+@pytest.mark.parametrize("ask", [lambda w: w.task("attend"), lambda w: w.hint("attend"), lambda w: w.check(lambda x: x)])
+def test_an_unknown_exercise_is_an_error_that_names_those_there_are(week, ask):
+    with pytest.raises(ValueError, match="week 3 has no exercise.*average_past.*multi_head_attention"):
+        ask(week)
+
+
+def test_an_unknown_week_is_an_error_that_names_those_there_are():
+    with pytest.raises(ValueError, match="week 99 has no exercises.*1, 2, 3, 4"):
+        Week(99)
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """The exercises in a folder of their own, and the grader working there."""
+    for source in (ROOT / "weeks").glob("*/exercises.py"):
+        target = tmp_path / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True)
+        shutil.copy(source, target)
+    monkeypatch.setattr(grader, "ROOT", tmp_path)
+    monkeypatch.setattr(Week.__init__, "__defaults__", (tmp_path / "progress.json",))
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", WEEKS)
+def test_the_command_writes_stubs_that_are_not_attempted(copy, capsys, number):
+    grader.main(["week", str(number)])
+    shown = capsys.readouterr().out
+    count = len(Week(number).exercises)
+    assert f"wrote weeks/{Week(number).folder.name}/solutions.py with {count} stubs" in shown
+    assert shown.count("not attempted") == count
+    assert f"week {number}: 0 of {count} solved" in shown
+
+
+def test_the_command_grades_what_is_there(copy, capsys):
+    path = copy / "weeks" / "03_attention" / "solutions.py"
+    path.write_text("def split_heads(x, n_head):\n    return x.view(x.size(0), x.size(1), n_head, -1).transpose(1, 2)\n")
+    grader.main(["week", "3"])
+    shown = capsys.readouterr().out
+    assert "split_heads: solved" in shown and "average_past: not in solutions.py" in shown and "week 3: 1 of 6 solved" in shown
+
+
+def test_a_file_that_does_not_run_is_named(copy):
+    (copy / "weeks" / "03_attention" / "solutions.py").write_text("def split_heads(x, n_head:\n")
+    with pytest.raises(ValueError, match="weeks/03_attention/solutions.py does not run: SyntaxError"):
+        grader.main(["week", "3"])
+
+
+@pytest.mark.parametrize("argv", [[], ["week"], ["week", "one"], ["lesson", "1"]])
+def test_wrong_arguments_say_what_is_right(argv):
+    with pytest.raises(ValueError, match="python -m shared.exercise week N"):
+        grader.main(argv)
+
+
+def test_the_command_line_itself(copy):
+    """`python -m shared.exercise` in a copy of the package: stubs first, then one solved, one mistaken."""
+    shutil.copytree(ROOT / "shared", copy / "shared", ignore=shutil.ignore_patterns("__pycache__"))
+    env = os.environ | {"PYTHONPATH": str(copy)}
+
+    def run(*argv):
+        return subprocess.run([sys.executable, "-m", "shared.exercise", *argv], cwd=copy, env=env, capture_output=True, text=True)
+
+    path = copy / "weeks" / "01_bigram" / "solutions.py"
+    written = run("week", "1")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.count("not attempted") == 6
+    text = path.read_text()
+    body = {
+        "row_probabilities": "    return (counts + smoothing) / (counts + smoothing).sum(dim=1)\n",
+        "temperature_probabilities": "    return F.softmax(logits / temperature, dim=-1)\n",
+    }
+    for name, line in body.items():
+        start = text.index("    ...  # your code here\n", text.index(f"def {name}("))
+        text = text[:start] + line + text[start + len("    ...  # your code here\n") :]
+    path.write_text(text)
+    graded = run("week", "1")
+    assert graded.returncode == 0, graded.stderr
+    assert "keepdim forgotten" in graded.stdout and "temperature_probabilities: solved" in graded.stdout
+    assert graded.stdout.count("not attempted") == 4 and "week 1: 1 of 6 solved" in graded.stdout
+    assert json.loads((copy / "weeks" / ".progress.json").read_text()) == {"1": ["temperature_probabilities"]}
+    assert path.read_text() == text
+    unknown = run("week", "77")
+    assert unknown.returncode == 2 and "week 77 has no exercises" in unknown.stderr and "Traceback" not in unknown.stderr

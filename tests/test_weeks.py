@@ -1,0 +1,155 @@
+"""The weeks' scripts at the smoke preset, what they say to wrong input, and the promises that the reference runs must keep."""
+import json
+import math
+from dataclasses import replace
+
+import matplotlib.image
+import pytest
+
+from shared import course, report, runtime
+from shared.runtime import ROOT
+
+WEEKS = course.weeks()
+REFERENCE = ROOT / "logs"
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """A small text of its own, so that nothing is fetched."""
+    path = tmp_path / "rhyme.txt"
+    path.write_text("Round about the cauldron go;\nIn the poison'd entrails throw.\nToad, that under cold stone\n" * 200)
+    return str(path)
+
+
+def script(topic, preset="smoke", **changes):
+    module = report.load_script(topic)
+    return module, replace(module.PRESETS[preset], **changes)
+
+
+def assert_picture(path):
+    pixels = matplotlib.image.imread(path)
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 200 and pixels[..., :3].std() > 0.01, f"{path} is blank"
+
+
+@pytest.mark.parametrize("topic", WEEKS)
+def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file):
+    module, settings = script(topic, data=text_file)
+    metrics = module.main(settings)
+    logs = output / "logs" / topic / "mine" / "smoke" / "rhyme.txt"
+    week = json.loads((logs / "week.json").read_text())
+    assert week["preset"] == "smoke" and week["data"] == "rhyme.txt"
+    assert all(math.isfinite(v) for v in metrics.values()) and metrics["bits_per_byte"] > 0
+    first = metrics.get("first_loss", metrics.get("first_loss_scaled"))
+    assert abs(first - math.log(len(set((output / "rhyme.txt").read_text())))) < 0.1
+    runs = report.read_runs(logs)
+    assert runs and all(r.run["state"] == "finished" and r.summary for r in runs.values())
+    plots = list((output / "reports" / topic / "mine").glob("*.png"))
+    assert len(plots) >= 2
+    for plot in plots:
+        assert_picture(plot)
+
+
+@pytest.mark.parametrize("topic", [w for w in WEEKS if w != "01_bigram"])
+def test_studies_run(topic, output, text_file):
+    module, settings = script(topic, data=text_file)
+    studies = {"02_mlp": ["window"], "03_attention": [], "04_mini_gpt": ["speedrun", "ablation", "seeds"]}[topic]
+    for study in studies:
+        module.main(replace(settings, study=study))
+    assert len(report.read_runs(output / "logs" / topic / "mine" / "smoke" / "rhyme.txt")) >= 2 * len(studies)
+
+
+def test_resuming_a_finished_week_changes_nothing(output, text_file):
+    module, settings = script("04_mini_gpt", data=text_file)
+    once = module.main(settings)
+    again = module.main(replace(settings, resume=True))
+    same = [k for k in once if k not in ("train_seconds", "wall_seconds") and not k.startswith("tokens_per_second")]
+    assert {k: once[k] for k in same} == {k: again[k] for k in same}
+
+
+WRONG = {
+    "unknown preset": (["--preset", "huge"], "no preset is called 'huge'"),
+    "unknown setting": (["--preset", "smoke", "--train.lrr", "1"], "--train.lrr"),
+    "a value of another type": (["--preset", "smoke", "--train.steps", "many"], "--train.steps"),
+    "a value out of range": (["--preset", "smoke", "--train.lr", "-1"], "lr=-1.0"),
+    "a seed out of range": (["--preset", "smoke", "--train.seed", "-5"], "seed -5"),
+    "unknown data": (["--preset", "smoke", "--data", "moby-dick"], "moby-dick"),
+    "unknown device": (["--preset", "smoke", "--device", "abacus"], "abacus"),
+    "an empty text": (["--preset", "smoke", "--data", "EMPTY"], "is empty"),
+    "a block longer than the text": (["--preset", "smoke", "--data", "SHORT"], "block_size"),
+    "a text that is not UTF-8": (["--preset", "smoke", "--data", "LATIN"], "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("topic", WEEKS)
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gets_one_line_and_leaves_nothing(topic, case, output, tmp_path, monkeypatch, capsys):
+    arguments, words = WRONG[case]
+    files = {"EMPTY": b" \n", "SHORT": b"to be or not", "LATIN": "café au lait ".encode("latin-1") * 50}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    arguments = [str(tmp_path / a) if a in files else a for a in arguments]
+    module = report.load_script(topic)
+    monkeypatch.setattr("sys.argv", ["run.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runtime.cli(module.main, module.PRESETS, module.__doc__)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+    assert not (output / "logs").exists() and not (output / "checkpoints").exists()
+
+
+def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):
+    module, settings = script("01_bigram", data=text_file)
+    module.main(settings)
+    (tmp_path / "rhyme.txt").write_text("0123456789 " * 400)
+    with pytest.raises(ValueError, match="tokenizer"):
+        module.main(replace(settings, resume=True))
+
+
+# ---- what the committed reference runs must show
+
+
+def reference(topic, data="tinyshakespeare"):
+    return json.loads((REFERENCE / topic / "reference" / data / "week.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
+def test_bits_per_byte_fall_every_week(data):
+    ladder = [reference(t, data)["bits_per_byte"] for t in WEEKS]
+    assert ladder == sorted(ladder, reverse=True) and len(set(ladder)) == len(ladder)
+
+
+def test_week_1_network_learns_the_table_that_counting_gives():
+    metrics = reference("01_bigram")
+    assert abs(metrics["network_minus_counts"]) < 0.01
+    assert abs(metrics["first_loss"] - metrics["ln_vocab_size"]) < 0.05
+
+
+def test_week_2_first_values_matter():
+    metrics = reference("02_mlp")
+    assert abs(metrics["first_loss_scaled"] - math.log(65)) < 0.05 < metrics["first_loss_naive"] - math.log(65)
+
+
+def test_week_3_attention_beats_the_window_at_equal_parameters():
+    metrics = reference("03_attention")
+    assert 0 <= metrics["parameters"] - metrics["window_mlp_parameters"] < 500
+    assert metrics["val_loss"] < metrics["window_mlp_val_loss"]
+
+
+def test_week_4_headline_and_speedrun():
+    runs = report.read_runs(REFERENCE / "04_mini_gpt" / "reference" / "tinyshakespeare")
+    headline = [r.summary for n, r in runs.items() if n == "headline" or n.startswith("seed-")]
+    assert len(headline) == 3
+    assert all(s["best_val_loss"] <= 1.53 and s["wall_seconds"] <= 300 for s in headline)
+    assert runs["speedrun"].summary["ratio"] >= 5
+
+
+@pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_figures_in_prose_come_from_the_logs(path):
+    text = path.read_text(encoding="utf-8")
+    assert report.fill(text) == text, f"{path.relative_to(ROOT)} is not what the logs say: run python -m shared.report"
