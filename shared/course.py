@@ -216,7 +216,7 @@ def doctor(settings: Doctor) -> None:
         else:
             off = wrong_by(device)
             f.add(f"device {device}", off <= DEVICE_TOLERANCE, f"{device_name(device)}; 20 training steps differ from the CPU's by {off:.1e}",
-                  f"it computes wrong results and will not be used; update its driver and PyTorch (--device cpu is chosen until then)", fatal=False)  # fmt: skip
+                  "it computes wrong results and will not be used; update its driver and PyTorch (--device cpu is chosen until then)", fatal=False)  # fmt: skip
     folder = cache_folder()
     free = shutil.disk_usage(folder).free / 1e9
     f.add("disk", free > 5, f"{free:.0f} GB free for data and checkpoints", "the twelve weeks need about 5 GB: free some space, or set LLM_WEEKS_DATA")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, is_dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -194,7 +194,7 @@ class RunLog:
             "settings": plain(settings),
             "seed": getattr(getattr(settings, "train", settings), "seed", None),
             "command": " ".join(map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv[0] else None,
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "device": f"{torch.device(device)}: {device_name(torch.device(device))}",
             "versions": {"python": platform.python_version(), **versions()},
@@ -248,7 +248,7 @@ class RunLog:
 
     def close(self, state: str) -> None:
         self._run["state"] = state
-        self._run["ended"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._run["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._save()
         for handle in (self._file, self._board):
             if handle:

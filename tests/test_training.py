@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from shared import checkpoint
+from shared.data import Corpus, batches
 from shared.evaluation import evaluate
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.gpt import GPT, GPTConfig
@@ -116,11 +117,9 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(corpus, accumulate
 
 def test_a_training_equals_the_loop_written_out(corpus):
     """Ten lines of plain PyTorch on the same windows give the same weights."""
-    from shared.data import batches
-
-    trainer = Trainer(small_gpt(corpus), corpus, replace(QUICK, grad_clip=0.5, warmup_steps=3))
+    trainer = Trainer(small_gpt(corpus).double(), corpus, replace(QUICK, grad_clip=0.5, warmup_steps=3))
     trainer.fit()
-    model = small_gpt(corpus)
+    model = small_gpt(corpus).double()
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.99), fused=True)
@@ -132,7 +131,7 @@ def test_a_training_equals_the_loop_written_out(corpus):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
     for a, b in zip(trainer.model.parameters(), model.parameters()):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
 
 
 def test_the_loss_falls_below_what_counting_single_characters_reaches(corpus):
@@ -148,10 +147,13 @@ def test_clipping_shortens_the_gradient_and_zero_leaves_it(corpus):
     seen = {}
     for clip in (0.0, 1e-3):
         trainer = Trainer(small_gpt(corpus), corpus, replace(QUICK, steps=1, grad_clip=clip))
-        norms = lambda o, args, kwargs, clip=clip: seen.setdefault(clip, math.sqrt(sum(p.grad.square().sum() for p in o.param_groups[0]["params"])))
-        trainer.optimizers[0].register_step_pre_hook(norms)
-        logged = trainer.fit() and trainer.history[0]["grad_norm"]
-        assert logged > 0.1  # what is logged is the length before
+
+        def measure(optimizer, args, kwargs, clip=clip):
+            seen[clip] = math.sqrt(sum(p.grad.square().sum().item() for g in optimizer.param_groups for p in g["params"]))
+
+        trainer.optimizers[0].register_step_pre_hook(measure)
+        trainer.fit()
+        assert trainer.history[0]["grad_norm"] > 0.1  # what is logged is the length before
     assert seen[1e-3] <= 1.001e-3 and seen[0.0] > 0.1
 
 
@@ -274,7 +276,6 @@ def outcome(folder: Path) -> dict:
         "best": read("checkpoints/best/config.json"),
         "last": read("checkpoints/last/config.json"),
         "training": timeless(read("checkpoints/last/training.json")),
-        "folders": sorted(p.name for p in (folder / "checkpoints").iterdir()),
     }
 
 
@@ -377,8 +378,6 @@ def test_resuming_with_another_model_is_refused(corpus, tmp_path):
 
 
 def test_resuming_on_other_data_is_refused(corpus, tmp_path):
-    from shared.data import Corpus
-
     Trainer(small_gpt(corpus), corpus, QUICK, checkpoints=tmp_path / "c").fit()
     other = Corpus("other.txt", corpus.tokenizer, corpus.train, corpus.val)
     with pytest.raises(ValueError, match="data=text.txt then, other.txt now"):

@@ -181,7 +181,8 @@ ABLATIONS: dict[str, tuple[dict, dict]] = {
     "tied weights": ({"tie_weights": True}, {}),
     "no zero init": ({"zero_init": False}, {}),
     "AdamW": ({}, {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0}),
-    "cosine to 10 %": ({}, {"schedule": "cosine", "final_lr": 0.1}),
+    "dropout 0.1": ({"dropout": 0.1}, {}),
+    "cosine decay": ({}, {"schedule": "cosine", "final_lr": 0.1}),
 }  # fmt: skip
 
 
