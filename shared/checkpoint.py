@@ -3,6 +3,7 @@
 
 A save is all or nothing: the folder is written under another name, synced, and only then takes the old one's place.
 """
+
 import json
 import os
 import shutil
@@ -114,13 +115,13 @@ def load(folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.d
         raise ValueError(f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors")
     meta = _read_json(path / "config.json")
     name = meta.get("model")
-    if name not in models.__all__:
-        raise ValueError(f"{path / 'config.json'} names a model {name!r}; known are: {', '.join(models.__all__)}")
-    kind = getattr(models, name)
-    config_kind = getattr(models, name.removesuffix("Model") + "Config")
+    configs = {m: m.removesuffix("Model") + "Config" for m in models.__all__}
+    known = [m for m, config in configs.items() if config in models.__all__]
+    if name not in known:
+        raise ValueError(f"{path / 'config.json'} names a model {name!r}; known are: {', '.join(known)}")
     try:
-        model = kind(config_kind(**meta["config"]))
-    except TypeError as error:
+        model = getattr(models, name)(getattr(models, configs[name])(**meta["config"]))
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{path / 'config.json'} does not describe a {name}: {error}") from None
     load_weights(model, path / "model.safetensors")
     found = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
@@ -159,6 +160,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        return values
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint") from None

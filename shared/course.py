@@ -7,6 +7,7 @@
 A week writes `logs/NN_topic/mine/PRESET/DATA/RUN`, `reports/NN_topic/mine/` and `checkpoints/NN_topic/PRESET/DATA/RUN`, none of which git
 tracks. The runs that the course ships are in `logs/NN_topic/reference/DATA/RUN`, their plots in `reports/NN_topic/`.
 """
+
 import json
 import os
 import platform
@@ -219,10 +220,14 @@ def doctor(settings: Doctor) -> None:
                   "it computes wrong results and will not be used; update its driver and PyTorch (--device cpu is chosen until then)", fatal=False)  # fmt: skip
     folder = cache_folder()
     free = shutil.disk_usage(folder).free / 1e9
-    f.add("disk", free > 5, f"{free:.0f} GB free for data and checkpoints", "the twelve weeks need about 5 GB: free some space, or set LLM_WEEKS_DATA")
+    f.add(
+        "disk", free > 5, f"{free:.0f} GB free for data and checkpoints", "the twelve weeks need about 5 GB: free some space, or set LLM_WEEKS_DATA"
+    )
     memory = total_memory()
     if memory:
-        f.add("memory", memory > 3.5, f"{memory:.0f} GB", "the laptop presets need up to 4 GB: close other programs, or use --preset smoke", fatal=False)
+        f.add(
+            "memory", memory > 3.5, f"{memory:.0f} GB", "the laptop presets need up to 4 GB: close other programs, or use --preset smoke", fatal=False
+        )
     for name, asset in ASSETS.items():
         if cached(name):
             f.add(name, True, "in the cache, checksum right")

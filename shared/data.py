@@ -3,6 +3,7 @@
 The split is made on the text, before any tokenizer sees it (first 90 % train, last 10 % validation), so that models with different
 tokenizers are measured on the same held-out characters.
 """
+
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

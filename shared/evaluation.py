@@ -3,6 +3,7 @@
 Bits per byte is the one that compares models with different tokenizers: it asks how many bits the model needs for each byte of the
 original text (Shannon, "Prediction and Entropy of Printed English", 1951).
 """
+
 import math
 import re
 from dataclasses import asdict, dataclass

@@ -13,6 +13,7 @@ In a notebook (a week's exercises live in its `exercises.py`):
 From the command line: `python -m shared.exercise week 1` lists week 1's exercises and writes `weeks/01_bigram/solutions.py` with their
 stubs; edit it and run the same command again to have it graded.
 """
+
 import copy
 import importlib.util
 import inspect
@@ -287,7 +288,9 @@ def main(argv: list[str]) -> None:
     path = week.folder / "solutions.py"
     if not path.exists():
         parts = [f"# {textwrap.fill(' '.join(e.task.split()), 110, subsequent_indent='# ')}\n{e.stub}" for e in week.exercises.values()]
-        path.write_text("import math\n\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n\n\n" + "\n\n".join(parts), encoding="utf-8")
+        path.write_text(
+            "import math\n\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n\n\n" + "\n\n".join(parts), encoding="utf-8"
+        )
         print(f"wrote {path.relative_to(ROOT)} with {len(parts)} stubs: fill them in, then run the same command again")
     spec = importlib.util.spec_from_file_location("solutions", path)
     module = importlib.util.module_from_spec(spec)

@@ -2,6 +2,7 @@
 
 Sources: Loshchilov & Hutter (AdamW, 2019); Jordan et al., "Muon: An optimizer for hidden layers" (2024).
 """
+
 from collections import defaultdict
 from collections.abc import Iterable
 

@@ -9,6 +9,7 @@ In Markdown, text between markers is generated. A table has a row for each run, 
 
 and a single figure is `<!-- = 04_mini_gpt/reference/tinyshakespeare/modern best_val_loss .3f -->1.497<!-- end -->`.
 """
+
 import importlib.util
 import json
 import re
@@ -131,7 +132,16 @@ def curves(
     for i, curve in enumerate(lines):
         xs, ys = curve.run.series(curve.y, x)
         few = len(xs) <= 30
-        ax.plot(xs, ys, color=COLOURS[i % 8], linestyle=LINES[i % 4], marker=MARKERS[i % 8] if few else None, markersize=5, linewidth=1.8, label=curve.label)
+        ax.plot(
+            xs,
+            ys,
+            color=COLOURS[i % 8],
+            linestyle=LINES[i % 4],
+            marker=MARKERS[i % 8] if few else None,
+            markersize=5,
+            linewidth=1.8,
+            label=curve.label,
+        )
     for name, value in (levels or {}).items():
         ax.axhline(value, color="#555555", linewidth=1.2, linestyle=LINES[1 + list(levels).index(name) % 3], label=f"{name}: {value:.3f}")
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -141,7 +151,9 @@ def curves(
     return save(fig, path)
 
 
-def heatmap(ax: Any, values: Any, title: str, xlabels: Sequence[str], ylabels: Sequence[str], xlabel: str, ylabel: str, unit: str | None = None) -> None:
+def heatmap(
+    ax: Any, values: Any, title: str, xlabels: Sequence[str], ylabels: Sequence[str], xlabel: str, ylabel: str, unit: str | None = None
+) -> None:
     """A matrix as colours on `ax`, each row and column named. unit: labels the colour bar; None leaves the bar out."""
     image = ax.imshow(np.asarray(values), cmap="viridis", aspect="auto", interpolation="nearest")
     ax.grid(False)
@@ -153,14 +165,18 @@ def heatmap(ax: Any, values: Any, title: str, xlabels: Sequence[str], ylabels: S
         ax.figure.colorbar(image, ax=ax, label=unit)
 
 
-def bars(path: Path, values: dict[str, float], title: str, xlabel: str, format: str = ".3f", errors: dict[str, float] | None = None, start: float = 0) -> Path:
+def bars(
+    path: Path, values: dict[str, float], title: str, xlabel: str, format: str = ".3f", errors: dict[str, float] | None = None, start: float = 0
+) -> Path:
     """A horizontal bar for each name, with its value written at the end."""
     fig, ax = figure(height=1.4 + 0.42 * len(values))
     names = list(values)
     ax.barh(names, [values[n] for n in names], color=COLOURS[0], xerr=[(errors or {}).get(n, 0) for n in names] if errors else None, capsize=3)
     ax.invert_yaxis()
     for i, n in enumerate(names):
-        ax.annotate(f"{values[n]:{format}}", (values[n] + (errors or {}).get(n, 0), i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+        ax.annotate(
+            f"{values[n]:{format}}", (values[n] + (errors or {}).get(n, 0), i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10
+        )
     ax.set(title=title, xlabel=xlabel)
     top = max(values[n] + (errors or {}).get(n, 0) for n in names)
     ax.set_xlim(start, top + 0.12 * (top - start))

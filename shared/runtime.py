@@ -3,6 +3,7 @@
 >>> device = pick_device("cpu")
 device: cpu (asked for)
 """
+
 import json
 import math
 import os

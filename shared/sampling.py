@@ -4,6 +4,7 @@ From the command line, with a checkpoint of any week (without --prompt it asks f
 
     python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/best --prompt "ROMEO:"
 """
+
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -4,6 +4,7 @@
 >>> [round(lr_at(step, config), 6) for step in (0, 9, 55, 100)]
 [0.0001, 0.001, 0.0005, 0.0]
 """
+
 import math
 import signal
 import threading
@@ -292,7 +293,9 @@ class Trainer:
         changed = [f"{k}={then.get(k)} then, {now.get(k)} now" for k in now | then if then.get(k) != now.get(k)]
         if changed or saved.model.config != self.model.config:
             what = "; ".join(changed) or f"the model was {saved.model.config}"
-            raise ValueError(f"{self.checkpoints / 'last'} cannot be resumed with other settings: {what}. Restore them, or start anew without --resume")
+            raise ValueError(
+                f"{self.checkpoints / 'last'} cannot be resumed with other settings: {what}. Restore them, or start anew without --resume"
+            )
         self.model.load_state_dict(saved.model.state_dict())
         for i, name, state in self._optimizer_states():
             prefix = f"{i}.{name}."

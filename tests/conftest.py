@@ -1,4 +1,5 @@
 """What several test files share: a small text, tokenized into a cache of its own."""
+
 import random
 
 import pytest

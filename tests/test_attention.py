@@ -1,4 +1,5 @@
 """shared/models/attention.py against torch's own attention, and against the laws of causality."""
+
 import math
 
 import pytest

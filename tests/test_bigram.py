@@ -1,4 +1,5 @@
 """shared/models/bigram.py: counts against a plain count, and the counted table as the minimum that gradient descent looks for."""
+
 import math
 from collections import Counter
 

@@ -1,4 +1,5 @@
 """The commands of the course: run, status, doctor."""
+
 import json
 import re
 import subprocess

@@ -1,4 +1,5 @@
 """shared/data.py: what a batch may and may not contain, and that it depends on seed and step alone."""
+
 from itertools import islice
 
 import numpy as np

@@ -1,4 +1,5 @@
 """shared/evaluation.py against torch, and against models whose loss is known beforehand."""
+
 import math
 
 import numpy as np

@@ -1,4 +1,5 @@
 """The exercises of weeks 1 to 4, and shared/exercise.py, which grades them."""
+
 import inspect
 import json
 import math

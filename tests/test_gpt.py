@@ -1,4 +1,5 @@
 """shared/models/gpt.py against Hugging Face's models, and against the laws of a causal model with a cache."""
+
 import math
 
 import pytest
@@ -70,8 +71,16 @@ def from_llama(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 def gpt2(activation: str) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCAB, n_positions=BLOCK, n_layer=2, n_head=4, n_embd=32, activation_function=activation,
-            resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, attn_implementation="eager",
+            vocab_size=VOCAB,
+            n_positions=BLOCK,
+            n_layer=2,
+            n_head=4,
+            n_embd=32,
+            activation_function=activation,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            attn_implementation="eager",
         )  # fmt: skip
     )
 

@@ -1,4 +1,5 @@
 """shared/models/mlp.py against a plain loop over windows, and its initial values against what they promise."""
+
 import math
 
 import pytest

@@ -1,4 +1,5 @@
 """shared/optim.py against torch's Muon and AdamW, and against Muon written out plainly in fp32."""
+
 import pytest
 import torch
 from torch import nn

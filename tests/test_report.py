@@ -1,4 +1,5 @@
 """Plots and tables come from logs, and from nothing else."""
+
 import json
 
 import matplotlib.image

@@ -1,4 +1,5 @@
 """shared/sampling.py against Hugging Face's filters, against the probabilities it should draw with, and against a plain idea of stopping."""
+
 import os
 import random
 import subprocess

@@ -1,4 +1,5 @@
 """shared/tokenizers: text comes back whole, a saved tokenizer is the same tokenizer, and mistakes are named."""
+
 import hashlib
 import json
 import string

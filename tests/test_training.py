@@ -1,5 +1,6 @@
 """shared/training.py: schedules against transformers', accumulation against the large batch, and a killed and resumed run against
 one that was left alone."""
+
 import copy
 import json
 import math
@@ -363,7 +364,11 @@ def test_lines_written_before_a_resume_are_not_lost(corpus, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [(dict(lr=2e-2), "lr=0.01 then, 0.02 now"), (dict(steps=7), "steps=6 then, 7 now"), (dict(seed=1, batch_size=2), "batch_size=4 then, 2 now; seed")],
+    [
+        (dict(lr=2e-2), "lr=0.01 then, 0.02 now"),
+        (dict(steps=7), "steps=6 then, 7 now"),
+        (dict(seed=1, batch_size=2), "batch_size=4 then, 2 now; seed=1337 then, 1 now"),
+    ],
 )
 def test_resuming_with_other_settings_is_refused_with_both_values(corpus, tmp_path, changes, message):
     Trainer(small_gpt(corpus), corpus, QUICK, checkpoints=tmp_path / "c").fit()
@@ -472,8 +477,9 @@ def test_a_config_names_all_its_problems_at_once():
             steps=0, batch_size=-1, lr=0, muon_lr=math.nan, final_lr=2, beta1=-0.1, weight_decay=-1, eval_windows=0, optimizer="sgd", schedule="step",
             seed=-5,
         )  # fmt: skip
-    for part in ("steps=0", "batch_size=-1", "lr=0", "muon_lr=nan", "final_lr=2", "beta1=-0.1", "weight_decay=-1", "eval_windows=0", "'sgd'", "'step'",
-                 "seed -5"):  # fmt: skip
+    for part in (
+        "steps=0", "batch_size=-1", "lr=0", "muon_lr=nan", "final_lr=2", "beta1=-0.1", "weight_decay=-1", "eval_windows=0", "'sgd'", "'step'", "seed -5",
+    ):  # fmt: skip
         assert part in str(error.value)
 
 

@@ -1,4 +1,5 @@
 """The weeks' scripts at the smoke preset, what they say to wrong input, and the promises that the reference runs must keep."""
+
 import json
 import math
 from dataclasses import replace

@@ -11,6 +11,7 @@ A job: folder; optimizer; resume (or false); and at most one way to die, `die`:
 
 The processes are forked before torch has computed anything, which saves importing torch for each.
 """
+
 import json
 import os
 import signal

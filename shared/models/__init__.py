@@ -1,4 +1,5 @@
 """Models. Each takes ids int64 [batch, time] and gives logits [batch, time, vocab_size], and knows its `config`."""
+
 from shared.models.attention import AttentionLM, AttentionLMConfig
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.gpt import GPT, GPTConfig, KVCache

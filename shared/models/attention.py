@@ -7,6 +7,7 @@ the sliding window from Beltagy et al., "Longformer" (2020), as Mistral uses it.
 >>> layer(torch.randn(2, 10, 32)).shape
 torch.Size([2, 10, 32])
 """
+
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -100,9 +101,7 @@ class CausalSelfAttention(nn.Module):
         k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
         return attention_weights(q, k, causal_mask(x.size(1), window=self.window, device=x.device))
 
-    def forward(
-        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, cache: Cache | None = None, layer: int = 0
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
         """rotate: turns queries and keys by their position (RoPE), or None. cache: past keys and values, kept under `layer`."""
         batch, time, _ = x.shape
         q, k, v = self.qkv(x, rotate)

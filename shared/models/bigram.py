@@ -8,6 +8,7 @@ One table, reached in two ways: by counting pairs, and by gradient descent on th
 >>> BigramModel.from_counts(counts, smoothing=0)(torch.tensor([[1]])).softmax(-1).tolist()
 [[[0.5, 0.5]]]
 """
+
 from dataclasses import dataclass
 
 import numpy as np

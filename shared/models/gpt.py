@@ -7,6 +7,7 @@ Shazeer (SwiGLU, 2020); So et al. (squared ReLU, 2021); Touvron et al. (Llama, 2
 >>> model(torch.zeros(2, 10, dtype=torch.int64)).shape
 torch.Size([2, 10, 65])
 """
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

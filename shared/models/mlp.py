@@ -4,6 +4,7 @@
 >>> model(torch.zeros(2, 20, dtype=torch.int64)).shape
 torch.Size([2, 20, 65])
 """
+
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,4 +1,5 @@
 """Tokenizers: text to token ids and back."""
+
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.char import CharTokenizer
 

@@ -1,5 +1,5 @@
-"""Week 1. What every tokenizer can do: encode, decode, be saved as JSON, and be told apart from another.
-"""
+"""Week 1. What every tokenizer can do: encode, decode, be saved as JSON, and be told apart from another."""
+
 import hashlib
 import json
 from abc import ABC, abstractmethod

@@ -4,6 +4,7 @@
 >>> tokenizer.encode("hole"), tokenizer.decode([1, 0, 2, 2, 3])
 ([1, 3, 2, 0], 'hello')
 """
+
 from typing import Any
 
 from shared.tokenizers.base import Tokenizer

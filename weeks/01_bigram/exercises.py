@@ -1,4 +1,5 @@
 """The graded exercises of week 1: counting, probabilities, the loss and its units, targets, temperature."""
+
 import math
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 python weeks/01_bigram/run.py --preset laptop
 """
+
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ class Settings(WeekSettings):
 
 
 PRESETS = {
-    "smoke": Settings(preset="smoke", train=TrainConfig(steps=60, batch_size=16, block_size=32, lr=0.1, weight_decay=0.0, eval_every=20, eval_windows=50)),
+    "smoke": Settings(
+        preset="smoke", train=TrainConfig(steps=60, batch_size=16, block_size=32, lr=0.1, weight_decay=0.0, eval_every=20, eval_windows=50)
+    ),
     "laptop": Settings(preset="laptop"),
     "gpu": Settings(preset="gpu"),
 }

@@ -1,4 +1,5 @@
 """The graded exercises of week 2: windows, first values, a gradient by hand, the learning rate, clipping, AdamW."""
+
 import math
 from collections.abc import Callable
 

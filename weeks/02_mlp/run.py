@@ -3,6 +3,7 @@
 python weeks/02_mlp/run.py --preset laptop
 python weeks/02_mlp/run.py --preset laptop --study window     # how much each further character of context is worth
 """
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -126,7 +127,9 @@ def draw(logs: Path, out: Path) -> list[Path]:
         lines = [("bigram", "bigram (week 1)"), ("mlp", "MLP")]
         plots.append(
             curves(
-                out / "loss.png", [Curve(runs[n], label) for n, label in lines], "A window of characters against one, at the same budget",
+                out / "loss.png",
+                [Curve(runs[n], label) for n, label in lines],
+                "A window of characters against one, at the same budget",
                 reference=[Curve(reference[n], label) for n, label in lines if n in reference],
             )  # fmt: skip
         )

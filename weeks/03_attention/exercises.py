@@ -1,4 +1,5 @@
 """The graded exercises of week 3: averages of the past, the causal mask, attention, heads, the sliding window, all of it together."""
+
 import math
 
 import torch

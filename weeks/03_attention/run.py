@@ -2,6 +2,7 @@
 
 python weeks/03_attention/run.py --preset laptop
 """
+
 import math
 from dataclasses import dataclass
 from pathlib import Path

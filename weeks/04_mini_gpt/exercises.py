@@ -1,4 +1,5 @@
 """The graded exercises of week 4: the norm, rotary positions, the gated MLP, the residual stream, one step with a cache, counting parameters."""
+
 import math
 
 import torch

@@ -5,6 +5,7 @@ python weeks/04_mini_gpt/run.py --preset laptop --study speedrun    # classic ag
 python weeks/04_mini_gpt/run.py --preset laptop --study ablation    # a row for each ingredient of the modern recipe
 python weeks/04_mini_gpt/run.py --preset laptop --study seeds       # the headline with more seeds
 """
+
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,7 +221,10 @@ def draw(logs: Path, out: Path) -> list[Path]:
             curves(
                 out / "loss.png",
                 [Curve(runs["headline"], "training batch", "train_loss")] + [Curve(runs[n], f"validation, {label}") for n, label in lines],
-                "The headline: a GPT in five minutes", x="seconds", xlabel="seconds of training", ylabel="loss (nats per character)",
+                "The headline: a GPT in five minutes",
+                x="seconds",
+                xlabel="seconds of training",
+                ylabel="loss (nats per character)",
                 reference=[Curve(reference["headline"], "validation")] if "headline" in reference else (),
                 levels={"nanoGPT's GPU recipe": 1.4697} if logs.name == "tinyshakespeare" else None,
             )  # fmt: skip
@@ -229,8 +233,11 @@ def draw(logs: Path, out: Path) -> list[Path]:
     if {"classic", "modern"} <= runs.keys():
         plots.append(
             curves(
-                out / "speedrun.png", [Curve(runs["classic"], "classic"), Curve(runs["modern"], "modern")],
-                "The speedrun: two recipes, one model size", x="seconds", xlabel="seconds of training (evaluation not counted)",
+                out / "speedrun.png",
+                [Curve(runs["classic"], "classic"), Curve(runs["modern"], "modern")],
+                "The speedrun: two recipes, one model size",
+                x="seconds",
+                xlabel="seconds of training (evaluation not counted)",
                 levels={"target": runs["classic"].summary["target"]} if runs["classic"].summary else None,
                 reference=[Curve(reference[n], n) for n in ("classic", "modern") if n in reference],
             )  # fmt: skip

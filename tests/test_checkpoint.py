@@ -1,0 +1,269 @@
+"""shared/checkpoint.py: what is saved comes back bit for bit, a save is all or nothing, and a damaged folder is named."""
+
+import json
+import os
+import pickletools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shared import checkpoint
+from shared.models.attention import AttentionLM, AttentionLMConfig
+from shared.models.bigram import BigramConfig, BigramModel
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.mlp import WindowMLP, WindowMLPConfig
+from shared.tokenizers import CharTokenizer
+
+TOKENIZER = CharTokenizer("abcdefghijk")
+V = TOKENIZER.vocab_size
+SMALL = GPTConfig(vocab_size=V, block_size=8, n_layer=2, n_head=2, n_embd=8)
+MODELS = {
+    "GPT": lambda: GPT(SMALL),
+    "untied GPT": lambda: GPT(replace(SMALL, tie_weights=False, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=1, qk_norm=True, window=3)),
+    "AttentionLM": lambda: AttentionLM(AttentionLMConfig(vocab_size=V, block_size=8, n_embd=8, n_head=2)),
+    "WindowMLP": lambda: WindowMLP(WindowMLPConfig(vocab_size=V)),
+    "BigramModel": lambda: BigramModel(BigramConfig(V)),
+    "counted BigramModel with logits of minus infinity": lambda: BigramModel.from_counts(torch.eye(V, dtype=torch.int64), smoothing=0),
+}
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def saved(tmp_path) -> tuple[Path, GPT]:
+    """A whole checkpoint with training state, and the model in it."""
+    torch.manual_seed(0)
+    model = GPT(SMALL)
+    return checkpoint.save(tmp_path / "model", model, TOKENIZER, {"val_loss": 1.5}, {"moment": torch.ones(2)}, {"step": 3}), model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_comes_back_bit_for_bit(name, tmp_path):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    checkpoint.save(tmp_path / "deep" / "model", model, TOKENIZER, {"val_loss": 1.25})
+    torch.manual_seed(1)
+    loaded = checkpoint.load(tmp_path / "deep" / "model", TOKENIZER)
+    assert type(loaded.model) is type(model) and loaded.model.config == model.config and same(loaded.model, model)
+    assert not loaded.model.training and loaded.metrics == {"val_loss": 1.25}
+    assert loaded.tokenizer.fingerprint == TOKENIZER.fingerprint
+    assert loaded.tensors is None and loaded.state is None
+    idx = torch.randint(V, (2, 8))
+    assert torch.equal(loaded.model(idx), model.eval()(idx))
+
+
+def test_tied_weights_are_stored_once_and_tied_again(saved):
+    folder, model = saved
+    stored = load_file(folder / "model.safetensors")
+    assert ("token_embedding.weight" in stored) != ("lm_head.weight" in stored)
+    loaded = checkpoint.load(folder).model
+    assert loaded.lm_head.weight is loaded.token_embedding.weight
+    assert sum(t.numel() for t in stored.values()) == model.num_parameters()
+
+
+def test_training_state_comes_back_with_every_kind_of_tensor(tmp_path):
+    tensors = {"a": torch.tensor(3.0), "rng": torch.get_rng_state(), "t": torch.randn(3, 4).T, "half": torch.ones(2, dtype=torch.bfloat16)}
+    state = {"step": 7, "best": {"val_loss": 0.1 + 0.2}, "note": "ä"}
+    checkpoint.save(tmp_path / "m", GPT(SMALL), None, None, tensors, state)
+    loaded = checkpoint.load(tmp_path / "m")
+    assert loaded.state == state and loaded.tokenizer is None and loaded.metrics == {}
+    assert loaded.tensors.keys() == tensors.keys()
+    assert all(torch.equal(loaded.tensors[k], t) and loaded.tensors[k].dtype == t.dtype for k, t in tensors.items())
+
+
+def test_saving_again_replaces_all_of_the_old_one(saved):
+    folder, _ = saved
+    new = BigramModel(BigramConfig(V))
+    checkpoint.save(folder, new, TOKENIZER)
+    loaded = checkpoint.load(folder)
+    assert same(loaded.model, new) and loaded.state is None
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_from_checkpoint_gives_a_gpt_with_its_tokenizer(saved, tmp_path):
+    folder, model = saved
+    loaded = GPT.from_checkpoint(folder)
+    assert same(loaded, model) and loaded.generate("abc", 5, seed=0).startswith("abc")
+    other = checkpoint.save(tmp_path / "other", BigramModel(BigramConfig(V)))
+    with pytest.raises(ValueError, match="holds a BigramModel, not a GPT"):
+        GPT.from_checkpoint(other)
+
+
+def test_nothing_in_a_checkpoint_is_pickled(saved):
+    folder, _ = saved
+    files = sorted(p.name for p in folder.iterdir())
+    assert files == ["config.json", "model.safetensors", "tokenizer.json", "training.json", "training.safetensors"]
+    for name in files:
+        content = (folder / name).read_bytes()
+        header = content if name.endswith(".json") else content[8 : 8 + int.from_bytes(content[:8], "little")]
+        assert isinstance(json.loads(header), dict)
+        with pytest.raises(ValueError):
+            list(pickletools.genops(content))
+
+
+# ---- damaged
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("keep", [0, 4, 0.5, 0.99])
+def test_a_cut_file_is_a_value_error_that_names_it(saved, name, keep):
+    folder, _ = saved
+    size = (folder / name).stat().st_size
+    os.truncate(folder / name, keep if keep == 4 else min(int(size * keep), size - 3))  # of a small JSON file at least the brace goes
+    with pytest.raises(ValueError, match=name):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
+def test_a_missing_file_is_a_value_error_that_names_it(saved, name):
+    folder, _ = saved
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing, cut or damaged"):
+        checkpoint.load(folder)
+
+
+def test_a_folder_without_a_checkpoint_is_named_with_what_was_expected(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert checkpoint.find(folder) is None
+        with pytest.raises(ValueError, match=f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors"):
+            checkpoint.load(folder)
+
+
+def rewrite(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["Transformer", "KVCache", "GPTConfig", None, "__all__"])
+def test_an_unknown_model_is_named_with_the_known_ones(saved, name):
+    rewrite(saved[0], model=name)
+    with pytest.raises(ValueError, match=f"names a model {name!r}; known are: .*GPT"):
+        checkpoint.load(saved[0])
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"model": "GPT"}', '{"model": "GPT", "config": 3}', '{"model": "GPT", "config": {"n_layers": 3}}'])
+def test_a_config_that_describes_no_model_is_a_value_error_that_names_it(saved, content):
+    (saved[0] / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json"):
+        checkpoint.load(saved[0])
+
+
+def test_tensors_of_another_shape_are_named(saved):
+    config = json.loads((saved[0] / "config.json").read_text())["config"]
+    rewrite(saved[0], config=config | {"block_size": 9})
+    with pytest.raises(ValueError, match=r"does not fit the model: position_embedding.weight is \[8, 8\], the model's \[9, 8\]$"):
+        checkpoint.load(saved[0])
+
+
+def test_tensors_too_few_and_too_many_are_named_and_counted(saved):
+    config = json.loads((saved[0] / "config.json").read_text())["config"]
+    rewrite(saved[0], config=config | {"n_layer": 3})
+    with pytest.raises(ValueError, match=r"blocks.2.attn_norm.weight is missing; .* \(and 13 more\)"):
+        checkpoint.load(saved[0])
+    rewrite(saved[0], config=config)
+    tensors = load_file(saved[0] / "model.safetensors")
+    save_file(tensors | {"extra": torch.ones(1)}, saved[0] / "model.safetensors")
+    with pytest.raises(ValueError, match="extra is not in the model"):
+        checkpoint.load(saved[0])
+
+
+def test_another_tokenizer_is_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match="made with a tokenizer of 11 tokens, another than the one in use \\(3 tokens\\)"):
+        checkpoint.load(saved[0], CharTokenizer("xyz"))
+    with pytest.raises(ValueError, match="another than the one in use"):
+        checkpoint.load(saved[0], CharTokenizer(TOKENIZER.chars[::-1]))  # as many tokens, in another order
+    checkpoint.save(tmp_path / "none", GPT(SMALL))
+    with pytest.raises(ValueError, match="made with no tokenizer"):
+        checkpoint.load(tmp_path / "none", TOKENIZER)
+
+
+# ---- all or nothing
+
+
+def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["save_file", "_sync", "os.fsync", "Path.write_text"])
+def test_a_full_disk_leaves_the_old_checkpoint_whole(saved, monkeypatch, where):
+    folder, model = saved
+    with monkeypatch.context() as patch:
+        owner, name = {
+            "save_file": (checkpoint, "save_file"), "_sync": (checkpoint, "_sync"), "os.fsync": (os, "fsync"), "Path.write_text": (Path, "write_text"),
+        }[where]  # fmt: skip
+        patch.setattr(owner, name, full)
+        with pytest.raises(OSError) as error:
+            checkpoint.save(folder, GPT(SMALL), TOKENIZER, state={"step": 4})
+        assert error.value.errno == 28
+    loaded = checkpoint.load(folder)
+    assert same(loaded.model, model) and loaded.state == {"step": 3}
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]  # and nothing half-written beside it
+
+
+def test_a_full_disk_is_told_apart_when_safetensors_reports_it(saved, tmp_path, monkeypatch):
+    with pytest.raises((SafetensorError, OSError), match="No such file or directory"):  # it passes on the system's own words ...
+        save_file({"a": torch.ones(1)}, tmp_path / "nowhere" / "file")
+
+    def report(*args):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", report)  # ... and these are the ones for a full disk
+    with pytest.raises(OSError) as error:
+        checkpoint.save(saved[0], GPT(SMALL))
+    assert error.value.errno == 28 and same(checkpoint.load(saved[0]).model, saved[1])
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing after it runs, because the rename that raises it stays broken."""
+
+
+@pytest.mark.parametrize("survivors", [0, 1, 2])
+def test_a_kill_between_the_renames_leaves_a_whole_checkpoint(saved, monkeypatch, survivors):
+    folder, old = saved
+    new = GPT(SMALL)
+    count, rename = [0], Path.rename
+
+    def dying(self, target):
+        if count[0] == survivors:
+            raise Killed
+        count[0] += 1
+        rename(self, target)
+        if count[0] == 2:  # killed right after the second one, before the old folder is removed
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(Killed):
+            checkpoint.save(folder, new, TOKENIZER, state={"step": 4})
+    loaded = checkpoint.load(folder)
+    assert same(loaded.model, new if survivors == 2 else old) and loaded.state["step"] == (4 if survivors == 2 else 3)
+    checkpoint.save(folder, new, TOKENIZER)  # and the next save clears up
+    assert same(checkpoint.load(folder).model, new) and [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_kill_in_the_first_save_leaves_no_checkpoint_rather_than_half_of_one(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(OSError):
+            checkpoint.save(tmp_path / "m", GPT(SMALL))
+    assert checkpoint.find(tmp_path / "m") is None
+    checkpoint.save(tmp_path / "m", GPT(SMALL))
+    assert checkpoint.find(tmp_path / "m") == tmp_path / "m" and [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_every_file_and_the_folder_are_synced_before_the_rename(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError):
+        checkpoint.save(tmp_path / "m", GPT(SMALL), TOKENIZER, state={"step": 1})
+    assert set(synced) >= {"config.json", "model.safetensors", "tokenizer.json", "training.json", "training.safetensors", "m.new"}
