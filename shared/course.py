@@ -103,13 +103,13 @@ def choose(numbers: tuple[int, ...]) -> list[str]:
     return [there[n] for n in sorted(set(numbers))] if numbers else list(there.values())
 
 
-def week_results(topic: str, owner: str, data: str | None = None) -> dict | None:
+def week_results(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> dict | None:
     """What a week's newest run came to (`week.json`); None if there is none. owner: "reference" (the course's) or "mine".
 
-    data: only runs on this data set. Smoke runs count only where nothing else is there: they prove that a week runs, no more.
+    data, preset: only runs with these. Smoke runs count only where nothing else is there: they prove that a week runs, no more.
     """
     root = (ROOT if owner == "reference" else output_root()) / "logs" / topic / owner
-    found = [p for p in root.rglob("week.json") if data in (None, p.parent.name)]
+    found = [p for p in root.rglob("week.json") if data in (None, p.parent.name) and (preset is None or preset == p.parent.parent.name)]
     newest = max(found, key=lambda p: ("smoke" not in p.parts, p.stat().st_mtime), default=None)
     return newest and json.loads(newest.read_text())
 
@@ -143,9 +143,10 @@ def run(settings: Run) -> None:
             failed.append(topic)
             row["result"] = f"failed with exit status {code}"
         else:
-            metrics = week_results(topic, "mine")["metrics"]
-            row |= {"result": headline(metrics), "plots": f"{_relative(output_root() / 'reports' / topic / 'mine')}/"}
+            metrics = week_results(topic, "mine", preset=preset)["metrics"]
+            row |= {"result": headline(metrics), "plots": f"{_relative(output_root() / 'reports' / topic / 'mine')}{os.sep}"}
         rows.append(row)
+    subprocess.run([sys.executable, "-m", "shared.report", "--mine"], cwd=ROOT, check=True)  # the ladder, over all weeks
     print("\n" + table(rows))
     if failed:
         print(f"\nfailed: {', '.join(failed)}; run one alone with: python weeks/{failed[0]}/run.py --preset {preset}", file=sys.stderr)

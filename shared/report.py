@@ -13,10 +13,9 @@ and a single figure is `<!-- = 04_mini_gpt/reference/tinyshakespeare/modern best
 import importlib.util
 import json
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import matplotlib
 import numpy as np
 
 from shared.course import TOPICS, output_root, week_results, weeks
-from shared.runtime import ROOT, errors_for_people, read_jsonl, write_atomically
+from shared.runtime import ROOT, errors_for_people, parse_args, read_jsonl, write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # Okabe and Ito: told apart by everyone
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -222,15 +221,8 @@ TABLE = re.compile(r"(<!-- table (\S+) (\S+) \"([^\"]*)\" -->\n).*?(<!-- end -->
 VALUE = re.compile(r"(<!-- = (\S+) (\S+) (\S+) -->).*?(<!-- end -->)", re.S)
 
 
-@dataclass
-class Missing:
-    """Markers whose log isn't there, so that the text was left as it is."""
-
-    markers: list[str] = field(default_factory=list)
-
-
-def fill(text: str, missing: Missing | None = None) -> str:
-    """Markdown with every marked table and figure taken from `logs/` anew."""
+def fill(text: str) -> str:
+    """Markdown with every marked table and figure taken from `logs/` anew. Raises ValueError for one whose log isn't there."""
 
     def value(run: Path, key: str) -> Any:
         if (run / "week.json").exists():
@@ -257,10 +249,7 @@ def fill(text: str, missing: Missing | None = None) -> str:
             try:
                 return function(match)
             except (FileNotFoundError, KeyError) as error:
-                if missing is None:
-                    raise ValueError(f"{match.group(0).splitlines()[0]}: {error!r}") from None
-                missing.markers.append(match.group(0).splitlines()[0])
-                return match.group(0)
+                raise ValueError(f"{match.group(0).splitlines()[0]}: {error!r}") from None
 
         return replace
 
@@ -281,32 +270,40 @@ def load_script(topic: str) -> Any:
     return module
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Settings:
+    """Redraws plots and refills tables from logs."""
+
+    mine: bool = False
+    """Only your own plots, in reports/NN_topic/mine and reports/mine."""
+
+
+def main(settings: Settings) -> None:
     """Redraws everything there is a log for, the course's plots and yours, and refills the Markdown."""
-    drawn: list[Path] = []
+    drawn: list[Path | None] = []
     for topic in weeks():
         script = load_script(topic)
-        reports = ROOT / "reports" / topic
-        for logs in sorted((ROOT / "logs" / topic / "reference").glob("*/week.json")):
-            data = logs.parent.name
-            drawn += script.draw(logs.parent, reports if data == "tinyshakespeare" else reports / data)
         newest = max((output_root() / "logs" / topic / "mine").rglob("week.json"), key=lambda p: p.stat().st_mtime, default=None)
         if newest:
             drawn += script.draw(newest.parent, output_root() / "reports" / topic / "mine")
-    drawn += [p for p in [ladder(ROOT / "reports" / "ladder.png", "tinyshakespeare", mine=False)] if p]
-    latest = [r for t in weeks() if (r := week_results(t, "mine"))]
+        if not settings.mine:
+            for logs in sorted((ROOT / "logs" / topic / "reference").glob("*/week.json")):
+                data = logs.parent.name
+                drawn += script.draw(logs.parent, ROOT / "reports" / topic / ("" if data == "tinyshakespeare" else data))
+    latest = [result["data"] for t in weeks() if (result := week_results(t, "mine"))]
     if latest:
-        drawn += [p for p in [ladder(output_root() / "reports" / "mine" / "ladder.png", latest[-1]["data"], mine=True)] if p]
-    for path in documents():
-        if path.exists():
+        drawn.append(ladder(output_root() / "reports" / "mine" / "ladder.png", latest[-1], mine=True))
+    if not settings.mine:
+        drawn.append(ladder(ROOT / "reports" / "ladder.png", "tinyshakespeare", mine=False))
+        for path in filter(Path.exists, documents()):
             old = path.read_text(encoding="utf-8")
             new = fill(old)
             if new != old:
                 write_atomically(path, new)
-                print(f"refilled {shlex.quote(str(path.relative_to(ROOT)))}")
-    print(f"drew {len(drawn)} plots in reports/")
+                print(f"refilled {path.relative_to(ROOT)}")
+    print(f"drew {sum(p is not None for p in drawn)} plots in {'reports/mine and reports/*/mine' if settings.mine else 'reports'}")
 
 
 if __name__ == "__main__":
     with errors_for_people():
-        main()
+        main(parse_args(Settings, sys.argv[1:], __doc__))

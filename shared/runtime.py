@@ -355,7 +355,10 @@ def _read_config(file: str) -> dict:
         raise ValueError(f"--config {file}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"--config {file} is not JSON: {error}") from None
-    return values.get("settings", values) if isinstance(values, dict) else {}
+    values = values.get("settings", values) if isinstance(values, dict) else values
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {file} holds no settings: expected a JSON object, or a run.json with settings")
+    return values
 
 
 def _overlay(settings: Any, values: dict, file: str) -> Any:
@@ -364,9 +367,12 @@ def _overlay(settings: Any, values: dict, file: str) -> Any:
         if key not in settings.__dataclass_fields__:
             raise ValueError(f"--config {file}: no setting {key!r}; there are: {', '.join(settings.__dataclass_fields__)}")
         old = getattr(settings, key)
+        value = tuple(value) if isinstance(value, list) else value
         if is_dataclass(old) and isinstance(value, dict):
             value = _overlay(old, value, file)
-        changes[key] = tuple(value) if isinstance(value, list) else value
+        elif None not in (old, value) and type(value) is not type(old) and (type(old), type(value)) != (float, int):
+            raise ValueError(f"--config {file}: {key}={value!r} is not of the kind of {old!r}, its value in the preset")
+        changes[key] = value
     return type(settings)(**({f: getattr(settings, f) for f in settings.__dataclass_fields__} | changes))
 
 

@@ -144,10 +144,10 @@ class Trainer:
         resume: go on from `last` as if nothing had happened (on a CPU, bit for bit); without a checkpoint there, start anew, said aloud.
         Ctrl-C ends the present step, saves, and raises KeyboardInterrupt. Raises TrainingStopped for a loss that is not finite.
         """
-        if resume:
-            self._restore()
-        else:
+        if not (resume and self._restore()):
             torch.manual_seed(self.config.seed)
+            if self.log:
+                self.log.rewind(0)
         self.model.train()
         stream = self._batches()
         progress = tqdm(total=self.config.steps, initial=self.step, desc=self.description, unit="step", disable=None, leave=False)
@@ -278,13 +278,11 @@ class Trainer:
                 for p in group["params"]:
                     yield i, names[p], optimizer.state[p]
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Takes up the state in `last`; False if there is none."""
         if self.checkpoints is None or checkpoint.find(self.checkpoints / "last") is None:
             print(f"{self.description}: no checkpoint to resume from, so it starts from the beginning")
-            torch.manual_seed(self.config.seed)
-            if self.log:
-                self.log.rewind(0)
-            return
+            return False
         saved = checkpoint.load(self.checkpoints / "last", self.corpus.tokenizer, self.device)
         if saved.state is None:
             raise ValueError(f"{self.checkpoints / 'last'} was saved without training state: it can be used, not resumed")
@@ -309,6 +307,7 @@ class Trainer:
         if self.log:
             self.log.rewind(self.step)
         print(f"{self.description}: resumed at step {self.step}")
+        return True
 
 
 @torch.no_grad()

@@ -1,0 +1,394 @@
+"""shared/runtime.py: devices, seeds, files that are whole or not there, run logs that survive a kill, and settings from a command line."""
+
+import json
+import math
+import os
+import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared import runtime
+from shared.runtime import (
+    RunLog,
+    cli,
+    errors_for_people,
+    parse,
+    parse_args,
+    pick_device,
+    plain,
+    read_jsonl,
+    seed_everything,
+    table,
+    write_atomically,
+    wrong_by,
+)
+
+CPU, MPS = torch.device("cpu"), torch.device("mps")
+
+# ---- devices
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def test_auto_says_which_device_it_took(monkeypatch, said):
+    monkeypatch.setattr(runtime, "devices", lambda: [CPU])
+    assert pick_device(say=said.append) == CPU
+    assert len(said) == 1 and said[0].startswith("device: cpu (") and "threads" in said[0]
+
+
+def test_auto_takes_an_accelerator_that_computes_right(monkeypatch, said):
+    monkeypatch.setattr(runtime, "devices", lambda: [MPS, CPU])
+    monkeypatch.setattr(runtime, "wrong_by", lambda device: 1e-5)
+    assert pick_device(say=said.append) == MPS and said[0].startswith("device: mps")
+
+
+@pytest.mark.parametrize("off", [0.02, math.inf])
+def test_a_device_that_computes_wrong_is_named_and_not_used(monkeypatch, said, off):
+    monkeypatch.setattr(runtime, "devices", lambda: [MPS, CPU])
+    monkeypatch.setattr(runtime, "wrong_by", lambda device: off)
+    assert pick_device(say=said.append) == CPU
+    assert said[0].startswith("device: mps computes wrong results, so it is not used") and said[1].startswith("device: cpu")
+    with pytest.raises(ValueError, match="'mps' computes wrong results.*use --device cpu"):
+        pick_device("mps", said.append)
+
+
+def test_the_self_test_finds_a_device_whose_losses_differ(monkeypatch):
+    right = runtime.training_losses(CPU)
+    assert wrong_by(CPU) == 0 and right[-1] < right[0]
+
+    def losses(change):
+        monkeypatch.setattr(runtime, "training_losses", lambda device, steps=20: right if device == CPU else change(right))
+        return wrong_by(MPS)
+
+    assert losses(lambda r: [x * 1.05 for x in r]) == pytest.approx(0.05)
+    assert losses(lambda r: [*r[:-1], math.nan]) == math.inf
+
+    def crash(r):
+        raise RuntimeError("kernel missing")
+
+    assert losses(crash) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gpu", "no device is called 'gpu'; this machine has: auto, cpu"), ("cuda", "device 'cuda' is not on this machine; it has: auto, cpu"),
+     ("cpu:7", "device 'cpu:7' is not on this machine"), ("", "no device is called ''")],
+)  # fmt: skip
+def test_an_unknown_device_is_refused_with_those_there_are(monkeypatch, name, message):
+    monkeypatch.setattr(runtime, "devices", lambda: [CPU])
+    with pytest.raises(ValueError, match=message):
+        pick_device(name)
+
+
+def test_a_device_asked_for_is_taken_and_said(said):
+    assert pick_device("cpu", said.append) == CPU and said == ["device: cpu (asked for)"]
+
+
+# ---- seeds
+
+
+def test_a_seed_makes_all_three_generators_repeat_themselves():
+    def draw():
+        seed_everything(2**32 - 1)
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None])
+def test_a_seed_out_of_range_is_refused(seed):
+    with pytest.raises(ValueError, match="is out of range: choose a whole number from 0 to 4294967295"):
+        seed_everything(seed)
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("data", ["text ä\n", b"\x00bytes", ""])
+def test_a_file_is_written_with_its_folder_and_nothing_beside_it(tmp_path, data):
+    write_atomically(tmp_path / "deep" / "file", data)
+    assert (tmp_path / "deep" / "file").read_bytes() == (data if isinstance(data, bytes) else data.encode())
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch, where, error):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(os, where, fail)
+    with pytest.raises(type(error)):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# ---- the run log
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = 10
+    lr: float = 1e-3
+    windows: int | None = None
+    seed: int = 5
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    preset: str = "laptop"
+    train: Train = field(default_factory=Train)
+    stop: tuple[str, ...] = ()
+    quick: bool = False
+
+
+def run_json(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_leaves_its_identity_its_metrics_and_its_summary(tmp_path):
+    settings = Settings(stop=("a",))
+    with RunLog(tmp_path / "log", settings, "cpu") as log:
+        assert run_json(tmp_path / "log")["state"] == "running"
+        log.log(1, loss=2.5)
+        log.log(2, loss=0.1 + 0.2, lr=1e-3)
+        assert log.finish(val_loss=1.0) == {"val_loss": 1.0}
+    run = run_json(tmp_path / "log")
+    assert run["state"] == "finished" and run["seed"] == 5 and run["device"].startswith("cpu: ")
+    assert run["settings"] == {"preset": "laptop", "train": {"steps": 10, "lr": 1e-3, "windows": None, "seed": 5}, "stop": ["a"], "quick": False}
+    assert run["versions"]["torch"] == torch.__version__ and run["started"] <= run["ended"]
+    assert read_jsonl(tmp_path / "log" / "metrics.jsonl") == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.1 + 0.2, "lr": 1e-3}]
+    assert json.loads((tmp_path / "log" / "summary.json").read_text()) == {"val_loss": 1.0}
+
+
+def test_each_line_is_on_disk_when_log_returns(tmp_path):
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.log(step, loss=1.0)
+        assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, step + 1)) and len(log.rows()) == step
+    log.close("finished")
+
+
+def test_a_new_run_replaces_the_old_ones_files_and_a_resumed_one_keeps_them(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.log(1, loss=1.0)
+        log.artifact(a=1)
+        log.finish(done=1)
+    with RunLog(tmp_path, resume=True) as log:
+        log.log(2, loss=2.0)
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2] and (tmp_path / "summary.json").exists()
+    with RunLog(tmp_path) as log:
+        assert log.rows() == [] and sorted(p.name for p in tmp_path.iterdir()) == ["run.json"]
+
+
+def test_rewinding_drops_what_comes_after_also_in_a_log_that_is_being_written(tmp_path):
+    with RunLog(tmp_path) as log:
+        for step in range(1, 6):
+            log.log(step, loss=float(step))
+        log.rewind(3)
+        log.log(4, loss=40.0)
+    assert [(row["step"], row["loss"]) for row in read_jsonl(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_a_last_line_cut_short_is_left_out_and_gone_after_rewinding(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    with RunLog(tmp_path, resume=True) as log:
+        log.rewind(9)
+        log.log(3, loss=3.0)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 3.0}\n'
+
+
+@pytest.mark.parametrize("text", ['{"step": 1\n{"step": 2}\n', '{"step": 1}\nnonsense\n'])
+def test_a_damaged_line_that_is_not_a_cut_last_one_is_named(tmp_path, text):
+    (tmp_path / "m.jsonl").write_text(text)
+    with pytest.raises(ValueError, match="m.jsonl, line [12]: not JSON"):
+        read_jsonl(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("loss is nan"), "failed: loss is nan"), (None, "interrupted")])
+def test_a_run_that_does_not_finish_says_how_it_ended(tmp_path, error, state):
+    try:
+        with RunLog(tmp_path) as log:
+            log.log(1, loss=1.0)
+            if error:
+                raise error
+    except BaseException as raised:
+        assert raised is error  # not swallowed
+    run = run_json(tmp_path)
+    assert run["state"] == state and "ended" in run and len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_artifacts_are_kept_and_replaced_by_name(tmp_path):
+    log = RunLog(tmp_path)
+    log.artifact(counts=torch.tensor([[1, 2]]), note="a")
+    log.artifact(note="b", weights=np.array([0.5]))
+    assert json.loads((tmp_path / "artifacts.json").read_text()) == {"counts": [[1, 2]], "note": "b", "weights": [0.5]}
+
+
+def test_the_tensorboard_option_writes_what_tensorboard_reads(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, tensorboard=True) as log:
+        log.log(1, loss=2.0)
+        log.log(2, loss=1.5)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.0), (2, 1.5)]
+
+
+def test_plain_turns_everything_into_json(tmp_path):
+    value = {"t": torch.tensor([1, 2]), "p": tmp_path, 3: (1, None), "s": Settings(), "f": 1 / 3, "n": np.array(2.0), "inf": math.inf}
+    out = plain(value)
+    assert json.loads(json.dumps(out)) == out
+    assert out["f"] == 0.333333 and out["t"] == [1, 2] and out["3"] == [1, None] and out["p"] == str(tmp_path) and out["inf"] == math.inf
+
+
+# ---- the command line
+
+PRESETS = {"laptop": Settings(), "smoke": Settings("smoke", Train(steps=1))}
+
+
+def test_a_preset_and_flags_make_the_settings():
+    assert parse(PRESETS, ["--preset", "smoke"]) == PRESETS["smoke"]
+    got = parse(PRESETS, ["--train.lr", "0.5", "--preset=smoke", "--stop", "a", "b", "--train.windows", "7", "--quick"])
+    assert got == Settings("smoke", Train(steps=1, lr=0.5, windows=7), ("a", "b"), True)
+
+
+def test_without_a_preset_the_hardware_chooses_and_says_so(monkeypatch, capsys):
+    gpu = PRESETS | {"gpu": Settings("gpu")}
+    monkeypatch.setattr(runtime, "devices", lambda: [CPU])
+    assert parse(gpu, []).preset == "laptop"
+    assert capsys.readouterr().out == "preset: laptop (chosen for this machine's cpu; there are: laptop, smoke, gpu)\n"
+    monkeypatch.setattr(runtime, "devices", lambda: [torch.device("cuda"), CPU])
+    assert parse(gpu, []).preset == "gpu" and "chosen for this machine's cuda" in capsys.readouterr().out
+    assert parse(PRESETS, []).preset == "laptop"  # where there is no preset for a GPU
+
+
+def test_a_runs_own_file_gives_its_settings_again(tmp_path):
+    settings = replace(PRESETS["smoke"], stop=("x", "y"), train=Train(3, 0.02, 4))
+    with RunLog(tmp_path, settings):
+        pass
+    assert parse(PRESETS, ["--preset", "laptop", "--config", str(tmp_path / "run.json")]) == settings
+
+
+def test_a_partial_file_lies_between_the_preset_and_the_flags(tmp_path):
+    (tmp_path / "c.json").write_text('{"train": {"lr": 1, "steps": 7}, "stop": ["z"]}')
+    got = parse(PRESETS, ["--preset", "smoke", "--config", str(tmp_path / "c.json"), "--train.steps", "8"])
+    assert got == Settings("smoke", Train(steps=8, lr=1), ("z",))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--preset", "huge"], "no preset is called 'huge'; there are: laptop, smoke"),
+        (["--preset"], "--preset needs a value"),
+        (["--train.stepz", "3"], "--train.stepz.*--train.steps"),
+        (["--nothing"], "--nothing"),
+        (["--train.steps", "many"], "--train.steps.*'many'"),
+        (["--train.lr"], "--train.lr"),
+        (["--train.steps", "0"], "steps=0: must be at least 1"),
+    ],
+    ids=str,
+)
+def test_a_command_line_that_will_not_do_is_one_line(args, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse(PRESETS, args if "--preset" in args else ["--preset", "smoke", *args])
+    assert "\n" not in str(error.value) and "│" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"trian": {}}', "no setting 'trian'; there are: preset, train, stop, quick"),
+        ('{"train": {"step": 1}}', "no setting 'step'; there are: steps, lr, windows, seed"),
+        ('{"train": {"steps": 0}}', "steps=0: must be at least 1"),
+        ('{"train": {"steps": "many"}}', "steps='many' is not of the kind of 1"),
+        ('{"train": {"steps": 1.5}}', "steps=1.5 is not of the kind of 1"),
+        ('{"train": 5}', "train=5 is not of the kind of Train"),
+        ('{"quick": 1}', "quick=1 is not of the kind of False"),
+        ('{"stop": "abc"}', "stop='abc' is not of the kind of"),
+        ("[]", "holds no settings"),
+        ('{"settings": null}', "holds no settings"),
+        ("{", "is not JSON"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_config_file_that_will_not_do_is_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "c.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        parse(PRESETS, ["--preset", "smoke", "--config", str(path)])
+    assert "\n" not in str(error.value)
+
+
+def test_help_lists_the_settings_and_leaves_with_zero(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(PRESETS, ["--help"], "What it does.")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "What it does." in out and "--train.lr" in out
+
+
+def test_arguments_without_a_preset_are_parsed_too():
+    assert parse_args(Train, ["--steps", "3"]) == Train(steps=3)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("lr=0: must be above 0"), 2, "error: lr=0: must be above 0\n"),
+        (OSError(28, "No space left on device"), 3, "error: the disk is full: "),
+        (KeyboardInterrupt(), 130, "\nstopped (Ctrl-C)"),
+    ],
+    ids=["ValueError", "full disk", "Ctrl-C"],
+)
+def test_errors_for_people_are_one_line_and_a_status(monkeypatch, capsys, error, code, message):
+    monkeypatch.delenv("LLM_WEEKS_TRACE", raising=False)
+    with pytest.raises(SystemExit) as stop, errors_for_people():
+        raise error
+    assert stop.value.code == code
+    err = capsys.readouterr().err
+    assert err.startswith(message) and err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(5, "disk broken"), AssertionError("ours")])
+def test_what_a_person_cannot_mend_keeps_its_traceback(monkeypatch, error):
+    monkeypatch.delenv("LLM_WEEKS_TRACE", raising=False)
+    with pytest.raises(type(error)), errors_for_people():
+        raise error
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("LLM_WEEKS_TRACE", "1")
+    with pytest.raises(ValueError), errors_for_people():
+        raise ValueError("lr")
+
+
+def test_cli_prints_the_settings_and_runs_main(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--train.lr", "0.25"])
+    seen = []
+    cli(seen.append, PRESETS)
+    assert seen == [Settings("smoke", Train(steps=1, lr=0.25))]
+    out = " ".join(capsys.readouterr().out.split())
+    assert out == "settings: preset=smoke, train.steps=1, train.lr=0.25, train.windows=None, train.seed=5, stop=(), quick=False"
+
+
+def test_a_table_is_aligned_and_leaves_blank_what_a_row_does_not_have():
+    assert table([{"a": "x", "loss": 1.23456}, {"a": "long", "n": 3}]) == "a     loss   n\nx     1.235\nlong         3"
