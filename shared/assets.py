@@ -42,6 +42,8 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Asset:
+    """A file that the course needs, and where to get it."""
+
     file: str
     sha256: str
     sources: tuple[str | Wheel, ...]
@@ -124,12 +126,13 @@ def _is_read_only(folder: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
+    """The sum of a file, in hexadecimal."""
     return pooch.file_hash(str(path), alg="sha256")
 
 
 def cached(name: str) -> Path | None:
     """The asset's file if it is in a cache folder with the right sum, else None. A file with another sum is left alone and not used."""
-    asset = find(name)
+    asset = _find(name)
     for folder in cache_folders():
         path = folder / asset.file
         if path.is_file() and sha256(path) == asset.sha256:
@@ -137,7 +140,7 @@ def cached(name: str) -> Path | None:
     return None
 
 
-def find(name: str) -> Asset:
+def _find(name: str) -> Asset:
     if name not in ASSETS:
         raise ValueError(f"no asset is called {name!r}; there are: {', '.join(ASSETS)}")
     return ASSETS[name]
@@ -151,7 +154,7 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     path = cached(name)
     if path:
         return path
-    asset, folder = find(name), cache_folder()
+    asset, folder = _find(name), cache_folder()
     if (folder / asset.file).exists():
         say(f"{name}: {folder / asset.file} has another checksum than the course's, so it is fetched again")
     failures = []
@@ -175,7 +178,7 @@ def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[st
     try:
         return name, fetch(name, say)
     except Unavailable as error:
-        other = find(name).fallback
+        other = _find(name).fallback
         if other is None:
             raise
         path = fetch(other, say)

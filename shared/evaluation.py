@@ -41,6 +41,8 @@ def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """What `evaluate` measures."""
+
     loss: float
     """Nats per token."""
     perplexity: float

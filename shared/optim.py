@@ -72,7 +72,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(
-    model: nn.Module, kind: str, lr: float, muon_lr: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    kind: str,
+    lr: float,
+    muon_lr: float = 0.02,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.99),
+    muon_momentum: float = 0.95,
 ) -> list[torch.optim.Optimizer]:
     """AdamW for everything ("adamw"), or Muon for the weights of linear layers inside the model and AdamW for embeddings, the output
     layer, biases and norms ("muon"). Weight decay falls on parameters of two or more dimensions only.
@@ -92,7 +98,7 @@ def build_optimizers(
     if rest:
         optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused))
     if inner:
-        optimizers.append(Muon([p for n, p in params.items() if n in inner], lr=muon_lr, weight_decay=weight_decay))
+        optimizers.append(Muon([p for n, p in params.items() if n in inner], lr=muon_lr, momentum=muon_momentum, weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -45,20 +45,19 @@ def devices() -> list[torch.device]:
 
 
 def device_name(device: torch.device) -> str:
+    """What a person would call it: the card's or the processor's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+        return f"{_cpu_name()}, {torch.get_num_threads()} threads"
     return f"{platform.machine()} {device.type}"
 
 
-def cpu_name() -> str:
-    try:
+def _cpu_name() -> str:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -129,6 +128,7 @@ def seed_everything(seed: int) -> None:
 
 
 def check_seed(seed: int) -> int:
+    """The seed again, or ValueError for one that NumPy or torch would refuse."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed {seed!r} is out of range: choose a whole number from 0 to {2**32 - 1}")
     return seed
@@ -154,6 +154,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """`write_atomically`, of a value as indented JSON."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -198,7 +199,7 @@ class RunLog:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "device": f"{torch.device(device)}: {device_name(torch.device(device))}",
-            "versions": {"python": platform.python_version(), **versions()},
+            "versions": {"python": platform.python_version(), **_versions()},
             "system": platform.system(),
         }
         self._save()
@@ -279,13 +280,11 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            pass
     return found
 
 
@@ -351,10 +350,8 @@ def _take(args: list[str], flag: str) -> str | None:
 def _read_config(file: str) -> dict:
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--config {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"--config {file} is not JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config {file} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
     values = values.get("settings", values) if isinstance(values, dict) else values
     if not isinstance(values, dict):
         raise ValueError(f"--config {file} holds no settings: expected a JSON object, or a run.json with settings")
@@ -397,15 +394,15 @@ def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = 
     """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit status that is not 0."""
     with errors_for_people():
         settings = parse(presets, description=description)
-        print(textwrap.fill("settings: " + ", ".join(f"{k}={v}" for k, v in flat(settings)), 120, subsequent_indent="  "))
+        print(textwrap.fill("settings: " + ", ".join(f"{k}={v}" for k, v in _flat(settings)), 120, subsequent_indent="  "))
         main(settings)
 
 
-def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key in settings.__dataclass_fields__:
         value = getattr(settings, key)
         if is_dataclass(value):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -433,6 +430,7 @@ def errors_for_people() -> Iterator[None]:
 
 
 def clock() -> float:
+    """Seconds from some fixed moment: only differences mean anything."""
     return time.perf_counter()
 
 

@@ -145,6 +145,8 @@ def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Settings:
+    """Writes text with a checkpoint of any week."""
+
     checkpoint: str
     """A checkpoint's folder."""
     prompt: str | None = None
@@ -163,6 +165,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
+    """Goes on from the prompt, or from each that is typed."""
     loaded = checkpoint.load(settings.checkpoint, device=pick_device(settings.device))
     model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:

@@ -182,9 +182,12 @@ def test_adamw_with_our_groups_moves_as_torchs_with_groups_made_by_hand():
     )
     idx = torch.randint(20, (2, 8), generator=torch.Generator().manual_seed(0))
     for _ in range(5):
-        for model, o in ((ours, optimizer), (theirs, reference)):
-            o.zero_grad()
-            nn.functional.cross_entropy(model(idx).flatten(0, 1), idx.flatten()).backward()
-            o.step()
+        # One gradient for both: Adam blows the rounding noise of a gradient that is zero in theory up to a whole step.
+        ours.zero_grad()
+        nn.functional.cross_entropy(ours(idx).flatten(0, 1), idx.flatten()).backward()
+        for p, q in zip(ours.parameters(), theirs.parameters()):
+            q.grad = p.grad.clone()
+        optimizer.step()
+        reference.step()
     for (n, a), b in zip(ours.named_parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda m, n=n: f"{n}: {m}")

@@ -221,7 +221,9 @@ def test_a_damaged_line_that_is_not_a_cut_last_one_is_named(tmp_path, text):
         read_jsonl(tmp_path / "m.jsonl")
 
 
-@pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("loss is nan"), "failed: loss is nan"), (None, "interrupted")])
+@pytest.mark.parametrize(
+    ("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("loss is nan"), "failed: loss is nan"), (None, "interrupted")]
+)
 def test_a_run_that_does_not_finish_says_how_it_ended(tmp_path, error, state):
     try:
         with RunLog(tmp_path) as log:
@@ -325,8 +327,8 @@ def test_a_command_line_that_will_not_do_is_one_line(args, message):
         ('{"stop": "abc"}', "stop='abc' is not of the kind of"),
         ("[]", "holds no settings"),
         ('{"settings": null}', "holds no settings"),
-        ("{", "is not JSON"),
-        (None, "No such file or directory"),
+        ("{", "cannot be read as JSON"),
+        (None, "cannot be read as JSON: No such file or directory"),
     ],
 )
 def test_a_config_file_that_will_not_do_is_one_line_that_names_it(tmp_path, content, message):

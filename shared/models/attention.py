@@ -120,6 +120,8 @@ class CausalSelfAttention(nn.Module):
 
 @dataclass(frozen=True)
 class AttentionLMConfig:
+    """The shape of an `AttentionLM`."""
+
     vocab_size: int
     block_size: int = 64
     """Longest sequence, in tokens."""

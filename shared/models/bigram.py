@@ -32,6 +32,8 @@ def bigram_probabilities(counts: Tensor, smoothing: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class BigramConfig:
+    """The shape of a `BigramModel`."""
+
     vocab_size: int
 
     def __post_init__(self) -> None:

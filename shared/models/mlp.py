@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WindowMLPConfig:
+    """The shape of a `WindowMLP`."""
+
     vocab_size: int
     window: int = 8
     """How many tokens the model sees, the present one included."""

@@ -38,10 +38,10 @@ CLASSIC = Recipe(
     TrainConfig(steps=2000, batch_size=12, block_size=64, lr=1e-3, warmup_steps=100, final_lr=0.1, beta2=0.99, eval_every=50, checkpoint_every=1000),
 )
 MODERN = Recipe(
-    GPTConfig.preset("mini", n_head=4, n_embd=128, n_layer=4, block_size=64),
+    GPTConfig.preset("mini", n_layer=4, block_size=64),
     TrainConfig(
-        steps=340, batch_size=12, block_size=64, optimizer="muon", lr=3e-3, muon_lr=0.02, schedule="linear", warmup_steps=10, final_lr=0.0,
-        weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=20, checkpoint_every=1000,
+        steps=220, batch_size=12, block_size=64, optimizer="muon", lr=0.012, muon_lr=0.035, muon_momentum=0.85, schedule="linear",
+        warmup_steps=10, final_lr=0.0, weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=10, checkpoint_every=1000,
     ),
 )  # fmt: skip
 
