@@ -167,6 +167,7 @@ class Status:
 
 
 def status(settings: Status) -> None:
+    """Prints a row a week, and what comes next."""
     rows = []
     for topic in weeks():
         mine = week_results(topic, "mine")
@@ -196,6 +197,8 @@ class Doctor:
 
 @dataclass
 class Findings:
+    """What doctor found, a row each; a bad one is followed by its cure."""
+
     rows: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, what: str, good: bool, found: str, cure: str = "", fatal: bool = True) -> None:
@@ -274,6 +277,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {"run": (Run, run), "s
 
 
 def main(argv: list[str]) -> None:
+    """Runs one of COMMANDS."""
     if not argv or argv[0] not in COMMANDS:
         raise ValueError(f"usage: python -m shared.course {' | '.join(COMMANDS)}")
     kind, function = COMMANDS[argv[0]]

@@ -48,6 +48,8 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Exercise:
+    """What a learner writes, the answer, and how to tell them apart."""
+
     task: str
     """What to write: a few sentences, with shapes."""
     reference: Callable
@@ -211,6 +213,7 @@ def _short(value: Any) -> str:
 
 
 def describe_call(args: tuple) -> str:
+    """A case's arguments, short enough to read."""
     return "called with " + ", ".join("tensor " + _short(a) if isinstance(a, torch.Tensor) else _short(a) for a in args)
 
 

@@ -98,7 +98,7 @@ def figure(width: float = 8, height: float = 4.8, **subplots: Any) -> tuple[Any,
     return figure, figure.subplots(**subplots)
 
 
-def save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     return path
@@ -147,7 +147,7 @@ def curves(
     if ylim:
         ax.set_ylim(*ylim)
     ax.legend(frameon=False)
-    return save(fig, path)
+    return save_figure(fig, path)
 
 
 def heatmap(
@@ -179,7 +179,7 @@ def bars(
     ax.set(title=title, xlabel=xlabel)
     top = max(values[n] + (errors or {}).get(n, 0) for n in names)
     ax.set_xlim(start, top + 0.12 * (top - start))
-    return save(fig, path)
+    return save_figure(fig, path)
 
 
 def char_label(char: str) -> str:
@@ -211,7 +211,7 @@ def ladder(path: Path, data: str, mine: bool) -> Path | None:
     ax.margins(x=0.08, y=0.18)
     ax.set(title=f"The ladder: bits per byte of the same held-out text ({data})", xlabel="week", ylabel="bits per byte (lower is better)")
     ax.legend(frameon=False)
-    return save(fig, path)
+    return save_figure(fig, path)
 
 
 # ---- tables and figures in Markdown

@@ -269,7 +269,7 @@ def test_initial_values_are_those_of_the_table(zero_init):
 def test_zero_init_and_nothing_else_makes_each_block_the_identity(zero_init):
     torch.manual_seed(0)
     model = GPT(GPTConfig.preset("mini", zero_init=zero_init)).eval()
-    x = torch.randn(2, 10, 160)
+    x = torch.randn(2, 10, model.config.n_embd)
     for block in model.blocks:
         assert torch.equal(block(x, model.rotary.at(slice(0, 10)), None, 0), x) == zero_init
 

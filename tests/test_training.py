@@ -99,6 +99,12 @@ def test_each_optimizer_follows_the_curve_from_its_own_peak(corpus):
         assert seen[2 * step + 1] == pytest.approx(lr_at(step, config) * 0.05 / config.lr)
 
 
+def test_muon_gets_its_momentum_and_its_decay_from_the_settings(corpus):
+    config = replace(QUICK, optimizer="muon", muon_momentum=0.8, muon_lr=0.03, weight_decay=0.2)
+    group = Trainer(small_gpt(corpus), corpus, config).optimizers[1].param_groups[0]
+    assert (group["momentum"], group["lr"], group["weight_decay"]) == (0.8, 0.03, 0.2)
+
+
 # ---- what a step does
 
 

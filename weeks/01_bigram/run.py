@@ -11,7 +11,7 @@ from shared.course import WeekSettings, Workspace
 from shared.data import Corpus, load_corpus
 from shared.evaluation import evaluate, known_words
 from shared.models.bigram import BigramConfig, BigramModel, count_bigrams
-from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save
+from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save_figure
 from shared.runtime import cli, pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
@@ -46,14 +46,14 @@ def main(settings: Settings) -> dict[str, float]:
         counts = count_bigrams(corpus.train, tokenizer.vocab_size)
         counted = BigramModel.from_counts(counts, settings.smoothing)
         result = evaluate(counted, corpus.val, c.block_size, corpus.token_bytes)
-        log.artifact(counts=counts, chars=tokenizer.chars, sample=sample(counted, corpus))
+        log.artifact(counts=counts, chars=tokenizer.chars, sample=sample_text(counted, corpus))
         by_counting = log.finish(**result.as_metrics(), pairs_never_seen=int((counts == 0).sum()))
 
     with work.log("network", settings) as log:
         model = BigramModel(BigramConfig(tokenizer.vocab_size))
         trainer = Trainer(model, corpus, c, log, work.checkpoints / "network", device, "bigram network")
         by_training = log.finish(**trainer.fit(settings.resume))
-        text = sample(model, corpus, 2000)
+        text = sample_text(model, corpus, 2000)
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
 
@@ -73,7 +73,7 @@ def main(settings: Settings) -> dict[str, float]:
     )
 
 
-def sample(model: BigramModel, corpus: Corpus, length: int = 300) -> str:
+def sample_text(model: BigramModel, corpus: Corpus, length: int = 300) -> str:
     return corpus.tokenizer.decode(list(generate(model, corpus.start, length, seed=1)))
 
 
@@ -87,7 +87,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
         ax, [[math.log10(n + 1) for n in row] for row in counts], "How often each character follows each",
         chars, chars, "next character", "present character", "log10(count + 1)",
     )  # fmt: skip
-    heat = save(fig, out / "counts.png")
+    heat = save_figure(fig, out / "counts.png")
     loss = curves(
         out / "loss.png",
         [Curve(runs["network"], "network, training batch", "train_loss"), Curve(runs["network"], "network, validation")],

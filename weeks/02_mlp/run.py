@@ -16,7 +16,7 @@ from shared.data import Corpus, fixed_windows, load_corpus
 from shared.evaluation import known_words
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.report import COLOURS, LINES, MARKERS, Curve, curves, figure, read_runs, reference_for, save
+from shared.report import COLOURS, LINES, MARKERS, Curve, curves, figure, read_runs, reference_for, save_figure
 from shared.runtime import cli, pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
@@ -146,7 +146,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
         ax.set(title="What each further character of context is worth", xlabel="window (characters)", ylabel="validation loss (nats per character)")
         ax.set_xticks(xs)
         ax.margins(y=0.12)
-        plots.append(save(fig, out / "window.png"))
+        plots.append(save_figure(fig, out / "window.png"))
     return plots
 
 
@@ -160,7 +160,7 @@ def draw_updates(run, out: Path) -> Path:
     ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: -3")
     ax.set(title="How far each step moves each matrix", xlabel="step", ylabel="log10(std of update / std of weight)")
     ax.legend(frameon=False)
-    return save(fig, out / "updates.png")
+    return save_figure(fig, out / "updates.png")
 
 
 def draw_activations(runs, out: Path) -> Path:
@@ -180,7 +180,7 @@ def draw_activations(runs, out: Path) -> Path:
     axes[1].set(title="The first steps", xlabel="step", ylabel="training loss (nats per character)", yscale="log")
     for ax in axes:
         ax.legend(frameon=False)
-    return save(fig, out / "init.png")
+    return save_figure(fig, out / "init.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from shared.data import Corpus, load_corpus
 from shared.evaluation import known_words
 from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save
+from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save_figure
 from shared.runtime import cli, pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
@@ -131,7 +131,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     for ax, (what, i, j) in zip(axes, habits(layers)):
         heatmap(ax, layers[i][j], f"layer {i + 1}, head {j + 1}\n{what}", labels, labels, "looks at", "position")
     fig.colorbar(axes[-1].images[0], ax=axes[-1], label="attention weight")
-    heads = save(fig, out / "attention.png")
+    heads = save_figure(fig, out / "attention.png")
     fig, axes = figure(3.2 * len(layers[0]), 3.2 * len(layers), nrows=len(layers), ncols=len(layers[0]), squeeze=False)
     for i, layer in enumerate(layers):
         for j, head in enumerate(layer):
@@ -141,7 +141,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     fig.supxlabel("looks at (position, left to right)")
     fig.supylabel("position (top to bottom)")
     fig.suptitle("Every head on one phrase")
-    return [loss, heads, save(fig, out / "heads.png")]
+    return [loss, heads, save_figure(fig, out / "heads.png")]
 
 
 if __name__ == "__main__":

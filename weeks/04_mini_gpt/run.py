@@ -18,7 +18,7 @@ from shared.data import Corpus, load_corpus
 from shared.evaluation import known_words
 from shared.models.attention import attention_maps
 from shared.models.gpt import GPT, GPTConfig
-from shared.report import Curve, bars, char_label, curves, figure, heatmap, read_runs, reference_for, save
+from shared.report import Curve, bars, char_label, curves, figure, heatmap, read_runs, reference_for, save_figure
 from shared.runtime import cli, clock, pick_device, table
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
@@ -265,7 +265,7 @@ def draw_attention(run, out: Path) -> list[Path]:
             ax, [row[: len(text)] for row in strongest[: len(text)]], f"layer {maps.index(layer) + 1}, head {layer.index(strongest) + 1}",
             labels, labels, "looks at", "position",
         )  # fmt: skip
-    return [save(fig, out / "attention.png")]
+    return [save_figure(fig, out / "attention.png")]
 
 
 if __name__ == "__main__":
