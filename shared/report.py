@@ -99,6 +99,7 @@ def figure(width: float = 8, height: float = 4.8, **subplots: Any) -> tuple[Any,
 
 
 def save_figure(figure: Any, path: Path) -> Path:
+    """Writes a figure as PNG, its folder made if needed. The same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     return path
