@@ -140,7 +140,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
             axes[i][j].grid(False)
     fig.supxlabel("looks at (position, left to right)")
     fig.supylabel("position (top to bottom)")
-    fig.suptitle("Every head on one phrase")
+    fig.suptitle("Every head on one phrase (brighter: more weight)")
     return [loss, heads, save_figure(fig, out / "heads.png")]
 
 
