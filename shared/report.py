@@ -237,7 +237,7 @@ def fill(text: str) -> str:
 
     def whole(match: re.Match) -> str:
         head, folder, names, spec, end = match.groups()
-        columns = [tuple(part.strip() for part in c.split("|")) for c in spec.split(",")]
+        columns = [tuple(part.strip() for part in c.split("|")) for c in spec.split(", ")]
         lines = ["| run | " + " | ".join(c[1] for c in columns) + " |", "| --- |" + " ---: |" * len(columns)]
         for name in names.split(","):
             name, _, label = name.partition("=")

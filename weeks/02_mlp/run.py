@@ -30,7 +30,7 @@ class Settings(WeekSettings):
     n_hidden: int = 256
     init_steps: int = 300
     """Length of the two short runs that compare first values."""
-    windows: tuple[int, ...] = (1, 2, 4, 8, 16)
+    windows: tuple[int, ...] = (1, 2, 4, 8)
     """For --study window."""
     study: Literal["window"] | None = None
     train: TrainConfig = TrainConfig(
