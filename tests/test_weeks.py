@@ -149,7 +149,7 @@ def test_week_4_headline_and_speedrun():
     headline = [r.summary for n, r in runs.items() if n == "headline" or n.startswith("seed-")]
     assert len(headline) == 3 and len({s["steps"] for s in headline}) == 1
     assert all(s["best_val_loss"] <= 1.53 for s in headline)
-    assert runs["headline"].summary["wall_seconds"] <= 300  # the seeds took as many steps, on a machine that did other things too
+    assert runs["headline"].summary["wall_seconds"] <= 300  # the other two were disturbed: rerun them on a quiet machine, then hold all three to it
     assert runs["speedrun"].summary["ratio"] >= 5
 
 
