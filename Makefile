@@ -27,7 +27,7 @@ report: $(VENV)/.course
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff format --check --exclude '*.ipynb' .
 
 $(VENV)/.course: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
