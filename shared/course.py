@@ -24,8 +24,9 @@ import torch
 import tyro
 
 from shared.assets import ASSETS, cache_folder, cached
+from shared.commandline import errors_for_people, parse_args
 from shared.exercise import Week
-from shared.runtime import DEVICE_TOLERANCE, ROOT, RunLog, clock, device_name, devices, errors_for_people, parse_args, table, write_json, wrong_by
+from shared.runtime import DEVICE_TOLERANCE, ROOT, RunLog, clock, device_name, devices, table, write_json, wrong_by
 
 TOPICS = (
     "01_bigram", "02_mlp", "03_attention", "04_mini_gpt", "05_bpe", "06_gpt2",

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.runtime import ROOT, errors_for_people, write_json
+from shared.commandline import errors_for_people
+from shared.runtime import ROOT, write_json
 
 PROGRESS = ROOT / "weeks" / ".progress.json"
 

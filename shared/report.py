@@ -23,8 +23,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from shared.commandline import errors_for_people, parse_args
 from shared.course import TOPICS, output_root, week_results, weeks
-from shared.runtime import ROOT, errors_for_people, parse_args, read_jsonl, write_atomically
+from shared.runtime import ROOT, read_jsonl, write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # Okabe and Ito: told apart by everyone
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

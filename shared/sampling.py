@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from shared import checkpoint
-from shared.runtime import check_seed, errors_for_people, parse_args, pick_device
+from shared.commandline import errors_for_people, parse_args
+from shared.runtime import check_seed, pick_device
 from shared.tokenizers import Tokenizer
 
 

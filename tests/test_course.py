@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from shared import course, runtime
+from shared import commandline, course
 from shared.runtime import ROOT
 
 
@@ -100,4 +100,4 @@ def test_every_preset_of_every_week_is_there():
     for topic in course.weeks():
         presets = load_script(topic).PRESETS
         assert tuple(presets) == course.PRESETS and all(s.preset == name for name, s in presets.items())
-        assert runtime.parse(presets, ["--preset", "laptop"]) == presets["laptop"]
+        assert commandline.parse(presets, ["--preset", "laptop"]) == presets["laptop"]

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -230,6 +232,24 @@ def test_presets_have_gpt2s_published_parameter_counts(name, parameters):
         model = GPT(GPTConfig.preset(name))
     assert model.num_parameters() == parameters
     assert model.num_parameters(embeddings=False) == parameters - 1024 * model.config.n_embd
+
+
+def test_the_large_preset_is_a_llama_of_about_1_1_billion():
+    config = GPTConfig.preset("gpt-1b")
+    assert (config.n_layer, config.n_embd, config.n_head, config.mlp) == (24, 1536, 12, "swiglu")
+    theirs = LlamaConfig(vocab_size=50257, hidden_size=1536, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=12)
+    with torch.device("meta"):
+        model, llama = GPT(config), LlamaForCausalLM(theirs)
+    assert model.num_parameters() == llama.num_parameters() and 1.0e9 < model.num_parameters() < 1.1e9
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp": "swiglu", "n_kv_head": 1, "tie_weights": False}], ids=["GPT-2", "Llama"])
+def test_flops_are_those_that_torch_counts(changes):
+    config = GPTConfig(vocab_size=300, block_size=64, n_layer=2, n_head=2, n_embd=32, **changes)
+    model, idx = GPT(config), torch.zeros(3, 64, dtype=torch.int64)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(idx).sum().backward()
+    assert model.flops_per_token(64) * idx.numel() == counter.get_total_flops()
 
 
 def test_an_unknown_preset_is_refused_with_the_names():

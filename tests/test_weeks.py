@@ -7,7 +7,7 @@ from dataclasses import replace
 import matplotlib.image
 import pytest
 
-from shared import course, report, runtime
+from shared import commandline, course, report
 from shared.runtime import ROOT
 
 WEEKS = course.weeks()
@@ -100,7 +100,7 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(topic, case, output, tmp_p
     module = report.load_script(topic)
     monkeypatch.setattr("sys.argv", ["run.py", *arguments])
     with pytest.raises(SystemExit) as stop:
-        runtime.cli(module.main, module.PRESETS, module.__doc__)
+        commandline.cli(module.main, module.PRESETS, module.__doc__)
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
     assert not (output / "logs").exists() and not (output / "checkpoints").exists()
@@ -149,7 +149,7 @@ def test_week_4_headline_and_speedrun():
     headline = [r.summary for n, r in runs.items() if n == "headline" or n.startswith("seed-")]
     assert len(headline) == 3 and len({s["steps"] for s in headline}) == 1
     assert all(s["best_val_loss"] <= 1.53 for s in headline)
-    assert runs["headline"].summary["wall_seconds"] <= 300  # the other two were disturbed: rerun them on a quiet machine, then hold all three to it
+    assert all(s["wall_seconds"] <= 300 for s in headline)
     assert runs["speedrun"].summary["ratio"] >= 5
 
 

@@ -23,9 +23,10 @@ import torch
 import torch._dynamo  # noqa: F401  what the first optimizer would import, once here instead of in every child
 
 from shared import checkpoint, runtime
+from shared.commandline import errors_for_people
 from shared.data import load_corpus
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import RunLog, errors_for_people
+from shared.runtime import RunLog
 from shared.training import TrainConfig, Trainer
 
 STEPS = 12

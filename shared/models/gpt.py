@@ -109,6 +109,9 @@ PRESETS = {
     "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
+    "gpt-1b": GPTConfig(
+        n_layer=24, n_head=12, n_embd=1536, mlp_hidden=6144, norm="rmsnorm", position="rope", mlp="swiglu", bias=False, tie_weights=False
+    ),
 }
 
 
@@ -345,3 +348,9 @@ class GPT(nn.Module):
         if not embeddings and self.config.position == "learned":
             total -= self.position_embedding.weight.numel()
         return total
+
+    def flops_per_token(self, time: int) -> int:
+        """Floating-point operations that training needs for each token of sequences of `time`: 6 for each weight of a linear layer (2
+        forward, 4 backward), and 12 · n_layer · n_embd · time for the scores (Chowdhery et al., PaLM, 2022, appendix B)."""
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * time

@@ -11,13 +11,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from shared.commandline import cli
 from shared.course import WeekSettings, Workspace
 from shared.data import Corpus, fixed_windows, load_corpus
 from shared.evaluation import known_words
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.mlp import WindowMLP, WindowMLPConfig
 from shared.report import COLOURS, LINES, MARKERS, Curve, curves, figure, read_runs, reference_for, save_figure
-from shared.runtime import cli, pick_device
+from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
 
@@ -30,8 +31,8 @@ class Settings(WeekSettings):
     n_hidden: int = 256
     init_steps: int = 300
     """Length of the two short runs that compare first values."""
-    windows: tuple[int, ...] = (1, 2, 4, 8)
-    """For --study window."""
+    windows: tuple[int, ...] = (1, 2, 4, 16)
+    """For --study window, beside the main run's own."""
     study: Literal["window"] | None = None
     train: TrainConfig = TrainConfig(
         steps=1500, batch_size=64, block_size=64, lr=3e-3, warmup_steps=50, final_lr=0.05, weight_decay=0.01, eval_every=250, log_updates=True
@@ -138,6 +139,8 @@ def draw(logs: Path, out: Path) -> list[Path]:
         plots.append(draw_activations(runs, out))
     studied = {r.summary["window"]: r.summary["val_loss"] for n, r in runs.items() if n.startswith("window-") and r.summary}
     if len(studied) > 1:
+        if "mlp" in runs and runs["mlp"].summary:  # the main run is one of the study's points
+            studied[runs["mlp"].run["settings"]["window"]] = runs["mlp"].summary["val_loss"]
         fig, ax = figure()
         xs = sorted(studied)
         ax.plot(xs, [studied[x] for x in xs], color=COLOURS[0], marker="o", linewidth=2)

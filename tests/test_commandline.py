@@ -1,0 +1,160 @@
+"""The command line: settings from presets, files and flags, and errors for people. What argparse's users expect is the oracle."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from shared import commandline
+from shared.commandline import cli, errors_for_people, parse, parse_args
+from shared.runtime import RunLog
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = 10
+    lr: float = 1e-3
+    windows: int | None = None
+    seed: int = 5
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    preset: str = "laptop"
+    train: Train = field(default_factory=Train)
+    stop: tuple[str, ...] = ()
+    quick: bool = False
+
+
+PRESETS = {"laptop": Settings(), "smoke": Settings("smoke", Train(steps=1))}
+
+
+def test_a_preset_and_flags_make_the_settings():
+    assert parse(PRESETS, ["--preset", "smoke"]) == PRESETS["smoke"]
+    got = parse(PRESETS, ["--train.lr", "0.5", "--preset=smoke", "--stop", "a", "b", "--train.windows", "7", "--quick"])
+    assert got == Settings("smoke", Train(steps=1, lr=0.5, windows=7), ("a", "b"), True)
+
+
+def test_without_a_preset_the_hardware_chooses_and_says_so(monkeypatch, capsys):
+    gpu = PRESETS | {"gpu": Settings("gpu")}
+    monkeypatch.setattr(commandline, "devices", lambda: [torch.device("cpu")])
+    assert parse(gpu, []).preset == "laptop"
+    assert capsys.readouterr().out == "preset: laptop (chosen for this machine's cpu; there are: laptop, smoke, gpu)\n"
+    monkeypatch.setattr(commandline, "devices", lambda: [torch.device("cuda"), torch.device("cpu")])
+    assert parse(gpu, []).preset == "gpu" and "chosen for this machine's cuda" in capsys.readouterr().out
+    assert parse(PRESETS, []).preset == "laptop"  # where there is no preset for a GPU
+
+
+def test_a_runs_own_file_gives_its_settings_again(tmp_path):
+    settings = replace(PRESETS["smoke"], stop=("x", "y"), train=Train(3, 0.02, 4))
+    with RunLog(tmp_path, settings):
+        pass
+    assert parse(PRESETS, ["--preset", "laptop", "--config", str(tmp_path / "run.json")]) == settings
+
+
+def test_a_partial_file_lies_between_the_preset_and_the_flags(tmp_path):
+    (tmp_path / "c.json").write_text('{"train": {"lr": 1, "steps": 7}, "stop": ["z"]}')
+    got = parse(PRESETS, ["--preset", "smoke", "--config", str(tmp_path / "c.json"), "--train.steps", "8"])
+    assert got == Settings("smoke", Train(steps=8, lr=1), ("z",))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--preset", "huge"], "no preset is called 'huge'; there are: laptop, smoke"),
+        (["--preset"], "--preset needs a value"),
+        (["--train.stepz", "3"], "--train.stepz.*--train.steps"),
+        (["--nothing"], "--nothing"),
+        (["--train.steps", "many"], "--train.steps.*'many'"),
+        (["--train.lr"], "--train.lr"),
+        (["--train.steps", "0"], "steps=0: must be at least 1"),
+    ],
+    ids=str,
+)
+def test_a_command_line_that_will_not_do_is_one_line(args, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse(PRESETS, args if "--preset" in args else ["--preset", "smoke", *args])
+    assert "\n" not in str(error.value) and "│" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"trian": {}}', "no setting 'trian'; there are: preset, train, stop, quick"),
+        ('{"train": {"step": 1}}', "no setting 'step'; there are: steps, lr, windows, seed"),
+        ('{"train": {"steps": 0}}', "steps=0: must be at least 1"),
+        ('{"train": {"steps": "many"}}', "steps='many' is not of the kind of 1"),
+        ('{"train": {"steps": 1.5}}', "steps=1.5 is not of the kind of 1"),
+        ('{"train": 5}', "train=5, but train is a group of settings"),
+        ('{"train": null}', "train=None, but train is a group of settings"),
+        ('{"quick": 1}', "quick=1 is not of the kind of False"),
+        ('{"stop": "abc"}', "stop='abc' is not of the kind of"),
+        ("[]", "holds no settings"),
+        ('{"settings": null}', "holds no settings"),
+        ("{", "cannot be read as JSON"),
+        (None, "cannot be read as JSON: No such file or directory"),
+    ],
+)
+def test_a_config_file_that_will_not_do_is_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "c.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        parse(PRESETS, ["--preset", "smoke", "--config", str(path)])
+    assert "\n" not in str(error.value)
+
+
+def test_help_lists_the_settings_and_leaves_with_zero(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(PRESETS, ["--help"], "What it does.")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "What it does." in out and "--train.lr" in out
+
+
+def test_arguments_without_a_preset_are_parsed_too():
+    assert parse_args(Train, ["--steps", "3"]) == Train(steps=3)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("lr=0: must be above 0"), 2, "error: lr=0: must be above 0\n"),
+        (OSError(28, "No space left on device"), 3, "error: the disk is full: "),
+        (KeyboardInterrupt(), 130, "\nstopped (Ctrl-C)"),
+    ],
+    ids=["ValueError", "full disk", "Ctrl-C"],
+)
+def test_errors_for_people_are_one_line_and_a_status(monkeypatch, capsys, error, code, message):
+    monkeypatch.delenv("LLM_WEEKS_TRACE", raising=False)
+    with pytest.raises(SystemExit) as stop, errors_for_people():
+        raise error
+    assert stop.value.code == code
+    err = capsys.readouterr().err
+    assert err.startswith(message) and err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(5, "disk broken"), AssertionError("ours")])
+def test_what_a_person_cannot_mend_keeps_its_traceback(monkeypatch, error):
+    monkeypatch.delenv("LLM_WEEKS_TRACE", raising=False)
+    with pytest.raises(type(error)), errors_for_people():
+        raise error
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("LLM_WEEKS_TRACE", "1")
+    with pytest.raises(ValueError), errors_for_people():
+        raise ValueError("lr")
+
+
+def test_cli_prints_the_settings_and_runs_main(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--train.lr", "0.25"])
+    seen = []
+    cli(seen.append, PRESETS)
+    assert seen == [Settings("smoke", Train(steps=1, lr=0.25))]
+    out = " ".join(capsys.readouterr().out.split())
+    assert out == "settings: preset=smoke, train.steps=1, train.lr=0.25, train.windows=None, train.seed=5, stop=(), quick=False"
