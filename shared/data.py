@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shared.assets import ASSETS, cache_folder, fetch_or_fallback
+from shared.assets import cache_folder, fetch_or_fallback
 from shared.runtime import write_atomically
 from shared.tokenizers import CharTokenizer, Tokenizer
 
 TRAIN_FRACTION = 0.9
+TEXTS = ("tinyshakespeare", "shakespeare")
+"""The assets that are texts to train on."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,16 @@ class Corpus:
 
 
 def read_text(data: str) -> tuple[str, str]:
-    """The name of the data set really used, and its text. `data`: the name of an asset, or the path of a UTF-8 text file.
+    """The name of the data set really used, and its text. `data`: one of TEXTS, or the path of a UTF-8 text file.
 
     Raises ValueError for a name that is neither, an empty file, and one that isn't UTF-8.
     """
-    if data in ASSETS:
+    if data in TEXTS:
         name, path = fetch_or_fallback(data)
     else:
         name, path = Path(data).name, Path(data)
         if not path.is_file():
-            raise ValueError(f"--data {data}: neither a file nor one of {', '.join(ASSETS)}")
+            raise ValueError(f"--data {data}: neither a file nor one of {', '.join(TEXTS)}")
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

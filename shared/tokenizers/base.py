@@ -51,7 +51,8 @@ class Tokenizer(ABC):
         """The tokenizer that `save` wrote, of whatever kind. Raises ValueError for a file that isn't one."""
         import shared.tokenizers as kinds  # by name at run time: the kinds of later weeks are found too
 
-        known = [name for name in kinds.__all__ if name != "Tokenizer"]
+        known = {kind.__name__: kind for kind in vars(kinds).values() if isinstance(kind, type) and issubclass(kind, Tokenizer)}
+        del known["Tokenizer"]
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             kind = values.pop("kind")
@@ -59,9 +60,9 @@ class Tokenizer(ABC):
             raise ValueError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{path} is not a tokenizer file: expected JSON with a field 'kind'") from None
-        if kind not in known:
+        if not isinstance(kind, str) or kind not in known:
             raise ValueError(f"{path} holds a tokenizer of kind {kind!r}; known are: {', '.join(known)}")
         try:
-            return getattr(kinds, kind).from_json(values)
+            return known[kind].from_json(values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: it does not describe a {kind} ({error!r})") from None
