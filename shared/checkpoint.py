@@ -40,18 +40,23 @@ def save(
     metrics: dict[str, float] | None = None,
     tensors: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new one is there, whole."""
+    """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new one is there, whole.
+
+    weights: the model's tensors, where `model` has not all of each in this process; None takes them from `model`.
+    """
     folder = Path(folder)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        save_file(_unshared(model), new / "model.safetensors")
+        save_file({n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors")
         if tokenizer is not None:
             (new / "tokenizer.json").write_text(tokenizer._dump() + "\n", encoding="utf-8")
-        config = {"model": type(model).__name__, "config": asdict(model.config), "metrics": metrics or {}}
+        own_class = next(c for c in type(model).__mro__ if not c.__module__.startswith("torch."))  # FSDP puts one of its own in front
+        config = {"model": own_class.__name__, "config": asdict(model.config), "metrics": metrics or {}}
         config["tokenizer"] = tokenizer and tokenizer.fingerprint
         (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if state is not None:
@@ -73,14 +78,10 @@ def save(
     return folder
 
 
-def _unshared(model: nn.Module) -> dict[str, Tensor]:
+def unshared(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without a tensor's second name (tied weights): safetensors stores each tensor once."""
-    seen, out = set(), {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            out[name] = tensor.contiguous()
-        seen.add(tensor.data_ptr())
-    return out
+    first_names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in first_names}
 
 
 def _sync(path: Path) -> None:
@@ -141,7 +142,7 @@ def load(folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.d
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fills `model` from a safetensors file, strictly: every parameter present, none left over, every shape equal, or ValueError."""
     tensors = _read_tensors(path)
-    own = _unshared(model)
+    own = unshared(model)
     problems = [f"{n} is missing" for n in own if n not in tensors]
     problems += [f"{n} is not in the model" for n in tensors if n not in own]
     problems += [f"{n} is {list(t.shape)}, the model's {list(own[n].shape)}" for n, t in tensors.items() if n in own and t.shape != own[n].shape]

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import is_dataclass
+from dataclasses import MISSING, is_dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ def parse(presets: dict[str, Any], argv: list[str] | None = None, description: s
     """Settings from a command line. `presets` maps a name to a settings dataclass, all of one type with a field `preset`.
 
     `--preset NAME` chooses where to start (none given: the hardware chooses, said aloud), `--config FILE.json` lays a file over it
-    (as saved in a run's `run.json`, or only the fields to change), and every other flag is a field: `--train.lr 1e-3`.
+    (as saved in a run's `run.json`, or only the fields to change), and every other flag is a field: `--train.lr 1e-3`, or `--lr 1e-3`
+    where only one group of settings has such a field. A switch may be given a value: `--resume=True`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     name, file = _take(args, "--preset"), _take(args, "--config")
@@ -36,7 +37,7 @@ def parse(presets: dict[str, Any], argv: list[str] | None = None, description: s
     default = presets[name]
     if file is not None:
         default = _overlay(default, _read_config(file), file)
-    return parse_args(type(default), args, description, default)
+    return parse_args(type(default), [_spelled_out(arg, default) for arg in args], description, default)
 
 
 def parse_args(kind: type, args: list[str], description: str = "", default: Any = None) -> Any:
@@ -64,6 +65,23 @@ def _take(args: list[str], flag: str) -> str | None:
             del args[i]
             return arg.split("=", 1)[1]
     return None
+
+
+def _spelled_out(arg: str, settings: Any) -> str:
+    """`--lr=1` as `--train.lr=1`, and a switch's `--resume=True` or `=False` as `--resume` or `--no-resume`."""
+    if not arg.startswith("--"):
+        return arg
+    flag, equals, value = arg.partition("=")
+    name = flag[2:].replace("-", "_")
+    values = dict(_flat(settings))
+    paths = [name] if name in values else [path for path in values if path.endswith(f".{name}")]
+    if len(paths) != 1:
+        return arg
+    group, _, field = paths[0].rpartition(".")
+    dotted = f"{group}." if group else ""
+    if isinstance(values[paths[0]], bool) and value in ("True", "true", "False", "false"):
+        return f"--{dotted}{'' if value in ('True', 'true') else 'no-'}{field.replace('_', '-')}"
+    return f"--{dotted}{field}{equals}{value}"
 
 
 def _read_config(file: str) -> dict:
@@ -115,8 +133,21 @@ def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = 
     """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit status that is not 0."""
     with errors_for_people():
         settings = parse(presets, description=description)
-        print(textwrap.fill("settings: " + ", ".join(f"{k}={v}" for k, v in _flat(settings)), 120, subsequent_indent="  "))
+        for line in _description(settings):
+            print(textwrap.fill(line, 120, subsequent_indent="  "))
         main(settings)
+
+
+def _description(settings: Any, group: str = "settings") -> Iterator[str]:
+    """A line for each group of settings. Of a group inside another, only what differs from its class's defaults: a run's log has all."""
+    fields = {key: getattr(settings, key) for key in settings.__dataclass_fields__}
+    usual = {key: f.default for key, f in settings.__dataclass_fields__.items()} if group != "settings" else {}
+    shown = [f"{k}={v}" for k, v in fields.items() if not is_dataclass(v) and v != usual.get(k, MISSING)]
+    if shown:
+        yield f"{group}: {', '.join(shown)}"
+    for key, value in fields.items():
+        if is_dataclass(value):
+            yield from _description(value, key if group == "settings" else f"{group}.{key}")
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +111,52 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return config.lr * (1 - fall * (1 - config.final_lr))
 
 
+@dataclass(frozen=True)
+class Precision:
+    """What a step computes in. Other than fp32: operations that bear it are done in `dtype`, the weights stay fp32 (autocast)."""
+
+    dtype: torch.dtype = torch.float32
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+class OneProcess:
+    """Who takes part in a step: this process alone. Week 6's `distributed.py` has the others; they are handed to the Trainer."""
+
+    rank, world_size = 0, 1
+
+    def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What a step calls instead of the model. The model's own parameters go on being those that are trained."""
+        return model
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's rows of a batch."""
+        return batch
+
+    def accumulating(self, call: Callable) -> AbstractContextManager:
+        """Round the batches before a step's last one: their gradients need not be exchanged yet."""
+        return nullcontext()
+
+    def mean(self, value: float) -> float:
+        """The mean over all processes."""
+        return value
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A tensor of which this process may have a part only, put together."""
+        return tensor
+
+    def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """This process's part of a whole tensor, laid out as `like`."""
+        return tensor.to(like.device)
+
+
+FP32, ALONE = Precision(), OneProcess()
+
+
 class TrainingStopped(RuntimeError):
     """The loss or a gradient is not a finite number; the message names the step and where it began."""
 
@@ -119,7 +165,8 @@ class Trainer:
     """Trains any model of the course (ids -> logits) on a corpus.
 
     checkpoints: a folder that gets `last` (every checkpoint_every steps, on Ctrl-C and at the end) and `best` (the lowest validation
-    loss); None keeps nothing. log: where the curves go; None keeps them in memory only, under `history`.
+    loss); None keeps nothing. log: where the curves go; None keeps them in memory only, under `history`. precision, processes: what a
+    step computes in, and who takes part in it.
     """
 
     def __init__(
@@ -131,10 +178,16 @@ class Trainer:
         checkpoints: Path | str | None = None,
         device: torch.device | str = "cpu",
         description: str = "training",
+        precision: Precision = FP32,
+        processes: OneProcess = ALONE,
     ):
+        if config.batch_size % processes.world_size:
+            raise ValueError(f"batch_size={config.batch_size} cannot be shared by {processes.world_size} processes: choose a multiple")
+        self.precision, self.processes = precision, processes
         self.model, self.corpus, self.config, self.log = model.to(device), corpus, config, log
         self.checkpoints = Path(checkpoints) if checkpoints else None
         self.device, self.description = torch.device(device), description
+        self.call = processes.prepare(self.model)
         self.optimizers = build_optimizers(
             model, config.optimizer, config.lr, config.muon_lr, config.weight_decay, (config.beta1, config.beta2), config.muon_momentum
         )
@@ -149,12 +202,14 @@ class Trainer:
         Ctrl-C ends the present step, saves, and raises KeyboardInterrupt. Raises TrainingStopped for a loss that is not finite.
         """
         if not (resume and self._restore()):
-            torch.manual_seed(self.config.seed)
+            torch.manual_seed(self.config.seed + self.processes.rank)
             if self.log:
                 self.log.rewind(0)
         self.model.train()
         stream = self._batches()
-        progress = tqdm(total=self.config.steps, initial=self.step, desc=self.description, unit="step", disable=None, leave=False)
+        progress = tqdm(
+            total=self.config.steps, initial=self.step, desc=self.description, unit="step", disable=self.processes.rank > 0 or None, leave=False
+        )
         with progress, _finish_step_first() as interrupted:
             while self.step < self.config.steps:
                 self._step(stream)
@@ -163,10 +218,13 @@ class Trainer:
                 done = self.step == self.config.steps
                 if self.step % self.config.eval_every == 0 or done:
                     result = self._evaluate()
-                    progress.write(f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation {result.loss:.4f}")
-                stop = interrupted()  # asked once: a Ctrl-C that comes while saving ends the next step, which is then saved too
+                    if self.processes.rank == 0:
+                        progress.write(f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation {result.loss:.4f}")
+                # Asked once, of all processes: a Ctrl-C that comes while saving ends the next step, which is then saved too.
+                stop = self.processes.mean(interrupted()) > 0
                 if self.step % self.config.checkpoint_every == 0 or done or stop:
                     self._save("last")
+                    self.processes.wait()  # what the first process has written can be read by all
                 if stop:
                     raise KeyboardInterrupt
         return self.summary()
@@ -195,16 +253,18 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_at(self.step, c) / c.lr
-        for _ in range(c.grad_accum_steps):
-            x, y = (part.to(self.device) for part in next(stream))
-            loss = cross_entropy(self.model(x), y) / c.grad_accum_steps
-            total += loss.item()
-            if not math.isfinite(total):
-                self._stop(f"the loss is {total}", culprit(self.model, x))
-            loss.backward()
+        for i in range(c.grad_accum_steps):
+            x, y = (self.processes.share(part).to(self.device) for part in next(stream))
+            with nullcontext() if i == c.grad_accum_steps - 1 else self.processes.accumulating(self.call):
+                with self.precision.autocast(self.device):
+                    loss = cross_entropy(self.call(x), y) / c.grad_accum_steps
+                total += self.processes.mean(loss.item())
+                if not math.isfinite(total):
+                    self._stop(f"the loss is {total}", culprit(self.model, x))
+                loss.backward()
         grads = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         length = nn.utils.get_total_norm(grads.values())
-        norm = length.item()
+        norm = self.processes.whole(length).item()
         if not math.isfinite(norm):  # looked at before clipping, which spreads a nan to all of them
             bad = next((n for n, g in grads.items() if not g.isfinite().all()), None)
             longest = max(grads, key=lambda n: grads[n].abs().max().item())
@@ -242,7 +302,8 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         c = self.config
-        result = evaluate(self.model, self.corpus.val, c.block_size, self.corpus.token_bytes, max_windows=c.eval_windows, device=self.device)
+        with self.precision.autocast(self.device):
+            result = evaluate(self.model, self.corpus.val, c.block_size, self.corpus.token_bytes, max_windows=c.eval_windows, device=self.device)
         self.final = result.as_metrics()
         self._record(**self.final, seconds=self.seconds)
         if not self.best or result.loss < self.best["val_loss"]:
@@ -255,13 +316,18 @@ class Trainer:
     def _save(self, name: str) -> None:
         if self.checkpoints is None:
             return
+        weights = {n: self.processes.whole(t) for n, t in checkpoint.unshared(self.model).items()}
         if name == "best":
-            checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, self.final)
+            if self.processes.rank == 0:
+                checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, self.final, weights=weights)
             return
         tensors = {"random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        tensors |= {f"{i}.{name}.{key}": t for i, name, state in self._optimizer_states() for key, t in state.items()}
+        for i, parameter, _, moments in self._optimizer_states():
+            tensors |= {f"{i}.{parameter}.{key}": self.processes.whole(t) for key, t in moments.items()}
+        if self.processes.rank > 0:
+            return
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -272,15 +338,15 @@ class Trainer:
             "config": asdict(self.config),
             "data": self.corpus.name,
         }
-        checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, getattr(self, "final", {}), tensors, state)
+        checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, getattr(self, "final", {}), tensors, state, weights)
 
-    def _optimizer_states(self) -> Iterator[tuple[int, str, dict[str, Tensor]]]:
-        """(optimizer's number, parameter's name, its state) for each parameter."""
+    def _optimizer_states(self) -> Iterator[tuple[int, str, nn.Parameter, dict[str, Tensor]]]:
+        """(optimizer's number, parameter's name, the parameter, its state) for each parameter."""
         names = {p: n for n, p in self.model.named_parameters()}
         for i, optimizer in enumerate(self.optimizers):
             for group in optimizer.param_groups:
                 for p in group["params"]:
-                    yield i, names[p], optimizer.state[p]
+                    yield i, names[p], p, optimizer.state[p]
 
     def _restore(self) -> bool:
         """Takes up the state in `last`; False if there is none."""
@@ -298,19 +364,27 @@ class Trainer:
             raise ValueError(
                 f"{self.checkpoints / 'last'} cannot be resumed with other settings: {what}. Restore them, or start anew without --resume"
             )
-        self.model.load_state_dict(saved.model.state_dict())
-        for i, name, state in self._optimizer_states():
+        own, whole = checkpoint.unshared(self.model), checkpoint.unshared(saved.model)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(self.processes.placed(whole[name], tensor))
+        for i, name, p, state in self._optimizer_states():
             prefix = f"{i}.{name}."
-            # Adam's step counter lives on the CPU unless fused on CUDA; everything else with its parameter.
-            state.update({k.removeprefix(prefix): t.to(self.device) for k, t in saved.tensors.items() if k.startswith(prefix)})
-        torch.set_rng_state(saved.tensors["random.cpu"].cpu())
+            for key, t in saved.tensors.items():
+                if key.startswith(prefix):  # Adam's step counter is one number, and the same for all
+                    state[key.removeprefix(prefix)] = self.processes.placed(t, p) if t.dim() else t.to(self.device)
+        if self.processes.rank == 0:
+            torch.set_rng_state(saved.tensors["random.cpu"].cpu())
+        else:  # its own was not saved: any that is unlike the others' will do
+            torch.manual_seed(self.config.seed + self.processes.rank + saved.state["step"])
         if "random.cuda" in saved.tensors:
             torch.cuda.set_rng_state(saved.tensors["random.cuda"].cpu(), self.device)
         for key in ("step", "seconds", "first_loss", "last_loss", "best", "final"):
             setattr(self, key, saved.state[key])
         if self.log:
             self.log.rewind(self.step)
-        print(f"{self.description}: resumed at step {self.step}")
+        if self.processes.rank == 0:
+            print(f"{self.description}: resumed at step {self.step}")
         return True
 
 
