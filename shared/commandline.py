@@ -8,7 +8,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import MISSING, is_dataclass
 from io import StringIO
 from pathlib import Path
@@ -130,8 +130,12 @@ def _one_line(box: str) -> str:
 
 
 def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = "") -> None:
-    """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit status that is not 0."""
-    with errors_for_people():
+    """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit status that is not 0.
+
+    Of several processes that torchrun started, the first one speaks for all; errors are printed by each.
+    """
+    speaks = os.environ.get("RANK", "0") == "0"
+    with errors_for_people(), open(os.devnull, "w") as nowhere, nullcontext() if speaks else redirect_stdout(nowhere):
         settings = parse(presets, description=description)
         for line in _description(settings):
             print(textwrap.fill(line, 120, subsequent_indent="  "))

@@ -160,12 +160,23 @@ class EpochSampler(Sampler):
             step += 1
 
 
-def batches(tokens: np.ndarray, block_size: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches without end, (x, y) int64 [batch_size, block_size], from batch number `start_step` on."""
+def batches(
+    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches without end, (x, y) int64 [batch_size, block_size], from batch number `start_step` on.
+
+    rank, world_size: only row number `rank` of each batch and every `world_size`-th after it, and no other is read: together, processes
+    that share a batch read what one would. Raises ValueError for a rank that isn't one, or a batch that cannot be shared evenly.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
+    if batch_size % world_size:
+        raise ValueError(f"batch_size={batch_size} cannot be shared by {world_size} processes: choose a multiple")
     dataset = TokenDataset(tokens, block_size)
     sampler = EpochSampler(dataset, batch_size, seed, start_step)
+    own = (starts[rank::world_size] for starts in sampler)
     # A generator of its own: without one, starting to iterate draws from torch's, and a resumed run would get other dropout masks.
-    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=lambda batch: batch, generator=torch.Generator()))
+    return iter(DataLoader(dataset, batch_sampler=own, collate_fn=lambda batch: batch, generator=torch.Generator()))
 
 
 def fixed_windows(tokens: np.ndarray, block_size: int, limit: int | None = None) -> tuple[Tensor, Tensor]:

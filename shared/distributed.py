@@ -64,9 +64,6 @@ class Processes(OneProcess):
             fully_shard(model, mesh=mesh)
         return torch.compile(call) if self.compile_model else call
 
-    def share(self, batch: Tensor) -> Tensor:
-        return batch[self.rank :: self.world_size]
-
     @contextmanager
     def accumulating(self, call: Callable) -> Iterator[None]:
         if self.parallel == "fsdp":

@@ -130,10 +130,6 @@ class OneProcess:
         """What a step calls instead of the model. The model's own parameters go on being those that are trained."""
         return model
 
-    def share(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch."""
-        return batch
-
     def accumulating(self, call: Callable) -> AbstractContextManager:
         """Round the batches before a step's last one: their gradients need not be exchanged yet."""
         return nullcontext()
@@ -181,8 +177,6 @@ class Trainer:
         precision: Precision = FP32,
         processes: OneProcess = ALONE,
     ):
-        if config.batch_size % processes.world_size:
-            raise ValueError(f"batch_size={config.batch_size} cannot be shared by {processes.world_size} processes: choose a multiple")
         self.precision, self.processes = precision, processes
         self.model, self.corpus, self.config, self.log = model.to(device), corpus, config, log
         self.checkpoints = Path(checkpoints) if checkpoints else None
@@ -244,8 +238,8 @@ class Trainer:
     # ---- one step
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        c = self.config
-        return batches(self.corpus.train, c.block_size, c.batch_size, c.seed, start_step=self.step * c.grad_accum_steps)
+        c, p = self.config, self.processes
+        return batches(self.corpus.train, c.block_size, c.batch_size, c.seed, self.step * c.grad_accum_steps, p.rank, p.world_size)
 
     def _step(self, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
         started = clock()
@@ -254,7 +248,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_at(self.step, c) / c.lr
         for i in range(c.grad_accum_steps):
-            x, y = (self.processes.share(part).to(self.device) for part in next(stream))
+            x, y = (part.to(self.device) for part in next(stream))
             with nullcontext() if i == c.grad_accum_steps - 1 else self.processes.accumulating(self.call):
                 with self.precision.autocast(self.device):
                     loss = cross_entropy(self.call(x), y) / c.grad_accum_steps

@@ -176,6 +176,21 @@ def test_batches_hold_the_windows_that_the_sampler_chose():
         assert y.tolist() == [tokens[s + 1 : s + 7].tolist() for s in chosen]
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_the_parts_of_all_ranks_are_the_whole_batches(world_size):
+    tokens = np.random.default_rng(0).integers(0, 50, 300).astype(np.uint16)
+    parts = [batches(tokens, 6, 6, seed=4, start_step=5, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for whole, *shares in islice(zip(batches(tokens, 6, 6, seed=4, start_step=5), *parts), 20):
+        for i in range(2):
+            assert torch.equal(torch.stack([share[i] for share in shares], dim=1).flatten(0, 1), whole[i])
+
+
+@pytest.mark.parametrize(("rank", "world_size", "words"), [(2, 2, "rank=2"), (-1, 2, "rank=-1"), (0, 4, "batch_size=6 cannot be shared by 4")])
+def test_a_rank_that_is_none_and_a_batch_that_cannot_be_shared_are_refused(rank, world_size, words):
+    with pytest.raises(ValueError, match=words):
+        batches(np.arange(100), 6, 6, seed=4, rank=rank, world_size=world_size)
+
+
 def test_batches_leave_torchs_random_state_alone():
     """A resumed run makes its batches anew after restoring the random state: that must not move it."""
     torch.manual_seed(0)

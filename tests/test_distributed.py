@@ -137,7 +137,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(corpus):
         world_size = 3
 
     with pytest.raises(ValueError, match="batch_size=4 cannot be shared by 3 processes"):
-        Trainer(torch.nn.Linear(2, 2), corpus, TrainConfig(batch_size=4), processes=Three())
+        Trainer(torch.nn.Linear(2, 2), corpus, TrainConfig(batch_size=4), processes=Three()).fit()
 
 
 @pytest.mark.parametrize(("kind", "message"), [("ddp", "torchrun"), ("fsdp", "torchrun"), ("tensor", "must be none, ddp or fsdp")])

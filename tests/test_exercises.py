@@ -1,4 +1,4 @@
-"""The exercises of weeks 1 to 5, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 6, and shared/exercise.py, which grades them."""
 
 import codecs
 import inspect
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import chain
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,14 +19,16 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from shared import exercise as grader
 from shared.exercise import Exercise, Mistake, Week, grade, read_progress
 from shared.models.attention import CausalSelfAttention
 from shared.models.gpt import GPT, MLP, Block, GPTConfig
+from shared.optim import build_optimizers
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4, 5)
+WEEKS = (1, 2, 3, 4, 5, 6)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -48,7 +51,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 30
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 37
 
 
 @ALL
@@ -229,6 +232,68 @@ def _decode_ids(ids, vocab):
     return "".join(decoder.decode(vocab[i]) for i in ids) + decoder.decode(b"", final=True)
 
 
+def _initial_std(name, shape, n_layer):
+    """Measured in our GPT, whose random numbers are replaced by as many +std as -std."""
+
+    @torch.no_grad()
+    def draw(tensor, mean=0.0, std=1.0):
+        return tensor.copy_(std * torch.tensor([1.0, -1.0]).repeat(tensor.numel() // 2).view_as(tensor))
+
+    with patch.object(nn.init, "normal_", draw):
+        model = GPT(GPTConfig(vocab_size=4, block_size=4, n_layer=n_layer, n_head=1, n_embd=4))
+    return model.get_parameter(name).std(correction=0).item()
+
+
+def _decay_groups(shapes):
+    """As the Trainer's optimizer has them."""
+    model = nn.ParameterList(torch.zeros(shape) for shape in shapes.values())
+    (optimizer,) = build_optimizers(model, "adamw", lr=1e-3, weight_decay=0.1)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    names = [(name, decay[id(p)]) for name, p in zip(shapes, model)]
+    return [n for n, d in names if d == 0.1], [n for n, d in names if d == 0]
+
+
+def _accumulated_gradient(weight, batches):
+    """Without backward: probabilities less the truth, times the inputs, over all examples at once."""
+    x, y = (torch.cat(parts) for parts in zip(*batches))
+    return ((x @ weight.T).softmax(-1) - F.one_hot(y, len(weight))).T @ x / len(y)
+
+
+def _split_c_attn(weight, bias, n_head):
+    """What Hugging Face's layer itself makes of the unit vectors, and of 0."""
+    layer = Conv1D(weight.size(1), weight.size(0))
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    with torch.no_grad():
+        zero = layer(torch.zeros(1, len(weight)))
+        columns = layer(torch.eye(len(weight))) - zero
+    n = len(weight)
+    return *(columns[:, i * n : (i + 1) * n].T for i in range(3)), *(zero[0, i * n : (i + 1) * n] for i in range(3))
+
+
+def _pack_documents(documents, end_of_text, block_size):
+    """Row by row, each fed from the stream."""
+    stream = chain.from_iterable([end_of_text, *document] for document in documents)
+    rows, row = [], [next(stream)]
+    for token in stream:
+        row.append(token)
+        if len(row) == block_size + 1:
+            rows.append(row)
+            row = [token]
+    return torch.tensor([r[:-1] for r in rows]), torch.tensor([r[1:] for r in rows])
+
+
+def _score_choices(logits, ids, n_context, choices):
+    losses = [F.cross_entropy(x[n_context - 1 : -1], row[n_context:], reduction="sum").item() for x, row in zip(logits, ids)]
+    scores = [-loss / len(text) for loss, text in zip(losses, choices)]
+    return scores, max(range(len(scores)), key=scores.__getitem__)
+
+
+def _mfu(n_layer, n_embd, vocab_size, block_size, tokens_per_second, peak_flops):
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size, block_size, n_layer, 1, n_embd))
+    return model.flops_per_token(block_size) * tokens_per_second / peak_flops
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -260,6 +325,13 @@ OTHER_ANSWERS = {
     "cut": lambda text: re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text),
     "encode_piece": _encode_piece,
     "decode_ids": _decode_ids,
+    "initial_std": _initial_std,
+    "decay_groups": _decay_groups,
+    "accumulated_gradient": _accumulated_gradient,
+    "split_c_attn": _split_c_attn,
+    "pack_documents": _pack_documents,
+    "score_choices": _score_choices,
+    "mfu": _mfu,
 }
 
 
@@ -448,7 +520,7 @@ def test_an_unknown_exercise_is_an_error_that_names_those_there_are(week, ask):
 
 
 def test_an_unknown_week_is_an_error_that_names_those_there_are():
-    with pytest.raises(ValueError, match="week 99 has no exercises.*1, 2, 3, 4, 5"):
+    with pytest.raises(ValueError, match="week 99 has no exercises.*1, 2, 3, 4, 5, 6"):
         Week(99)
 
 

@@ -252,6 +252,18 @@ def test_flops_are_those_that_torch_counts(changes):
     assert model.flops_per_token(64) * idx.numel() == counter.get_total_flops()
 
 
+def test_the_first_loss_of_gpt2_is_what_its_first_values_say():
+    """The last norm's output is 768 numbers of about 1, the output layer's weights are N(0, 0.02²), so the logits are N(0, 768 · 0.02²):
+    their half variance, 0.15, comes on top of ln(50257) = 10.82."""
+    expected = math.log(50257) + 768 * 0.02**2 / 2
+    torch.manual_seed(1)
+    x, y = torch.randint(50257, (2, 1, 512))
+    for model in (GPT(GPTConfig.preset("gpt2")), GPT2LMHeadModel(GPT2Config())):
+        with torch.no_grad():
+            logits = model.eval()(x)
+        assert cross_entropy(getattr(logits, "logits", logits), y).item() == pytest.approx(expected, abs=0.1)
+
+
 def test_an_unknown_preset_is_refused_with_the_names():
     with pytest.raises(ValueError, match="no GPT preset 'gpt3'; there are: nano, mini, gpt2"):
         GPTConfig.preset("gpt3")
