@@ -65,7 +65,7 @@ def test_studies_run(topic, output, text_file):
         "03_attention": [],
         "04_mini_gpt": ["speedrun", "ablation", "seeds", "cache"],
         "05_bpe": ["vocab"],
-        "06_gpt2": ["shapes", "cost", "smollm2"],
+        "06_gpt2": ["shape", "cost", "smollm2"],
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
         module.main(settings)
@@ -158,6 +158,16 @@ def test_week_4_headline_and_speedrun():
     assert all(s["best_val_loss"] <= 1.53 for s in headline)
     assert all(s["wall_seconds"] <= 300 for s in headline)
     assert runs["speedrun"].summary["ratio"] >= 5
+
+
+def test_week_6_trains_in_five_minutes_and_reads_what_others_trained():
+    assert reference("06_gpt2")["wall_seconds"] <= 300
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "06_gpt2" / "reference" / "tinyshakespeare").items()}
+    kept, recomputed = runs["cost-float32"], runs["cost-float32-recomputed"]
+    assert recomputed["first_loss"] == kept["first_loss"] and recomputed["last_loss"] == pytest.approx(kept["last_loss"], abs=1e-4)
+    assert recomputed["kept_gigabytes"] < kept["kept_gigabytes"] / 3 and recomputed["gigabytes"] < kept["gigabytes"]
+    smol = runs["smollm2"]
+    assert abs(smol["piqa_acc_norm"] - 0.669) < 2 * smol["piqa_acc_norm_error"]  # as published, on all examples
 
 
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,0 +1,313 @@
+"""Week 6: GPT-2. A small one on our own tokens in five minutes; on one GPU or several, the real one.
+
+python weeks/06_gpt2/run.py --preset laptop
+python weeks/06_gpt2/run.py --preset laptop --study shape       # the blocks that GPT-2 had, on the same tokens
+python weeks/06_gpt2/run.py --preset laptop --study smollm2     # weights that others trained, in our GPT: perplexity, LAMBADA, PIQA, a talk
+python weeks/06_gpt2/run.py --preset laptop --study cost        # steps of the real GPT-2 on this machine, and what a whole run costs elsewhere
+torchrun --standalone --nproc_per_node=8 weeks/06_gpt2/run.py --preset gpu
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from shared.commandline import cli
+from shared.course import WeekSettings, Workspace
+from shared.data import Corpus, TokenDataset, load_corpus, read_text, split_text
+from shared.distributed import Processes, process_group
+from shared.evaluation import known_words
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.pretrained import IM_END, chat_prompt, load_smollm2
+from shared.profiling import in_own_process, matmul_peak, measure_training
+from shared.report import COLOURS, Curve, curves, figure, read_runs, reference_for, save_figure
+from shared.runtime import ROOT, RunLog, clock, device_name, pick_device, table
+from shared.sampling import generate
+from shared.shards import INDEX, open_shards
+from shared.tokenizers import BPETokenizer
+from shared.training import ALONE, OneProcess, Precision, TrainConfig, Trainer
+from shared.zero_shot import load_task, run_task, sliding_window
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+QUESTIONS = ("What is the capital of France?", "Why is the sky blue? Answer in one sentence.", "Write a short poem about the sea.")
+PUBLISHED = {"piqa_acc_norm": 0.669}  # SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples
+GPT2 = {"lambada_acc": 0.3256, "lambada_perplexity": 40.06, "piqa_acc": 0.6289}  # GPT-2 124M under lm-eval, on all examples
+FULL_RUN = 10_000_000_000  # tokens: what takes GPT-2 124M to a validation loss of 3.29 on FineWeb-Edu
+CARDS = {"T4": (65, 0.35), "L4": (121, 0.7), "RTX 4090": (165, 0.5), "A100": (312, 1.6), "H100": (989, 2.8)}
+"""Peak TFLOP/s in 16 bits, dense, by the makers' data sheets, and dollars an hour to rent one: an assumption, prices change by the month."""
+USUAL_MFU = 0.4  # of such runs on such cards; assumed
+
+
+@dataclass(frozen=True)
+class Settings(WeekSettings):
+    """`data` may also be a folder of shards, as `python -m shared.shards` writes it."""
+
+    vocab_size: int = 1024
+    """Of our own tokenizer, trained on the text; shards bring theirs."""
+    model: GPTConfig = GPTConfig.preset("mini", block_size=256)
+    """A small GPT-2 with today's blocks; its vocabulary is the tokenizer's. --study shape has GPT-2's own."""
+    train: TrainConfig = TrainConfig(
+        steps=2400, batch_size=3, block_size=256, optimizer="muon", lr=0.006, muon_lr=0.02, muon_momentum=0.9, schedule="linear",
+        warmup_steps=30, final_lr=0.0, weight_decay=0.05, beta2=0.95, grad_clip=0.0, eval_every=600, checkpoint_every=600,
+    )  # fmt: skip
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What a step computes in; the weights stay float32."""
+    compile_model: bool = False
+    parallel: Literal["none", "ddp", "fsdp"] | None = None
+    """How processes share the work; None: ddp where torchrun started several."""
+    recompute: bool = False
+    """Gradient checkpointing: keep less, compute it again on the way back."""
+    limit: int | None = 200
+    """For --study smollm2: only the first so many examples of each task; none takes all."""
+    measured: str = "gpt2"
+    """For --study cost: the preset whose steps are measured, one sequence of its block_size at a time (on a GPU 16)."""
+    study: Literal["shape", "smollm2", "cost"] | None = None
+
+
+def smoke() -> Settings:
+    s = Settings()
+    return replace(
+        s, preset="smoke", vocab_size=280, model=replace(s.model, n_layer=2, n_head=2, n_embd=16, block_size=32), limit=2, measured="nano",
+        train=replace(s.train, steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10),
+    )  # fmt: skip
+
+
+PRESETS = {
+    "smoke": smoke(),
+    "laptop": Settings(),
+    "gpu": Settings(
+        preset="gpu",
+        data="data/fineweb-edu",
+        model=GPTConfig.preset("gpt2"),
+        train=TrainConfig(
+            steps=19_073, batch_size=32, block_size=1024, grad_accum_steps=16, lr=6e-4, warmup_steps=715, beta2=0.95, weight_decay=0.1,
+            eval_every=250, eval_windows=1024, checkpoint_every=250,
+        ),
+        dtype="bfloat16",
+        compile_model=True,
+    ),
+}  # fmt: skip
+
+
+def main(settings: Settings) -> dict[str, float]:
+    """Trains a GPT-2, or runs a study. Returns the week's figures."""
+    if settings.study:
+        return {"shape": study_shape, "smollm2": study_smollm2, "cost": study_cost}[settings.study](settings)
+    with process_group(settings.device) as (device, rank, size):
+        corpus = open_corpus(settings)
+        work = Workspace(__file__, settings, corpus.name, device)
+        processes = Processes(settings.parallel or ("ddp" if size > 1 else "none"), device, settings.compile_model, settings.recompute)
+        with work.log("gpt2", settings) if rank == 0 else nullcontext() as log:
+            result = train_model(settings, corpus, work, log, processes)
+            return finish(settings, corpus, work, log, result) if rank == 0 else {}
+
+
+def open_corpus(settings: Settings) -> Corpus:
+    """Shards as they are; a text with a tokenizer trained on its training part."""
+    if (Path(settings.data) / INDEX).exists():
+        return open_shards(settings.data)
+    if settings.data == PRESETS["gpu"].data:
+        command = f"python -m shared.shards --source fineweb-edu --out {settings.data} --tokens 10B"
+        raise ValueError(f"there are no shards in {settings.data} yet. Make them first (20 GB of tokens): {command}")
+    train_text, val_text = split_text(read_text(settings.data)[1])
+    TokenDataset(np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size)  # too short for bytes is too short for tokens
+    return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
+
+
+def train_model(settings: Settings, corpus: Corpus, work: Workspace, log: RunLog | None, processes: OneProcess, name: str = "gpt2") -> dict[str, float]:
+    """Trains on a corpus; the summary, with `wall_seconds` for everything from the first step to the last evaluation."""
+    started = clock()
+    torch.manual_seed(settings.train.seed)
+    block_size = max(settings.model.block_size, settings.train.block_size)
+    model = GPT(replace(settings.model, vocab_size=corpus.tokenizer.vocab_size, block_size=block_size))
+    trainer = Trainer(model, corpus, settings.train, log, work.checkpoints / name, work.device, name, Precision(DTYPES[settings.dtype]), processes)
+    return {**trainer.fit(settings.resume), "wall_seconds": clock() - started}
+
+
+def finish(settings: Settings, corpus: Corpus, work: Workspace, log: RunLog, result: dict[str, float]) -> dict[str, float]:
+    """Lets the best checkpoint write, and closes the week."""
+    model, tokenizer = GPT.from_checkpoint(work.checkpoints / "gpt2" / "best", work.device), corpus.tokenizer
+    sample = tokenizer.decode(list(generate(model, corpus.start, 600, temperature=0.8, top_p=0.95, seed=1)))
+    words = known_words(sample, tokenizer.decode(corpus.train[: 2**20].tolist()))
+    log.artifact(sample=sample)
+    log.finish(**result, known_words=words, vocab_size=tokenizer.vocab_size)
+    print(f"\nIts text ({words:.0%} of its words occur in the text it learned):\n\n{sample.strip()}")
+    print(f"\nhardware: {device_name(work.device)}; {result['tokens_per_second']:,.0f} tokens/s")
+    return work.finish(
+        {
+            "bits_per_byte": result["best_val_bits_per_byte"],
+            "val_loss": result["best_val_loss"],
+            "perplexity": result["best_val_perplexity"],
+            "accuracy": result["best_val_accuracy"],
+            "first_loss": result["first_loss"],
+            "ln_vocab_size": math.log(tokenizer.vocab_size),
+            "vocab_size": tokenizer.vocab_size,
+            "known_words": words,
+            "parameters": result["parameters"],
+            "tokens_per_second": result["tokens_per_second"],
+            "train_seconds": result["seconds"],
+            "wall_seconds": result["wall_seconds"],
+        },
+        draw,
+    )
+
+
+def study_shape(settings: Settings) -> dict[str, float]:
+    """The same tokens and steps with the blocks that GPT-2 had."""
+    corpus = open_corpus(settings)
+    work = Workspace(__file__, settings, corpus.name, pick_device(settings.device))
+    classic = {f: getattr(GPTConfig(), f) for f in ("norm", "position", "mlp", "bias", "tie_weights", "qk_norm", "zero_init")}
+    changed = replace(settings, model=replace(settings.model, **classic))
+    with work.log("shape-gpt2", changed) as log:
+        result = log.finish(**train_model(changed, corpus, work, log, ALONE, "shape-gpt2"))
+    print("\n" + table([{"run": "GPT-2's own blocks", "bits per byte": result["best_val_bits_per_byte"], "seconds": result["seconds"]}]))
+    draw(work.logs, work.reports)
+    return result
+
+
+def study_smollm2(settings: Settings) -> dict[str, float]:
+    """A model that others trained, in our GPT: on the week's held-out text, on two tasks, and in conversation."""
+    device = pick_device(settings.device)
+    name, text = read_text(settings.data)
+    work = Workspace(__file__, settings, name, device)
+    started = clock()
+    model, tokenizer = load_smollm2()
+    found = {"load_seconds": clock() - started, "parameters": model.num_parameters()}
+    model.to(device)
+    with work.log("smollm2", settings) as log:
+        read = sliding_window(model, tokenizer, split_text(text)[1], stride=512, block_size=1024, progress=True)
+        found |= {"bits_per_byte": read.bits_per_byte, "text_perplexity": read.perplexity, "text_tokens": read.tokens}
+        for task in ("lambada", "piqa"):
+            result = run_task(model, tokenizer, task, load_task(task)[: settings.limit], progress=True)
+            found |= {f"{task}_{metric}": value for metric, value in result.metrics.items()} | {f"{task}_examples": len(result.records)}
+            found |= {f"{task}_{metric}_error": value for metric, value in result.standard_errors.items()}
+        talk, written, writing = [], 0, clock()
+        for question in QUESTIONS:
+            ids = chat_prompt(tokenizer, [{"role": "user", "content": question}])
+            answer = list(generate(model, ids, 60, temperature=0, stop=[tokenizer.special_tokens[IM_END]]))
+            talk.append((question, tokenizer.decode(answer).removesuffix(IM_END).strip()))
+            written += len(answer)
+        found["generated_tokens_per_second"] = written / (clock() - writing)
+        log.artifact(talk=talk)
+        log.finish(**found)
+    print("\n" + "\n\n".join(f"> {question}\n{answer}" for question, answer in talk))
+    rows = [
+        {"what": k, "SmolLM2 here": found[k], "standard error": found.get(f"{k}_error"), "published": PUBLISHED.get(k), "GPT-2 124M, published": GPT2.get(k)}
+        for k in ("bits_per_byte", "text_perplexity", "lambada_acc", "lambada_perplexity", "piqa_acc", "piqa_acc_norm")
+    ]  # fmt: skip
+    print("\n" + table(rows))
+    draw(work.logs, work.reports)
+    return found
+
+
+def study_cost(settings: Settings) -> dict[str, float]:
+    """What steps of a real size take here, each kind in a process of its own; and a whole run's hours and dollars on common cards."""
+    device = pick_device(settings.device)
+    work = Workspace(__file__, settings, read_text(settings.data)[0], device)
+    config = GPTConfig.preset(settings.measured)
+    train = TrainConfig(steps=6, batch_size=1, block_size=config.block_size, lr=6e-4, warmup_steps=10, beta2=0.95)
+    kinds: dict[str, dict] = {"float32": {}, "float32, recomputed": {"recompute": True}}
+    if device.type == "cuda":
+        train, bf16 = replace(train, steps=20, batch_size=16), {"precision": Precision(torch.bfloat16)}
+        kinds |= {"bfloat16": bf16, "bfloat16, compiled": bf16 | {"compile_model": True}}
+        kinds["bfloat16, compiled, recomputed"] = kinds["bfloat16, compiled"] | {"recompute": True}
+    peaks = {dtype: matmul_peak(device, dtype) for dtype in {k.get("precision", Precision()).dtype for k in kinds.values()}}
+    steps = {}
+    for name, how in kinds.items():
+        peak = peaks[how.get("precision", Precision()).dtype]
+        with work.log("cost-" + name.replace(", ", "-"), settings) as log:
+            cost = in_own_process(measure_training, config, train, device, **how)
+            steps[name] = log.finish(
+                name=name, seconds=cost.seconds, tokens_per_second=cost.tokens_per_second, mfu=cost.flops / peak, peak_flops=peak,
+                gigabytes=cost.memory and cost.memory / 1e9, kept_gigabytes=cost.kept / 1e9, first_loss=cost.losses[0], last_loss=cost.losses[-1],
+            )  # fmt: skip
+    shown = {
+        "seconds": "seconds",
+        "tokens_per_second": "tokens/s",
+        "mfu": "MFU",
+        "gigabytes": "peak GB",
+        "kept_gigabytes": "kept GB",
+        "first_loss": "first loss",
+    }
+    print(f"\n{settings.measured}, {train.batch_size} x {train.block_size} tokens a step, on {device_name(device)}")
+    print(table([{"step": name} | {label: step[key] for key, label in shown.items()} for name, step in steps.items()]))
+    reached = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, peak in peaks.items())
+    print(f"(MFU: of what products of matrices reach here, {reached}; kept: from the forward pass for the backward)")
+    mfu = max(step["mfu"] for step in steps.values())
+    bill = price_list(config, mfu)
+    years = FULL_RUN / max(step["tokens_per_second"] for step in steps.values()) / (365 * 86400)
+    print(f"\n{FULL_RUN / 1e9:.0f} B tokens would take {years:.2f} years here. On cards one can rent, computed, not measured:\n{table(bill)}")
+    print(f"(at the best MFU measured above, {mfu:.2f}, and at {USUAL_MFU}, which is usual there; rents are assumptions)")
+    with work.log("cost", settings) as log:
+        flat = {f"{row['card'].replace(' ', '_')}_{key.replace(' ', '_')}": v for row in bill for key, v in row.items() if key != "card"}
+        log.artifact(bill=bill)
+        log.finish(mfu=mfu, years_here=years, **flat)
+    draw(work.logs, work.reports)
+    return {name: step["seconds"] for name, step in steps.items()}
+
+
+def price_list(config: GPTConfig, mfu: float) -> list[dict]:
+    """Hours and dollars for FULL_RUN tokens on each card, computed from the model's FLOPs, at `mfu` and at USUAL_MFU."""
+    with torch.device("meta"):
+        flops = GPT(config).flops_per_token(config.block_size)
+    rows = []
+    for card, (teraflops, rent) in CARDS.items():
+        row = {"card": card, "TFLOP/s": teraflops, "$ an hour": rent}
+        for label, share in (("measured", mfu), ("usual", USUAL_MFU)):
+            hours = FULL_RUN * flops / (teraflops * 1e12 * share) / 3600
+            row |= {f"hours, {label} MFU": round(hours, 1), f"$, {label} MFU": round(hours * rent)}
+        rows.append(row)
+    return rows
+
+
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    runs, reference = read_runs(logs), reference_for(logs)
+    plots = []
+    if "gpt2" in runs:
+        lines = [Curve(runs["gpt2"], "GPT-2, today's blocks (this week)", "val_bits_per_byte")]
+        lines += [Curve(runs["shape-gpt2"], "GPT-2's own blocks", "val_bits_per_byte")] if "shape-gpt2" in runs else []
+        for topic, run, label in (("05_bpe", "bpe", "week 5, tokens"), ("04_mini_gpt", "headline", "week 4, characters")):
+            earlier = read_runs(ROOT / "logs" / topic / "reference" / logs.name)
+            lines += [Curve(earlier[run], f"{label} (the course's run)", "val_bits_per_byte")] if run in earlier else []
+        plots.append(
+            curves(
+                out / "loss.png", lines, "Three weeks, one held-out text", x="seconds", xlabel="seconds of training",
+                ylabel="bits per byte of held-out text",
+                reference=[Curve(reference["gpt2"], "GPT-2", "val_bits_per_byte")] if "gpt2" in reference else (),
+            )
+        )  # fmt: skip
+        plots.append(
+            curves(
+                out / "training.png", [Curve(runs["gpt2"], "training batch", "train_loss"), Curve(runs["gpt2"], "held-out text")],
+                "What it has learned, and what carries over", ylabel="loss (nats per token)",
+                levels={"ln(vocabulary)": math.log(runs["gpt2"].summary["vocab_size"])} if runs["gpt2"].summary else None,
+            )
+        )  # fmt: skip
+    steps = [r.summary for n, r in runs.items() if n.startswith("cost-") and r.summary]
+    if steps and all(s["gigabytes"] for s in steps):
+        plots.append(draw_cost(steps, out))
+    return plots
+
+
+def draw_cost(steps: list[dict], out: Path) -> Path:
+    """Time and memory of each kind of step, side by side."""
+    fig, axes = figure(13, 1.6 + 0.5 * len(steps), ncols=3, sharey=True)
+    names, titles = [s["name"] for s in steps], ("Time of a step", "Kept for the backward", "Peak memory of all")
+    for ax, key, title, unit, colour in zip(axes, ("seconds", "kept_gigabytes", "gigabytes"), titles, ("seconds", "GB", "GB"), COLOURS):
+        values = [s[key] for s in steps]
+        ax.barh(names, values, color=colour)
+        for i, v in enumerate(values):
+            ax.annotate(f"{v:.2f}", (v, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+        ax.set(title=title, xlabel=unit)
+        ax.margins(x=0.15)
+    axes[0].invert_yaxis()
+    return save_figure(fig, out / "cost.png")
+
+
+if __name__ == "__main__":
+    cli(main, PRESETS, __doc__)
