@@ -181,5 +181,5 @@ def errors_for_people() -> Iterator[None]:
     except OSError as error:
         if error.errno != 28:  # ENOSPC
             raise
-        print("error: the disk is full: free some space and run again with --resume; the last complete checkpoint is kept", file=sys.stderr)
+        print("error: the disk is full: free some space and run again (a week's script with --resume); what was complete is kept", file=sys.stderr)
         raise SystemExit(3) from None

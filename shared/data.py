@@ -41,8 +41,11 @@ class Corpus:
 
     @cached_property
     def token_bytes(self) -> Tensor:
-        """How many UTF-8 bytes each token stands for: int64 [vocab_size]. What makes bits per byte comparable across tokenizers."""
-        return torch.tensor([len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)])
+        """How many UTF-8 bytes of text each token stands for: int64 [vocab_size]. What makes bits per byte comparable across tokenizers.
+
+        A special token stands for none: the mark between documents is no part of them."""
+        special = set(getattr(self.tokenizer, "special_tokens", {}).values())
+        return torch.tensor([0 if i in special else len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)])
 
 
 def read_text(data: str) -> tuple[str, str]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from shared.data import EpochSampler, TokenDataset, batches, fixed_windows, load_corpus, read_text, split_text
+from shared.data import Corpus, EpochSampler, TokenDataset, batches, fixed_windows, load_corpus, read_text, split_text
 from shared.runtime import write_atomically
-from shared.tokenizers import CharTokenizer
+from shared.tokenizers import BPETokenizer, CharTokenizer
 
 
 def sampler(tokens: int, block_size: int, batch_size: int, seed: int = 0, start_step: int = 0) -> EpochSampler:
@@ -62,6 +62,13 @@ def test_token_bytes_count_utf8_bytes(tmp_path, monkeypatch):
     corpus = load_corpus(str(tmp_path / "t.txt"))
     assert corpus.token_bytes.tolist() == [1, 2, 3, 4]
     assert corpus.token_bytes[torch.from_numpy(np.concatenate([corpus.train, corpus.val]).astype(np.int64))].sum() == len(text.encode())
+
+
+def test_a_mark_between_documents_is_no_text():
+    tokenizer = BPETokenizer([(b"a", b"b")], special_tokens=["<|endoftext|>"])
+    corpus = Corpus("marks", tokenizer, np.zeros(3, np.uint16), np.zeros(3, np.uint16))
+    ids = tokenizer.encode("<|endoftext|>abba<|endoftext|>é", allowed_special="all")
+    assert corpus.token_bytes[torch.tensor(ids)].sum() == len("abbaé".encode())
 
 
 def test_a_text_too_short_for_the_block_size_is_refused_at_once(tmp_path, monkeypatch):

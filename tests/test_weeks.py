@@ -2,13 +2,18 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib.image
 import pytest
 
-from shared import commandline, course, report
+from shared import commandline, course, report, shards
 from shared.runtime import ROOT
+from shared.tokenizers import BPETokenizer
+from shared.tokenizers.bpe import END_OF_TEXT
 
 WEEKS = course.weeks()
 REFERENCE = ROOT / "logs"
@@ -69,9 +74,12 @@ def test_studies_run(topic, output, text_file):
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
         module.main(settings)
+    logs, before = output / "logs" / topic / "mine" / "smoke" / "rhyme.txt", set()
     for study in studies:
         module.main(replace(settings, study=study))
-    assert len(report.read_runs(output / "logs" / topic / "mine" / "smoke" / "rhyme.txt")) >= 2 * len(studies)
+        runs = report.read_runs(logs)
+        assert runs.keys() > before and all(r.run["state"] == "finished" and r.summary for r in runs.values())
+        before = runs.keys()
 
 
 def test_resuming_a_finished_week_changes_nothing(output, text_file):
@@ -111,6 +119,40 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(topic, case, output, tmp_p
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
     assert not (output / "logs").exists() and not (output / "checkpoints").exists()
+
+
+def test_week_6_takes_the_flags_that_people_know():
+    module = report.load_script("06_gpt2")
+    flags = ["--preset", "smoke", "--compile_model=True", "--dtype=bfloat16", "--grad_accum_steps=8", "--n_layer=3", "--lr", "1e-4"]
+    settings = commandline.parse(module.PRESETS, flags)
+    assert (settings.compile_model, settings.dtype, settings.train.grad_accum_steps, settings.model.n_layer) == (True, "bfloat16", 8, 3)
+    assert settings.train.lr == 1e-4
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_run_week_6_and_only_the_first_speaks(parallel, output, text_file):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "weeks" / "06_gpt2" / "run.py")]
+    flags = ["--preset", "smoke", "--device", "cpu", "--data", text_file, "--parallel", parallel, "--dtype=bfloat16", "--steps=4"]
+    done = subprocess.run(command + flags, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("processes: 2, over gloo") == 1 and done.stdout.count("hardware: ") == 1
+    assert (output / "logs" / "06_gpt2" / "mine" / "smoke" / "rhyme.txt" / "week.json").exists()
+
+
+def test_week_6_trains_on_shards(output, tmp_path):
+    documents = [f"Line {i}: toil and trouble, fire burn and cauldron bubble, number {i * i}.\n" * 5 for i in range(60)]
+    tokenizer = BPETokenizer.train("".join(documents), 300, special_tokens=[END_OF_TEXT])
+    (tmp_path / "documents.txt").write_text(f"\n{END_OF_TEXT}\n".join(documents))
+    shards.build(shards.ShardConfig(str(tmp_path / "documents.txt"), str(tmp_path / "shards"), val_tokens=500, shard_tokens=2000, workers=1), tokenizer)
+    module, settings = script("06_gpt2", data=str(tmp_path / "shards"))
+    assert module.main(settings)["vocab_size"] == tokenizer.vocab_size
+
+
+def test_week_6_without_its_shards_says_how_to_make_them(monkeypatch, tmp_path, capsys):
+    module = report.load_script("06_gpt2")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="python -m shared.shards --source fineweb-edu --out data/fineweb-edu"):
+        module.main(replace(module.PRESETS["gpu"], device="cpu"))
 
 
 def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):
