@@ -132,6 +132,22 @@ def test_bf16_keeps_the_weights_in_fp32_and_computes_in_bf16(corpus):
     assert losses[torch.float32] == pytest.approx(losses[torch.bfloat16], rel=0.05)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_training_has_the_same_losses(corpus, recompute, monkeypatch):
+    """Traced and differentiated ahead of time as for real; only the machine code, for which one needs a compiler, is not made."""
+    compiled, compile_anew = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or compile_anew(module, backend="aot_eager", fullgraph=True))
+    config = TrainConfig(steps=4, batch_size=4, block_size=16, grad_accum_steps=2, log_every=1, eval_every=4, eval_windows=4)
+    losses = []
+    for processes in (Processes(), Processes(compile_model=True, recompute=recompute)):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16))
+        trainer = Trainer(model, corpus, config, processes=processes)
+        trainer.fit()
+        losses.append([row["train_loss"] for row in trainer.history if "train_loss" in row])
+    assert len(compiled) == 1 and losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(corpus):
     class Three(OneProcess):
         world_size = 3
