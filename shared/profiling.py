@@ -37,7 +37,7 @@ def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.f
     for _ in range(repeats + 1):  # the first one also sets up what the others reuse; it will not be the fastest
         _finish(device)
         started = clock()
-        torch.matmul(a, b, out=out)
+        torch.matmul(a, b.T, out=out)  # as a linear layer does: some CPUs are slow in bf16 with any other layout
         _finish(device)
         best = min(best, clock() - started)
     return 2 * size**3 / best
@@ -94,23 +94,26 @@ def measure_training(
     compile_model: bool = False,
     recompute: bool = False,
     warmup: int = 1,
+    corpus: Corpus | None = None,
 ) -> StepCost:
-    """Trains a new GPT on random tokens, and says what a step costs once the first `warmup` steps have compiled and allocated.
+    """Trains a new GPT, and says what a step costs once the first `warmup` steps have compiled and allocated.
 
+    corpus: None takes random tokens. They cost the same, but there is nothing in them to learn.
     `train` is the Trainer's, with more steps than `warmup`, or ValueError. See `in_own_process` for a peak of memory that is this run's own.
     """
     if train.steps <= warmup:
         raise ValueError(f"steps={train.steps}: measuring needs more steps than the {warmup} of warmup")
     train = replace(train, log_every=1, eval_every=train.steps, eval_windows=1)
     torch.manual_seed(train.seed)
-    # What the tokens are changes nothing in the cost; a tokenizer of as many characters goes with them.
-    tokenizer = CharTokenizer.train("".join(chr(0x10000 + i) for i in range(config.vocab_size)))
-    tokens = np.random.default_rng(train.seed).integers(config.vocab_size, size=4 * train.batch_size * train.block_size + 1).astype(np.uint16)
+    if corpus is None:
+        tokenizer = CharTokenizer.train("".join(chr(0x10000 + i) for i in range(config.vocab_size)))
+        tokens = np.random.default_rng(train.seed).integers(config.vocab_size, size=4 * train.batch_size * train.block_size + 1).astype(np.uint16)
+        corpus = Corpus("random tokens", tokenizer, tokens, tokens)
     trainer = Trainer(
-        GPT(config).to(device), Corpus("random tokens", tokenizer, tokens, tokens), train, device=device, description="measuring",
+        GPT(config).to(device), corpus, train, device=device, description="measuring",
         precision=precision, processes=Processes("none", device, compile_model, recompute),
     )  # fmt: skip
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # how well random tokens are learned is no news
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the Trainer's own news; here the cost is
         trainer.fit()
     rows = [row for row in trainer.history if "train_loss" in row]
     ends = [0.0, *(row["seconds"] for row in rows)]
@@ -118,7 +121,7 @@ def measure_training(
     speed = train.batch_size * train.block_size * train.grad_accum_steps / seconds
     flops = speed * trainer.model.flops_per_token(train.block_size)
     memory = peak_memory(device)
-    x, y = next(batches(tokens, train.block_size, train.batch_size, train.seed))
+    x, y = next(batches(corpus.train, train.block_size, train.batch_size, train.seed))
     with precision.autocast(torch.device(device)):
         kept = saved_bytes(trainer.model, lambda: cross_entropy(trainer.model(x.to(device)), y.to(device)))
     return StepCost(seconds, speed, flops, memory, kept, [row["train_loss"] for row in rows])

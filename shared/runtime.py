@@ -10,11 +10,13 @@ import os
 import platform
 import random
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -295,6 +297,29 @@ def commit() -> str | None:
 
 
 # ---- small things
+
+
+@contextmanager
+def finish_first(what: str) -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM only sets a flag (call what is yielded to see it), so that `what` is not torn; a second takes
+    effect at once. Outside the main thread nothing changes: only that one may handle signals."""
+    flag = []
+
+    def note(number: int, frame: Any) -> None:
+        if flag:
+            raise KeyboardInterrupt
+        flag.append(number)
+        print(f"\nfinishing {what} and saving; once more stops at once", flush=True)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(flag)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def clock() -> float:

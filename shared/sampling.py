@@ -105,8 +105,9 @@ def _next_logits(model: nn.Module, tokens: list[int], use_cache: bool) -> Iterat
                 start, cache = len(tokens) - max(1, limit // 2), None
             if use_cache and cache is None:
                 cache, fed = model.new_cache(), start
-            with torch.no_grad():
-                model.eval()
+            with torch.inference_mode():
+                if model.training:  # eval() walks all modules, which takes longer than a small model's step
+                    model.eval()
                 idx = torch.tensor([tokens[fed if use_cache else start :]], device=device)
                 logits = (model(idx, cache) if use_cache else model(idx))[0, -1]
             fed = len(tokens)

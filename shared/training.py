@@ -6,10 +6,8 @@
 """
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +20,7 @@ from shared import checkpoint
 from shared.data import Corpus, batches
 from shared.evaluation import Evaluation, cross_entropy, evaluate
 from shared.optim import build_optimizers
-from shared.runtime import RunLog, check_seed, clock
+from shared.runtime import RunLog, check_seed, clock, finish_first
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,38 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 @dataclass(frozen=True)
 class Precision:
-    """What a step computes in. Other than fp32: operations that bear it are done in `dtype`, the weights stay fp32 (autocast)."""
+    """What a step computes in. Other than fp32: operations that bear it are done in `dtype`, the weights stay fp32 (autocast).
+
+    Week 7's `precision.py` has the one for fp16, which scales the loss.
+    """
 
     dtype: torch.dtype = torch.float32
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def skips(self) -> bool:
+        """Whether a step with a gradient that is not finite is left out. If not, it stops the training."""
+        return False
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def unscale(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Gives the gradients their true size, before they are measured and clipped."""
+
+    def step(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Updates the weights; `optimizers` is empty for a step that is left out."""
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def state(self) -> dict[str, float]:
+        """Logged, and saved for a run that goes on."""
+        return {}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Takes up what `state` gave."""
 
 
 class OneProcess:
@@ -204,7 +228,7 @@ class Trainer:
         progress = tqdm(
             total=self.config.steps, initial=self.step, desc=self.description, unit="step", disable=self.processes.rank > 0 or None, leave=False
         )
-        with progress, _finish_step_first() as interrupted:
+        with progress, finish_first("the step") as interrupted:
             while self.step < self.config.steps:
                 self._step(stream)
                 progress.update()
@@ -253,23 +277,26 @@ class Trainer:
                 with self.precision.autocast(self.device):
                     loss = cross_entropy(self.call(x), y) / c.grad_accum_steps
                 total += self.processes.mean(loss.item())
-                if not math.isfinite(total):
-                    self._stop(f"the loss is {total}", culprit(self.model, x))
-                loss.backward()
+                if not (math.isfinite(total) or self.precision.skips):
+                    with self.precision.autocast(self.device):
+                        self._stop(f"the loss is {total}", culprit(self.model, x))
+                self.precision.backward(loss)
+        self.precision.unscale(self.optimizers)
         grads = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         length = nn.utils.get_total_norm(grads.values())
         norm = self.processes.whole(length).item()
-        if not math.isfinite(norm):  # looked at before clipping, which spreads a nan to all of them
+        skipped = not (math.isfinite(norm) and math.isfinite(total))
+        if skipped and not self.precision.skips:  # looked at before clipping, which spreads a nan to all of them
             bad = next((n for n, g in grads.items() if not g.isfinite().all()), None)
             longest = max(grads, key=lambda n: grads[n].abs().max().item())
             self._stop("a gradient is not finite" if bad else "the gradient's length overflows", f"the gradient of {bad or longest}")
-        if c.grad_clip:
+        if c.grad_clip and not skipped:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), c.grad_clip, length)
         row = {"train_loss": total, "lr": lr_at(self.step, c), "grad_norm": norm}
         logged = self.step == 0 or (self.step + 1) % c.log_every == 0
         before = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.dim() >= 2} if c.log_updates and logged else {}
+        self.precision.step([] if skipped else self.optimizers)
         for optimizer in self.optimizers:
-            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         for name, old in before.items():
             new = self.model.get_parameter(name).detach()
@@ -280,7 +307,8 @@ class Trainer:
         self.last_loss = total
         self.seconds += clock() - started
         if logged:
-            self._record(**row, seconds=self.seconds)
+            row |= self.precision.state()
+            self._record(**{k: v for k, v in row.items() if math.isfinite(v)}, seconds=self.seconds)  # in a skipped step some are not
 
     def _stop(self, what: str, where: str) -> None:
         kept = f" The last checkpoint is in {self.checkpoints / 'last'}." if self.checkpoints else ""
@@ -331,6 +359,8 @@ class Trainer:
             "final": getattr(self, "final", {}),
             "config": asdict(self.config),
             "data": self.corpus.name,
+            "dtype": str(self.precision.dtype),
+            "precision": self.precision.state(),
         }
         checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, getattr(self, "final", {}), tensors, state, weights)
 
@@ -350,8 +380,8 @@ class Trainer:
         saved = checkpoint.load(self.checkpoints / "last", self.corpus.tokenizer, self.device)
         if saved.state is None:
             raise ValueError(f"{self.checkpoints / 'last'} was saved without training state: it can be used, not resumed")
-        now = asdict(self.config) | {"data": self.corpus.name}
-        then = saved.state["config"] | {"data": saved.state["data"]}
+        now = asdict(self.config) | {"data": self.corpus.name, "dtype": str(self.precision.dtype)}
+        then = saved.state["config"] | {"data": saved.state["data"], "dtype": saved.state.get("dtype", str(self.precision.dtype))}
         changed = [f"{k}={then.get(k)} then, {now.get(k)} now" for k in now | then if then.get(k) != now.get(k)]
         if changed or saved.model.config != self.model.config:
             what = "; ".join(changed) or f"the model was {saved.model.config}"
@@ -373,6 +403,7 @@ class Trainer:
             torch.manual_seed(self.config.seed + self.processes.rank + saved.state["step"])
         if "random.cuda" in saved.tensors:
             torch.cuda.set_rng_state(saved.tensors["random.cuda"].cpu(), self.device)
+        self.precision.restore(saved.state.get("precision", {}))
         for key in ("step", "seconds", "first_loss", "last_loss", "best", "final"):
             setattr(self, key, saved.state[key])
         if self.log:
@@ -404,25 +435,3 @@ def culprit(model: nn.Module, x: Tensor) -> str:
         for hook in hooks:
             hook.remove()
     return f"the output of {found[0]}" if found else "the loss itself (every layer's output is finite)"
-
-
-@contextmanager
-def _finish_step_first() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM only sets a flag, so that no step is torn; a second one takes effect at once."""
-    flag = []
-
-    def note(number: int, frame: Any) -> None:
-        if flag:
-            raise KeyboardInterrupt
-        flag.append(number)
-        print("\nfinishing the step and saving; once more stops at once", flush=True)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(flag)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The exercises of weeks 1 to 6, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 7, and shared/exercise.py, which grades them."""
 
 import codecs
 import inspect
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain
+from itertools import chain, count, pairwise, takewhile
 from unittest.mock import patch
 
 import numpy as np
@@ -19,6 +19,7 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from shared import exercise as grader
@@ -28,7 +29,7 @@ from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.optim import build_optimizers
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4, 5, 6)
+WEEKS = (1, 2, 3, 4, 5, 6, 7)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -51,7 +52,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 37
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 43
 
 
 @ALL
@@ -294,6 +295,82 @@ def _mfu(n_layer, n_embd, vocab_size, block_size, tokens_per_second, peak_flops)
     return model.flops_per_token(block_size) * tokens_per_second / peak_flops
 
 
+def _autocast_dtypes(program, inputs, dtype):
+    """What PyTorch itself answers on a GPU: tensors that have a device and a dtype but no numbers need none."""
+    operations = {
+        "linear": F.linear,
+        "matmul": torch.matmul,
+        "add": torch.add,
+        "mul": torch.mul,
+        "gelu": F.gelu,
+        "sum": torch.sum,
+        "softmax": lambda x: x.softmax(-1),
+        "layer_norm": lambda x: F.layer_norm(x, (4,)),
+        "cross_entropy": lambda x: F.cross_entropy(x, torch.zeros(4, dtype=torch.int64, device="cuda")),
+        "embedding": lambda x: F.embedding(torch.zeros(4, dtype=torch.int64, device="cuda"), x),
+    }
+    dtypes = dict(inputs)
+    missing, able = "torch.cuda.amp.common.amp_definitely_not_available", "torch.cuda.is_bf16_supported"
+    with patch(missing, lambda: False), patch(able, lambda: True), FakeTensorMode(), torch.autocast("cuda", dtype):
+        for result, operation, names in program:
+            dtypes[result] = operations[operation](*(torch.zeros(4, 4, dtype=dtypes[n], device="cuda") for n in names)).dtype
+    return [dtypes[result] for result, _, _ in program]
+
+
+def _bf16_product(a, b):
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.linear(a, b.T)
+
+
+def _scaler_step(gradients, dtype, scale, good_steps, max_norm, growth_interval):
+    """As torch.amp.GradScaler does it."""
+    parameters, received = [nn.Parameter(torch.zeros_like(g)) for g in gradients], []
+    for p, g in zip(parameters, gradients):
+        p.grad = g.clone()
+    optimizer = torch.optim.SGD(parameters)
+    optimizer.register_step_pre_hook(lambda *_: received.extend(p.grad for p in parameters))
+    scaler = torch.amp.GradScaler("cpu", scale, growth_interval=growth_interval, enabled=dtype == torch.float16)
+    if scaler.is_enabled():
+        scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": good_steps})
+    scaler.scale(torch.zeros(()))  # from here on it has its scale in a tensor
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    state = scaler.state_dict()
+    return received, state.get("scale", scale), state.get("_growth_tracker", good_steps)
+
+
+def _state_bytes(parameters, precision, moments):
+    """A layer of 64 weights after a step, its bytes counted."""
+    layer = nn.Linear(8, 8, bias=False).to(torch.bfloat16 if precision in ("bfloat16", "master") else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        layer(torch.ones(1, 8, dtype=layer.weight.dtype)).sum().backward()
+    trained = nn.Parameter(layer.weight.detach().float()) if precision == "master" else layer.weight
+    weights = [layer.weight] if trained is layer.weight else [layer.weight, trained]
+    gradient = layer.weight.grad
+    trained.grad = gradient.to(trained.dtype)
+    optimizer = (torch.optim.SGD([trained]), torch.optim.SGD([trained], momentum=0.9), torch.optim.AdamW([trained]))[moments]
+    optimizer.step()
+    kept = [t for t in optimizer.state[trained].values() if t is not None and t.shape == trained.shape]
+    return tuple(parameters * sum(t.nbytes for t in part) // 64 for part in (weights, [gradient], kept))
+
+
+def _largest_batch(fits, limit):
+    tried = []
+
+    def between(low, high):
+        tried.append((low + high) // 2)
+        rest = (tried[-1], high) if fits(tried[-1]) else (low, tried[-1])
+        return rest[0] if rest[1] - rest[0] == 1 else between(*rest)
+
+    for low, high in pairwise([0, *takewhile(lambda n: n < limit, (2**i for i in count())), limit]):
+        tried.append(high)
+        if not fits(high):
+            return (low if high - low == 1 else between(low, high)), tried
+    return limit, tried
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -332,6 +409,12 @@ OTHER_ANSWERS = {
     "pack_documents": _pack_documents,
     "score_choices": _score_choices,
     "mfu": _mfu,
+    "round_to_bf16": lambda x: x.bfloat16().float(),
+    "autocast_dtypes": _autocast_dtypes,
+    "bf16_product": _bf16_product,
+    "scaler_step": _scaler_step,
+    "state_bytes": _state_bytes,
+    "largest_batch": _largest_batch,
 }
 
 

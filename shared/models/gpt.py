@@ -135,7 +135,7 @@ class Rotary(nn.Module):
 
         def rotate(x: Tensor) -> Tensor:
             # The rotation is done in the tables' fp32 and handed back in the input's type.
-            return (x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin).to(x.dtype)
+            return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin).to(x.dtype)
 
         return rotate
 
@@ -187,7 +187,7 @@ class Block(nn.Module):
         )  # fmt: skip
         self.mlp_norm = norm(config.n_embd)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None, cache: "KVCache | None", layer: int) -> Tensor:
         x = x + self.dropout(self.attn(self.attn_norm(x), rotate=rotate, cache=cache, layer=layer))
@@ -217,8 +217,8 @@ class KVCache:
         if self.max_length > config.block_size:
             raise ValueError(f"max_length={max_length} is over the model's block_size={config.block_size}")
         shape = (config.n_layer, batch_size, config.kv_heads, self.max_length, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.k = torch.empty(shape, device=device, dtype=dtype)  # nothing is read before it is written
+        self.v = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
     def positions(self, time: int) -> Tensor:
@@ -233,9 +233,10 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores [batch, n_kv_head, time, head_dim] for `layer`, and returns that layer's keys and values so far."""
         end = self.length + k.size(2)
-        self.k[layer, :, :, self.length : end] = k
-        self.v[layer, :, :, self.length : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        past_k, past_v = self.k[layer], self.v[layer]
+        past_k[:, :, self.length : end] = k
+        past_v[:, :, self.length : end] = v
+        return past_k[:, :, :end], past_v[:, :, :end]
 
     def mask(self, time: int, window: int | None) -> Tensor | None:
         """bool [time, length + time], or None when the one new token sees all there is."""
@@ -262,7 +263,7 @@ class GPT(nn.Module):
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         else:
             self.rotary = Rotary(config.head_dim, config.block_size, config.rope_theta)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -322,7 +323,7 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size: int = 1, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device and in its type."""
-        weight = self.token_embedding.weight
+        weight = self.norm.weight  # the embedding may be packed (quantization)
         return KVCache(self.config, batch_size, max_length, weight.device, weight.dtype)
 
     @classmethod
