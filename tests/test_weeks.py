@@ -143,7 +143,9 @@ def test_week_6_trains_on_shards(output, tmp_path):
     documents = [f"Line {i}: toil and trouble, fire burn and cauldron bubble, number {i * i}.\n" * 5 for i in range(60)]
     tokenizer = BPETokenizer.train("".join(documents), 300, special_tokens=[END_OF_TEXT])
     (tmp_path / "documents.txt").write_text(f"\n{END_OF_TEXT}\n".join(documents))
-    shards.build(shards.ShardConfig(str(tmp_path / "documents.txt"), str(tmp_path / "shards"), val_tokens=500, shard_tokens=2000, workers=1), tokenizer)
+    shards.build(
+        shards.ShardConfig(str(tmp_path / "documents.txt"), str(tmp_path / "shards"), val_tokens=500, shard_tokens=2000, workers=1), tokenizer
+    )
     module, settings = script("06_gpt2", data=str(tmp_path / "shards"))
     assert module.main(settings)["vocab_size"] == tokenizer.vocab_size
 
