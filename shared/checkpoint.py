@@ -7,6 +7,7 @@ A save is all or nothing: the folder is written under another name, synced, and 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ def save(
     tensors: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
     weights: dict[str, Tensor] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Path:
     """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new one is there, whole.
 
     weights: the model's tensors, where `model` has not all of each in this process; None takes them from `model`.
+    more: further entries of config.json, for the `prepare` of `load`: what a later week did to the model.
     """
     folder = Path(folder)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
@@ -58,6 +61,7 @@ def save(
         own_class = next(c for c in type(model).__mro__ if not c.__module__.startswith("torch."))  # FSDP puts one of its own in front
         config = {"model": own_class.__name__, "config": asdict(model.config), "metrics": metrics or {}}
         config["tokenizer"] = tokenizer and tokenizer.fingerprint
+        config |= more or {}
         (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if state is not None:
             save_file({k: v.contiguous() for k, v in (tensors or {}).items()}, new / "training.safetensors")
@@ -103,11 +107,17 @@ def find(folder: str | Path) -> Path | None:
     return None
 
 
-def load(folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+def load(
+    folder: str | Path,
+    tokenizer: Tokenizer | None = None,
+    device: torch.device | str = "cpu",
+    prepare: Callable[[nn.Module, dict[str, Any]], nn.Module] | None = None,
+) -> Checkpoint:
     """Builds the model that `save` wrote, with its tokenizer and training state. The model comes in eval mode.
 
-    tokenizer: if given, the checkpoint must have been made with this one. Raises ValueError for a folder that is no checkpoint, a file
-    that is cut or damaged, tensors of another shape, and another tokenizer.
+    tokenizer: if given, the checkpoint must have been made with this one. prepare: given the new model and what config.json says, returns
+    the model in the form that the tensors are for; without it a checkpoint that needs one (a quantized model's) is refused. Raises
+    ValueError for a folder that is no checkpoint, a file that is cut or damaged, tensors of another shape, and another tokenizer.
     """
     import shared.models as models  # by name at run time: the models of later weeks are found too
 
@@ -124,6 +134,10 @@ def load(folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.d
         model = getattr(models, name)(getattr(models, configs[name])(**meta["config"]))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path / 'config.json'} does not describe a {name}: {error}") from None
+    if prepare is not None:
+        model = prepare(model, meta)
+    elif "quantization" in meta:
+        raise ValueError(f"the model in {folder} is quantized: load it with shared.quantization.load_quantized")
     load_weights(model, path / "model.safetensors")
     found = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
     if tokenizer is not None and (found is None or found.fingerprint != tokenizer.fingerprint):

@@ -176,8 +176,9 @@ def status(settings: Status) -> None:
         row = {"week": topic, "done": "yes" if mine else "no", "exercises": f"{len(week.solved())} of {len(week.exercises)}"}
         if mine:
             course = week_results(topic, "reference", mine["data"])
-            row["yours"] = f"{mine['metrics']['bits_per_byte']:.3f} bits/byte ({mine['preset']}, {mine['data']})"
-            row["course"] = f"{course['metrics']['bits_per_byte']:.3f}" if course else "none on this data"
+            figure = next(iter(mine["metrics"]))
+            row["yours"] = f"{figure.replace('_', ' ')} {mine['metrics'][figure]:.3f} ({mine['preset']}, {mine['data']})"
+            row["course"] = f"{course['metrics'][figure]:.3f}" if course and figure in course["metrics"] else "none on this data"
         rows.append(row)
     print(table(rows))
     later = [r["week"] for r in rows if r["done"] == "no"]

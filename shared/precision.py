@@ -7,16 +7,16 @@ Sources: Micikevicius et al., "Mixed Precision Training" (2018); Kalamkar et al.
 
 >>> precision("bf16").dtype
 torch.bfloat16
->>> largest_batch(lambda batch: batch <= 37)
-37
 """
 
+import os
 import platform
 import re
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.profiler import ProfilerActivity, profile
 
 from shared.data import Corpus
+from shared.distributed import Processes
 from shared.models.gpt import GPT, GPTConfig
 from shared.profiling import StepCost, in_own_process, matmul_peak, measure_training, peak_memory
-from shared.training import FP32, Precision, TrainConfig
+from shared.training import FP32, Precision, TrainConfig, Trainer
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -72,8 +75,7 @@ class Float16(Precision):
         return {"loss_scale": state["scale"], "steps_since_skip": state["_growth_tracker"]}
 
     def restore(self, state: dict[str, float]) -> None:
-        own = {"scale": state["loss_scale"], "_growth_tracker": state["steps_since_skip"]}
-        self.scaler.load_state_dict(self.scaler.state_dict() | own)
+        self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": state["loss_scale"], "_growth_tracker": state["steps_since_skip"]})
 
 
 def precision(name: str, device: torch.device | str = "cpu") -> Precision:
@@ -224,14 +226,17 @@ def measure_ladder(
     seeds: Sequence[int] = (1, 2, 3),
     corpus: Corpus | None = None,
     ladder: list[tuple[str, dict[str, Any]]] = LADDER,
+    peaks: Mapping[torch.dtype, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains `train.steps` steps with each seed on every step of the ladder, each in a process of its own, and gives a row for each.
 
-    A row: step; ms (of the median step), tokens/s, memory (peak bytes beyond what the process held before it built the model), MFU (over
-    the measured peak of that format), loss and spread (mean after all the steps, and largest less smallest), note. What the machine
-    cannot do, and bf16 where it has no units for it, is left out of the rows below; the note says why. corpus: as in `measure_training`.
+    A row: step; ms (of the median step), tokens/s, memory (peak bytes beyond what the process held before it built the model; on a CPU,
+    some 130 MB of libraries too), MFU (over the peak of that format), first loss and loss (of the first and of the last step, means over the
+    seeds), spread (the largest last loss less the smallest), note. What the machine cannot do, and bf16 where it has no units for it, is
+    left out of the rows below; the note says why. corpus: None takes random tokens. peaks: FLOP/s by format, as `matmul_peak` measures
+    them; those that are not given are measured here.
     """
-    device, peaks, rows, now = torch.device(device), {}, [], Tricks()
+    device, peaks, rows, now = torch.device(device), dict(peaks or {}), [], Tricks()
     units, why = bf16_units(device)
     for name, change in ladder:
         tricks = replace(now, **change)
@@ -249,7 +254,8 @@ def measure_ladder(
         peaks[dtype] = peaks.get(dtype) or matmul_peak(device, dtype)
         middle, ends = sorted(costs, key=lambda cost: cost.seconds)[len(costs) // 2], [cost.losses[-1] for cost in costs]
         row = {"step": name, "ms": 1000 * middle.seconds, "tokens/s": middle.tokens_per_second, "memory": memory}
-        row |= {"MFU": middle.flops / peaks[dtype], "loss": statistics.fmean(ends), "spread": max(ends) - min(ends)}
+        row |= {"MFU": middle.flops / peaks[dtype], "first loss": statistics.fmean(cost.losses[0] for cost in costs)}
+        row |= {"loss": statistics.fmean(ends), "spread": max(ends) - min(ends)}
         rows.append(row | {"note": f"left out below: {why}" if slow else None})
     return rows
 
@@ -262,10 +268,19 @@ def _measure(
     if reason := _cannot(tricks, device):
         return reason
     train = replace(train, batch_size=tricks.batch * train.batch_size)
-    with nullcontext() if tricks.sdpa else sdpa_kernel(SDPBackend.MATH), nullcontext() if tricks.fused else _plain_adamw():
+    with _carried_out(tricks):
         how = [(replace(train, seed=seed), device, precision(tricks.precision, device)) for seed in seeds]
         costs = [measure_training(config, *each, tricks.compiled, tricks.recompute, corpus=corpus) for each in how]
-    return costs, None if before is None else max(cost.memory for cost in costs) - before
+    return costs, None if before is None else costs[0].memory - before  # later seeds find what the first left in memory
+
+
+@contextmanager
+def _carried_out(tricks: Tricks) -> Iterator[None]:
+    """Inside, attention and AdamW are as `tricks` has them."""
+    with warnings.catch_warnings(), nullcontext() if tricks.sdpa else sdpa_kernel(SDPBackend.MATH), nullcontext() if tricks.fused else _plain_adamw():
+        # Under autocast the norms of queries and keys have 16 bits and their gains 32: right, only not fused.
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        yield
 
 
 def _cannot(tricks: Tricks, device: torch.device) -> str | None:
@@ -297,6 +312,88 @@ def _plain_adamw() -> Iterator[None]:
         yield
 
 
+# ---- where the time of a step goes
+
+KINDS = {
+    "optimizer and clipping": r"Optimizer\.|_foreach_|_fused_adamw|linalg_vector_norm",
+    "attention": r"attention",
+    "loss": r"log_softmax|nll_loss|cross_entropy",
+    "norms": r"rms_norm|layer_norm",
+    "copies and casts": r"_to_copy|aten::copy_|aten::clone|aten::cat|memcpy",
+    "matrix products": r"aten::(addmm|mm|bmm|matmul|linear)\b",
+    "activation and other elementwise": r"silu|gelu|relu|sigmoid|aten::(mul|add|sub|div|neg|pow|addcmul|sum|mean|roll)_?\b",
+}
+"""Kinds of operations, by the names of an operation and of those that it is part of; the first that fits. All else is "other"."""
+
+
+def profile_training(
+    config: GPTConfig, train: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu", tricks: Tricks = USUAL, warmup: int = 2
+) -> list[dict[str, Any]]:
+    """Where a step's time goes, by torch.profiler: a row for each of KINDS with ms and share (of the step), the longest first.
+
+    Of `train.steps` steps the first `warmup` are left out, half of the others are only timed, and the last are looked into. The last row is the
+    rest of the step: on CUDA, where ms is what the GPU worked, "idle" in a step that is only timed; on a CPU "between operations", Python.
+    Raises ValueError for tricks that the device cannot do, and for fewer than warmup + 2 steps.
+    """
+    device = torch.device(device)
+    if train.steps < warmup + 2:
+        raise ValueError(f"steps={train.steps}: a profile needs at least {warmup + 2}")
+    if reason := _cannot(tricks, device):
+        raise ValueError(reason)
+    looked = (train.steps - warmup) // 2
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    profiler, walls = profile(activities=activities), []
+
+    class Profiled(Trainer):
+        def _step(self, stream: Iterator) -> None:
+            if self.step == train.steps - looked:
+                profiler.start()
+            before = self.seconds
+            super()._step(stream)
+            walls.append(self.seconds - before)
+            if self.step == train.steps:
+                profiler.stop()
+
+    processes = Processes("none", device, tricks.compiled, tricks.recompute)
+    quick = replace(train, batch_size=tricks.batch * train.batch_size, eval_every=train.steps, eval_windows=1)
+    torch.manual_seed(train.seed)
+    trainer = Profiled(
+        GPT(config), corpus, quick, device=device, description="profile", precision=precision(tricks.precision, device), processes=processes
+    )
+    with _carried_out(tricks), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        trainer.fit()
+    wall = 1000 * statistics.median(walls[warmup:-looked] if device.type == "cuda" else walls[-looked:])
+    found = {kind: ms / looked for kind, ms in time_by_kind(profiler.events(), device.type == "cuda").items()}
+    found["idle" if device.type == "cuda" else "between operations"] = max(0.0, wall - sum(found.values()))
+    whole = sum(found.values())
+    return [{"kind": kind, "ms": ms, "share": ms / whole} for kind, ms in found.items()]
+
+
+def time_by_kind(events: Sequence[Any], cuda: bool = False) -> dict[str, float]:
+    """The milliseconds of each of KINDS in a profiler's events, the longest first: what operations took themselves, on the CPU or, with
+    `cuda`, on the GPU. What the backward does is of the kind of the operation that it is the backward of.
+    """
+
+    def path(event: Any) -> str:
+        return (path(event.cpu_parent) + "/" if event.cpu_parent else "") + event.name
+
+    def node(event: Any) -> Any:
+        """The step of the backward that an operation is part of, or None."""
+        while event and "autograd::engine" not in event.name:
+            event = event.cpu_parent
+        return event
+
+    events = [event for event in events if event.device_type == DeviceType.CPU]  # a GPU's kernels are counted with what started them
+    forward = {event.sequence_nr: path(event) for event in events if event.sequence_nr >= 0 and not node(event)}
+    totals: dict[str, float] = defaultdict(float)
+    for event in events:
+        back = node(event)
+        names = path(event) + "/" + (forward.get(back.sequence_nr, "") if back else "")
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, names)), "other")
+        totals[kind] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
 # ---- the batch size
 
 
@@ -320,8 +417,8 @@ def find_batch(
     """The largest batch size up to `limit` that fits, the fastest, and a row for each that was timed over `train.steps`: the powers of two
     up to the largest, and itself. A row: batch_size, tokens/s, memory (measured, in bytes), estimate (computed).
 
-    memory: how many bytes a step may hold. On CUDA, None is all there is, and what fits is found by trying, each time in a process of its
-    own. Elsewhere it is needed (a CPU swaps or is killed where CUDA raises an error), and `estimate_memory` says what fits.
+    memory: how many bytes a step's tensors may hold. On CUDA, None is all there is, and what fits is found by trying, each time in a process
+    of its own. Elsewhere it is needed (a CPU swaps or is killed where CUDA raises an error): `estimate_memory` says what fits.
     """
     device = torch.device(device)
     if memory is None and device.type != "cuda":

@@ -199,9 +199,13 @@ def char_label(char: str) -> str:
 def ladder(path: Path, data: str, mine: bool) -> Path | None:
     """Bits per byte on the held-out text of `data`, week by week: the course's and, with `mine`, yours. None where there is no run."""
     fig, ax = figure()
-    names = [t for t in TOPICS if any(week_results(t, owner, data) for owner in ("reference", *(["mine"] if mine else [])))]
-    for i, owner in enumerate(("reference", "mine") if mine else ("reference",)):
-        found = {t: r for t in names if (r := week_results(t, owner, data)) and r["preset"] != "smoke" and "bits_per_byte" in r["metrics"]}
+    results = {owner: {t: week_results(t, owner, data) for t in TOPICS} for owner in ("reference", *(["mine"] if mine else []))}
+    measured = {
+        owner: {t: r for t, r in weeks.items() if r and r["preset"] != "smoke" and "bits_per_byte" in r["metrics"]}
+        for owner, weeks in results.items()
+    }
+    names = [t for t in TOPICS if any(t in weeks for weeks in measured.values())]
+    for i, found in enumerate(measured.values()):
         xs, ys = [names.index(t) for t in found], [r["metrics"]["bits_per_byte"] for r in found.values()]
         if xs:
             ax.plot(xs, ys, color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i], linewidth=2, markersize=8, label=("the course", "yours")[i])
@@ -214,6 +218,24 @@ def ladder(path: Path, data: str, mine: bool) -> Path | None:
     ax.set(title=f"The ladder: bits per byte of the same held-out text ({data})", xlabel="week", ylabel="bits per byte (lower is better)")
     ax.legend(frameon=False)
     return save_figure(fig, path)
+
+
+def model_card(path: Path, title: str, facts: dict[str, str], figures: Sequence[dict[str, str]], usage: str, sample: str) -> Path:
+    """Writes a model's card in Markdown: what it is, what was measured, how to load it, what it writes. Returns its path.
+
+    facts: a line each. figures: the rows of a table, their keys its heading. usage: Python. sample: text by the model.
+    """
+    rows = [list(figures[0]), ["---", *["---:"] * (len(figures[0]) - 1)], *(list(row.values()) for row in figures)]
+    parts = [
+        f"# {title}",
+        "\n".join(f"- **{name}:** {fact}" for name, fact in facts.items()),
+        "\n".join(f"| {' | '.join(cells)} |" for cells in rows),
+        f"```python\n{usage}\n```",
+        f"A sample:\n\n```text\n{sample.strip()}\n```",
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "\n\n".join(parts) + "\n")
+    return path
 
 
 # ---- tables and figures in Markdown

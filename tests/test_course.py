@@ -53,7 +53,7 @@ def test_status_shows_what_is_done(tmp_path, monkeypatch, capsys):
     (folder / "week.json").write_text(json.dumps({"preset": "laptop", "data": "tinyshakespeare", "seconds": 1, "metrics": {"bits_per_byte": 3.5}}))
     course.status(course.Status())
     lines = capsys.readouterr().out.splitlines()
-    assert "3.500 bits/byte (laptop, tinyshakespeare)" in next(line for line in lines if line.startswith("01_bigram"))
+    assert "bits per byte 3.500 (laptop, tinyshakespeare)" in next(line for line in lines if line.startswith("01_bigram"))
     assert "next: open weeks/02_mlp/notebook.ipynb" in lines[-1]
 
 

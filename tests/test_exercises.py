@@ -1,4 +1,4 @@
-"""The exercises of weeks 1 to 7, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 8, and shared/exercise.py, which grades them."""
 
 import codecs
 import inspect
@@ -29,7 +29,7 @@ from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.optim import build_optimizers
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4, 5, 6, 7)
+WEEKS = (1, 2, 3, 4, 5, 6, 7, 8)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -52,7 +52,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 43
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 50
 
 
 @ALL
@@ -371,6 +371,58 @@ def _largest_batch(fits, limit):
     return limit, tried
 
 
+def _absmax_int8(weight):
+    """By PyTorch's own rounding to int8 and back."""
+    scales = weight.norm(math.inf, dim=1) / 127
+    back = torch.fake_quantize_per_channel_affine(weight, scales, torch.zeros(len(weight), dtype=torch.int32), 0, -127, 127)
+    return (back / scales[:, None]).round().to(torch.int8), scales
+
+
+def _int4_groups(weight, group_size, clip):
+    """Group by group: the nearest of 16 values, written out."""
+    codes, scales, minima = [], [], []
+    for group in weight.flatten().split(group_size):
+        low, high = clip * group.min(), clip * group.max()
+        codes.append((group[:, None] - torch.linspace(low, high, 16)).abs().argmin(1))
+        scales.append((high - low) / 15)
+        minima.append(low)
+    rows = len(weight)
+    return torch.cat(codes).to(torch.uint8).view_as(weight), torch.stack(scales).view(rows, -1), torch.stack(minima).view(rows, -1)
+
+
+def _pack_int4(codes):
+    """By way of hexadecimal digits."""
+    rows = [bytes.fromhex("".join(f"{high + 8:x}{low + 8:x}" for low, high in zip(row[::2], row[1::2]))) for row in codes.tolist()]
+    return torch.tensor([list(row) for row in rows], dtype=torch.uint8)
+
+
+def _nf4_codes(weight, block_size, levels):
+    absmax = torch.stack([block.abs().max() for block in weight.split(block_size)])
+    nearest = [min(range(16), key=lambda i: abs(levels[i] * absmax[n // block_size] - w)) for n, w in enumerate(weight)]
+    return torch.tensor(nearest, dtype=torch.uint8), absmax
+
+
+def _int8_linear(x, x_scales, codes, scales, bias):
+    """In floating point, twice as fine."""
+    return F.linear(x.double() * x_scales[:, None], codes * scales[:, None].double(), bias.double()).float()
+
+
+def _gptq_step(weight, column, hessian, scales):
+    """Without the inverse: the change of the later columns for which the loss, the change times the Hessian times the change, is least."""
+    codes = torch.minimum(torch.maximum((weight[:, column] / scales).round(), torch.tensor(-8)), torch.tensor(7))
+    change = codes * scales - weight[:, column]
+    later = slice(column + 1, None)
+    new = weight.clone()
+    new[:, column] += change
+    new[:, later] -= change[:, None] * torch.linalg.solve(hessian[later, later], hessian[later, column])
+    return new
+
+
+def _decode_limit(block_weights, vocab_size, n_embd, bits, group_size, scale_bits, bandwidth):
+    weights = block_weights + vocab_size * n_embd
+    return bandwidth * 8e9 / (weights * bits + weights / group_size * scale_bits)
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -415,6 +467,13 @@ OTHER_ANSWERS = {
     "scaler_step": _scaler_step,
     "state_bytes": _state_bytes,
     "largest_batch": _largest_batch,
+    "absmax_int8": _absmax_int8,
+    "int4_groups": _int4_groups,
+    "pack_int4": _pack_int4,
+    "nf4_codes": _nf4_codes,
+    "int8_linear": _int8_linear,
+    "gptq_step": _gptq_step,
+    "decode_limit": _decode_limit,
 }
 
 

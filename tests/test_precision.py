@@ -4,13 +4,16 @@ called."""
 import math
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.autograd import DeviceType
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import precision as module
@@ -20,6 +23,7 @@ from shared.evaluation import cross_entropy
 from shared.models.gpt import GPT, GPTConfig
 from shared.optim import build_optimizers
 from shared.precision import (
+    KINDS,
     LADDER,
     PRECISIONS,
     USUAL,
@@ -31,6 +35,8 @@ from shared.precision import (
     largest_batch,
     measure_ladder,
     precision,
+    profile_training,
+    time_by_kind,
 )
 from shared.profiling import in_own_process, saved_bytes
 from shared.tokenizers import CharTokenizer
@@ -400,6 +406,80 @@ def test_a_process_of_its_own_gives_the_same_losses(here):
     (row,) = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=PRECISIONS[:1])
     costs, held = in_own_process(module._measure, USUAL, TINY, TRAIN, torch.device("cpu"), (1,), None)
     assert row["loss"] == costs[0].losses[-1] and 0 < held < 2**30
+
+
+def test_peaks_that_are_given_are_not_measured_again(here, monkeypatch):
+    monkeypatch.setattr(module, "matmul_peak", None)
+    (row,) = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=PRECISIONS[:1], peaks={torch.float32: 1e12})
+    with torch.device("meta"):
+        flops = GPT(TINY).flops_per_token(TRAIN.block_size)
+    assert row["MFU"] == pytest.approx(row["tokens/s"] * flops / 1e12)
+    assert row["first loss"] == pytest.approx(math.log(TINY.vocab_size), abs=0.1)
+
+
+# ---- where the time of a step goes
+
+KIND_OF = {  # what an operation is when it is done on its own
+    "matrix products": lambda x: x @ x.T,
+    "attention": lambda x: nn.functional.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None]),
+    "loss": lambda x: nn.functional.cross_entropy(x, torch.arange(len(x))),
+    "norms": lambda x: nn.functional.rms_norm(x, x.shape[-1:]),
+    "copies and casts": lambda x: x.bfloat16(),
+    "activation and other elementwise": lambda x: nn.functional.silu(x),
+}
+
+
+@pytest.mark.parametrize("kind", KIND_OF)
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_operation_and_its_backward_are_of_one_kind(kind, backward):
+    x = torch.randn(300, 300, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        out = KIND_OF[kind](x)
+        if backward:
+            out.backward(torch.ones_like(out))
+    found = time_by_kind(profiler.events())
+    assert next(iter(found)) == kind
+    assert sum(found.values()) == pytest.approx(sum(event.self_cpu_time_total for event in profiler.events()) / 1000)
+
+
+def test_the_optimizers_operations_are_the_optimizers():
+    x = nn.Parameter(torch.randn(300, 300))
+    x.grad = torch.ones_like(x)
+    for fused in (True, False):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            torch.optim.AdamW([x], fused=fused).step()
+        assert next(iter(time_by_kind(profiler.events()))) == "optimizer and clipping"
+
+
+def test_on_a_gpu_the_time_is_that_of_the_kernels_each_counted_once():
+    def event(name, parent=None, node=-1, device=DeviceType.CPU, cuda=0, cpu=0):
+        return SimpleNamespace(
+            name=name, cpu_parent=parent, sequence_nr=node, device_type=device, self_device_time_total=cuda, self_cpu_time_total=cpu
+        )
+
+    linear = event("aten::linear", cpu=9000)
+    product = event("aten::mm", linear, node=1, cuda=2000, cpu=50)
+    backward = event("autograd::engine::evaluate_function: MmBackward0", node=1)
+    events = [linear, product, backward, event("something new", backward, cuda=3000), event("sgemm_kernel", device=DeviceType.CUDA, cuda=5000)]
+    assert time_by_kind(events, cuda=True) == {"matrix products": 5.0}
+
+
+@pytest.mark.parametrize("tricks", [USUAL, Tricks("bf16"), Tricks("fp16", sdpa=True, recompute=True, batch=2)])
+def test_a_profile_has_the_whole_step(tricks):
+    rows = profile_training(TINY, replace(TRAIN, steps=6), random_corpus(TINY.vocab_size), tricks=tricks)
+    kinds = [row["kind"] for row in rows]
+    assert {"matrix products", "norms", "loss", "optimizer and clipping"} <= set(kinds) <= {*KINDS, "other", "between operations"}
+    assert kinds[-1] == "between operations" and "attention" in kinds
+    assert all(row["ms"] >= 0 for row in rows) and sum(row["share"] for row in rows) == pytest.approx(1)
+    assert rows[:-1] == sorted(rows[:-1], key=lambda row: -row["ms"])
+
+
+def test_a_profile_of_too_few_steps_or_of_what_cannot_be_done_is_refused():
+    corpus = random_corpus(TINY.vocab_size)
+    with pytest.raises(ValueError, match="steps=3: a profile needs at least 4"):
+        profile_training(TINY, TRAIN, corpus)
+    with pytest.raises(ValueError, match="precision='fp8': must be"):
+        profile_training(TINY, replace(TRAIN, steps=4), corpus, tricks=Tricks("fp8"))
 
 
 # ---- the batch size

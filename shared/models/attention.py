@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.models.layers import Linear
+
 
 class Cache(Protocol):
     """What attention asks of a key/value cache (`shared.models.gpt.KVCache` is the ordinary one)."""
@@ -78,10 +80,10 @@ class CausalSelfAttention(nn.Module):
             raise ValueError(f"n_head={n_head} query heads cannot share n_kv_head={n_kv_head} evenly: choose a divisor of {n_head}")
         self.n_head, self.n_kv_head, self.head_dim = n_head, n_kv_head, n_embd // n_head
         self.dropout, self.window = dropout, window
-        self.q_proj = nn.Linear(n_embd, n_embd, bias=bias)
-        self.k_proj = nn.Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(n_embd, n_embd, bias=bias)
+        self.q_proj = Linear(n_embd, n_embd, bias=bias)
+        self.k_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
+        self.v_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
+        self.o_proj = Linear(n_embd, n_embd, bias=bias)
         self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
 

@@ -82,6 +82,10 @@ class BPETokenizer(Tokenizer):
         self._merged = [ids[a + b] for a, b in self.merges]
         self._ids_of_piece = _Memory(self._merge)
 
+    def __reduce__(self) -> tuple:
+        """Other processes are handed what the tokenizer is made of."""
+        return BPETokenizer, (self.merges, self.pattern, self.special_tokens, self.vocab)
+
     @classmethod
     def train(
         cls, text: str | Iterable[str], vocab_size: int, pattern: str = GPT2_PATTERN, special_tokens: Sequence[str] = (), progress: bool = False

@@ -1,0 +1,60 @@
+"""shared/models/layers.py against PyTorch's own layers: one row or many, in inference or training, whatever the number of threads."""
+
+import pytest
+import torch
+from torch import nn
+
+from shared.models.layers import Linear, RMSNorm
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 1, 64), (2, 64), (3, 5, 64), (0, 64)])
+@pytest.mark.parametrize("out", [1, 48, 53])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_pytorchs(shape, out, bias, threads):
+    torch.manual_seed(0)
+    ours, theirs = Linear(64, out, bias), nn.Linear(64, out, bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(shape)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+        strided = torch.randn(*shape[:-1], 128)[..., ::2]
+        torch.testing.assert_close(ours(strided), theirs(strided), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 1, 64), (2, 3, 64)])
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1.0, 1e4, 0.0])
+def test_rmsnorm_is_pytorchs(shape, scale):
+    torch.manual_seed(0)
+    ours, theirs = RMSNorm(64, eps=1e-5), nn.RMSNorm(64, eps=1e-5)
+    ours.weight.data = theirs.weight.data = torch.randn(64)
+    x = scale * torch.randn(shape)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-7)
+        strided = scale * torch.randn(*shape[:-1], 128)[..., ::2]
+        torch.testing.assert_close(ours(strided), theirs(strided), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", [Linear(64, 32), RMSNorm(64, eps=1e-5)])
+def test_other_types_and_autocast_go_pytorchs_way(layer):
+    x = torch.randn(1, 64)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == type(layer).__base__.forward(layer, x).dtype
+        assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_gradients_pass_through_a_single_row():
+    layer, x = Linear(8, 4), torch.randn(1, 8, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0, keepdim=True))
+    assert layer.weight.grad is not None
