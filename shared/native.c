@@ -39,7 +39,7 @@ static int round_rows(Rows *to, const float *x, int rows, int n, int split) {
     float inverse = most > 0 ? 127 / most : 0;
     int8_t rounded[GROUP];
     for (int i = 0; i < GROUP; i++) {
-      rounded[i] = (int8_t)(from[i] * inverse + copysignf(0.5f, from[i]));
+      rounded[i] = (int8_t)rintf(from[i] * inverse);
       total += rounded[i];
     }
     for (int i = 0; i < GROUP / 2; i++) {
@@ -141,15 +141,17 @@ static Sum add_nf4(const uint8_t *codes, const int8_t *x, float scale, Sum sum) 
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE void dots_int8(const int8_t *weight, const Rows *x, int first, const int rows, float *y) {
+/* `scale` has one number for each `per` groups of the weight. */
+INLINE void dots_int8(const int8_t *weight, const float *scale, int per, const Rows *x, int first, const int rows, float *y) {
   Sum sums[BLOCK];
   for (int r = 0; r < rows; r++)
     sums[r] = nothing();
-  for (int g = 0; g < x->groups; g++)
-    for (int r = 0; r < rows; r++) {
-      size_t at = (size_t)(first + r) * x->groups + g;
-      sums[r] = add_int8(weight + GROUP * g, x->codes + GROUP * at, x->scale[at], sums[r]);
-    }
+  for (int g = 0; g < x->groups; scale++)
+    for (int end = g + per; g < end; g++)
+      for (int r = 0; r < rows; r++) {
+        size_t at = (size_t)(first + r) * x->groups + g;
+        sums[r] = add_int8(weight + GROUP * g, x->codes + GROUP * at, *scale * x->scale[at], sums[r]);
+      }
   for (int r = 0; r < rows; r++)
     y[r] = total(sums[r]);
 }
@@ -216,22 +218,24 @@ INLINE void dots_nf4(const uint8_t *codes, const Absmax *absmax, size_t block, i
 
 /* ---- x [rows, n] times a weight [n_out, n], transposed: y [rows, n_out]. Returns 0, or 1 where memory is out. */
 
-int product_int8(const float *x, int rows, int n, const int8_t *weight, const float *scale, int n_out, float *y, int threads) {
+/* size: how many columns share a scale. */
+int product_int8(const float *x, int rows, int n, const int8_t *weight, const float *scale, int size, int n_out, float *y, int threads) {
   Rows rounded;
   if (!round_rows(&rounded, x, rows, n, 0))
     return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int o = 0; o < n_out; o++) {
     const int8_t *row = weight + (size_t)o * n;
+    const float *row_scale = scale + (size_t)o * (n / size);
     for (int first = 0, some; first < rows; first += some) {
       float dots[BLOCK];
       some = rows - first < BLOCK ? 1 : BLOCK;
       if (some == 1)
-        dots_int8(row, &rounded, first, 1, dots);
+        dots_int8(row, row_scale, size / GROUP, &rounded, first, 1, dots);
       else
-        dots_int8(row, &rounded, first, BLOCK, dots);
+        dots_int8(row, row_scale, size / GROUP, &rounded, first, BLOCK, dots);
       for (int r = 0; r < some; r++)
-        y[(size_t)(first + r) * n_out + o] = scale[o] * dots[r];
+        y[(size_t)(first + r) * n_out + o] = dots[r];
     }
   }
   free(rounded.codes);

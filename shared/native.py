@@ -44,7 +44,7 @@ def library() -> ctypes.CDLL:
     except (OSError, ValueError) as error:
         raise RuntimeError(f"its compiled form could not be written or read: {error}") from None
     pointer, number = ctypes.c_void_p, ctypes.c_int
-    found.product_int8.argtypes = [pointer, number, number, pointer, pointer, number, pointer, number]
+    found.product_int8.argtypes = [pointer, number, number, pointer, pointer, number, number, pointer, number]
     found.product_int4.argtypes = [pointer, number, number, pointer, pointer, number, number, pointer, number]
     found.product_nf4.argtypes = [pointer, *[number] * 2, *[pointer] * 4, ctypes.c_float, number, number, pointer, number]
     return found
@@ -62,15 +62,18 @@ def _compile(compiler: str, path: Path) -> None:
     raise RuntimeError(f"{compiler} could not compile it: {done.stderr.strip()[:300]}")
 
 
-def product_int8(x: Tensor, codes: Tensor, scale: Tensor, n_out: int) -> Tensor:
-    """x · (scale · codes)ᵀ: x [..., in], codes int8 [n_out, in], scale fp32 [n_out] -> [..., n_out] in x's type. 32 must divide in.
+def product_int8(x: Tensor, codes: Tensor, scale: Tensor, n_out: int, group_size: int) -> Tensor:
+    """x · (scale · codes)ᵀ: x [..., in], codes int8 [n_out, in], scale fp32 [n_out, in / group_size] -> [..., n_out] in x's type.
+    32 must divide group_size.
 
     Every 32 neighbours of x are rounded to int8 over their largest magnitude first, which moves none by more than 1/254 of that.
     """
     rows, n, y = x.float().contiguous(), x.size(-1), _room(x, n_out)
     return _finish(
-        x, y, library().product_int8(rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), scale.data_ptr(), n_out, y.data_ptr(), get_num_threads())
-    )
+        x, y, library().product_int8(
+            rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), scale.data_ptr(), group_size, n_out, y.data_ptr(), get_num_threads()
+        ),
+    )  # fmt: skip
 
 
 def product_int4(x: Tensor, codes: Tensor, scale_zero: Tensor, n_out: int, group_size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 | scheme | a weight is about | bits for each, at the default sizes |
 | --- | --- | ---: |
-| int8 | scale[row] · code, code from -127 to 127 | 8 (and 32 for a row) |
+| int8 | scale[row] · code, code from -127 to 127 | 8 (and 32 for a row, or for each group) |
 | int4 | scale[row, group] · (code - 8) + zero[row, group], code from 0 to 15 | 5 |
 | nf4 | absmax[block] · NF4[code], code from 0 to 15 | 4.13 |
 
@@ -10,7 +10,7 @@ Sources: Dettmers et al., "LLM.int8()" (2022) for absmax by row; "QLoRA" (2023) 
 
 >>> packed = Int4Weight(torch.linspace(-1, 1, 64).view(2, 32))
 >>> packed.codes.shape, packed.rows(torch.tensor([0]))[0, :3]
-(torch.Size([2, 16]), tensor([-1.0000, -0.9685, -0.9363]))
+(torch.Size([2, 16]), tensor([-0.9980, -0.9980, -0.9326]))
 """
 
 from collections.abc import Callable
@@ -193,26 +193,27 @@ class PackedWeight(nn.Module):
 
 
 class Int8Weight(PackedWeight):
-    """`absmax_int8`."""
+    """`absmax_int8` of each row, or of each `group_size` neighbours in one."""
 
-    def __init__(self, weight: Tensor):
-        super().__init__(weight, scheme="int8")
-        codes, scale = absmax_int8(weight.float())
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
-        self.register_buffer("ones", torch.ones_like(scale, dtype=torch.bfloat16), persistent=False)
+    def __init__(self, weight: Tensor, group_size: int | None = None):
+        super().__init__(weight, scheme="int8", **({"group_size": group_size} if group_size else {}))
+        self.group_size = group_size or self.in_features
+        codes, scale = absmax_int8(weight.float().reshape(-1, self.group_size))
+        self.register_buffer("codes", codes.view(weight.shape))
+        self.register_buffer("scale", scale.view(self.out_features, -1))  # [out, groups]
 
     def _unpack(self, index: Tensor | slice) -> Tensor:
-        return self.codes[index] * self.scale[index].unsqueeze(-1)
+        return (self.codes[index].unflatten(-1, (-1, self.group_size)) * self.scale[index].unsqueeze(-1)).flatten(-2)
 
     def native_product(self, x: Tensor) -> Tensor:
         tensors = self._buffers  # `self.codes` is found through nn.Module.__getattr__, slow enough to be seen at batch 1
-        return native.product_int8(x, tensors["codes"], tensors["scale"], self.out_features)
+        return native.product_int8(x, tensors["codes"], tensors["scale"], self.out_features, self.group_size)
 
     def torch_product(self, x: Tensor) -> Tensor:
         # It wants its scales in bfloat16, which would move whole rows by up to 0.4 %: they are applied in fp32 behind it.
         tensors = self._buffers
-        return torch._weight_int8pack_mm(x, tensors["codes"], tensors["ones"]) * tensors["scale"]
+        scale = tensors["scale"][:, 0]
+        return torch._weight_int8pack_mm(x, tensors["codes"], torch.ones_like(scale, dtype=torch.bfloat16)) * scale
 
 
 @cache

@@ -5,8 +5,8 @@
 
 >>> from shared.models.gpt import GPTConfig
 >>> model = quantize(GPT(GPTConfig.preset("nano")), "int8", say=lambda line: None)
->>> model.blocks[0].attn.q_proj
-QuantizedLinear(in_features=128, out_features=128, bias=False, scheme='int8')
+>>> type(model.blocks[0].attn.q_proj).__name__, quantization_of(model)
+('QuantizedLinear', {'scheme': 'int8'})
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -101,14 +101,16 @@ def quantize(
 ) -> nn.Module:
     """Swaps every nn.Linear of `model`, and an embedding that shares one's weight, for its quantized form; returns the same model.
 
-    scheme: "int8", "int4" or "nf4". group_size: how many weights of a row share a scale, 32, 64, 128 or 256 (int4: 32 if not given; nf4: 64;
-    int8 has one for the row). double_quant: nf4 only, True if not given. `say` hears how products with such weights are computed here;
-    kernels: what may do that on a CPU, the first that works here.
+    scheme: "int8", "int4" or "nf4". group_size: how many weights of a row share a scale, 32, 64, 128 or 256; if not given, 32 for int4, 64 for
+    nf4 and the whole row for int8. double_quant: nf4 only, True if not given. `say` hears how products with such weights are computed here;
+    kernels: what may do that on a CPU, the first that works here (PyTorch's has no int8 in groups).
     Raises ValueError, the model untouched, for another scheme or setting, a group size that does not divide a layer's in_features, weights
     that are not finite, and a model that has no linear layers or is quantized already.
     """
     settings = _settings(scheme, group_size, double_quant)
     _check_model(model, settings.get("group_size", 1))
+    if scheme == "int8" and group_size:
+        kernels = tuple(kernel for kernel in kernels if kernel != "torch")
     say(how_computed(scheme, next(model.parameters()).device, kernels))
     return _quantize_linears(model, settings, kernels)
 
@@ -116,14 +118,12 @@ def quantize(
 def _settings(scheme: str, group_size: int | None, double_quant: bool | None) -> dict[str, Any]:
     if scheme not in SCHEMES:
         raise ValueError(f"no scheme is called {scheme!r}; there are: {', '.join(SCHEMES)}")
-    if scheme == "int8" and group_size is not None:
-        raise ValueError(f"group_size={group_size}: int8 has one scale for each row; leave it out, or choose int4 or nf4")
     if scheme != "nf4" and double_quant is not None:
         raise ValueError(f"double_quant={double_quant}: only nf4 has it; leave it out, or choose nf4")
     if group_size not in (None, *GROUP_SIZES):
         raise ValueError(f"group_size={group_size}: must be one of {', '.join(map(str, GROUP_SIZES))}")
     settings: dict[str, Any] = {"scheme": scheme}
-    if scheme != "int8":
+    if group_size or scheme != "int8":
         settings["group_size"] = group_size or {"int4": 32, "nf4": 64}[scheme]
     if scheme == "nf4":
         settings["double_quant"] = double_quant is None or double_quant

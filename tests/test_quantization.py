@@ -57,7 +57,7 @@ TIED = GPTConfig(vocab_size=53, block_size=32, n_layer=2, n_head=4, n_embd=64)
 UNTIED = replace(TIED, norm="rmsnorm", position="rope", mlp="swiglu", mlp_hidden=128, n_kv_head=2, bias=False, tie_weights=False)
 CONFIGS = {"tied, with biases": TIED, "untied": UNTIED}
 SETTINGS = {
-    "int8": dict(scheme="int8"), "int4": dict(scheme="int4"), "int4 in groups of 32": dict(scheme="int4", group_size=32),
+    "int8": dict(scheme="int8"), "int8 in groups of 32": dict(scheme="int8", group_size=32), "int4": dict(scheme="int4"), "int4 in groups of 32": dict(scheme="int4", group_size=32),
     "nf4": dict(scheme="nf4", group_size=32), "nf4 without double quantization": dict(scheme="nf4", group_size=32, double_quant=False),
 }  # fmt: skip
 
@@ -225,11 +225,11 @@ def packed(weight: Tensor, scheme: str, kernels: tuple[str, ...] = packing.KERNE
 
 
 def rounded(x: Tensor) -> Tensor:
-    """As native.c rounds activations: to 127 steps of each group of 32's largest magnitude, halves away from zero."""
+    """As native.c rounds activations: each group of 32 to 127 steps up to its largest magnitude."""
     groups = x.unflatten(-1, (-1, 32))
     most = groups.abs().amax(-1, keepdim=True)
-    steps = groups * torch.where(most > 0, 127 / most, 0.0)
-    return ((steps.abs() + 0.5).floor() * steps.sign() * (most / 127)).flatten(-2)
+    steps = groups * torch.where(most > 0, torch.tensor(127.0).div(most), 0.0)
+    return (steps.round() * (most / 127)).flatten(-2)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (53, 128), (130, 576)])
@@ -269,7 +269,7 @@ def test_products_are_those_with_the_unpacked_weight(shape, group_size, rows, ke
 @pytest.mark.parametrize("x", [torch.zeros(2, 64), torch.full((1, 64), 1e-30), torch.full((1, 64), 3e4), random(2, 128)[:, ::2]])
 def test_products_of_unusual_activations(scheme, x, kernels):
     layer = packed(random(96, 64), scheme, kernels)
-    torch.testing.assert_close(layer.product(x), F.linear(x, layer.rows(slice(None))), rtol=0.02, atol=0.02 * x.abs().max().item())
+    torch.testing.assert_close(layer.product(x), F.linear(x, layer.rows(slice(None))), rtol=0.02, atol=0.05 * x.abs().max().item())
 
 
 @pytest.mark.parametrize("kernel", packing.KERNELS)
@@ -309,16 +309,16 @@ def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch
 
 def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh, tmp_path):
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
-    x, codes, scale = torch.ones(1, 32), torch.ones(3, 32, dtype=torch.int8), torch.ones(3)
+    x, codes, scale = torch.ones(1, 32), torch.ones(3, 32, dtype=torch.int8), torch.ones(3, 1)
     for _ in range(2):
         native.library.cache_clear()
-        torch.testing.assert_close(native.product_int8(x, codes, scale, 3), torch.full((1, 3), 32.0))
+        torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 32.0))
         assert len(list((tmp_path / "native").iterdir())) == 1
     changed = tmp_path / "native.c"
-    changed.write_text(native.SOURCE.read_text().replace("scale[o] * dots[r]", "2 * scale[o] * dots[r]"))
+    changed.write_text(native.SOURCE.read_text().replace("= dots[r];", "= 2 * dots[r];"))
     monkeypatch.setattr(native, "SOURCE", changed)
     native.library.cache_clear()
-    torch.testing.assert_close(native.product_int8(x, codes, scale, 3), torch.full((1, 3), 64.0))
+    torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 64.0))
     changed.write_text("this is not C")
     native.library.cache_clear()
     with pytest.raises(RuntimeError, match="could not compile it"):
@@ -378,7 +378,7 @@ def test_a_quantized_gpt_computes_with_its_unpacked_weights(config, options, ker
         cache = model.new_cache(batch_size=3)
         stepwise = torch.cat([model(idx[:, :20], cache), *(model(idx[:, i : i + 1], cache) for i in range(20, 30))], 1)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-        assert (stepwise - expected).norm() <= (0.02 if kernels else 1e-5) * expected.norm()
+        assert (stepwise - expected).norm() <= (0.04 if kernels else 1e-5) * expected.norm()
         loss = (got - original(idx)).norm() / original(idx).norm()
     assert 0 < loss < (0.03 if "int8" in options else 0.4)
 
@@ -447,7 +447,7 @@ def test_it_trains_nothing_but_what_was_not_quantized():
         (dict(scheme="int5"), "no scheme is called 'int5'; there are: int8, int4, nf4"),
         (dict(scheme="int4", group_size=48), "group_size=48: must be one of 32, 64, 128, 256"),
         (dict(scheme="int4", group_size=128), "q_proj.weight has 64 columns, which groups of 128 do not divide: choose 32 or 64"),
-        (dict(scheme="int8", group_size=32), "int8 has one scale for each row"),
+        (dict(scheme="int8", group_size=128), "q_proj.weight has 64 columns, which groups of 128 do not divide: choose 32 or 64"),
         (dict(scheme="int4", double_quant=True), "only nf4 has it"),
     ],
 )
@@ -632,10 +632,18 @@ def smollm2() -> tuple[GPT, str, float, int]:
     return model, text, sliding_window(model, tokenizer, text, 512, 512).perplexity, num_bytes(model)
 
 
-@pytest.mark.parametrize("scheme, size, worse", [("int8", 0.27, 0.015), ("int4", 0.16, 0.08), ("nf4", 0.135, 0.7)])
-def test_smollm2_is_small_and_still_good(scheme, size, worse):
-    """Of 1,189 tokens only, so the bounds are wide; the week's log has the figures of a longer text."""
+@pytest.mark.parametrize(
+    "options, size, worse",
+    [
+        (dict(scheme="int8"), 0.27, 0.015),
+        (dict(scheme="int8", group_size=64), 0.27, 0.005),
+        (dict(scheme="int4"), 0.16, 0.08),
+        (dict(scheme="nf4"), 0.135, 0.7),
+    ],
+)
+def test_smollm2_is_small_and_still_good(options, size, worse):
+    """Of 1,189 tokens only; the week's log has the figures of a longer text."""
     model, text, perplexity, whole = smollm2()
-    small = quantize(deepcopy(model), scheme, say=quiet)
+    small = quantize(deepcopy(model), **options, say=quiet)
     assert num_bytes(small) <= size * whole
     assert sliding_window(small, model.tokenizer, text, 512, 512).perplexity <= perplexity * (1 + worse)

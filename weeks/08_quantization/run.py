@@ -35,7 +35,9 @@ from shared.sampling import generate
 from shared.training import TrainConfig
 
 WEEK_6 = load_script("06_gpt2")
-ROWS = ("int8", "int4", "int4-gptq", "nf4")
+ROWS = ("int8", "int8-groups", "int4", "int4-gptq", "nf4")
+INT8_GROUP = 64
+"""Weights that share a scale in the row int8-groups; int8 has one for each row of a matrix."""
 SMOL = "smollm2-"
 """What the study's runs begin with."""
 SHORT = 16
@@ -45,7 +47,7 @@ SHORT = 16
 @dataclass(frozen=True)
 class Settings(WeekSettings):
     scheme: str = "int4-gptq"
-    """Whose checkpoint is kept: int8, int4, int4-gptq or nf4."""
+    """Whose checkpoint is kept: int8, int8-groups, int4, int4-gptq or nf4."""
     group_size: int = 32
     """How many weights share a scale in int4; nf4 has 64."""
     train: TrainConfig = WEEK_6.PRESETS["laptop"].train
@@ -154,6 +156,7 @@ def quantized(model: GPT, calibration: Tensor, group_size: int) -> dict[str, GPT
     return {
         "fp32": model,
         "int8": quantize(deepcopy(model), "int8"),
+        "int8-groups": quantize(deepcopy(model), "int8", INT8_GROUP, say=lambda line: None),
         "int4": quantize(deepcopy(model), "int4", group_size),
         "int4-gptq": gptq(deepcopy(model), calibration, group_size, say=lambda line: None),  # int4 has said it
         "nf4": quantize(deepcopy(model), "nf4"),
@@ -598,7 +601,9 @@ def write_card(logs: Path, out: Path, scheme: str, folder: Path) -> Path:
     before, after = runs["fp32"].summary, runs[scheme].summary
     settings, where = runs[scheme].run["settings"], folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     how = {"int4-gptq": f"int4 in groups of {settings['group_size']}, rounded by GPTQ", "int4": f"int4 in groups of {settings['group_size']}",
-        "int8": "int8, one scale for each row", "nf4": "NF4 in blocks of 64, with double quantization"}[scheme]  # fmt: skip
+        "int8": "int8, one scale for each row",
+        "int8-groups": f"int8 in groups of {INT8_GROUP}",
+        "nf4": "NF4 in blocks of 64, with double quantization"}[scheme]  # fmt: skip
     figures = [
         {"": "size in memory", "fp32": f"{before['megabytes']:.2f} MB", scheme: f"{after['megabytes']:.2f} MB"},
         {"": "file", "fp32": f"{before['file_megabytes']:.2f} MB", scheme: f"{after['file_megabytes']:.2f} MB"},
