@@ -210,16 +210,16 @@ def load_quantized(folder: str | Path, scheme: str | None = None, device: torch.
 def gptq(model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, say: Callable[[str], None] = print) -> GPT:
     """`quantize(model, "int4")` with codes that keep the layers' outputs on `tokens`, rather than each weight (Frantar et al., "GPTQ", 2022).
 
-    tokens: int64 [texts, time], text as the model will meet it; some thousand tokens are enough for a small model. damp: what is added to
-    the diagonal of a layer's Hessian, as a share of its mean. Each block sees what the quantized ones before it make of the text. A tied
-    embedding is rounded to nearest: its rows are read too, not only multiplied. Raises ValueError as `quantize` does, and for tokens of
-    another shape and a damp that is not above 0.
+    tokens: int64 [texts, time], text as the model will meet it; ten thousand are enough for a small model. damp: what is added to the
+    diagonal of a layer's Hessian, as a share of its mean. Layers are rounded in the order in which they compute, and each sees what the
+    quantized ones before it make of the text. An embedding tied to the output layer gets what is best for that: it is read one row at a
+    time, where errors do not add up. Raises ValueError as `quantize` does, and for tokens of another shape and a damp that is not above 0.
     """
     if tokens.dim() != 2 or tokens.is_floating_point() or not tokens.numel():
         raise ValueError(f"tokens must be ids of shape [texts, time]; these are {tokens.dtype} of shape {list(tokens.shape)}")
     if not damp > 0:
         raise ValueError(f"damp={damp}: must be above 0; 0.01 is usual")
-    settings = _settings("int4", group_size, None)
+    _settings("int4", group_size, None)
     _check_model(model, group_size)
     device = model.norm.weight.device
     say(how_computed("int4", device))
@@ -227,19 +227,44 @@ def gptq(model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, s
     model.eval()
     streams, arguments = _block_inputs(model, tokens.to(device).split(1))
 
-    def round_linears(parent: nn.Module, names: Sequence[str], run: Callable[[], object]) -> None:
+    def round_linears(parent: nn.Module, names: Sequence[str], run: Callable[[], object]) -> dict[str, PackedWeight]:
         linears = {name: parent.get_submodule(name) for name in names}
+        packed = {}
         for name, hessian in _hessians(linears, run).items():
             ranges = group_ranges(linears[name].weight, group_size)
-            _swap(parent, name, with_kernel(Int4Weight(gptq_round(linears[name].weight, hessian, *ranges, damp), group_size, ranges)))
+            packed[name] = with_kernel(Int4Weight(gptq_round(linears[name].weight, hessian, *ranges, damp), group_size, ranges))
+            _swap(parent, name, packed[name])
+        return packed
 
     for block, rest in zip(model.blocks, arguments):
-        names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
-        round_linears(block, names, lambda block=block, rest=rest, streams=streams: [block(x, *rest) for x in streams])
-        streams = [block(x, *rest) for x in streams]
-    if not model.config.tie_weights:
-        round_linears(model, ["lm_head"], lambda: [model.lm_head(model.norm(x)) for x in streams])
-    return _quantize_linears(model, settings).train(was_training)
+        run = lambda block=block, rest=rest, streams=streams: [block(x, *rest) for x in streams]  # noqa: E731
+        for names in _by_input(block, lambda block=block, rest=rest, x=streams[0]: block(x, *rest)):
+            round_linears(block, names, run)
+        streams = run()
+    packed = round_linears(model, ["lm_head"], lambda: [model.lm_head(model.norm(x)) for x in streams])
+    if model.config.tie_weights:
+        _swap(model, "token_embedding", packed["lm_head"])
+    return model.train(was_training)
+
+
+def _by_input(block: nn.Module, run: Callable[[], object]) -> list[list[str]]:
+    """The block's linear layers in the order in which `run()` calls them, those together that read the same tensor."""
+    calls: list[tuple[Tensor, list[str]]] = []
+
+    def note(name: str, x: Tensor) -> None:
+        if calls and calls[-1][0] is x:
+            calls[-1][1].append(name)
+        else:
+            calls.append((x, [name]))
+
+    linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    hooks = [m.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0])) for name, m in linears.items()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [names for _, names in calls]
 
 
 def _block_inputs(model: GPT, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple]]:

@@ -32,9 +32,10 @@ def test_linear_is_pytorchs(shape, out, bias, threads):
 
 @pytest.mark.parametrize("shape", [(64,), (1, 1, 64), (2, 3, 64)])
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1.0, 1e4, 0.0])
-def test_rmsnorm_is_pytorchs(shape, scale):
+@pytest.mark.parametrize("eps", [1e-5, None])
+def test_rmsnorm_is_pytorchs(shape, scale, eps):
     torch.manual_seed(0)
-    ours, theirs = RMSNorm(64, eps=1e-5), nn.RMSNorm(64, eps=1e-5)
+    ours, theirs = RMSNorm(64, eps=eps), nn.RMSNorm(64, eps=eps)
     ours.weight.data = theirs.weight.data = torch.randn(64)
     x = scale * torch.randn(shape)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)

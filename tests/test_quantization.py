@@ -1,6 +1,7 @@
 """shared/quantization.py and packing.py against bitsandbytes, gguf, PyTorch's kernels, and the laws of rounding."""
 
 import json
+import os
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -214,7 +215,10 @@ def test_of_normal_weights_as_much_is_lost_as_the_bits_allow(scheme):
 # ---- packed weights
 
 
-@pytest.fixture(params=["native", "torch", "unpacked"])
+COMPILED = pytest.mark.skipif(os.name != "posix", reason="native.c is compiled on Linux and macOS only; elsewhere PyTorch's kernels are used")
+
+
+@pytest.fixture(params=[pytest.param("native", marks=COMPILED), "torch", "unpacked"])
 def kernels(request) -> tuple[str, ...]:
     """Each way of computing, whatever is chosen on this machine."""
     return () if request.param == "unpacked" else (request.param,)
@@ -272,7 +276,7 @@ def test_products_of_unusual_activations(scheme, x, kernels):
     torch.testing.assert_close(layer.product(x), F.linear(x, layer.rows(slice(None))), rtol=0.02, atol=0.05 * x.abs().max().item())
 
 
-@pytest.mark.parametrize("kernel", packing.KERNELS)
+@pytest.mark.parametrize("kernel", [pytest.param("native", marks=COMPILED), "torch"])
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_few_rows_go_through_the_kernel_and_many_do_not(scheme, kernel, monkeypatch):
     layer, calls = packed(random(64, 64), scheme, (kernel,)), []
@@ -291,6 +295,7 @@ def fresh():
             yield
 
 
+@COMPILED
 def test_a_kernel_that_is_missing_or_computes_wrong_is_not_used(monkeypatch, fresh):
     assert find_kernel("nf4", ("torch",)) == (None, "torch: it does not know nf4")
     monkeypatch.setattr(native, "product_int8", lambda x, *weight: x.new_zeros(2, 64))
@@ -301,12 +306,14 @@ def test_a_kernel_that_is_missing_or_computes_wrong_is_not_used(monkeypatch, fre
     assert kernel is None and "_weight_int8pack_mm" in reason
 
 
+@COMPILED
 def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch, fresh, capsys):
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     quantize(gpt(TIED), "int8")
     assert "go through PyTorch's kernel (native.c is not used: native: it needs a C compiler (cc, gcc or clang)" in capsys.readouterr().out
 
 
+@COMPILED
 def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh, tmp_path):
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
     x, codes, scale = torch.ones(1, 32), torch.ones(3, 32, dtype=torch.int8), torch.ones(3, 1)
@@ -326,6 +333,7 @@ def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh,
     assert len(list((tmp_path / "native").iterdir())) == 2
 
 
+@COMPILED
 def test_the_c_without_avx2_computes_the_same(monkeypatch, fresh, tmp_path):
     x, layers = random(5, 256), [packed(random(70, 256), scheme, ("native",)) for scheme in ("int8", "int4")]
     expected = [layer.product(x) for layer in layers]
@@ -413,6 +421,7 @@ def test_any_model_with_linear_layers_is_quantized():
     assert quantization_of(model) == {"scheme": "int8"} and 0 < (got - expected).norm() < 0.02 * expected.norm()
 
 
+@COMPILED
 def test_it_is_said_how_products_are_computed(capsys):
     quantize(gpt(TIED), "int4", kernels=("native",))
     quantize(gpt(TIED), "int4", kernels=("torch",))
@@ -513,6 +522,7 @@ def test_a_quantized_model_comes_back_bit_for_bit(config, options, tmp_path):
             assert torch.equal(loaded.model(idx), model(idx))
 
 
+@COMPILED
 def test_the_file_does_not_depend_on_the_kernel(tmp_path):
     files = [
         save_quantized(tmp_path / str(i), quantize(gpt(TIED), "int4", say=quiet, kernels=kernels)) / "model.safetensors"
@@ -582,7 +592,7 @@ def test_gptq_rounding_is_to_nearest_where_inputs_do_not_hang_together():
 @pytest.mark.parametrize("config", CONFIGS)
 def test_gptq_recovers_at_least_half_of_what_rounding_to_nearest_loses(config):
     """In nats: how much worse than the model itself its quantized form predicts what the model would say."""
-    config = replace(CONFIGS[config], n_embd=128, mlp_hidden=256, tie_weights=False)
+    config = replace(CONFIGS[config], n_embd=128, mlp_hidden=256)
     model = gpt(config)
     draw = torch.Generator().manual_seed(5)
     seen, unseen = (torch.randint(53, (48, 32), generator=draw) for _ in range(2))
@@ -595,7 +605,8 @@ def test_gptq_recovers_at_least_half_of_what_rounding_to_nearest_loses(config):
     nearest = loss(quantize(deepcopy(model), "int4", group_size=128, say=quiet))
     recovered = gptq(deepcopy(model), seen, group_size=128, say=quiet)
     assert quantization_of(recovered) == {"scheme": "int4", "group_size": 128} and not recovered.training
-    assert 0 < loss(recovered) < 0.5 * nearest
+    # A tied embedding is rounded for what the output layer makes of it, not for what reads it.
+    assert 0 < loss(recovered) < (0.7 if config.tie_weights else 0.5) * nearest
 
 
 def test_gptq_gives_int4s_layout(tmp_path):
@@ -603,7 +614,7 @@ def test_gptq_gives_int4s_layout(tmp_path):
     model, plain = gptq(gpt(TIED), tokens, say=quiet), quantize(gpt(TIED), "int4", say=quiet)
     a, b = model.state_dict(), plain.state_dict()
     assert {n: (t.shape, t.dtype) for n, t in a.items()} == {n: (t.shape, t.dtype) for n, t in b.items()}
-    assert torch.equal(a["token_embedding.packed.codes"], b["token_embedding.packed.codes"]) and model.token_embedding.packed is model.lm_head.packed
+    assert model.token_embedding.packed is model.lm_head.packed
     loaded = load_quantized(save_quantized(tmp_path / "m", model), "int4").model
     assert torch.equal(loaded(tokens), model(tokens))
 

@@ -219,6 +219,35 @@ def test_week_6_trains_in_five_minutes_and_reads_what_others_trained():
     assert abs(smol["piqa_acc_norm"] - 0.669) < 2 * smol["piqa_acc_norm_error"]  # as published, on all examples
 
 
+@pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
+def test_week_7_measures_every_format_and_trick_and_the_loss_stays(data):
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "07_amp" / "reference" / data).items()}
+    formats = {name: runs[f"format-{name}"] for name in ("fp32", "bf16", "fp16")}
+    ladder = [name for name, _ in report.load_script("07_amp").LADDER]
+    rows = {name: runs[f"ladder-{name.replace(' ', '-')}"] for name in ladder}
+    assert all(0 < row["mfu"] < 1 and row["bytes"] > 0 and row["tokens_per_second"] > 0 for row in (*formats.values(), *rows.values()))
+    for row in (*formats.values(), *(rows[name] for name in ladder if name not in ("larger batch", "gradient checkpointing"))):
+        assert abs(row["loss"] - formats["fp32"]["loss"]) < 0.02
+    assert abs(rows["gradient checkpointing"]["loss"] - rows["larger batch"]["loss"]) < 0.02
+    assert rows["gradient checkpointing"]["bytes"] < rows["larger batch"]["bytes"]
+    metrics = reference("07_amp", data)
+    assert metrics["bf16_units"] or metrics["bf16_time_over_fp32"] > 1
+
+
+def test_week_8_is_small_good_and_fast_on_a_real_model():
+    runs = report.read_runs(REFERENCE / "08_quantization" / "reference" / "tinyshakespeare")
+    smol = {name.removeprefix("smollm2-"): run.summary for name, run in runs.items() if name.startswith("smollm2-")}
+    assert smol["int8-groups"]["of_fp32"] <= 0.27 and smol["int8-groups"]["worse"] <= 0.005
+    assert smol["int4"]["of_fp32"] <= 0.16 and smol["int4"]["worse"] <= 0.08
+    assert smol["int4-gptq"]["recovered"] >= 0.5 and all(
+        report.read_runs(REFERENCE / "08_quantization" / "reference" / data)["int4-wide-gptq"].summary["recovered"] >= 0.5
+        for data in ("tinyshakespeare", "shakespeare")
+    )
+    assert smol["fp32"]["over_transformers"] >= 1.5 and smol["int8"]["over_transformers"] >= 2.5
+    assert all(row["decode_tokens_per_second"] < row["memory_limit"] for row in smol.values())
+    assert {"bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8"} <= smol.keys()
+
+
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_figures_in_prose_come_from_the_logs(path):
     text = path.read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """Week 3. PyTorch's linear layer and RMSNorm, quicker on a CPU for a single row: what a model that writes token by token computes."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -17,20 +16,21 @@ class Linear(nn.Linear):
     core has a product of its own, with a part of the outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        parts, weight = torch.get_num_threads(), self.weight
+        # Found like this, and not as `self.weight`, whose way through nn.Module is long enough to be seen in a row's time.
+        parts, weight = torch.get_num_threads(), self._parameters["weight"]
         if parts == 1 or not _is_row(x, self.in_features) or self.out_features % parts or type(weight) is not nn.Parameter:
-            return F.linear(x, weight, self.bias)
+            return super().forward(x)
         row = x.reshape(1, 1, -1).expand(parts, 1, -1)
         y = torch.bmm(row, weight.view(parts, -1, self.in_features).transpose(1, 2)).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm, in four operations for a single row rather than in a dozen."""
+    """nn.RMSNorm, in three operations for a single row rather than in a dozen."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _is_row(x, self.normalized_shape[0]):
+        width = self.normalized_shape[0]
+        if len(self.normalized_shape) > 1 or self.eps is None or not _is_row(x, width):
             return super().forward(x)
-        row = x.view(-1)
-        mean_square = torch.dot(row, row).item() / len(row)
-        return x * (mean_square + self.eps) ** -0.5 * self.weight
+        row = x.reshape(-1)
+        return (x * self._parameters["weight"]).mul_((torch.dot(row, row).item() / width + self.eps) ** -0.5)

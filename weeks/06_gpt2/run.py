@@ -71,7 +71,7 @@ class Settings(WeekSettings):
 def smoke() -> Settings:
     s = Settings()
     return replace(
-        s, preset="smoke", vocab_size=280, model=replace(s.model, n_layer=2, n_head=2, n_embd=16, block_size=32), limit=2, measured="nano",
+        s, preset="smoke", vocab_size=280, model=replace(s.model, n_layer=2, n_head=2, n_embd=64, block_size=32), limit=2, measured="nano",
         train=replace(s.train, steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10),
     )  # fmt: skip
 

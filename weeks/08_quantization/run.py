@@ -35,9 +35,10 @@ from shared.sampling import generate
 from shared.training import TrainConfig
 
 WEEK_6 = load_script("06_gpt2")
-ROWS = ("int8", "int8-groups", "int4", "int4-gptq", "nf4")
-INT8_GROUP = 64
-"""Weights that share a scale in the row int8-groups; int8 has one for each row of a matrix."""
+ROWS = ("int8", "int8-groups", "int4", "int4-gptq", "int4-wide", "int4-wide-gptq", "nf4")
+GPTQ = "-gptq"
+GROUP = 64
+"""Weights that share a scale in rows with "groups" in their name; int8 has one scale for each row of a matrix otherwise, int4 settings.group_size."""
 SMOL = "smollm2-"
 """What the study's runs begin with."""
 SHORT = 16
@@ -47,12 +48,12 @@ SHORT = 16
 @dataclass(frozen=True)
 class Settings(WeekSettings):
     scheme: str = "int4-gptq"
-    """Whose checkpoint is kept: int8, int8-groups, int4, int4-gptq or nf4."""
+    """Whose checkpoint is kept: int8, int8-groups, int4, int4-gptq, int4-wide, int4-wide-gptq or nf4."""
     group_size: int = 32
     """How many weights share a scale in int4; nf4 has 64."""
     train: TrainConfig = WEEK_6.PRESETS["laptop"].train
     """Of week 6's model, where its checkpoint is not there yet."""
-    calibration_windows: int = 128
+    calibration_windows: int = 512
     """Of training text, from which GPTQ learns what the layers read."""
     eval_windows: int | None = None
     """So many windows of the held-out text, spread over it; None takes it all."""
@@ -97,7 +98,7 @@ PRESETS = {
 def main(settings: Settings) -> dict[str, float]:
     """Quantizes the model of week 6 by every scheme, or runs the study. Returns the week's figures."""
     if settings.study:
-        return study_smollm2(settings)
+        return study_real_model(settings)
     device = pick_device(settings.device)
     source = replace(WEEK_6.PRESETS[settings.preset], data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     corpus = WEEK_6.open_corpus(source)
@@ -106,16 +107,14 @@ def main(settings: Settings) -> dict[str, float]:
     block_size = model.config.block_size
     calibration = fixed_windows(corpus.train, block_size, settings.calibration_windows)[0]
     models = quantized(model, calibration, settings.group_size)
-    read = {name: measure(m.to(device), corpus, block_size, settings.eval_windows) for name, m in models.items()}
+    read = {name: window_by_window(m.to(device), corpus, block_size, settings.eval_windows) for name, m in models.items()}
     prompt = corpus.val[: min(settings.prompt_tokens, block_size - 1)].tolist()
     speed = bandwidth() if device.type == "cpu" else None
     times = race({name: Contender(m, our_times) for name, m in models.items()}, prompt, settings)
     rows = {}
     for name, m in models.items():
         row = size_of(m, models["fp32"]) | compared(read[name], read["fp32"]) | times[name] | limit(m, speed)
-        row |= {"file_megabytes": file_bytes(m) / 1e6}
-        if name == "int4-gptq":
-            row["recovered"] = recovered(rows, row)
+        row |= {"file_megabytes": file_bytes(m) / 1e6} | recovered(rows, name, row)
         sample = corpus.tokenizer.decode(list(generate(m, corpus.start, settings.sample_tokens, temperature=0.8, top_p=0.95, seed=1)))
         rows[name] = keep(work, name, settings, row, sample=sample)
     kept = rows[settings.scheme]
@@ -125,7 +124,6 @@ def main(settings: Settings) -> dict[str, float]:
     print(f"\nThe same seed, before and after:\n\nfp32:\n{sample_of(work, 'fp32')}\n\n{settings.scheme}:\n{sample_of(work, settings.scheme)}")
     finished = work.finish(
         {
-            "bits_per_byte": rows["fp32"]["bits_per_byte"],
             "kept_of_fp32": kept["of_fp32"],
             "perplexity": rows["fp32"]["perplexity"],
             **{f"{name}_{key}": row[key] for name, row in rows.items() if name != "fp32" for key in ("perplexity", "worse", "of_fp32")},
@@ -152,13 +150,16 @@ def week_6_model(source: Any, corpus: Corpus) -> GPT:
 
 
 def quantized(model: GPT, calibration: Tensor, group_size: int) -> dict[str, GPT]:
-    """The model itself and its quantized forms, by row."""
+    """The model itself and its quantized forms, by row. "wide" is the largest group that divides all its layers' in_features."""
+    wide = max(g for g in GROUP_SIZES if all(m.in_features % g == 0 for m in model.modules() if isinstance(m, nn.Linear)))
     return {
         "fp32": model,
         "int8": quantize(deepcopy(model), "int8"),
-        "int8-groups": quantize(deepcopy(model), "int8", INT8_GROUP, say=lambda line: None),
+        "int8-groups": quantize(deepcopy(model), "int8", GROUP, say=lambda line: None),
         "int4": quantize(deepcopy(model), "int4", group_size),
         "int4-gptq": gptq(deepcopy(model), calibration, group_size, say=lambda line: None),  # int4 has said it
+        "int4-wide": quantize(deepcopy(model), "int4", wide, say=lambda line: None),
+        "int4-wide-gptq": gptq(deepcopy(model), calibration, wide, say=lambda line: None),
         "nf4": quantize(deepcopy(model), "nf4"),
     }
 
@@ -166,7 +167,7 @@ def quantized(model: GPT, calibration: Tensor, group_size: int) -> dict[str, GPT
 # ---- how good
 
 
-def measure(model: nn.Module, corpus: Corpus, block_size: int, windows: int | None) -> list[Evaluation]:
+def window_by_window(model: nn.Module, corpus: Corpus, block_size: int, windows: int | None) -> list[Evaluation]:
     """`evaluate`, window by window of the held-out text, so that two models can be compared on each."""
     dataset = TokenDataset(corpus.val, block_size)
     count = (len(corpus.val) - 1) // block_size
@@ -190,10 +191,12 @@ def compared(read: Sequence[Evaluation], base: Sequence[Evaluation]) -> dict[str
     }
 
 
-def recovered(rows: dict[str, dict[str, float]], row: dict[str, float]) -> float:
-    """How much of the perplexity that rounding to nearest loses, GPTQ brings back: 1 is all of it, 0 nothing."""
-    lost = rows["int4"]["perplexity"] - rows["fp32"]["perplexity"]
-    return 1 - (row["perplexity"] - rows["fp32"]["perplexity"]) / lost if lost else 0.0
+def recovered(rows: dict[str, dict[str, float]], name: str, row: dict[str, float]) -> dict[str, float]:
+    """For a row of GPTQ's, how much it brings back of the perplexity that rounding to nearest loses: 1 is all of it, 0 nothing."""
+    if not name.endswith(GPTQ):
+        return {}
+    nearest, whole = rows[name.removesuffix(GPTQ)]["perplexity"], rows["fp32"]["perplexity"]
+    return {"recovered": (nearest - row["perplexity"]) / (nearest - whole) if nearest != whole else 0.0}
 
 
 # ---- how small
@@ -312,9 +315,11 @@ def limit(model: nn.Module, speed: float | None, size: int | None = None) -> dic
 # ---- a real model, and other libraries
 
 
-def study_smollm2(settings: Settings) -> dict[str, float]:
+def study_real_model(settings: Settings) -> dict[str, float]:
     """SmolLM2 by every scheme and by other libraries, on a CPU: size, perplexity of held-out text, speed, and what it says."""
-    device = torch.device("cpu")  # what the libraries are compared on; our speeds on a GPU are not its kernels'
+    for library in ("bitsandbytes", "torch.utils._pytree"):  # warnings of each product, and of torchao's import
+        logging.getLogger(library).setLevel(logging.ERROR)
+    device = torch.device("cpu")  # where there are kernels of ours
     name, text = read_text(settings.data)
     TokenDataset(np.frombuffer(split_text(text)[1].encode(), np.uint8), settings.study_block_size)
     work = Workspace(__file__, settings, name, device)
@@ -331,7 +336,7 @@ def study_smollm2(settings: Settings) -> dict[str, float]:
             contenders = with_transformers(model, folder) | contenders | with_others(model)
         times = race(contenders, prompt, settings)
         theirs = [row for row in contenders if row not in models]
-        read = lambda m: measure(m, corpus, settings.study_block_size, settings.study_windows)
+        read = lambda m: window_by_window(m, corpus, settings.study_block_size, settings.study_windows)
         base = read(model)
         for row in ["fp32", *(r for r in contenders if r != "fp32")]:
             m = contenders[row].model
@@ -343,7 +348,7 @@ def study_smollm2(settings: Settings) -> dict[str, float]:
                 values |= limit(m, speed, None if row in models else stored_bytes(m))
             if row in models:
                 values["file_megabytes"] = file_bytes(m) / 1e6
-                values |= {"recovered": recovered(found, values)} if row == "int4-gptq" else {}
+                values |= recovered(found, row, values)
             if "transformers-fp32" in times:
                 values["over_transformers"] = times[row]["decode_tokens_per_second"] / times["transformers-fp32"]["decode_tokens_per_second"]
             talk = answers(m, settings.sample_tokens) if row in models else []
@@ -405,7 +410,6 @@ def with_others(model: GPT) -> dict[str, Contender]:
     Transformers leaves the output layer out as well.
     """
     build = {"bitsandbytes": (bitsandbytes_int8, bitsandbytes_nf4), "torchao": (torchao_int8, torchao_int4)}
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what torchao's import would say
     found = {}
     for package, functions in build.items():
         for function in functions if installed(package) else ():
@@ -439,8 +443,6 @@ def bitsandbytes_nf4(model: GPT) -> GPT:
 
 def bitsandbytes_int8(model: GPT) -> GPT:
     import bitsandbytes as bnb
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says for each product that it casts to float16
 
     def swapped(linear: nn.Linear) -> nn.Module:
         new = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
@@ -510,8 +512,9 @@ def show(rows: dict[str, dict[str, float]]) -> None:
             cells["perplexity worse by"] = f"{100 * row['worse']:.2f} ± {100 * row['worse_error']:.2f} %"
         shown.append({"row": label_of(name)} | cells)
     print("\n" + table(shown))
-    gained = rows["int4-gptq"]["recovered"]
-    print(f"GPTQ brings back {gained:.0%} of the perplexity that rounding to nearest loses")
+    for name, row in rows.items():
+        if "recovered" in row:
+            print(f"{label_of(name)}: brings back {row['recovered']:.0%} of the perplexity that rounding to nearest loses")
 
 
 def label_of(name: str) -> str:
@@ -520,7 +523,7 @@ def label_of(name: str) -> str:
     >>> label_of("smollm2-int4-gptq"), label_of("torchao-int8")
     ('int4 GPTQ', 'torchao int8')
     """
-    return name.removeprefix(SMOL).replace("-gptq", " GPTQ").replace("-", " ")
+    return name.removeprefix(SMOL).replace("groups", f"groups of {GROUP}").replace("wide", "wide groups").replace(GPTQ, " GPTQ").replace("-", " ")
 
 
 def rows_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
@@ -550,26 +553,29 @@ def draw(logs: Path, out: Path) -> list[Path]:
 
 def tradeoff_figure(models: dict[str, dict[str, dict[str, float]]]) -> Any:
     """Bits against perplexity, a bubble's area the decoding speed; a panel for each model."""
-    fig, axes = figure(7.2 * len(models), 5.6, ncols=len(models), squeeze=False)
+    fig, axes = figure(7.2 * len(models), 6.6, ncols=len(models), squeeze=False)
     for ax, (model, rows) in zip(axes[0], models.items()):
         rows = {name: row for name, row in rows.items() if "worse" in row}
         fastest = max(row["decode_tokens_per_second"] for row in rows.values())
         for i, (name, row) in enumerate(rows.items()):
-            ours, speed = row.get("ours", 1.0), row["decode_tokens_per_second"]
-            ax.errorbar(row["bits"], 100 * row["worse"], 100 * row["worse_error"], color=COLOURS[i % 8], capsize=3, zorder=3)
-            ax.scatter(
-                row["bits"], 100 * row["worse"], s=40 + 560 * speed / fastest, color=COLOURS[i % 8], alpha=0.55, edgecolor="black",
-                marker=MARKERS[0] if ours else MARKERS[1], zorder=2,
-            )  # fmt: skip
-            handle = ax.scatter([], [], s=60, color=COLOURS[i % 8], alpha=0.55, edgecolor="black", marker=MARKERS[0] if ours else MARKERS[1])
-            handle.set_label(f"{label_of(name)}: {speed:,.0f} tokens/s")
+            speed, worse = row["decode_tokens_per_second"], 100 * row["worse"]
+            look = dict(color=COLOURS[i % 8], alpha=0.55, edgecolor="black", marker=MARKERS[0 if row.get("ours", 1) else 1])
+            ax.errorbar(row["bits"], worse, 100 * row["worse_error"], color=COLOURS[i % 8], capsize=3, zorder=3)
+            ax.scatter(row["bits"], worse, s=40 + 560 * speed / fastest, zorder=2, **look)
+            ax.scatter([], [], s=60, label=f"{label_of(name)}: {speed:,.0f}", **look)
         ax.set_xscale("log", base=2)
         ax.set_xticks((4, 8, 16, 32), ("4", "8", "16", "32"))
         ax.minorticks_off()
         ax.set(title=f"Bits, perplexity and speed: {model}", xlabel="bits for each weight (logarithmic)", ylabel="perplexity, increase over fp32 (%)")
         ax.set_xlim(3.4, 44)
         ax.margins(y=0.15)
-        ax.legend(frameon=False, fontsize=10, loc="upper right", title="area: tokens a second" + (", squares: others" if len(rows) > 5 else ""))
+        if max(row["worse"] for row in rows.values()) > 0.05:
+            ax.set_yscale("symlog", linthresh=1)
+            ax.set_yticks((0, 0.5, 1, 5, 10, 50), ("0", "0.5", "1", "5", "10", "50"))
+            ax.set_ylim(-0.5, 100)
+            ax.set_ylabel("perplexity, increase over fp32 (%, logarithmic above 1)")
+        title = "tokens a second, as the area shows" + ("" if all(row.get("ours", 1) for row in rows.values()) else " (squares: other libraries)")
+        ax.legend(frameon=False, fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3, title=title)
     return fig
 
 
@@ -580,17 +586,20 @@ def speed_figure(model: str, rows: dict[str, dict[str, float]]) -> Any:
     colours = [COLOURS[0] if row.get("ours", 1.0) else COLOURS[1] for row in rows.values()]
     for ax, key, title in zip(axes, ("decode_tokens_per_second", "prefill_tokens_per_second"), ("writing, token by token", "reading the prompt")):
         values = [row[key] for row in rows.values()]
+        limits = [row.get("memory_limit", math.inf) for row in rows.values()]
+        bound = ax is axes[0] and max(limits) < 10 * max(values)  # a model that a cache holds is not bound by memory
+        right = 1.15 * max(values + limits * bound)
         ax.barh(names, values, color=colours)
-        for i, value in enumerate(values):
-            ax.annotate(f"{value:,.0f}", (value, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
-        ax.set(title=f"{model}: {title}", xlabel="tokens a second", xlim=(0, 1.2 * max(values)))
-    limits = [row.get("memory_limit", math.inf) for row in rows.values()]
-    if max(limits) < 10 * max(row["decode_tokens_per_second"] for row in rows.values()):  # a model that a cache holds is not bound by memory
-        axes[0].plot(limits, names, "|", color="black", markersize=18, markeredgewidth=2, label="what memory allows")
-        axes[0].set_xlim(0, 1.15 * max(limits))
+        for i, (value, tick) in enumerate(zip(values, limits)):
+            at = tick if bound and value < tick < value + 0.1 * right else value  # behind the tick where it would cover the number
+            ax.annotate(f"{value:,.0f}", (at, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+        ax.set(title=f"{model}: {title}", xlabel="tokens a second", xlim=(0, right))
+        if not bound:
+            continue
+        ax.plot(limits, names, "|", color="black", markersize=18, markeredgewidth=2, label="what memory allows")
         for label, colour in (("ours", COLOURS[0]), ("others'", COLOURS[1])):
-            axes[0].barh(names[:1], [0], color=colour, label=label)
-        axes[0].legend(frameon=False, loc="lower right")
+            ax.barh(names[:1], [0], color=colour, label=label)
+        ax.legend(frameon=False, loc="lower right")
     axes[0].invert_yaxis()
     return fig
 
@@ -602,7 +611,8 @@ def write_card(logs: Path, out: Path, scheme: str, folder: Path) -> Path:
     settings, where = runs[scheme].run["settings"], folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     how = {"int4-gptq": f"int4 in groups of {settings['group_size']}, rounded by GPTQ", "int4": f"int4 in groups of {settings['group_size']}",
         "int8": "int8, one scale for each row",
-        "int8-groups": f"int8 in groups of {INT8_GROUP}",
+        "int8-groups": f"int8 in groups of {GROUP}",
+        "int4-wide": "int4 in the largest groups that fit", "int4-wide-gptq": "int4 in the largest groups that fit, rounded by GPTQ",
         "nf4": "NF4 in blocks of 64, with double quantization"}[scheme]  # fmt: skip
     figures = [
         {"": "size in memory", "fp32": f"{before['megabytes']:.2f} MB", scheme: f"{after['megabytes']:.2f} MB"},
@@ -621,7 +631,7 @@ def write_card(logs: Path, out: Path, scheme: str, folder: Path) -> Path:
             "Measured on": f"{after['tokens']:,} tokens of held-out text",
         },
         figures,
-        f'from shared.quantization import load_quantized\nmodel = load_quantized("{where.as_posix()}").model; print(model.generate("ROMEO:"))',
+        f'from shared.quantization import load_quantized\nmodel = load_quantized("{where.as_posix()}").model\nprint(model.generate("ROMEO:"))',
         runs[scheme].artifacts["sample"],
     )  # fmt: skip
 
