@@ -227,8 +227,8 @@ def test_week_7_measures_every_format_and_trick_and_the_loss_stays(data):
     rows = {name: runs[f"ladder-{name.replace(' ', '-')}"] for name in ladder}
     assert all(0 < row["mfu"] < 1 and row["bytes"] > 0 and row["tokens_per_second"] > 0 for row in (*formats.values(), *rows.values()))
     for row in (*formats.values(), *(rows[name] for name in ladder if name not in ("larger batch", "gradient checkpointing"))):
-        assert abs(row["loss"] - formats["fp32"]["loss"]) < 0.02
-    assert abs(rows["gradient checkpointing"]["loss"] - rows["larger batch"]["loss"]) < 0.02
+        assert abs(row["loss"] - formats["fp32"]["loss"]) < row["spread"]  # less than the seeds differ by
+    assert abs(rows["gradient checkpointing"]["loss"] - rows["larger batch"]["loss"]) < rows["larger batch"]["spread"]
     assert rows["gradient checkpointing"]["bytes"] < rows["larger batch"]["bytes"]
     metrics = reference("07_amp", data)
     assert metrics["bf16_units"] or metrics["bf16_time_over_fp32"] > 1
