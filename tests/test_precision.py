@@ -433,12 +433,13 @@ KIND_OF = {  # what an operation is when it is done on its own
 @pytest.mark.parametrize("backward", [False, True])
 def test_an_operation_and_its_backward_are_of_one_kind(kind, backward):
     x = torch.randn(300, 300, requires_grad=True)
+    ones = torch.ones_like(KIND_OF[kind](x))
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         out = KIND_OF[kind](x)
         if backward:
-            out.backward(torch.ones_like(out))
+            out.backward(ones)
     found = time_by_kind(profiler.events())
-    assert next(iter(found)) == kind
+    assert next(k for k in found if k != "other") == kind  # "other" is the autograd engine, which takes as long as a small operation
     assert sum(found.values()) == pytest.approx(sum(event.self_cpu_time_total for event in profiler.events()) / 1000)
 
 

@@ -16,9 +16,11 @@ class Linear(nn.Linear):
     core has a product of its own, with a part of the outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not _is_row(x, self.in_features):
+            return super().forward(x)
         # Found like this, and not as `self.weight`, whose way through nn.Module is long enough to be seen in a row's time.
         parts, weight = torch.get_num_threads(), self._parameters["weight"]
-        if parts == 1 or not _is_row(x, self.in_features) or self.out_features % parts or type(weight) is not nn.Parameter:
+        if parts == 1 or self.out_features % parts or type(weight) is not nn.Parameter:
             return super().forward(x)
         row = x.reshape(1, 1, -1).expand(parts, 1, -1)
         y = torch.bmm(row, weight.view(parts, -1, self.in_features).transpose(1, 2)).view(*x.shape[:-1], -1)
