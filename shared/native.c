@@ -32,10 +32,17 @@ static int round_rows(Rows *to, const float *x, int rows, int n, int split) {
   for (size_t g = 0; g < groups; g++) {
     const float *from = x + GROUP * g;
     int8_t *codes = to->codes + GROUP * g;
-    float most = 0;
+    float most = 0, bad = 0;
     int32_t total = 0;
-    for (int i = 0; i < GROUP; i++)
+    for (int i = 0; i < GROUP; i++) {
       most = fabsf(from[i]) > most ? fabsf(from[i]) : most;
+      bad += from[i] * 0; /* stays 0, but for NaN and infinity */
+    }
+    if (bad != 0) { /* integers cannot say it: the scale does */
+      memset(codes, 0, GROUP);
+      to->scale[g] = to->sum[g] = bad;
+      continue;
+    }
     float inverse = most > 0 ? 127 / most : 0;
     int8_t rounded[GROUP];
     for (int i = 0; i < GROUP; i++) {
@@ -216,77 +223,44 @@ INLINE void dots_nf4(const uint8_t *codes, const Absmax *absmax, size_t block, i
     y[r] = total(sums[r]);
 }
 
-/* ---- x [rows, n] times a weight [n_out, n], transposed: y [rows, n_out]. Returns 0, or 1 where memory is out. */
+/* ---- x [rows, n] times a weight [n_out, n], transposed: y [rows, n_out]. Returns 0, or 1 where memory is out. size: how many columns
+   share a range. DOTS(o, first, count, to): row o of the weight with `count` rows of activations. */
 
-/* size: how many columns share a scale. */
-int product_int8(const float *x, int rows, int n, const int8_t *weight, const float *scale, int size, int n_out, float *y, int threads) {
-  Rows rounded;
-  if (!round_rows(&rounded, x, rows, n, 0))
-    return 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int o = 0; o < n_out; o++) {
-    const int8_t *row = weight + (size_t)o * n;
-    const float *row_scale = scale + (size_t)o * (n / size);
-    for (int first = 0, some; first < rows; first += some) {
-      float dots[BLOCK];
-      some = rows - first < BLOCK ? 1 : BLOCK;
-      if (some == 1)
-        dots_int8(row, row_scale, size / GROUP, &rounded, first, 1, dots);
-      else
-        dots_int8(row, row_scale, size / GROUP, &rounded, first, BLOCK, dots);
-      for (int r = 0; r < some; r++)
-        y[(size_t)(first + r) * n_out + o] = dots[r];
-    }
-  }
-  free(rounded.codes);
+#define PRODUCT(split, DOTS) \
+  Rows rounded; \
+  size_t blocks = n / size; \
+  int per = size / GROUP; \
+  if (!round_rows(&rounded, x, rows, n, split)) \
+    return 1; \
+  _Pragma("omp parallel for num_threads(threads) schedule(static)") \
+  for (int o = 0; o < n_out; o++) \
+    for (int first = 0, some; first < rows; first += some) { \
+      float found[BLOCK]; \
+      some = rows - first < BLOCK ? 1 : BLOCK; \
+      if (some == 1) \
+        DOTS((size_t)o, first, 1, found); \
+      else \
+        DOTS((size_t)o, first, BLOCK, found); \
+      for (int r = 0; r < some; r++) \
+        y[(size_t)(first + r) * n_out + o] = found[r]; \
+    } \
+  free(rounded.codes); \
   return 0;
+
+int product_int8(const float *x, int rows, int n, const int8_t *weight, const float *scale, int size, int n_out, float *y, int threads) {
+#define INT8_DOTS(o, first, count, to) dots_int8(weight + o * n, scale + o * blocks, per, &rounded, first, count, to)
+  PRODUCT(0, INT8_DOTS)
 }
 
 int product_int4(const float *x, int rows, int n, const uint8_t *codes, const uint16_t *ranges, int size, int n_out, float *y, int threads) {
-  Rows rounded;
-  if (!round_rows(&rounded, x, rows, n, 1))
-    return 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int o = 0; o < n_out; o++) {
-    const uint8_t *row = codes + (size_t)o * (n / 2);
-    const uint16_t *range = ranges + (size_t)o * (n / size) * 2;
-    for (int first = 0, some; first < rows; first += some) {
-      float dots[BLOCK];
-      some = rows - first < BLOCK ? 1 : BLOCK;
-      if (some == 1)
-        dots_int4(row, range, size / GROUP, &rounded, first, 1, dots);
-      else
-        dots_int4(row, range, size / GROUP, &rounded, first, BLOCK, dots);
-      for (int r = 0; r < some; r++)
-        y[(size_t)(first + r) * n_out + o] = dots[r];
-    }
-  }
-  free(rounded.codes);
-  return 0;
+#define INT4_DOTS(o, first, count, to) dots_int4(codes + o * (n / 2), ranges + 2 * o * blocks, per, &rounded, first, count, to)
+  PRODUCT(1, INT4_DOTS)
 }
 
 /* absmax: float, or with `levels` uint8. */
 int product_nf4(const float *x, int rows, int n, const uint8_t *codes, const void *absmax, const float *levels, const float *scale, float offset, int size,
                 int n_out, float *y, int threads) {
-  Rows rounded;
   Absmax largest = {levels ? NULL : (const float *)absmax, (const uint8_t *)absmax, levels, scale, offset};
-  if (!round_rows(&rounded, x, rows, n, 1))
-    return 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int o = 0; o < n_out; o++) {
-    const uint8_t *row = codes + (size_t)o * (n / 2);
-    size_t block = (size_t)o * (n / size);
-    for (int first = 0, some; first < rows; first += some) {
-      float dots[BLOCK];
-      some = rows - first < BLOCK ? 1 : BLOCK;
-      if (some == 1)
-        dots_nf4(row, &largest, block, size / GROUP, &rounded, first, 1, dots);
-      else
-        dots_nf4(row, &largest, block, size / GROUP, &rounded, first, BLOCK, dots);
-      for (int r = 0; r < some; r++)
-        y[(size_t)(first + r) * n_out + o] = dots[r];
-    }
-  }
-  free(rounded.codes);
-  return 0;
+#define NF4_DOTS(o, first, count, to) dots_nf4(codes + o * (n / 2), &largest, o * blocks, per, &rounded, first, count, to)
+  PRODUCT(1, NF4_DOTS)
 }

@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL:
         if not path.exists():
             _compile(compiler, path)
         found = ctypes.CDLL(str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"its compiled form could not be written or read: {error}") from None
     pointer, number = ctypes.c_void_p, ctypes.c_int
     found.product_int8.argtypes = [pointer, number, number, pointer, pointer, number, number, pointer, number]

@@ -51,6 +51,17 @@ def _finish(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
+    """Bytes per second that all threads together read from memory: the best of several sums over an array that no cache holds."""
+    array = torch.ones(megabytes * 2**18)
+    best = float("inf")
+    for _ in range(repeats):
+        started = clock()
+        array.sum()
+        best = min(best, clock() - started)
+    return array.numel() * 4 / best
+
+
 def peak_memory(device: torch.device | str) -> int | None:
     """The most bytes held at once since the process began: of the GPU's memory by tensors, on a CPU by the whole process.
 

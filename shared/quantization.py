@@ -9,7 +9,8 @@
 ('QuantizedLinear', {'scheme': 'int8'})
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,17 @@ def gptq(model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, s
     return model.train(was_training)
 
 
+@contextmanager
+def _inputs_seen(modules: Mapping[str, nn.Module], see: Callable[[str, tuple], None]) -> Iterator[None]:
+    """Inside, `see` hears the name and the arguments of each call of one of `modules`."""
+    hooks = [m.register_forward_pre_hook(lambda _, args, name=name: see(name, args)) for name, m in modules.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _by_input(block: nn.Module, run: Callable[[], object]) -> list[list[str]]:
     """The block's linear layers in the order in which `run()` calls them, those together that read the same tensor."""
     calls: list[tuple[Tensor, list[str]]] = []
@@ -258,26 +270,18 @@ def _by_input(block: nn.Module, run: Callable[[], object]) -> list[list[str]]:
             calls.append((x, [name]))
 
     linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
-    hooks = [m.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0])) for name, m in linears.items()]
-    try:
+    with _inputs_seen(linears, lambda name, args: note(name, args[0])):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [names for _, names in calls]
 
 
 def _block_inputs(model: GPT, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple]]:
     """What the first block reads of each text [1, time, n_embd], and what each block is told besides."""
-    calls: dict[nn.Module, list[tuple]] = {block: [] for block in model.blocks}
-    hooks = [block.register_forward_pre_hook(lambda block, args: calls[block].append(args)) for block in model.blocks]
-    try:
+    calls: dict[str, list[tuple]] = {str(i): [] for i in range(len(model.blocks))}
+    with _inputs_seen(dict(model.blocks.named_children()), lambda name, args: calls[name].append(args)):
         for text in texts:
             model(text)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [args[0] for args in calls[model.blocks[0]]], [calls[block][0][1:] for block in model.blocks]
+    return [args[0] for args in calls["0"]], [found[0][1:] for found in calls.values()]
 
 
 def _hessians(linears: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
@@ -288,12 +292,8 @@ def _hessians(linears: Mapping[str, nn.Module], run: Callable[[], object]) -> di
         x = x.flatten(0, -2).float()
         sums[name] = sums.get(name, 0) + x.T @ x
 
-    hooks = [m.register_forward_pre_hook(lambda _, args, name=name: add(name, args[0])) for name, m in linears.items()]
-    try:
+    with _inputs_seen(linears, lambda name, args: add(name, args[0])):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return sums
 
 

@@ -276,6 +276,14 @@ def test_products_of_unusual_activations(scheme, x, kernels):
     torch.testing.assert_close(layer.product(x), F.linear(x, layer.rows(slice(None))), rtol=0.02, atol=0.05 * x.abs().max().item())
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_not_hidden_by_rounding(scheme, value, kernels):
+    layer, x = packed(random(96, 64), scheme, kernels), random(2, 64)
+    x[0, 40] = value
+    assert not layer.product(x)[0].isfinite().any() and layer.product(x)[1].isfinite().all()
+
+
 @pytest.mark.parametrize("kernel", [pytest.param("native", marks=COMPILED), "torch"])
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_few_rows_go_through_the_kernel_and_many_do_not(scheme, kernel, monkeypatch):
@@ -322,7 +330,7 @@ def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh,
         torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 32.0))
         assert len(list((tmp_path / "native").iterdir())) == 1
     changed = tmp_path / "native.c"
-    changed.write_text(native.SOURCE.read_text().replace("= dots[r];", "= 2 * dots[r];"))
+    changed.write_text(native.SOURCE.read_text().replace("= found[r];", "= 2 * found[r];"))
     monkeypatch.setattr(native, "SOURCE", changed)
     native.library.cache_clear()
     torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 64.0))

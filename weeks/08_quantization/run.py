@@ -28,6 +28,7 @@ from shared.evaluation import Evaluation, evaluate, perplexity
 from shared.models.gpt import GPT
 from shared.models.pretrained import IM_END, chat_prompt, load_smollm2, to_hf
 from shared.packing import GROUP_SIZES
+from shared.profiling import bandwidth
 from shared.quantization import gptq, num_bytes, quantization_of, quantize, save_quantized
 from shared.report import COLOURS, MARKERS, LoggedRun, figure, load_script, model_card, read_runs, save_figure
 from shared.runtime import ROOT, clock, device_name, pick_device, table, write_atomically
@@ -291,17 +292,6 @@ def race(contenders: dict[str, Contender], prompt: list[int], settings: Settings
                 measured[name].append((len(prompt) / (whole[1] - whole[0]), 1000 * first, (len(written) - 2) / (written[-1] - written[1])))
     keys = ("prefill_tokens_per_second", "first_token_ms", "decode_tokens_per_second")
     return {name: {key: statistics.median(values) for key, values in zip(keys, zip(*rounds))} for name, rounds in measured.items()}
-
-
-def bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
-    """Bytes per second that all threads together read from memory: the best of several sums over an array that no cache holds."""
-    array = torch.ones(megabytes * 2**18)
-    best = float("inf")
-    for _ in range(repeats):
-        started = clock()
-        array.sum()
-        best = min(best, clock() - started)
-    return array.numel() * 4 / best
 
 
 def limit(model: nn.Module, speed: float | None, size: int | None = None) -> dict[str, float]:
