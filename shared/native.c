@@ -32,12 +32,16 @@ static int round_rows(Rows *to, const float *x, int rows, int n, int split) {
   for (size_t g = 0; g < groups; g++) {
     const float *from = x + GROUP * g;
     int8_t *codes = to->codes + GROUP * g;
-    float most = 0, bad = 0;
-    int32_t total = 0;
-    for (int i = 0; i < GROUP; i++) {
-      most = fabsf(from[i]) > most ? fabsf(from[i]) : most;
-      bad += from[i] * 0; /* stays 0, but for NaN and infinity */
+    int32_t largest = 0, total = 0;
+    for (int i = 0; i < GROUP; i++) { /* without its sign a float's bits are ordered as it is, and integers are compared side by side */
+      int32_t bits;
+      memcpy(&bits, from + i, sizeof bits);
+      bits &= 0x7fffffff;
+      largest = bits > largest ? bits : largest;
     }
+    float most;
+    memcpy(&most, &largest, sizeof most);
+    float bad = most * 0; /* 0, but where one is NaN or infinite */
     if (bad != 0) { /* integers cannot say it: the scale does */
       memset(codes, 0, GROUP);
       to->scale[g] = to->sum[g] = bad;

@@ -84,17 +84,19 @@ class CausalSelfAttention(nn.Module):
         self.k_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
         self.v_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
         self.o_proj = Linear(n_embd, n_embd, bias=bias)
-        self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
+        self.q_norm = qk_norm(self.head_dim) if qk_norm else None
+        self.k_norm = qk_norm(self.head_dim) if qk_norm else None
 
     def _heads(self, x: Tensor, n_head: int) -> Tensor:
         return x.view(x.size(0), x.size(1), n_head, self.head_dim).transpose(1, 2)
 
     def qkv(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, n_head, time, head_dim], keys and values [batch, n_kv_head, time, head_dim]."""
-        q = self.q_norm(self._heads(self.q_proj(x), self.n_head))
-        k = self.k_norm(self._heads(self.k_proj(x), self.n_kv_head))
+        q = self._heads(self.q_proj(x), self.n_head)
+        k = self._heads(self.k_proj(x), self.n_kv_head)
         v = self._heads(self.v_proj(x), self.n_kv_head)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return (rotate(q), rotate(k), v) if rotate else (q, k, v)
 
     def weights(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -136,7 +136,8 @@ class Rotary(nn.Module):
 
         def rotate(x: Tensor) -> Tensor:
             # The rotation is done in the tables' fp32 and handed back in the input's type.
-            return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin).to(x.dtype)
+            y = torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
+            return y if y.dtype == x.dtype else y.to(x.dtype)
 
         return rotate
 
@@ -163,9 +164,8 @@ class MLP(nn.Module):
         }[config.mlp]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.gate_proj is None:
-            return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        gate = self.gate_proj
+        return self.down_proj(self.activation(self.up_proj(x)) if gate is None else self.activation(gate(x)) * self.up_proj(x))
 
 
 def make_norm(config: GPTConfig) -> Callable[[int], nn.Module]:
