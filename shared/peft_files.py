@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from shared.lora import lora_scale
 from shared.models.formats import Layout, hf_config, refuse
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import write_atomically, write_json
@@ -27,7 +28,7 @@ from shared.runtime import write_atomically, write_json
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 KINDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
-OWN_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "eva_init")
+OWN_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """First values that come with a change of the base itself, which is not in the file."""
 COMPUTED = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "peft_type", "target_modules"}
 HARMLESS = {
@@ -48,15 +49,6 @@ class Weights(NamedTuple):
     alpha: float
     magnitude: Tensor | None = None
     """[out_features], for DoRA."""
-
-
-def lora_scale(alpha: float, r: int, use_rslora: bool) -> float:
-    """What B A is multiplied by: alpha / r (Hu et al., 2021), or alpha / √r, which does not shrink with the rank (Kalajdzievski, 2023).
-
-    >>> lora_scale(16, 64, False), lora_scale(16, 64, True)
-    (0.25, 2.0)
-    """
-    return alpha / math.sqrt(r) if use_rslora else alpha / r
 
 
 # ---- names
