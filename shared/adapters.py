@@ -90,8 +90,7 @@ def _check_new(model: nn.Module, names: Iterable[str], adapter: str) -> None:
         raise ValueError(f"an adapter cannot be called {adapter!r}: choose letters, digits, _ and -, and no name such as 'keys' that a dict has")
     if adapter in adapters_of(model):
         raise ValueError(f"there is an adapter {adapter!r} on this model already: choose another name, or remove_adapter it first")
-    if any(layer.merged is not None for layer in _adapted(model).values()):
-        raise ValueError("adapters are merged into this model: unmerge_lora it first")
+    _check_unmerged(model)
     owners = Counter(id(t) for m in model.modules() for t in (*m._parameters.values(), *m._modules.values()) if t is not None)
     for name in names:
         base = _base(model.get_submodule(name))
@@ -130,8 +129,7 @@ def use_adapters(model: nn.Module, names: str | Sequence[str] | Mapping[str, flo
     shares = dict(names) if isinstance(names, Mapping) else dict.fromkeys([names] if isinstance(names, str) else names, 1.0)
     layers = _adapted(model)
     _check_known(model, shares)
-    if any(layer.merged is not None for layer in layers.values()):
-        raise ValueError("adapters are merged into this model: unmerge_lora it before others are used")
+    _check_unmerged(model)
     model.requires_grad_(False)
     for layer in layers.values():
         layer.in_use = {name: share for name, share in shares.items() if name in layer.adapters}
@@ -147,6 +145,11 @@ def _check_known(model: nn.Module, names: Iterable[str]) -> None:
         raise ValueError(f"no adapter is called {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
 
 
+def _check_unmerged(model: nn.Module) -> None:
+    if any(layer.merged is not None for layer in _adapted(model).values()):
+        raise ValueError("adapters are merged into this model: unmerge_lora it first")
+
+
 @contextmanager
 def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     """Within `with`, row i of a batch is computed with the adapter names[i] alone, None being the base.
@@ -155,8 +158,7 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
     """
     layers = _adapted(model).values()
     _check_known(model, [name for name in names if name is not None])
-    if any(layer.merged is not None for layer in layers):
-        raise ValueError("adapters are merged into this model, for all rows: unmerge_lora it first")
+    _check_unmerged(model)
     before = [layer.rows for layer in layers]
     for layer in layers:
         layer.rows = tuple(names)
@@ -190,10 +192,9 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
 def remove_adapter(model: nn.Module, name: str) -> nn.Module:
     """Takes an adapter away; a layer that has no other is the base again. Returns the same model. Raises ValueError for an unknown name."""
     _check_known(model, [name])
+    _check_unmerged(model)
     for path, layer in _adapted(model).items():
         if name in layer.adapters:
-            if layer.merged is not None:
-                raise ValueError("adapters are merged into this model: unmerge_lora it first")
             del layer.adapters[name]
             layer.in_use.pop(name, None)
             if not layer.adapters:

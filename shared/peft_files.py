@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,14 +54,18 @@ class Weights(NamedTuple):
 # ---- names
 
 
-def peft_paths(model: nn.Module, linears: Sequence[str]) -> dict[str, list[str]]:
-    """Hugging Face's layers, each with ours that it consists of, in order; our own names where the model has no equivalent there."""
-    layout: Layout | None = None
-    if isinstance(model, GPT):
-        try:
-            layout = hf_config(model.config)[1]
-        except ValueError:
-            pass  # a GPT of its own kind: PEFT can still be put on it as it is
+def _layout(model: nn.Module) -> Layout | None:
+    """Hugging Face's names for a GPT; None for a model that has no exact equivalent there, on which PEFT can be put as it is."""
+    if not isinstance(model, GPT):
+        return None
+    try:
+        return hf_config(model.config)[1]
+    except ValueError:
+        return None
+
+
+def _paths(layout: Layout | None, linears: Iterable[str]) -> dict[str, list[str]]:
+    """The file's layers, each with ours that it consists of, in order."""
     if layout is None:
         return {name: [name] for name in linears}
     groups = layout.groups(f"{name}.weight" for name in linears)
@@ -133,7 +137,8 @@ def write_lora(
     Of a killed call the folder is left without adapter_config.json.
     """
     tensors, ranks, alphas, own = {}, {}, {}, {}
-    groups = peft_paths(model, list(linears))
+    layout = _layout(model)
+    groups = _paths(layout, linears)
     for path, names in groups.items():
         parts = [layers.get(name) for name in names]
         if not any(parts):
@@ -148,9 +153,9 @@ def write_lora(
                 tensors[f"{PREFIX}{path}.{kind}"] = tensor.detach().cpu().contiguous().clone()
     (r, alpha), _ = Counter(zip(ranks.values(), alphas.values())).most_common(1)[0]
     config = dict(settings) | {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM" if isinstance(model, GPT) else None, "base_model_name_or_path": base_model, "bias": "none",
+        "peft_type": "LORA", "task_type": "CAUSAL_LM" if layout else None, "base_model_name_or_path": base_model, "bias": "none",
         "inference_mode": True, "init_lora_weights": True, "modules_to_save": None, "r": r, "lora_alpha": alpha,
-        "fan_in_fan_out": any(path.startswith("transformer.h.") for path in ranks),
+        "fan_in_fan_out": layout is not None and layout.conv1d,
         "target_modules": _short_names(list(ranks), list(groups)),
         "rank_pattern": {path: n for path, n in ranks.items() if n != r},
         "alpha_pattern": {path: n for path, n in alphas.items() if n != alpha},
@@ -241,7 +246,7 @@ def read_lora(folder: Path, model: nn.Module, linears: Mapping[str, nn.Module]) 
     refuse(strange, where)
     groups = {name: [name] for name in linears}
     if not found.keys() <= groups.keys():
-        groups = peft_paths(model, list(linears))
+        groups = _paths(_layout(model), linears)
     unknown = sorted(found.keys() - groups.keys())
     if unknown or not found:
         raise ValueError(
@@ -307,12 +312,12 @@ def read_prompt(folder: Path, config: GPTConfig, embedding: nn.Module) -> Tensor
 
 
 @torch.no_grad()
-def sketch(layers: Mapping[str, nn.Module], rows: int = 4) -> dict[str, list[float]]:
+def sketch(layers: Mapping[str, nn.Module], rows: int = 8) -> dict[str, list[float]]:
     """A few products of each layer's weight with a fixed vector: enough to tell two bases apart, and nearly the same when one is rounded."""
     found = {}
     for name, layer in layers.items():
         weight = layer.weight[:rows].float().cpu()
-        found[name] = (weight @ torch.arange(weight.size(1)).cos()).tolist()
+        found[name] = [float(f"{value:.4g}") for value in (weight @ torch.arange(weight.size(1)).cos()).tolist()]
     return found
 
 

@@ -135,7 +135,7 @@ LORA_STEP = Exercise(
         Mistake("A with the new B", _b_before_a,
             "B moved first, and A's gradient was computed with the new B. All gradients belong to the values before the step."),
         Mistake("only B is trained", lambda x, grad, weight, a, b, scale, lr: (weight, a, lora_step(x, grad, weight, a, b, scale, lr)[2]),
-            "A stayed as it was. LoRA trains both. (With B alone it is another method, LoRA-FA.)"),
+            "A stayed as it was. LoRA trains both; with B alone it is another method, LoRA-FA."),
         Mistake("uphill", lambda x, grad, weight, a, b, scale, lr: lora_step(x, grad, weight, a, b, scale, -lr),
             "The step goes along the gradient, so that the loss grows. Subtract."),
         Mistake("mean over the rows", lambda x, grad, *rest: lora_step(x, grad / len(x), *rest),
