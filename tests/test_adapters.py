@@ -435,7 +435,6 @@ def load_strictly(base, folder: Path):
     return theirs.eval()
 
 
-@pytest.mark.filterwarnings("error:.*(missing|unexpected|fan_in_fan_out).*")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family, targets", BOTH)
 def test_we_load_pefts_adapters(family, targets, kind, tmp_path, idx):
@@ -464,6 +463,7 @@ OURS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("error:.*(missing|unexpected|fan_in_fan_out).*")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("targets", OURS)
 @pytest.mark.parametrize("family", TARGETS)
@@ -475,6 +475,14 @@ def test_peft_loads_our_adapters(family, targets, kind, tmp_path, idx):
     close(theirs(idx).logits, model(idx))
     adapted = {name for name, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
     assert {f"base_model.model.{name}" for name in written(tmp_path)} == adapted
+
+
+@pytest.mark.filterwarnings("error:.*missing.*")
+def test_a_key_that_is_missing_would_be_noticed(tmp_path):
+    save_adapter(tmp_path, add_lora(from_hf(hf("llama")), LoRAConfig(target_modules=ALL)))
+    rewrite(tmp_path, tensors=without_first)
+    with pytest.raises(UserWarning, match="missing"):
+        load_strictly(hf("llama"), tmp_path)
 
 
 def written(folder: Path) -> set[str]:
