@@ -302,7 +302,10 @@ class PromptTuned(nn.Module):
         virtual = torch.arange(len(self.prompt), device=idx.device) + self.config.vocab_size
         return self.model(torch.cat([virtual.expand(len(idx), -1), idx], dim=1), cache)[:, len(virtual) :]
 
-    new_cache = lambda self, *sizes, **more: self.model.new_cache(*sizes, **more)  # noqa: E731
+    def new_cache(self, batch_size: int = 1, max_length: int | None = None) -> KVCache:
+        """An empty cache of the model's: the prompt takes its first places."""
+        return self.model.new_cache(batch_size, max_length)
+
     generate = GPT.generate
 
 

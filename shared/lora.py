@@ -65,6 +65,7 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
+        """What B A is multiplied by."""
         return lora_scale(self.lora_alpha, self.r, self.use_rslora)
 
 
@@ -137,9 +138,11 @@ class LoRALinear(nn.Module):
 
     @property
     def bias(self) -> nn.Parameter | None:
+        """The base's: adapters leave it."""
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]; with `rows` the first dimension is the batch."""
         if self.merged is not None:
             return self.merged(x)
         y = self.base(x)
