@@ -1,4 +1,4 @@
-"""The exercises of weeks 1 to 8, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 9, and shared/exercise.py, which grades them."""
 
 import codecs
 import inspect
@@ -29,7 +29,7 @@ from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.optim import build_optimizers
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4, 5, 6, 7, 8)
+WEEKS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -52,7 +52,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 50
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 58
 
 
 @ALL
@@ -423,6 +423,39 @@ def _decode_limit(block_weights, vocab_size, n_embd, bits, group_size, scale_bit
     return bandwidth * 8e9 / (weights * bits + weights / group_size * scale_bits)
 
 
+def _lora_output(x, weight, a, b, alpha):
+    """With the adapter merged into the weight."""
+    return F.linear(x, weight + alpha * (b @ a) / a.shape[0])
+
+
+def _lora_step(x, grad, weight, a, b, scale, lr):
+    """By autograd."""
+    a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+    F.linear(x, weight + scale * b @ a).backward(grad)
+    return weight, (a - lr * a.grad).detach(), (b - lr * b.grad).detach()
+
+
+def _merge_once(weight, a, b, scale, merged):
+    return weight + (0 if merged else 1) * scale * torch.einsum("or,ri->oi", b, a), True
+
+
+def _dora_weight(weight, a, b, scale, magnitude):
+    return magnitude[:, None] * F.normalize(torch.addmm(weight, b, a, alpha=scale), dim=1)
+
+
+def _answer_targets(prompt, answer, length):
+    """Token by token."""
+    text = prompt.tolist() + answer.tolist()
+    pairs = [(text[t], text[t + 1] if t + 1 >= len(prompt) else -100) for t in range(len(text) - 1)]
+    pairs += [(0, -100)] * (length - len(pairs))
+    inputs, targets = zip(*pairs)
+    return torch.tensor(inputs), torch.tensor(targets)
+
+
+def _join_adapters(a1, b1, a2, b2, factors):
+    return torch.tensor(factors).repeat_interleave(len(a1))[:, None] * torch.vstack([a1, a2]), torch.hstack([b1, b2])
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -474,6 +507,14 @@ OTHER_ANSWERS = {
     "int8_linear": _int8_linear,
     "gptq_step": _gptq_step,
     "decode_limit": _decode_limit,
+    "first_values": lambda noise_a, noise_b: (noise_a * noise_a.size(1) ** -0.5, 0 * noise_b),
+    "lora_output": _lora_output,
+    "lora_step": _lora_step,
+    "merge_once": _merge_once,
+    "alpha_for_rank": lambda alpha, r, new_r, use_rslora: alpha / r ** (0.5 + 0.5 * (not use_rslora)) * new_r ** (0.5 + 0.5 * (not use_rslora)),
+    "dora_weight": _dora_weight,
+    "answer_targets": _answer_targets,
+    "join_adapters": _join_adapters,
 }
 
 

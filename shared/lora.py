@@ -1,0 +1,175 @@
+"""Week 9. A linear layer with low-rank adapters: LoRA, rsLoRA and DoRA, round a plain or a quantized layer.
+
+Sources: Hu et al., "LoRA" (2021); Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA" (2023); Liu et al.,
+"DoRA" (2024); Dettmers et al., "QLoRA" (2023).
+
+>>> layer = LoRALinear(nn.Linear(6, 4))
+>>> layer.adapters["default"] = LoRA(layer.base, LoRAConfig(r=2))
+>>> layer.in_use = {"default": 1.0}
+>>> [tuple(p.shape) for p in layer.adapters["default"].parameters()], layer(torch.ones(3, 6)).shape
+([(2, 6), (4, 2)], torch.Size([3, 4]))
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.models.layers import Linear
+
+
+def lora_scale(alpha: float, r: int, use_rslora: bool) -> float:
+    """What B A is multiplied by: alpha / r (Hu et al., 2021), or alpha / √r, which does not shrink with the rank (Kalajdzievski, 2023).
+
+    >>> lora_scale(16, 64, False), lora_scale(16, 64, True)
+    (0.25, 2.0)
+    """
+    return alpha / math.sqrt(r) if use_rslora else alpha / r
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """What an adapter is. Raises ValueError for values out of range."""
+
+    r: int = 8
+    """The rank: rows of A, columns of B."""
+    lora_alpha: float = 16.0
+    """The change is lora_alpha / r times B A."""
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of linear layers, or ends of such names ("attn.o_proj"); ("all-linear",) is all but the output layer."""
+    lora_dropout: float = 0.0
+    """On the input of A, in training."""
+    use_rslora: bool = False
+    """lora_alpha / √r instead: the change keeps its size at any rank."""
+    use_dora: bool = False
+    """Learn the length of each row of the weight too."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if isinstance(self.target_modules, str):
+            problems.append(f"target_modules={self.target_modules!r}: must be a tuple of names, as in ({self.target_modules!r},)")
+        elif not self.target_modules:
+            problems.append("target_modules is empty: name at least one linear layer")
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))  # JSON has lists
+        if self.r < 1:
+            problems.append(f"r={self.r}: must be at least 1")
+        if not self.lora_alpha > 0:
+            problems.append(f"lora_alpha={self.lora_alpha}: must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            problems.append(f"lora_dropout={self.lora_dropout}: must be from 0 up to, not including, 1")
+        if problems:
+            raise ValueError("LoRAConfig: " + "; ".join(problems))
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return lora_scale(self.lora_alpha, self.r, self.use_rslora)
+
+
+class LoRA(nn.Module):
+    """One adapter of one linear layer. A is random and B zero, so that it changes nothing until it is trained."""
+
+    def __init__(self, base: nn.Module, config: LoRAConfig):
+        super().__init__()
+        self.config = config
+        device = next(chain(base.parameters(), base.buffers())).device
+        self.lora_A = nn.Parameter(torch.empty(config.r, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.r, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear and PEFT
+        self.magnitude = nn.Parameter(_row_lengths(base.weight.detach().float())) if config.use_dora else None
+        self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+
+    def product(self) -> Tensor:
+        """scale · B A: [out_features, in_features]."""
+        return self.config.scale * (self.lora_B @ self.lora_A)
+
+    def weight_change(self, weight: Tensor) -> Tensor:
+        """What the adapter adds to the base's `weight`: fp32 [out_features, in_features]."""
+        if self.magnitude is None:
+            return self.product()
+        weight = weight.float()
+        directed = weight + self.product()
+        return (self.magnitude / _row_lengths(directed)).unsqueeze(1) * directed - weight
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Module) -> Tensor:
+        """What the adapter adds to the base's output: x [..., in_features], y = base(x) [..., out_features] -> [..., out_features]."""
+        dropped = self.dropout(x.to(self.lora_A.dtype))
+        change = F.linear(F.linear(dropped, self.lora_A) * self.config.scale, self.lora_B)
+        if self.magnitude is not None:
+            weight = base.weight.to(self.lora_A.dtype)
+            with torch.no_grad():  # the length counts as a constant: section 4.3 of the paper
+                length = _row_lengths(weight + self.product())
+            ratio = self.magnitude / length
+            if self.training and self.config.lora_dropout:
+                y = F.linear(dropped, weight)
+            elif base.bias is not None:
+                y = y - base.bias
+            change = (ratio - 1) * y + ratio * change
+        return change.to(y.dtype)
+
+
+def _row_lengths(weight: Tensor) -> Tensor:
+    return weight.norm(dim=1).clamp_min(1e-12)  # rows of a layer that starts at zero
+
+
+class LoRALinear(nn.Module):
+    """A linear layer, plain or quantized, and its adapters by name: base(x) + Σ weight · adapter(x), over those in use."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.adapters = nn.ModuleDict()
+        self.in_use: dict[str, float] = {}
+        self.rows: tuple[str | None, ...] | None = None
+        """An adapter for each row of the batch, instead of `in_use`."""
+        self.merged: nn.Module | None = None
+        """What computes while the adapters are merged."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight with the adapters in use: [out_features, in_features]; the base's own where there are none."""
+        base = self.base.weight
+        changes = [share * self.adapters[name].weight_change(base) for name, share in self.in_use.items()]
+        return (base.float() + sum(changes)).to(base.dtype) if changes else base
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The base's: adapters leave it."""
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]; with `rows` the first dimension is the batch."""
+        if self.merged is not None:
+            return self.merged(x)
+        y = self.base(x)
+        if self.rows is not None:
+            return self._by_row(x, y)
+        changes = [self.adapters[name](x, y, self.base) * share for name, share in self.in_use.items()]
+        return y + sum(changes) if changes else y
+
+    def _by_row(self, x: Tensor, y: Tensor) -> Tensor:
+        if len(x) != len(self.rows):
+            raise ValueError(f"adapters are set for {len(self.rows)} rows, and the batch has {len(x)}: name one (or None) for each row")
+        out = y
+        for name in sorted(set(self.rows) & set(self.adapters)):
+            index = torch.tensor([i for i, row in enumerate(self.rows) if row == name], device=x.device)
+            out = out.index_add(0, index, self.adapters[name](x[index], y[index], self.base))
+        return out
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Puts a plain layer with `weight` in the place of the sum. A base whose adapters are not in use stays what it is."""
+        if self.merged is not None:
+            return
+        if not self.in_use:
+            self.merged = self.base
+            return
+        with torch.device("meta"):
+            merged = Linear(self.in_features, self.out_features, bias=False)
+        merged.weight = nn.Parameter(self.weight, requires_grad=False)
+        merged.bias = self.base.bias
+        self.merged = merged.train(self.training)
