@@ -1,6 +1,6 @@
 """Week 10. From what people prefer to what the model says: reward models, PPO, DPO, GRPO.
 
-First the pure functions, each of which is one formula; then the three loops that call them, each about a page long.
+Pure functions, each of which is one formula. The loops that call them are in `alignment_loops.py`.
 
 All three methods look for the same policy: the one with the greatest mean of r(x, y) - beta · KL(policy ‖ reference). It is known in closed
 form, pi*(y|x) ∝ pi_ref(y|x) · exp(r(x, y) / beta); where all answers can be listed, a method can be held against it.
@@ -11,23 +11,13 @@ about token t + 1; its mask is mask[:, 1:]. Log-probabilities and KL are in nats
 """
 
 import copy
-import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
-
-from shared.runtime import RunLog, check_seed, finish_first, write_atomically
-from shared.sampling import sample
-from shared.training import TrainingStopped
 
 
 def _same_shapes(**tensors: Tensor | None) -> None:
