@@ -170,7 +170,10 @@ class AlignmentLoop:
         if not (resume and self._restore()) and self.log:
             self.log.rewind(0)
         name = type(self).__name__
-        with tqdm(total=self.config.steps, initial=self.step, desc=name, disable=None, leave=False) as progress, finish_first("the step") as interrupted:
+        with (
+            tqdm(total=self.config.steps, initial=self.step, desc=name, disable=None, leave=False) as progress,
+            finish_first("the step") as interrupted,
+        ):
             while self.step < self.config.steps:
                 row = self.update()
                 self.step += 1
@@ -195,7 +198,9 @@ class AlignmentLoop:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, c.grad_clip or math.inf).item()
         if not (math.isfinite(norm) and math.isfinite(loss.item())):
-            raise TrainingStopped(f"step {self.step + 1}: the loss is {loss.item()}, the gradient's length {norm}. A lower lr (now {lr:.3g}) usually helps")
+            raise TrainingStopped(
+                f"step {self.step + 1}: the loss is {loss.item()}, the gradient's length {norm}. A lower lr (now {lr:.3g}) usually helps"
+            )
         self.optimizer.step()
         return {"loss": loss.item(), "grad_norm": norm, "lr": lr}
 
