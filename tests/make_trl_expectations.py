@@ -122,7 +122,11 @@ def ppo(source: str) -> dict:
     names |= {"mb_advantage": names["advantages"], "mb_logprobs": names["logprobs"], "mb_return": names["returns"], "mb_values": names["values"]}
     exec(lines("vpredclipped = torch.clamp", "accelerator.backward"), names)
     exec(lines("pg_clipfrac = masked_mean", "prob_dist ="), names)
-    exec(lines("logr = ref_logprobs", "non_score_reward ="), {**names, "ref_logprobs": new_logprobs, "args": SimpleNamespace(kl_estimator="k3")}, k3 := {})
+    exec(
+        lines("logr = ref_logprobs", "non_score_reward ="),
+        {**names, "ref_logprobs": new_logprobs, "args": SimpleNamespace(kl_estimator="k3")},
+        k3 := {},
+    )
     gradients = torch.autograd.grad(names["loss"], (new_logprobs, vpred))
     kept = ("rewards", "values", "logprobs", "new_logprobs", "vpred", "plain_advantages", "advantages", "returns")
     kept += ("pg_loss", "vf_loss", "loss", "pg_clipfrac", "ratio")
