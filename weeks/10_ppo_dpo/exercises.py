@@ -431,10 +431,8 @@ FIRST_GRADIENT = Exercise(
     mistakes=(
         Mistake("the old policy is not detached", lambda logits, ids, a, ref, beta: _gradient(
                 logits, ids, lambda logp: _objective(logp, logp, a, ref, beta)),
-            "Both sides of the ratio carry a gradient, and they cancel: the reward teaches nothing, only the KL is left. Detach the old one."),
-        Mistake("the whole ratio is detached", lambda logits, ids, a, ref, beta: _gradient(
-                logits, ids, lambda logp: _objective(logp.detach(), logp.detach(), a, ref, beta) + beta * kl_estimate(logp, ref).mean()),
-            "The ratio has no gradient at all, so the reward teaches nothing. Only the log-probabilities from when the tokens were drawn are constants."),
+            "Both sides of the ratio carry a gradient, and they cancel: the reward teaches nothing, only the KL is left. Detach the old one "
+            "(and it alone: with the whole ratio detached it is the same)."),
         Mistake("the policy in the KL is detached", lambda logits, ids, a, ref, beta: _gradient(
                 logits, ids, lambda logp: _objective(logp, logp.detach(), a, ref, 0.0)),
             "The KL has no gradient: it is measured, but does not hold the policy. The reference is the constant there."),
