@@ -74,11 +74,12 @@ class Task:
     def prompts(self, step: int, n: int = 256) -> Tensor:
         return torch.arange(n).remainder(2).unsqueeze(1)
 
-    def preferences(self, step: int, n: int = 1024) -> tuple[Tensor, Tensor]:
-        """Pairs that the reference drew; the better answer wins as often as Bradley and Terry say."""
+    def preferences(self, step: int, n: int = 2048) -> tuple[Tensor, Tensor]:
+        """Pairs of any two answers; the better one wins as often as Bradley and Terry say. Which pairs are shown does not change the optimum, and
+        those that the reference would draw leave out what it finds unlikely, however good."""
         generator = torch.Generator().manual_seed(1000 + step)
         prompt = torch.randint(2, (n,), generator=generator)
-        a, b = torch.multinomial(self.log_probabilities(self.reference).exp()[prompt], 2, replacement=True, generator=generator).T
+        a, b = torch.randint(self.ids.size(1), (2, n), generator=generator)
         prompt, a, b = (x[a != b] for x in (prompt, a, b))  # identical answers prefer nothing
         a_wins = torch.rand(len(a), generator=generator) < (self.reward[prompt, a] - self.reward[prompt, b]).sigmoid()
         chosen, rejected = torch.where(a_wins, a, b), torch.where(a_wins, b, a)
@@ -170,7 +171,7 @@ def test_a_cache_changes_nothing():
 def small_loop(method: str, log: RunLog | None = None, file=None, stop_at: int | None = None, **changes):
     """A loop on a tiny GPT; stop_at: is interrupted in this step."""
     policy = small_gpt()
-    reference, value = copy.deepcopy(policy), Table(1)
+    reference = copy.deepcopy(policy)
     common = dict(steps=6, lr=1e-2, seed=3, checkpoint_every=2) | changes
     online = dict(max_new_tokens=3, end=2, epochs=2)
 
@@ -185,8 +186,7 @@ def small_loop(method: str, log: RunLog | None = None, file=None, stop_at: int |
 
     score = lambda ids, mask: (ids * mask).sum(1).float()
     if method == "PPO":
-        value = nn.Sequential(nn.Embedding(7, 1))
-        return PPO(policy, value, reference, given, score, PPOConfig(**common, **online, minibatches=2), log, file)
+        return PPO(policy, nn.Embedding(7, 1), reference, given, score, PPOConfig(**common, **online, minibatches=2), log, file)
     if method == "GRPO":
         return GRPO(policy, reference, given, score, GRPOConfig(**common, **online, group_size=4), log, file)
     return DPO(policy, reference, preferences, DPOConfig(**common), log, file)

@@ -382,7 +382,7 @@ GROUP_RELATIVE_ADVANTAGES = Exercise(
         Mistake("the deviation of the batch", lambda scores, size: group_advantages(scores, size, "batch"),
             "The mean is the group's, the deviation that of the whole batch."),
         Mistake("not divided", lambda scores, size: group_advantages(scores, size, "none"),
-            "The deviation is missing. (Dr. GRPO leaves it out with good reason; here it is asked for.)"),
+            "The deviation is missing. Dr. GRPO leaves it out with good reason, but here it is asked for."),
         Mistake("biased deviation", lambda scores, size: _grouped(scores.view(-1, size), correction=0).flatten(),
             "The sum of squares was divided by n. Tensor.std divides by n - 1, unless told otherwise; in a group of two that is a factor of 1.4."),
         Mistake("nothing keeps the deviation from 0", lambda scores, size: (
@@ -432,7 +432,7 @@ FIRST_GRADIENT = Exercise(
         Mistake("the old policy is not detached", lambda logits, ids, a, ref, beta: _gradient(
                 logits, ids, lambda logp: _objective(logp, logp, a, ref, beta)),
             "Both sides of the ratio carry a gradient, and they cancel: the reward teaches nothing, only the KL is left. Detach the old one "
-            "(and it alone: with the whole ratio detached it is the same)."),
+            "alone: with the whole ratio detached it is the same."),
         Mistake("the policy in the KL is detached", lambda logits, ids, a, ref, beta: _gradient(
                 logits, ids, lambda logp: _objective(logp, logp.detach(), a, ref, 0.0)),
             "The KL has no gradient: it is measured, but does not hold the policy. The reference is the constant there."),
