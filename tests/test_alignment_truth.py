@@ -104,7 +104,7 @@ def grpo(task: Task, seed: int = 0, config: GRPOConfig = GRPO_TRUE) -> GRPO:
 
 
 def dpo(task: Task, seed: int = 0) -> DPO:
-    config = DPOConfig(steps=200, lr=0.1, beta=BETA, seed=seed)
+    config = DPOConfig(steps=300, lr=0.3, beta=BETA, seed=seed)
     return DPO(copy.deepcopy(task.reference), task.reference, task.preferences, config)
 
 
