@@ -77,6 +77,8 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class DPOConfig(AlignConfig):
+    """How to learn from pairs."""
+
     loss_type: str = "sigmoid"
     """See `dpo_loss`."""
     label_smoothing: float = 0.0
@@ -98,6 +100,8 @@ class OnlineConfig(AlignConfig):
 
 @dataclass(frozen=True)
 class PPOConfig(OnlineConfig):
+    """How to learn with a value model."""
+
     gamma: float = 1.0
     lam: float = 0.95
     value_clip: float = 0.2
@@ -106,6 +110,8 @@ class PPOConfig(OnlineConfig):
 
 @dataclass(frozen=True)
 class GRPOConfig(OnlineConfig):
+    """How to learn from groups of answers."""
+
     group_size: int = 8
     """Answers to each prompt."""
     scale: Literal["group", "batch", "none"] = "group"
