@@ -1,4 +1,4 @@
-"""The exercises of weeks 1 to 9, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 10, and shared/exercise.py, which grades them."""
 
 import codecs
 import inspect
@@ -29,7 +29,7 @@ from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.optim import build_optimizers
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+WEEKS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -52,7 +52,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 58
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 67
 
 
 @ALL
@@ -456,6 +456,58 @@ def _join_adapters(a1, b1, a2, b2, factors):
     return torch.tensor(factors).repeat_interleave(len(a1))[:, None] * torch.vstack([a1, a2]), torch.hstack([b1, b2])
 
 
+def _answer_logprobs(logits, ids, mask):
+    distribution = torch.distributions.Categorical(logits=logits[:, :-1])
+    return torch.stack([row[told].sum() for row, told in zip(distribution.log_prob(ids[:, 1:]), mask[:, 1:])])
+
+
+def _preference_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta):
+    """As softmax over two rewards."""
+    rewards = beta * torch.stack([policy_chosen - ref_chosen, policy_rejected - ref_rejected], dim=1)
+    return F.cross_entropy(rewards, torch.zeros(len(rewards), dtype=torch.long), reduction="none")
+
+
+def _penalised_rewards(scores, logp, ref_logp, mask, beta):
+    rewards = torch.zeros(mask.shape)
+    for row, told in enumerate(mask):
+        places = told.nonzero().flatten()
+        rewards[row, places] = beta * (ref_logp - logp)[row, places]
+        rewards[row, places[-1]] += scores[row]
+    return rewards
+
+
+def _advantages_and_returns(rewards, values, gamma, lam):
+    """The O(T²) sum, as a product with a matrix of powers."""
+    time = rewards.size(1)
+    delta = rewards + gamma * torch.cat([values[:, 1:], torch.zeros(len(values), 1)], dim=1) - values
+    steps = torch.arange(time) - torch.arange(time)[:, None]
+    advantages = (delta.double() @ torch.where(steps >= 0, (gamma * lam) ** steps.double(), 0).T).float()
+    return advantages, advantages + values
+
+
+def _whitened_advantages(advantages, mask):
+    inside = np.ma.array(advantages.numpy(), mask=~mask.numpy())
+    return torch.from_numpy(((inside - inside.mean()) / inside.std(ddof=1)).filled(0)).float()
+
+
+def _clipped_policy_loss(logp, old_logp, advantages, clip):
+    """By cases: a good token gains up to 1 + clip, a bad one loses down to 1 - clip."""
+    ratio = torch.exp(logp) / torch.exp(old_logp)
+    return -(torch.where(advantages > 0, ratio.clamp(max=1 + clip), ratio.clamp(min=1 - clip)) * advantages).mean()
+
+
+def _group_relative_advantages(scores, group_size):
+    return torch.cat([(group - group.mean()) / (group.std() + 1e-4) for group in scores.split(group_size)])
+
+
+def _first_gradient(logits, ids, advantages, ref_logp, beta):
+    """By hand: each log-probability's weight, times onehot - softmax."""
+    p = logits.softmax(-1)
+    logp = p.gather(-1, ids.unsqueeze(-1)).squeeze(-1).log()
+    weight = (-advantages + beta * (1 - (ref_logp - logp).exp())) / ids.numel()
+    return weight.unsqueeze(-1) * (F.one_hot(ids, logits.size(-1)) - p)
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -515,6 +567,15 @@ OTHER_ANSWERS = {
     "dora_weight": _dora_weight,
     "answer_targets": _answer_targets,
     "join_adapters": _join_adapters,
+    "answer_logprobs": _answer_logprobs,
+    "preference_loss": _preference_loss,
+    "kl_k3": lambda logp, ref_logp: torch.expm1(ref_logp - logp) + logp - ref_logp,
+    "penalised_rewards": _penalised_rewards,
+    "advantages_and_returns": _advantages_and_returns,
+    "whitened_advantages": _whitened_advantages,
+    "clipped_policy_loss": _clipped_policy_loss,
+    "group_relative_advantages": _group_relative_advantages,
+    "first_gradient": _first_gradient,
 }
 
 
