@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from shared import checkpoint
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
+from shared.course import WeekSettings, Workspace, output_root
 from shared.data import Corpus, TokenDataset, load_corpus, read_text, split_text
 from shared.distributed import Processes, process_group
 from shared.evaluation import known_words
@@ -116,6 +117,17 @@ def open_corpus(settings: Settings) -> Corpus:
     train_text, val_text = split_text(read_text(settings.data)[1])
     TokenDataset(np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size)  # too short for bytes is too short for tokens
     return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
+
+
+def trained_model(settings: Settings, corpus: Corpus) -> GPT:
+    """This week's model for the weeks that go on with it: the best checkpoint at this preset, on this text; trained first where it is not there."""
+    folder = output_root() / "checkpoints" / "06_gpt2" / settings.preset / corpus.name / "gpt2" / "best"
+    if checkpoint.find(folder) is None:
+        print(f"this needs the model of week 6, and there is no checkpoint in {folder}: training it first, at the preset {settings.preset}")
+        main(settings)
+    model = checkpoint.load(folder, corpus.tokenizer).model
+    model.tokenizer = corpus.tokenizer
+    return model
 
 
 def train_model(settings: Settings, corpus: Corpus, work: Workspace, log: RunLog | None, processes: OneProcess, name: str = "gpt2") -> dict[str, float]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from shared import checkpoint
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace, output_root
+from shared.course import WeekSettings, Workspace
 from shared.data import Corpus, TokenDataset, fixed_windows, load_corpus, read_text, split_text
 from shared.evaluation import Evaluation, evaluate, perplexity
 from shared.models.gpt import GPT
@@ -103,7 +103,7 @@ def main(settings: Settings) -> dict[str, float]:
     device = pick_device(settings.device)
     source = replace(WEEK_6.PRESETS[settings.preset], data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     corpus = WEEK_6.open_corpus(source)
-    model = week_6_model(source, corpus)
+    model = WEEK_6.trained_model(source, corpus)
     work = Workspace(__file__, settings, corpus.name, device)
     block_size = model.config.block_size
     calibration = fixed_windows(corpus.train, block_size, settings.calibration_windows)[0]
@@ -137,17 +137,6 @@ def main(settings: Settings) -> dict[str, float]:
     write_atomically(folder / "README.md", card.read_text(encoding="utf-8"))
     print(f"kept: {folder}, with its model card ({card.name})")
     return finished
-
-
-def week_6_model(source: Any, corpus: Corpus) -> GPT:
-    """The best checkpoint of week 6 at this preset, on this text; trained first where it is not there."""
-    folder = output_root() / "checkpoints" / "06_gpt2" / source.preset / corpus.name / "gpt2" / "best"
-    if checkpoint.find(folder) is None:
-        print(f"this week quantizes the model of week 6, and there is no checkpoint in {folder}: training it first, at the preset {source.preset}")
-        WEEK_6.main(source)
-    model = checkpoint.load(folder, corpus.tokenizer).model
-    model.tokenizer = corpus.tokenizer
-    return model
 
 
 def quantized(model: GPT, calibration: Tensor, group_size: int) -> dict[str, GPT]:
