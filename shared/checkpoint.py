@@ -58,8 +58,7 @@ def save(
         save_file({n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors")
         if tokenizer is not None:
             (new / "tokenizer.json").write_text(tokenizer._dump() + "\n", encoding="utf-8")
-        own_class = next(c for c in type(model).__mro__ if not c.__module__.startswith("torch."))  # FSDP puts one of its own in front
-        config = {"model": own_class.__name__, "config": asdict(model.config), "metrics": metrics or {}}
+        config = {"model": _kind(model), "config": asdict(model.config), "metrics": metrics or {}}
         config["tokenizer"] = tokenizer and tokenizer.fingerprint
         config |= more or {}
         (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -86,6 +85,17 @@ def unshared(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without a tensor's second name (tied weights): safetensors stores each tensor once."""
     first_names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     return {name: tensor for name, tensor in model.state_dict().items() if name in first_names}
+
+
+def _kind(model: nn.Module) -> str:
+    return next(c for c in type(model).__mro__ if not c.__module__.startswith("torch.")).__name__  # FSDP puts a class of its own in front
+
+
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """Of `unshared` what a run must keep: all of it, or, where parameters are frozen, only what is trained beside them (adapters)."""
+    kept, trained = unshared(model), {name for name, p in model.named_parameters() if p.requires_grad}
+    frozen = any(not p.requires_grad for p in model.parameters())
+    return {name: tensor for name, tensor in kept.items() if name in trained} if frozen else kept
 
 
 def _sync(path: Path) -> None:
@@ -121,10 +131,9 @@ def load(
     """
     import shared.models as models  # by name at run time: the models of later weeks are found too
 
-    path = find(folder)
-    if path is None:
-        raise ValueError(f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors")
-    meta = _read_json(path / "config.json")
+    path, meta = _open(folder)
+    if "beside" in meta:
+        raise ValueError(f"{folder} has only what was trained beside {meta['beside']}: a run can be resumed with it, it is no model by itself")
     name = meta.get("model")
     configs = {m: m.removesuffix("Model") + "Config" for m in models.__all__}
     known = [m for m, config in configs.items() if config in models.__all__]
@@ -139,13 +148,7 @@ def load(
     elif "quantization" in meta:
         raise ValueError(f"the model in {folder} is quantized: load it with shared.quantization.load_quantized")
     load_weights(model, path / "model.safetensors")
-    found = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
-    if tokenizer is not None and (found is None or found.fingerprint != tokenizer.fingerprint):
-        was = f"a tokenizer of {found.vocab_size} tokens" if found else "no tokenizer"
-        raise ValueError(
-            f"the checkpoint in {folder} was made with {was}, another than the one in use ({tokenizer.vocab_size} tokens): "
-            "use the data it was trained on, or train a new one"
-        )
+    found = _tokenizer(path, tokenizer)
     tensors = state = None
     if (path / "training.json").exists():
         state = _read_json(path / "training.json")
@@ -153,17 +156,59 @@ def load(
     return Checkpoint(model.to(device).eval(), found, meta.get("metrics", {}), tensors, state)
 
 
+def load_learned(
+    folder: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """What a run kept of `model`: the tensors that `learned` names, the training state's tensors, its JSON (both empty where none was saved).
+
+    The model itself stays as it is. Raises ValueError as `load` does, and for a model of another kind or shape.
+    """
+    path, meta = _open(folder)
+    _tokenizer(path, tokenizer)
+    now = {"model": _kind(model)} | json.loads(json.dumps(asdict(model.config)))
+    then = {"model": meta.get("model")} | meta["config"]
+    changed = [f"{k}={then.get(k)!r}" for k in now | then if now.get(k) != then.get(k)]
+    if changed:
+        raise ValueError(f"{folder} is of another model: it had {', '.join(changed)}. Build that one, or start anew")
+    weights = _fitting(path / "model.safetensors", learned(model))
+    if not (path / "training.json").exists():
+        return weights, {}, {}
+    return weights, _read_tensors(path / "training.safetensors"), _read_json(path / "training.json")
+
+
+def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = find(folder)
+    if path is None:
+        raise ValueError(f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors")
+    return path, _read_json(path / "config.json")
+
+
+def _tokenizer(path: Path, wanted: Tokenizer | None) -> Tokenizer | None:
+    found = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
+    if wanted is not None and (found is None or found.fingerprint != wanted.fingerprint):
+        was = f"a tokenizer of {found.vocab_size} tokens" if found else "no tokenizer"
+        raise ValueError(
+            f"the checkpoint in {path} was made with {was}, another than the one in use ({wanted.vocab_size} tokens): "
+            "use the data it was trained on, or train a new one"
+        )
+    return found
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fills `model` from a safetensors file, strictly: every parameter present, none left over, every shape equal, or ValueError."""
+    model.load_state_dict(_fitting(path, unshared(model)), strict=False)  # strict by `_fitting`; a tied weight's second name is not in the file
+
+
+def _fitting(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, which must have the names and shapes of `own`."""
     tensors = _read_tensors(path)
-    own = unshared(model)
     problems = [f"{n} is missing" for n in own if n not in tensors]
     problems += [f"{n} is not in the model" for n in tensors if n not in own]
     problems += [f"{n} is {list(t.shape)}, the model's {list(own[n].shape)}" for n, t in tensors.items() if n in own and t.shape != own[n].shape]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(tensors, strict=False)  # strict by the check above; a tied weight's second name is not in the file
+    return tensors
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

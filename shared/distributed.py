@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from shared.execution import OneProcess
 from shared.runtime import pick_device
-from shared.training import OneProcess
 
 
 class Processes(OneProcess):

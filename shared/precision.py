@@ -31,9 +31,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from shared.data import Corpus
 from shared.distributed import Processes
+from shared.execution import FP32, Precision
 from shared.models.gpt import GPT, GPTConfig
 from shared.profiling import StepCost, in_own_process, matmul_peak, measure_training, peak_memory
-from shared.training import FP32, Precision, TrainConfig, Trainer
+from shared.training import TrainConfig, Trainer
 
 CPUINFO = Path("/proc/cpuinfo")
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from shared.data import Corpus, batches
 from shared.distributed import Processes
 from shared.evaluation import cross_entropy
+from shared.execution import FP32, Precision
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import clock
 from shared.tokenizers import CharTokenizer
-from shared.training import FP32, Precision, TrainConfig, Trainer
+from shared.training import TrainConfig, Trainer
 
 
 def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None, repeats: int = 10) -> float:
@@ -78,6 +79,15 @@ def peak_memory(device: torch.device | str) -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None
+
+
+def reset_peak_memory(device: torch.device | str) -> None:
+    """From here on `peak_memory` is the most since now. On a CPU this works on Linux only; elsewhere nothing happens."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu" and sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM back to what is resident now
 
 
 @dataclass(frozen=True)

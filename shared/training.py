@@ -7,8 +7,9 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from tqdm import tqdm
 
 from shared import checkpoint
 from shared.data import Corpus, batches
-from shared.evaluation import Evaluation, cross_entropy, evaluate
+from shared.evaluation import cross_entropy, evaluate
+from shared.execution import ALONE, FP32, OneProcess, Precision
 from shared.optim import build_optimizers
 from shared.runtime import RunLog, check_seed, clock, finish_first
 
@@ -109,72 +111,25 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return config.lr * (1 - fall * (1 - config.final_lr))
 
 
-@dataclass(frozen=True)
-class Precision:
-    """What a step computes in. Other than fp32: operations that bear it are done in `dtype`, the weights stay fp32 (autocast).
+class NextToken:
+    """What there is to learn, and how it is measured: each next token of a corpus. Week 9's `instructions.py` has the one for answers only."""
 
-    Week 7's `precision.py` has the one for fp16, which scales the loss.
-    """
+    def __init__(self, corpus: Corpus):
+        self.corpus, self.name, self.tokenizer = corpus, corpus.name, corpus.tokenizer
 
-    dtype: torch.dtype = torch.float32
+    def batches(self, config: TrainConfig, start_step: int, rank: int, world_size: int) -> Iterator[tuple[Tensor, ...]]:
+        """What `loss` takes, batch by batch from the `start_step`-th on; of each batch this process's part."""
+        return batches(self.corpus.train, config.block_size, config.batch_size, config.seed, start_step, rank, world_size)
 
-    def autocast(self, device: torch.device) -> AbstractContextManager:
-        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+    def loss(self, call: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        """The mean over a batch, in nats a token. call: the model, or what stands for it in a step."""
+        x, y = batch
+        return cross_entropy(call(x), y)
 
-    @property
-    def skips(self) -> bool:
-        """Whether a step with a gradient that is not finite is left out. If not, it stops the training."""
-        return False
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def unscale(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Gives the gradients their true size, before they are measured and clipped."""
-
-    def step(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Updates the weights; `optimizers` is empty for a step that is left out."""
-        for optimizer in optimizers:
-            optimizer.step()
-
-    def state(self) -> dict[str, float]:
-        """Logged, and saved for a run that goes on."""
-        return {}
-
-    def restore(self, state: dict[str, float]) -> None:
-        """Takes up what `state` gave."""
-
-
-class OneProcess:
-    """Who takes part in a step: this process alone. Week 6's `distributed.py` has the others; they are handed to the Trainer."""
-
-    rank, world_size = 0, 1
-
-    def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What a step calls instead of the model. The model's own parameters go on being those that are trained."""
-        return model
-
-    def accumulating(self, call: Callable) -> AbstractContextManager:
-        """Round the batches before a step's last one: their gradients need not be exchanged yet."""
-        return nullcontext()
-
-    def mean(self, value: float) -> float:
-        """The mean over all processes."""
-        return value
-
-    def wait(self) -> None:
-        """Until all processes have come here."""
-
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of which this process may have a part only, put together."""
-        return tensor
-
-    def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """This process's part of a whole tensor, laid out as `like`."""
-        return tensor.to(like.device)
-
-
-FP32, ALONE = Precision(), OneProcess()
+    def evaluate(self, model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, float]:
+        """On what is held out: `val_loss`, which decides what is best, and what else there is to say."""
+        token_bytes, windows = self.corpus.token_bytes, config.eval_windows
+        return evaluate(model, self.corpus.val, config.block_size, token_bytes, max_windows=windows, device=device).as_metrics()
 
 
 class TrainingStopped(RuntimeError):
@@ -182,17 +137,17 @@ class TrainingStopped(RuntimeError):
 
 
 class Trainer:
-    """Trains any model of the course (ids -> logits) on a corpus.
+    """Trains any model of the course (ids -> logits) on a corpus, or on another task with `NextToken`'s methods.
 
     checkpoints: a folder that gets `last` (every checkpoint_every steps, on Ctrl-C and at the end) and `best` (the lowest validation
-    loss); None keeps nothing. log: where the curves go; None keeps them in memory only, under `history`. precision, processes: what a
-    step computes in, and who takes part in it.
+    loss); None keeps nothing. Of a model with frozen parts only what is trained beside them is kept. log: where the curves go; None
+    keeps them in memory only, under `history`. precision, processes: what a step computes in, and who takes part in it.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        corpus: Corpus,
+        corpus: Corpus | NextToken,
         config: TrainConfig,
         log: RunLog | None = None,
         checkpoints: Path | str | None = None,
@@ -202,7 +157,8 @@ class Trainer:
         processes: OneProcess = ALONE,
     ):
         self.precision, self.processes = precision, processes
-        self.model, self.corpus, self.config, self.log = model.to(device), corpus, config, log
+        self.model, self.config, self.log = model.to(device), config, log
+        self.task = NextToken(corpus) if isinstance(corpus, Corpus) else corpus
         self.checkpoints = Path(checkpoints) if checkpoints else None
         self.device, self.description = torch.device(device), description
         self.call = processes.prepare(self.model)
@@ -224,7 +180,8 @@ class Trainer:
             if self.log:
                 self.log.rewind(0)
         self.model.train()
-        stream = self._batches()
+        start, who = self.step * self.config.grad_accum_steps, self.processes
+        stream = self.task.batches(self.config, start, who.rank, who.world_size)
         progress = tqdm(
             total=self.config.steps, initial=self.step, desc=self.description, unit="step", disable=self.processes.rank > 0 or None, leave=False
         )
@@ -235,9 +192,9 @@ class Trainer:
                 progress.set_postfix_str(f"loss {self.last_loss:.3f}", refresh=False)
                 done = self.step == self.config.steps
                 if self.step % self.config.eval_every == 0 or done:
-                    result = self._evaluate()
+                    self._evaluate()
                     if self.processes.rank == 0:
-                        progress.write(f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation {result.loss:.4f}")
+                        progress.write(f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation {self.final['val_loss']:.4f}")
                 # Asked once, of all processes: a Ctrl-C that comes while saving ends the next step, which is then saved too.
                 stop = self.processes.mean(interrupted()) > 0
                 if self.step % self.config.checkpoint_every == 0 or done or stop:
@@ -261,10 +218,6 @@ class Trainer:
 
     # ---- one step
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        c, p = self.config, self.processes
-        return batches(self.corpus.train, c.block_size, c.batch_size, c.seed, self.step * c.grad_accum_steps, p.rank, p.world_size)
-
     def _step(self, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
         started = clock()
         c, total = self.config, 0.0
@@ -272,14 +225,14 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_at(self.step, c) / c.lr
         for i in range(c.grad_accum_steps):
-            x, y = (part.to(self.device) for part in next(stream))
+            batch = [part.to(self.device) for part in next(stream)]
             with nullcontext() if i == c.grad_accum_steps - 1 else self.processes.accumulating(self.call):
                 with self.precision.autocast(self.device):
-                    loss = cross_entropy(self.call(x), y) / c.grad_accum_steps
+                    loss = self.task.loss(self.call, *batch) / c.grad_accum_steps
                 total += self.processes.mean(loss.item())
                 if not (math.isfinite(total) or self.precision.skips):
                     with self.precision.autocast(self.device):
-                        self._stop(f"the loss is {total}", culprit(self.model, x))
+                        self._stop(f"the loss is {total}", culprit(self.model, partial(self.task.loss, self.model, *batch)))
                 self.precision.backward(loss)
         self.precision.unscale(self.optimizers)
         grads = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
@@ -322,26 +275,25 @@ class Trainer:
         if self.log:
             self.log.log(self.step, **values)
 
-    def _evaluate(self) -> Evaluation:
-        c = self.config
+    def _evaluate(self) -> None:
         with self.precision.autocast(self.device):
-            result = evaluate(self.model, self.corpus.val, c.block_size, self.corpus.token_bytes, max_windows=c.eval_windows, device=self.device)
-        self.final = result.as_metrics()
+            self.final = self.task.evaluate(self.model, self.config, self.device)
         self._record(**self.final, seconds=self.seconds)
-        if not self.best or result.loss < self.best["val_loss"]:
+        if not self.best or self.final["val_loss"] < self.best["val_loss"]:
             self.best = {**self.final, "step": self.step}
             self._save("best")
-        return result
 
     # ---- checkpoints
 
     def _save(self, name: str) -> None:
         if self.checkpoints is None:
             return
-        weights = {n: self.processes.whole(t) for n, t in checkpoint.unshared(self.model).items()}
+        own = checkpoint.learned(self.model)
+        weights = {n: self.processes.whole(t) for n, t in own.items()}
+        more = {"beside": "a frozen model"} if len(own) < len(checkpoint.unshared(self.model)) else {}
         if name == "best":
             if self.processes.rank == 0:
-                checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, self.final, weights=weights)
+                checkpoint.save(self.checkpoints / name, self.model, self.task.tokenizer, self.final, weights=weights, more=more)
             return
         tensors = {"random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -358,11 +310,11 @@ class Trainer:
             "best": self.best,
             "final": getattr(self, "final", {}),
             "config": asdict(self.config),
-            "data": self.corpus.name,
+            "data": self.task.name,
             "dtype": str(self.precision.dtype),
             "precision": self.precision.state(),
         }
-        checkpoint.save(self.checkpoints / name, self.model, self.corpus.tokenizer, getattr(self, "final", {}), tensors, state, weights)
+        checkpoint.save(self.checkpoints / name, self.model, self.task.tokenizer, getattr(self, "final", {}), tensors, state, weights, more)
 
     def _optimizer_states(self) -> Iterator[tuple[int, str, nn.Parameter, dict[str, Tensor]]]:
         """(optimizer's number, parameter's name, the parameter, its state) for each parameter."""
@@ -372,40 +324,48 @@ class Trainer:
                 for p in group["params"]:
                     yield i, names[p], p, optimizer.state[p]
 
+    def take_best(self) -> nn.Module:
+        """Gives the model the weights that it had at the lowest validation loss, and returns it."""
+        if self.checkpoints is None:
+            raise ValueError("this Trainer keeps no checkpoints: give it a folder for them")
+        self._fill(checkpoint.load_learned(self.checkpoints / "best", self.model, self.task.tokenizer)[0])
+        return self.model
+
+    @torch.no_grad()
+    def _fill(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in checkpoint.learned(self.model).items():
+            tensor.copy_(self.processes.placed(weights[name], tensor))
+
     def _restore(self) -> bool:
         """Takes up the state in `last`; False if there is none."""
         if self.checkpoints is None or checkpoint.find(self.checkpoints / "last") is None:
             print(f"{self.description}: no checkpoint to resume from, so it starts from the beginning")
             return False
-        saved = checkpoint.load(self.checkpoints / "last", self.corpus.tokenizer, self.device)
-        if saved.state is None:
+        weights, tensors, saved = checkpoint.load_learned(self.checkpoints / "last", self.model, self.task.tokenizer)
+        if not saved:
             raise ValueError(f"{self.checkpoints / 'last'} was saved without training state: it can be used, not resumed")
-        now = asdict(self.config) | {"data": self.corpus.name, "dtype": str(self.precision.dtype)}
-        then = saved.state["config"] | {"data": saved.state["data"], "dtype": saved.state.get("dtype", str(self.precision.dtype))}
+        now = asdict(self.config) | {"data": self.task.name, "dtype": str(self.precision.dtype)}
+        then = saved["config"] | {"data": saved["data"], "dtype": saved.get("dtype", str(self.precision.dtype))}
         changed = [f"{k}={then.get(k)} then, {now.get(k)} now" for k in now | then if then.get(k) != now.get(k)]
-        if changed or saved.model.config != self.model.config:
-            what = "; ".join(changed) or f"the model was {saved.model.config}"
+        if changed:
             raise ValueError(
-                f"{self.checkpoints / 'last'} cannot be resumed with other settings: {what}. Restore them, or start anew without --resume"
+                f"{self.checkpoints / 'last'} cannot be resumed with other settings: {'; '.join(changed)}. Restore them, or start anew without --resume"
             )
-        own, whole = checkpoint.unshared(self.model), checkpoint.unshared(saved.model)
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(self.processes.placed(whole[name], tensor))
+        self._fill(weights)
         for i, name, p, state in self._optimizer_states():
             prefix = f"{i}.{name}."
-            for key, t in saved.tensors.items():
+            for key, t in tensors.items():
                 if key.startswith(prefix):  # Adam's step counter is one number, and the same for all
                     state[key.removeprefix(prefix)] = self.processes.placed(t, p) if t.dim() else t.to(self.device)
         if self.processes.rank == 0:
-            torch.set_rng_state(saved.tensors["random.cpu"].cpu())
+            torch.set_rng_state(tensors["random.cpu"].cpu())
         else:  # its own was not saved: any that is unlike the others' will do
-            torch.manual_seed(self.config.seed + self.processes.rank + saved.state["step"])
-        if "random.cuda" in saved.tensors:
-            torch.cuda.set_rng_state(saved.tensors["random.cuda"].cpu(), self.device)
-        self.precision.restore(saved.state.get("precision", {}))
+            torch.manual_seed(self.config.seed + self.processes.rank + saved["step"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), self.device)
+        self.precision.restore(saved.get("precision", {}))
         for key in ("step", "seconds", "first_loss", "last_loss", "best", "final"):
-            setattr(self, key, saved.state[key])
+            setattr(self, key, saved[key])
         if self.log:
             self.log.rewind(self.step)
         if self.processes.rank == 0:
@@ -414,8 +374,8 @@ class Trainer:
 
 
 @torch.no_grad()
-def culprit(model: nn.Module, x: Tensor) -> str:
-    """Where the first number that isn't finite comes from: a parameter, or else the first module whose output has one."""
+def culprit(model: nn.Module, run: Callable[[], Any]) -> str:
+    """Where the first number that isn't finite comes from: a parameter, or else the first module whose output has one when `run` calls the model."""
     for name, p in model.named_parameters():
         if not p.isfinite().all():
             return f"the parameter {name}"
@@ -430,7 +390,7 @@ def culprit(model: nn.Module, x: Tensor) -> str:
 
     hooks = [m.register_forward_hook(look(n)) for n, m in model.named_modules()]
     try:
-        model(x)
+        run()
     finally:
         for hook in hooks:
             hook.remove()

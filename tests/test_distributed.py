@@ -12,9 +12,10 @@ import torch
 from shared import checkpoint
 from shared.data import load_corpus
 from shared.distributed import Processes, process_group, recompute_blocks
+from shared.execution import FP32, OneProcess, Precision
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT
-from shared.training import FP32, OneProcess, Precision, TrainConfig, Trainer
+from shared.training import TrainConfig, Trainer
 from tests.conftest import synthetic_text
 from tests.train_together import train
 

@@ -20,6 +20,7 @@ from shared import precision as module
 from shared.data import Corpus, batches
 from shared.distributed import Processes
 from shared.evaluation import cross_entropy
+from shared.execution import FP32, Precision
 from shared.models.gpt import GPT, GPTConfig
 from shared.optim import build_optimizers
 from shared.precision import (
@@ -40,7 +41,7 @@ from shared.precision import (
 )
 from shared.profiling import in_own_process, saved_bytes
 from shared.tokenizers import CharTokenizer
-from shared.training import FP32, Precision, TrainConfig, Trainer, TrainingStopped, lr_at
+from shared.training import TrainConfig, Trainer, TrainingStopped, lr_at
 
 BF16 = Precision(torch.bfloat16)
 QUICK = TrainConfig(steps=6, batch_size=4, block_size=8, lr=1e-2, grad_clip=0.1, log_every=1, eval_every=3, eval_windows=10)

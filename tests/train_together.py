@@ -15,9 +15,10 @@ import torch
 
 from shared.data import Corpus, load_corpus
 from shared.distributed import Processes, process_group
+from shared.execution import OneProcess
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import RunLog
-from shared.training import OneProcess, TrainConfig, Trainer
+from shared.training import TrainConfig, Trainer
 
 CONFIG = TrainConfig(
     steps=8, batch_size=4, block_size=16, grad_accum_steps=2, lr=1e-2, warmup_steps=2, log_every=1, eval_every=4, eval_windows=8, checkpoint_every=4

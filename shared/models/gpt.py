@@ -130,13 +130,13 @@ class Rotary(nn.Module):
 
     def at(self, positions: Tensor | slice) -> Callable[[Tensor], Tensor]:
         """The rotation for tokens at `positions` ([time] or [batch, time]), as a function of [batch, head, time, head_dim]."""
-        cos, sin = self.cos[positions], self.sin[positions]
+        cos, sin, half = self.cos[positions], self.sin[positions], self.cos.size(-1) // 2
         if cos.dim() == 3:  # positions differ by row: [batch, time, head_dim] -> [batch, 1, time, head_dim]
             cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
 
         def rotate(x: Tensor) -> Tensor:
             # The rotation is done in the tables' fp32 and handed back in the input's type.
-            y = torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
+            y = torch.addcmul(x * cos, x.roll(half, dims=-1), sin)
             return y if y.dtype == x.dtype else y.to(x.dtype)
 
         return rotate
@@ -188,11 +188,13 @@ class Block(nn.Module):
         )  # fmt: skip
         self.mlp_norm = norm(config.n_embd)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
 
     def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None, cache: "KVCache | None", layer: int) -> Tensor:
-        x = x + self.dropout(self.attn(self.attn_norm(x), rotate=rotate, cache=cache, layer=layer))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        change = self.attn(self.attn_norm(x), rotate=rotate, cache=cache, layer=layer)
+        x = x + (change if self.dropout is None else self.dropout(change))
+        change = self.mlp(self.mlp_norm(x))
+        return x + (change if self.dropout is None else self.dropout(change))
 
 
 class KVCache:
@@ -220,6 +222,7 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.kv_heads, self.max_length, config.head_dim)
         self.k = torch.empty(shape, device=device, dtype=dtype)  # nothing is read before it is written
         self.v = torch.empty(shape, device=device, dtype=dtype)
+        self._layers = [(self.k[layer], self.v[layer]) for layer in range(config.n_layer)]  # taken once: a step has time for little
         self.length = 0
 
     def positions(self, time: int) -> Tensor:
@@ -234,7 +237,7 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores [batch, n_kv_head, time, head_dim] for `layer`, and returns that layer's keys and values so far."""
         end = self.length + k.size(2)
-        past_k, past_v = self.k[layer], self.v[layer]
+        past_k, past_v = self._layers[layer]
         past_k.narrow(2, self.length, k.size(2)).copy_(k)  # `narrow` takes half the time of slicing
         past_v.narrow(2, self.length, k.size(2)).copy_(v)
         return past_k.narrow(2, 0, end), past_v.narrow(2, 0, end)

@@ -27,12 +27,16 @@ class Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+NOTHING = torch.zeros(())
+
+
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm, in three operations for a single row rather than in a dozen."""
+    """nn.RMSNorm, in two operations for a single row rather than in a dozen."""
 
     def forward(self, x: Tensor) -> Tensor:
         width = self.normalized_shape[0]
         if len(self.normalized_shape) > 1 or self.eps is None or not _is_row(x, width):
             return super().forward(x)
         row = x.reshape(-1)
-        return (x * self._parameters["weight"]).mul_((torch.dot(row, row).item() / width + self.eps) ** -0.5)
+        # x · weight · number: a product with a number alone would take longer than this.
+        return torch.addcmul(NOTHING, x, self._parameters["weight"], value=(torch.dot(row, row).item() / width + self.eps) ** -0.5)

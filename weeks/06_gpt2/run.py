@@ -22,6 +22,7 @@ from shared.course import WeekSettings, Workspace, output_root
 from shared.data import Corpus, TokenDataset, load_corpus, read_text, split_text
 from shared.distributed import Processes, process_group
 from shared.evaluation import known_words
+from shared.execution import ALONE, OneProcess, Precision
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import IM_END, chat_prompt, load_smollm2
 from shared.profiling import in_own_process, matmul_peak, measure_training
@@ -30,7 +31,7 @@ from shared.runtime import ROOT, RunLog, clock, device_name, pick_device, table
 from shared.sampling import generate
 from shared.shards import INDEX, open_shards
 from shared.tokenizers import BPETokenizer
-from shared.training import ALONE, OneProcess, Precision, TrainConfig, Trainer
+from shared.training import TrainConfig, Trainer
 from shared.zero_shot import load_task, run_task, sliding_window
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -72,7 +73,7 @@ class Settings(WeekSettings):
 def smoke() -> Settings:
     s = Settings()
     return replace(
-        s, preset="smoke", vocab_size=280, model=replace(s.model, n_layer=2, n_head=2, n_embd=64, block_size=32), limit=2, measured="nano",
+        s, preset="smoke", vocab_size=280, model=replace(s.model, n_layer=2, n_head=2, n_embd=64), limit=2, measured="nano",
         train=replace(s.train, steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10),
     )  # fmt: skip
 

@@ -1,0 +1,435 @@
+"""Week 9: LoRA. Teaches a model to answer in a certain way, and leaves it as it is: a few numbers beside it are trained.
+
+python weeks/09_lora/run.py --preset laptop
+python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16               # full, lora, qlora, dora or prompt
+python weeks/09_lora/run.py --preset laptop --model smollm2 --data my_questions.jsonl  # another model, your own data
+python weeks/09_lora/run.py --preset laptop --study compare                            # all methods; with --model smollm2 on the real model
+"""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from shared import checkpoint
+from shared.adapters import LoRAConfig, add_lora, add_prompt, save_adapter
+from shared.commandline import cli
+from shared.course import WeekSettings, Workspace
+from shared.data import Corpus, load_corpus
+from shared.evaluation import evaluate
+from shared.instructions import Conversation, Instructions, answer, read_conversations, split_off, template_for
+from shared.models.gpt import GPT
+from shared.models.pretrained import from_gguf, from_hf, load_smollm2
+from shared.profiling import peak_memory, reset_peak_memory
+from shared.quantization import quantize
+from shared.report import COLOURS, MARKERS, Curve, LoggedRun, curves, figure, load_script, model_card, read_runs, save_figure
+from shared.runtime import ROOT, clock, device_name, pick_device, table, write_atomically
+from shared.tokenizers import gpt2_tokenizer
+from shared.training import TrainConfig, Trainer
+
+WEEK_6 = load_script("06_gpt2")
+HERE = Path(__file__).resolve().parent
+STEWARD = "weeks/09_lora/steward.jsonl"
+"""The course's own questions and answers, with the held-out ones beside them in a file of their own."""
+METHODS = ("full", "lora", "qlora", "dora", "prompt")
+LEARNING_RATES = {
+    "course": {"full": 5e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.5},
+    "other": {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3, "dora": 1e-3, "prompt": 0.03},
+}
+"""What suits a method, on the small model of the course and on larger ones: tried at factors of about 2 on the held-out answers."""
+COMPARED = ("full", "lora-2", "lora-32", "qlora-8", "dora-8", "prompt-16", "lora-8")
+"""The study's runs. The last one's figures are the week's."""
+TEXT_WINDOW = 128
+
+
+@dataclass(frozen=True)
+class Settings(WeekSettings):
+    data: str = STEWARD
+    """A JSONL file of conversations: {"prompt", "response"}, Alpaca's {"instruction", "input", "output"}, or {"messages"}."""
+    held_out: str | None = None
+    """The same for measuring; None: a tenth of `data`, drawn by chance (the course's own data has a file)."""
+    model: str = "course"
+    """course (week 6's own), smollm2, or a path: a checkpoint of the course, a GGUF file, a Hugging Face folder."""
+    method: Literal["full", "lora", "qlora", "dora", "prompt"] = "lora"
+    adapter: LoRAConfig = LoRAConfig(r=8, lora_alpha=16.0, target_modules=("all-linear",))
+    """For lora, qlora and dora."""
+    scheme: str = "nf4"
+    """How qlora's base is packed: nf4, int4 or int8."""
+    virtual_tokens: int = 16
+    """Embeddings that prompt tuning puts in front."""
+    text: str = "tinyshakespeare"
+    """What the course's model was trained on; on its held-out part we see what is forgotten."""
+    base: TrainConfig = WEEK_6.PRESETS["laptop"].train
+    """Of week 6's model, where its checkpoint is not there yet."""
+    lr: float | None = None
+    """The peak learning rate; None: what suits the method."""
+    steps: int | None = None
+    """None: as many as `epochs` takes."""
+    epochs: float = 4.0
+    """How often each example is read."""
+    examples_per_step: int = 8
+    """About: a row of the batch has as many as fit."""
+    block_size: int = 256
+    """Tokens in a row; an example that is longer is left out, and counted."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    evaluations: int = 6
+    """How often the held-out answers are looked at; what was best then is kept."""
+    seed: int = 1337
+    questions: int = 20
+    """Held-out ones that are answered before and after."""
+    text_windows: int = 128
+    """Of the old text, spread over its held-out part."""
+    study: Literal["compare"] | None = None
+
+    def __post_init__(self) -> None:
+        problems = [f"no method is called {self.method!r}; there are: {', '.join(METHODS)}"] * (self.method not in METHODS)
+        counts = ("virtual_tokens", "examples_per_step", "evaluations", "text_windows", "questions")
+        problems += [f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1]
+        problems += [f"steps={self.steps}: must be at least 1"] * (self.steps is not None and self.steps < 1)
+        problems += [f"epochs={self.epochs}: must be above 0"] * (not self.epochs > 0)
+        problems += [f"lr={self.lr}: must be above 0"] * (self.lr is not None and not 0 < self.lr < math.inf)
+        problems += [f"warmup={self.warmup}: must be from 0 to 1"] * (not 0 <= self.warmup <= 1)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def run(self) -> str:
+        """What the run is called in the logs."""
+        size = {"full": "", "prompt": f"-{self.virtual_tokens}"}.get(self.method, f"-{self.adapter.r}")
+        return f"{model_name(self.model)}-{self.method}{size}"
+
+
+PRESETS = {
+    "smoke": Settings(
+        preset="smoke", base=WEEK_6.PRESETS["smoke"].train, steps=6, examples_per_step=2, evaluations=2, questions=2, text_windows=8,
+    ),
+    "laptop": Settings(),
+    "gpu": Settings(preset="gpu", model="smollm2", epochs=3.0, examples_per_step=16, block_size=512, questions=40, text_windows=512),
+}  # fmt: skip
+
+
+def main(settings: Settings) -> dict[str, float]:
+    """Fine-tunes a model by one method, or by all in turn. Returns what was measured."""
+    if settings.study:
+        return study_compare(settings)
+    device = pick_device(settings.device)
+    model, corpus = load_base(settings)
+    work = Workspace(__file__, settings, corpus.name, device)
+    with work.log(settings.run, settings) as log:
+        task, held_out = read_data(settings, model)
+        template, questions = task.template, [talk[:-1] for talk in held_out[: settings.questions]]
+        model.to(device)
+        before = forgotten(model, corpus, settings) | {"answers": task.evaluate(model, TrainConfig())["val_loss"]}
+        said_before = [answer(model, template, q) for q in questions]
+        model = trainable(model, settings, template.prompt([{"role": "user", "content": ""}]))
+        base, own = number_of(model, False), number_of(model, True)
+        print(
+            f"{settings.run}: {own:,} numbers are trained beside {base:,} that stay" if base else f"{settings.run}: all {own:,} numbers are trained"
+        )
+        config = train_config(settings, task)
+        gc.collect()
+        reset_peak_memory(device)
+        trainer = Trainer(model, task, config, log, work.checkpoints / settings.run, device, settings.run)
+        summary = trainer.fit(settings.resume)
+        memory = peak_memory(device)
+        model = trainer.take_best()
+        after = forgotten(model, corpus, settings)
+        said = [answer(model, template, q) for q in questions]
+        kept = keep(work.checkpoints / settings.run, model, settings)
+        result = summary | {
+            "trainable": own,
+            "share_trainable": own / (own + base),
+            "megabytes": sum(p.stat().st_size for p in kept.glob("*.safetensors")) / 1e6,
+            "peak_memory_gb": memory / 1e9 if memory else None,
+            "lr": config.lr,
+            "examples": len(task.train),
+            "base_loss": before["answers"],
+            "text_perplexity_before": before["text_perplexity"],
+            "text_perplexity": after["text_perplexity"],
+            "forgotten": after["text_perplexity"] / before["text_perplexity"] - 1,
+            "in_form_before": in_form(said_before, settings),
+            "in_form": in_form(said, settings),
+        }
+        log.artifact(talk=[[q[-1]["content"], a, b] for q, a, b in zip(questions, said_before, said)])
+        result = log.finish(**{k: v for k, v in result.items() if v is not None})
+    for question, was, now in read_runs(work.logs)[settings.run].artifacts["talk"][:3]:
+        print(f"\n> {question}\nbefore: {was}\nafter:  {now}")
+    print(f"\n({device_name(device)}; kept in {kept})")
+    if model_name(settings.model) != "course" or settings.method != "lora":
+        draw(work.logs, work.reports)
+        print("\n" + table([{"metric": k, "value": result[k]} for k in COLUMNS if k in result]))
+        return result
+    names = (
+        "best_val_loss",
+        "base_loss",
+        "in_form",
+        "text_perplexity_before",
+        "text_perplexity",
+        "trainable",
+        "share_trainable",
+        "megabytes",
+        "seconds",
+    )
+    finished = work.finish({name: result.get(name) for name in names}, draw)
+    card = write_card(work.logs, work.reports, settings, kept)
+    write_atomically(kept / "README.md", card.read_text(encoding="utf-8"))
+    return finished
+
+
+# ---- the model and the data
+
+
+def model_name(model: str) -> str:
+    """What the logs call it."""
+    return model if model in ("course", "smollm2") else Path(model).resolve().stem
+
+
+def load_base(settings: Settings) -> tuple[GPT, Corpus]:
+    """The model that is to learn, and the text on which forgetting is measured. Raises ValueError where there is no model."""
+    if settings.model == "course":
+        week_6 = WEEK_6.PRESETS[settings.preset]
+        source = replace(week_6, data=settings.text, device=settings.device, train=settings.base, resume=settings.resume)
+        corpus = WEEK_6.open_corpus(source)
+        return WEEK_6.trained_model(source, corpus), corpus
+    model = load_smollm2()[0] if settings.model == "smollm2" else from_path(Path(settings.model))
+    return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
+
+
+def from_path(path: Path) -> GPT:
+    """A checkpoint of the course, a GGUF file, or a Hugging Face folder (GPT-2 with its own tokenizer)."""
+    if path.is_file():
+        model = from_gguf(path)
+    elif checkpoint.find(path) and "model" in json.loads((checkpoint.find(path) / "config.json").read_text(encoding="utf-8")):
+        model = GPT.from_checkpoint(path)
+    elif path.is_dir():
+        model = from_hf(path)
+        if model.config.vocab_size != gpt2_tokenizer().vocab_size:
+            raise ValueError(f"{path}: of Hugging Face's folders only those with GPT-2's tokenizer can be used; give the model as a GGUF file")
+        model.tokenizer = gpt2_tokenizer()
+    else:
+        raise ValueError(f"there is no model {str(path)!r}: give course, smollm2, a checkpoint's folder, a GGUF file or a Hugging Face folder")
+    if model.tokenizer is None:
+        raise ValueError(f"{path} has no tokenizer: the text cannot be cut into its tokens")
+    return model
+
+
+def read_data(settings: Settings, model: GPT) -> tuple[Instructions, list[Conversation]]:
+    """The task, and the held-out conversations."""
+    shipped = settings.data == STEWARD
+    train = read_conversations(ROOT / STEWARD if shipped else settings.data)
+    if settings.held_out or shipped:
+        held_out = read_conversations(settings.held_out or HERE / "steward_held_out.jsonl")
+    else:
+        train, held_out = split_off(train, seed=settings.seed)
+        print(f"{len(held_out)} of {len(train) + len(held_out)} conversations are held out, drawn by chance")
+    room = min(settings.block_size, model.config.block_size) - (settings.virtual_tokens if settings.method == "prompt" else 0)
+    name = f"{Path(settings.data).stem}-{len(train)}"
+    # A soft prompt stands once in front of a row: each example has a row of its own.
+    return Instructions(train, held_out, template_for(model.tokenizer), room, name, pack=settings.method != "prompt"), held_out
+
+
+def trainable(model: GPT, settings: Settings, prompt: list[int]) -> nn.Module:
+    """The model as the method wants it: what is trained requires gradients, the rest does not. prompt: first tokens for prompt tuning."""
+    torch.manual_seed(settings.seed)
+    if settings.method == "full":
+        return model.requires_grad_(True)
+    if settings.method == "prompt":
+        return add_prompt(model, settings.virtual_tokens, prompt)
+    if settings.method == "qlora":
+        model = quantize(model, settings.scheme)
+    return add_lora(model, replace(settings.adapter, use_dora=settings.method == "dora" or settings.adapter.use_dora))
+
+
+def number_of(model: nn.Module, trained: bool) -> int:
+    """Parameters that are trained, or are not; packed weights count as what they stand for."""
+    packed = {id(m.packed): m.packed.in_features * m.packed.out_features for m in model.modules() if hasattr(m, "packed")}
+    return sum(p.numel() for p in model.parameters() if p.requires_grad == trained) + (0 if trained else sum(packed.values()))
+
+
+def train_config(settings: Settings, task: Instructions) -> TrainConfig:
+    """Steps and batch size, from the number of examples and how many of them fit in a row."""
+    rows = len(task.rows(task.train, range(len(task.train))))
+    batch_size = max(1, round(settings.examples_per_step * rows / len(task.train)))
+    steps = settings.steps or math.ceil(settings.epochs * rows / batch_size)
+    every = max(1, math.ceil(steps / settings.evaluations))
+    rates = LEARNING_RATES.get(model_name(settings.model), LEARNING_RATES["other"])
+    return TrainConfig(
+        steps=steps, batch_size=batch_size, block_size=task.block_size, lr=settings.lr or rates[settings.method], schedule="linear", final_lr=0.0,
+        warmup_steps=math.ceil(settings.warmup * steps), weight_decay=settings.weight_decay, beta2=0.99, seed=settings.seed, eval_every=every,
+        checkpoint_every=every, log_every=1,
+    )  # fmt: skip
+
+
+def keep(folder: Path, model: nn.Module, settings: Settings) -> Path:
+    """What was learned, in a folder: the adapter in PEFT's form, or the whole model."""
+    if settings.method == "full":
+        return checkpoint.save(folder / "model", model, model.tokenizer)
+    return save_adapter(folder / "adapter", model)
+
+
+# ---- what is measured
+
+
+def forgotten(model: nn.Module, corpus: Corpus, settings: Settings) -> dict[str, float]:
+    """Perplexity on the old text's held-out part."""
+    device = next(model.parameters()).device
+    found = evaluate(model, corpus.val, TEXT_WINDOW, corpus.token_bytes, batch_size=8, max_windows=settings.text_windows, device=device)
+    return {"text_perplexity": found.perplexity}
+
+
+def in_form(replies: list[str], settings: Settings) -> float | None:
+    """Share of answers in the steward's form: "Good friend, ...", and at the end a sentence that begins with "For". None for other data."""
+    if settings.data != STEWARD:
+        return None
+    return sum(r.startswith("Good friend, ") and r.endswith(".") and ". For " in r for r in replies) / len(replies)
+
+
+def study_compare(settings: Settings) -> dict[str, float]:
+    """All methods in turn, each in a process of its own: its peak of memory is then its own too."""
+    rows = {}
+    for row in COMPARED:
+        method, _, size = row.partition("-")
+        adapter = replace(settings.adapter, r=int(size), lora_alpha=2.0 * int(size)) if method in ("lora", "qlora", "dora") else settings.adapter
+        changed = replace(
+            settings, study=None, method=method, adapter=adapter, virtual_tokens=int(size) if method == "prompt" else settings.virtual_tokens
+        )
+        print(f"\n=== {changed.run} ===", flush=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+            json.dump({k: v for k, v in asdict(changed).items() if k != "preset"}, file)
+            file.flush()
+            started = clock()
+            done = subprocess.run([sys.executable, str(HERE / "run.py"), "--preset", settings.preset, "--config", file.name])
+        if done.returncode in (130, -2):
+            raise KeyboardInterrupt
+        if done.returncode:
+            raise ValueError(f"{changed.run} ended with exit status {done.returncode} after {clock() - started:.0f} s; the reason stands above")
+        rows[row] = changed
+    # Only the name of the text is needed here, and it is where the runs have just written.
+    corpus = load_base(settings)[1]
+    work = Workspace(__file__, settings, corpus.name, torch.device("cpu"))
+    runs = read_runs(work.logs)
+    found = {row: runs[changed.run].summary for row, changed in rows.items()}
+    print("\n" + table([{"method": row} | {label: summary.get(key) for key, label in COLUMNS.items()} for row, summary in found.items()]))
+    draw(work.logs, work.reports)
+    return {f"{row}_loss": summary["best_val_loss"] for row, summary in found.items()}
+
+
+# ---- tables, plots, the card
+
+
+COLUMNS = {
+    "trainable": "numbers trained", "megabytes": "file (MB)", "peak_memory_gb": "peak memory (GB)", "seconds": "training (s)",
+    "base_loss": "loss before", "best_val_loss": "loss after", "in_form": "answers in form", "forgotten": "old text: perplexity up by",
+}  # fmt: skip
+MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
+LABELS = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "prompt": "soft prompt"}
+
+
+def label_of(run: str) -> str:
+    """A run's name for people.
+
+    >>> label_of("course-lora-8"), label_of("smollm2-prompt-16")
+    ('LoRA, rank 8', 'soft prompt of 16')
+    """
+    method, _, size = run.split("-", 1)[1].partition("-")
+    return LABELS[method] + (f" of {size}" if method == "prompt" else f", rank {size}" if size else "")
+
+
+def runs_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
+    """The finished runs of each model, in the study's order."""
+    found: dict[str, dict[str, LoggedRun]] = {}
+    order = {row: i for i, row in enumerate(("full", "lora-2", "lora-8", "lora-32", "dora-8", "qlora-8", "prompt-16"))}
+    runs = [r for r in read_runs(logs).values() if "best_val_loss" in r.summary]
+    for run in sorted(runs, key=lambda r: (r.name.split("-", 1)[0], order.get(r.name.split("-", 1)[1], len(order)), r.name)):
+        found.setdefault(run.name.split("-", 1)[0], {})[run.name] = run
+    return found
+
+
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    models = runs_of(logs)
+    plots = []
+    for model, runs in models.items():
+        lines = [Curve(run, label_of(name)) for name, run in runs.items()]
+        title = f"Held-out answers while {MODELS.get(model, model)} learns"
+        plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel="loss on held-out answers (nats per token)"))
+    full = {model: runs for model, runs in models.items() if len(runs) > 1}
+    if full:
+        plots.append(save_figure(comparison_figure(full), out / "comparison.png"))
+    return plots
+
+
+def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
+    """Above: how much is trained against how well it answers. Below: what the model forgets. A column for each model."""
+    fig, axes = figure(7.4 * len(models), 9.2, nrows=2, ncols=len(models), squeeze=False)
+    for column, (model, runs) in zip(axes.T, models.items()):
+        top, bottom = column
+        largest = max(run.summary["seconds"] for run in runs.values())
+        for i, (name, run) in enumerate(runs.items()):
+            s = run.summary
+            look = dict(color=COLOURS[i % 8], marker=MARKERS[i % 8], alpha=0.75, edgecolor="black")
+            top.scatter(s["trainable"], s["best_val_loss"], s=60 + 300 * s["seconds"] / largest, **look)
+            memory = f", {s['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in s else ""
+            top.scatter([], [], s=70, label=f"{label_of(name)}: {s['seconds']:.0f} s{memory}, file {s['megabytes']:.2g} MB", **look)
+        top.set_xscale("log")
+        top.margins(x=0.12, y=0.15)
+        top.set(title=f"{MODELS.get(model, model)}: how much is trained, how well it answers", xlabel="numbers trained (logarithmic)")
+        top.set_ylabel("loss on held-out answers (nats per token)")
+        before = next(iter(runs.values())).summary["base_loss"]
+        top.legend(frameon=False, fontsize=9, title=f"area: time. Before training the loss is {before:.2f}", title_fontsize=9)
+        names = [label_of(name) for name in runs]
+        bottom.barh(names, [100 * run.summary["forgotten"] for run in runs.values()], color=COLOURS[: len(names)])
+        for i, run in enumerate(runs.values()):
+            value = 100 * run.summary["forgotten"]
+            bottom.annotate(f"{value:+.1f} %", (max(value, 0), i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+        bottom.invert_yaxis()
+        bottom.margins(x=0.15)
+        bottom.set(title="What it costs on the old text", xlabel="increase of perplexity on held-out Shakespeare (%)")
+    return fig
+
+
+def write_card(logs: Path, out: Path, settings: Settings, folder: Path) -> Path:
+    """The fine-tuned model's card, from the logs."""
+    run = read_runs(logs)[settings.run]
+    s, where = run.summary, folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    figures = [
+        {"": "loss on held-out answers (nats per token)", "before": f"{s['base_loss']:.3f}", "after": f"{s['best_val_loss']:.3f}"},
+        {"": "perplexity on the text of the base model", "before": f"{s['text_perplexity_before']:.2f}", "after": f"{s['text_perplexity']:.2f}"},
+    ]
+    if "in_form" in s:
+        figures.append({"": "answers in the steward's form", "before": f"{s['in_form_before']:.0%}", "after": f"{s['in_form']:.0%}"})
+    usage = f"""from shared.adapters import load_adapter
+from shared.instructions import answer, template_for
+from shared.models.gpt import GPT
+
+model = GPT.from_checkpoint("checkpoints/06_gpt2/{settings.preset}/{logs.name}/gpt2/best")
+model = load_adapter("{where}", model)
+answer(model, template_for(model.tokenizer), "How do I keep bread from going stale?")"""
+    return model_card(
+        out / "model_card.md",
+        "The model of week 6, taught to answer as a steward",
+        {
+            "What": f"{LABELS[settings.method]} of rank {settings.adapter.r} on all linear layers but the output: {s['trainable']:,} numbers, {s['megabytes']:.2f} MB, in PEFT's format",
+            "Base": f"week 6's model, preset {settings.preset}, trained on {logs.name}",
+            "Data": f"{s['examples']:.0f} questions and answers written for this course ({STEWARD}); 40 more are held out",
+            "Meant for": "learning how adapters work; its advice is not to be relied on",
+            "Licence": "that of this repository",
+        },
+        figures,
+        usage,
+        "\n\n".join(f"> {q}\n{after}" for q, _, after in run.artifacts["talk"][:3]),
+    )
+
+
+if __name__ == "__main__":
+    cli(main, PRESETS, __doc__)
