@@ -68,12 +68,11 @@ def product_int8(x: Tensor, codes: Tensor, scale: Tensor, n_out: int, group_size
 
     Every 32 neighbours of x are rounded to int8 over their largest magnitude first, which moves none by more than 1/254 of that.
     """
-    rows, n, y = x.float().contiguous(), x.size(-1), _room(x, n_out)
-    return _finish(
-        x, y, library().product_int8(
-            rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), scale.data_ptr(), group_size, n_out, y.data_ptr(), get_num_threads()
-        ),
-    )  # fmt: skip
+    rows, n, y = x.float().contiguous(), x.size(-1), torch.empty(*x.shape[:-1], n_out)
+    failed = library().product_int8(
+        rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), scale.data_ptr(), group_size, n_out, y.data_ptr(), get_num_threads()
+    )
+    return y if not failed and x.dtype == torch.float32 else _finish(x, y, failed)
 
 
 def product_int4(x: Tensor, codes: Tensor, scale_zero: Tensor, n_out: int, group_size: int) -> Tensor:
@@ -81,12 +80,11 @@ def product_int4(x: Tensor, codes: Tensor, scale_zero: Tensor, n_out: int, group
 
     Shapes, and how x is rounded: as in `product_int8`.
     """
-    rows, n, y = x.float().contiguous(), x.size(-1), _room(x, n_out)
-    return _finish(
-        x, y, library().product_int4(
-            rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), scale_zero.data_ptr(), group_size, n_out, y.data_ptr(), get_num_threads()
-        ),
-    )  # fmt: skip
+    rows, n, y = x.float().contiguous(), x.size(-1), torch.empty(*x.shape[:-1], n_out)
+    failed = library().product_int4(
+        rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), scale_zero.data_ptr(), group_size, n_out, y.data_ptr(), get_num_threads()
+    )
+    return y if not failed and x.dtype == torch.float32 else _finish(x, y, failed)
 
 
 def product_nf4(x: Tensor, codes: Tensor, absmax: Tensor, n_out: int, group_size: int, double: tuple[Tensor, Tensor, float] | None) -> Tensor:
@@ -95,21 +93,15 @@ def product_nf4(x: Tensor, codes: Tensor, absmax: Tensor, n_out: int, group_size
 
     Shapes, and how x is rounded: as in `product_int8`.
     """
-    rows, n, y = x.float().contiguous(), x.size(-1), _room(x, n_out)
+    rows, n, y = x.float().contiguous(), x.size(-1), torch.empty(*x.shape[:-1], n_out)
     levels, scale, offset = (double[0].data_ptr(), double[1].data_ptr(), double[2]) if double else (None, None, 0.0)
-    return _finish(
-        x, y, library().product_nf4(
-            rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), absmax.data_ptr(), levels, scale, offset, group_size, n_out, y.data_ptr(),
-            get_num_threads(),
-        ),
+    failed = library().product_nf4(
+        rows.data_ptr(), x.numel() // n, n, codes.data_ptr(), absmax.data_ptr(), levels, scale, offset, group_size, n_out, y.data_ptr(), get_num_threads()
     )  # fmt: skip
-
-
-def _room(x: Tensor, n_out: int) -> Tensor:
-    return torch.empty(*x.shape[:-1], n_out)  # a tuple instead would take half as long again
+    return y if not failed and x.dtype == torch.float32 else _finish(x, y, failed)
 
 
 def _finish(x: Tensor, y: Tensor, failed: int) -> Tensor:
     if failed:
         raise MemoryError(f"no memory left for a product with {tuple(x.shape)}")
-    return y if x.dtype == torch.float32 else y.to(x.dtype)
+    return y.to(x.dtype)

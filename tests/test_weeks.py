@@ -11,6 +11,7 @@ import matplotlib.image
 import pytest
 
 from shared import commandline, course, report, shards
+from shared.adapters import load_adapter
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
@@ -18,6 +19,8 @@ from shared.tokenizers.bpe import END_OF_TEXT
 WEEKS = course.weeks()
 LADDER = WEEKS[:6]  # they train the model; from week 7 on something is done to it
 REFERENCE = ROOT / "logs"
+TEXT = {"09_lora": "text"}
+"""What a week calls the text its model is trained on, where `data` is something else."""
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def assert_picture(path):
 
 @pytest.mark.parametrize("topic", WEEKS)
 def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file):
-    module, settings = script(topic, data=text_file)
+    module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
     metrics = module.main(settings)
     logs = output / "logs" / topic / "mine" / "smoke" / "rhyme.txt"
     week = json.loads((logs / "week.json").read_text())
@@ -67,7 +70,7 @@ def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file):
 
 @pytest.mark.parametrize("topic", [w for w in WEEKS if w != "01_bigram"])
 def test_studies_run(topic, output, text_file):
-    module, settings = script(topic, data=text_file)
+    module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
     studies = {
         "02_mlp": ["window"],
         "03_attention": [],
@@ -76,6 +79,7 @@ def test_studies_run(topic, output, text_file):
         "06_gpt2": ["shape", "cost", "smollm2"],
         "07_amp": ["batch", "profile"],
         "08_quantization": ["smollm2"],
+        "09_lora": ["compare"],
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
         module.main(settings)
@@ -113,6 +117,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_gets_one_line_and_leaves_nothing(topic, case, output, tmp_path, monkeypatch, capsys):
     arguments, words = WRONG[case]
+    if topic in TEXT:  # no group `train`, and `data` is another thing
+        *arguments, words = (a.replace("--train.", "--").replace("--data", f"--{TEXT[topic]}") for a in (*arguments, words))
     files = {"EMPTY": b" \n", "SHORT": b"to be or not", "LATIN": "café au lait ".encode("latin-1") * 50}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -160,6 +166,54 @@ def test_week_6_without_its_shards_says_how_to_make_them(monkeypatch, tmp_path, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="python -m shared.shards --source fineweb-edu --out data/fineweb-edu"):
         module.main(replace(module.PRESETS["gpu"], device="cpu"))
+
+
+WRONG_IN_WEEK_9 = {
+    "a broken line": (["--data", "BROKEN"], "line 2: expected an object with"),
+    "no such file": (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+    "one example only": (["--data", "ONE"], "cannot be split"),
+    "nothing fits": (["--block-size", "20"], "no training example fits into a context of 20 tokens"),
+    "targets that are not there": (["--adapter.target-modules", "query"], "no linear layer is called 'query'; there are: down_proj, "),
+    "a rank of 0": (["--adapter.r", "0"], "r=0: must be at least 1"),
+    "an unknown scheme": (["--method", "qlora", "--scheme", "int3"], "int3"),
+    "a prompt that fills the context": (["--method", "prompt", "--virtual-tokens", "256"], "256"),
+    "no such model": (["--model", "nothing-here"], "there is no model 'nothing-here'"),
+    "a row that is none": (["--compared", "lora-x"], "'lora-x' is none of"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_IN_WEEK_9)
+def test_week_9_says_what_is_wrong(case, output, text_file, tmp_path, monkeypatch, capsys):
+    arguments, words = WRONG_IN_WEEK_9[case]
+    one = '{"prompt": "Who?", "response": "I."}\n'
+    for name, content in {"BROKEN": one + '{"question": "Who?"}\n', "ONE": one}.items():
+        (tmp_path / name).write_text(content)
+    arguments = [str(tmp_path / a) if a.isupper() else a for a in arguments]
+    module = report.load_script("09_lora")
+    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--text", text_file, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        commandline.cli(module.main, module.PRESETS, module.__doc__)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and lines[-1].startswith("error: ") and words in lines[-1]
+    assert not (output / "logs" / "09_lora").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "dora", "prompt"])
+def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, tmp_path):
+    data = tmp_path / "talks.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"Who is {n}?", "output": "Toad, that under cold stone."}) + "\n" for n in range(20)))
+    module, settings = script("09_lora", text=text_file, data=str(data), method=method, steps=4)
+    once = module.main(settings)
+    again = module.main(replace(settings, resume=True))
+    assert {k: v for k, v in once.items() if "second" not in k and "memory" not in k} == {
+        k: v for k, v in again.items() if "second" not in k and "memory" not in k
+    }
+    folder = output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / settings.run
+    base, corpus = module.load_base(settings)
+    if method == "qlora":
+        base = module.quantize(base, settings.scheme)
+    model = module.GPT.from_checkpoint(folder / "model") if method == "full" else load_adapter(folder / "adapter", base)
+    assert module.forgotten(model.eval(), corpus, settings)["text_perplexity"] == pytest.approx(once["text_perplexity"], rel=1e-5)
 
 
 def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):

@@ -88,7 +88,10 @@ class CausalSelfAttention(nn.Module):
         self.k_norm = qk_norm(self.head_dim) if qk_norm else None
 
     def _heads(self, x: Tensor, n_head: int) -> Tensor:
-        return x.view(x.size(0), x.size(1), n_head, self.head_dim).transpose(1, 2)
+        batch, time, _ = x.shape
+        if time == 1:  # one step less where the model writes token by token
+            return x.view(batch, n_head, 1, self.head_dim)
+        return x.view(batch, time, n_head, self.head_dim).transpose(1, 2)
 
     def qkv(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, n_head, time, head_dim], keys and values [batch, n_kv_head, time, head_dim]."""

@@ -31,7 +31,7 @@ from shared.models.pretrained import from_gguf, from_hf, load_smollm2
 from shared.profiling import peak_memory, reset_peak_memory
 from shared.quantization import quantize
 from shared.report import COLOURS, MARKERS, Curve, LoggedRun, curves, figure, load_script, model_card, read_runs, save_figure
-from shared.runtime import ROOT, clock, device_name, pick_device, table, write_atomically
+from shared.runtime import ROOT, check_seed, clock, device_name, pick_device, table, write_atomically
 from shared.tokenizers import gpt2_tokenizer
 from shared.training import TrainConfig, Trainer
 
@@ -45,8 +45,6 @@ LEARNING_RATES = {
     "other": {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3, "dora": 1e-3, "prompt": 0.03},
 }
 """What suits a method, on the small model of the course and on larger ones: tried at factors of about 2 on the held-out answers."""
-COMPARED = ("full", "lora-2", "lora-32", "qlora-8", "dora-8", "prompt-16", "lora-8")
-"""The study's runs. The last one's figures are the week's."""
 TEXT_WINDOW = 128
 
 
@@ -89,18 +87,23 @@ class Settings(WeekSettings):
     """Held-out ones that are answered before and after."""
     text_windows: int = 128
     """Of the old text, spread over its held-out part."""
+    compared: tuple[str, ...] = ("full", "lora-2", "lora-32", "qlora-8", "dora-8", "prompt-16", "lora-8")
+    """The study's runs, a method and its rank or number of embeddings each."""
     study: Literal["compare"] | None = None
 
     def __post_init__(self) -> None:
         problems = [f"no method is called {self.method!r}; there are: {', '.join(METHODS)}"] * (self.method not in METHODS)
         counts = ("virtual_tokens", "examples_per_step", "evaluations", "text_windows", "questions")
         problems += [f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1]
+        rows = [row for row in self.compared if row.partition("-")[0] not in METHODS or (row != "full" and not row.partition("-")[2].isdigit())]
+        problems += [f"compared: {row!r} is none of full, lora-RANK, qlora-RANK, dora-RANK, prompt-NUMBER" for row in rows]
         problems += [f"steps={self.steps}: must be at least 1"] * (self.steps is not None and self.steps < 1)
         problems += [f"epochs={self.epochs}: must be above 0"] * (not self.epochs > 0)
         problems += [f"lr={self.lr}: must be above 0"] * (self.lr is not None and not 0 < self.lr < math.inf)
         problems += [f"warmup={self.warmup}: must be from 0 to 1"] * (not 0 <= self.warmup <= 1)
         if problems:
             raise ValueError("; ".join(problems))
+        check_seed(self.seed)
 
     @property
     def run(self) -> str:
@@ -112,6 +115,7 @@ class Settings(WeekSettings):
 PRESETS = {
     "smoke": Settings(
         preset="smoke", base=WEEK_6.PRESETS["smoke"].train, steps=6, examples_per_step=2, evaluations=2, questions=2, text_windows=8,
+        compared=("full", "qlora-2", "prompt-4"),
     ),
     "laptop": Settings(),
     "gpu": Settings(preset="gpu", model="smollm2", epochs=3.0, examples_per_step=16, block_size=512, questions=40, text_windows=512),
@@ -124,18 +128,16 @@ def main(settings: Settings) -> dict[str, float]:
         return study_compare(settings)
     device = pick_device(settings.device)
     model, corpus = load_base(settings)
+    task, held_out = read_data(settings, model)
+    template, questions = task.template, [talk[:-1] for talk in held_out[: settings.questions]]
+    model.to(device)
+    before = forgotten(model, corpus, settings) | {"base_loss": task.evaluate(model, TrainConfig(), device)["val_loss"]}
+    said_before = [answer(model, template, q) for q in questions]
+    model = trainable(model, settings, template.prompt([{"role": "user", "content": "?"}])).to(device)
+    base, own = number_of(model, trained=False), number_of(model, trained=True)
+    print(f"{settings.run}: {own:,} numbers are trained, {base:,} stay as they are")
     work = Workspace(__file__, settings, corpus.name, device)
     with work.log(settings.run, settings) as log:
-        task, held_out = read_data(settings, model)
-        template, questions = task.template, [talk[:-1] for talk in held_out[: settings.questions]]
-        model.to(device)
-        before = forgotten(model, corpus, settings) | {"answers": task.evaluate(model, TrainConfig())["val_loss"]}
-        said_before = [answer(model, template, q) for q in questions]
-        model = trainable(model, settings, template.prompt([{"role": "user", "content": ""}]))
-        base, own = number_of(model, False), number_of(model, True)
-        print(
-            f"{settings.run}: {own:,} numbers are trained beside {base:,} that stay" if base else f"{settings.run}: all {own:,} numbers are trained"
-        )
         config = train_config(settings, task)
         gc.collect()
         reset_peak_memory(device)
@@ -153,7 +155,7 @@ def main(settings: Settings) -> dict[str, float]:
             "peak_memory_gb": memory / 1e9 if memory else None,
             "lr": config.lr,
             "examples": len(task.train),
-            "base_loss": before["answers"],
+            "base_loss": before["base_loss"],
             "text_perplexity_before": before["text_perplexity"],
             "text_perplexity": after["text_perplexity"],
             "forgotten": after["text_perplexity"] / before["text_perplexity"] - 1,
@@ -297,7 +299,7 @@ def in_form(replies: list[str], settings: Settings) -> float | None:
 def study_compare(settings: Settings) -> dict[str, float]:
     """All methods in turn, each in a process of its own: its peak of memory is then its own too."""
     rows = {}
-    for row in COMPARED:
+    for row in settings.compared:
         method, _, size = row.partition("-")
         adapter = replace(settings.adapter, r=int(size), lora_alpha=2.0 * int(size)) if method in ("lora", "qlora", "dora") else settings.adapter
         changed = replace(
@@ -363,9 +365,8 @@ def draw(logs: Path, out: Path) -> list[Path]:
         lines = [Curve(run, label_of(name)) for name, run in runs.items()]
         title = f"Held-out answers while {MODELS.get(model, model)} learns"
         plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel="loss on held-out answers (nats per token)"))
-    full = {model: runs for model, runs in models.items() if len(runs) > 1}
-    if full:
-        plots.append(save_figure(comparison_figure(full), out / "comparison.png"))
+    if models:
+        plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
     return plots
 
 
