@@ -9,6 +9,7 @@ python weeks/09_lora/run.py --preset laptop --study compare                     
 import gc
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,9 +43,9 @@ STEWARD = "weeks/09_lora/steward.jsonl"
 METHODS = ("full", "lora", "qlora", "dora", "prompt")
 LEARNING_RATES = {
     "course": {"full": 5e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.5},
-    "other": {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3, "dora": 1e-3, "prompt": 0.03},
+    "other": {"full": 1e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.05},
 }
-"""What suits a method, on the small model of the course and on larger ones: tried at factors of about 2 on the held-out answers."""
+"""What suits a method: on the small model of the course tried at factors of two to three, on the held-out answers; for larger ones a guess."""
 TEXT_WINDOW = 128
 
 
@@ -87,7 +88,7 @@ class Settings(WeekSettings):
     """Held-out ones that are answered before and after."""
     text_windows: int = 128
     """Of the old text, spread over its held-out part."""
-    compared: tuple[str, ...] = ("full", "lora-2", "lora-32", "qlora-8", "dora-8", "prompt-16", "lora-8")
+    compared: tuple[str, ...] = ("full", "lora-2", "lora-32", "qlora-nf4-8", "dora-8", "prompt-16", "lora-8")
     """The study's runs, a method and its rank or number of embeddings each."""
     study: Literal["compare"] | None = None
 
@@ -95,8 +96,6 @@ class Settings(WeekSettings):
         problems = [f"no method is called {self.method!r}; there are: {', '.join(METHODS)}"] * (self.method not in METHODS)
         counts = ("virtual_tokens", "examples_per_step", "evaluations", "text_windows", "questions")
         problems += [f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1]
-        rows = [row for row in self.compared if row.partition("-")[0] not in METHODS or (row != "full" and not row.partition("-")[2].isdigit())]
-        problems += [f"compared: {row!r} is none of full, lora-RANK, qlora-RANK, dora-RANK, prompt-NUMBER" for row in rows]
         problems += [f"steps={self.steps}: must be at least 1"] * (self.steps is not None and self.steps < 1)
         problems += [f"epochs={self.epochs}: must be above 0"] * (not self.epochs > 0)
         problems += [f"lr={self.lr}: must be above 0"] * (self.lr is not None and not 0 < self.lr < math.inf)
@@ -104,18 +103,30 @@ class Settings(WeekSettings):
         if problems:
             raise ValueError("; ".join(problems))
         check_seed(self.seed)
+        for row in self.compared:
+            self.row(row)
 
     @property
     def run(self) -> str:
         """What the run is called in the logs."""
-        size = {"full": "", "prompt": f"-{self.virtual_tokens}"}.get(self.method, f"-{self.adapter.r}")
+        size = {"full": "", "prompt": f"-{self.virtual_tokens}", "qlora": f"-{self.scheme}-{self.adapter.r}"}.get(self.method, f"-{self.adapter.r}")
         return f"{model_name(self.model)}-{self.method}{size}"
+
+    def row(self, row: str) -> "Settings":
+        """The settings of one of `compared`. Raises ValueError where it is none."""
+        method, *scheme, size = row.split("-") if row != "full" else ("full", "0")
+        if method not in METHODS or len(scheme) > (method == "qlora") or not size.isdigit():
+            raise ValueError(f"compared: {row!r} is none of full, lora-RANK, dora-RANK, qlora-SCHEME-RANK, prompt-NUMBER")
+        changed = replace(self, study=None, compared=(), method=method, scheme=scheme[0] if scheme else self.scheme)
+        if method == "prompt":
+            return replace(changed, virtual_tokens=int(size))
+        return changed if method == "full" else replace(changed, adapter=replace(self.adapter, r=int(size), lora_alpha=2.0 * int(size)))
 
 
 PRESETS = {
     "smoke": Settings(
         preset="smoke", base=WEEK_6.PRESETS["smoke"].train, steps=6, examples_per_step=2, evaluations=2, questions=2, text_windows=8,
-        compared=("full", "qlora-2", "prompt-4"),
+        compared=("full", "qlora-int8-2", "prompt-4"),
     ),
     "laptop": Settings(),
     "gpu": Settings(preset="gpu", model="smollm2", epochs=3.0, examples_per_step=16, block_size=512, questions=40, text_windows=512),
@@ -234,7 +245,11 @@ def read_data(settings: Settings, model: GPT) -> tuple[Instructions, list[Conver
     else:
         train, held_out = split_off(train, seed=settings.seed)
         print(f"{len(held_out)} of {len(train) + len(held_out)} conversations are held out, drawn by chance")
-    room = min(settings.block_size, model.config.block_size) - (settings.virtual_tokens if settings.method == "prompt" else 0)
+    room = min(settings.block_size, model.config.block_size)
+    if settings.method == "prompt":
+        if settings.virtual_tokens >= room:
+            raise ValueError(f"virtual_tokens={settings.virtual_tokens} leaves no room for text in a context of {room} tokens: take fewer")
+        room -= settings.virtual_tokens
     name = f"{Path(settings.data).stem}-{len(train)}"
     # A soft prompt stands once in front of a row: each example has a row of its own.
     return Instructions(train, held_out, template_for(model.tokenizer), room, name, pack=settings.method != "prompt"), held_out
@@ -300,11 +315,7 @@ def study_compare(settings: Settings) -> dict[str, float]:
     """All methods in turn, each in a process of its own: its peak of memory is then its own too."""
     rows = {}
     for row in settings.compared:
-        method, _, size = row.partition("-")
-        adapter = replace(settings.adapter, r=int(size), lora_alpha=2.0 * int(size)) if method in ("lora", "qlora", "dora") else settings.adapter
-        changed = replace(
-            settings, study=None, method=method, adapter=adapter, virtual_tokens=int(size) if method == "prompt" else settings.virtual_tokens
-        )
+        changed = settings.row(row)
         print(f"\n=== {changed.run} ===", flush=True)
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
             json.dump({k: v for k, v in asdict(changed).items() if k != "preset"}, file)
@@ -334,27 +345,42 @@ COLUMNS = {
     "base_loss": "loss before", "best_val_loss": "loss after", "in_form": "answers in form", "forgotten": "old text: perplexity up by",
 }  # fmt: skip
 MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
-LABELS = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "prompt": "soft prompt"}
+LABELS = {"full": "all weights", "lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "prompt": "soft prompt"}
+
+
+def parts_of(run: str) -> tuple[str, str, str]:
+    """Method, scheme (QLoRA's) and size from a run's name; a model's name may have hyphens too.
+
+    >>> parts_of("my-model-qlora-nf4-8"), parts_of("course-full")
+    (('qlora', 'nf4', '8'), ('full', '', ''))
+    """
+    method, scheme, size = re.search(rf"-({'|'.join(METHODS)})(?:-([a-z]+\d))?(?:-(\d+))?$", run).groups("")
+    return method, scheme, size
 
 
 def label_of(run: str) -> str:
     """A run's name for people.
 
-    >>> label_of("course-lora-8"), label_of("smollm2-prompt-16")
-    ('LoRA, rank 8', 'soft prompt of 16')
+    >>> label_of("course-lora-8"), label_of("smollm2-prompt-16"), label_of("smollm2-qlora-nf4-8")
+    ('LoRA, rank 8', 'soft prompt of 16', 'QLoRA (nf4), rank 8')
     """
-    method, _, size = run.split("-", 1)[1].partition("-")
-    return LABELS[method] + (f" of {size}" if method == "prompt" else f", rank {size}" if size else "")
+    method, scheme, size = parts_of(run)
+    name = f"{LABELS[method]} ({scheme})" if scheme else LABELS[method]
+    return name + (f" of {size}" if method == "prompt" else f", rank {size}" if size else "")
 
 
 def runs_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
-    """The finished runs of each model, in the study's order."""
+    """The finished runs of each model, by method and size."""
     found: dict[str, dict[str, LoggedRun]] = {}
-    order = {row: i for i, row in enumerate(("full", "lora-2", "lora-8", "lora-32", "dora-8", "qlora-8", "prompt-16"))}
-    runs = [r for r in read_runs(logs).values() if "best_val_loss" in r.summary]
-    for run in sorted(runs, key=lambda r: (r.name.split("-", 1)[0], order.get(r.name.split("-", 1)[1], len(order)), r.name)):
-        found.setdefault(run.name.split("-", 1)[0], {})[run.name] = run
+    place = lambda r: (model_of(r), list(LABELS).index(parts_of(r.name)[0]), r.summary["trainable"], r.name)
+    for run in sorted((r for r in read_runs(logs).values() if "best_val_loss" in r.summary), key=place):
+        found.setdefault(model_of(run), {})[run.name] = run
     return found
+
+
+def model_of(run: LoggedRun) -> str:
+    """What the logs call a run's model."""
+    return model_name(run.run["settings"]["model"])
 
 
 def draw(logs: Path, out: Path) -> list[Path]:
