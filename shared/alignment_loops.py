@@ -61,7 +61,11 @@ class LoopConfig:
         for name, value in asdict(self).items():
             if name in at_least_1 and value < 1:
                 problems.append(f"{name}={value}: must be at least 1")
-            if name in ("lr", "beta", "clip", "value_clip") and not 0 < value < math.inf and not (name == "beta" and value == 0 and self.beta_may_be_0):
+            if (
+                name in ("lr", "beta", "clip", "value_clip")
+                and not 0 < value < math.inf
+                and not (name == "beta" and value == 0 and self.beta_may_be_0)
+            ):
                 problems.append(f"{name}={value}: must be above 0")
             if name in ("final_lr", "gamma", "lam") and not 0 <= value <= 1:
                 problems.append(f"{name}={value}: must be from 0 to 1")

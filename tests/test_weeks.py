@@ -76,6 +76,7 @@ def test_studies_run(topic, output, text_file):
         "06_gpt2": ["shape", "cost", "smollm2"],
         "07_amp": ["batch", "profile"],
         "08_quantization": ["smollm2"],
+        "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
         module.main(settings)
@@ -87,12 +88,51 @@ def test_studies_run(topic, output, text_file):
         before = runs.keys()
 
 
-def test_resuming_a_finished_week_changes_nothing(output, text_file):
-    module, settings = script("04_mini_gpt", data=text_file)
+@pytest.mark.parametrize("topic", ["04_mini_gpt", "10_ppo_dpo"])
+def test_resuming_a_finished_week_changes_nothing(topic, output, text_file):
+    module, settings = script(topic, data=text_file)
     once = module.main(settings)
     again = module.main(replace(settings, resume=True))
     same = [k for k in once if k not in ("train_seconds", "wall_seconds")]
     assert {k: once[k] for k in same} == {k: again[k] for k in same}
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
+def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, monkeypatch):
+    module, settings = script("10_ppo_dpo", data=text_file)
+    whole, measure, seen = module.main(settings), module.measure, []
+
+    def interrupted(policy, start, settings, log=None):
+        seen.append(log)
+        if len(seen) == 1 + 3 * ["ppo", "grpo", "dpo"].index(method) + 2:  # the base, three of each method before, this one's second
+            raise KeyboardInterrupt
+        return measure(policy, start, settings, log)
+
+    monkeypatch.setattr(module, "measure", interrupted)
+    for path in (output / "checkpoints" / "10_ppo_dpo").rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        module.main(settings)
+    logs = output / "logs" / "10_ppo_dpo" / "mine" / "smoke" / "rhyme.txt"
+    assert report.read_runs(logs)[method].run["state"] == "interrupted"
+    monkeypatch.setattr(module, "measure", measure)
+    assert module.main(replace(settings, resume=True)) == whole
+
+
+def test_week_10_without_preferences_says_so(output, tmp_path):
+    (tmp_path / "plain.txt").write_text("and so on and so on\n" * 1000)
+    module, settings = script("10_ppo_dpo", data=str(tmp_path / "plain.txt"), mark="~")
+    with pytest.raises(ValueError, match="answers that score alike, so there is no preference to learn from"):
+        module.main(settings)
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(rows=9), "rows=9: must be even"), (dict(mark="ab"), "mark='ab'"), (dict(answers=1), "answers=1: must be at least 2"),
+    (dict(dpo_betas=(0.0,)), "dpo_betas: betas must be above 0"),
+])  # fmt: skip
+def test_week_10_refuses_settings_that_cannot_be(changes, words):
+    with pytest.raises(ValueError, match=words):
+        script("10_ppo_dpo", **changes)
 
 
 WRONG = {
