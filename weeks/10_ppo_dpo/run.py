@@ -23,14 +23,14 @@ from shared.adapters import LoRAConfig, add_lora, save_adapter
 from shared.alignment import answer_kl, preference_batch, scalar_head
 from shared.alignment_loops import DPO, GRPO, PPO, AlignmentLoop, DPOConfig, GRPOConfig, LoopConfig, OnlineConfig, PPOConfig, draw_answers
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
+from shared.course import WeekSettings, Workspace, output_root
 from shared.data import Corpus, read_text
 from shared.evaluation import known_words
 from shared.models.gpt import GPT
 from shared.models.pretrained import IM_END, chat_prompt, load_smollm2
 from shared.report import COLOURS, LINES, MARKERS, LoggedRun, figure, load_script, model_card, read_runs, reference_for, save_figure
 from shared.rewards import Pair, RewardModel, answer_rewards, best_and_worst, exclamations, pair_accuracy, shuffled, standardise
-from shared.runtime import ROOT, RunLog, clock, device_name, pick_device, table, write_atomically
+from shared.runtime import RunLog, clock, device_name, pick_device, table, write_atomically
 from shared.sampling import generate
 from shared.training import TrainConfig
 
@@ -69,7 +69,7 @@ class Settings(WeekSettings):
     )  # fmt: skip
     dpo: DPOConfig = DPOConfig(steps=64, lr=3e-4, beta=0.3, checkpoint_every=16)
     """Its steps are twice those of the others, which take two for each batch: the same number of answers goes backward through the policy."""
-    measurements: int = 4
+    measurements: int = 6
     """On held-out prompts, spread over each method's run."""
     keep: Literal["ppo", "grpo", "dpo"] = "ppo"
     """Whose model gets the card."""
@@ -563,7 +563,7 @@ def write_card(logs: Path, out: Path, settings: Settings, folder: Path) -> Path:
     """The kept model's card, from the logs."""
     runs, name = read_runs(logs), NAMES[settings.keep]
     before, after, reward = runs["base"].summary, runs[settings.keep].summary, runs["reward"].summary
-    where = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    where = folder.relative_to(output_root())
     with_error = lambda row, key: f"{row[key]:.2f} ± {row[f'{key}_error']:.2f}"
     figures = [{"": label, "week 6": with_error(before, key), name: with_error(after, key)} for key, label in (
         ("reward", "exclamations in an answer"), ("learned", "the reward model's reward"), ("kl", "KL to week 6's model (nats in an answer)"))]  # fmt: skip
