@@ -31,7 +31,8 @@ def exclamations(text: str, mark: str = "!", min_words: int = 3) -> int:
     >>> exclamations("! ! ! !")
     0
     """
-    phrases = re.findall(rf"[^.!?:;]*[.!?:;{re.escape(mark)}]", text)
+    ends = re.escape(".!?:;" + mark)
+    phrases = re.findall(f"[^{ends}]*[{ends}]", text)
     return sum(p.endswith(mark) and len(re.findall(r"[A-Za-z']+", p)) >= min_words for p in phrases)
 
 
@@ -62,7 +63,7 @@ def shuffled(count: int, batch_size: int, seed: int) -> Callable[[int], Tensor]:
     A batch depends on seed and step alone, so a resumed run draws what it would have drawn. Raises ValueError for a batch larger than all.
     """
     if not 1 <= batch_size <= count:
-        raise ValueError(f"a batch of {batch_size} cannot be drawn from {count}: choose from 1 to {count}, or make more")
+        raise ValueError(f"a batch of {batch_size} cannot be drawn from {count}: take smaller batches, of at least 1, or have more to draw from")
     check_seed(seed)
 
     def rows(step: int) -> Tensor:

@@ -287,6 +287,29 @@ def test_week_8_is_small_good_and_fast_on_a_real_model():
     assert {"bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8"} <= smol.keys()
 
 
+@pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
+def test_week_10_all_three_methods_earn_more_and_stay_readable(data):
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / data).items()}
+    assert runs["reward"]["held_out_accuracy"] - 2 * runs["reward"]["held_out_accuracy_error"] > 0.9
+    assert len({runs[method]["policy_backward_tokens"] for method in ("ppo", "grpo", "dpo")}) == 1  # the same budget
+    for row in (runs[method] for method in ("ppo", "grpo", "dpo")):
+        assert row["reward"] - runs["base"]["reward"] > 10 * math.hypot(row["reward_error"], runs["base"]["reward_error"])
+        assert 0 < row["kl_error"] < 0.03 * row["kl"] and row["known_words"] > runs["base"]["known_words"] - 0.05
+    assert json.loads((REFERENCE / "10_ppo_dpo" / "reference" / data / "week.json").read_text())["seconds"] <= 300
+
+
+def test_week_10_studies_show_the_frontier_the_hacking_and_a_model_that_is_brief():
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare").items()}
+    for method in ("ppo", "grpo", "dpo"):
+        betas = sorted((row for name, row in runs.items() if name == method or name.startswith(f"{method}-")), key=lambda row: row["beta"])
+        assert len(betas) >= 3 and [row["kl"] for row in betas] == sorted((row["kl"] for row in betas), reverse=True)
+    held, free = runs["hacking-held"], runs["hacking-free"]
+    assert free["learned"] > held["learned"] and free["reward"] < held["reward"] / 2  # the proxy rises, and what was meant falls
+    assert free["kl"] > 3 * held["kl"] and free["known_words"] < held["known_words"] - 0.1
+    smol = runs["smollm2"]
+    assert smol["after_length"] < 0.75 * smol["before_length"] and smol["after_short"] > smol["before_short"] + 0.25
+
+
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_figures_in_prose_come_from_the_logs(path):
     text = path.read_text(encoding="utf-8")

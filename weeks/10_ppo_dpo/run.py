@@ -551,9 +551,8 @@ def draw_lengths(run: LoggedRun, out: Path) -> Path:
     """How long SmolLM2's answers to held-out questions are."""
     fig, ax = figure()
     lengths, longest = run.artifacts["lengths"], run.artifacts["longest"]
-    bins = np.linspace(0, longest, 17)
-    for i, (name, values) in enumerate(lengths.items()):
-        ax.hist(values, bins, color=COLOURS[i], alpha=0.65, edgecolor="black", hatch=("", "//")[i], label=f"{name}: {np.mean(values):.0f} on average")
+    labels = [f"{name}: {np.mean(values):.0f} on average" for name, values in lengths.items()]
+    ax.hist(list(lengths.values()), np.linspace(0, longest, 17), color=COLOURS[:2], label=labels)
     ax.set(title="SmolLM2's answers, before and after DPO", xlabel=f"tokens in an answer (cut at {longest})", ylabel="held-out questions")
     ax.legend(frameon=False)
     return save_figure(fig, out / "smollm2.png")
