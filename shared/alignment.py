@@ -121,6 +121,18 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"] 
     raise ValueError(f"kind={kind!r}: must be k1, k2 or k3")
 
 
+def answer_kl(logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
+    """KL(policy ‖ reference) of whole answers that the *policy* drew, an estimate for each: [batch], nats.
+
+    logits, ref_logits: [batch, time, vocab_size]; mask as everywhere. The sum over the answer's tokens of the exact KL of the next token.
+    Like the sum of k1 it is unbiased, and it scatters far less: only what was read is left to chance, not what was drawn next. It is what
+    reports should use; a gradient through it leaves out that other answers would be drawn.
+    """
+    _same_shapes(logits=logits, ref_logits=ref_logits)
+    logp, ref_logp = logits[:, :-1].log_softmax(-1), ref_logits[:, :-1].log_softmax(-1)
+    return (logp.exp() * (logp - ref_logp)).sum(-1).masked_fill(~mask[:, 1:], 0).sum(1)
+
+
 # ---- PPO (Schulman et al., 2017; for language models Ziegler et al., 2019)
 
 

@@ -1,4 +1,4 @@
-"""Week 10. The three loops, PPO, DPO and GRPO: each one page (`update`) that calls the formulas of `alignment.py`.
+"""Week 10. The three loops, PPO, DPO and GRPO: each one page (`update`) that calls the formulas of `alignment.py`. A reward model's is in `rewards.py`.
 
 The models are those of the course, ids -> logits, handed in and trained in place; a value model gives [batch, time, 1] (see `scalar_head`).
 Every number a run draws comes from its own generator, and everything it needs is in one file, so a resumed run equals an uninterrupted one.
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,21 +39,21 @@ from shared.training import TrainingStopped
 
 
 @dataclass(frozen=True)
-class AlignConfig:
-    """What the three loops share."""
+class LoopConfig:
+    """What all loops share, a reward model's (`rewards.py`) too."""
 
     steps: int = 200
     lr: float = 1e-4
     """Adam's learning rate at the first step; it falls linearly."""
     final_lr: float = 0.0
     """Where it ends, as a fraction of the first."""
-    beta: float = 0.1
-    """What a nat of KL to the reference costs, in units of the reward. The optimum is the reference times exp(reward / beta)."""
     grad_clip: float = 1.0
     """Longest gradient; longer ones are shortened to it. 0: never."""
     seed: int = 1337
     log_every: int = 1
     checkpoint_every: int = 50
+
+    beta_may_be_0: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -61,7 +61,11 @@ class AlignConfig:
         for name, value in asdict(self).items():
             if name in at_least_1 and value < 1:
                 problems.append(f"{name}={value}: must be at least 1")
-            if name in ("lr", "beta", "clip", "value_clip") and not 0 < value < math.inf:
+            if (
+                name in ("lr", "beta", "clip", "value_clip")
+                and not 0 < value < math.inf
+                and not (name == "beta" and value == 0 and self.beta_may_be_0)
+            ):
                 problems.append(f"{name}={value}: must be above 0")
             if name in ("final_lr", "gamma", "lam") and not 0 <= value <= 1:
                 problems.append(f"{name}={value}: must be from 0 to 1")
@@ -76,6 +80,14 @@ class AlignConfig:
 
 
 @dataclass(frozen=True)
+class AlignConfig(LoopConfig):
+    """What the three loops share."""
+
+    beta: float = 0.1
+    """What a nat of KL to the reference costs, in units of the reward. The optimum is the reference times exp(reward / beta)."""
+
+
+@dataclass(frozen=True)
 class DPOConfig(AlignConfig):
     """How to learn from pairs."""
 
@@ -86,7 +98,9 @@ class DPOConfig(AlignConfig):
 
 @dataclass(frozen=True)
 class OnlineConfig(AlignConfig):
-    """What the two loops share that learn from answers they draw themselves."""
+    """What the two loops share that learn from answers they draw themselves. With beta=0 nothing holds the policy to the reference."""
+
+    beta_may_be_0: ClassVar[bool] = True
 
     max_new_tokens: int = 32
     end: int | None = None
@@ -149,16 +163,19 @@ class AlignmentLoop:
     """What the loops share: the optimizer, the log, saving and going on. `update` is one step and returns what was measured.
 
     trained: modules by name; they are put in eval mode (no dropout: a ratio of probabilities is to change by learning only).
-    file: where the state is kept (`.safetensors`); None keeps nothing.
+    reference: what the KL is taken to; None for a loop without. It may share weights that do not learn (a base below adapters).
+    file: where the state is kept (`.safetensors`), of what learns; None keeps nothing.
     """
 
-    def __init__(self, config: AlignConfig, trained: dict[str, nn.Module], reference: nn.Module, log: RunLog | None, file: Path | str | None):
+    def __init__(
+        self, config: LoopConfig, trained: dict[str, nn.Module], reference: nn.Module | None, log: RunLog | None, file: Path | str | None
+    ):  # fmt: skip
         self.config, self.trained, self.log, self.file = config, trained, log, Path(file) if file else None
-        self.reference = reference.eval().requires_grad_(False)
         self.parameters = [p for module in trained.values() for p in module.eval().parameters() if p.requires_grad]
-        shared = {id(p) for p in reference.parameters()} & {id(p) for p in self.parameters}
-        if shared or not self.parameters:
+        frozen = set() if reference is None else {id(p) for p in reference.parameters()}
+        if frozen & {id(p) for p in self.parameters} or not self.parameters:
             raise ValueError("the reference must be a copy of the policy (copy.deepcopy), and the policy must have parameters that require gradients")
+        self.reference = reference and reference.eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=1e-5)
         self.generator = Generator().manual_seed(config.seed)
         self.step, self.history = 0, []
@@ -167,9 +184,10 @@ class AlignmentLoop:
         """One step. What it returns is logged."""
         raise NotImplementedError
 
-    def fit(self, resume: bool = False) -> dict[str, float]:
+    def fit(self, resume: bool = False, measure: Callable[[], dict[str, float]] | None = None, measure_every: int = 10) -> dict[str, float]:
         """Trains to the end and returns the last step's measurements.
 
+        measure: further figures for the log, taken every so many steps and at the end; it must draw from a generator of its own.
         resume: go on from `file` as if nothing had happened; without it, start anew, said aloud. Ctrl-C ends the present step, saves, and raises
         KeyboardInterrupt. Raises TrainingStopped for a loss or a gradient that is not finite.
         """
@@ -185,7 +203,9 @@ class AlignmentLoop:
                 self.step += 1
                 progress.update()
                 done, stop = self.step == self.config.steps, interrupted()
-                if done or self.step % self.config.log_every == 0:
+                if measured := measure is not None and (done or self.step % measure_every == 0):
+                    row |= measure()
+                if done or measured or self.step % self.config.log_every == 0:
                     self.history.append({"step": self.step, **row})
                     if self.log:
                         self.log.log(self.step, **{k: v for k, v in row.items() if math.isfinite(v)})
@@ -213,7 +233,7 @@ class AlignmentLoop:
     # ---- state
 
     def _tensors(self) -> dict[str, Tensor]:
-        own = {f"{name}.{key}": t for name, module in self.trained.items() for key, t in module.state_dict().items()}
+        own = {f"{name}.{key}": p for name, module in self.trained.items() for key, p in module.named_parameters() if p.requires_grad}
         moments = {f"optimizer.{i}.{key}": t for i, s in self.optimizer.state_dict()["state"].items() for key, t in s.items()}
         return own | moments | {"generator": self.generator.get_state()}
 
@@ -238,8 +258,12 @@ class AlignmentLoop:
         changed = [f"{k}={then.get(k)} then, {now.get(k)} now" for k in now | then if then.get(k) != now.get(k)]
         if changed:
             raise ValueError(f"{self.file} cannot be resumed with other settings: {'; '.join(changed)}. Restore them, or start anew without --resume")
+        own = self._tensors()
+        wrong = [k for k in own if not k.startswith("optimizer.") and (k not in tensors or tensors[k].shape != own[k].shape)]
+        if wrong:
+            raise ValueError(f"{self.file} is the state of another model: {wrong[0]} is missing or has another shape. Start anew without --resume")
         for name, module in self.trained.items():
-            module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
+            module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}, strict=False)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, t in tensors.items():
             if key.startswith("optimizer."):

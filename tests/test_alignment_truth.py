@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.alignment import sequence_logprobs
+from shared.alignment import answer_kl, kl_estimate, sequence_logprobs, token_logprobs
 from shared.alignment_loops import DPO, GRPO, PPO, DPOConfig, GRPOConfig, PPOConfig, draw_answers
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import RunLog, read_jsonl
@@ -135,6 +135,21 @@ def test_grpo_as_published_comes_to_another_policy():
     loop = grpo(task, config=replace(GRPO_TRUE, scale="group", loss_type="grpo", kl="loss"))
     loop.fit()
     assert 0.04 < task.distance(loop.policy) < task.distance(task.reference)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_kl_of_answers_has_the_true_mean_and_scatters_less_than_k1(seed):
+    task, policy = Task(seed), Task(seed + 100).reference
+    log_p, log_ref = (task.log_probabilities(model) for model in (policy, task.reference))
+    for prompt, (ids, mask) in enumerate(zip(task.ids, task.mask)):
+        p, exact = log_p[prompt].exp(), (log_p[prompt].exp() * (log_p[prompt] - log_ref[prompt])).sum().item()
+        with torch.no_grad():
+            ours = answer_kl(policy(ids), task.reference(ids), mask).double()
+            k1 = kl_estimate(token_logprobs(policy(ids), ids), token_logprobs(task.reference(ids), ids), "k1").masked_fill(~mask[:, 1:], 0).sum(1)
+        assert (p * ours).sum().item() == pytest.approx(exact, rel=1e-5) and (ours >= 0).all()
+        assert (p * (ours - exact) ** 2).sum() < 0.5 * (p * (k1 - exact) ** 2).sum()
+    with pytest.raises(ValueError, match="shapes differ"):
+        answer_kl(policy(ids), task.reference(ids)[:, :2], mask)
 
 
 # ---- drawing

@@ -80,6 +80,7 @@ def test_studies_run(topic, output, text_file):
         "07_amp": ["batch", "profile"],
         "08_quantization": ["smollm2"],
         "09_lora": ["compare"],
+        "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
         module.main(settings)
@@ -91,12 +92,51 @@ def test_studies_run(topic, output, text_file):
         before = runs.keys()
 
 
-def test_resuming_a_finished_week_changes_nothing(output, text_file):
-    module, settings = script("04_mini_gpt", data=text_file)
+@pytest.mark.parametrize("topic", ["04_mini_gpt", "10_ppo_dpo"])
+def test_resuming_a_finished_week_changes_nothing(topic, output, text_file):
+    module, settings = script(topic, data=text_file)
     once = module.main(settings)
     again = module.main(replace(settings, resume=True))
     same = [k for k in once if k not in ("train_seconds", "wall_seconds")]
     assert {k: once[k] for k in same} == {k: again[k] for k in same}
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
+def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, monkeypatch):
+    module, settings = script("10_ppo_dpo", data=text_file)
+    whole, measure, seen = module.main(settings), module.measure, []
+
+    def interrupted(policy, start, settings, log=None):
+        seen.append(log)
+        if len(seen) == 1 + 3 * ["ppo", "grpo", "dpo"].index(method) + 2:  # the base, three of each method before, this one's second
+            raise KeyboardInterrupt
+        return measure(policy, start, settings, log)
+
+    monkeypatch.setattr(module, "measure", interrupted)
+    for path in (output / "checkpoints" / "10_ppo_dpo").rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        module.main(settings)
+    logs = output / "logs" / "10_ppo_dpo" / "mine" / "smoke" / "rhyme.txt"
+    assert report.read_runs(logs)[method].run["state"] == "interrupted"
+    monkeypatch.setattr(module, "measure", measure)
+    assert module.main(replace(settings, resume=True)) == whole
+
+
+def test_week_10_without_preferences_says_so(output, tmp_path):
+    (tmp_path / "plain.txt").write_text("and so on and so on\n" * 1000)
+    module, settings = script("10_ppo_dpo", data=str(tmp_path / "plain.txt"), mark="~")
+    with pytest.raises(ValueError, match="answers that score alike, so there is no preference to learn from"):
+        module.main(settings)
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(rows=9), "rows=9: must be even"), (dict(mark="ab"), "mark='ab'"), (dict(answers=1), "answers=1: must be at least 2"),
+    (dict(dpo_betas=(0.0,)), "dpo_betas: betas must be above 0"),
+])  # fmt: skip
+def test_week_10_refuses_settings_that_cannot_be(changes, words):
+    with pytest.raises(ValueError, match=words):
+        script("10_ppo_dpo", **changes)
 
 
 WRONG = {
@@ -299,6 +339,29 @@ def test_week_8_is_small_good_and_fast_on_a_real_model():
     assert smol["fp32"]["over_transformers"] >= 1.5 and smol["int8"]["over_transformers"] >= 2.5
     assert all(row["decode_tokens_per_second"] < row["memory_limit"] for row in smol.values())
     assert {"bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8"} <= smol.keys()
+
+
+@pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
+def test_week_10_all_three_methods_earn_more_and_stay_readable(data):
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / data).items()}
+    assert runs["reward"]["held_out_accuracy"] - 2 * runs["reward"]["held_out_accuracy_error"] > 0.9
+    assert len({runs[method]["policy_backward_tokens"] for method in ("ppo", "grpo", "dpo")}) == 1  # the same budget
+    for row in (runs[method] for method in ("ppo", "grpo", "dpo")):
+        assert row["reward"] - runs["base"]["reward"] > 10 * math.hypot(row["reward_error"], runs["base"]["reward_error"])
+        assert 0 < row["kl_error"] < 0.03 * row["kl"] and row["known_words"] > runs["base"]["known_words"] - 0.05
+    assert json.loads((REFERENCE / "10_ppo_dpo" / "reference" / data / "week.json").read_text())["seconds"] <= 300
+
+
+def test_week_10_studies_show_the_frontier_the_hacking_and_a_model_that_is_brief():
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare").items()}
+    for method in ("ppo", "grpo", "dpo"):
+        betas = sorted((row for name, row in runs.items() if name == method or name.startswith(f"{method}-")), key=lambda row: row["beta"])
+        assert len(betas) >= 3 and [row["kl"] for row in betas] == sorted((row["kl"] for row in betas), reverse=True)
+    held, free = runs["hacking-held"], runs["hacking-free"]
+    assert free["learned"] > held["learned"] and free["reward"] < held["reward"] / 2  # the proxy rises, and what was meant falls
+    assert free["kl"] > 3 * held["kl"] and free["known_words"] < held["known_words"] - 0.1
+    smol = runs["smollm2"]
+    assert smol["after_length"] < 0.75 * smol["before_length"] and smol["after_short"] > smol["before_short"] + 0.25
 
 
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
