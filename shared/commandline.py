@@ -53,6 +53,26 @@ def parse_args(kind: type, args: list[str], description: str = "", default: Any 
         raise ValueError(_one_line(message.getvalue())) from None
 
 
+def flags(settings: Any, preset: Any) -> list[str]:
+    """The flags that make `settings` of `preset`: what `parse` reads back, and what a run's log says of how it was started.
+
+    >>> from shared.training import TrainConfig
+    >>> flags(TrainConfig(steps=5, log_updates=True, eval_windows=3), TrainConfig())
+    ['--steps', '5', '--eval-windows', '3', '--log-updates']
+    """
+    found, usual = [], dict(_flat(preset))
+    for path, value in _flat(settings):
+        if value == usual[path]:
+            continue
+        group, _, field = path.replace("_", "-").rpartition(".")
+        dotted = f"--{group}." if group else "--"
+        if isinstance(value, bool):
+            found.append(dotted + ("" if value else "no-") + field)
+        else:
+            found += [dotted + field, *map(str, value if isinstance(value, tuple) else [value])]
+    return found
+
+
 def _take(args: list[str], flag: str) -> str | None:
     for i, arg in enumerate(args):
         if arg == flag:

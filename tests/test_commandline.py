@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared import commandline
-from shared.commandline import cli, errors_for_people, parse, parse_args
+from shared.commandline import cli, errors_for_people, flags, parse, parse_args
 from shared.runtime import RunLog
 
 
@@ -51,6 +51,21 @@ def test_a_preset_and_flags_make_the_settings():
 )
 def test_a_flag_may_leave_out_its_group_and_a_switch_may_have_a_value(args, expected):
     assert parse(PRESETS, ["--preset", "smoke", *args]) == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings(train=Train(steps=4, lr=1e-7, windows=3)),
+        Settings(stop=("a", "b c"), quick=True),
+        Settings(train=Train(windows=None, seed=-1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("preset", [Settings(), Settings(train=Train(lr=0.5, windows=9), stop=("x",), quick=True)], ids=["plain", "other"])
+def test_flags_are_what_parse_reads_back(settings, preset):
+    assert parse({"laptop": preset}, ["--preset", "laptop", *flags(settings, preset)]) == settings
 
 
 def test_a_flag_that_two_groups_have_is_not_guessed():

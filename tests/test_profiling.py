@@ -1,6 +1,7 @@
 """shared/profiling.py: against a clock that is ours, against torch's own count of operations, and in memory that is really taken."""
 
 import math
+import sys
 from itertools import count
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared import profiling, training
 from shared.models.gpt import GPT, GPTConfig
-from shared.profiling import in_own_process, matmul_peak, measure_training, peak_memory, saved_bytes
+from shared.profiling import in_own_process, matmul_peak, measure_training, peak_memory, reset_peak_memory, saved_bytes
 from shared.training import TrainConfig
 
 SMALL = GPTConfig(vocab_size=97, block_size=32, n_layer=2, n_head=2, n_embd=32)
@@ -20,6 +21,13 @@ TRAIN = TrainConfig(steps=4, batch_size=3, block_size=32, grad_accum_steps=2)
 def take(megabytes: int) -> int:
     """Writes to so much memory, lets it go, and says what the process's peak was."""
     torch.ones(megabytes * 2**18)
+    return peak_memory("cpu")
+
+
+def take_and_forget(megabytes: int) -> int:
+    """The same, but the peak is looked for afresh once the memory is let go."""
+    take(megabytes)
+    reset_peak_memory("cpu")
     return peak_memory("cpu")
 
 
@@ -48,6 +56,11 @@ def test_a_process_of_its_own_has_a_peak_of_its_own():
     little, much = (in_own_process(take, megabytes) for megabytes in (1, 200))
     assert 190 * 2**20 < much - little < 230 * 2**20
     assert taken.sum() > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_a_peak_can_be_forgotten():
+    assert in_own_process(take_and_forget, 600) < in_own_process(take, 600) - 500 * 2**20
 
 
 def test_what_a_linear_layer_keeps_is_its_input():

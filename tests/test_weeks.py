@@ -256,6 +256,15 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
     assert module.forgotten(model.eval(), corpus, settings)["text_perplexity"] == pytest.approx(once["text_perplexity"], rel=1e-5)
 
 
+def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):
+    module, settings = script("09_lora", text=text_file, method="full", steps=3)
+    first = module.main(settings)
+    folder = output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / "course-full" / "model"
+    second = module.main(replace(settings, model=str(folder), method="lora"))
+    assert second["base_loss"] == pytest.approx(first["best_val_loss"], rel=1e-5)
+    assert (output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / "model-lora-8" / "adapter" / "adapter_config.json").exists()
+
+
 def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):
     module, settings = script("01_bigram", data=text_file)
     module.main(settings)
@@ -362,6 +371,36 @@ def test_week_10_studies_show_the_frontier_the_hacking_and_a_model_that_is_brief
     assert free["kl"] > 3 * held["kl"] and free["known_words"] < held["known_words"] - 0.1
     smol = runs["smollm2"]
     assert smol["after_length"] < 0.75 * smol["before_length"] and smol["after_short"] > smol["before_short"] + 0.25
+
+
+def test_week_9_teaches_a_form_with_few_numbers():
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "09_lora" / "reference" / "tinyshakespeare").items()}
+    rows = ("full", "lora-2", "lora-8", "lora-32", "qlora-nf4-8", "dora-8", "prompt-16")
+    assert {f"{model}-{row}" for model in ("course", "smollm2") for row in rows} <= runs.keys()
+    assert all(row["best_val_loss"] < row["base_loss"] - 0.5 for row in runs.values())
+    for model, qlora in (("course", "qlora-nf4-8"), ("smollm2", "qlora-int8-8")):  # SmolLM2's file has 4 bits already: NF4 would round twice
+        assert runs[f"{model}-{qlora}"]["best_val_loss"] <= 1.02 * runs[f"{model}-lora-8"]["best_val_loss"]
+    assert all(runs[f"{model}-lora-8"]["in_form"] >= 0.9 and runs[f"{model}-lora-8"]["in_form_before"] == 0 for model in ("course", "smollm2"))
+    assert runs["course-lora-8"]["share_trainable"] < 0.1 and runs["smollm2-lora-8"]["share_trainable"] < 0.02
+
+
+def test_week_10_earns_reward_and_shows_what_hacking_is():
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare").items()}
+    assert runs["reward"]["held_out_accuracy"] >= 0.9
+    assert all(runs[method]["reward"] >= 5 * runs["base"]["reward"] for method in ("ppo", "grpo", "dpo"))
+    assert len({runs[method]["policy_backward_tokens"] for method in ("ppo", "grpo", "dpo")}) == 1  # the same budget
+    held, free = runs["hacking-held"], runs["hacking-free"]
+    assert (
+        free["learned"] > held["learned"]
+        and free["reward"] < held["reward"]
+        and free["kl"] > 3 * held["kl"]
+        and free["known_words"] < held["known_words"]
+    )
+    for method in ("ppo", "grpo", "dpo"):  # less of a leash, further from the base
+        points = sorted((row["beta"], row["kl"]) for name, row in runs.items() if name == method or name.startswith(f"{method}-"))
+        assert len(points) >= 3 and [kl for _, kl in points] == sorted((kl for _, kl in points), reverse=True)
+    assert runs["smollm2"]["after_length"] < 0.6 * runs["smollm2"]["before_length"]
+    assert course.week_results("10_ppo_dpo", "reference", "tinyshakespeare")["seconds"] <= 300
 
 
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))

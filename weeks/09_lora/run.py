@@ -12,8 +12,7 @@ import math
 import re
 import subprocess
 import sys
-import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from torch import nn
 
 from shared import checkpoint
 from shared.adapters import LoRAConfig, add_lora, add_prompt, save_adapter
-from shared.commandline import cli
+from shared.commandline import cli, flags
 from shared.course import WeekSettings, Workspace
 from shared.data import Corpus, load_corpus
 from shared.evaluation import evaluate
@@ -47,6 +46,19 @@ LEARNING_RATES = {
 }
 """What suits a method: on the small model of the course tried at factors of two to three, on the held-out answers; for larger ones a guess."""
 TEXT_WINDOW = 128
+
+
+def parts_of(run: str) -> tuple[str, str, str]:
+    """Method, scheme (QLoRA's) and size of a run. Raises ValueError for what is none.
+
+    >>> parts_of("my-model-qlora-nf4-8"), parts_of("full")
+    (('qlora', 'nf4', '8'), ('full', '', ''))
+    """
+    found = re.search(r"(?:^|-)(?:(full)|(lora|dora|prompt)-(\d+)|(qlora)-(?:([a-z]+\d+)-)?(\d+))$", run)
+    if not found:
+        raise ValueError(f"{run!r} is none of full, lora-RANK, dora-RANK, qlora-SCHEME-RANK, prompt-NUMBER")
+    full, method, size, qlora, scheme, rank = found.groups("")
+    return full or method or qlora, scheme, size or rank
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class Settings(WeekSettings):
             raise ValueError("; ".join(problems))
         check_seed(self.seed)
         for row in self.compared:
-            self.row(row)
+            parts_of(row)
 
     @property
     def run(self) -> str:
@@ -114,10 +126,8 @@ class Settings(WeekSettings):
 
     def row(self, row: str) -> "Settings":
         """The settings of one of `compared`. Raises ValueError where it is none."""
-        method, *scheme, size = row.split("-") if row != "full" else ("full", "0")
-        if method not in METHODS or len(scheme) > (method == "qlora") or not size.isdigit():
-            raise ValueError(f"compared: {row!r} is none of full, lora-RANK, dora-RANK, qlora-SCHEME-RANK, prompt-NUMBER")
-        changed = replace(self, study=None, compared=(), method=method, scheme=scheme[0] if scheme else self.scheme)
+        method, scheme, size = parts_of(row)
+        changed = replace(self, study=None, method=method, scheme=scheme or self.scheme)
         if method == "prompt":
             return replace(changed, virtual_tokens=int(size))
         return changed if method == "full" else replace(changed, adapter=replace(self.adapter, r=int(size), lora_alpha=2.0 * int(size)))
@@ -317,11 +327,8 @@ def study_compare(settings: Settings) -> dict[str, float]:
     for row in settings.compared:
         changed = settings.row(row)
         print(f"\n=== {changed.run} ===", flush=True)
-        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-            json.dump({k: v for k, v in asdict(changed).items() if k != "preset"}, file)
-            file.flush()
-            started = clock()
-            done = subprocess.run([sys.executable, str(HERE / "run.py"), "--preset", settings.preset, "--config", file.name])
+        started, command = clock(), [sys.executable, str(HERE / "run.py"), "--preset", settings.preset]
+        done = subprocess.run(command + flags(changed, PRESETS[settings.preset]))
         if done.returncode in (130, -2):
             raise KeyboardInterrupt
         if done.returncode:
@@ -346,16 +353,6 @@ COLUMNS = {
 }  # fmt: skip
 MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
 LABELS = {"full": "all weights", "lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "prompt": "soft prompt"}
-
-
-def parts_of(run: str) -> tuple[str, str, str]:
-    """Method, scheme (QLoRA's) and size from a run's name; a model's name may have hyphens too.
-
-    >>> parts_of("my-model-qlora-nf4-8"), parts_of("course-full")
-    (('qlora', 'nf4', '8'), ('full', '', ''))
-    """
-    method, scheme, size = re.search(rf"-({'|'.join(METHODS)})(?:-([a-z]+\d))?(?:-(\d+))?$", run).groups("")
-    return method, scheme, size
 
 
 def label_of(run: str) -> str:
@@ -399,15 +396,16 @@ def draw(logs: Path, out: Path) -> list[Path]:
 def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
     """Above: how much is trained against how well it answers. Below: what the model forgets. A column for each model."""
     fig, axes = figure(7.4 * len(models), 9.2, nrows=2, ncols=len(models), squeeze=False)
+    labels = list(dict.fromkeys(label_of(name) for runs in models.values() for name in runs))  # of one colour in every column
     for column, (model, runs) in zip(axes.T, models.items()):
         top, bottom = column
         largest = max(run.summary["seconds"] for run in runs.values())
-        for i, (name, run) in enumerate(runs.items()):
-            s = run.summary
+        for name, run in runs.items():
+            s, i = run.summary, labels.index(label_of(name))
             look = dict(color=COLOURS[i % 8], marker=MARKERS[i % 8], alpha=0.75, edgecolor="black")
             top.scatter(s["trainable"], s["best_val_loss"], s=60 + 300 * s["seconds"] / largest, **look)
             memory = f", {s['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in s else ""
-            top.scatter([], [], s=70, label=f"{label_of(name)}: {s['seconds']:.0f} s{memory}, file {s['megabytes']:.2g} MB", **look)
+            top.scatter([], [], s=70, label=f"{label_of(name)}: {s['seconds']:.0f} s{memory}, file {s['megabytes']:.3g} MB", **look)
         top.set_xscale("log")
         top.margins(x=0.12, y=0.15)
         top.set(title=f"{MODELS.get(model, model)}: how much is trained, how well it answers", xlabel="numbers trained (logarithmic)")
@@ -415,7 +413,7 @@ def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
         before = next(iter(runs.values())).summary["base_loss"]
         top.legend(frameon=False, fontsize=9, title=f"area: time. Before training the loss is {before:.2f}", title_fontsize=9)
         names = [label_of(name) for name in runs]
-        bottom.barh(names, [100 * run.summary["forgotten"] for run in runs.values()], color=COLOURS[: len(names)])
+        bottom.barh(names, [100 * run.summary["forgotten"] for run in runs.values()], color=[COLOURS[labels.index(n) % 8] for n in names])
         for i, run in enumerate(runs.values()):
             value = 100 * run.summary["forgotten"]
             bottom.annotate(f"{value:+.1f} %", (max(value, 0), i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
@@ -444,11 +442,11 @@ model = load_adapter("{where}", model)
 answer(model, template_for(model.tokenizer), "How do I keep bread from going stale?")"""
     return model_card(
         out / "model_card.md",
-        "The model of week 6, taught to answer as a steward",
+        f"The model of week 6, taught to answer {'as a steward' if settings.data == STEWARD else 'by examples'}",
         {
             "What": f"{LABELS[settings.method]} of rank {settings.adapter.r} on all linear layers but the output: {s['trainable']:,} numbers, {s['megabytes']:.2f} MB, in PEFT's format",
             "Base": f"week 6's model, preset {settings.preset}, trained on {logs.name}",
-            "Data": f"{s['examples']:.0f} questions and answers written for this course ({STEWARD}); 40 more are held out",
+            "Data": f"{s['examples']:.0f} questions and answers ({settings.data}); the figures are of others, held out",
             "Meant for": "learning how adapters work; its advice is not to be relied on",
             "Licence": "that of this repository",
         },
