@@ -155,7 +155,7 @@ def template_for(tokenizer: Tokenizer) -> Template:
     return ChatTemplate(tokenizer) if IM_START in special and IM_END in special else PlayTemplate(tokenizer)
 
 
-class Example(NamedTuple):
+class EncodedTalk(NamedTuple):
     """A conversation in tokens."""
 
     ids: list[int]
@@ -163,7 +163,7 @@ class Example(NamedTuple):
     """Which of them are the assistant's: answers with their ends."""
 
 
-def encode(template: Template, messages: Conversation) -> Example:
+def encode(template: Template, messages: Conversation) -> EncodedTalk:
     """The whole conversation. Each answer stands after the very tokens that `template.prompt` gives when it is to be written."""
     ids: list[int] = []
     told: list[bool] = []
@@ -173,7 +173,7 @@ def encode(template: Template, messages: Conversation) -> Example:
             assert before[: len(ids)] == ids, "the template writes an answer otherwise once it is past"
             told += [False] * (len(before) - len(told)) + [True] * len(own)
             ids = before + own
-    return Example(ids, told)
+    return EncodedTalk(ids, told)
 
 
 def answer(model: nn.Module, template: Template, question: str | Sequence[Message], max_new_tokens: int = 100, **sampling: Any) -> str:
@@ -249,7 +249,7 @@ def pack(lengths: Sequence[int], order: Sequence[int], block_size: int) -> list[
     return rows
 
 
-def lay_out(rows: Sequence[Sequence[Example]]) -> Rows:
+def lay_out(rows: Sequence[Sequence[EncodedTalk]]) -> Rows:
     """Texts side by side in each row; shorter rows end in padding, which is text 0 and not learned."""
     width = max(sum(len(e.ids) - 1 for e in row) for row in rows)
     ids, targets, texts = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), IGNORED), np.zeros((len(rows), width), np.int64)
@@ -278,7 +278,7 @@ class Instructions:
         self.template, self.tokenizer, self.name, self.block_size, self.pack = template, template.tokenizer, name, block_size, pack
         self.train, self.val = self._encode(train, "training", say), self._encode(val, "held-out", say)
 
-    def _encode(self, conversations: Sequence[Conversation], which: str, say: Callable[[str], None]) -> list[Example]:
+    def _encode(self, conversations: Sequence[Conversation], which: str, say: Callable[[str], None]) -> list[EncodedTalk]:
         examples = []
         for number, messages in enumerate(conversations, 1):
             try:
@@ -294,13 +294,13 @@ class Instructions:
             raise ValueError(f"no {which} example fits into a context of {self.block_size} tokens: shorten them, or use a model with a longer one")
         return fitting
 
-    def rows(self, examples: Sequence[Example], order: Sequence[int]) -> list[list[Example]]:
+    def rows(self, examples: Sequence[EncodedTalk], order: Sequence[int]) -> list[list[EncodedTalk]]:
         """The examples in this order, by row."""
         lengths = [len(e.ids) - 1 for e in examples]
         found = pack(lengths, order, self.block_size) if self.pack else [[i] for i in order]
         return [[examples[i] for i in row] for row in found]
 
-    def _endless(self, seed: int) -> Iterator[list[Example]]:
+    def _endless(self, seed: int) -> Iterator[list[EncodedTalk]]:
         epoch = 0
         while True:
             yield from self.rows(self.train, np.random.default_rng((seed, epoch)).permutation(len(self.train)).tolist())

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, get_num_threads
 
 from shared.assets import cache_folder
+from shared.runtime import CPUINFO
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = (["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], [])
 """Tried in this order: not every compiler knows the processor it runs on, or comes with OpenMP, without which one core does it all."""
-CPUINFO = Path("/proc/cpuinfo")
 
 
 @cache

@@ -18,7 +18,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +33,8 @@ from shared.distributed import Processes
 from shared.execution import FP32, Precision
 from shared.models.gpt import GPT, GPTConfig
 from shared.profiling import StepCost, in_own_process, matmul_peak, measure_training, peak_memory
+from shared.runtime import CPUINFO
 from shared.training import TrainConfig, Trainer
-
-CPUINFO = Path("/proc/cpuinfo")
 
 # ---- number formats
 

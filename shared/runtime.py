@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+CPUINFO = Path("/proc/cpuinfo")  # Linux
 PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
 
 
@@ -54,7 +55,7 @@ def device_name(device: torch.device) -> str:
 
 def _cpu_name() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in CPUINFO.read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

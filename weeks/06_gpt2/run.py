@@ -131,7 +131,9 @@ def trained_model(settings: Settings, corpus: Corpus) -> GPT:
     return model
 
 
-def train_model(settings: Settings, corpus: Corpus, work: Workspace, log: RunLog | None, processes: OneProcess, name: str = "gpt2") -> dict[str, float]:
+def train_model(
+    settings: Settings, corpus: Corpus, work: Workspace, log: RunLog | None, processes: OneProcess, name: str = "gpt2"
+) -> dict[str, float]:
     """Trains on a corpus; the summary, with `wall_seconds` for everything from the first step to the last evaluation."""
     started = clock()
     torch.manual_seed(settings.train.seed)

@@ -168,7 +168,7 @@ def main(settings: Settings) -> dict[str, float]:
         model = trainer.take_best()
         after = forgotten(model, corpus, settings)
         said = [answer(model, template, q) for q in questions]
-        kept = keep(work.checkpoints / settings.run, model, settings)
+        kept = save_learned(work.checkpoints / settings.run, model, settings)
         result = summary | {
             "trainable": own,
             "share_trainable": own / (own + base),
@@ -204,7 +204,7 @@ def main(settings: Settings) -> dict[str, float]:
         "seconds",
     )
     finished = work.finish({name: result.get(name) for name in names}, draw)
-    card = write_card(work.logs, work.reports, settings, kept)
+    card = write_adapter_card(work.logs, work.reports, settings, kept)
     write_atomically(kept / "README.md", card.read_text(encoding="utf-8"))
     return finished
 
@@ -297,7 +297,7 @@ def train_config(settings: Settings, task: Instructions) -> TrainConfig:
     )  # fmt: skip
 
 
-def keep(folder: Path, model: nn.Module, settings: Settings) -> Path:
+def save_learned(folder: Path, model: nn.Module, settings: Settings) -> Path:
     """What was learned, in a folder: the adapter in PEFT's form, or the whole model."""
     if settings.method == "full":
         return checkpoint.save(folder / "model", model, model.tokenizer)
@@ -355,10 +355,10 @@ MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
 LABELS = {"full": "all weights", "lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "prompt": "soft prompt"}
 
 
-def label_of(run: str) -> str:
+def run_label(run: str) -> str:
     """A run's name for people.
 
-    >>> label_of("course-lora-8"), label_of("smollm2-prompt-16"), label_of("smollm2-qlora-nf4-8")
+    >>> run_label("course-lora-8"), run_label("smollm2-prompt-16"), run_label("smollm2-qlora-nf4-8")
     ('LoRA, rank 8', 'soft prompt of 16', 'QLoRA (nf4), rank 8')
     """
     method, scheme, size = parts_of(run)
@@ -385,7 +385,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     models = runs_of(logs)
     plots = []
     for model, runs in models.items():
-        lines = [Curve(run, label_of(name)) for name, run in runs.items()]
+        lines = [Curve(run, run_label(name)) for name, run in runs.items()]
         title = f"Held-out answers while {MODELS.get(model, model)} learns"
         plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel="loss on held-out answers (nats per token)"))
     if models:
@@ -396,23 +396,23 @@ def draw(logs: Path, out: Path) -> list[Path]:
 def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
     """Above: how much is trained against how well it answers. Below: what the model forgets. A column for each model."""
     fig, axes = figure(7.4 * len(models), 9.2, nrows=2, ncols=len(models), squeeze=False)
-    labels = list(dict.fromkeys(label_of(name) for runs in models.values() for name in runs))  # of one colour in every column
+    labels = list(dict.fromkeys(run_label(name) for runs in models.values() for name in runs))  # of one colour in every column
     for column, (model, runs) in zip(axes.T, models.items()):
         top, bottom = column
         largest = max(run.summary["seconds"] for run in runs.values())
         for name, run in runs.items():
-            s, i = run.summary, labels.index(label_of(name))
+            s, i = run.summary, labels.index(run_label(name))
             look = dict(color=COLOURS[i % 8], marker=MARKERS[i % 8], alpha=0.75, edgecolor="black")
             top.scatter(s["trainable"], s["best_val_loss"], s=60 + 300 * s["seconds"] / largest, **look)
             memory = f", {s['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in s else ""
-            top.scatter([], [], s=70, label=f"{label_of(name)}: {s['seconds']:.0f} s{memory}, file {s['megabytes']:.3g} MB", **look)
+            top.scatter([], [], s=70, label=f"{run_label(name)}: {s['seconds']:.0f} s{memory}, file {s['megabytes']:.3g} MB", **look)
         top.set_xscale("log")
         top.margins(x=0.12, y=0.15)
         top.set(title=f"{MODELS.get(model, model)}: how much is trained, how well it answers", xlabel="numbers trained (logarithmic)")
         top.set_ylabel("loss on held-out answers (nats per token)")
         before = next(iter(runs.values())).summary["base_loss"]
         top.legend(frameon=False, fontsize=9, title=f"area: time. Before training the loss is {before:.2f}", title_fontsize=9)
-        names = [label_of(name) for name in runs]
+        names = [run_label(name) for name in runs]
         bottom.barh(names, [100 * run.summary["forgotten"] for run in runs.values()], color=[COLOURS[labels.index(n) % 8] for n in names])
         for i, run in enumerate(runs.values()):
             value = 100 * run.summary["forgotten"]
@@ -423,7 +423,7 @@ def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
     return fig
 
 
-def write_card(logs: Path, out: Path, settings: Settings, folder: Path) -> Path:
+def write_adapter_card(logs: Path, out: Path, settings: Settings, folder: Path) -> Path:
     """The fine-tuned model's card, from the logs."""
     run = read_runs(logs)[settings.run]
     s, where = run.summary, folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder

@@ -141,7 +141,7 @@ PRESETS = {"smoke": smoke(), "laptop": Settings(), "gpu": gpu()}
 def main(settings: Settings) -> dict[str, float]:
     """Preferences, a reward model, and the three methods; or a study. Returns the week's figures."""
     if settings.study == "smollm2":
-        return study_smollm2(settings)
+        return study_brief(settings)
     device = pick_device(settings.device)
     source = replace(WEEK_6.PRESETS[settings.preset], data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     corpus = WEEK_6.open_corpus(source)
@@ -151,10 +151,10 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study:
         return {"frontier": study_frontier, "hacking": study_hacking}[settings.study](settings, start, work)
     with work.log("base", settings) as log:
-        rows = {"base": log.finish(**measure(base, start, settings, log))}
+        rows = {"base": log.finish(**measure_policy(base, start, settings, log))}
     for method in METHODS:
         rows[method] = align(method, method, settings, start, work)
-    show(rows)
+    show_policies(rows)
     runs = read_runs(work.logs)
     for i in range(SAMPLES):
         print(f"\n{runs['base'].artifacts['samples'][i][0].strip()} ...")
@@ -162,7 +162,7 @@ def main(settings: Settings) -> dict[str, float]:
             print(f"  [{NAMES[name]}] {' / '.join(runs[name].artifacts['samples'][i][1].split(chr(10)))}")
     metrics = {f"{name}_{key}": row[key] for name, row in rows.items() for key in ("reward", "kl", "learned", "known_words")}
     finished = work.finish({"reward_model_accuracy": runs["reward"].summary["held_out_accuracy"], **metrics}, draw)
-    card = write_card(work.logs, work.reports, settings, work.checkpoints / settings.keep)
+    card = write_aligned_card(work.logs, work.reports, settings, work.checkpoints / settings.keep)
     write_atomically(work.checkpoints / settings.keep / "README.md", card.read_text(encoding="utf-8"))
     print(f"kept: {work.checkpoints / settings.keep}, with its model card ({card.name})")
     return finished
@@ -277,8 +277,8 @@ def align(name: str, method: str, settings: Settings, start: Start, work: Worksp
         loop = make_loop(method, settings, start, log, work.checkpoints / f"{name}.safetensors")
         began = clock()
         every = max(1, config.steps // settings.measurements)
-        loop.fit(settings.resume, lambda: {f"held_out_{k}": v for k, v in measure(loop.policy, start, settings).items()}, every)
-        found = measure(loop.policy, start, settings, log) | cost(method, settings) | {"beta": config.beta, "seconds": clock() - began}
+        loop.fit(settings.resume, lambda: {f"held_out_{k}": v for k, v in measure_policy(loop.policy, start, settings).items()}, every)
+        found = measure_policy(loop.policy, start, settings, log) | cost(method, settings) | {"beta": config.beta, "seconds": clock() - began}
         checkpoint.save(work.checkpoints / name, loop.policy, start.corpus.tokenizer, found)
         return log.finish(**found)
 
@@ -312,7 +312,7 @@ def cost(method: str, settings: Settings) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure(policy: nn.Module, start: Start, settings: Settings, log: RunLog | None = None) -> dict[str, float]:
+def measure_policy(policy: nn.Module, start: Start, settings: Settings, log: RunLog | None = None) -> dict[str, float]:
     """One answer to each held-out prompt: both rewards, KL to week 6's model, standard errors, words. With a log, samples are kept there.
 
     The seed is always the same, so that two policies differ by what they have learned.
@@ -329,7 +329,7 @@ def measure(policy: nn.Module, start: Start, settings: Settings, log: RunLog | N
     return found | {"known_words": known if math.isfinite(known) else 0.0, "words": sum(len(t.split()) for t in answers) / len(answers)}
 
 
-def show(rows: dict[str, dict[str, float]]) -> None:
+def show_policies(rows: dict[str, dict[str, float]]) -> None:
     """The table for people."""
     cells = [
         {
@@ -354,7 +354,7 @@ def study_frontier(settings: Settings, start: Start, work: Workspace) -> dict[st
             if beta != own.beta:
                 name = f"{method}-{beta:g}"
                 rows[name] = align(name, method, replace(settings, **{method: replace(own, beta=beta)}), start, work)
-    show(rows)
+    show_policies(rows)
     draw(work.logs, work.reports)
     return {f"{name}_{key}": row[key] for name, row in rows.items() for key in ("reward", "kl")}
 
@@ -365,7 +365,7 @@ def study_hacking(settings: Settings, start: Start, work: Workspace) -> dict[str
     for name, beta in (("hacking-held", settings.grpo.beta), ("hacking-free", 0.0)):
         changed = replace(settings, grpo=replace(settings.grpo, lr=settings.hacking_lr, beta=beta), measurements=2 * settings.measurements)
         rows[name] = align(name, "grpo", changed, start, work)
-    show(rows)
+    show_policies(rows)
     for name in rows:
         print(f"\n{name}:\n" + "\n".join(answer for _, answer in read_runs(work.logs)[name].artifacts["samples"]))
     draw(work.logs, work.reports)
@@ -375,7 +375,7 @@ def study_hacking(settings: Settings, start: Start, work: Workspace) -> dict[str
 # ---- a real model
 
 
-def study_smollm2(settings: Settings) -> dict[str, float]:
+def study_brief(settings: Settings) -> dict[str, float]:
     """SmolLM2 learns, from answers of its own, to be brief without being asked to."""
     device = pick_device(settings.device)
     work = Workspace(__file__, settings, read_text(settings.data)[0], device)
@@ -392,7 +392,8 @@ def study_smollm2(settings: Settings) -> dict[str, float]:
         brief, usual = answers_to(model, [ask(q, BRIEF) for q in learn], settings, 1), answers_to(model, prompts, settings, 2)
         pairs = [(p, b, u) for p, b, u in zip(prompts, brief, usual) if len(b) <= len(u) and b != u]
         print(
-            f"preferences: {len(pairs)} pairs; {len(learn) - len(pairs)} questions left out, whose answer was longer when asked to be brief, or the same", flush=True
+            f"preferences: {len(pairs)} pairs; {len(learn) - len(pairs)} questions left out, whose answer was longer when asked to be brief, or the same",
+            flush=True,
         )
         drawing = clock() - began
         # The reference shares the frozen weights with the policy and has no adapters: that is the base below them.
@@ -558,7 +559,7 @@ def draw_lengths(run: LoggedRun, out: Path) -> Path:
     return save_figure(fig, out / "smollm2.png")
 
 
-def write_card(logs: Path, out: Path, settings: Settings, folder: Path) -> Path:
+def write_aligned_card(logs: Path, out: Path, settings: Settings, folder: Path) -> Path:
     """The kept model's card, from the logs."""
     runs, name = read_runs(logs), NAMES[settings.keep]
     before, after, reward = runs["base"].summary, runs[settings.keep].summary, runs["reward"].summary
