@@ -210,7 +210,7 @@ def combine_adapters(model: nn.Module, shares: Mapping[str, float], name: str, m
     "svd": of that sum the nearest matrix of rank `rank` (the largest of the ranks, if not given): what is lost is the singular values left
     out, and no matrix of that rank loses less (Eckart & Young, 1936).
     "linear": A and B are added up, each multiplied by √(share · scale). Of (Σ B) (Σ A) only the products of the same adapter are wanted;
-    those of one's B with another's A, the cross terms, come in too. Cheap, and right for adapters that are one's multiples.
+    those of one's B with another's A, the cross terms, come in too. Cheap, and exact for one adapter alone; two copies of one at a half each come out doubled.
     Raises ValueError for an unknown adapter or method, DoRA (whose changes are no such products), and different ranks with "linear".
     """
     configs = adapters_of(model)
@@ -260,7 +260,7 @@ def _combined(parts: Sequence[tuple[LoRA, float]], method: str, rank: int | None
 
 
 class SoftPrompt(nn.Module):
-    """A token embedding with further rows: token n of the vocabulary's end and beyond is row 0 and on of `prompt`. int64 [...] -> [..., n_embd]."""
+    """A token embedding with further rows: token num_embeddings + i is row i of `prompt`. int64 [...] -> [..., n_embd]."""
 
     def __init__(self, base: nn.Module, prompt: Tensor):
         super().__init__()

@@ -2,8 +2,9 @@
 
 Pure functions, each of which is one formula. The loops that call them are in `alignment_loops.py`.
 
-All three methods look for the same policy: the one with the greatest mean of r(x, y) - beta · KL(policy ‖ reference). It is known in closed
-form, pi*(y|x) ∝ pi_ref(y|x) · exp(r(x, y) / beta); where all answers can be listed, a method can be held against it.
+All three methods (GRPO in one of its forms, see `GRPOConfig.kl`) look for the same policy: the one with the greatest mean of
+r(x, y) - beta · KL(policy ‖ reference). It is known in closed form, pi*(y|x) ∝ pi_ref(y|x) · exp(r(x, y) / beta); where all answers can be
+listed, a method can be held against it.
 
 Words used throughout: `ids` are int64 [batch, time], a prompt, its answer, and padding to the right. `mask` is bool [batch, time], True
 at the answer's tokens. What belongs to a prediction (log-probabilities, values, rewards) has the shape [batch, time - 1], and entry t is

@@ -139,7 +139,8 @@ class PlayTemplate:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.stop = [tokenizer.encode("\n") * 2]  # as the empty line before a name is cut in running text: "\n\n" at the end of one is not
+        # Two tokens, as running text has them before a name: "\n\n" by itself may be one, which a model has hardly seen there.
+        self.stop = [tokenizer.encode("\n") * 2]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         said = [token for m in messages for token in self.tokenizer.encode(f"{self.SPEAKERS[m['role']]}:\n") + self.answer(m["content"])]

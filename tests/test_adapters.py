@@ -349,7 +349,7 @@ def test_linear_is_the_sum_and_its_cross_terms():
         combine_adapters(model, {"a": 1, "b": 1}, "ab", "linear")
 
 
-def test_linear_is_exact_for_multiples_of_one_adapter():
+def test_linear_is_exact_for_one_adapter_with_a_share():
     model = adapted()
     combine_adapters(model, {"default": 1.0}, "again")
     for layer in linear_layers(model).values():

@@ -32,7 +32,7 @@ def _first_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
 FIRST_VALUES = Exercise(
     task="""LoRA adds B A to a weight. Before the first step the model must compute exactly what it did, and yet have something to learn from.
     `noise_a` is float32 [r, in] and `noise_b` float32 [out, r], both drawn from N(0, 1). Return (A, B), of these shapes: A has a variance of
-    1/in, as a linear layer's weight, and B is what makes the sum start where the base is. You need not use both noises.""",
+    1/in, so that A x is about as large as x, and B is what makes the sum start where the base is. You need not use both noises.""",
     reference=first_values, cases=_first_cases,
     mistakes=(
         Mistake("A and B both random", lambda a, b: (a / math.sqrt(a.shape[1]), b / math.sqrt(b.shape[1])),

@@ -1,7 +1,7 @@
 """Week 9: LoRA. Teaches a model to answer in a certain way, and leaves it as it is: a few numbers beside it are trained.
 
 python weeks/09_lora/run.py --preset laptop
-python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16               # full, lora, qlora, dora or prompt
+python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16 --adapter.lora-alpha 32   # full, lora, qlora, dora or prompt
 python weeks/09_lora/run.py --preset laptop --model smollm2 --data my_questions.jsonl  # another model, your own data
 python weeks/09_lora/run.py --preset laptop --study compare                            # all methods; with --model smollm2 on the real model
 """
@@ -425,7 +425,8 @@ def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
 
 def write_adapter_card(logs: Path, out: Path, settings: Settings, folder: Path) -> Path:
     """The fine-tuned model's card, from the logs."""
-    run = read_runs(logs)[settings.run]
+    run, targets = read_runs(logs)[settings.run], settings.adapter.target_modules
+    layers = "all linear layers but the output" if targets == ("all-linear",) else ", ".join(targets)
     s, where = run.summary, folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     figures = [
         {"": "loss on held-out answers (nats per token)", "before": f"{s['base_loss']:.3f}", "after": f"{s['best_val_loss']:.3f}"},
@@ -444,7 +445,7 @@ answer(model, template_for(model.tokenizer), "How do I keep bread from going sta
         out / "model_card.md",
         f"The model of week 6, taught to answer {'as a steward' if settings.data == STEWARD else 'by examples'}",
         {
-            "What": f"{LABELS[settings.method]} of rank {settings.adapter.r} on all linear layers but the output: {s['trainable']:,} numbers, {s['megabytes']:.2f} MB, in PEFT's format",
+            "What": f"{LABELS[settings.method]} of rank {settings.adapter.r} on {layers}: {s['trainable']:,} numbers, {s['megabytes']:.2f} MB, in PEFT's format",
             "Base": f"week 6's model, preset {settings.preset}, trained on {logs.name}",
             "Data": f"{s['examples']:.0f} questions and answers ({settings.data}); the figures are of others, held out",
             "Meant for": "learning how adapters work; its advice is not to be relied on",
