@@ -386,8 +386,10 @@ def draw(logs: Path, out: Path) -> list[Path]:
     plots = []
     for model, runs in models.items():
         lines = [Curve(run, run_label(name)) for name, run in runs.items()]
-        title = f"Held-out answers while {MODELS.get(model, model)} learns"
-        plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel="loss on held-out answers (nats per token)"))
+        if any(len(run.series("val_loss")[0]) > 1 for run in runs.values()):
+            title, before = f"Held-out answers while {MODELS.get(model, model)} learns", next(iter(runs.values())).summary["base_loss"]
+            ylabel = "loss on held-out answers (nats per token)"
+            plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel=ylabel, levels={"before": before}, ylim=(None, 1.1 * before)))
     if models:
         plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
     return plots
