@@ -287,7 +287,7 @@ def test_the_estimated_memory_is_what_a_step_takes(config, batch, time, dtype, r
 
     trainer = Trainer(GPT(config), random_corpus(config.vocab_size), train, precision=chosen, processes=Tracked(recompute=recompute))
     trainer.model.train()
-    stream = trainer._batches()
+    stream = trainer.task.batches(train, 0, 0, 1)
     trainer._step(stream)
     tracker.track_external(trainer.model, *trainer.optimizers)
     with tracker:
