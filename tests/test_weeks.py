@@ -104,7 +104,7 @@ def test_resuming_a_finished_week_changes_nothing(topic, output, text_file):
 @pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
 def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, monkeypatch):
     module, settings = script("10_ppo_dpo", data=text_file)
-    whole, measure, seen = module.main(settings), module.measure, []
+    whole, measure, seen = module.main(settings), module.measure_policy, []
 
     def interrupted(policy, start, settings, log=None):
         seen.append(log)
@@ -112,20 +112,19 @@ def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, mon
             raise KeyboardInterrupt
         return measure(policy, start, settings, log)
 
-    monkeypatch.setattr(module, "measure", interrupted)
+    monkeypatch.setattr(module, "measure_policy", interrupted)
     for path in (output / "checkpoints" / "10_ppo_dpo").rglob("*.safetensors"):
         path.unlink()
     with pytest.raises(KeyboardInterrupt):
         module.main(settings)
     logs = output / "logs" / "10_ppo_dpo" / "mine" / "smoke" / "rhyme.txt"
     assert report.read_runs(logs)[method].run["state"] == "interrupted"
-    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module, "measure_policy", measure)
     assert module.main(replace(settings, resume=True)) == whole
 
 
-def test_week_10_without_preferences_says_so(output, tmp_path):
-    (tmp_path / "plain.txt").write_text("and so on and so on\n" * 1000)
-    module, settings = script("10_ppo_dpo", data=str(tmp_path / "plain.txt"), mark="~")
+def test_week_10_without_preferences_says_so(output, text_file):
+    module, settings = script("10_ppo_dpo", data=text_file, min_words=99)
     with pytest.raises(ValueError, match="answers that score alike, so there is no preference to learn from"):
         module.main(settings)
 
@@ -350,15 +349,15 @@ def test_week_8_is_small_good_and_fast_on_a_real_model():
     assert {"bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8"} <= smol.keys()
 
 
-@pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
-def test_week_10_all_three_methods_earn_more_and_stay_readable(data):
-    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / data).items()}
+def test_week_10_all_three_methods_earn_more_and_stay_readable():
+    logs = REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare"
+    runs = {name: run.summary for name, run in report.read_runs(logs).items()}
     assert runs["reward"]["held_out_accuracy"] - 2 * runs["reward"]["held_out_accuracy_error"] > 0.9
     assert len({runs[method]["policy_backward_tokens"] for method in ("ppo", "grpo", "dpo")}) == 1  # the same budget
     for row in (runs[method] for method in ("ppo", "grpo", "dpo")):
         assert row["reward"] - runs["base"]["reward"] > 10 * math.hypot(row["reward_error"], runs["base"]["reward_error"])
         assert 0 < row["kl_error"] < 0.03 * row["kl"] and row["known_words"] > runs["base"]["known_words"] - 0.05
-    assert json.loads((REFERENCE / "10_ppo_dpo" / "reference" / data / "week.json").read_text())["seconds"] <= 300
+    assert json.loads((logs / "week.json").read_text())["seconds"] <= 300
 
 
 def test_week_10_studies_show_the_frontier_the_hacking_and_a_model_that_is_brief():
@@ -382,25 +381,6 @@ def test_week_9_teaches_a_form_with_few_numbers():
         assert runs[f"{model}-{qlora}"]["best_val_loss"] <= 1.02 * runs[f"{model}-lora-8"]["best_val_loss"]
     assert all(runs[f"{model}-lora-8"]["in_form"] >= 0.9 and runs[f"{model}-lora-8"]["in_form_before"] == 0 for model in ("course", "smollm2"))
     assert runs["course-lora-8"]["share_trainable"] < 0.1 and runs["smollm2-lora-8"]["share_trainable"] < 0.02
-
-
-def test_week_10_earns_reward_and_shows_what_hacking_is():
-    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare").items()}
-    assert runs["reward"]["held_out_accuracy"] >= 0.9
-    assert all(runs[method]["reward"] >= 5 * runs["base"]["reward"] for method in ("ppo", "grpo", "dpo"))
-    assert len({runs[method]["policy_backward_tokens"] for method in ("ppo", "grpo", "dpo")}) == 1  # the same budget
-    held, free = runs["hacking-held"], runs["hacking-free"]
-    assert (
-        free["learned"] > held["learned"]
-        and free["reward"] < held["reward"]
-        and free["kl"] > 3 * held["kl"]
-        and free["known_words"] < held["known_words"]
-    )
-    for method in ("ppo", "grpo", "dpo"):  # less of a leash, further from the base
-        points = sorted((row["beta"], row["kl"]) for name, row in runs.items() if name == method or name.startswith(f"{method}-"))
-        assert len(points) >= 3 and [kl for _, kl in points] == sorted((kl for _, kl in points), reverse=True)
-    assert runs["smollm2"]["after_length"] < 0.6 * runs["smollm2"]["before_length"]
-    assert course.week_results("10_ppo_dpo", "reference", "tinyshakespeare")["seconds"] <= 300
 
 
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -122,7 +122,7 @@ def smoke() -> Settings:
         s, preset="smoke", mark=".", min_words=1, prompt_tokens=4, prompts=24, answers=8, held_out=12, rows=8, train=WEEK_6.PRESETS["smoke"].train,
         reward=replace(s.reward, **tiny), ppo=replace(s.ppo, **tiny, max_new_tokens=24), dpo=replace(s.dpo, **tiny),
         grpo=replace(s.grpo, **tiny, max_new_tokens=24, group_size=4), measurements=2, online_betas=(0.1, 0.3), dpo_betas=(0.1,),
-        smol=replace(s.smol, **tiny), smol_rows=4, smol_questions=8, smol_held_out=3, smol_tokens=4, smol_blocks=1,
+        smol=replace(s.smol, **tiny), smol_rows=2, smol_questions=12, smol_held_out=3, smol_tokens=4, smol_blocks=1,
     )  # fmt: skip
 
 
