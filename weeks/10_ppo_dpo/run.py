@@ -525,7 +525,14 @@ def draw_frontier(runs: dict[str, LoggedRun], out: Path) -> Path:
             errors = dict(xerr=[s["kl_error"] for s in points], yerr=[s[f"{key}_error"] for s in points], capsize=2)
             ax.errorbar(xs, ys, **errors, **LOOK[method], markersize=7, linewidth=1.6, label=NAMES[method])
             for x, y, s in zip(xs, ys, points):
-                ax.annotate(f"{s['beta']:g}", (x, y), xytext=(6, -13), textcoords="offset points", fontsize=9, color=LOOK[method]["color"])
+                ax.annotate(
+                    f"{s['beta']:g}",
+                    (x, y),
+                    xytext=(6, 7 if method == "ppo" else -13),
+                    textcoords="offset points",
+                    fontsize=9,
+                    color=LOOK[method]["color"],
+                )
         ax.plot(0, base[key], marker="*", markersize=14, color="black", linestyle="none", label=NAMES["base"])
         title, unit = PANELS[key]
         ax.set(title=title, ylabel=unit, xlabel=PANELS["kl"][1])
