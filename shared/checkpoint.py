@@ -7,7 +7,8 @@ A save is all or nothing: the folder is written under another name, synced, and 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,7 @@ def save(
     weights: the model's tensors, where `model` has not all of each in this process; None takes them from `model`.
     more: further entries of config.json, for the `prepare` of `load`: what a later week did to the model.
     """
-    folder = Path(folder)
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
+    with whole_folder(folder) as new:
         save_file({n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors")
         if tokenizer is not None:
             (new / "tokenizer.json").write_text(tokenizer._dump() + "\n", encoding="utf-8")
@@ -65,6 +61,19 @@ def save(
         if state is not None:
             save_file({k: v.contiguous() for k, v in (tensors or {}).items()}, new / "training.safetensors")
             (new / "training.json").write_text(json.dumps(state) + "\n")
+    return Path(folder)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Gives a new, empty folder, which takes the place of `folder` once the block is done; after an error in it, the old one stays."""
+    folder = Path(folder)
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        yield new
         for path in [*new.iterdir(), new]:
             _sync(path)
     except BaseException as error:
@@ -78,7 +87,6 @@ def save(
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def unshared(model: nn.Module) -> dict[str, Tensor]:

@@ -10,15 +10,15 @@ Sources: the configurations of transformers; the GGUF specification in ggml's re
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shared.models.gpt import GPTConfig
-from shared.tokenizers import BPETokenizer
-from shared.tokenizers.bpe import GPT2_PATTERN, PRINTABLE
+from shared.tokenizers import BPETokenizer, CharTokenizer
+from shared.tokenizers.bpe import GPT2_PATTERN, GPT4_PATTERN, PRINTABLE
 
 # ---- tensors
 
@@ -114,6 +114,10 @@ GGUF_LLAMA = Layout(
     ),
     neighbours=True,
 )  # fmt: skip
+# Qwen3 is a Llama with norms on queries and keys; in GGUF its RoPE turns the same channels as ours.
+_qk_norm = lambda block, prefix: {f"blocks.{{}}.attn.{n}_norm": f"{block}.{{}}.{prefix}{n}_norm" for n in "qk"}
+HF_QWEN3 = Layout(HF_LLAMA.names | _qk_norm("model.layers", "self_attn."))
+GGUF_QWEN3 = Layout(GGUF_LLAMA.names | _qk_norm("blk", "attn_"))
 
 
 # ---- settings
@@ -163,6 +167,25 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
+_PLAIN = dict(qk_norm=False, window=None)
+"""What a family has unless its `always` says otherwise."""
+
+
+def exact_family(config: GPTConfig, families: Mapping[str, Family], where: str) -> str:
+    """The name of the family that has everything of `config`. Raises ValueError, naming for each family the fields in the way."""
+    in_the_way = {}
+    for kind, family in families.items():
+        allowed = {name: (value,) for name, value in (_PLAIN | family.always).items()}
+        allowed.setdefault("mlp", tuple(ACTIVATIONS.values()))
+        if kind == "gpt2":
+            allowed["n_kv_head"] = (None, config.n_head)
+        in_the_way[kind] = [f"{name}={getattr(config, name)!r}" for name, values in allowed.items() if getattr(config, name) not in values]
+        if not in_the_way[kind]:
+            return kind
+    ways = "; ".join(f"a {kind} has no {', '.join(names)}" for kind, names in in_the_way.items())
+    raise ValueError(f"this GPT has no exact equivalent {where}: {ways}")
+
+
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2"}
 """Hugging Face's names and ours; of two for one of ours the last is written."""
 
@@ -186,6 +209,12 @@ FAMILIES = {
         dict(hidden_act="silu", partial_rotary_factor=1.0),
     ),
 }  # fmt: skip
+FAMILIES["qwen3"] = Family(
+    HF_QWEN3,
+    FAMILIES["llama"].always | dict(bias=False, qk_norm=True),
+    FAMILIES["llama"].fields | dict(n_kv_head="num_key_value_heads"),
+    FAMILIES["llama"].only | dict(attention_bias=False, use_sliding_window=False),
+)
 
 
 def config_from_hf(values: Mapping[str, Any], where: str) -> tuple[GPTConfig, Layout]:
@@ -215,11 +244,11 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> tuple[GPTConfig, La
     refuse([f"our GPT cannot express {p}" for p in problems], where)
     theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
     heads = values.get("num_key_value_heads")
-    heads = None if heads == values.get("num_attention_heads") else heads
-    tied = values.get("tie_word_embeddings", False)
-    config = family.config(values, where, n_kv_head=heads, rope_theta=theta, bias=bias, tie_weights=tied)
-    if values.get("head_dim") not in (None, config.head_dim):
-        raise ValueError(f"{where}: head_dim={values['head_dim']} is more than our GPT can express; it has hidden_size / num_attention_heads only")
+    more = {"n_kv_head": None if heads == values.get("num_attention_heads") else heads} | ({} if "bias" in family.always else {"bias": bias})
+    config = family.config(values, where, rope_theta=theta, tie_weights=values.get("tie_word_embeddings", False), **more)
+    head_dim = values.get("head_dim", 128 if kind == "qwen3" else None)  # what transformers takes where there is none
+    if head_dim not in (None, config.head_dim):
+        raise ValueError(f"{where}: head_dim={head_dim} is more than our GPT can express; it has hidden_size / num_attention_heads only")
     return config, family.layout
 
 
@@ -228,21 +257,7 @@ def hf_config(config: GPTConfig) -> tuple[dict[str, Any], Layout]:
 
     Dropout is left out: it is a matter of training, and Llama has none.
     """
-    wanted = {
-        "gpt2": dict(
-            norm=("layernorm",), position=("learned",), mlp=tuple(ACTIVATIONS.values()), bias=(True,), n_kv_head=(None, config.n_head),
-            qk_norm=(False,), window=(None,),
-        ),
-        "llama": dict(norm=("rmsnorm",), position=("rope",), mlp=("swiglu",), qk_norm=(False,), window=(None,)),
-    }  # fmt: skip
-    in_the_way = {
-        kind: [f"{name}={getattr(config, name)!r}" for name, allowed in values.items() if getattr(config, name) not in allowed]
-        for kind, values in wanted.items()
-    }
-    kind = min(in_the_way, key=lambda k: len(in_the_way[k]))
-    if in_the_way[kind]:
-        ways = "; ".join(f"a {k} has no {', '.join(names)}" for k, names in in_the_way.items())
-        raise ValueError(f"this GPT has no exact equivalent at Hugging Face: {ways}")
+    kind = exact_family(config, FAMILIES, "at Hugging Face")
     family = FAMILIES[kind]
     settings = {"model_type": kind, "tie_word_embeddings": config.tie_weights, "bos_token_id": None, "eos_token_id": None}
     settings |= {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
@@ -252,9 +267,9 @@ def hf_config(config: GPTConfig) -> tuple[dict[str, Any], Layout]:
         settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     else:
         settings |= {
-            "architectures": ["LlamaForCausalLM"], "intermediate_size": config.hidden, "num_key_value_heads": config.kv_heads,
+            "architectures": [f"{kind.capitalize()}ForCausalLM"], "intermediate_size": config.hidden, "num_key_value_heads": config.kv_heads,
             "head_dim": config.head_dim, "hidden_act": "silu", "rope_theta": config.rope_theta, "rope_scaling": None,
-            "attention_bias": config.bias, "mlp_bias": config.bias,
+            "attention_bias": config.bias, **({"use_sliding_window": False} if kind == "qwen3" else {"mlp_bias": config.bias}),
         }  # fmt: skip
     return settings, family.layout
 
@@ -277,6 +292,7 @@ GGUF_FAMILIES = {
         {"attention.causal": True, "rope.scaling.type": "none", "expert_count": 0},
     ),
 }
+GGUF_FAMILIES["qwen3"] = replace(GGUF_FAMILIES["llama"], layout=GGUF_QWEN3, always=GGUF_FAMILIES["llama"].always | dict(qk_norm=True))
 _HEAD_SIZES = ("rope.dimension_count", "attention.key_length", "attention.value_length")
 _OPTIONAL = {"attention.head_count_kv", "rope.freq_base", "vocab_size", *_HEAD_SIZES}
 
@@ -294,7 +310,7 @@ def config_from_gguf(metadata: Mapping[str, Any], vocab_size: int, tied: bool, w
     unknown = values.keys() - family.fields.values() - family.only.keys() - _OPTIONAL
     refuse([f"{arch}.{name}={values[name]!r} is more than our GPT can express" for name in sorted(unknown)], where)
     heads, kv_heads = (values.get(f"attention.{name}") for name in ("head_count", "head_count_kv"))
-    more = {"rope_theta": values.get("rope.freq_base", 10000.0)} if arch == "llama" else {}
+    more = {"rope_theta": values.get("rope.freq_base", 10000.0)} if family.always["position"] == "rope" else {}
     config = family.config(values, where, vocab_size=vocab_size, tie_weights=tied, n_kv_head=None if kv_heads == heads else kv_heads, **more)
     other = [name for name in _HEAD_SIZES if values.get(name, config.head_dim) != config.head_dim]
     refuse([f"{arch}.{name}={values[name]!r}: our GPT has embedding_length / head_count = {config.head_dim} only" for name in other], where)
@@ -312,14 +328,24 @@ DEFAULT_PATTERN = (
 """What llama.cpp does for `default`: runs of punctuation, then GPT-2's pattern, then numbers in threes."""
 GGUF_PATTERNS = {"gpt-2": GPT2_PATTERN, "smollm": SMOLLM_PATTERN, "default": DEFAULT_PATTERN}
 _GGUF_KINDS = NORMAL, CONTROL, UNUSED = 1, 3, 5
+# The same rules in the syntax of Hugging Face's regular expressions, which have no possessive {1,3}+ and for which $ is a line's end.
+SPLITS = {
+    GPT4_PATTERN: r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s",
+    DEFAULT_PATTERN: DEFAULT_PATTERN,
+}
+EVERY_CHARACTER = r"[\s\S]"
+"""Cuts a text into its characters; with a vocabulary of those it is a character tokenizer."""
+ESCAPED, _UNESCAPED = re.compile(r"\\(.)"), {"n": "\n", "t": "\t", "r": "\r"}
 _MODEL_EXTRAS = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 """What a tokenizer.json may ask of its BPE and ours does not have."""
 
 
-def tokenizer_from_json(values: Mapping[str, Any]) -> BPETokenizer | str:
-    """A tokenizer.json as our BPETokenizer, or why ours cannot be it. Raises KeyError, TypeError, AttributeError, IndexError or ValueError
+def tokenizer_from_json(values: Mapping[str, Any]) -> BPETokenizer | CharTokenizer | str:
+    """A tokenizer.json as one of ours, or why ours cannot be it. Raises KeyError, TypeError, AttributeError, IndexError or ValueError
     for one that is damaged."""
     model, added = values["model"], values["added_tokens"]
+    if model.get("type") == "WordLevel" and not added and not values.get("normalizer") and _split(values["pre_tokenizer"]) == EVERY_CHARACTER:
+        return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
     pattern = _pattern(values["pre_tokenizer"])
     unlike = [] if model.get("type", "BPE") == "BPE" else [f"its model is {model['type']}"]
     unlike += [f"its model has {name}={model[name]!r}" for name in _MODEL_EXTRAS if model.get(name)]
@@ -346,10 +372,20 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
     """Our pattern for a pre_tokenizer of tokenizer.json, or None where it is another."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     last = steps[-1]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space") or not last.get("use_regex", True):
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None
+    if not last.get("use_regex", True):
+        split = _split(steps[0]) if len(steps) == 2 else None
+        return next((ours for ours, theirs in SPLITS.items() if theirs == split), None)
     before = [(step.get("type"), step.get("individual_digits")) for step in steps[:-1]]
     return {(): GPT2_PATTERN, (("Digits", True),): SMOLLM_PATTERN}.get(tuple(before))
+
+
+def _split(step: dict[str, Any] | None) -> str | None:
+    """The regular expression whose every match is a piece, where this is such a step of a pre_tokenizer."""
+    step = step or {}
+    plain = step.get("type") == "Split" and step.get("behavior") == "Isolated" and not step.get("invert")
+    return step["pattern"].get("Regex") if plain else None
 
 
 def _bpe(ids: Mapping[str, int], merges: Iterable[str], pattern: str, special: Mapping[str, int]) -> BPETokenizer:
@@ -359,11 +395,13 @@ def _bpe(ids: Mapping[str, int], merges: Iterable[str], pattern: str, special: M
     return BPETokenizer.from_printable(tokens, merges, pattern, special)
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str) -> BPETokenizer | None:
+def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str) -> BPETokenizer | CharTokenizer | None:
     """The tokenizer in a GGUF file's metadata as ours, None where there is none. Raises ValueError for one that ours cannot be."""
     values = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items() if name.startswith("tokenizer.ggml.")}
     if "model" not in values:
         return None
+    if values["model"] == "rwkv":
+        return _characters(values, where)
     problems = [f"its tokenizer is {values['model']!r}, and ours can only be 'gpt2' (byte-level BPE)"] if values["model"] != "gpt2" else []
     if values.get("pre") not in tuple(GGUF_PATTERNS):
         problems.append(f"its tokenizer's rule for cutting text, tokenizer.ggml.pre={values.get('pre')!r}, is not one of {', '.join(GGUF_PATTERNS)}")
@@ -381,3 +419,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str
         return BPETokenizer.from_printable(tokens, values["merges"], GGUF_PATTERNS[values["pre"]], special)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: its tokenizer is damaged: {error}") from None
+
+
+def _characters(values: Mapping[str, Any], where: str) -> CharTokenizer:
+    """A tokenizer that takes the longest token each time, as ours where all tokens are single characters."""
+    kinds = values.get("token_type") or []
+    tokens = [
+        ESCAPED.sub(lambda found: _UNESCAPED.get(found[1], found[1]), token)
+        for token, kind in zip(values.get("tokens") or [], kinds)
+        if kind == NORMAL
+    ]
+    if not tokens or any(len(token) != 1 for token in tokens) or NORMAL in kinds[len(tokens) :]:
+        raise ValueError(f"{where}: its tokenizer is 'rwkv', which ours can only be where each token is one character")
+    return CharTokenizer("".join(tokens))

@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ from shared.models.formats import (
 )
 from shared.models.gpt import GPT, GPTConfig, Rotary
 from shared.runtime import write_json
-from shared.tokenizers import BPETokenizer, gpt2_tokenizer
+from shared.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer
 
 # ---- building
 
@@ -78,7 +79,13 @@ def _build(config: GPTConfig, layout: Layout, stored: Mapping[str, _Stored], whe
         if not tensor.is_floating_point():
             raise ValueError(f"{where}: {theirs} is of type {tensor.dtype}: load the model before it was quantized")
         weights |= layout.ours(tensor, {n: own[n].shape for n in names}, config.head_dim)
-    model.load_state_dict(weights, assign=True, strict=False)  # strict by the check above; a tied weight has one name there
+    return _filled(model, weights)  # strict by the check above
+
+
+def _filled(model: GPT, weights: dict[str, Tensor]) -> GPT:
+    """`_shapes` with these tensors, one for each name; a tied weight has one name there."""
+    config = model.config
+    model.load_state_dict(weights, assign=True, strict=False)
     if config.tie_weights:
         model.lm_head.weight = model.token_embedding.weight
     if config.position == "rope":
@@ -106,10 +113,10 @@ HUB = {
 
 
 def from_hf(source: Any, say: Callable[[str], None] = print) -> GPT:
-    """A GPT-2 or Llama of Hugging Face's as our GPT, in fp32 on the CPU, in eval mode, its tokenizer (if it has one) under `tokenizer`.
+    """A GPT-2, Llama or Qwen3 of Hugging Face's as our GPT, in fp32 on the CPU, in eval mode, its tokenizer (if it has one) under `tokenizer`.
 
-    source: a GPT2LMHeadModel or LlamaForCausalLM of transformers; a folder with config.json and model.safetensors (or shards with
-    their index); or a hub name such as "gpt2". The tokenizer is set where it is a byte-level BPE such as ours; where it is another,
+    source: a GPT2LMHeadModel, LlamaForCausalLM or Qwen3ForCausalLM of transformers; a folder with config.json and model.safetensors (or shards with
+    their index); or a hub name such as "gpt2". The tokenizer is set where it is one such as ours; where it is another,
     `say` tells why not. Dropout is 0. Raises ValueError for anything our GPT cannot express and for missing, left-over, wrong or
     damaged parts, naming them.
     """
@@ -186,7 +193,7 @@ def _snapshot(name: str) -> Path:
         ) from None
 
 
-def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None]) -> BPETokenizer | None:
+def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None]) -> Tokenizer | None:
     """The folder's tokenizer as ours, or None where there is none, or `say` why it cannot be ours."""
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     try:
@@ -198,7 +205,7 @@ def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None])
             return None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{folder}: {whole.name if whole.exists() else vocab.name} is damaged ({error!r}): download it again") from None
-    if isinstance(found, BPETokenizer) and found.vocab_size > vocab_size:
+    if isinstance(found, Tokenizer) and found.vocab_size > vocab_size:
         found = f"it has {found.vocab_size} tokens, and the model {vocab_size}"
     if isinstance(found, str):
         say(f"{folder}: the model comes without its tokenizer, which ours cannot be: {found}")
@@ -206,18 +213,31 @@ def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None])
     return found
 
 
+def plain_tensors(model: GPT) -> dict[str, Tensor]:
+    """The tensors of a GPT by name, a tied one once. Raises ValueError where its layers were swapped (adapters, quantization)."""
+    own = unshared(model)
+    strange = {(n, t.shape) for n, t in own.items()} ^ {(n, t.shape) for n, t in unshared(_shapes(model.config)).items()}
+    if strange:
+        raise ValueError(f"this model is not the GPT of its config ({min(strange)[0]}): merge adapters, or export it before it is quantized")
+    return own
+
+
+def with_biases(model: GPT) -> GPT:
+    """The same function with biases of zero where it has none: a GPT-2 elsewhere always has some. The weights are shared, not copied."""
+    own, other = plain_tensors(model), _shapes(replace(model.config, bias=True))
+    zeros = {n: model.norm.weight.new_zeros(t.shape) for n, t in unshared(other).items() if n not in own}
+    return _filled(other, own | zeros)
+
+
 def to_hf(model: GPT, folder: str | Path) -> Path:
     """Writes config.json and model.safetensors for transformers' `from_pretrained`, and returns the folder.
 
     Tensors keep their type. Of a killed call the folder is left without config.json. Raises ValueError, naming the fields that stand in
-    the way, for a GPT that is neither a GPT-2 nor a Llama; and for one whose layers were swapped (adapters, quantization).
+    the way, for a GPT that is none of GPT-2, Llama and Qwen3; and for one whose layers were swapped (adapters, quantization).
     """
     folder, config = Path(folder), model.config
     settings, layout = hf_config(config)
-    own = unshared(model)
-    strange = {(n, t.shape) for n, t in own.items()} ^ {(n, t.shape) for n, t in unshared(_shapes(config)).items()}
-    if strange:
-        raise ValueError(f"this model is not the GPT of its config ({min(strange)[0]}): merge adapters, or export it before it is quantized")
+    own = plain_tensors(model)
     if (folder / "config.json").exists() and "model_type" not in _read_json(folder / "config.json"):
         raise ValueError(f"{folder} holds a checkpoint of this course, which would be overwritten: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +281,7 @@ class _Reader(GGUFReader):
 
 
 def from_gguf(path: str | Path) -> GPT:
-    """A Llama or GPT-2 in a GGUF file as our GPT, in fp32 on the CPU, in eval mode, its tokenizer (if it has one) under `tokenizer`.
+    """A Llama, GPT-2 or Qwen3 in a GGUF file as our GPT, in fp32 on the CPU, in eval mode, its tokenizer (if it has one) under `tokenizer`.
 
     Raises ValueError for a file that is cut, damaged or none, for another architecture or tokenizer, for settings that our GPT does not
     have, and for tensors that are missing, left over, or of a type that the library gguf cannot dequantize.
