@@ -332,7 +332,7 @@ def save_adapter(folder: str | Path, model: nn.Module, name: str = "default", ba
     """Writes an adapter, apart from the base, as PEFT does: adapter_model.safetensors and adapter_config.json. Returns the folder.
 
     A LoRA is written by `name`, a soft prompt where the model is a `PromptTuned`. Layers get Hugging Face's names where the model has an
-    exact equivalent there (GPT-2, Llama), and its own otherwise. base_model: the hub's name of the base, for who loads the file. Raises
+    exact equivalent there (GPT-2, Llama, Qwen3), and its own otherwise. base_model: the hub's name of the base, for who loads the file. Raises
     ValueError for an unknown adapter and a folder that holds a model.
     """
     folder = Path(folder)

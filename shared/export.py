@@ -13,6 +13,7 @@ Each is exact or refused: a GPT becomes a GPT-2, a Llama or a Qwen3 (a Llama wit
 the way are named and nothing is written. ONNX takes every GPT. Sources: transformers; the GGUF specification in ggml's repository; onnx.ai.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +29,13 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from shared import checkpoint
 from shared.commandline import errors_for_people, parse_args
-from shared.models.formats import GGUF_FAMILIES, exact_family, refuse
+from shared.models.formats import GGUF_FAMILIES, exact_family, hf_config, refuse
 from shared.models.gpt import GPT
-from shared.models.pretrained import load_smollm2, plain_tensors, to_hf, with_biases
+from shared.models.pretrained import load_smollm2, plain_tensors, refuse_checkpoint, to_hf, with_biases
 from shared.onnx_export import OnnxModel, to_onnx
 from shared.report import model_card
 from shared.runtime import write_atomically, write_json
+from shared.sampling import generate
 from shared.token_formats import gguf_tokenizer, hf_tokenizer, hf_tokenizer_config, special_roles
 from shared.tokenizers import Tokenizer
 
@@ -42,8 +44,7 @@ __all__ = ["Card", "OnnxModel", "push_to_hub", "save_hf_folder", "to_gguf", "to_
 
 def _ready(model: GPT, tokenizer: Tokenizer) -> GPT:
     """The model as other programs can have it, checked against its tokenizer."""
-    if not isinstance(model, GPT):
-        raise ValueError(f"a {type(model).__name__} cannot be exported: other programs have an equivalent of GPT only (week 4 and later)")
+    plain_tensors(model)  # or refuse it
     if tokenizer is None:
         raise ValueError("a model is exported with its tokenizer, and this one has none: give the one it was trained with")
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -81,14 +82,16 @@ def save_hf_folder(folder: str | Path, model: GPT, tokenizer: Tokenizer, card: C
     """
     folder, card = Path(folder), card or Card()
     exported = _ready(model, tokenizer)
+    hf_config(exported.config)  # or refuse it
     tokens = hf_tokenizer(tokenizer)
+    refuse_checkpoint(folder)
     strange = sorted(path.name for path in folder.iterdir() if path.name not in FILES) if folder.is_dir() else []
     if strange or folder.is_file():
         raise ValueError(f"{folder} holds something else ({', '.join(strange[:3]) or 'it is a file'}): choose a new folder")
     roles = {f"{role}_token_id": tokenizer.special_tokens[token] for role, token in special_roles(tokenizer).items()}
     with checkpoint.whole_folder(folder) as new:
         to_hf(exported, new)
-        settings = checkpoint._read_json(new / "config.json")
+        settings = json.loads((new / "config.json").read_text())
         settings |= roles | {"dtype": str(exported.norm.weight.dtype).removeprefix("torch.")}
         write_json(new / "config.json", settings)
         write_json(new / "generation_config.json", roles)
@@ -102,28 +105,26 @@ def _write_card(path: Path, model: GPT, tokenizer: Tokenizer, card: Card, name: 
     config = model.config
     facts = {
         "What": "a language model that goes on with a text. It was made to learn how such models work: do not rely on what it says",
-        "Architecture": f"{architecture}, {config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads, {config.block_size} tokens of context",
+        "Architecture": f"{architecture}, {config.n_layer} layers of {config.n_embd} with {config.n_head} heads, {config.block_size} tokens of context",
         "Parameters": f"{model.num_parameters():,}",
         "Tokenizer": f"{tokenizer.vocab_size:,} tokens",
     }
     figures = card.figures or [{"": "parameters", "value": f"{model.num_parameters():,}"}]
+    start = next((i for i, token in tokenizer.vocab.items() if token == b"\n"), 0)
     usage = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")  # this folder, or its name on the hub\n'
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-        f'ids = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)\n'
+        f'ids = tokenizer({json.dumps(tokenizer.decode([start]))}, return_tensors="pt", return_token_type_ids=False)\n'
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))"
     )
-    model_card(path, card.title, facts | dict(card.facts), figures, usage, _sample(model, tokenizer) if card.sample is None else card.sample)
+    model_card(path, card.title, facts | dict(card.facts), figures, usage, card.sample or _sample(model, tokenizer, start))
     head = {"library_name": "transformers", "pipeline_tag": "text-generation"} | ({"license": card.license} if card.license else {})
     front = "".join(f"{key}: {value}\n" for key, value in head.items())
     write_atomically(path, f"---\n{front}---\n\n{path.read_text(encoding='utf-8')}")
 
 
-def _sample(model: GPT, tokenizer: Tokenizer) -> str:
-    from shared.sampling import generate
-
-    start = next((i for i, token in tokenizer.vocab.items() if token == b"\n"), 0)
+def _sample(model: GPT, tokenizer: Tokenizer, start: int) -> str:
     return tokenizer.decode([i for i in generate(model, [start], 64, temperature=0.8, seed=1) if i < tokenizer.vocab_size])
 
 
@@ -160,9 +161,9 @@ def to_gguf(path: str | Path, model: GPT, tokenizer: Tokenizer, kind: Literal["F
     """Writes a GPT and its tokenizer as a GGUF file (architecture gpt2, llama or qwen3), and returns the path.
 
     kind: how matrices are stored, the embedding among them: 32 or 16 bits each, or 8 or 4 with a 16-bit scale for 32 of a row (gguf's own
-    rounding). Norms, biases and positions stay in fp32. A GPT-2 without biases is given biases of zero. name: what it is called in the file; None takes
-    the file's. Raises ValueError for a GPT or a tokenizer that llama.cpp has no equivalent of, rows that are no multiple of 32, and
-    values that the kind cannot hold.
+    rounding). Norms, biases and positions stay in fp32. A GPT-2 without biases is given biases of zero. name: what the model is called in
+    the file; None takes the file's own. Raises ValueError for a GPT or a tokenizer that llama.cpp has no equivalent of, rows that are no
+    multiple of 32, and values that the kind cannot hold.
     """
     path = Path(path)
     if kind not in KINDS:
@@ -231,14 +232,12 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def _packed(name: str, values: np.ndarray, type_: GGMLQuantizationType) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        packed = quantize(values, type_)
     largest = np.abs(values).max()
     if not np.isfinite(largest):
         raise ValueError(f"{name} has values that are not finite: the model is broken")
     if type_ != _FLOAT32 and largest > np.finfo(np.float16).max:
         raise ValueError(f"{name} has values up to {largest:.3g}, and {type_.name} can hold {np.finfo(np.float16).max} at most: use F32")
-    return packed
+    return quantize(values, type_)
 
 
 # ---- from the command line

@@ -26,6 +26,7 @@ CHAT_TEMPLATE = (
     f"{{% if add_generation_prompt %}}{{{{ '{IM_START}assistant\\n' }}}}{{% endif %}}"
 )
 """What `chat_prompt` does, in Jinja."""
+USE_GPT2S = "train the tokenizer with GPT2_PATTERN (shared.tokenizers.bpe), which all have"
 NEVER_IN_TEXT = (0xFF, 0xFE, 0xC0, 0xC1, *range(0xF5, 0xFE))
 """Bytes that no UTF-8 text contains."""
 
@@ -61,7 +62,10 @@ def _merges(tokenizer: BPETokenizer) -> list[str]:
 
 
 def hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of tokenizer.json. Raises ValueError for a kind, or a rule for cutting text, that cannot be written exactly."""
+    """The content of tokenizer.json. Raises ValueError for a kind, or a rule for cutting text, that cannot be written exactly.
+
+    One difference is left: a byte that a BPE's vocabulary lacks (SmolLM2's has no 0x04) is an error with ours, and left out by theirs.
+    """
     if isinstance(tokenizer, CharTokenizer):
         vocab = {char: i for i, char in enumerate(tokenizer.chars)}
         # The model's unknown token is not in the vocabulary: another character is an error, as with ours.
@@ -77,7 +81,7 @@ def hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     elif tokenizer.pattern in SPLITS:
         steps = _in_turn(_split(SPLITS[tokenizer.pattern]), byte_level | {"use_regex": False})
     else:
-        raise ValueError(f"the rule {tokenizer.pattern!r} for cutting text has no known equivalent at Hugging Face: {_allowed_patterns()}")
+        raise ValueError(f"the rule {tokenizer.pattern!r} for cutting text has no known equivalent at Hugging Face: {USE_GPT2S}")
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
         "byte_fallback": False, "ignore_merges": False, "vocab": {token: i for i, token in enumerate(_printable_tokens(tokenizer))},
         "merges": _merges(tokenizer)}  # fmt: skip
@@ -97,10 +101,6 @@ def _split(regex: str) -> dict[str, Any]:
 
 def _in_turn(*steps: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-def _allowed_patterns() -> str:
-    return "train the tokenizer with GPT2_PATTERN (shared.tokenizers.bpe)"
 
 
 def hf_tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     elif isinstance(tokenizer, BPETokenizer):
         pre = next((name for name, pattern in GGUF_PATTERNS.items() if pattern == tokenizer.pattern), None)
         if pre is None:
-            raise ValueError(f"the rule {tokenizer.pattern!r} for cutting text is none of llama.cpp's: {_allowed_patterns()}")
+            raise ValueError(f"the rule {tokenizer.pattern!r} for cutting text is none of llama.cpp's: {USE_GPT2S}")
         values |= {"model": "gpt2", "pre": pre, "tokens": _printable_tokens(tokenizer), "merges": _merges(tokenizer)}
         special = set(tokenizer.special_tokens.values())
         roles = {"padding" if role == "pad" else role: tokenizer.special_tokens[t] for role, t in special_roles(tokenizer).items()}

@@ -45,7 +45,7 @@ from tests.test_gpt import shake
 
 GPT2 = GPTConfig(vocab_size=53, block_size=24, n_layer=2, n_head=4, n_embd=32)
 LLAMA = replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", mlp_hidden=64, n_kv_head=2, bias=False, tie_weights=False)
-OTHER = replace(LLAMA, qk_norm=True, zero_init=True)  # has no equivalent at Hugging Face
+OTHER = replace(LLAMA, qk_norm=True, window=16, zero_init=True)  # has no equivalent at Hugging Face
 CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "other": OTHER}
 KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 ALL = ("all-linear",)

@@ -18,7 +18,7 @@ from gguf import GGUFWriter
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from shared import checkpoint
 from shared.models import pretrained
@@ -61,12 +61,14 @@ THEIRS = {
     "Llama with one key head and biases": lambda: LlamaForCausalLM(
         LlamaConfig(**LLAMA | dict(num_key_value_heads=1, attention_bias=True, mlp_bias=True))
     ),
+    "Qwen3, which is a Llama with norms on queries and keys": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA | dict(head_dim=16))),
 }
 SMALL = dict(vocab_size=VOCAB, block_size=BLOCK, n_layer=2, n_head=4, n_embd=32)
 OURS = {
     "GPT-2": GPTConfig(**SMALL),
     "GPT-2 untied, with dropout": GPTConfig(**SMALL, tie_weights=False, mlp_hidden=64, dropout=0.1, zero_init=True),
     "Llama": GPTConfig(**SMALL, norm="rmsnorm", position="rope", mlp="swiglu", bias=False, tie_weights=False, n_kv_head=2, rope_theta=777.0),
+    "Qwen3": GPTConfig.preset("mini", **SMALL, n_kv_head=1),
     "Llama tied": GPTConfig(**SMALL, norm="rmsnorm", norm_eps=1e-6, position="rope", mlp="swiglu", bias=False, mlp_hidden=40),
 }
 
@@ -229,6 +231,9 @@ def test_a_gpt_without_an_equivalent_is_refused_with_the_fields_in_the_way(chang
         ("Llama", dict(attention_bias=True), "attention_bias=True with mlp_bias=False"),
         ("Llama", dict(hidden_act="gelu"), "hidden_act='gelu'"),
         ("Llama", dict(head_dim=32), "head_dim=32"),
+        ("Qwen3, which is a Llama with norms on queries and keys", dict(head_dim="absent"), "head_dim=128"),
+        ("Qwen3, which is a Llama with norms on queries and keys", dict(use_sliding_window=True), "use_sliding_window=True"),
+        ("Qwen3, which is a Llama with norms on queries and keys", dict(attention_bias=True), "attention_bias=True"),
         ("Llama", dict(num_hidden_layers="2"), "n_layer='2' is of the wrong kind"),
         ("Llama", dict(num_hidden_layers=2.5), "n_layer=2.5 is of the wrong kind"),
         ("Llama", dict(num_attention_heads=0), "n_head=0"),

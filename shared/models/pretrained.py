@@ -214,7 +214,9 @@ def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None])
 
 
 def plain_tensors(model: GPT) -> dict[str, Tensor]:
-    """The tensors of a GPT by name, a tied one once. Raises ValueError where its layers were swapped (adapters, quantization)."""
+    """The tensors of a GPT by name, a tied one once. Raises ValueError for another model, and for swapped layers (adapters, quantization)."""
+    if not isinstance(model, GPT):
+        raise ValueError(f"a {type(model).__name__} cannot be exported: other programs have an equivalent of our GPT only")
     own = unshared(model)
     strange = {(n, t.shape) for n, t in own.items()} ^ {(n, t.shape) for n, t in unshared(_shapes(model.config)).items()}
     if strange:
@@ -229,6 +231,12 @@ def with_biases(model: GPT) -> GPT:
     return _filled(other, own | zeros)
 
 
+def refuse_checkpoint(folder: Path) -> None:
+    """Raises ValueError for a folder with a checkpoint of this course, whose files have the names of Hugging Face's."""
+    if (folder / "config.json").exists() and "model_type" not in _read_json(folder / "config.json"):
+        raise ValueError(f"{folder} holds a checkpoint of this course, which would be overwritten: choose another folder")
+
+
 def to_hf(model: GPT, folder: str | Path) -> Path:
     """Writes config.json and model.safetensors for transformers' `from_pretrained`, and returns the folder.
 
@@ -238,8 +246,7 @@ def to_hf(model: GPT, folder: str | Path) -> Path:
     folder, config = Path(folder), model.config
     settings, layout = hf_config(config)
     own = plain_tensors(model)
-    if (folder / "config.json").exists() and "model_type" not in _read_json(folder / "config.json"):
-        raise ValueError(f"{folder} holds a checkpoint of this course, which would be overwritten: choose another folder")
+    refuse_checkpoint(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     temporary = folder / f".model.safetensors.{os.getpid()}.tmp"
