@@ -5,9 +5,9 @@
     to_onnx("my-model.onnx", model)                       # ONNX Runtime
     push_to_hub("my-model", "someone/my-model")           # the folder, with its card, to the Hugging Face hub
 
-From the command line, with a checkpoint of any week, or SmolLM2:
+From the command line, with a checkpoint of week 4 or later, or SmolLM2:
 
-    python -m shared.export --checkpoint checkpoints/06_gpt2/laptop/tinyshakespeare/best --format gguf --kind Q8_0 --out my-model.gguf
+    python -m shared.export --checkpoint checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best --format gguf --kind Q8_0 --out my-model.gguf
 
 Each is exact or refused: a GPT becomes a GPT-2, a Llama or a Qwen3 (a Llama with qk_norm), and where a format has no such model the fields in
 the way are named and nothing is written. ONNX takes every GPT. Sources: transformers; the GGUF specification in ggml's repository; onnx.ai.
@@ -105,7 +105,7 @@ def _write_card(path: Path, model: GPT, tokenizer: Tokenizer, card: Card, name: 
     config = model.config
     facts = {
         "What": "a language model that goes on with a text. It was made to learn how such models work: do not rely on what it says",
-        "Architecture": f"{architecture}, {config.n_layer} layers of {config.n_embd} with {config.n_head} heads, {config.block_size} tokens of context",
+        "Architecture": f"{architecture}, {config.n_layer} layers, {config.n_embd} wide, {config.block_size} tokens of context",
         "Parameters": f"{model.num_parameters():,}",
         "Tokenizer": f"{tokenizer.vocab_size:,} tokens",
     }

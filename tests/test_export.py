@@ -600,15 +600,8 @@ def run(*args: str) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize(
-    ("format", "read"),
-    [
-        ("hf", lambda path: from_hf(path)),
-        ("gguf", lambda path: from_gguf(path)),
-        ("onnx", lambda path: None),
-    ],
-)
-def test_a_checkpoint_is_exported_from_the_command_line(format, read, saved, tmp_path, monkeypatch):
+@pytest.mark.parametrize("format", ["hf", "gguf", "onnx"])
+def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path):
     out = tmp_path / "out"
     said = run("--checkpoint", str(saved), "--format", format, "--kind", "F32", "--out", str(out), "--title", "Mine")
     assert said[0].startswith("wrote ") and str(out) in said[0] and "bytes)" in said[0]
@@ -617,7 +610,7 @@ def test_a_checkpoint_is_exported_from_the_command_line(format, read, saved, tmp
         assert OnnxModel(out).generate([prompt(name)], NEW) == [greedy(name)]
         assert Tokenizer.load(tmp_path / "out.tokenizer.json").fingerprint == bpe().fingerprint
         return
-    back = read(out)
+    back = {"hf": from_hf, "gguf": from_gguf}[format](out)
     assert same_tensors(back, made(name))
     if format == "hf":
         card = (out / "README.md").read_text()
