@@ -116,18 +116,33 @@ def _next_logits(model: nn.Module, tokens: list[int], use_cache: bool) -> Iterat
         model.train(was_training)
 
 
+def split_at_stop(held: Sequence[int], stops: Sequence[Sequence[int]]) -> tuple[int, bool]:
+    """Of drawn ids that nobody has seen yet: how many may be shown, and whether a stop sequence ends here (it is not shown).
+
+    What may be the beginning of a stop sequence has to wait. Of sequences that end at the same place the longest counts.
+
+    >>> split_at_stop([7, 8, 1], stops=[[1, 2]]), split_at_stop([1, 2], stops=[[1, 2]])
+    ((2, False), (0, True))
+    """
+    held = list(held)
+    ended = [len(s) for s in stops if held[-len(s) :] == s]
+    if ended:
+        return len(held) - max(ended), True
+    return len(held) - max((n for s in stops for n in range(1, len(s)) if held[-n:] == s[:n]), default=0), False
+
+
 def _until_stop(drawn: Iterator[int], tokens: list[int], max_new_tokens: int, stops: list[list[int]]) -> Iterator[int]:
     held: list[int] = []  # drawn, but perhaps the beginning of a stop sequence
     for _ in range(max_new_tokens):
         held.append(next(drawn))
         tokens.append(held[-1])
-        if any(held[-len(s) :] == s for s in stops):
+        ready, stopped = split_at_stop(held, stops)
+        if stopped:
             drawn.close()
-            yield from held[: -max(len(s) for s in stops if held[-len(s) :] == s)]
+            yield from held[:ready]
             return
-        keep = max((n for s in stops for n in range(1, len(s)) if held[-n:] == s[:n]), default=0)
-        ready, held = held[: len(held) - keep], held[len(held) - keep :]
-        yield from ready
+        yield from held[:ready]
+        del held[:ready]
     drawn.close()
     yield from held
 
