@@ -420,7 +420,7 @@ class Settings:
 def main(settings: Settings) -> list[Result]:
     """Prints a table with a line for each task and metric."""
     tasks = {task: load_task(task, settings.hellaswag)[: settings.limit] for task in settings.tasks}
-    model, tokenizer = _load(settings.model, pick_device(settings.device))
+    model, tokenizer = load_by_name(settings.model, pick_device(settings.device))
     results = [run_task(model, tokenizer, task, examples, settings.max_tokens, progress=True) for task, examples in tasks.items()]
     rows = [
         {"task": r.task, "metric": name, "value": value, "standard error": r.standard_errors.get(name), "examples": len(r.records), "seconds": r.seconds}
@@ -430,7 +430,9 @@ def main(settings: Settings) -> list[Result]:
     return results
 
 
-def _load(name: str, device: torch.device) -> tuple[GPT, Tokenizer]:
+def load_by_name(name: str, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """A model and its tokenizer: "smollm2", a checkpoint's folder, or a Hugging Face model's folder or hub name. Raises ValueError where there
+    is none, and for a model without a tokenizer of ours."""
     folder = checkpoint.find(name)
     if name == "smollm2":
         model, _ = load_smollm2()

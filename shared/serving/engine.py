@@ -42,6 +42,8 @@ from shared.serving.slots import SlotCache
 
 ROWS = 4
 """Texts are written in batches of a multiple of so many rows: smaller batches go through other kernels, which round differently."""
+REASONS = ("stop", "length", "cancelled", "timeout", "error")
+"""Why a text ended."""
 log = logging.getLogger(__name__)
 
 
@@ -111,13 +113,15 @@ class Generation:
     def __init__(self, request: Request, listen: Callable[[Token | None], None] | None, wake: Callable[[], None]):
         self.request = request
         self.finish_reason: str | None = None
-        """None while it runs; then "stop", "length", "cancelled", "timeout" or "error"."""
+        """None while it runs; then one of `REASONS`."""
         self.prompt: list[Token] = []
         """The prompt's tokens with log-probabilities, as far as it has been read, with `score_prompt`."""
         self.reused = 0
         """Tokens of the prompt that did not have to be read."""
         self.drawn = 0
         """Tokens drawn so far, those of a stop sequence among them."""
+        self.ending: list[Token] = []
+        """The tokens of the stop sequence that ended it."""
         self.cancelled = False
         self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
         self.generator = torch.Generator()
@@ -192,6 +196,7 @@ class Engine:
         self._draining = self._closing = False
         self._changed = threading.Condition()
         self.prompt_tokens = self.reused_tokens = self.generated_tokens = self.steps = 0
+        self.ended = dict.fromkeys(REASONS, 0)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True) if start else None
         if self._thread:
             self._thread.start()
@@ -316,6 +321,7 @@ class Engine:
             if generation in self._waiting:
                 self._waiting.remove(generation)
             self._changed.notify_all()
+        self.ended[reason] += 1
         generation.finish_reason = reason
         generation.deliver(None)
 
@@ -416,6 +422,8 @@ class Engine:
         for token in held[: len(held) if ended and not stopped else ready]:
             generation.deliver(token)
         del held[:ready]
+        if stopped:
+            generation.ending = held
         if stopped or ended:
             self._finish(generation, "stop" if stopped else "length")
 

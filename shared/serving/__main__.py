@@ -1,0 +1,136 @@
+"""Week 12. Serves a model from the command line.
+
+    python -m shared.serving --model smollm2
+    python -m shared.serving --model checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --port 8001
+    python -m shared.serving --model smollm2 --quantize int8 --adapters pirate=checkpoints/pirate
+
+SIGTERM or Ctrl-C: no new texts are taken, those being written are finished within `--grace` seconds; a second one stops at once.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import uvicorn
+
+from shared import checkpoint
+from shared.adapters import load_adapter
+from shared.commandline import errors_for_people, parse_args
+from shared.models.gpt import GPT
+from shared.quantization import load_quantized, quantize
+from shared.runtime import pick_device
+from shared.serving.api import create_app
+from shared.serving.engine import Engine, same_bits_in_every_row
+from shared.serving.gate import Limits
+from shared.tokenizers import Tokenizer
+from shared.zero_shot import load_by_name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A server for one model and its adapters."""
+
+    model: str
+    """"smollm2", a checkpoint's folder (quantized or not), or a Hugging Face model's folder or hub name."""
+    name: str | None = None
+    """What clients call it; the last part of --model if not given."""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """Round its weights first."""
+    group_size: int | None = None
+    """As in shared.quantization."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters, NAME=FOLDER each; clients ask for one as for a model."""
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines in: then set a key."""
+    port: int = 8000
+    """0 takes any that is free."""
+    api_key_variable: str = "LLM_WEEKS_API_KEY"
+    """The environment variable with the key that clients must send; where it is not set, none is asked for."""
+    slots: int = 8
+    """Texts that are written at a time."""
+    queue: int = 64
+    """Requests that may wait."""
+    max_length: int | None = None
+    """Tokens of a prompt and its text; none: the model's block_size."""
+    chunk: int = 32
+    """Tokens of a prompt that are read at a time."""
+    grace: float = 30
+    """Seconds for what is being written, after SIGTERM."""
+    device: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        problems = [f"adapters: {a!r} is not NAME=FOLDER" for a in self.adapters if not all(a.partition("="))]
+        if not 0 <= self.port < 2**16:
+            problems.append(f"port={self.port}: must be from 0 to 65535")
+        if self.grace < 0:
+            problems.append(f"grace={self.grace}: must be at least 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+class Server(uvicorn.Server):
+    """Goes on listening after the first signal, so that those who ask hear that it shuts down, until its texts are finished or `grace` is over."""
+
+    def __init__(self, config: uvicorn.Config, served: Engine, grace: float):
+        super().__init__(config)
+        self._served, self._grace = served, grace
+        self._deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self._deadline is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._deadline = time.monotonic() + self._grace
+        self._served.drain()
+        print(f"{signal.Signals(sig).name}: finishing {self._served.busy + self._served.waiting} texts", file=sys.stderr, flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._deadline is not None and not self.should_exit:
+            late = time.monotonic() > self._deadline
+            if late:
+                await asyncio.to_thread(self._served.close)
+            self.should_exit = late or self._served.wait_idle(0)
+        return await super().on_tick(counter)
+
+
+def load(settings: Settings) -> tuple[GPT, Tokenizer]:
+    """The model, quantized and with its adapters, and its tokenizer."""
+    device = pick_device(settings.device)
+    folder = checkpoint.find(settings.model)
+    if folder and "quantization" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        model = load_quantized(settings.model, device=device).model
+        if model.tokenizer is None:
+            raise ValueError(f"{settings.model} was saved without a tokenizer: its ids cannot be turned into text")
+    else:
+        model, _ = load_by_name(settings.model, device)
+    if settings.quantize:
+        quantize(model, settings.quantize, settings.group_size)
+    for adapter in settings.adapters:
+        name, _, path = adapter.partition("=")
+        load_adapter(path, model, name)
+    return model, model.tokenizer
+
+
+def main(settings: Settings) -> None:
+    """Serves until a signal comes."""
+    same_bits_in_every_row()
+    model, tokenizer = load(settings)
+    api_key = os.environ.get(settings.api_key_variable)
+    name = settings.name or os.path.basename(os.path.normpath(settings.model))
+    app = create_app(
+        model, tokenizer, name, settings.slots, settings.max_length, settings.chunk, settings.queue, settings.limits, api_key
+    )  # fmt: skip
+    print(f"model: {name} ({model.num_parameters():,} parameters); API key: {'asked for' if api_key else 'none'}")
+    config = uvicorn.Config(app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5)
+    Server(config, app.state.engine, settings.grace).run()
+
+
+if __name__ == "__main__":
+    with errors_for_people():
+        main(parse_args(Settings, sys.argv[1:], __doc__))
