@@ -346,7 +346,7 @@ def chat_prompt(tokenizer: BPETokenizer, messages: Sequence[Mapping[str, str]]) 
     SmolLM2's own is put there. A special token's text inside a message stays plain text, so that no message can end itself and speak
     for another role. Raises ValueError for another role, no messages, and a tokenizer without the template's tokens.
     """
-    missing = [token for token in (IM_START, IM_END) if token not in tokenizer.special_tokens]
+    missing = [token for token in (IM_START, IM_END) if token not in getattr(tokenizer, "special_tokens", {})]
     if missing:
         raise ValueError(f"this tokenizer has no {' and '.join(missing)}: the chat template is SmolLM2's")
     if not messages:

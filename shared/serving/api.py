@@ -190,7 +190,7 @@ def create_app(
                     requests.append(
                         engine.Request(
                             prompt, new, 1.0 if body.temperature is None else body.temperature, body.top_k, body.top_p,
-                            None if body.seed is None else body.seed + i, ends, models[body.model], timeout=limits.seconds, **options,
+                            None if body.seed is None else body.seed + i, () if body.ignore_eos else ends, models[body.model], timeout=limits.seconds, **options,
                         )
                     )  # fmt: skip
                     served.check(requests[-1])

@@ -44,6 +44,8 @@ class Body(BaseModel):
     top_p: float | None = None
     top_k: int | None = None
     """Not OpenAI's: draw only from the k likeliest tokens."""
+    ignore_eos: bool | None = None
+    """Not OpenAI's: write on to max_tokens, whatever the model says (for measurements)."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Answers to each prompt; with a seed, answer i is drawn with seed + i."""
     seed: int | None = None
