@@ -46,6 +46,7 @@ CONFIG = GPTConfig(
 )  # fmt: skip
 ENDS = [TOKENIZER.special_tokens[token] for token in (END_OF_TEXT, IM_END)]
 PROMPT = "abc def, hij"
+EVER = {"ignore_eos": True}
 
 
 def gpt() -> GPT:
@@ -421,7 +422,7 @@ def test_a_failing_model_is_an_error_of_the_server_and_it_goes_on():
 def test_metrics_count_what_happened():
     with client(chunk=4) as talk:
         for _ in range(3):
-            complete(talk, prompt=[1] * 9, max_tokens=7)
+            complete(talk, prompt=[1] * 9, max_tokens=7, ignore_eos=True)
         complete(talk, model="other")
         talk.get("/nowhere")
         families = text_string_to_metric_families(talk.get("/metrics").text)
@@ -444,7 +445,7 @@ def test_the_text_of_a_client_that_leaves_is_given_up_within_a_step(stream, afte
     model, sent = gpt(), []
     app = create_app(model, TOKENIZER, "tiny", slots=1)
     engine = app.state.engine
-    body = json.dumps({"model": "tiny", "prompt": PROMPT, "max_tokens": 100, "stream": stream}).encode()
+    body = json.dumps({"model": "tiny", "prompt": PROMPT, "max_tokens": 100, "stream": stream, "ignore_eos": True}).encode()
     scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "path": "/v1/completions", "raw_path": b"",
              "query_string": b"", "headers": [(b"content-type", b"application/json")], "scheme": "http", "server": ("x", 1), "client": ("y", 2)}  # fmt: skip
     steps, left_at = [], []
@@ -530,7 +531,7 @@ def test_it_survives_500_requests_of_which_many_leave_or_are_wrong():
 
     async def everything(url: str) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=40)) as http:
-            gate = asyncio.Semaphore(24)
+            gate = asyncio.Semaphore(14)
             work = asyncio.gather(*(one(http, i, kind, gate) for i, kind in enumerate(kinds)))
             while not work.done():
                 health.append((await http.get("/health")).status_code)
@@ -653,7 +654,7 @@ def test_sigterm_under_load_finishes_what_is_there_and_refuses_what_comes(folder
     ):
         theirs = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
         assert [m.id for m in theirs.models.list()] == ["tiny", "pirate"]
-        streams = [theirs.completions.create(model=m, prompt="a", max_tokens=100, stream=True, n=4) for m in ("tiny", "pirate")]
+        streams = [theirs.completions.create(model=m, prompt="a", max_tokens=100, stream=True, n=4, extra_body=EVER) for m in ("tiny", "pirate")]
         firsts = [next(stream) for stream in streams]
         server.send_signal(signal.SIGTERM)
         assert "SIGTERM: finishing" in server.stderr.readline()
@@ -669,7 +670,7 @@ def test_sigterm_under_load_finishes_what_is_there_and_refuses_what_comes(folder
 def test_after_its_grace_a_server_ends_what_is_there(folder):
     with process("--model", str(folder / "tiny"), "--grace", "0", "--slots", "1") as (server, url, _):
         theirs = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
-        stream = theirs.completions.create(model="tiny", prompt="a", max_tokens=120, stream=True, n=60)
+        stream = theirs.completions.create(model="tiny", prompt="a", max_tokens=120, stream=True, n=60, extra_body=EVER)
         next(stream)
         server.send_signal(signal.SIGTERM)
         with pytest.raises(openai.APIError, match="shutting down"):

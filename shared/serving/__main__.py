@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def load(settings: Settings) -> tuple[GPT, Tokenizer]:
+def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
     """The model, quantized and with its adapters, and its tokenizer."""
     device = pick_device(settings.device)
     folder = checkpoint.find(settings.model)
@@ -120,7 +120,7 @@ def load(settings: Settings) -> tuple[GPT, Tokenizer]:
 def main(settings: Settings) -> None:
     """Serves until a signal comes."""
     same_bits_in_every_row()
-    model, tokenizer = load(settings)
+    model, tokenizer = served_model(settings)
     api_key = os.environ.get(settings.api_key_variable)
     name = settings.name or os.path.basename(os.path.normpath(settings.model))
     app = create_app(
