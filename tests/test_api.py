@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from functools import cache
 
 import httpx
 import lm_eval
@@ -53,9 +54,12 @@ def gpt() -> GPT:
     return shake(GPT(CONFIG))
 
 
+reference = cache(gpt)
+
+
 def expected(prompt: str | list[int], n: int, stop=(), model: GPT | None = None, **options) -> str:
     ids = TOKENIZER.encode(prompt) if isinstance(prompt, str) else prompt
-    return TOKENIZER.decode(list(generate(model or gpt(), ids, n, stop=ENDS, **options)))
+    return TOKENIZER.decode(list(generate(model or reference(), ids, n, stop=ENDS, **options)))
 
 
 @contextmanager
