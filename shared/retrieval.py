@@ -1,0 +1,350 @@
+"""Week 11. Finding the chunks that a question is about: by words (BM25), by meaning (embeddings), by both.
+
+    index = Index(MiniLM())                          # or HiddenStates(model, tokenizer, "my-gpt"); store=FaissStore(384, "hnsw")
+    index.add(chunk_documents(documents, tokenizer))
+    for hit in index.search("When does the last ferry leave?", k=3, by="dense"):
+        print(hit.score, hit.chunk.cite)
+    index.save("indexes/handbook"); index = Index.load("indexes/handbook", MiniLM())
+
+Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form that Lucene has; Reimers & Gurevych
+(Sentence-BERT, 2019); Cormack, Clarke & Büttcher (reciprocal rank fusion, 2009); Dai & Callan (a passage is as good as its best part, 2019).
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import nn
+
+from shared.assets import fetch
+from shared.documents import Chunk
+from shared.models.gpt import GPT
+from shared.runtime import write_atomically, write_json
+from shared.stores import FaissStore, Vectors, VectorStore, open_store
+from shared.tokenizers import Tokenizer
+
+# ---- by words
+
+STOP_WORDS = frozenset(
+    "a an and are as at be been by can could do does did for from had has have how i if in into is it its may me must my no not of on or our s "
+    "she he should so t than that the their them then there these they this to up was we were what when where which who whom whose why will "
+    "with would you your".split()
+)
+
+
+def terms(text: str) -> list[str]:
+    """What BM25 counts: words in lower case without the stop words, a plural as its singular (Harman's S-stemmer, 1991).
+
+    >>> terms("Where are the ferries' timetables?")
+    ['ferry', 'timetable']
+    """
+    return [_singular(word) for word in re.findall(r"\w+", text.casefold()) if word not in STOP_WORDS]
+
+
+def _singular(word: str) -> str:
+    if word.endswith("ies") and not word.endswith(("eies", "aies")) and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith("s") and not word.endswith(("us", "ss", "aes", "ees", "oes")) and len(word) > 3:
+        return word[:-1]
+    return word
+
+
+class BM25:
+    """Texts by id, ranked by their words: Σ idf(term) · tf / (tf + k1 (1 - b + b · length / mean length)) over the question's terms, with
+    idf = ln(1 + (n - df + 0.5) / (df + 0.5)). k1: how soon more of a term stops to matter; b: how much long texts are held back."""
+
+    def __init__(self, k1: float = 1.2, b: float = 0.75):
+        if k1 < 0 or not 0 <= b <= 1:
+            raise ValueError(f"BM25: k1={k1} must not be negative, and b={b} must be from 0 to 1")
+        self.k1, self.b = k1, b
+        self._counts: dict[int, Counter[str]] = {}
+        self._lengths: dict[int, int] = {}
+        self._postings: dict[str, dict[int, int]] = {}  # how often each text has the term
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def add(self, ids: Iterable[int], texts: Iterable[str]) -> None:
+        """Raises ValueError for an id that is there already."""
+        for i, text in zip(ids, texts, strict=True):
+            if i in self._counts:
+                raise ValueError(f"id {i} is there already: delete it first")
+            counts = self._counts[i] = Counter(terms(text))
+            self._lengths[i] = counts.total()
+            for term, n in counts.items():
+                self._postings.setdefault(term, {})[i] = n
+
+    def delete(self, ids: Iterable[int]) -> None:
+        for i in ids:
+            del self._lengths[i]
+            for term in self._counts.pop(i):
+                del self._postings[term][i]
+                if not self._postings[term]:
+                    del self._postings[term]
+
+    def search(self, question: str, k: int) -> list[tuple[int, float]]:
+        """At most k ids with scores, best first; texts that share no term with the question are not among them. Equals by id."""
+        scores: dict[int, float] = {}
+        mean = sum(self._lengths.values()) / max(1, len(self))
+        for term, times in Counter(terms(question)).items():
+            found = self._postings.get(term, {})
+            idf = math.log(1 + (len(self) - len(found) + 0.5) / (len(found) + 0.5))
+            for i, tf in found.items():
+                scores[i] = scores.get(i, 0.0) + times * idf * tf / (tf + self.k1 * (1 - self.b + self.b * self._lengths[i] / mean))
+        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+# ---- by meaning
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of length 1, near each other where the texts mean similar things."""
+
+    name: str
+    """Which model it is: an index made with one cannot be searched with another."""
+    dim: int
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """float32 [len(texts), dim]."""
+        ...
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 through sentence-transformers: 22 million parameters, trained on a billion pairs of sentences. Fetched on the first call.
+
+    Of a text it reads 256 word pieces.
+    """
+
+    name = "all-MiniLM-L6-v2"
+    dim = 384
+
+    def __init__(self, device: torch.device | str = "cpu", batch_size: int = 32):
+        folders = {fetch(f"minilm-{part}").parent for part in ("weights", "tokenizer", "config")}
+        if len(folders) > 1:
+            raise ValueError(f"the files of {self.name} lie in several folders: put them all into one of {', '.join(map(str, folders))}")
+        logging.getLogger("torchao").setLevel(logging.ERROR)  # of kernels for other machines
+        from sentence_transformers import SentenceTransformer  # takes seconds to import
+        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        reader = Transformer(str(folders.pop()), max_seq_length=256)
+        self._model = SentenceTransformer(modules=[reader, Pooling(self.dim, "mean"), Normalize()], device=str(device))
+        self._batch_size = batch_size
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        if not len(texts):
+            return np.empty((0, self.dim), np.float32)
+        return self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False).astype(np.float32)
+
+
+class HiddenStates:
+    """The mean of a GPT's last hidden states over a text's tokens: embeddings of a model that was never trained to make any.
+
+    name: which model it is, for the index. Of a text it reads `block_size` tokens. The device is the model's.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, name: str, batch_size: int = 32):
+        self.name, self.dim, self._tokenizer, self._batch_size = name, model.config.n_embd, tokenizer, batch_size
+        self._body = copy.copy(model)  # the same weights, without the head: logits would be most of the work
+        self._body._modules = {**model._modules, "lm_head": nn.Identity()}
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Raises ValueError for a text without tokens."""
+        ids = [self._tokenizer.encode(text)[: self._body.config.block_size] for text in texts]
+        if not all(ids):
+            raise ValueError("an empty text has no hidden states: leave it out")
+        device, was_training = next(self._body.parameters()).device, self._body.training
+        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        vectors = np.empty((len(ids), self.dim), np.float32)
+        self._body.eval()
+        try:
+            for at in range(0, len(ids), self._batch_size):
+                batch = by_length[at : at + self._batch_size]
+                lengths = torch.tensor([len(ids[i]) for i in batch], device=device)
+                # Padding stands behind the text, where no token of a causal model sees it.
+                rows = nn.utils.rnn.pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True).to(device)
+                states = self._body(rows).float()  # [batch, time, n_embd]
+                real = torch.arange(rows.size(1), device=device) < lengths[:, None]
+                mean = (states * real[..., None]).sum(1) / lengths[:, None]
+                vectors[batch] = nn.functional.normalize(mean, dim=-1).cpu().numpy()
+        finally:
+            self._body.train(was_training)
+        return vectors
+
+
+# ---- by both
+
+T = TypeVar("T", bound=Hashable)
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[T]], k: float = 60, weights: Sequence[float] | None = None) -> list[tuple[T, float]]:
+    """One ranking from several: each gives what stands at its place p the score weight / (k + p); best first, equals as first met.
+
+    >>> [name for name, score in reciprocal_rank_fusion([["a", "b", "c"], ["c", "b"]])]
+    ['c', 'b', 'a']
+    """
+    weights = [1.0] * len(rankings) if weights is None else weights
+    if len(weights) != len(rankings) or k < 0:
+        raise ValueError(f"fusion needs a weight for each of the {len(rankings)} rankings, not {len(weights)}, and a k that is not negative, not {k}")
+    scores: dict[T, float] = {}
+    for ranking, weight in zip(rankings, weights):
+        for place, found in enumerate(ranking, 1):
+            scores[found] = scores.get(found, 0.0) + weight / (k + place)
+    return sorted(scores.items(), key=lambda pair: -pair[1])
+
+
+# ---- the index
+
+WAYS = ("dense", "bm25", "hybrid")
+FUSED = 50  # how many of each ranking are fused
+WINDOWS = 1 << 16  # a vector's id is its chunk's number times this, plus the window's
+
+
+class Hit(NamedTuple):
+    chunk: Chunk
+    score: float
+    """A cosine, BM25's sum, or the sum of the fusion: to be compared only within one search."""
+
+
+class Index:
+    """Chunks, searched by words and by meaning. `store` keeps the vectors of their windows (default: FAISS, flat)."""
+
+    def __init__(self, embedder: Embedder, store: VectorStore | None = None):
+        self.embedder, self.store = embedder, store or FaissStore(embedder.dim)
+        if self.store.dim != embedder.dim:
+            raise ValueError(f"the store takes vectors of {self.store.dim} numbers, but {embedder.name} makes {embedder.dim}")
+        self._chunks: dict[int, Chunk] = {}
+        self._next = 0
+        self._bm25 = BM25()
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    @property
+    def sources(self) -> list[str]:
+        """The files whose chunks are in the index."""
+        return list(dict.fromkeys(chunk.source for chunk in self._chunks.values()))
+
+    def add(self, chunks: Iterable[Chunk]) -> None:
+        """Raises ValueError for chunks of a file that is in the index already."""
+        chunks = list(chunks)
+        twice = {chunk.source for chunk in chunks} & set(self.sources)
+        if twice:
+            raise ValueError(f"{min(twice)} is in the index already: use update")
+        texts = [chunk.window_texts() for chunk in chunks]
+        vectors = self.embedder.embed([text for windows in texts for text in windows])
+        numbers = range(self._next, self._next + len(chunks))
+        self.store.add([number * WINDOWS + i for number, windows in zip(numbers, texts) for i in range(len(windows))], vectors)
+        self._keep(dict(zip(numbers, chunks)))
+
+    def _keep(self, chunks: dict[int, Chunk]) -> None:
+        self._chunks |= chunks
+        self._bm25.add(chunks, (chunk.passage for chunk in chunks.values()))
+        self._next = max(self._chunks, default=-1) + 1
+
+    def delete(self, sources: Iterable[str]) -> None:
+        """Takes files out. Raises ValueError for one that is not in the index."""
+        gone = {sources} if isinstance(sources, str) else set(sources)
+        missing = gone - set(self.sources)
+        if missing:
+            raise ValueError(f"{min(missing)} is not in the index")
+        numbers = [number for number, chunk in self._chunks.items() if chunk.source in gone]
+        self.store.delete([n * WINDOWS + i for n in numbers for i in range(len(self._chunks[n].windows) or 1)])
+        self._bm25.delete(numbers)
+        for number in numbers:
+            del self._chunks[number]
+
+    def update(self, chunks: Iterable[Chunk]) -> None:
+        """The chunks of some files, in place of those that these files had."""
+        chunks = list(chunks)
+        self.delete({chunk.source for chunk in chunks} & set(self.sources))
+        self.add(chunks)
+
+    def search(self, question: str, k: int = 5, by: Literal["dense", "bm25", "hybrid"] = "dense") -> list[Hit]:
+        """The k chunks that fit the question best, best first; fewer where there are no more. A chunk is as near as its nearest window."""
+        if by not in WAYS:
+            raise ValueError(f"there is no search by {by!r}; there are: {', '.join(WAYS)}")
+        if not question.strip() or k < 1:
+            raise ValueError(f"a search needs a question and k of at least 1, not {question!r} and k={k}")
+        if by == "hybrid":
+            rankings = [[n for n, _ in ranking] for ranking in (self._dense(question, FUSED), self._bm25.search(question, FUSED))]
+            found = reciprocal_rank_fusion(rankings)[:k]
+        else:
+            found = self._dense(question, k) if by == "dense" else self._bm25.search(question, k)
+        return [Hit(self._chunks[number], score) for number, score in found]
+
+    def _dense(self, question: str, k: int) -> list[tuple[int, float]]:
+        vector, wanted = self.embedder.embed([question]), 4 * k
+        while True:  # several of the nearest windows may be of one chunk
+            scores, ids = (row[0].tolist() for row in self.store.search(vector, wanted))
+            best: dict[int, float] = {}
+            for score, i in zip(scores, ids):
+                if i >= 0:
+                    best.setdefault(i // WINDOWS, score)
+            if len(best) >= k or wanted >= len(self.store):
+                return list(best.items())[:k]
+            wanted *= 2
+
+    # ---- files
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes index.json and the vectors, and returns the folder. A kill at any moment leaves the old index or the new one."""
+        folder = Path(folder)
+        data = save({name: np.ascontiguousarray(array) for name, array in self.store.arrays().items()})
+        total = hashlib.sha256(data).hexdigest()
+        name = f"vectors-{total[:16]}.safetensors"
+        write_atomically(folder / name, data)
+        write_json(folder / "index.json", {
+            "embedder": self.embedder.name, "dim": self.embedder.dim, "store": self.store.kind, "settings": self.store.settings,
+            "vectors": name, "sha256": total, "chunks": {str(number): asdict(chunk) for number, chunk in self._chunks.items()},
+        })  # fmt: skip
+        for other in folder.glob("vectors-*.safetensors"):  # no index names them now
+            if other.name != name:
+                other.unlink()
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, embedder: Embedder) -> "Index":
+        """The index that `save` wrote. Raises ValueError for a folder without one, one that is damaged, and one of another embedder."""
+        path = Path(folder) / "index.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            was = values["embedder"], values["dim"]
+            data = (path.parent / Path(values["vectors"]).name).read_bytes()
+            chunks = {int(number): _chunk(chunk) for number, chunk in values["chunks"].items()}
+            whole, store, settings = hashlib.sha256(data).hexdigest() == values["sha256"], values["store"], values["settings"]
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder} holds no whole index ({Path(error.filename).name} is missing): build it first") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is cut or damaged ({error!r}): build the index again") from None
+        if was != (embedder.name, embedder.dim):
+            raise ValueError(
+                f"the index in {folder} was made with the embedder {was[0]} ({was[1]} numbers), and cannot be searched with {embedder.name} "
+                f"({embedder.dim} numbers): use {was[0]}, or build the index again"
+            )
+        try:
+            if not whole:
+                raise ValueError("another checksum than index.json says")
+            index = cls(embedder, open_store(store, embedder.dim, settings, load(data)))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"the vectors of {folder} are cut or damaged ({error}): build the index again") from None
+        index._keep(chunks)
+        return index
+
+
+def _chunk(values: dict) -> Chunk:
+    return Chunk(**values | {"headings": tuple(values["headings"]), "windows": tuple(map(tuple, values["windows"]))})

@@ -1,0 +1,300 @@
+"""Week 11. Where vectors are kept and their nearest are found: FAISS in four kinds, and Qdrant, behind one interface.
+
+    store = FaissStore(384, "hnsw")
+    store.add([7, 8], vectors)                   # ids are the caller's
+    scores, ids = store.search(questions, k=10)  # by inner product, best first
+    store.update([7], other); store.delete([8])
+
+Vectors of length 1 make the inner product the cosine. Sources: Jégou et al. (product quantization and IVF, 2011); Malkov & Yashunin
+(HNSW, 2018); Douze et al. (FAISS, 2024).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Ids = NDArray[np.int64]
+FAISS_KINDS = ("flat", "ivf", "hnsw", "pq")
+STORES = (*FAISS_KINDS, "qdrant")
+
+
+class VectorStore(ABC):
+    """Vectors of `dim` numbers by id (a whole number from 0 up)."""
+
+    kind: str
+    """One of `STORES`."""
+    dim: int
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _holds(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of `ids` are there."""
+
+    @abstractmethod
+    def _add(self, ids: Ids, vectors: Vectors) -> None: ...
+
+    @abstractmethod
+    def _delete(self, ids: Ids) -> None: ...
+
+    @abstractmethod
+    def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]: ...
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that `open_store` needs besides kind, dim and settings."""
+
+    @abstractmethod
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None: ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the store was made with, for JSON."""
+        return {}
+
+    def num_bytes(self) -> int:
+        """Of what `arrays` holds, which is about what it takes in memory."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def add(self, ids: Sequence[int], vectors: Vectors) -> None:
+        """vectors: float32 [len(ids), dim]. Raises ValueError for ids that are there already, for another shape, for NaN and infinity."""
+        known, vectors = self._checked(ids, vectors)
+        there = known[self._holds(known)]
+        if len(there):
+            raise ValueError(f"id {there[0]} is in the store already ({len(there)} such): use update")
+        if len(known):
+            self._add(known, vectors)
+
+    def update(self, ids: Sequence[int], vectors: Vectors) -> None:
+        """As `add`, in place of the vectors that these ids had; ids that are new are added."""
+        known, vectors = self._checked(ids, vectors)
+        self._delete(known[self._holds(known)])
+        if len(known):
+            self._add(known, vectors)
+
+    def delete(self, ids: Sequence[int]) -> None:
+        """Raises ValueError, deleting nothing, for an id that is not there."""
+        known = np.asarray(ids, np.int64).reshape(-1)
+        missing = known[~self._holds(known)]
+        if len(missing):
+            raise ValueError(f"id {missing[0]} is not in the store ({len(missing)} such)")
+        self._delete(np.unique(known))
+
+    def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
+        """The k nearest to each row of float32 [n, dim], best first: scores and ids, both [n, k]. Where fewer are found, the rest is -inf and -1."""
+        vectors = self._matrix(vectors)
+        if k < 1:
+            raise ValueError(f"k={k}: ask for at least 1")
+        found = min(k, len(self))
+        scores = np.full((len(vectors), k), -np.inf, np.float32)
+        ids = np.full((len(vectors), k), -1, np.int64)
+        if found and len(vectors):
+            scores[:, :found], ids[:, :found] = self._search(vectors, found)
+            scores[ids < 0] = -np.inf
+        return scores, ids
+
+    def _matrix(self, vectors: Vectors) -> Vectors:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise ValueError(f"vectors of shape {list(vectors.shape)} do not fit: this store takes [n, {self.dim}]")
+        if not np.isfinite(vectors).all():
+            raise ValueError("a vector has NaN or infinity in it: its embedder is damaged, or its text is empty")
+        return vectors
+
+    def _checked(self, ids: Sequence[int], vectors: Vectors) -> tuple[Ids, Vectors]:
+        vectors, known = self._matrix(vectors), np.asarray(ids, np.int64).reshape(-1)
+        if len(known) != len(vectors):
+            raise ValueError(f"{len(known)} ids and {len(vectors)} vectors do not go together")
+        if len(np.unique(known)) < len(known) or (known < 0).any():
+            raise ValueError("ids must be different from each other and not negative")
+        return known, vectors
+
+
+def make_store(kind: str, dim: int, **settings: Any) -> VectorStore:
+    """An empty store of a kind of `STORES`. Raises ValueError for another kind and for settings that it does not have."""
+    if kind not in STORES:
+        raise ValueError(f"no store is called {kind!r}; there are: {', '.join(STORES)}")
+    return QdrantStore(dim, **settings) if kind == "qdrant" else FaissStore(dim, kind, **settings)
+
+
+def open_store(kind: str, dim: int, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> VectorStore:
+    """The store whose `kind`, `dim`, `settings` and `arrays` these are. Raises ValueError for damaged ones."""
+    try:
+        store = make_store(kind, dim, **settings)
+        store._restore(arrays)
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"the saved store is damaged ({str(error).splitlines()[-1]}): build the index again") from None
+    return store
+
+
+class FaissStore(VectorStore):
+    """FAISS, by inner product.
+
+    | kind | what it does | effort |
+    | --- | --- | --- |
+    | flat | compares with every vector: exact | |
+    | ivf | k-means cells, of which only the nearest `effort` are searched | nprobe, 16 |
+    | hnsw | walks a graph of neighbours, keeping `effort` candidates | efSearch, 64 |
+    | pq | compares with every vector, each kept in `pq_bytes` bytes instead of 4 · dim | |
+
+    effort: may be changed at any time. cells: of ivf; None means 4 √n, but at least 39 vectors for each. neighbours: of hnsw, for each
+    vector and level. pq_bytes: must divide dim; None means dim / 8. ivf and pq learn from the vectors of the first `add`, so give them
+    many at once. hnsw cannot forget: what is deleted is kept out of results, and once half is gone the graph is built anew.
+    """
+
+    def __init__(
+        self, dim: int, kind: str = "flat", effort: int | None = None, cells: int | None = None, neighbours: int = 32, pq_bytes: int | None = None
+    ):
+        problems = [] if kind in FAISS_KINDS else [f"no kind {kind!r}; there are: {', '.join(FAISS_KINDS)}"]
+        numbers = {"dim": dim, "effort": effort, "cells": cells, "neighbours": neighbours, "pq_bytes": pq_bytes}
+        problems += [f"{name}={value}: must be at least 1" for name, value in numbers.items() if value is not None and value < 1]
+        self.pq_bytes = pq_bytes or max(1, dim // 8)
+        if kind == "pq" and not problems and dim % self.pq_bytes:
+            problems.append(f"pq_bytes={self.pq_bytes} does not divide the vectors' {dim} numbers")
+        if problems:
+            raise ValueError("FaissStore: " + "; ".join(problems))
+        self.dim, self.kind, self.cells, self.neighbours = dim, kind, cells, neighbours
+        self.effort = effort or {"ivf": 16, "hnsw": 64}.get(kind, 0)
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._index: faiss.Index | None = None
+        # FAISS knows each vector by a serial number that is never used again; so an id can be deleted and come back, in every kind.
+        self._ids: Ids = np.empty(0, np.int64)  # by serial number; -1 for one that was deleted
+        self._serials: dict[int, int] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"effort": self.effort or None, "cells": self.cells, "neighbours": self.neighbours, "pq_bytes": self.pq_bytes}
+
+    def __len__(self) -> int:
+        return len(self._serials)
+
+    def _holds(self, ids: Ids) -> NDArray[np.bool_]:
+        return np.array([i in self._serials for i in ids.tolist()], bool)
+
+    def _trained(self, vectors: Vectors) -> faiss.Index:
+        """An empty index, which has learned from `vectors` what its kind needs to."""
+        inner, dim = faiss.METRIC_INNER_PRODUCT, self.dim
+        if self.kind == "ivf":
+            cells = self.cells or max(1, min(round(4 * len(vectors) ** 0.5), len(vectors) // 39))
+            if cells > len(vectors):
+                raise ValueError(f"{cells} cells need at least as many vectors in the first add, not {len(vectors)}: choose fewer cells")
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
+            index.cp.min_points_per_centroid = 1  # FAISS warns on stderr below 39
+            index.train(vectors)
+            return index
+        if self.kind == "pq":
+            if len(vectors) < 256:
+                raise ValueError(f"pq learns 256 codes from the vectors of the first add, and {len(vectors)} are too few: use flat for so few")
+            index = faiss.IndexPQ(dim, self.pq_bytes, 8, inner)
+            index.pq.cp.min_points_per_centroid = 1
+            index.train(vectors)
+        elif self.kind == "hnsw":
+            index = faiss.IndexHNSWFlat(dim, self.neighbours, inner)
+            index.hnsw.efConstruction = 200
+        else:
+            index = faiss.IndexFlatIP(dim)
+        return faiss.IndexIDMap2(index)
+
+    def _add(self, ids: Ids, vectors: Vectors) -> None:
+        if self._index is None:
+            self._index = self._trained(vectors)
+        serials = np.arange(len(self._ids), len(self._ids) + len(ids))
+        self._index.add_with_ids(vectors, serials)
+        self._ids = np.concatenate([self._ids, ids])
+        self._serials |= zip(ids.tolist(), serials.tolist())
+
+    def _delete(self, ids: Ids) -> None:
+        if not len(ids):
+            return
+        serials = np.array([self._serials.pop(i) for i in ids.tolist()], np.int64)
+        self._ids[serials] = -1
+        if self.kind != "hnsw":
+            self._index.remove_ids(serials)
+        elif 2 * len(self._serials) < len(self._ids):
+            left = np.flatnonzero(self._ids >= 0)
+            kept, vectors = self._ids[left], self._index.reconstruct_batch(left) if len(left) else None
+            self._forget_all()
+            if len(left):
+                self._add(kept, vectors)
+
+    def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
+        parameters = None
+        if self.kind == "ivf":
+            parameters = faiss.SearchParametersIVF(nprobe=self.effort)
+        elif self.kind == "hnsw":
+            parameters = faiss.SearchParametersHNSW(efSearch=max(self.effort, k))
+            gone = np.flatnonzero(self._ids < 0)
+            if len(gone):
+                parameters.sel = faiss.IDSelectorNot(faiss.IDSelectorBatch(gone))
+        scores, serials = self._index.search(vectors, k, params=parameters)
+        return scores, np.where(serials < 0, -1, self._ids[serials])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"ids": self._ids} | ({} if self._index is None else {"faiss": faiss.serialize_index(self._index)})
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self._ids = arrays["ids"].astype(np.int64)
+        self._serials = {i: serial for serial, i in enumerate(self._ids.tolist()) if i >= 0}
+        if "faiss" in arrays:
+            self._index = faiss.deserialize_index(arrays["faiss"])
+            held = self._index.ntotal
+            if self._index.d != self.dim or held != (len(self._ids) if self.kind == "hnsw" else len(self._serials)):
+                raise ValueError(f"the saved store is damaged: {held} vectors of {self._index.d} numbers are not what its list of ids says")
+        elif len(self._ids):
+            raise KeyError("faiss")
+
+
+class QdrantStore(VectorStore):
+    """Qdrant, in this process and in memory, where it compares with every vector: exact.
+
+    client: a `qdrant_client.QdrantClient` of a server, whose collection `collection` is then used. Its own files on disk are pickles in
+    local mode, so they are not used: `arrays` takes the vectors out.
+    """
+
+    kind = "qdrant"
+
+    def __init__(self, dim: int, client: Any = None, collection: str = "chunks"):
+        from qdrant_client import QdrantClient, models  # only who uses it needs it
+
+        if dim < 1:
+            raise ValueError(f"QdrantStore: dim={dim}: must be at least 1")
+        self.dim, self.collection, self._models = dim, collection, models
+        self._client = client or QdrantClient(":memory:")
+        if not self._client.collection_exists(collection):
+            self._client.create_collection(collection, vectors_config=models.VectorParams(size=dim, distance=models.Distance.DOT))
+
+    def __len__(self) -> int:
+        return self._client.count(self.collection).count
+
+    def _holds(self, ids: Ids) -> NDArray[np.bool_]:
+        found = self._client.retrieve(self.collection, ids.tolist(), with_payload=False) if len(ids) else []
+        return np.isin(ids, [point.id for point in found])
+
+    def _add(self, ids: Ids, vectors: Vectors) -> None:
+        self._client.upsert(self.collection, self._models.Batch(ids=ids.tolist(), vectors=vectors.tolist()))
+
+    def _delete(self, ids: Ids) -> None:
+        if len(ids):
+            self._client.delete(self.collection, self._models.PointIdsList(points=ids.tolist()))
+
+    def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
+        requests = [self._models.QueryRequest(query=vector, limit=k) for vector in vectors.tolist()]
+        answers = self._client.query_batch_points(self.collection, requests)
+        scores = np.array([[p.score for p in a.points] for a in answers], np.float32)
+        return scores, np.array([[p.id for p in a.points] for a in answers], np.int64)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        points = self._client.scroll(self.collection, limit=max(1, len(self)), with_vectors=True, with_payload=False)[0]
+        vectors = np.array([p.vector for p in points], np.float32).reshape(len(points), self.dim)
+        return {"ids": np.array([p.id for p in points], np.int64), "vectors": vectors}
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self.add(arrays["ids"], arrays["vectors"])
