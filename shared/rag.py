@@ -1,0 +1,164 @@
+"""Week 11. Answers from documents: what was found is put before the question, the model goes on from there, and its sources are named.
+
+    rag = RAG(index, Reader(*load_smollm2()))
+    reply = rag.ask("When does the last ferry leave?")
+    for piece in reply:                         # as it is written
+        print(piece, end="", flush=True)
+    print(reply.sources)                        # ['ferry-timetable.md, Summer sailings']
+
+Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020), here without training.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Literal
+
+import torch
+from torch import nn
+
+from shared.documents import Chunk, split
+from shared.retrieval import Index
+from shared.sampling import generate, stream_text
+from shared.tokenizers import Tokenizer
+
+ABSTENTION = "I don't know."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given to read."""
+
+    ids: list[int]
+    chunks: tuple[Chunk, ...]
+    """Those that fitted, as far as they fitted."""
+
+
+def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget: int) -> Prompt:
+    """The passages, best first, then the question, in at most `budget` tokens.
+
+    A passage that does not fit whole is cut at the end of a word, and those after it are left out. Raises ValueError for an empty question
+    and for one that does not fit by itself.
+    """
+    question = " ".join(question.split())
+    if not question:
+        raise ValueError("there is no question: give one")
+    encode = lambda chunks: tokenizer.encode("".join(f"{chunk.passage}\n\n" for chunk in chunks) + f"Question: {question}\nAnswer:")
+    used: list[Chunk] = []
+    ids = encode(used)
+    if len(ids) > budget:
+        raise ValueError(f"the question has {len(ids)} tokens with its frame, but only {budget} fit before the answer: ask a shorter one")
+    for chunk in chunks:
+        longer = encode([*used, chunk])
+        if len(longer) <= budget:
+            ids, used = longer, [*used, chunk]
+            continue
+        room = budget - len(ids)
+        while room >= 4:  # a character has at most four tokens, one for each byte
+            shorter = replace(chunk, text=chunk.text[: split(chunk.text, tokenizer, room, 0)[0][1]], windows=())
+            longer = encode([*used, shorter])
+            if len(longer) <= budget:
+                return Prompt(longer, (*used, shorter))
+            room -= len(longer) - budget
+        break
+    return Prompt(ids, tuple(used))
+
+
+class Reply:
+    """An answer that is being written: iterate over it for its pieces, or take `text`. Both may be done, in any order."""
+
+    def __init__(self, pieces: Iterator[str], chunks: Sequence[Chunk]):
+        self._coming, self._written = pieces, []
+        self.chunks = tuple(chunks)
+        """What the model was given to read."""
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._written
+        for piece in self._coming:
+            self._written.append(piece)
+            yield piece
+
+    @property
+    def text(self) -> str:
+        """The whole answer; waits for its end."""
+        return "".join(self).strip()
+
+    @property
+    def abstained(self) -> bool:
+        """Whether it is no answer. Waits for its end."""
+        return self.text == ABSTENTION
+
+    @property
+    def sources(self) -> list[str]:
+        """Where what the answer was made from can be looked up; none for no answer. Waits for its end."""
+        return [] if self.abstained else list(dict.fromkeys(chunk.cite for chunk in self.chunks))
+
+
+class Reader:
+    """A language model that answers from passages: greedily, in one line.
+
+    min_gain: answers that the passages make less likely than this, in nats for each token (see `gain`), are not given. The answer is
+    then shown when it is whole, and not piece by piece.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, max_new_tokens: int = 32, min_gain: float | None = None):
+        self.budget = model.config.block_size - max_new_tokens
+        if max_new_tokens < 1 or self.budget < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1, and below the model's block_size={model.config.block_size}")
+        self.model, self.tokenizer, self.max_new_tokens, self.min_gain = model, tokenizer, max_new_tokens, min_gain
+        # What ends an answer: any token with a line break in it, and those that stand for no text.
+        ends = set(getattr(tokenizer, "special_tokens", {}).values())
+        self._ends = ends | {i for i, token in tokenizer.vocab.items() if b"\n" in token}
+
+    def read(self, question: str, chunks: Sequence[Chunk] = ()) -> Reply:
+        """The answer from these chunks; without any, what the model believes. Saying nothing at all is an abstention."""
+        prompt = compose(question, chunks, self.tokenizer, self.budget)
+        drawn = generate(self.model, prompt.ids, self.max_new_tokens, temperature=0)
+        ids = takewhile(lambda i: i not in self._ends, drawn)
+        if self.min_gain is not None and prompt.chunks:
+            return Reply(self._judged(question, prompt, ids), prompt.chunks)
+        return Reply(_or_abstain(stream_text(self.tokenizer, ids)), prompt.chunks)
+
+    def _judged(self, question: str, prompt: Prompt, ids: Iterator[int]) -> Iterator[str]:
+        answer = list(ids)
+        sure = bool(answer) and self.gain(question, prompt, answer) >= self.min_gain
+        yield from _or_abstain(iter([self.tokenizer.decode(answer)] if sure else []))
+
+    def gain(self, question: str, prompt: Prompt, answer: Sequence[int]) -> float:
+        """How much likelier the passages make the answer than the question alone does: nats for each token."""
+        alone = compose(question, (), self.tokenizer, self.budget).ids
+        return self._log_probability(prompt.ids, answer) - self._log_probability(alone, answer)
+
+    @torch.inference_mode()
+    def _log_probability(self, ids: list[int], answer: Sequence[int]) -> float:
+        device = next(self.model.parameters()).device
+        logits = self.model(torch.tensor([[*ids, *answer[:-1]]], device=device))[0, len(ids) - 1 :].float()
+        return logits.log_softmax(-1).gather(1, torch.tensor(answer, device=device)[:, None]).mean().item()
+
+
+def _or_abstain(pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces without white space at the beginning; `ABSTENTION` where nothing comes."""
+    begun = False
+    for piece in pieces:
+        if not begun:
+            piece = piece.lstrip()
+            begun = bool(piece)
+        if piece:
+            yield piece
+    if not begun:
+        yield ABSTENTION
+
+
+class RAG:
+    """Finds `k` chunks for a question and lets a reader answer from them. Where the best has a score below `min_score`, or none is found,
+    the answer is that there is none."""
+
+    def __init__(self, index: Index, reader: Reader, k: int = 1, by: Literal["dense", "bm25", "hybrid"] = "dense", min_score: float = 0.0):
+        self.index, self.reader, self.k, self.by, self.min_score = index, reader, k, by, min_score
+
+    def ask(self, question: str) -> Reply:
+        """Raises ValueError for an empty question and for one that is too long."""
+        hits = self.index.search(question, self.k, self.by)
+        if not hits or hits[0].score < self.min_score:
+            return Reply(iter([ABSTENTION]), ())
+        return self.reader.read(question, [hit.chunk for hit in hits])
