@@ -113,14 +113,21 @@ class Reader:
     def read(self, question: str, chunks: Sequence[Chunk] = ()) -> Reply:
         """The answer from these chunks; without any, what the model believes. Saying nothing at all is an abstention."""
         prompt = compose(question, chunks, self.tokenizer, self.budget)
-        drawn = generate(self.model, prompt.ids, self.max_new_tokens, temperature=0)
-        ids = takewhile(lambda i: i not in self._ends, drawn)
         if self.min_gain is not None and prompt.chunks:
-            return Reply(self._judged(question, prompt, ids), prompt.chunks)
-        return Reply(_or_abstain(stream_text(self.tokenizer, ids)), prompt.chunks)
+            return Reply(self._judged(question, prompt), prompt.chunks)
+        return Reply(_or_abstain(stream_text(self.tokenizer, self._ids(prompt))), prompt.chunks)
 
-    def _judged(self, question: str, prompt: Prompt, ids: Iterator[int]) -> Iterator[str]:
-        answer = list(ids)
+    def _ids(self, prompt: Prompt) -> Iterator[int]:
+        drawn = generate(self.model, prompt.ids, self.max_new_tokens, temperature=0)
+        return takewhile(lambda i: i not in self._ends, drawn)
+
+    def draft(self, question: str, chunks: Sequence[Chunk]) -> tuple[Prompt, list[int]]:
+        """The prompt, and the answer's ids before anyone has judged them: what `gain` takes."""
+        prompt = compose(question, chunks, self.tokenizer, self.budget)
+        return prompt, list(self._ids(prompt))
+
+    def _judged(self, question: str, prompt: Prompt) -> Iterator[str]:
+        answer = list(self._ids(prompt))
         sure = bool(answer) and self.gain(question, prompt, answer) >= self.min_gain
         yield from _or_abstain(iter([self.tokenizer.decode(answer)] if sure else []))
 

@@ -274,6 +274,18 @@ class Index:
         self.delete({chunk.source for chunk in chunks} & set(self.sources))
         self.add(chunks)
 
+    def sync(self, chunks: Iterable[Chunk]) -> dict[str, list[str]]:
+        """Makes the index hold these chunks and no others; only what is new or changed is embedded. The files, by "added", "changed", "gone"."""
+        wanted, held = _by_source(chunks), _by_source(self._chunks.values())
+        found = {
+            "added": [source for source in wanted if source not in held],
+            "changed": [source for source in wanted if source in held and wanted[source] != held[source]],
+            "gone": [source for source in held if source not in wanted],
+        }
+        self.delete(found["gone"])
+        self.update(chunk for source in (*found["changed"], *found["added"]) for chunk in wanted[source])
+        return found
+
     def search(self, question: str, k: int = 5, by: Literal["dense", "bm25", "hybrid"] = "dense") -> list[Hit]:
         """The k chunks that fit the question best, best first; fewer where there are no more. A chunk is as near as its nearest window."""
         if by not in WAYS:
@@ -344,6 +356,13 @@ class Index:
             raise ValueError(f"the vectors of {folder} are cut or damaged ({error}): build the index again") from None
         index._keep(chunks)
         return index
+
+
+def _by_source(chunks: Iterable[Chunk]) -> dict[str, list[Chunk]]:
+    found: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        found.setdefault(chunk.source, []).append(chunk)
+    return found
 
 
 def _chunk(values: dict) -> Chunk:

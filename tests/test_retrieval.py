@@ -301,6 +301,24 @@ def test_an_index_is_saved_loaded_and_goes_on(tmp_path, kind):
     assert len(list((tmp_path / "index").iterdir())) == 2  # the old vectors are gone
 
 
+def test_sync_embeds_only_what_is_new_or_changed():
+    index = Index(Words())
+    index.add(c for c in CHUNKS if c.source != "pets.md")
+    embedded, embed = [], index.embedder.embed
+    index.embedder.embed = lambda texts: embedded.extend(texts) or embed(texts)
+    changed = [replace(c, text=c.text + " New.") if c.source == "radio.md" else c for c in CHUNKS if c.source != "seals.md"]
+    assert index.sync(changed) == {"added": ["pets.md"], "changed": ["radio.md"], "gone": ["seals.md"]}
+    assert embedded == [text for source in ("radio.md", "pets.md") for c in changed if c.source == source for text in c.window_texts()]
+    assert index.sync(changed) == {"added": [], "changed": [], "gone": []}
+    fresh = Index(Words())
+    fresh.add(changed)
+    assert sorted(map(sorted_hits, results(index))) == sorted(map(sorted_hits, results(fresh)))
+
+
+def sorted_hits(found):
+    return sorted((score, chunk.id) for chunk, score in found)
+
+
 def test_a_chunk_is_as_near_as_its_nearest_window():
     index, embedder = Index(Words()), Words()
     index.add(CHUNKS)
