@@ -276,21 +276,26 @@ KINDS: dict[str, Callable[[Path], Iterable[str | _Heading | _Page]]] = {
 # ---- cutting
 
 
-def chunk_documents(
-    documents: Iterable[Document], tokenizer: Tokenizer, size: int = 256, overlap: int = 32, window: int = 48, window_overlap: int = 16
-) -> list[Chunk]:
-    """The documents' sections in chunks of at most `size` tokens, `overlap` of them shared with the next; each with its windows.
+def chunk_documents(documents: Iterable[Document], tokenizer: Tokenizer, size: int = 256, overlap: int = 32, window: int = 64) -> list[Chunk]:
+    """The documents' sections in chunks of at most `size` tokens, `overlap` of them shared with the next.
 
-    Sizes count the text alone: title and headings come on top. Raises ValueError as `split` does.
+    Their windows are their sentences; one of more than `window` tokens is divided. Sizes count the text alone: title and headings come on
+    top. Raises ValueError as `split` does.
     """
     chunks = []
     for document in documents:
         spans = ((section, span) for section in document.sections for span in split(section.text, tokenizer, size, overlap))
         for number, (section, (start, end)) in enumerate(spans):
             text = section.text[start:end]
-            windows = tuple(split(text, tokenizer, min(window, size), min(window_overlap, window - 1)))
+            windows = tuple((at + a, at + b) for at, sentence in _sentences(text) for a, b in split(sentence, tokenizer, min(window, size), 0))
             chunks.append(Chunk(document.source, document.title, section.headings, text, start, number, section.page, windows))
     return chunks
+
+
+def _sentences(text: str) -> Iterator[tuple[int, str]]:
+    """Where each sentence begins, and the sentence; a line of a list is one too."""
+    for found in re.finditer(r"\S.*?(?=(?<=[.!?:])\s|\n|\Z)", text, re.S):
+        yield found.start(), found[0]
 
 
 def split(text: str, tokenizer: Tokenizer, size: int, overlap: int) -> list[tuple[int, int]]:

@@ -46,7 +46,7 @@ SECTIONS = (
     Section(("Fares",), "A ticket is 9 tallies. Children pay less."),
     Section(("Fares", "For residents"), "snake_case_stays, 2 * 3 * 4 too."),
 )
-TOKENIZER = BPETokenizer.train("the ferry leaves the harbour at noon; the later ferry leaves at night" * 3, 300)
+TOKENIZER = BPETokenizer.train("the ferry leaves the harbour at noon; the later ferry leaves at night" * 3, 280)
 
 
 def pdf(path, texts, password=None):
@@ -190,7 +190,7 @@ def test_a_character_that_is_too_large_is_refused():
 
 def test_chunks_know_where_they_stand():
     documents = load_documents(HANDBOOK).documents
-    chunks = chunk_documents(documents, TOKENIZER, size=100, overlap=20, window=40, window_overlap=10)
+    chunks = chunk_documents(documents, TOKENIZER, size=100, overlap=20, window=40)
     sections = {(d.source, s.headings): s.text for d in documents for s in d.sections}
     assert {(c.source, c.headings) for c in chunks} == sections.keys()
     assert len({c.id for c in chunks}) == len(chunks)
@@ -199,6 +199,15 @@ def test_chunks_know_where_they_stand():
         assert chunk.passage == f"{' > '.join([chunk.title, *chunk.headings])}\n{chunk.text}"
         assert chunk.windows[0][0] == 0 and chunk.windows[-1][1] == len(chunk.text)
         assert all(text.startswith(chunk.title) for text in chunk.window_texts())
+
+
+def test_windows_are_sentences():
+    text = "Is it late? No: the 17:50 leaves.\n- one\n- two, e.g. three! " + "harbour " * 30
+    chunk = chunk_documents([Document("a.md", "A", (Section((), text.strip()),))], TOKENIZER, size=250, window=60)[0]
+    words = [chunk.text[a:b] for a, b in chunk.windows]
+    assert words[:7] == ["Is it late?", "No:", "the 17:50 leaves.", "- one", "- two, e.g.", "three!", words[6]]
+    assert len(words) > 7 and all(len(TOKENIZER.encode(word)) <= 60 for word in words)
+    assert " ".join(words).split() == text.split()
 
 
 @pytest.mark.parametrize("text, cleaned", [("a \t b", "a b"), ("a\r\nb\rc", "a\nb\nc"), (" a\n\n\n\n b ", "a\n\nb"), ("a\u00a0b\x00\u200b", "a b")])

@@ -19,7 +19,7 @@ from shared.tokenizers import BPETokenizer
 
 FARES = Chunk("fares.md", "The ferry", ("Fares",), "A ticket for the ferry costs 9 tallies, and children under 12 pay 4 tallies.")
 BOATS = Chunk("boats.md", "Boats", (), "Both boats are green.", page=2)
-TOKENIZER = BPETokenizer.train([FARES.passage, BOATS.passage, "Question: Answer: What does it cost?\n"], 300, special_tokens=("<|end|>",))
+TOKENIZER = BPETokenizer.train([FARES.passage, BOATS.passage, "Question: Answer: What does it cost?\n"], 290, special_tokens=("<|end|>",))
 END = TOKENIZER.special_tokens["<|end|>"]
 
 

@@ -277,7 +277,7 @@ def test_the_right_section_is_among_the_first_five(minilm):
 
 # ---- the index
 
-CHUNKS = chunk_documents(DOCUMENTS, TOKENIZER, size=100, overlap=20, window=40, window_overlap=10)
+CHUNKS = chunk_documents(DOCUMENTS, TOKENIZER, size=100, overlap=20, window=40)
 
 
 def results(index, k=7):

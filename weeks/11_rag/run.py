@@ -46,9 +46,8 @@ class Settings(WeekSettings):
     size: int = 256
     """Tokens of a chunk, at most."""
     overlap: int = 32
-    window: int = 48
-    """Tokens of a part of a chunk that is embedded by itself."""
-    window_overlap: int = 16
+    window: int = 64
+    """Tokens of a sentence that is embedded by itself, at most."""
     store: str = "flat"
     """Where vectors are kept: flat, ivf, hnsw, pq or qdrant."""
     by: Literal["dense", "bm25", "hybrid"] = "dense"
@@ -114,7 +113,7 @@ def open_index(settings: Settings, device: torch.device) -> tuple[Index, list[Ch
     """The folder's index, kept beside the checkpoints and brought up to date, and its chunks."""
     path = folder_of(settings)
     documents = load_documents(path).documents
-    chunks = chunk_documents(documents, gpt2_tokenizer(), settings.size, settings.overlap, settings.window, settings.window_overlap)
+    chunks = chunk_documents(documents, gpt2_tokenizer(), settings.size, settings.overlap, settings.window)
     kept = output_root() / "checkpoints" / "11_rag" / settings.preset / path.resolve().name / settings.store
     embedder = MiniLM(device)
     index = Index.load(kept, embedder) if (kept / "index.json").exists() else Index(embedder, make_store(settings.store, embedder.dim))
