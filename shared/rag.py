@@ -9,6 +9,8 @@
 Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020), here without training.
 """
 
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -17,7 +19,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from shared.documents import Chunk, split
+from shared.documents import Chunk
 from shared.retrieval import Index
 from shared.sampling import generate, stream_text
 from shared.tokenizers import Tokenizer
@@ -53,13 +55,11 @@ def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget
         if len(longer) <= budget:
             ids, used = longer, [*used, chunk]
             continue
-        room = budget - len(ids)
-        while room >= 4:  # a character has at most four tokens, one for each byte
-            shorter = replace(chunk, text=chunk.text[: split(chunk.text, tokenizer, room, 0)[0][1]], windows=())
-            longer = encode([*used, shorter])
-            if len(longer) <= budget:
-                return Prompt(longer, (*used, shorter))
-            room -= len(longer) - budget
+        ends = [found.end() for found in re.finditer(r"\S+", chunk.text)]
+        first = lambda n, chunk=chunk, ends=ends: [*used, replace(chunk, text=chunk.text[: ends[n - 1]], windows=())]
+        fitting = bisect_left(range(1, len(ends)), True, key=lambda n, first=first: len(encode(first(n))) > budget)
+        if fitting:
+            return Prompt(encode(first(fitting)), tuple(first(fitting)))
         break
     return Prompt(ids, tuple(used))
 

@@ -13,7 +13,6 @@ Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and 
 import copy
 import hashlib
 import json
-import logging
 import math
 import re
 from collections import Counter
@@ -134,7 +133,6 @@ class MiniLM:
         folders = {fetch(f"minilm-{part}").parent for part in ("weights", "tokenizer", "config")}
         if len(folders) > 1:
             raise ValueError(f"the files of {self.name} lie in several folders: put them all into one of {', '.join(map(str, folders))}")
-        logging.getLogger("torchao").setLevel(logging.ERROR)  # of kernels for other machines
         from sentence_transformers import SentenceTransformer  # takes seconds to import
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
         from transformers.utils.logging import disable_progress_bar

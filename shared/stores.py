@@ -230,10 +230,9 @@ class FaissStore(VectorStore):
         if self.kind == "ivf":
             parameters = faiss.SearchParametersIVF(nprobe=self.effort)
         elif self.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(efSearch=max(self.effort, k))
             gone = np.flatnonzero(self._ids < 0)
-            if len(gone):
-                parameters.sel = faiss.IDSelectorNot(faiss.IDSelectorBatch(gone))
+            left = {"sel": faiss.IDSelectorNot(faiss.IDSelectorBatch(gone))} if len(gone) else {}
+            parameters = faiss.SearchParametersHNSW(efSearch=max(self.effort, k), **left)
         scores, serials = self._index.search(vectors, k, params=parameters)
         return scores, np.where(serials < 0, -1, self._ids[serials])
 

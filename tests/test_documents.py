@@ -202,8 +202,8 @@ def test_chunks_know_where_they_stand():
 
 
 def test_windows_are_sentences():
-    text = "Is it late? No: the 17:50 leaves.\n- one\n- two, e.g. three! " + "harbour " * 30
-    chunk = chunk_documents([Document("a.md", "A", (Section((), text.strip()),))], TOKENIZER, size=250, window=60)[0]
+    text = "Is it late? No: the 17:50 leaves.\n- one\n- two, e.g. three! " + "harbour " * 70
+    chunk = chunk_documents([Document("a.md", "A", (Section((), text.strip()),))], TOKENIZER, size=700, window=60)[0]
     words = [chunk.text[a:b] for a, b in chunk.windows]
     assert words[:7] == ["Is it late?", "No:", "the 17:50 leaves.", "- one", "- two, e.g.", "three!", words[6]]
     assert len(words) > 7 and all(len(TOKENIZER.encode(word)) <= 60 for word in words)
