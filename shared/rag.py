@@ -11,7 +11,7 @@ Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NL
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
@@ -52,16 +52,20 @@ def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget
         raise ValueError(f"the question has {len(ids)} tokens with its frame, but only {budget} fit before the answer: ask a shorter one")
     for chunk in chunks:
         longer = encode([*used, chunk])
-        if len(longer) <= budget:
-            ids, used = longer, [*used, chunk]
-            continue
-        ends = [found.end() for found in re.finditer(r"\S+", chunk.text)]
-        first = lambda n, chunk=chunk, ends=ends: [*used, replace(chunk, text=chunk.text[: ends[n - 1]], windows=())]
-        fitting = bisect_left(range(1, len(ends)), True, key=lambda n, first=first: len(encode(first(n))) > budget)
-        if fitting:
-            return Prompt(encode(first(fitting)), tuple(first(fitting)))
-        break
+        if len(longer) > budget:
+            used += _beginning(chunk, lambda part: len(encode([*used, part])) <= budget)
+            return Prompt(encode(used), tuple(used))
+        used.append(chunk)
+        ids = longer
     return Prompt(ids, tuple(used))
+
+
+def _beginning(chunk: Chunk, fits: Callable[[Chunk], bool]) -> list[Chunk]:
+    """The chunk with as many of its words as fit; none if not even one does."""
+    ends = [found.end() for found in re.finditer(r"\S+", chunk.text)]
+    first = lambda n: replace(chunk, text=chunk.text[: ends[n - 1]], windows=())
+    n = bisect_left(range(1, len(ends)), True, key=lambda n: not fits(first(n)))
+    return [first(n)] if n else []
 
 
 class Reply:
