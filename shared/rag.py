@@ -53,7 +53,7 @@ def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget
     for chunk in chunks:
         longer = encode([*used, chunk])
         if len(longer) > budget:
-            used += _beginning(chunk, lambda part: len(encode([*used, part])) <= budget)
+            used += _beginning(chunk, lambda part, used=tuple(used): len(encode([*used, part])) <= budget)
             return Prompt(encode(used), tuple(used))
         used.append(chunk)
         ids = longer
@@ -77,10 +77,15 @@ class Reply:
         """What the model was given to read."""
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._written
-        for piece in self._coming:
-            self._written.append(piece)
-            yield piece
+        at = 0
+        while True:
+            if at == len(self._written):
+                piece = next(self._coming, None)
+                if piece is None:
+                    return
+                self._written.append(piece)
+            yield self._written[at]
+            at += 1
 
     @property
     def text(self) -> str:
