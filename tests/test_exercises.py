@@ -1,4 +1,4 @@
-"""The exercises of weeks 1 to 10, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 11, and shared/exercise.py, which grades them."""
 
 import codecs
 import inspect
@@ -29,7 +29,7 @@ from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.optim import build_optimizers
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+WEEKS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -52,7 +52,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 67
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 73
 
 
 @ALL
@@ -508,6 +508,42 @@ def _first_gradient(logits, ids, advantages, ref_logp, beta):
     return weight.unsqueeze(-1) * (F.one_hot(ids, logits.size(-1)) - p)
 
 
+def _window_spans(tokens, size, overlap):
+    """Counted first: after the first window each one brings size - overlap new tokens."""
+    windows = 1 + max(0, math.ceil((tokens - size) / (size - overlap))) if tokens else 0
+    return [(i * (size - overlap), min(i * (size - overlap) + size, tokens)) for i in range(windows)]
+
+
+def _bm25_scores(counts, question, k1, b):
+    """Text by text and term by term."""
+    n, mean, scores = len(counts), counts.sum() / len(counts), []
+    for text in counts:
+        score = 0.0
+        for term in question.tolist():
+            df = sum(other[term] > 0 for other in counts).item()
+            score += math.log1p((n - df + 0.5) / (df + 0.5)) * text[term] / (text[term] + k1 * (1 - b + b * text.sum() / mean))
+        scores.append(float(score))
+    return torch.tensor(scores)
+
+
+def _fused_scores(places, k):
+    return torch.tensor([sum(1 / (k + p) for p in column if p) for column in places.T.tolist()], dtype=torch.float32)
+
+
+def _ndcg(gains, all_gains, k):
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    cut = lambda values: np.pad(np.array(values, float), (0, k))[:k]
+    return float(cut(gains) @ discount / (cut(sorted(all_gains)[::-1]) @ discount))
+
+
+def _word_f1(answer, right):
+    common = sum(min(answer.count(word), right.count(word)) for word in set(answer))
+    if not common:
+        return 0.0
+    precision, recall = common / len(answer), common / len(right)
+    return 2 * precision * recall / (precision + recall)
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -576,6 +612,12 @@ OTHER_ANSWERS = {
     "clipped_policy_loss": _clipped_policy_loss,
     "group_relative_advantages": _group_relative_advantages,
     "first_gradient": _first_gradient,
+    "window_spans": _window_spans,
+    "bm25_scores": _bm25_scores,
+    "mean_embedding": lambda states, mask: F.normalize(torch.stack([s[m].mean(0) for s, m in zip(states, mask)]), dim=1),
+    "fused_scores": _fused_scores,
+    "ndcg": _ndcg,
+    "word_f1": _word_f1,
 }
 
 
