@@ -222,7 +222,8 @@ class Index:
     """Chunks, searched by words and by meaning. `store` keeps the vectors of their windows (default: FAISS, flat)."""
 
     def __init__(self, embedder: Embedder, store: VectorStore | None = None):
-        self.embedder, self.store = embedder, store or FaissStore(embedder.dim)
+        self.embedder = embedder
+        self.store = FaissStore(embedder.dim) if store is None else store  # an empty one is false
         if self.store.dim != embedder.dim:
             raise ValueError(f"the store takes vectors of {self.store.dim} numbers, but {embedder.name} makes {embedder.dim}")
         self._chunks: dict[int, Chunk] = {}
