@@ -40,4 +40,4 @@ $(VENV)/.test: $(VENV)/.course requirements-test.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) checkpoints logs/*/mine reports/*/mine reports/mine
+	rm -rf $(VENV) checkpoints logs/*/mine reports/*/mine reports/mine reports/index.html

@@ -1,6 +1,6 @@
 """Week 0. From run logs to plots, tables and the progress ladder. Nothing here knows a model: it reads JSON and draws.
 
-    python -m shared.report          # redraws every plot and refills every table from logs/
+    python -m shared.report          # redraws every plot, refills every table from logs/, and makes the progress page
 
 In Markdown, text between markers is generated. A table has a row for each run, a column for each `key|heading|format`:
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from shared.commandline import errors_for_people, parse_args
 from shared.course import TOPICS, output_root, week_results, weeks
+from shared.progress import collect, markdown_page, write_page
 from shared.runtime import ROOT, read_jsonl, write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # Okabe and Ito: told apart by everyone
@@ -299,11 +300,11 @@ class Settings:
     """Redraws plots and refills tables from logs."""
 
     mine: bool = False
-    """Only your own plots, in reports/NN_topic/mine and reports/mine."""
+    """Only what is yours: plots in reports/NN_topic/mine and reports/mine, and the progress page."""
 
 
 def main(settings: Settings) -> None:
-    """Redraws everything there is a log for, the course's plots and yours, and refills the Markdown."""
+    """Redraws everything there is a log for, the course's plots and yours, refills the Markdown, and makes the progress page."""
     drawn: list[Path | None] = []
     for topic in weeks():
         script = load_script(topic)
@@ -319,6 +320,7 @@ def main(settings: Settings) -> None:
         drawn.append(ladder(output_root() / "reports" / "mine" / "ladder.png", latest[-1], mine=True))
     if not settings.mine:
         drawn.append(ladder(ROOT / "reports" / "ladder.png", "tinyshakespeare", mine=False))
+        write_atomically(ROOT / "reports" / "README.md", markdown_page(collect(mine=False)))
         for path in filter(Path.exists, documents()):
             old = path.read_text(encoding="utf-8")
             new = fill(old)
@@ -326,6 +328,7 @@ def main(settings: Settings) -> None:
                 write_atomically(path, new)
                 print(f"refilled {path.relative_to(ROOT)}")
     print(f"drew {sum(p is not None for p in drawn)} plots in {'reports/mine and reports/*/mine' if settings.mine else 'reports'}")
+    print(f"your progress, for a browser: {write_page()}")
 
 
 if __name__ == "__main__":
