@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
@@ -51,6 +52,8 @@ class Settings:
     """0 takes any that is free."""
     api_key_variable: str = "LLM_WEEKS_API_KEY"
     """The environment variable with the key that clients must send; where it is not set, none is asked for."""
+    api_key_file: str | None = None
+    """A file with the key instead, such as a Docker secret."""
     slots: int = 8
     """Texts that are written at a time."""
     queue: int = 64
@@ -117,11 +120,26 @@ def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
     return model, model.tokenizer
 
 
+def wanted_key(settings: Settings) -> str | None:
+    """The key that clients must send, None where none is asked for. Raises ValueError for one that is empty: somebody meant there to be one."""
+    if settings.api_key_file is None:
+        where, key = settings.api_key_variable, os.environ.get(settings.api_key_variable)
+    else:
+        where = settings.api_key_file
+        try:
+            key = Path(where).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the API key cannot be read from {where}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+    if key is not None and not key.strip():
+        raise ValueError(f"{where} holds an empty API key: put a key there, or take the setting away for a server without one")
+    return key and key.strip()
+
+
 def main(settings: Settings) -> None:
     """Serves until a signal comes."""
+    api_key = wanted_key(settings)
     same_bits_in_every_row()
     model, tokenizer = served_model(settings)
-    api_key = os.environ.get(settings.api_key_variable)
     name = settings.name or os.path.basename(os.path.normpath(settings.model))
     app = create_app(
         model, tokenizer, name, settings.slots, settings.max_length, settings.chunk, settings.queue, settings.limits, api_key
