@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -162,7 +163,7 @@ def test_proxies_allow_what_the_server_allows():
 def test_the_page_describes_the_variables_that_compose_reads():
     read = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text(encoding="utf-8"))) | {Settings("smollm2").api_key_variable}
     described = re.search(r"\| variable .*?\n\n", DOCS, re.DOTALL)[0]
-    assert {name for row in described.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])} == read
+    assert {name for row in described.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])} == read
     assert Settings("smollm2").api_key_variable in SERVICE["environment"]  # without a value: passed on where it is set
 
 
@@ -247,9 +248,11 @@ def installed(declared: list[str]) -> set[str]:
     return {name for name, _ in found}
 
 
+DISTRIBUTIONS = cache(importlib.metadata.packages_distributions)
+
+
 def missing(tree: ast.Module, distributions: set[str]) -> set[str]:
-    of = importlib.metadata.packages_distributions()
-    return {name for name in foreign(tree) if not distributions & {normal(d) for d in of.get(name, [])}}
+    return {name for name in foreign(tree) if not distributions & {normal(d) for d in DISTRIBUTIONS().get(name, [])}}
 
 
 def extras() -> set[str]:
