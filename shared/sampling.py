@@ -29,7 +29,9 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of all that rank higher
-        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        too_late = before >= top_p
+        too_late[..., 0] = False  # a top_p too small for fp32 is a 0 there
+        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, too_late)
         logits = logits.masked_fill(dropped, float("-inf"))
     return logits
 

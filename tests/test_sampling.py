@@ -32,7 +32,7 @@ def test_top_k_equals_hugging_faces(top_k):
     assert torch.equal(filter_logits(logits, top_k=top_k), TopKLogitsWarper(top_k)(None, logits))
 
 
-@pytest.mark.parametrize("top_p", [0.001, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("top_p", [1e-300, 1e-45, 0.001, 0.1, 0.5, 0.9, 0.99])
 def test_top_p_equals_hugging_faces(top_p):
     logits = random_logits()
     assert torch.equal(filter_logits(logits, top_p=top_p), TopPLogitsWarper(top_p)(None, logits))
