@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import httpx
@@ -250,6 +251,19 @@ def test_an_adapter_is_a_model_of_its_own():
         found = {name: complete(talk, model=name, max_tokens=12, seed=1).json()["choices"][0]["text"] for name in ("tiny", "pirate")}
     assert found["tiny"] == expected(PROMPT, 12, seed=1) != found["pirate"]
     assert found["pirate"] == expected(PROMPT, 12, model=use_adapters(model, "pirate"), seed=1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ids_that_only_the_model_has_are_no_text(stream):
+    model = shake(GPT(replace(CONFIG, vocab_size=512)))
+    with client(model) as talk:
+        answer = complete(talk, prompt=[400, 1], echo=True, logprobs=3, max_tokens=40, seed=1, stream=stream, **EVER)
+        assert answer.status_code == 200
+        parts = [c for e in events(answer) for c in e["choices"]] if stream else answer.json()["choices"]
+        drawn = list(generate(model, [400, 1], 40, seed=1))
+        assert max(drawn) >= 300  # or nothing was tested
+        assert "".join(part["text"] for part in parts) == TOKENIZER.decode([1, *(i for i in drawn if i < 300)])
+        assert sum(len(part["logprobs"]["tokens"]) for part in parts) == 42
 
 
 # ---- what is refused, and how

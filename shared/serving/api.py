@@ -150,6 +150,8 @@ def create_app(
     specials = getattr(tokenizer, "special_tokens", {})
     ends = [specials[token] for token in (END_OF_TEXT, IM_END) if token in specials]
     longest_token = max(map(len, tokenizer.vocab.values()))
+    # A model may have more ids than its tokenizer (rows that were added for speed): they are no text.
+    vocab = dict.fromkeys(range(model.config.vocab_size), b"") | dict(tokenizer.vocab)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -253,9 +255,9 @@ def create_app(
         prompts = [prompt if isinstance(prompt, list) else await encode(prompt) for prompt in body.prompts]
         scored = body.echo and body.logprobs is not None
         requests = plan(body, prompts, 16 if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs, score_prompt=bool(scored))
-        echoed = [tokenizer.decode(r.prompt) for r in requests] if body.echo else None
-        answer = Answer(served, metrics, requests, tokenizer.vocab, body.stops, echoed)
-        return await respond(body, request, answer, CompletionForms(tokenizer.vocab, body.logprobs is not None))
+        echoed = [b"".join(vocab[i] for i in r.prompt).decode(errors="replace") for r in requests] if body.echo else None
+        answer = Answer(served, metrics, requests, vocab, body.stops, echoed)
+        return await respond(body, request, answer, CompletionForms(vocab, body.logprobs is not None))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
@@ -268,8 +270,8 @@ def create_app(
             raise ApiError(400, str(error), "messages") from None
         wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         requests = plan(body, [prompt], wanted, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        answer = Answer(served, metrics, requests, tokenizer.vocab, body.stops)
-        return await respond(body, request, answer, ChatForms(tokenizer.vocab, bool(body.logprobs)))
+        answer = Answer(served, metrics, requests, vocab, body.stops)
+        return await respond(body, request, answer, ChatForms(vocab, bool(body.logprobs)))
 
     # ---- for those who run it
 
