@@ -296,6 +296,8 @@ def check_error(response, status: int, message: str, param: str | None = None, c
         ({"n": 0}, 400, "n: Input should be greater than or equal to 1", "n", None),
         ({"logprobs": 21}, 400, "logprobs: Input should be less than or equal to 20", "logprobs", None),
         ({"presence_penalty": 1}, 400, "presence_penalty: Input should be less than or equal to 0", "presence_penalty", None),
+        ({"stop": ["x"] * 17}, 400, "stop: up to 16 texts of up to 1000 characters each", "stop", None),
+        ({"stop": "x" * 1001}, 400, "stop: up to 16 texts of up to 1000 characters each", "stop", None),
         ({"magic": 1}, 400, "magic: this server does not know it", "magic", None),
     ],
     ids=lambda v: str(v)[:40] if isinstance(v, dict) else "",

@@ -15,6 +15,9 @@ from shared.serving.engine import Token
 
 # ---- requests
 
+STOPS, STOP_LENGTH = 16, 1000
+"""How many texts a request may name to stop at, and how long each may be: every one of them is looked for after every token."""
+
 
 def _check_prompt(value: Any) -> Any:
     all_are = lambda kind, values: bool(values) and all(type(v) is kind for v in values)  # noqa: E731
@@ -26,6 +29,13 @@ def _check_prompt(value: Any) -> Any:
     ):
         return value
     raise ValueError("a prompt is a text, a list of token ids, or a list of such, not empty")
+
+
+def _check_stop(value: Any) -> Any:
+    stops = value if isinstance(value, list) else [value]
+    if len(stops) > STOPS or any(isinstance(stop, str) and len(stop) > STOP_LENGTH for stop in stops):
+        raise ValueError(f"up to {STOPS} texts of up to {STOP_LENGTH} characters each")
+    return value
 
 
 class StreamOptions(BaseModel):
@@ -49,7 +59,7 @@ class Body(BaseModel):
     n: Annotated[int, Field(ge=1)] | None = None
     """Answers to each prompt; with a seed, answer i is drawn with seed + i."""
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, BeforeValidator(_check_stop)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
