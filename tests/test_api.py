@@ -359,6 +359,18 @@ def test_limits_of_prompt_and_tokens():
         Limits(body=0, seconds=-1)
 
 
+def test_prompts_that_are_too_many_are_not_tokenized_first():
+    tokenizer = BPETokenizer.train(synthetic_text(400), 300)
+    seen: list[str] = []
+    encode, tokenizer.encode = tokenizer.encode, lambda text, *rest: seen.append(text) or encode(text, *rest)
+    with client(tokenizer=tokenizer, limits=Limits(texts=3)) as talk:
+        check_error(complete(talk, prompt=["a"] * 4), 400, "4 prompts times n=1 are more than 3 texts", "n")
+        check_error(complete(talk, prompt=["a"], n=4), 400, "1 prompts times n=4 are more than 3 texts", "n")
+        check_error(talk.post("/v1/completions", json={"model": "another", "prompt": "a"}), 404, "no model", "model", "model_not_found")
+        assert seen == []
+        assert complete(talk, prompt=["a", "b", "c"], max_tokens=1).status_code == 200 and seen == ["a", "b", "c"]
+
+
 def test_a_key_is_asked_for_where_texts_are_written_and_only_there():
     with client(api_key="secret") as talk:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):

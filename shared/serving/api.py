@@ -172,12 +172,15 @@ def create_app(
         except ValueError as error:
             raise ApiError(400, str(error), "prompt") from None
 
-    def plan(body: Body, prompts: list[list[int]], wanted: int | None, **options: Any) -> list[engine.Request]:
-        """A request for each text. wanted: new tokens, None for as many as there may be."""
+    def check(body: Body, count: int = 1) -> None:
+        """What can be said before `count` prompts are tokenized, which takes time."""
         if body.model not in models:
             raise ApiError(404, f"no model is called {body.model!r}; there are: {', '.join(models)}", "model", "model_not_found")
-        if len(prompts) * (body.n or 1) > limits.texts:
-            raise ApiError(400, f"{len(prompts)} prompts times n={body.n or 1} are more than {limits.texts} texts", "n")
+        if count * (body.n or 1) > limits.texts:
+            raise ApiError(400, f"{count} prompts times n={body.n or 1} are more than {limits.texts} texts", "n")
+
+    def plan(body: Body, prompts: list[list[int]], wanted: int | None, **options: Any) -> list[engine.Request]:
+        """A request for each text. wanted: new tokens, None for as many as there may be."""
         if limits.tokens and (wanted or 0) > limits.tokens:
             raise ApiError(400, f"max_tokens={wanted} is more than this server gives: {limits.tokens}", "max_tokens")
         requests = []
@@ -252,6 +255,7 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
+        check(body, len(body.prompts))
         prompts = [prompt if isinstance(prompt, list) else await encode(prompt) for prompt in body.prompts]
         scored = body.echo and body.logprobs is not None
         requests = plan(body, prompts, 16 if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs, score_prompt=bool(scored))
@@ -261,6 +265,7 @@ def create_app(
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
+        check(body)
         messages = [message.plain() for message in body.messages]
         if sum(len(m["content"]) for m in messages) > served.max_length * longest_token:
             raise ApiError(400, f"the messages are longer than {served.max_length} tokens", "messages", "context_length_exceeded")
