@@ -253,6 +253,12 @@ def test_an_adapter_is_a_model_of_its_own():
     assert found["pirate"] == expected(PROMPT, 12, model=use_adapters(model, "pirate"), seed=1)
 
 
+def test_what_a_texts_own_siblings_read_was_not_there_before():
+    with client(chunk=8, slots=1) as talk:
+        cached = [complete(talk, prompt=[7] * 20, max_tokens=2, n=3).json()["usage"]["prompt_tokens_details"]["cached_tokens"] for _ in range(2)]
+        assert cached == [0, 16]  # the second request finds what the first one read: whole chunks
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_ids_that_only_the_model_has_are_no_text(stream):
     model = shake(GPT(replace(CONFIG, vocab_size=512)))

@@ -106,8 +106,8 @@ class Answer:
             generation.cancel()
 
     def usage(self) -> dict[str, Any]:
-        """Tokens so far; a prompt that several texts go on from counts once."""
-        prompts = {id(g.request.prompt): g for g in self.generations}.values()
+        """Tokens so far; a prompt that several texts go on from counts once, as its first text found it."""
+        prompts = {id(g.request.prompt): g for g in reversed(self.generations)}.values()
         return usage(sum(len(g.request.prompt) for g in prompts), sum(text.count for text in self.texts), sum(g.reused for g in prompts))
 
 
