@@ -379,9 +379,12 @@ def test_prompts_that_are_too_many_are_not_tokenized_first():
 
 def test_a_key_is_asked_for_where_texts_are_written_and_only_there():
     with client(api_key="secret") as talk:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
-            check_error(talk.get("/v1/models", headers=headers), 401, "API key", code="invalid_api_key")
-        assert talk.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+        for sent in (None, "Bearer wrong", "Bearer", "Bearer secre", "Bearer secrets", "secret", "Basic secret"):
+            refused = talk.get("/v1/models", headers={"Authorization": sent} if sent else {})
+            check_error(refused, 401, "API key", code="invalid_api_key")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        for sent in ("Bearer secret", "bearer secret", "BEARER  secret"):  # RFC 9110, 11.1: the scheme's case does not count
+            assert talk.get("/v1/models", headers={"Authorization": sent}).status_code == 200
         assert talk.get("/health").status_code == talk.get("/ready").status_code == talk.get("/metrics").status_code == 200
 
 

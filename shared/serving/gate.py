@@ -81,7 +81,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics, paths: Sequence[str]):
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
-        self.expected = f"Bearer {api_key}".encode() if api_key else None
+        self.expected = api_key.encode() if api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,8 +95,11 @@ class Gate:
 
         headers = dict(scope["headers"])
         error = None
-        if self.expected and scope["path"].startswith("/v1/") and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
-            error = ApiError(401, "this server wants its API key, as in Authorization: Bearer KEY", code="invalid_api_key")
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        known = not self.expected or scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.expected)
+        if scope["path"].startswith("/v1/") and not known:
+            message = "this server wants its API key, as in Authorization: Bearer KEY"
+            error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         elif headers.get(b"content-length", b"0").isdigit() and int(headers.get(b"content-length", b"0")) > self.limits.body:
             error = self._too_large()
         if error:
