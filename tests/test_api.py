@@ -333,6 +333,11 @@ def test_a_conversation_that_is_none_is_refused(shared_client, messages, message
     check_error(answer, 400, message, "messages")
 
 
+def test_a_conversation_that_is_too_long_asks_for_nothing_new(shared_client):
+    answer = complete(shared_client, "/v1/chat/completions", messages=[{"role": "user", "content": "abc def " * 40}])
+    check_error(answer, 400, "tokens of prompt and 0 new ones: a prompt may have 128", "prompt", "context_length_exceeded")
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b'{"model": "tiny", "prompt": ', b"\xff\xfe{}", b"[" * 100_000, b"null", b"[]", b'"x"'], ids=lambda c: str(c[:20])
 )

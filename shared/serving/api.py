@@ -186,7 +186,7 @@ def create_app(
         requests = []
         for prompt in prompts:
             longest = min(limits.prompt or served.max_length, served.max_length)
-            new = min(limits.tokens or served.max_length, served.max_length - len(prompt)) if wanted is None else wanted
+            new = max(0, min(limits.tokens or served.max_length, served.max_length - len(prompt))) if wanted is None else wanted
             if len(prompt) > longest or len(prompt) + new > served.max_length:
                 message = f"{len(prompt)} tokens of prompt and {new} new ones: a prompt may have {longest}, and both together {served.max_length}"
                 raise ApiError(400, message, "prompt", "context_length_exceeded")
