@@ -333,6 +333,16 @@ def test_a_conversation_that_is_none_is_refused(shared_client, messages, message
     check_error(answer, 400, message, "messages")
 
 
+def test_what_only_belongs_to_another_field_is_refused_without_it(shared_client):
+    options = {"include_usage": True}
+    for stream in ({}, {"stream": False}):
+        check_error(complete(shared_client, stream_options=options, **stream), 400, "only with stream=true", "stream_options")
+    for logprobs in ({}, {"logprobs": False}):
+        answer = complete(shared_client, "/v1/chat/completions", top_logprobs=2, **logprobs)
+        check_error(answer, 400, "only with logprobs=true", "top_logprobs")
+    assert complete(shared_client, max_tokens=1, stream_options=None).status_code == 200
+
+
 def test_a_conversation_that_is_too_long_asks_for_nothing_new(shared_client):
     answer = complete(shared_client, "/v1/chat/completions", messages=[{"role": "user", "content": "abc def " * 40}])
     check_error(answer, 400, "tokens of prompt and 0 new ones: a prompt may have 128", "prompt", "context_length_exceeded")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from shared.serving.engine import Token
 
@@ -66,6 +66,13 @@ class Body(BaseModel):
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_of_streams(cls, value: StreamOptions | None, other: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not other.data.get("stream"):
+            raise ValueError("only with stream=true")
+        return value
 
     @property
     def stops(self) -> list[str]:
@@ -128,6 +135,13 @@ class ChatBody(Body):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, value: int | None, other: ValidationInfo) -> int | None:
+        if value is not None and not other.data.get("logprobs"):
+            raise ValueError("only with logprobs=true")
+        return value
 
 
 # ---- text
