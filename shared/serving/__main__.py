@@ -1,6 +1,7 @@
 """Week 12. Serves a model from the command line.
 
-    python -m shared.serving --model smollm2
+    python -m shared.serving --page                    # your own newest model, with a chat page
+    python -m shared.serving --page --model smollm2 --documents weeks/11_rag/handbook
     python -m shared.serving --model checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --port 8001
     python -m shared.serving --model smollm2 --quantize int8 --adapters pirate=checkpoints/pirate
 
@@ -13,22 +14,26 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import uvicorn
 
 from shared import checkpoint
 from shared.adapters import load_adapter
 from shared.commandline import errors_for_people, parse_args
+from shared.course import output_root
+from shared.documents import chunk_documents, load_documents
 from shared.models.gpt import GPT
 from shared.quantization import load_quantized, quantize
+from shared.retrieval import Index, MiniLM
 from shared.runtime import pick_device
 from shared.serving.api import create_app
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
-from shared.tokenizers import Tokenizer
+from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from shared.zero_shot import load_by_name
 
 
@@ -36,8 +41,9 @@ from shared.zero_shot import load_by_name
 class Settings:
     """A server for one model and its adapters."""
 
-    model: str
-    """"smollm2", a checkpoint's folder (quantized or not), or a Hugging Face model's folder or hub name."""
+    model: str = "own"
+    """"own" (the checkpoint of week 6, else of week 4, else smollm2), "smollm2", a checkpoint's folder (quantized or not), or a Hugging Face
+    model's folder or hub name."""
     name: str | None = None
     """What clients call it; the last part of --model if not given."""
     quantize: Literal["int8", "int4", "nf4"] | None = None
@@ -46,6 +52,10 @@ class Settings:
     """As in shared.quantization."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters, NAME=FOLDER each; clients ask for one as for a model."""
+    page: bool = False
+    """With a chat page at the server's address."""
+    documents: str | None = None
+    """A folder of documents (or one of them) that the page can answer from."""
     host: str = "127.0.0.1"
     """0.0.0.0 lets other machines in: then set a key."""
     port: int = 8000
@@ -71,6 +81,8 @@ class Settings:
         problems = [f"adapters: {a!r} is not NAME=FOLDER" for a in self.adapters if not all(a.partition("="))]
         if not 0 <= self.port < 2**16:
             problems.append(f"port={self.port}: must be from 0 to 65535")
+        if self.documents and not self.page:
+            problems.append(f"documents={self.documents}: only the page answers from documents; add --page")
         if self.grace < 0:
             problems.append(f"grace={self.grace}: must be at least 0")
         if problems:
@@ -100,6 +112,13 @@ class Server(uvicorn.Server):
                 await asyncio.to_thread(self._served.close)
             self.should_exit = late or self._served.wait_idle(0)
         return await super().on_tick(counter)
+
+
+def own_checkpoint() -> tuple[str, Path] | None:
+    """The newest week whose checkpoint is there, and the folder: a smoke run's only where there is no other. None if there is none."""
+    root = output_root() / "checkpoints"
+    found = [(topic, path) for topic, run in (("04_mini_gpt", "headline"), ("06_gpt2", "gpt2")) for path in (root / topic).glob(f"*/*/{run}/best")]
+    return max(found, key=lambda pair: ("smoke" not in pair[1].parts, pair[0], pair[1].stat().st_mtime), default=None)
 
 
 def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
@@ -135,16 +154,37 @@ def wanted_key(settings: Settings) -> str | None:
     return key and key.strip()
 
 
+def index_of(documents: str, device: torch.device | str = "cpu") -> Index:
+    """The documents of a folder, as week 11 cuts and embeds them."""
+    chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())
+    index = Index(MiniLM(device))
+    print(f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages, being embedded", flush=True)
+    index.add(chunks)
+    return index
+
+
 def main(settings: Settings) -> None:
     """Serves until a signal comes."""
     api_key = wanted_key(settings)
     same_bits_in_every_row()
-    model, tokenizer = served_model(settings)
-    name = settings.name or os.path.basename(os.path.normpath(settings.model))
+    name, source = os.path.basename(os.path.normpath(settings.model)), settings.model
+    if source == "own":
+        name, source = own_checkpoint() or ("smollm2", "smollm2")
+        print("no checkpoint of weeks 4 and 6 yet: SmolLM2 instead" if name == "smollm2" else f"your own model: {source}", flush=True)
+    model, tokenizer = served_model(replace(settings, model=str(source)))
+    index = index_of(settings.documents, pick_device(settings.device)) if settings.documents else None
+    name = settings.name or name
     app = create_app(
         model, tokenizer, name, settings.slots, settings.max_length, settings.chunk, settings.queue, settings.limits, api_key
     )  # fmt: skip
-    print(f"model: {name} ({model.num_parameters():,} parameters); API key: {'asked for' if api_key else 'none'}")
+    if settings.page:
+        from shared.serving.page import add_page  # Gradio takes seconds to import
+
+        add_page(app, index)
+    asked = "asked for" if api_key else "none"
+    print(
+        f"model: {name} ({model.num_parameters():,} parameters); API key: {asked}; {'page and API' if settings.page else 'API'} at the address below"
+    )
     config = uvicorn.Config(app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5)
     Server(config, app.state.engine, settings.grace).run()
 

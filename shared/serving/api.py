@@ -159,7 +159,7 @@ def create_app(
         await asyncio.to_thread(served.close)
 
     app = FastAPI(title="llm-weeks", lifespan=lifespan)
-    app.state.engine = served
+    app.state.engine, app.state.tokenizer, app.state.models, app.state.limits, app.state.api_key = served, tokenizer, models, limits, api_key
 
     # ---- what was asked
 
@@ -253,15 +253,19 @@ def create_app(
     def describe(model: str) -> dict[str, Any]:
         return {"id": model, "object": "model", "created": created, "owned_by": "llm-weeks"}
 
-    @app.post("/v1/completions")
-    async def completions(body: CompletionBody, request: Request) -> Response:
+    async def complete(body: CompletionBody) -> Answer:
         check(body, len(body.prompts))
         prompts = [prompt if isinstance(prompt, list) else await encode(prompt) for prompt in body.prompts]
         scored = body.echo and body.logprobs is not None
         requests = plan(body, prompts, 16 if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs, score_prompt=bool(scored))
         echoed = [b"".join(vocab[i] for i in r.prompt).decode(errors="replace") for r in requests] if body.echo else None
-        answer = Answer(served, metrics, requests, vocab, body.stops, echoed)
-        return await respond(body, request, answer, CompletionForms(vocab, body.logprobs is not None))
+        return Answer(served, metrics, requests, vocab, body.stops, echoed)
+
+    app.state.complete = complete  # for the page
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        return await respond(body, request, await complete(body), CompletionForms(vocab, body.logprobs is not None))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
