@@ -41,8 +41,10 @@ EVERY = 0.1
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .title h1 { font-size: 1.7rem; margin: 0.6rem 0 0.2rem; }
-.title p, .hint { color: var(--body-text-color-subdued); margin: 0; }
-.chat .message { white-space: pre-wrap; }
+.title p, .hint { color: var(--body-text-color-subdued); margin: 0 !important; }
+.chat .message-content { white-space: pre-wrap; }
+.chat .top-panel { display: none; } /* its button would clear what is shown, and not what the model is given */
+#status:not(:has(.status:not(:empty))), #passages:not(:has(.passage)) { display: none; }
 .status { min-height: 1.5rem; color: var(--body-text-color-subdued); }
 .status .problem { color: #7f2704; background: #fff3e6; border-left: 4px solid #b83c00; padding: 0.5rem 0.8rem; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.3rem 0.5rem; align-items: center; font-size: 0.9rem; }
@@ -148,7 +150,7 @@ class _Page:
             self._connect()
 
     def _title(self, name: str) -> str:
-        size = f"{self._state.engine.model.num_parameters() / 1e6:.1f} million parameters, {self._state.engine.max_length} tokens of context"
+        size = f"{self._state.engine.model.num_parameters():,} parameters, {self._state.engine.max_length} tokens of context"
         kind = "It answers what you write" if self._chats else "It has learned no conversation: it goes on with the text that you begin"
         return f"<div class=title><h1>{escape(name)}</h1><p>{size}. {kind}. Everything is computed by the server that this page comes from.</p></div>"
 
@@ -175,11 +177,19 @@ class _Page:
         self._documents = gr.Checkbox(
             label="Answer from the documents", info=self._about_documents(), value=False, visible=self._index is not None, elem_id="documents"
         )
-        self._length = gr.Slider(1, longest, min(200, longest), step=1, label="Longest answer", info="in tokens", elem_id="length")
-        self._temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", info="0 always takes the likeliest token", elem_id="temperature")
-        self._top_k = gr.Slider(0, 200, 0, step=1, label="Top-k", info="draw from so many of the likeliest tokens; 0: from all", elem_id="top-k")
-        self._top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", info="draw from the likeliest tokens with this share", elem_id="top-p")
-        self._seed = gr.Number(label="Seed", info="the same seed writes the same text; empty: another each time", precision=0, elem_id="seed")
+        self._length = gr.Slider(1, longest, min(200, longest), step=1, buttons=[], label="Longest answer", info="in tokens", elem_id="length")
+        self._temperature = gr.Slider(
+            0, 2, 0.7, step=0.05, buttons=[], label="Temperature", info="0 always takes the likeliest token", elem_id="temperature"
+        )
+        self._top_k = gr.Slider(
+            0, 200, 0, step=1, buttons=[], label="Top-k", info="draw from so many of the likeliest tokens; 0: from all", elem_id="top-k"
+        )
+        self._top_p = gr.Slider(
+            0.05, 1, 0.95, step=0.05, buttons=[], label="Top-p", info="draw from the likeliest tokens with this share", elem_id="top-p"
+        )
+        self._seed = gr.Number(
+            label="Seed", info="the same seed writes the same text; empty: another each time", precision=0, placeholder="none", elem_id="seed"
+        )
 
     def _about_documents(self) -> str:
         return f"{len(self._index.sources)} files; one line, always the likeliest tokens" if self._index else ""
