@@ -1,4 +1,4 @@
-"""The exercises of weeks 1 to 11, and shared/exercise.py, which grades them."""
+"""The exercises of weeks 1 to 12, and shared/exercise.py, which grades them."""
 
 import codecs
 import inspect
@@ -29,7 +29,7 @@ from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.optim import build_optimizers
 from shared.runtime import ROOT
 
-WEEKS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+WEEKS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
 SEEDS = (0, 1, 2, 3)
 EXERCISES = {e.name: e for n in WEEKS for e in Week(n).exercises.values()}
 ALL = pytest.mark.parametrize("name", EXERCISES)
@@ -52,7 +52,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 73
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 81
 
 
 @ALL
@@ -544,6 +544,67 @@ def _word_f1(answer, right):
     return 2 * precision * recall / (precision + recall)
 
 
+def _store_keys(cache, lengths, new):
+    """Row by row."""
+    rows = [torch.cat([row[:n], key[None], row[n + 1 :]]) for row, n, key in zip(cache, lengths.tolist(), new)]
+    return torch.stack(rows), lengths + 1, torch.tensor([[place <= n for place in range(cache.size(1))] for n in lengths.tolist()])
+
+
+def _row_probabilities_at(logits, temperatures):
+    rows = [(row / t).softmax(0) if t else F.one_hot(row.argmax(), len(row)).float() for row, t in zip(logits, temperatures.tolist())]
+    return torch.stack(rows)
+
+
+def _next_slots(slots, waiting, ended, cancelled):
+    gone, queue = set(ended) | set(cancelled), [w for w in waiting if w not in cancelled]
+    free = [i for i, s in enumerate(slots) if not s or s in gone]
+    given = dict(zip(free, queue + [""] * len(free)))
+    return [given.get(i, s) for i, s in enumerate(slots)], queue[len(free) :]
+
+
+def _reusable_tokens(prompt, kept, chunk):
+    """Chunk by chunk."""
+    return chunk * sum(1 for _ in takewhile(lambda end: prompt[:end] == kept[:end], range(chunk, min(len(prompt), len(kept) + 1), chunk)))
+
+
+def _decoded_pieces(chunks):
+    """By hand: the bytes of a character that is not whole wait."""
+    held, pieces = b"", []
+    for chunk in chunks:
+        held += chunk
+        text = held.decode(errors="ignore")
+        pieces.append(text)
+        held = held[len(text.encode()) :]
+    return [*pieces, "\N{REPLACEMENT CHARACTER}" if held else ""]
+
+
+def _shown_pieces(pieces, stop):
+    """How much of the whole text may be known after each piece."""
+    texts, ends = ["".join(pieces[: i + 1]) for i in range(len(pieces))], []
+    for text in texts:
+        at = text.find(stop)
+        ends.append(at if at >= 0 else next(i for i in range(len(text) + 1) if stop.startswith(text[i:])))
+    ends.append(ends[-1] if stop in texts[-1] else len(texts[-1]))
+    return [texts[-1][a:b] for a, b in pairwise([0, *ends])]
+
+
+def _event_data(chunks):
+    """Line by line, as the specification has it."""
+    found, data = [], []
+    *lines, _ = b"".join(chunks).decode().split("\n")
+    for line in lines:
+        if not line:
+            found += ["\n".join(data)] if data else []
+            data = []
+        elif line.startswith("data:"):
+            data.append(line[6:] if line[5:6] == " " else line[5:])
+    return found
+
+
+def _delay_percentile(times, q):
+    return float(np.quantile(np.concatenate([np.diff(text) for text in times]), q, method="inverted_cdf"))
+
+
 OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
@@ -618,6 +679,14 @@ OTHER_ANSWERS = {
     "fused_scores": _fused_scores,
     "ndcg": _ndcg,
     "word_f1": _word_f1,
+    "store_keys": _store_keys,
+    "row_probabilities_at": _row_probabilities_at,
+    "next_slots": _next_slots,
+    "reusable_tokens": _reusable_tokens,
+    "decoded_pieces": _decoded_pieces,
+    "shown_pieces": _shown_pieces,
+    "event_data": _event_data,
+    "delay_percentile": _delay_percentile,
 }
 
 

@@ -116,6 +116,10 @@ class Generation:
         """None while it runs; then one of `REASONS`."""
         self.prompt: list[Token] = []
         """The prompt's tokens with log-probabilities, as far as it has been read, with `score_prompt`."""
+        self.slot: int | None = None
+        """Where it is written, or was; None while it waits."""
+        self.read = 0
+        """Tokens of the prompt read so far."""
         self.reused = 0
         """Tokens of the prompt that did not have to be read."""
         self.drawn = 0
@@ -336,7 +340,7 @@ class Engine:
         while self._waiting and self.busy < len(self._slots):
             generation = self._waiting.popleft()
             slot, generation.reused = self._place(generation.request)
-            slot.generation, slot.adapter = generation, generation.request.adapter
+            slot.generation, slot.adapter, generation.slot = generation, generation.request.adapter, slot.index
             slot.tokens, slot.whole = list(generation.request.prompt[: generation.reused]), generation.reused
             slot.used = self.steps
             self.reused_tokens += generation.reused
@@ -381,6 +385,7 @@ class Engine:
         chunk = list(request.prompt[start : start + self.chunk])
         logits = self._forward([chunk], slot.index, [start], (request.adapter,))[0]  # [time, vocab_size]
         self.prompt_tokens += len(chunk)
+        generation.read += len(chunk)
         slot.tokens += chunk
         if len(chunk) == self.chunk:
             slot.whole = len(slot.tokens)
