@@ -6,6 +6,8 @@ The tests of llama.cpp itself are there only where its package xllamacpp is inst
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,7 @@ from shared.models.formats import DEFAULT_PATTERN, SMOLLM_PATTERN
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import IM_END, IM_START, chat_prompt, from_gguf, from_hf, load_smollm2
 from shared.quantization import quantize as quantize_model
+from shared.runtime import ROOT
 from shared.sampling import generate
 from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
@@ -615,6 +618,16 @@ def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path)
     if format == "hf":
         card = (out / "README.md").read_text()
         assert "# Mine" in card and "| val loss | 1.234 |" in card
+
+
+def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
+    command = [sys.executable, "-m", "shared.export", "--checkpoint", str(saved), "--format", "gguf", "--kind", "F32", "--out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "m.gguf"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("wrote m.gguf ("), done.stderr
+    assert same_tensors(from_gguf(tmp_path / "m.gguf"), made("Qwen3, as in week 4's modern recipe"))
+    done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "is a folder" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_command_line_refuses_what_cannot_be(saved, tmp_path):

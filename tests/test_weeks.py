@@ -81,6 +81,7 @@ def test_studies_run(topic, output, text_file):
         "08_quantization": ["smollm2"],
         "09_lora": ["compare"],
         "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
+        "12_deploy": ["smollm2"],
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
         module.main(settings)
@@ -385,6 +386,30 @@ def test_week_9_teaches_a_form_with_few_numbers():
         assert runs[f"{model}-{qlora}"]["best_val_loss"] <= 1.02 * runs[f"{model}-lora-8"]["best_val_loss"]
     assert all(runs[f"{model}-lora-8"]["in_form"] >= 0.9 and runs[f"{model}-lora-8"]["in_form_before"] == 0 for model in ("course", "smollm2"))
     assert runs["course-lora-8"]["share_trainable"] < 0.1 and runs["smollm2-lora-8"]["share_trainable"] < 0.02
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(shared_tokens=31), "shared_tokens=31: must be at least 32"), (dict(new_tokens=1), "new_tokens=1: must be at least 2"), (dict(rounds=0), "rounds=0"),
+])  # fmt: skip
+def test_week_12_refuses_settings_that_cannot_be(changes, words):
+    with pytest.raises(ValueError, match=words):
+        script("12_deploy", **changes)
+
+
+def test_week_12_serves_many_at_once_and_other_programs_write_the_same():
+    logs = REFERENCE / "12_deploy" / "reference" / "tinyshakespeare"
+    runs = {name: run.summary for name, run in report.read_runs(logs).items()}
+    for name in ("own", "smollm2", "smollm2-int8"):
+        row = runs[name]
+        assert row["at_once"] == 8 and row["ratio"] >= 2.5 and row["many"] > row["one"]
+        assert row["first_p50"] <= row["first_p95"] and row["between_p50"] <= row["between_p95"]
+        assert row["reused"] < row["fresh"] / 2
+    for name in ("own", "smollm2"):
+        assert runs[f"{name}-alone"]["same"] == runs[f"{name}-alone"]["texts"] == 8
+        for program in ("pytorch", "transformers", "onnx", "llama.cpp-F32"):
+            assert runs[f"{name}-{program}"]["alike"] == runs[f"{name}-{program}"]["new_tokens"] == 64, (name, program)
+    assert runs["slots"]["four_slots"] < runs["slots"]["one_slot"]
+    assert json.loads((logs / "week.json").read_text())["seconds"] <= 240
 
 
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
