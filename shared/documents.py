@@ -293,8 +293,9 @@ def chunk_documents(documents: Iterable[Document], tokenizer: Tokenizer, size: i
 
 
 def _sentences(text: str) -> Iterator[tuple[int, str]]:
-    """Where each sentence begins, and the sentence; a line of a list is one too."""
-    for found in re.finditer(r"\S.*?(?=(?<=[.!?:])\s|\n|\Z)", text, re.S):
+    """Where each sentence begins, and the sentence; a line of a list is one too. A line of 60 characters or more may be wrapped: the next
+    one goes on, unless it is empty or begins with a mark of a list."""
+    for found in re.finditer(r"\S.*?(?=(?<=[.!?:])\s|(?<![^\n]{60})\n|\n(?:\n|[-*+•|] |\d+[.)] )|\Z)", text, re.S):
         yield found.start(), found[0]
 
 

@@ -210,6 +210,13 @@ def test_windows_are_sentences():
     assert " ".join(words).split() == text.split()
 
 
+def test_a_sentence_goes_on_over_a_wrapped_line_and_ends_before_an_item():
+    wrapped = "The ferry leaves the harbour of the town on the island at ten\nto six\n- that is the last one of the day, which few people have ever seen\n- one more"
+    chunk = chunk_documents([Document("a.md", "A", (Section((), wrapped),))], TOKENIZER, size=700, window=200)[0]
+    parts = wrapped.split("\n")
+    assert [chunk.text[a:b] for a, b in chunk.windows] == ["\n".join(parts[:2]), *parts[2:]]
+
+
 @pytest.mark.parametrize("text, cleaned", [("a \t b", "a b"), ("a\r\nb\rc", "a\nb\nc"), (" a\n\n\n\n b ", "a\n\nb"), ("a\u00a0b\x00\u200b", "a b")])
 def test_cleaning(text, cleaned):
     assert clean(text) == cleaned
