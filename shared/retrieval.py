@@ -13,6 +13,7 @@ Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and 
 import copy
 import hashlib
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -133,9 +134,13 @@ class MiniLM:
         folders = {fetch(f"minilm-{part}").parent for part in ("weights", "tokenizer", "config")}
         if len(folders) > 1:
             raise ValueError(f"the files of {self.name} lie in several folders: put them all into one of {', '.join(map(str, folders))}")
-        from sentence_transformers import SentenceTransformer  # takes seconds to import
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-        from transformers.utils.logging import disable_progress_bar
+        logging.disable(logging.WARNING)  # other libraries, which transformers tries, warn of what was not built for this machine
+        try:
+            from sentence_transformers import SentenceTransformer  # takes seconds to import
+            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+            from transformers.utils.logging import disable_progress_bar
+        finally:
+            logging.disable(logging.NOTSET)
 
         disable_progress_bar()
         reader = Transformer(str(folders.pop()), max_seq_length=256)

@@ -19,7 +19,7 @@ from shared.tokenizers.bpe import END_OF_TEXT
 WEEKS = course.weeks()
 LADDER = WEEKS[:6]  # they train the model; from week 7 on something is done to it
 REFERENCE = ROOT / "logs"
-TEXT = {"09_lora": "text"}
+TEXT = {"09_lora": "text", "11_rag": "text"}
 """What a week calls the text its model is trained on, where `data` is something else."""
 
 
@@ -81,6 +81,7 @@ def test_studies_run(topic, output, text_file):
         "08_quantization": ["smollm2"],
         "09_lora": ["compare"],
         "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
+        "11_rag": ["answers", "windows", "index", "own"],
         "12_deploy": ["smollm2"],
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
@@ -265,6 +266,77 @@ def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):
     assert (output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / "model-lora-8" / "adapter" / "adapter_config.json").exists()
 
 
+WRONG_IN_WEEK_11 = {
+    "no such folder": (["--data", "nowhere", "--ask", "Who?"], "nowhere does not exist: give a folder"),
+    "an empty folder": (["--data", "EMPTY", "--ask", "Who?"], "has no files in it: put documents there"),
+    "nothing that can be read": (["--data", "BINARY", "--ask", "Who?"], "no document that can be read: noise.txt: it is"),
+    "a folder without known answers": (["--data", "GOOD"], "no questions with known answers on"),
+    "an unknown store": (["--store", "shelf"], "no store is called 'shelf'; there are: flat, ivf, hnsw, pq, qdrant"),
+    "no questions": (["--questions", "0"], "questions=0: must be at least 1"),
+    "chunks that only overlap": (["--size", "20", "--overlap", "20"], "chunks of 20 tokens with 20 of overlap"),
+    "pq learns from too little": (["--data", "GOOD", "--store", "pq", "--ask", "Who?"], "too few: use flat"),
+    "no question": (["--data", "GOOD", "--ask", " "], "a search needs a question"),
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Documents in a folder each: none, one that is noise, one that can be read among such."""
+    for name in ("EMPTY", "BINARY", "GOOD"):
+        (tmp_path / name).mkdir()
+    for name in ("BINARY", "GOOD"):
+        (tmp_path / name / "noise.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "GOOD" / "boats.md").write_text("# Boats\n\nThe captain of the green boat is Basil Thornquist.\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", WRONG_IN_WEEK_11)
+def test_week_11_says_what_is_wrong(case, output, text_file, folders, monkeypatch, capsys):
+    arguments, words = WRONG_IN_WEEK_11[case]
+    arguments = [str(folders / a) if a.isupper() else a for a in arguments]
+    module = report.load_script("11_rag")
+    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--text", text_file, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        commandline.cli(module.main, module.PRESETS, module.__doc__)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and lines[-1].startswith("error: ") and words in lines[-1]
+    assert not (output / "logs" / "11_rag").exists()
+
+
+@pytest.mark.parametrize("store", ["flat", "qdrant"])
+def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(store, output, folders, capsys):
+    module, settings = script("11_rag", data=str(folders / "GOOD"), ask="Who is the captain of the green boat?", store=store, max_new_tokens=16)
+    module.main(settings)
+    said = capsys.readouterr().out
+    assert "left out: noise.txt: it is" in said and "1 added" in said
+    assert "Basil Thornquist" in said and said.endswith("\n  [1] boats.md\n")
+    (folders / "GOOD" / "boats.md").write_text("# Boats\n\nThe captain of the green boat is Edmund Molloy.\n")
+    module.main(settings)  # the index is kept, and what changed is changed in it
+    said = capsys.readouterr().out
+    assert "0 added, 1 changed" in said and "Edmund Molloy" in said
+
+
+def test_week_11_refuses_an_index_of_another_model(output, folders, text_file):
+    module, settings = script("11_rag", data=str(folders / "GOOD"), ask="Who?", text=text_file, index=str(folders / "index"), max_new_tokens=2)
+    module.main(settings)
+    with pytest.raises(ValueError, match=r"made with the embedder all-MiniLM-L6-v2 \(384 numbers\), and cannot be searched with week 6"):
+        module.main(replace(settings, embedder="own"))
+
+
+def test_week_11_keeps_a_section_of_pythons_reference_once(tmp_path):
+    from pydoc_data.topics import topics
+
+    module = report.load_script("11_rag")
+    module.write_python_reference(tmp_path)
+    documents = module.load_documents(tmp_path).documents
+    texts = [tuple(s.text.split()) for d in documents for s in d.sections]
+    assert len(set(texts)) == len(texts) and len(documents) > 0.9 * len(topics)
+    chunks = module.chunk_documents(documents, module.gpt2_tokenizer())
+    asked, _ = module.questions("python", chunks)
+    library = module.Library("python", chunks, None, asked, [])
+    assert len(asked) >= 40 and all(module.holds_answer(library.right(q).text, q["answers"]) for q in asked)
+
+
 def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):
     module, settings = script("01_bigram", data=text_file)
     module.main(settings)
@@ -375,6 +447,33 @@ def test_week_10_studies_show_the_frontier_the_hacking_and_a_model_that_is_brief
     assert free["kl"] > 3 * held["kl"] and free["known_words"] < held["known_words"] - 0.1
     smol = runs["smollm2"]
     assert smol["after_length"] < 0.75 * smol["before_length"] and smol["after_short"] > smol["before_short"] + 0.25
+
+
+def test_week_11_finds_and_answers_from_what_it_found():
+    logs = REFERENCE / "11_rag" / "reference" / "tinyshakespeare"
+    runs = {name: run.summary for name, run in report.read_runs(logs).items()}
+    assert runs["handbook-find-dense"]["questions"] == 160 and runs["python-find-dense"]["questions"] >= 40
+    assert runs["handbook-find-dense"]["recall@5"] >= 0.95
+    assert runs["handbook-windows"]["recall@5"] >= 0.95  # what to embed was chosen on other questions than it is measured on
+    assert runs["handbook-find-own"]["recall@5"] < runs["handbook-find-bm25"]["recall@5"] < runs["handbook-find-dense"]["recall@5"]
+    for data in ("handbook", "python"):
+        for measure in ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"):
+            assert all(run[f"{measure}_low"] <= run[measure] <= run[f"{measure}_high"] for n, run in runs.items() if n.startswith(f"{data}-find-"))
+    without, retrieved, right = (runs[f"handbook-all-answer-{name}"] for name in ("without", "retrieved", "right"))
+    assert without["questions"] == 160 and runs["handbook-all-abstain"]["unanswerable"] == 40 and runs["handbook-all-swaps"]["swaps"] == 30
+    for measure in ("exact", "f1", "holds"):
+        assert retrieved[measure] >= 5 * without[measure] and retrieved[measure] >= right[measure] - 0.15
+    assert json.loads((logs / "week.json").read_text())["seconds"] <= 300
+
+
+def test_week_11_studies_show_what_an_index_costs_and_what_a_small_model_learns():
+    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "11_rag" / "reference" / "tinyshakespeare").items()}
+    assert runs["index-flat"]["vectors"] >= 100_000 and runs["index-flat"]["recall"] == 1
+    for kind, efforts in report.load_script("11_rag").EFFORTS.items():
+        recalls = [runs[f"index-{kind}-{effort}"]["recall"] for effort in efforts if effort]
+        assert recalls == sorted(recalls) and (not recalls or recalls[-1] > 0.95)
+    assert runs["index-pq"]["bytes"] < runs["index-flat"]["bytes"] / 10 and runs["index-ivf-16"]["milliseconds"] < runs["index-flat"]["milliseconds"]
+    assert runs["handbook-own-right"]["f1"] > runs["handbook-own-untrained"]["f1"]
 
 
 def test_week_9_teaches_a_form_with_few_numbers():
