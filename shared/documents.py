@@ -303,8 +303,8 @@ def split(text: str, tokenizer: Tokenizer, size: int, overlap: int) -> list[tupl
     """Begin and end, in characters, of pieces that cover all of `text` but white space between them, cut between words.
 
     A piece is the longest that has at most `size` tokens by itself. The next one begins as far inside it as it can with at most `overlap`
-    tokens in common. A word of more than `size` tokens is cut between characters. Raises ValueError for sizes that allow no progress, and
-    for a character of more than `size` tokens.
+    tokens in common and with room for a new word. A word of more than `size` tokens is cut between characters. Raises ValueError for sizes
+    that allow no progress, and for a character of more than `size` tokens.
     """
     if size < 1 or not 0 <= overlap < size:
         raise ValueError(f"chunks of {size} tokens with {overlap} of overlap: the size must be at least 1, and the overlap from 0 up to below it")
@@ -318,6 +318,8 @@ def split(text: str, tokenizer: Tokenizer, size: int, overlap: int) -> list[tupl
         if last >= len(words) - 1:
             return pieces
         shared = _longest(0, last - first, lambda n, last=last: count(words[last + 1 - n][0], words[last][1]) <= overlap)
+        while shared and count(words[last + 1 - shared][0], words[last + 1][1]) > size:  # what is shared must leave room for a new word
+            shared -= 1
         first = last + 1 - shared
 
 
