@@ -283,7 +283,8 @@ def fill(text: str) -> str:
 
 def documents() -> list[Path]:
     """The Markdown files whose figures come from logs."""
-    return [ROOT / "README.md", *sorted((ROOT / "weeks").glob("*/log.md")), *sorted((ROOT / "reports").glob("*.md"))]
+    patterns = ("README.md", "weeks/*/log.md", "reports/*.md", "docs/*.md", "docs/posts/*.md")
+    return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
 def load_script(topic: str) -> Any:
