@@ -224,7 +224,7 @@ async def first_tokens(url: str, prompts: Prompts) -> tuple[list[float], list[fl
 def same_alone(name: str, model: GPT, prompts: Prompts, settings: Settings, work: Workspace) -> dict[str, float]:
     """How many of eight texts have the same tokens alone as all together, each with settings of its own."""
     mixed = [
-        Request(prompts.part(40 + i, settings.prompt_tokens - i % 4), settings.new_tokens - 3 * i % 7, temperature=0.4 * (i % 3), top_p=(None, 0.9)[i % 2], seed=i)
+        Request(prompts.part(40 + i, settings.prompt_tokens - i % 4), max(1, settings.new_tokens - 3 * i % 7), temperature=0.4 * (i % 3), top_p=(None, 0.9)[i % 2], seed=i)
         for i in range(8)
     ]  # fmt: skip
     with work.log(f"{name}-alone", settings) as log:
