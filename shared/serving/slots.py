@@ -43,10 +43,10 @@ class SlotCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
 
-    def rows(self, first: int, lengths: Sequence[int | None]) -> "Rows":
+    def rows(self, first: int, lengths: Sequence[int | None]) -> "SlotRows":
         """The slots from `first` on as the rows of a batch, with `lengths` tokens in each. None: the slot stays as it is, and what the row
         computes means nothing."""
-        return Rows(self, first, lengths)
+        return SlotRows(self, first, lengths)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """The first `length` tokens of one slot, to another."""
@@ -59,7 +59,7 @@ class SlotCache:
         self.v[:, slot] = 0
 
 
-class Rows:
+class SlotRows:
     """Some slots of a cache during one forward pass: what `shared.models.attention.Cache` asks for, with a length for each row."""
 
     def __init__(self, cache: SlotCache, first: int, lengths: Sequence[int | None]):

@@ -88,19 +88,20 @@ def smoke() -> Settings:
     )  # fmt: skip
 
 
-def gpu() -> Settings:
-    s, week_6 = Settings(), WEEK_6.PRESETS["gpu"]
-    return replace(s, preset="gpu", data=week_6.data, train=week_6.train, load=replace(s.load, at_once=(1, 2, 4, 8, 16, 32), texts=32, clients=32))
-
-
-PRESETS = {"smoke": smoke(), "laptop": Settings(), "gpu": gpu()}
+PRESETS = {
+    "smoke": smoke(),
+    "laptop": Settings(),
+    "gpu": Settings(
+        preset="gpu", data=WEEK_6.PRESETS["gpu"].data, train=WEEK_6.PRESETS["gpu"].train, load=Load(texts=32, at_once=(1, 2, 4, 8, 16, 32), clients=32),
+    ),
+}  # fmt: skip
 
 
 def main(settings: Settings) -> dict[str, float]:
     """Serves and exports the model of week 6, or does the study. Returns the week's figures."""
     same_bits_in_every_row()
     if settings.study == SMOL:
-        return study_smollm2(settings)
+        return study_served_smollm2(settings)
     device = pick_device(settings.device)
     source = replace(WEEK_6.PRESETS[settings.preset], data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     corpus = WEEK_6.open_corpus(source)
@@ -111,7 +112,7 @@ def main(settings: Settings) -> dict[str, float]:
     slots = watch_slots(model, prompts, settings, work)
     alike = same_alone(OWN, model.to(device), prompts, settings, work)
     programs = race_programs(OWN, model.cpu(), prompts, settings, work)
-    show(work.logs)
+    show_served(work.logs)
     return work.finish(
         {
             "ratio": found["ratio"], "tokens_per_second": found["many"], "one_after_another": found["one"], "same_alone": alike["same"] / alike["texts"],
@@ -122,7 +123,7 @@ def main(settings: Settings) -> dict[str, float]:
     )  # fmt: skip
 
 
-def study_smollm2(settings: Settings) -> dict[str, float]:
+def study_served_smollm2(settings: Settings) -> dict[str, float]:
     """The same server and the same files with a model that people talk to."""
     device = pick_device(settings.device)
     name, text = read_text(settings.data)
@@ -137,7 +138,7 @@ def study_smollm2(settings: Settings) -> dict[str, float]:
     figures["same_alone"] = same_alone(SMOL, model.to(device), prompts, settings, work)["same"]
     programs = race_programs(SMOL, model.cpu(), prompts, replace(settings, compared=min(2, settings.compared)), work)
     figures |= {f"{name}_decode": row["decode_tokens_per_second"] for name, row in programs.items()}
-    show(work.logs)
+    show_served(work.logs)
     draw(work.logs, work.reports)
     return figures
 
@@ -374,7 +375,7 @@ def size(path: Path) -> int:
     return sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
 
 
-def show(logs: Path) -> None:
+def show_served(logs: Path) -> None:
     """The tables for people."""
     runs = read_runs(logs)
     rows = [
@@ -410,7 +411,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     return plots
 
 
-def look(i: int) -> dict[str, Any]:
+def line_look(i: int) -> dict[str, Any]:
     return dict(color=COLOURS[i], linestyle=LINES[i], marker=MARKERS[i], linewidth=1.8, markersize=6)
 
 
@@ -419,8 +420,8 @@ def draw_throughput(runs: dict[str, LoggedRun], out: Path) -> Path:
     fig, axes = figure(12, 4.8, ncols=2)
     for i, name in enumerate(n for n in NAMES if n in runs):
         at_once, rates = runs[name].series("tokens_per_second")
-        axes[0].plot(at_once, rates, **look(i), label=NAMES[name])
-        axes[1].plot(at_once, [r / rates[0] for r in rates], **look(i), label=NAMES[name])
+        axes[0].plot(at_once, rates, **line_look(i), label=NAMES[name])
+        axes[1].plot(at_once, [r / rates[0] for r in rates], **line_look(i), label=NAMES[name])
     most = max(ax.get_xlim()[1] for ax in axes)
     ideal = [n for n in (1, 2, 4, 8, 16, 32) if n <= most]
     axes[1].plot(ideal, ideal, color="#555555", linestyle=":", linewidth=1.4, label="as many times as texts")
