@@ -448,7 +448,7 @@ def draw_delays(runs: dict[str, LoggedRun], out: Path) -> Path:
             for q in (50, 95):
                 ax.plot(values[q], q, marker=MARKERS[i], color=COLOURS[i], markersize=7)
         ax.set(xscale="log", title=f"{title} (marks: p50, p95)", xlabel="milliseconds", ylabel="% that wait no longer")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="lower right")
     places = np.arange(len(shown))
     for i, (key, label) in enumerate((("fresh", "all of it read"), ("reused", "its beginning reused"))):
         values = [runs[n].summary[key] for n in shown]
@@ -457,8 +457,8 @@ def draw_delays(runs: dict[str, LoggedRun], out: Path) -> Path:
             axes[2].annotate(f"{value:.0f}", (x + 0.4 * i - 0.2, value), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
     axes[2].set_xticks(places, [NAMES[n].replace(", ", "\n") for n in shown])
     axes[2].set(title="First token of a long prompt, alone", ylabel="milliseconds", yscale="log")
-    axes[2].margins(y=0.15)
-    axes[2].legend(frameon=False)
+    axes[2].margins(y=0.25)
+    axes[2].legend(frameon=False, loc="upper left")
     summary = runs[shown[0]].summary
     fig.suptitle(f"Waiting: {summary['clients']} clients at once")
     return save_figure(fig, out / "delays.png")
