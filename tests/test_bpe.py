@@ -154,6 +154,14 @@ def test_a_forgotten_piece_is_worked_out_again(monkeypatch):
     assert tokenizer.encode(synthetic_text()) == expected and len(tokenizer._ids_of_piece) <= 10
 
 
+def test_a_long_piece_is_not_kept():
+    tokenizer = BPETokenizer.train(synthetic_text(), 300)
+    tokenizer.encode("a word and " + "x" * 100_000)
+    kept = dict(tokenizer._ids_of_piece)
+    assert {"a", " word", " and"} == kept.keys()
+    assert tokenizer.decode(tokenizer.encode(" " + "y" * 1000)) == " " + "y" * 1000 and dict(tokenizer._ids_of_piece) == kept
+
+
 # ---- training
 
 

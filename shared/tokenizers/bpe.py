@@ -35,7 +35,7 @@ GPT4_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?
 """As GPT-2's, but contractions in either case, any one sign before a word, at most three digits together, and line breaks kept with the signs before them."""
 END_OF_TEXT = "<|endoftext|>"
 CACHED_PIECES = 1 << 20
-LONG_PIECE = 200  # bytes
+LONG_PIECE = 200  # bytes: merged in another way, and not kept
 NEVER = 1 << 62  # the rank of a pair that is not merged
 
 
@@ -224,7 +224,8 @@ class BPETokenizer(Tokenizer):
 
 
 class _Memory(dict):
-    """A piece's ids, worked out when first asked for. Words come back so often that this is most of the speed."""
+    """A piece's ids, worked out when first asked for. Words come back so often that this is most of the speed. Long pieces do not, and
+    a server that kept what strangers send would run out of memory."""
 
     def __init__(self, work_out: Callable[[str], tuple[int, ...]]):
         super().__init__()
@@ -233,7 +234,9 @@ class _Memory(dict):
     def __missing__(self, piece: str) -> tuple[int, ...]:
         if len(self) >= CACHED_PIECES:
             self.clear()
-        ids = self[piece] = self._work_out(piece)
+        ids = self._work_out(piece)
+        if len(piece) <= LONG_PIECE:
+            self[piece] = ids
         return ids
 
 
