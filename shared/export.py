@@ -32,7 +32,7 @@ from shared.commandline import errors_for_people, parse_args
 from shared.models.formats import GGUF_FAMILIES, exact_family, hf_config, refuse
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2, plain_tensors, refuse_checkpoint, to_hf, with_biases
-from shared.onnx_export import OnnxModel, to_onnx
+from shared.onnx_export import OnnxModel, to_onnx, weights_of
 from shared.report import model_card
 from shared.runtime import write_atomically, write_json
 from shared.sampling import generate
@@ -276,6 +276,7 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
         loaded = checkpoint.load(settings.checkpoint)
         model, tokenizer, metrics = loaded.model, loaded.tokenizer, loaded.metrics
     out = Path(settings.out)
+    beside = out.with_name(out.name + ".tokenizer.json")
     if settings.format == "hf":
         figures = [{"measured": name.replace("_", " "), "value": f"{value:.4g}"} for name, value in metrics.items()]
         save_hf_folder(out, model, tokenizer, Card(settings.title, figures=figures, license=settings.license))
@@ -284,9 +285,9 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
     else:
         to_onnx(out, model)
         if tokenizer is not None:
-            tokenizer.save(out.with_name(out.name + ".tokenizer.json"))
-    written = sorted(out.iterdir()) if out.is_dir() else [out]
-    for path in written:
+            tokenizer.save(beside)
+    written = {"hf": [out / name for name in FILES], "gguf": [out], "onnx": [out, weights_of(out), beside]}[settings.format]
+    for path in filter(Path.exists, written):
         say(f"wrote {path} ({path.stat().st_size:,} bytes)")
     if settings.push:
         say(f"uploaded to {push_to_hub(out, settings.push, private=not settings.public)}")

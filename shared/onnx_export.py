@@ -68,12 +68,17 @@ def _names(kind: str, n_layer: int) -> list[str]:
     return [f"{kind}.{i}.{part}" for i in range(n_layer) for part in ("key", "value")]
 
 
+def weights_of(path: Path) -> Path:
+    """The file beside an ONNX file that holds the weights which are too large for it."""
+    return path.with_name(path.name + ".data")
+
+
 def to_onnx(path: str | Path, model: GPT) -> Path:
     """Writes a GPT as ONNX, in fp32, and returns the path.
 
     Inputs: `input_ids` int64 [batch, time]; for each layer `past_key_values.N.key` and `.value`, fp32 [batch, n_kv_head, past, head_dim],
     where past may be 0. Outputs: `logits` [batch, time, vocab_size], and `present.N.key` and `.value`, past and new. batch, time and past
-    are free. Weights over 1.9 GB go into a second file, `path` with `.data` behind it. Raises ValueError for a model whose layers were
+    are free. Weights over 1.9 GB go into a second file, `weights_of(path)`; one that an earlier export left is removed. Raises ValueError for a model whose layers were
     swapped (adapters, quantization).
     """
     path = Path(path)
@@ -104,6 +109,8 @@ def to_onnx(path: str | Path, model: GPT) -> Path:
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
             os.replace(file, path.with_name(file.name))
+        if not large:
+            weights_of(path).unlink(missing_ok=True)  # an earlier export's
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return path
