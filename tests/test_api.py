@@ -239,6 +239,15 @@ def test_without_max_tokens_a_chat_goes_on_to_the_end_of_the_context(shared_clie
     assert answer["usage"]["total_tokens"] == 128 and answer["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_models_name_may_have_a_slash_as_the_hubs_have():
+    app = create_app(gpt(), TOKENIZER, "ada/tiny")
+    with TestClient(app) as talk:
+        theirs = openai.OpenAI(base_url="http://testserver/v1", api_key="any", http_client=talk, max_retries=0)
+        assert theirs.models.retrieve("ada/tiny").id == theirs.models.list().data[0].id == "ada/tiny"
+        with pytest.raises(openai.NotFoundError, match="no model is called 'ada'; there are: ada/tiny"):
+            theirs.models.retrieve("ada")
+
+
 def test_an_adapter_is_a_model_of_its_own():
     model = add_lora(gpt(), LoRAConfig(r=4, target_modules=("all-linear",)), "pirate")
     with torch.no_grad():

@@ -244,7 +244,7 @@ def create_app(
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [describe(model) for model in models]}
 
-    @app.get("/v1/models/{model}")
+    @app.get("/v1/models/{model:path}")
     async def one_model(model: str) -> dict[str, Any]:
         if model not in models:
             raise ApiError(404, f"no model is called {model!r}; there are: {', '.join(models)}", "model", "model_not_found")
