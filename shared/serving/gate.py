@@ -32,7 +32,7 @@ class Limits:
     texts: int = 64
     """Texts that one request may ask for: prompts times n."""
     seconds: float = 300
-    """From the arrival of a request to the end of its texts."""
+    """From when a request is taken on, its body read and its prompts tokenized, to the end of its texts."""
 
     def __post_init__(self) -> None:
         problems = [f"{name}={value}: must be above 0" for name, value in vars(self).items() if value is not None and not value > 0]
@@ -61,7 +61,7 @@ class Metrics:
         make = lambda kind, name, text, **options: kind(name, text, registry=self.registry, **options)  # noqa: E731
         seconds = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
         self.requests = make(prometheus.Counter, "llm_requests", "Answers, by path and status", labelnames=("path", "status"))
-        self.first = make(prometheus.Histogram, "llm_time_to_first_token_seconds", "From a request's arrival to its first token", buckets=seconds)
+        self.first = make(prometheus.Histogram, "llm_time_to_first_token_seconds", "From when a request is taken on to its first token", buckets=seconds)
         self.between = make(prometheus.Histogram, "llm_time_between_tokens_seconds", "Between two tokens of a text", buckets=seconds)
         ended = make(prometheus.Gauge, "llm_texts_ended", "Texts that ended, by reason", labelnames=("reason",))
         for reason in REASONS:
