@@ -125,9 +125,10 @@ def _problem(error: Exception | str) -> str:
 
 
 def _theme() -> gr.Theme:
-    return gr.themes.Default(
+    theme = gr.themes.Default(
         primary_hue="blue", secondary_hue="blue", neutral_hue="gray", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     )
+    return theme.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600", layout_gap="10px")  # the usual grey is too light
 
 
 class _Page:
