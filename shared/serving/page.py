@@ -36,7 +36,7 @@ SHADES = ((0.5, "over 50 %"), (0.2, "20 to 50 %"), (0.05, "5 to 20 %"), (0.01, "
 LIKELIEST = 5
 """So many tokens are named at each place."""
 EVERY = 0.1
-"""Seconds between two looks of a text that is being written: the browser draws no faster."""
+"""Seconds between two looks at a text that is being written: more often would only keep the browser busy."""
 
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
@@ -162,7 +162,7 @@ class _Page:
             placeholder="What is said stands here.", elem_id="chat",
         )  # fmt: skip
         what, example = ("Your message", "Why is the sky blue?") if self._chats else ("The beginning of a text", "ROMEO:")
-        self._text = gr.Textbox(label=what, placeholder=example, lines=2, max_lines=8, autofocus=True, elem_id="text")
+        self._text = gr.Textbox(label=what, placeholder=example, lines=1, max_lines=8, autofocus=True, elem_id="text")
         with gr.Row():
             self._send = gr.Button("Send" if self._chats else "Go on", variant="primary", min_width=80, elem_id="send")
             self._stop = gr.Button("Stop", variant="stop", interactive=False, min_width=80, elem_id="stop")
@@ -199,7 +199,7 @@ class _Page:
         """Which button does what. Limits are the engine's: Gradio's own queue lets all through."""
         free = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
         controls = [self._model, self._temperature, self._top_k, self._top_p, self._seed, self._length, self._documents]
-        shown = [self._talk, self._chat, self._text, self._send, self._stop, self._status, self._passages, self._tokens]
+        shown = [self._talk, self._chat, self._text, self._send, self._stop, self._new, self._status, self._passages, self._tokens]
         gr.on([self._send.click, self._text.submit], self.send, [self._text, self._talk, *controls], shown, trigger_mode="once", **free)
         self._stop.click(self.stop, **free)
         self._new.click(self.clear, outputs=shown, **free)
@@ -214,34 +214,35 @@ class _Page:
             yield {self._status: _problem("type something first")}
             return
         before, talk = talk, [*talk, {"role": "user", "content": text}]
-        yield {self._send: gr.Button(interactive=False), self._status: "Reading", self._passages: "", self._tokens: "", self._chat: _said(talk)}
+        yield self._buttons(reading=True) | {self._status: "Reading", self._passages: "", self._tokens: "", self._chat: _said(talk)}
         try:
             ids, chunks = await asyncio.to_thread(self._prompt, talk, length, from_documents)
-            options = (
-                {"temperature": 0.0, "stop": "\n"} if from_documents else {"temperature": float(temperature), "top_k": top_k or None, "top_p": top_p}
-            )
+            drawing = {"temperature": float(temperature), "top_k": top_k or None, "top_p": top_p, "seed": seed}
+            drawing = {"temperature": 0.0, "stop": "\n"} if from_documents else drawing
             room = max(1, self._state.engine.max_length - len(ids))
-            body = CompletionBody(model=model, prompt=ids, max_tokens=min(length, room), seed=seed, logprobs=LIKELIEST, **options)
-            answer = await self._state.complete(body)
+            answer = await self._state.complete(
+                CompletionBody(model=model, prompt=ids, max_tokens=min(length, room), logprobs=LIKELIEST, **drawing)
+            )  # fmt: skip
         except (ApiError, QueueFull, Draining, ValueError) as error:
-            yield {self._send: gr.Button(interactive=True), self._status: _problem(error), self._chat: _said(before), self._text: text}
+            yield self._buttons() | {self._status: _problem(error), self._chat: _said(before), self._text: text}
             return
         self.stop(request)
-        tab = request.session_hash
+        tab, started, looked = request.session_hash, time.perf_counter(), 0.0
         self._running[tab] = answer
-        started, shown, written, tokens, ended, problem = time.perf_counter(), 0.0, "", [], "Stopped", ""
-        yield {self._stop: gr.Button(interactive=True), self._text: "", self._passages: _passages(chunks)}
+        written, view, count, ended, problem = "", "", 0, "Stopped", ""
         try:
+            yield self._buttons(writing=True) | {self._text: "", self._passages: _passages(chunks)}
             async for _, piece, reason in answer.pieces():
                 written += piece.text if written or not from_documents else piece.text.lstrip()
-                tokens += [token for token, _ in piece.tokens]
-                if time.perf_counter() - shown > EVERY:
-                    shown = time.perf_counter()
-                    yield {self._chat: _said(talk, written), self._tokens: token_view(self._vocab, tokens), self._status: f"{len(tokens)} tokens"}
+                view += token_view(self._vocab, [token for token, _ in piece.tokens])
+                count += len(piece.tokens)
+                if time.perf_counter() - looked > EVERY:
+                    looked = time.perf_counter()
+                    yield {self._chat: _said(talk, written), self._tokens: view, self._status: f"{count} tokens"}
                 if reason:
                     ended = "Ended by itself" if reason == "stop" else "As long as was asked for"
             written = written or ABSTENTION * from_documents
-        except ApiError as error:  # also where it was stopped from here
+        except ApiError as error:  # also where `stop` ended it, but then it is not running any more
             problem = _problem(error) if self._running.get(tab) is answer else ""
         finally:
             answer.cancel()
@@ -249,20 +250,21 @@ class _Page:
                 del self._running[tab]
         seconds = time.perf_counter() - started
         talk = [*talk, {"role": "assistant", "content": written}]
-        yield {
-            self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False), self._talk: talk, self._chat: _said(talk),
-            self._tokens: token_view(self._vocab, tokens),
-            self._status: problem or f"{ended}: {len(tokens)} tokens in {seconds:.1f} s, {len(tokens) / seconds:.0f} a second",
-        }  # fmt: skip
+        status = problem or f"{ended}: {count} tokens in {seconds:.1f} s, {count / seconds:.0f} a second"
+        yield self._buttons() | {self._talk: talk, self._chat: _said(talk), self._tokens: view, self._status: status}
+
+    def _buttons(self, reading: bool = False, writing: bool = False) -> dict[Any, Any]:
+        """Which can be pressed: what reads is over in a moment, what writes can be stopped."""
+        free = not (reading or writing)
+        return {self._send: gr.Button(interactive=free), self._stop: gr.Button(interactive=writing), self._new: gr.Button(interactive=free)}
 
     def stop(self, request: gr.Request) -> None:
         """Cancels, in the engine, what is being written for this tab."""
         if answer := self._running.pop(request.session_hash, None):
             answer.cancel()
 
-    def clear(self, request: gr.Request) -> dict[Any, Any]:
-        """Forgets the conversation, and ends what is being written."""
-        self.stop(request)
+    def clear(self) -> dict[Any, Any]:
+        """Forgets the conversation."""
         return {self._talk: [], self._chat: [], self._status: "", self._passages: "", self._tokens: ""}
 
     def _prompt(self, talk: list[dict[str, str]], length: int, from_documents: bool) -> tuple[list[int], Sequence[Chunk]]:
