@@ -1,0 +1,115 @@
+"""A film and two pictures of the chat page, from a real browser: a question, the text as it comes, its tokens, an answer from documents.
+
+    python -m shared.serving --page --model smollm2 --quantize int8 --group-size 64 --documents weeks/11_rag/handbook
+    python benchmarks/record_page.py
+
+Needs Chromium and ffmpeg. The frames are those that the browser drew, each as long as it stood there.
+"""
+
+import base64
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+from shared.commandline import errors_for_people, parse_args
+from shared.runtime import ROOT
+
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
+PATIENCE = 90_000  # milliseconds, for an answer on a slow machine
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Records a page that is being served."""
+
+    url: str = "http://127.0.0.1:8000"
+    out: Path = ROOT / "reports" / "12_deploy"
+    question: str = "Why is the sky blue? Answer in two sentences."
+    document_question: str = "What does it cost to take a bicycle on the ferry?"
+    seed: int = 1
+
+
+class Film:
+    """The frames of a page, from when it is made."""
+
+    def __init__(self, page: Page, folder: Path):
+        self._folder, self._frames = folder, []
+        self._session = page.context.new_cdp_session(page)
+        self._session.on("Page.screencastFrame", self._keep)
+        self._session.send("Page.startScreencast", {"format": "png", "everyNthFrame": 1})
+
+    def _keep(self, frame: dict[str, Any]) -> None:
+        path = self._folder / f"{len(self._frames):05}.png"
+        path.write_bytes(base64.b64decode(frame["data"]))
+        self._frames.append((path, frame["metadata"]["timestamp"]))
+        self._session.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
+
+    def save(self, path: Path) -> None:
+        """As WebM. Where nothing moves for long, three seconds are enough."""
+        self._session.send("Page.stopScreencast")
+        ends = [at for _, at in self._frames[1:]] + [self._frames[-1][1] + 3]
+        lines = [f"file '{frame}'\nduration {min(3, end - at):.3f}" for (frame, at), end in zip(self._frames, ends)]
+        listing = self._folder / "frames.txt"
+        listing.write_text("\n".join([*lines, f"file '{self._frames[-1][0]}'"]) + "\n", encoding="utf-8")
+        subprocess.run(
+            ["ffmpeg", "-y", "-loglevel", "error", "-f", "concat", "-safe", "0", "-i", str(listing), "-vf", "fps=12,format=yuv420p",
+             "-c:v", "libvpx-vp9", "-crf", "36", "-b:v", "0", str(path)], check=True,
+        )  # fmt: skip
+
+
+def ask(page: Page, question: str) -> None:
+    """Types as a person does, and waits for the end of the answer."""
+    page.locator("#text textarea").press_sequentially(question, delay=40)
+    page.locator("#send").click()
+    expect(page.locator("#status")).to_contain_text("a second", timeout=PATIENCE)
+
+
+def point(page: Page, number: int) -> None:
+    """At a token."""
+    token = page.locator("#tokens .shade").nth(number)
+    token.scroll_into_view_if_needed()
+    token.hover()
+    page.wait_for_timeout(1800)
+
+
+def main(settings: Settings) -> None:
+    """Writes demo.webm, page.png and page-phone.png."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium or not shutil.which("ffmpeg"):
+        raise ValueError("recording needs chromium and ffmpeg: install them")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as frames:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1120, "height": 1000})
+        page.goto(settings.url)
+        page.locator("#send").wait_for()
+        seed = page.locator("#seed input")
+        seed.fill(str(settings.seed))
+        seed.blur()
+        film = Film(page, Path(frames))
+        ask(page, settings.question)
+        for number in (4, 9):
+            point(page, number)
+        page.screenshot(path=settings.out / "page.png", full_page=True)
+        page.locator("#documents input").check()
+        ask(page, settings.document_question)
+        page.locator("#passages").scroll_into_view_if_needed()
+        point(page, 1)
+        film.save(settings.out / "demo.webm")
+        page.mouse.move(0, 0)
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.screenshot(path=settings.out / "page-phone.png", full_page=True)
+        browser.close()
+    for path in sorted(settings.out.glob("*page*.png")) + [settings.out / "demo.webm"]:
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    with errors_for_people():
+        main(parse_args(Settings, sys.argv[1:], __doc__))
