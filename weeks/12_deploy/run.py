@@ -7,6 +7,7 @@ python -m shared.serving --model checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2
 
 import asyncio
 import json
+import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -281,6 +282,7 @@ class LlamaCpp:
 
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.fit_params = str(path), length, 1, False, False
+        params.verbosity = -1  # it would tell of every request
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         self.server = xllamacpp.Server(params)
@@ -322,8 +324,11 @@ Write = Callable[[Any, list[int], int], list[int]]
 def race_programs(name: str, model: GPT, prompts: Prompts, settings: Settings, work: Workspace) -> dict[str, dict[str, float]]:
     """Exports the model, and lets each program go on with the same prompts: how many tokens are as ours, how large, how fast, in turns."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     print(f"{NAMES[name]}: exporting", flush=True)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what transformers imports warns there
+    disable_progress_bar()
     length = max(settings.prompt_tokens, WEEK_8.SHORT) + settings.new_tokens
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)
