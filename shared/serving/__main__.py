@@ -14,12 +14,14 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from shared import checkpoint
 from shared.adapters import load_adapter
@@ -171,27 +173,36 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> Index:
     return index
 
 
-def main(settings: Settings) -> None:
-    """Serves until a signal comes."""
-    api_key = wanted_key(settings)
-    same_bits_in_every_row()
+def make_app(settings: Settings) -> FastAPI:
+    """The app, its engine waiting for requests; with `--page`, the page too."""
     name, source = os.path.basename(os.path.normpath(settings.model)), settings.model
     if source == "own":
         name, source = own_checkpoint() or ("smollm2", "smollm2")
         print("no checkpoint of weeks 4 and 6 yet: SmolLM2 instead" if name == "smollm2" else f"your own model: {source}", flush=True)
+    name, api_key = settings.name or name, wanted_key(settings)
     model, tokenizer = served_model(replace(settings, model=str(source)))
     index = index_of(settings.documents, pick_device(settings.device)) if settings.documents else None
     if threads := settings.threads or (1 if num_bytes(model) < SMALL else None):
         torch.set_num_threads(threads)
     app = create_app(
-        model, tokenizer, settings.name or name, settings.slots, settings.max_length, settings.chunk, settings.queue, settings.limits, api_key
+        model, tokenizer, name, settings.slots, settings.max_length, settings.chunk, settings.queue, settings.limits, api_key
     )  # fmt: skip
     if settings.page:
         from shared.serving.page import add_page  # Gradio takes seconds to import
 
         add_page(app, index)
-    print(f"model: {settings.name or name} ({num_bytes(model) / 1e6:,.0f} MB); threads: {torch.get_num_threads()}; API key: "
+    print(f"model: {name} ({num_bytes(model) / 1e6:,.0f} MB); threads: {torch.get_num_threads()}; API key: "
           f"{'asked for' if api_key else 'none'}; {'page and API' if settings.page else 'API'} at the address below")  # fmt: skip
+    return app
+
+
+def main(settings: Settings) -> None:
+    """Serves until a signal comes."""
+    same_bits_in_every_row()
+    # In a thread that ends: OpenMP keeps helpers for every thread that has computed, and where there are more of them than cores, none waits
+    # awake for the next product any more. A step of a small model takes more than twice as long then.
+    with ThreadPoolExecutor(1) as maker:
+        app = maker.submit(make_app, settings).result()
     config = uvicorn.Config(app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5)
     Server(config, app.state.engine, settings.grace).run()
 
