@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import dropwhile, takewhile
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -118,8 +118,6 @@ class Reader:
         # What ends an answer: any token with a line break in it, and those that stand for no text.
         ends = set(getattr(tokenizer, "special_tokens", {}).values())
         self._ends = ends | {i for i, token in tokenizer.vocab.items() if b"\n" in token}
-        # Small models often begin with a line break; the answer then stands on the next line.
-        self._blank = {i for i, token in tokenizer.vocab.items() if not token.strip()} - ends
 
     def read(self, question: str, chunks: Sequence[Chunk] = ()) -> Reply:
         """The answer from these chunks; without any, what the model believes. Saying nothing at all is an abstention."""
@@ -130,7 +128,7 @@ class Reader:
 
     def _ids(self, prompt: Prompt) -> Iterator[int]:
         drawn = generate(self.model, prompt.ids, self.max_new_tokens, temperature=0)
-        return takewhile(lambda i: i not in self._ends, dropwhile(lambda i: i in self._blank, drawn))
+        return takewhile(lambda i: i not in self._ends, drawn)
 
     def draft(self, question: str, chunks: Sequence[Chunk]) -> tuple[Prompt, list[int]]:
         """The prompt, and the answer's ids before anyone has judged them: what `gain` takes."""

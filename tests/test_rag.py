@@ -94,8 +94,7 @@ def test_a_question_that_cannot_be_asked_is_refused(question, words):
         (" 9 tallies\nQuestion: more?", "9 tallies"),
         ([*TOKENIZER.encode(" 9 tallies"), END, *TOKENIZER.encode(" more")], "9 tallies"),
         (" the tallies and the tallies and the tallies and the", "the tallies and the tallies"),  # cut at max_new_tokens
-        ("\n \n9 tallies\nmore", "9 tallies"),
-        ("\n\n", ABSTENTION),
+        ("\nnothing", ABSTENTION),
         ([END], ABSTENTION),
         ("   ", ABSTENTION),
         (" é😀", "é😀"),
