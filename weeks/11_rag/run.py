@@ -116,7 +116,7 @@ PRESETS = {
         train=replace(Settings().train, steps=3, eval_every=2, checkpoint_every=2, warmup_steps=1),
     ),  # fmt: skip
     "laptop": Settings(),
-    "gpu": Settings(preset="gpu", questions=None, vectors=1_000_000),
+    "gpu": Settings(preset="gpu", questions=None, vectors=190_000),
 }
 
 
