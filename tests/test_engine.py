@@ -335,6 +335,22 @@ def test_a_failing_step_ends_what_was_written_and_the_engine_goes_on(caplog):
     engine.close()
 
 
+def test_a_request_whose_slot_cannot_be_prepared_is_ended_and_not_lost(monkeypatch):
+    engine = Engine(gpt(), slots=2, chunk=8)
+
+    def fail(*args):
+        raise MemoryError("no memory left")
+
+    ids(engine.submit(Request(list(range(20)), 2)))
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._cache, "copy", fail)
+        with pytest.raises(RuntimeError, match="could not finish"):  # it begins as the first one did, but not so far
+            ids(engine.submit(Request([*range(8), *range(30, 40)], 2)))
+    r = Request([1, 2], 5, seed=1)
+    assert ids(engine.submit(r)) == alone(gpt(), r) and engine.wait_idle(10)
+    engine.close()
+
+
 def test_values_that_are_not_finite_do_not_outlive_their_text():
     model = gpt()
     add_lora(model, LoRAConfig(r=2, target_modules=("k_proj", "v_proj")), "broken")

@@ -339,7 +339,11 @@ class Engine:
         """Gives waiting requests the slots that are free."""
         while self._waiting and self.busy < len(self._slots):
             generation = self._waiting.popleft()
-            slot, generation.reused = self._place(generation.request)
+            try:
+                slot, generation.reused = self._place(generation.request)
+            except Exception:  # it has no slot yet, by which it would be found
+                self._finish(generation, "error")
+                raise
             slot.generation, slot.adapter, generation.slot = generation, generation.request.adapter, slot.index
             slot.tokens, slot.whole = list(generation.request.prompt[: generation.reused]), generation.reused
             slot.used = self.steps
