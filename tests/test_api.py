@@ -743,6 +743,20 @@ def test_after_its_grace_a_server_ends_what_is_there(folder):
         assert server.wait(60) == 0
 
 
+def test_a_second_signal_ends_it_at_once_but_not_by_a_crash(folder):
+    with process("--model", str(folder / "tiny"), "--slots", "1") as (server, url, _):
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 120, "stream": True, "n": 60} | EVER
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers={"Authorization": "Bearer secret"}, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGTERM)
+            assert "SIGTERM: finishing" in server.stderr.readline()
+            server.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.TransportError):  # cut off in the middle
+                list(lines)
+        assert server.wait(60) == 0
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

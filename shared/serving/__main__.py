@@ -204,7 +204,10 @@ def main(settings: Settings) -> None:
     with ThreadPoolExecutor(1) as maker:
         app = maker.submit(make_app, settings).result()
     config = uvicorn.Config(app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5)
-    Server(config, app.state.engine, settings.grace).run()
+    try:
+        Server(config, app.state.engine, settings.grace).run()
+    finally:  # a second signal leaves the app's own shutdown out, and Python aborts where a thread computes while it ends
+        app.state.engine.close()
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ class Metrics:
         make = lambda kind, name, text, **options: kind(name, text, registry=self.registry, **options)  # noqa: E731
         seconds = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
         self.requests = make(prometheus.Counter, "llm_requests", "Answers, by path and status", labelnames=("path", "status"))
-        self.first = make(prometheus.Histogram, "llm_time_to_first_token_seconds", "From when a request is taken on to its first token", buckets=seconds)
+        self.first = make(
+            prometheus.Histogram, "llm_time_to_first_token_seconds", "From when a request is taken on to its first token", buckets=seconds
+        )
         self.between = make(prometheus.Histogram, "llm_time_between_tokens_seconds", "Between two tokens of a text", buckets=seconds)
         ended = make(prometheus.Gauge, "llm_texts_ended", "Texts that ended, by reason", labelnames=("reason",))
         for reason in REASONS:
