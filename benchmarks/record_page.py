@@ -65,8 +65,11 @@ class Film:
 
 def ask(page: Page, question: str) -> None:
     """Types as a person does, and waits for the end of the answer."""
+    answers = page.locator("#chat [data-testid=bot]")
+    before = answers.count()
     page.locator("#text textarea").press_sequentially(question, delay=40)
     page.locator("#send").click()
+    expect(answers).to_have_count(before + 1, timeout=PATIENCE)
     expect(page.locator("#status")).to_contain_text("a second", timeout=PATIENCE)
 
 

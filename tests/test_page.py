@@ -3,7 +3,6 @@ from elsewhere, and the key and the limits hold."""
 
 import math
 import os
-import re
 import shutil
 import string
 import sys
@@ -33,10 +32,11 @@ from shared.tokenizers import BPETokenizer, CharTokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 from tests.test_gpt import shake
 
-CHARS = CharTokenizer.train(string.printable)
+CHARS = CharTokenizer.train(string.digits + string.ascii_letters + string.punctuation + " \n")
 TALKS = BPETokenizer.train("the boat is at sea, the sea is deep", 280, special_tokens=[END_OF_TEXT, IM_START, IM_END])
 MARKUP = '<img src=x onerror="document.title=1"> ${7*7} {{value}} ![x](http://example.com/x.png)\n  two'
 DOCUMENTS = {"boats.md": f"# Boats\n\nBoth boats are green. {MARKUP}\n", "bells.md": "# Bells\n\nThe bell is struck at noon.\n"}
+expect.set_options(timeout=20_000)  # milliseconds; only a page that is wrong takes so long
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 ).split()  # fmt: skip
@@ -128,9 +128,12 @@ def ask(page, text: str, length: int = 20, wait: bool = True) -> None:
         field = page.locator(f"#{name} input[type=number]")
         field.fill(str(value))
         field.blur()
+    answers = page.locator("#chat [data-testid=bot]")
+    before = answers.count()
     page.locator("#text textarea").fill(text)
     page.locator("#send").click()
     if wait:
+        expect(answers).to_have_count(before + 1)
         expect(page.locator("#status")).to_contain_text("a second")
 
 
@@ -172,11 +175,10 @@ def test_pointing_at_a_token_names_the_likeliest(visit, completing):
     model, ids = use_adapters(pirate(), ()), CHARS.encode("abc")
     with torch.no_grad():
         best = model(torch.tensor([ids + written(model, ids)[:1]]))[0, -1].softmax(-1).topk(5)
-    rows = token.locator(".likeliest").inner_text().split()
-    assert [float(share) for share in re.findall(r"[\d.]+(?= %)", token.locator(".likeliest").inner_text())[:5]] == pytest.approx(
-        (100 * best.values).tolist(), abs=0.06
-    )
-    assert rows[0] == CHARS.decode([int(best.indices[0])])
+    named = token.locator(".likeliest > :not(.share)").all_text_contents()[:5]
+    shares = [float(share.removesuffix(" %")) for share in token.locator(".share").all_text_contents()[:5]]
+    assert "".join(named) == CHARS.decode(best.indices.tolist()).replace(" ", "␣").replace("\n", "↵")
+    assert shares == pytest.approx((100 * best.values).tolist(), abs=0.06)
 
 
 @pytest.mark.parametrize(("least", "shade"), [(0.51, 0), (0.5, 0), (0.21, 1), (0.06, 2), (0.02, 3), (0.001, 4), (1e-9, 4)])
@@ -193,7 +195,6 @@ def test_a_conversation_is_read_as_a_whole(visit, chatting):
     for question in ("the sea", "the boat"):
         talk.append({"role": "user", "content": question})
         ask(page, question, length=12)
-        expect(page.locator("#chat [data-testid=bot]")).to_have_count(len(talk) // 2 + 1)
         text = TALKS.decode(written(model, chat_prompt(TALKS, talk), 12, stop=ends))
         talk.append({"role": "assistant", "content": text})
         assert said(page) == [m["content"] for m in talk if m["role"] == "assistant"]
@@ -230,10 +231,11 @@ def test_an_answer_from_documents_shows_what_was_read(visit, completing):
 def test_what_is_said_is_shown_as_text_and_never_as_markup(visit, completing):
     page = visit(completing)
     page.locator("#documents input").check()
-    ask(page, "boats " + MARKUP)
-    assert said(page, "user") == ["boats " + MARKUP]
-    (hit,) = completing.index.search("boats " + MARKUP, 1)
-    assert MARKUP.split("\n")[0].split(" ![")[0] in page.locator("#passages .passage").text_content() and hit.chunk.source == "boats.md"
+    ask(page, "boats <b>")
+    assert MARKUP.split(" !")[0] in page.locator("#passages .passage").text_content()
+    page.locator("#documents input").uncheck()
+    ask(page, MARKUP)
+    assert said(page, "user") == ["boats <b>", MARKUP]
     assert page.title() == "tiny" and page.locator("#chat img, #passages img, #tokens img").count() == 0
     shown = token_view({0: MARKUP.encode()}, [Token(0, -1.0)])
     assert "<img" not in shown and "${7*7} {{value}}" in shown
@@ -252,37 +254,48 @@ def brake(completing, monkeypatch):
         return step()
 
     monkeypatch.setattr(completing.engine, "step", slowly)
+    monkeypatch.setattr("shared.serving.page.EVERY", 0)  # each token is shown before there is another
     yield steps
     monkeypatch.undo()
     steps.release(1_000_000)
     assert completing.engine.wait_idle(10)
 
 
-def test_stop_ends_it_in_the_engine(visit, completing, brake):
-    page, before = visit(completing), dict(completing.engine.ended)
+def write_some(page, brake) -> None:
+    """The window's text is begun, and waits in the middle."""
     ask(page, "abc", length=200, wait=False)
-    brake.release(30)
+    brake.release(20)
     expect(page.locator("#tokens .shade").nth(5)).to_be_attached()
-    assert completing.engine.busy == 1 and page.locator("#send").is_disabled()
+
+
+def go_on(engine, brake) -> None:
+    """Step by step, until nothing is left to do."""
+    while not engine.wait_idle(0.1):
+        brake.release(1)
+
+
+def test_stop_ends_it_in_the_engine(visit, completing, brake):
+    page, engine = visit(completing), completing.engine
+    write_some(page, brake)
+    before = engine.ended["cancelled"]
+    assert engine.busy == 1 and page.locator("#send").is_disabled()
     page.locator("#stop").click()
-    brake.release(30)  # far from enough for the whole text
+    go_on(engine, brake)
     expect(page.locator("#status")).to_contain_text("Stopped")
-    assert completing.engine.wait_idle(10) and completing.engine.ended["cancelled"] == before["cancelled"] + 1
+    assert engine.ended["cancelled"] == before + 1
     (text,) = said(page)
-    assert len(text) < 60 and CHARS.decode(written(use_adapters(pirate(), ()), CHARS.encode("abc"), 60)).startswith(text)
+    whole = CHARS.decode(written(use_adapters(pirate(), ()), CHARS.encode("abc"), 200))
+    assert 5 < len(text) < 200 and whole.startswith(text)
     assert page.locator("#stop").is_disabled() and page.locator("#send").is_enabled()
 
 
 def test_a_closed_window_ends_it_too(visit, completing, brake):
-    page, before = visit(completing), dict(completing.engine.ended)
-    ask(page, "abc", length=200, wait=False)
-    brake.release(30)
-    expect(page.locator("#tokens .shade").nth(5)).to_be_attached()
+    page, engine = visit(completing), completing.engine
+    write_some(page, brake)
+    before = engine.ended["cancelled"]
     page.context.close()
-    while completing.engine.busy:
-        brake.release(1)
-        completing.engine.wait_idle(0.2)
-    assert completing.engine.ended["cancelled"] == before["cancelled"] + 1
+    go_on(engine, brake)
+    assert engine.ended["cancelled"] == before + 1
 
 
 # ---- what is refused
@@ -327,12 +340,16 @@ def test_with_a_key_nothing_is_there_without_it(visit):
                 assert http.post("/login", data={"username": "x", "password": password}).status_code in (400, 422)
         page = visit(server, ready="input[type=password]")
         assert "API key" in page.inner_text("body")
-        page.locator("input[type=text], input:not([type])").first.fill("me")
-        page.locator("input[type=password]").fill("open sesame")
-        page.get_by_role("button").first.click()
+        for password in ("open", "open sesame"):
+            page.locator("input:not([type=password]), textarea").first.fill("me")
+            page.locator("input[type=password]").fill(password)
+            page.get_by_role("button", name="Login").click()
+            if password == "open":
+                page.get_by_text("Incorrect").wait_for()
         page.locator("#send").wait_for()
         ask(page, "abc")
         assert said(page) == [CHARS.decode(written(gpt(CHARS), CHARS.encode("abc")))]
+        page.context.close()
 
 
 # ---- the page as a whole
