@@ -80,7 +80,7 @@ def test_a_term_is_explained_where_the_glossary_says(term, meaning, week, path):
     else:
         assert (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").startswith(f"Week {week}.")
     assert explains(path, term)
-    assert meaning.endswith(".") and 1 <= len(re.findall(r"[.?!](?:\s|$)", re.sub(r"\be\.g\.|\bi\.e\.", "", meaning))) <= 3
+    assert meaning.endswith(".") and 1 <= len(re.findall(r"[.?!](?:\s|$)", meaning)) <= 3
 
 
 def test_a_term_that_is_not_there_is_noticed():
@@ -111,9 +111,18 @@ def test_a_paper_says_who_when_and_where_the_course_uses_it(week):
     assert len(lines) >= 2
     for line in lines:
         assert re.match(r"- [^(]+ \((19|20)\d\d\), \*.+?\*", line), line  # authors (year), *title*
-        assert links(DOCS / "papers.md") and re.search(r"\]\(\.\./(shared|weeks|tests)/\S+\)", line), line
         used = [(DOCS / target).resolve() for target in re.findall(r"\]\((\.\./\S+?)\)", line)]
-        assert all(path.is_file() for path in used), line
+        assert used and all(path.is_file() and path.suffix in (".py", ".ipynb") for path in used), line
+
+
+def test_what_a_module_cites_is_listed():
+    lines = (DOCS / "papers.md").read_text(encoding="utf-8").splitlines()
+    cited = set()
+    for path in (ROOT / "shared").rglob("*.py"):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        cited |= {(*found, path.name) for found in re.findall(r"([\w']+) et al\.[^;]*?\b((?:19|20)\d\d)\b", text)}
+    assert len(cited) > 50
+    assert [c for c in sorted(cited) if not any(line.startswith("- ") and c[0] in line and f"({c[1]})" in line for line in lines)] == []
 
 
 def test_no_paper_is_listed_twice_and_identifiers_look_like_arxivs():
@@ -128,8 +137,10 @@ def test_no_paper_is_listed_twice_and_identifiers_look_like_arxivs():
 # ---- the posts
 
 
-def test_each_finished_week_has_a_post():
-    assert [path.stem for path in POSTS] == [topic for topic in TOPICS if (ROOT / "weeks" / topic / "log.md").exists()]
+def test_posts_belong_to_finished_weeks():
+    stems = [path.stem for path in POSTS]
+    assert set(TOPICS[:10]) <= set(stems)
+    assert all((ROOT / "weeks" / stem / "log.md").exists() for stem in stems)
 
 
 @pytest.mark.parametrize("path", POSTS, ids=lambda p: p.stem)
