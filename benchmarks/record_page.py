@@ -31,7 +31,7 @@ class Settings:
     url: str = "http://127.0.0.1:8000"
     out: Path = ROOT / "reports" / "12_deploy"
     question: str = "Why is the sky blue? Answer in two sentences."
-    document_question: str = "What does it cost to take a bicycle on the ferry?"
+    document_question: str = "What does an adult return ticket on the ferry cost?"
     seed: int = 1
 
 
@@ -92,7 +92,7 @@ def main(settings: Settings) -> None:
         page = browser.new_page(viewport={"width": 1120, "height": 1000})
         page.goto(settings.url)
         page.locator("#send").wait_for()
-        seed = page.locator("#seed input")
+        seed = page.locator("#seed :is(input, textarea)")
         seed.fill(str(settings.seed))
         seed.blur()
         film = Film(page, Path(frames))

@@ -33,7 +33,7 @@ from shared.tokenizers.bpe import END_OF_TEXT
 from tests.test_gpt import shake
 
 CHARS = CharTokenizer.train(string.digits + string.ascii_letters + string.punctuation + " \n")
-TALKS = BPETokenizer.train("the boat is at sea, the sea is deep", 280, special_tokens=[END_OF_TEXT, IM_START, IM_END])
+TALKS = BPETokenizer.train("the boat is at sea, the sea is deep", 270, special_tokens=[END_OF_TEXT, IM_START, IM_END])
 MARKUP = '<img src=x onerror="document.title=1"> ${7*7} {{value}} ![x](http://example.com/x.png)\n  two'
 DOCUMENTS = {"boats.md": f"# Boats\n\nBoth boats are green. {MARKUP}\n", "bells.md": "# Bells\n\nThe bell is struck at noon.\n"}
 expect.set_options(timeout=20_000)  # milliseconds; only a page that is wrong takes so long
@@ -123,11 +123,10 @@ def visit(chromium):
     assert foreign == [] and failed == []
 
 
-def ask(page, text: str, length: int = 20, wait: bool = True) -> None:
-    for name, value in (("length", length), ("seed", 1)):
-        field = page.locator(f"#{name} input[type=number]")
-        field.fill(str(value))
-        field.blur()
+def ask(page, text: str, length: int = 20, seed: str = "1", wait: bool = True) -> None:
+    for field, value in (("#length input[type=number]", length), ("#seed :is(input, textarea)", seed)):
+        page.locator(field).fill(str(value))
+        page.locator(field).blur()
     answers = page.locator("#chat [data-testid=bot]")
     before = answers.count()
     page.locator("#text textarea").fill(text)
@@ -314,6 +313,12 @@ def test_a_full_queue_is_said_and_the_text_is_kept(visit, completing, brake):
     brake.release(100)
     ask(page, "abc", length=5)
     assert said(page) == [CHARS.decode(written(use_adapters(pirate(), ()), CHARS.encode("abc"), 5))]
+
+
+def test_a_seed_that_is_no_number_is_said(visit, completing):
+    page = visit(completing)
+    ask(page, "abc", seed="one", wait=False)
+    expect(page.locator("#status [role=alert]")).to_contain_text("The seed 'one' is no whole number")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from shared.models.gpt import GPT
 from shared.quantization import load_quantized, num_bytes, quantize
 from shared.retrieval import Index, MiniLM
 from shared.runtime import pick_device
-from shared.serving.api import create_app
+from shared.serving.api import create_app, size_of
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
@@ -191,8 +191,8 @@ def make_app(settings: Settings) -> FastAPI:
         from shared.serving.page import add_page  # Gradio takes seconds to import
 
         add_page(app, index)
-    print(f"model: {name} ({num_bytes(model) / 1e6:,.0f} MB); threads: {torch.get_num_threads()}; API key: "
-          f"{'asked for' if api_key else 'none'}; {'page and API' if settings.page else 'API'} at the address below")  # fmt: skip
+    print(f"model: {name} ({size_of(model)}); threads: {torch.get_num_threads()}; API key: {'asked for' if api_key else 'none'}; "
+          f"{'page and API' if settings.page else 'API'} at the address below")  # fmt: skip
     return app
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import prometheus_client as prometheus
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -27,12 +28,21 @@ from starlette.types import Receive, Scope, Send
 
 from shared.models.gpt import GPT
 from shared.models.pretrained import IM_END, chat_prompt
+from shared.quantization import quantization_of
 from shared.serving import engine
 from shared.serving.engine import Draining, Engine, Generation, QueueFull, Token
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid
 from shared.serving.protocol import Body, ChatBody, ChatForms, CompletionBody, CompletionForms, Forms, Piece, TextBuilder, usage
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
+
+
+def size_of(model: GPT) -> str:
+    """How large a model is, in words: the parameters of its configuration, whatever they are stored in and whatever adapters stand beside."""
+    with torch.device("meta"):
+        parameters = GPT(model.config).num_parameters()
+    stored = quantization_of(model)
+    return f"{parameters:,} parameters" + (f" in {stored['scheme']}" if stored else "")
 
 
 class Answer:

@@ -26,7 +26,7 @@ from shared.documents import Chunk
 from shared.models.pretrained import IM_START, chat_prompt
 from shared.rag import ABSTENTION, compose
 from shared.retrieval import Index
-from shared.serving.api import Answer
+from shared.serving.api import Answer, size_of
 from shared.serving.engine import Draining, QueueFull, Token
 from shared.serving.gate import ApiError
 from shared.serving.protocol import CompletionBody, token_text
@@ -35,21 +35,25 @@ SHADES = ((0.5, "over 50 %"), (0.2, "20 to 50 %"), (0.05, "5 to 20 %"), (0.01, "
 """Least probability of each shade, and what the legend says. They grow darker: that can be told apart without seeing colours."""
 LIKELIEST = 5
 """So many tokens are named at each place."""
+LONGEST = 1000
+"""Tokens that may be asked for; the API gives more."""
 EVERY = 0.1
 """Seconds between two looks at a text that is being written: more often would only keep the browser busy."""
 
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+#new { white-space: nowrap; padding: 0 0.5rem; }
 .title h1 { font-size: 1.7rem; margin: 0.6rem 0 0.2rem; }
 .title p, .hint { color: var(--body-text-color-subdued); margin: 0 !important; }
 .chat .message-content { white-space: pre-wrap; }
 .chat .top-panel { display: none; } /* its button would clear what is shown, and not what the model is given */
 #status:not(:has(.status:not(:empty))), #passages:not(:has(.passage)) { display: none; }
-.status { min-height: 1.5rem; color: var(--body-text-color-subdued); }
+.status.prose { min-height: 1.5rem; color: var(--body-text-color-subdued); }
 .status .problem { color: #7f2704; background: #fff3e6; border-left: 4px solid #b83c00; padding: 0.5rem 0.8rem; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.3rem 0.5rem; align-items: center; font-size: 0.9rem; }
 .legend b { font-weight: 600; }
-.tokens { position: relative; font-family: var(--font-mono); font-size: 0.95rem; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere; }
+#tokens, #tokens > * { overflow: visible !important; } /* the likeliest of the last line stand below it */
+.tokens.prose { position: relative; font-family: var(--font-mono); font-size: 0.95rem; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere; }
 .shade { padding: 0.15rem 0.05rem; border-radius: 3px; color: #1a1a1a; }
 .legend .shade { padding: 0.1rem 0.5rem; border: 1px solid #d9d9d9; }
 .shade-0 { background: #ffffff; }
@@ -124,6 +128,13 @@ def _problem(error: Exception | str) -> str:
     return f"<div class=problem role=alert>{escape(text[:1].upper() + text[1:])}</div>"
 
 
+def _seed(text: str) -> int | None:
+    try:
+        return int(text) if text.strip() else None
+    except ValueError:
+        raise ValueError(f"the seed {text!r} is no whole number: give one, or leave it empty") from None
+
+
 def _theme() -> gr.Theme:
     theme = gr.themes.Default(
         primary_hue="blue", secondary_hue="blue", neutral_hue="gray", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
@@ -151,7 +162,7 @@ class _Page:
             self._connect()
 
     def _title(self, name: str) -> str:
-        size = f"{self._state.engine.model.num_parameters():,} parameters, {self._state.engine.max_length} tokens of context"
+        size = f"{size_of(self._state.engine.model)}, {self._state.engine.max_length} tokens of context"
         kind = "It answers what you write" if self._chats else "It has learned no conversation: it goes on with the text that you begin"
         return f"<div class=title><h1>{escape(name)}</h1><p>{size}. {kind}. Everything is computed by the server that this page comes from.</p></div>"
 
@@ -173,7 +184,8 @@ class _Page:
         self._tokens = gr.HTML(elem_classes="tokens", elem_id="tokens")
 
     def _build_controls(self) -> None:
-        models, longest = list(self._state.models), self._state.limits.tokens or self._state.engine.max_length
+        models = list(self._state.models)
+        longest = min(LONGEST, self._state.limits.tokens or LONGEST, self._state.engine.max_length)
         self._model = gr.Dropdown(models, value=models[0], label="Model or adapter", elem_id="model")
         self._documents = gr.Checkbox(
             label="Answer from the documents", info=self._about_documents(), value=False, visible=self._index is not None, elem_id="documents"
@@ -188,9 +200,7 @@ class _Page:
         self._top_p = gr.Slider(
             0.05, 1, 0.95, step=0.05, buttons=[], label="Top-p", info="draw from the likeliest tokens with this share", elem_id="top-p"
         )
-        self._seed = gr.Number(
-            label="Seed", info="the same seed writes the same text; empty: another each time", precision=0, placeholder="none", elem_id="seed"
-        )
+        self._seed = gr.Textbox(label="Seed", info="the same number writes the same text; empty: another each time", max_lines=1, elem_id="seed")
 
     def _about_documents(self) -> str:
         return f"{len(self._index.sources)} files; one line, always the likeliest tokens" if self._index else ""
@@ -206,7 +216,7 @@ class _Page:
         self.blocks.unload(self.stop)
 
     async def send(
-        self, text: str, talk: list[dict[str, str]], model: str, temperature: float, top_k: int, top_p: float, seed: int | None, length: int,
+        self, text: str, talk: list[dict[str, str]], model: str, temperature: float, top_k: int, top_p: float, seed: str, length: int,
         from_documents: bool, request: gr.Request,
     ) -> AsyncIterator[dict[Any, Any]]:  # fmt: skip
         """Writes an answer; yields what changes on the page."""
@@ -217,7 +227,7 @@ class _Page:
         yield self._buttons(reading=True) | {self._status: "Reading", self._passages: "", self._tokens: "", self._chat: _said(talk)}
         try:
             ids, chunks = await asyncio.to_thread(self._prompt, talk, length, from_documents)
-            drawing = {"temperature": float(temperature), "top_k": top_k or None, "top_p": top_p, "seed": seed}
+            drawing = {"temperature": float(temperature), "top_k": top_k or None, "top_p": top_p, "seed": _seed(seed)}
             drawing = {"temperature": 0.0, "stop": "\n"} if from_documents else drawing
             room = max(1, self._state.engine.max_length - len(ids))
             answer = await self._state.complete(
