@@ -42,7 +42,7 @@ EVERY = 0.1
 
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-#new { white-space: nowrap; padding: 0 0.5rem; }
+#new { white-space: nowrap; padding-left: 0.5rem; padding-right: 0.5rem; }
 .title h1 { font-size: 1.7rem; margin: 0.6rem 0 0.2rem; }
 .title p, .hint { color: var(--body-text-color-subdued); margin: 0 !important; }
 .chat .message-content { white-space: pre-wrap; }
@@ -169,7 +169,7 @@ class _Page:
     def _build_chat(self) -> None:
         self._talk = gr.State([])
         self._chat = gr.Chatbot(
-            show_label=False, height=380, buttons=["copy"], render_markdown=False, feedback_options=None, elem_classes="chat",
+            show_label=False, height=380, buttons=[], render_markdown=False, feedback_options=None, elem_classes="chat",
             placeholder="What is said stands here.", elem_id="chat",
         )  # fmt: skip
         what, example = ("Your message", "Why is the sky blue?") if self._chats else ("The beginning of a text", "ROMEO:")
@@ -293,6 +293,6 @@ class _Page:
 
 
 def _said(talk: Sequence[Mapping[str, str]], written: str | None = None) -> list[dict[str, Any]]:
-    """As Gradio's chat takes it without touching the white space; `written` is an answer so far."""
+    """As Gradio's chat shows it unchanged: it takes text for HTML, and strips what is no part of a list. `written`: an answer so far."""
     coming = [] if written is None else [{"role": "assistant", "content": written}]
-    return [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in (*talk, *coming)]
+    return [{"role": m["role"], "content": [{"type": "text", "text": escape(m["content"], quote=False)}]} for m in (*talk, *coming)]
