@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from shared.commandline import errors_for_people, parse_args
 from shared.runtime import ROOT
@@ -30,8 +30,8 @@ class Settings:
 
     url: str = "http://127.0.0.1:8000"
     out: Path = ROOT / "reports" / "12_deploy"
-    question: str = "Why is the sky blue? Answer in two sentences."
-    document_question: str = "What does an adult return ticket on the ferry cost?"
+    question: str = "Write a short note to a friend about the sea."
+    document_question: str = "At what temperature is harbour pie baked?"
     seed: int = 1
 
 
@@ -63,6 +63,15 @@ class Film:
         )  # fmt: skip
 
 
+def visit(browser: Browser, settings: Settings, width: int, height: int) -> Page:
+    """The page in a window of its own."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(settings.url)
+    page.locator("#seed :is(input, textarea)").fill(str(settings.seed))
+    page.locator("#seed :is(input, textarea)").blur()
+    return page
+
+
 def ask(page: Page, question: str) -> None:
     """Types as a person does, and waits for the end of the answer."""
     answers = page.locator("#chat [data-testid=bot]")
@@ -89,12 +98,7 @@ def main(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as frames:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        page = browser.new_page(viewport={"width": 1120, "height": 1000})
-        page.goto(settings.url)
-        page.locator("#send").wait_for()
-        seed = page.locator("#seed :is(input, textarea)")
-        seed.fill(str(settings.seed))
-        seed.blur()
+        page = visit(browser, settings, 1120, 1000)
         film = Film(page, Path(frames))
         ask(page, settings.question)
         for number in (4, 9):
@@ -102,12 +106,12 @@ def main(settings: Settings) -> None:
         page.screenshot(path=settings.out / "page.png", full_page=True)
         page.locator("#documents input").check()
         ask(page, settings.document_question)
-        page.locator("#passages").scroll_into_view_if_needed()
         point(page, 1)
         film.save(settings.out / "demo.webm")
-        page.mouse.move(0, 0)
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.screenshot(path=settings.out / "page-phone.png", full_page=True)
+        phone = visit(browser, settings, 390, 844)
+        phone.locator("#documents input").check()
+        ask(phone, settings.document_question)
+        phone.screenshot(path=settings.out / "page-phone.png", full_page=True)
         browser.close()
     for path in sorted(settings.out.glob("*page*.png")) + [settings.out / "demo.webm"]:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
