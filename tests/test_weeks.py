@@ -473,7 +473,9 @@ def test_week_11_studies_show_what_an_index_costs_and_what_a_small_model_learns(
         recalls = [runs[f"index-{kind}-{effort}"]["recall"] for effort in efforts if effort]
         assert recalls == sorted(recalls) and (not recalls or recalls[-1] > 0.95)
     assert runs["index-pq"]["bytes"] < runs["index-flat"]["bytes"] / 10 and runs["index-ivf-16"]["milliseconds"] < runs["index-flat"]["milliseconds"]
-    assert runs["handbook-own-right"]["f1"] > runs["handbook-own-untrained"]["f1"]
+    own = {name: runs[f"handbook-own-{name}"] for name in ("untrained", "right", "rule", "smollm2")}
+    assert own["right"]["kind"] > own["untrained"]["kind"] + 0.1  # it learns what kind of answer is wanted, and hardly to read
+    assert own["right"]["f1"] < own["rule"]["f1"] < own["smollm2"]["f1"]
 
 
 def test_week_9_teaches_a_form_with_few_numbers():
