@@ -6,11 +6,13 @@ python -m shared.serving --model checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2
 """
 
 import asyncio
-import json
 import logging
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -274,31 +276,43 @@ def step_by_step(engine: Engine, requests: Sequence[Request]) -> Iterator[dict[s
 # ---- other programs
 
 
+LLAMA_CPP = """
+import sys, xllamacpp
+path, length, threads = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.fit_params = path, int(length), 1, False, False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
 class LlamaCpp:
-    """llama.cpp's server with a GGUF file, its keys and values in fp32 as ours are."""
+    """llama.cpp's server with a GGUF file, its keys and values in fp32 as ours are. A process of its own, or its threads and PyTorch's would be
+    in each other's way."""
 
     def __init__(self, path: Path, length: int):
-        import xllamacpp  # an optional package: `find_spec` was asked
+        command = [sys.executable, "-c", LLAMA_CPP, str(path), str(length), str(torch.get_num_threads())]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.address = self.process.stdout.readline().strip()
+        if not self.address:
+            self.close()
+            raise ValueError(f"llama.cpp cannot serve {path.name}: try it with its own program")
 
-        params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.fit_params = str(path), length, 1, False, False
-        params.verbosity = -1  # it would tell of every request
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        self.server = xllamacpp.Server(params)
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.communicate()
 
     def times(self, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
-        """The likeliest tokens, and the moments at which the text began and each came."""
+        """The likeliest tokens, and the moments at which the text began and each came, by llama.cpp's own watch: without HTTP."""
         greedy = dict(temperature=0, samplers=["top_k"], top_k=1, repeat_penalty=1.0, cache_prompt=False, return_tokens=True, ignore_eos=True)
-        tokens, times = [], [clock()]
-        body = dict(prompt=prompt, n_predict=new_tokens, stream=True, **greedy)
-        with requests.post(f"{self.server.listening_address}/completion", json=body, stream=True, timeout=600) as answer:
-            answer.raise_for_status()
-            for line in answer.iter_lines(chunk_size=1):
-                if line.startswith(b"data: ") and (new := json.loads(line[6:]).get("tokens")):
-                    tokens += new
-                    times += [clock()] * len(new)
-        return tokens, times
+        answer = requests.post(f"{self.address}/completion", json=dict(prompt=prompt, n_predict=new_tokens, **greedy), timeout=600)
+        answer.raise_for_status()
+        found = answer.json()
+        first, rest = found["timings"]["prompt_ms"] / 1000, found["timings"]["predicted_ms"] / 1000
+        return found["tokens"], [0.0, *(first + rest * i / max(1, new_tokens - 1) for i in range(new_tokens))]
 
 
 def onnx_times(model: OnnxModel, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
@@ -330,7 +344,7 @@ def race_programs(name: str, model: GPT, prompts: Prompts, settings: Settings, w
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what transformers imports warns there
     disable_progress_bar()
     length = max(settings.prompt_tokens, WEEK_8.SHORT) + settings.new_tokens
-    with tempfile.TemporaryDirectory() as parent:
+    with tempfile.TemporaryDirectory() as parent, ExitStack() as at_the_end:
         folder = Path(parent)
         save_hf_folder(folder / "hf", model, model.tokenizer)
         to_onnx(folder / "model.onnx", model)
@@ -350,7 +364,7 @@ def race_programs(name: str, model: GPT, prompts: Prompts, settings: Settings, w
         if find_spec("xllamacpp"):
             for kind in ("F32", "F16", "Q8_0"):
                 files[f"llama.cpp-{kind}"] = path = to_gguf(folder / f"{kind}.gguf", model, model.tokenizer, kind)
-                models[f"llama.cpp-{kind}"] = LlamaCpp(path, length)
+                models[f"llama.cpp-{kind}"] = at_the_end.enter_context(closing(LlamaCpp(path, length)))
                 writes[f"llama.cpp-{kind}"] = lambda m, prompt, n: m.times(prompt, n)[0]
                 times[f"llama.cpp-{kind}"] = lambda m, prompt, n: m.times(prompt, n)[1]
         else:
