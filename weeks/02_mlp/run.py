@@ -17,7 +17,7 @@ from shared.data import Corpus, fixed_windows, load_corpus
 from shared.evaluation import known_words
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.report import COLOURS, LINES, MARKERS, Curve, curves, figure, read_runs, reference_for, save_figure
+from shared.report import COLOURS, LINES, MARKERS, Curve, LoggedRun, curves, figure, read_runs, reference_for, save_figure
 from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
@@ -153,7 +153,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     return plots
 
 
-def draw_updates(run, out: Path) -> Path:
+def draw_updates(run: LoggedRun, out: Path) -> Path:
     """The update-to-data ratio of each matrix: about 10^-3 is healthy."""
     fig, ax = figure()
     names = sorted({k for row in run.rows for k in row if k.startswith("update/")})
@@ -166,7 +166,7 @@ def draw_updates(run, out: Path) -> Path:
     return save_figure(fig, out / "updates.png")
 
 
-def draw_activations(runs, out: Path) -> Path:
+def draw_activations(runs: dict[str, LoggedRun], out: Path) -> Path:
     """The hidden layer before the first step, naive against scaled, and the first steps' losses."""
     fig, axes = figure(11, 4.2, ncols=2)
     for i, init in enumerate(("naive", "scaled")):

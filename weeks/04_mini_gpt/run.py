@@ -20,8 +20,8 @@ from shared.data import Corpus, load_corpus
 from shared.evaluation import known_words
 from shared.models.attention import attention_maps
 from shared.models.gpt import GPT, GPTConfig
-from shared.report import Curve, bars, char_label, curves, figure, heatmap, read_runs, reference_for, save_figure
-from shared.runtime import clock, pick_device, table
+from shared.report import Curve, LoggedRun, bars, char_label, curves, figure, heatmap, read_runs, reference_for, save_figure
+from shared.runtime import RunLog, clock, pick_device, table
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
 
@@ -130,7 +130,7 @@ def main(settings: Settings) -> dict[str, float]:
     )
 
 
-def train(recipe: Recipe, corpus: Corpus, work: Workspace, log, name: str, resume: bool = False) -> dict[str, float]:
+def train(recipe: Recipe, corpus: Corpus, work: Workspace, log: RunLog, name: str, resume: bool = False) -> dict[str, float]:
     """Trains one recipe; its summary, with `wall_seconds` for everything from the first step to the last evaluation."""
     started = clock()
     torch.manual_seed(recipe.train.seed)
@@ -258,7 +258,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     return plots
 
 
-def draw_attention(run, out: Path) -> list[Path]:
+def draw_attention(run: LoggedRun, out: Path) -> list[Path]:
     """What each layer's first heads look at on a known phrase."""
     maps, text = run.artifacts["attention"], run.artifacts["tokens"][:24]
     if len(text) < 8:
