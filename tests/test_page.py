@@ -319,7 +319,7 @@ def test_what_cannot_be_done_is_said_and_the_text_is_kept(visit, completing):
     page = visit(completing)
     for text, seed, message in (
         (" ", "", "Type something first"), ("a" * 300, "", "longer than the 256 tokens"), ("a" * 256, "", "256 tokens of prompt"), ("é", "", "é"),
-        ("abc", "one", "The seed 'one' is no whole number"), ("abc", "-1", "eed -1 is out of range"),
+        ("abc", "one", "The seed 'one' is no whole number"), ("abc", "-1", "Seed -1 is out of range"),
     ):  # fmt: skip
         ask(page, text, seed=seed, wait=False)
         expect(page.locator("#status [role=alert]")).to_contain_text(message)
