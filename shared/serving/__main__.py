@@ -32,7 +32,7 @@ from shared.models.gpt import GPT
 from shared.quantization import load_quantized, num_bytes, quantize
 from shared.retrieval import Index, MiniLM
 from shared.runtime import pick_device
-from shared.serving.api import create_app, size_of
+from shared.serving.api import create_app, describe_size
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
@@ -191,7 +191,7 @@ def make_app(settings: Settings) -> FastAPI:
         from shared.serving.page import add_page  # Gradio takes seconds to import
 
         add_page(app, index)
-    print(f"model: {name} ({size_of(model)}); threads: {torch.get_num_threads()}; API key: {'asked for' if api_key else 'none'}; "
+    print(f"model: {name} ({describe_size(model)}); threads: {torch.get_num_threads()}; API key: {'asked for' if api_key else 'none'}; "
           f"{'page and API' if settings.page else 'API'} at the address below")  # fmt: skip
     return app
 

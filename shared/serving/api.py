@@ -37,7 +37,7 @@ from shared.tokenizers import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
 
-def size_of(model: GPT) -> str:
+def describe_size(model: GPT) -> str:
     """How large a model is, in words: the parameters of its configuration, whatever they are stored in and whatever adapters stand beside."""
     with torch.device("meta"):
         parameters = GPT(model.config).num_parameters()

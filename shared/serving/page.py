@@ -26,7 +26,7 @@ from shared.documents import Chunk
 from shared.models.pretrained import IM_START, chat_prompt
 from shared.rag import ABSTENTION, compose
 from shared.retrieval import Index
-from shared.serving.api import Answer, size_of
+from shared.serving.api import Answer, describe_size
 from shared.serving.engine import Draining, QueueFull, Token
 from shared.serving.gate import ApiError
 from shared.serving.protocol import CompletionBody, token_text
@@ -53,7 +53,8 @@ CSS = """
 .legend { display: flex; flex-wrap: wrap; gap: 0.3rem 0.5rem; align-items: center; font-size: 0.9rem; }
 .legend b { font-weight: 600; }
 #tokens, #tokens > * { overflow: visible !important; } /* the likeliest of the last line stand below it */
-.tokens.prose { position: relative; font-family: var(--font-mono); font-size: 0.95rem; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere; }
+.tokens.prose { position: relative; font-family: var(--font-mono); font-size: 0.95rem; line-height: 1.9; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 .shade { padding: 0.15rem 0.05rem; border-radius: 3px; color: #1a1a1a; }
 .legend .shade { padding: 0.1rem 0.5rem; border: 1px solid #d9d9d9; }
 .shade-0 { background: #ffffff; }
@@ -78,7 +79,8 @@ def add_page(app: FastAPI, index: Index | None = None) -> FastAPI:
     key = app.state.api_key
     page = _Page(app, index).blocks
     return gr.mount_gradio_app(
-        app, page, "/", css=CSS, theme=_theme(), footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+        app, page, "/", css=CSS, theme=_theme(),
+        footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
         auth=(lambda _, password: hmac.compare_digest(password.encode(), key.encode())) if key else None,
         auth_message="The password is this server's API key; the user name may be anything.",
         max_file_size=1,  # byte: the page takes no files, but Gradio would
@@ -162,7 +164,7 @@ class _Page:
             self._connect()
 
     def _title(self, name: str) -> str:
-        size = f"{size_of(self._state.engine.model)}, {self._state.engine.max_length} tokens of context"
+        size = f"{describe_size(self._state.engine.model)}, {self._state.engine.max_length} tokens of context"
         kind = "It answers what you write" if self._chats else "It has learned no conversation: it goes on with the text that you begin"
         return f"<div class=title><h1>{escape(name)}</h1><p>{size}. {kind}. Everything is computed by the server that this page comes from.</p></div>"
 
