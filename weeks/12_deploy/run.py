@@ -65,7 +65,7 @@ class Settings(WeekSettings):
     """So many tokens."""
     rounds: int = 3
     """The median of so many rounds of speed counts."""
-    smol_load: Load = Load(at_once=(1, 8), tokens=32, turns=3, requests=24)
+    smol_load: Load = Load(at_once=(1, 2, 4, 8), tokens=32, requests=24)
     """For --study smollm2."""
     smol_blocks: int | None = None
     """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all."""
