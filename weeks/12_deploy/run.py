@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import requests
 import torch
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from shared import checkpoint
 from shared.commandline import cli
@@ -434,22 +435,33 @@ def line_look(i: int) -> dict[str, Any]:
     return dict(color=COLOURS[i], linestyle=LINES[i], marker=MARKERS[i], linewidth=1.8, markersize=6)
 
 
+def plain_log(axis: Any, ticks: Sequence[int] | None = None) -> None:
+    """A logarithmic axis with numbers that are read at a glance."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def draw_throughput(runs: dict[str, LoggedRun], out: Path) -> Path:
     """Tokens a second, and how many times those of one after another, by the number of texts at once."""
     fig, axes = figure(12, 4.8, ncols=2)
     for i, name in enumerate(n for n in NAMES if n in runs):
         at_once, rates = runs[name].series("tokens_per_second")
         axes[0].plot(at_once, rates, **line_look(i), label=NAMES[name])
+        for x, rate in zip(at_once, rates):
+            axes[0].annotate(f"{rate:,.0f}", (x, rate), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9, color=COLOURS[i])
         axes[1].plot(at_once, [r / rates[0] for r in rates], **line_look(i), label=NAMES[name])
     most = max(ax.get_xlim()[1] for ax in axes)
     ideal = [n for n in (1, 2, 4, 8, 16, 32) if n <= most]
     axes[1].plot(ideal, ideal, color="#555555", linestyle=":", linewidth=1.4, label="as many times as texts")
-    axes[0].set(yscale="log", title="All texts together", ylabel="tokens/s")
+    plain_log(axes[0].yaxis)
+    axes[0].margins(y=0.15)
+    axes[0].set(title="All texts together", ylabel="tokens/s")
     axes[1].set(title="Against one after another", ylabel="times the tokens/s")
     for ax in axes:
-        ax.set(xscale="log", xlabel="texts at once")
-        ax.set_xticks(ideal, [str(n) for n in ideal])
-        ax.minorticks_off()
+        plain_log(ax.xaxis, ideal)
+        ax.set(xlabel="texts at once")
     axes[0].legend(frameon=False)
     axes[1].legend(frameon=False)
     fig.suptitle("What serving many texts at once is worth")
@@ -466,8 +478,9 @@ def draw_delays(runs: dict[str, LoggedRun], out: Path) -> Path:
             ax.plot(values, range(101), color=COLOURS[i], linestyle=LINES[i], linewidth=1.8, label=NAMES[name])
             for q in (50, 95):
                 ax.plot(values[q], q, marker=MARKERS[i], color=COLOURS[i], markersize=7)
-        ax.set(xscale="log", title=f"{title} (marks: p50, p95)", xlabel="milliseconds", ylabel="% that wait no longer")
-    axes[0].legend(frameon=False, loc="lower right")
+        plain_log(ax.xaxis)
+        ax.set(title=f"{title} (marks: p50, p95)", xlabel="milliseconds", ylabel="% that wait no longer")
+    axes[0].legend(loc="best", edgecolor="none", framealpha=0.9)
     places = np.arange(len(shown))
     for i, (key, label) in enumerate((("fresh", "all of it read"), ("reused", "its beginning reused"))):
         values = [runs[n].summary[key] for n in shown]
@@ -475,8 +488,9 @@ def draw_delays(runs: dict[str, LoggedRun], out: Path) -> Path:
         for x, value in zip(places, values):
             axes[2].annotate(f"{value:.0f}", (x + 0.4 * i - 0.2, value), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
     axes[2].set_xticks(places, [NAMES[n].replace(", ", "\n") for n in shown])
-    axes[2].set(title="First token of a long prompt, alone", ylabel="milliseconds", yscale="log")
-    axes[2].margins(y=0.25)
+    plain_log(axes[2].yaxis)
+    values = [runs[n].summary[key] for n in shown for key in ("fresh", "reused")]
+    axes[2].set(title="First token of a long prompt, alone", ylabel="milliseconds", ylim=(min(values) / 2, 4 * max(values)))
     axes[2].legend(frameon=False, loc="upper left")
     summary = runs[shown[0]].summary
     fig.suptitle(f"Waiting: {summary['clients']} clients at once")
