@@ -613,7 +613,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
             ("finding", pick("find", RETRIEVERS), RANKING_METRICS, "Finding the right section in"),
             ("windows", pick("windows", [w.replace(" ", "-") for w in WINDOWS]), RANKING_METRICS, "What is embedded by itself:"),
             ("answers", pick(f"{every}answer", CONDITIONS), tuple(MEASURES), "SmolLM2's answers from"),
-            ("own", pick("own", own), tuple(MEASURES), "A small model learns to read:"),
+            ("own", pick("own", own), tuple(MEASURES), "Answers from one sentence of"),
         ):
             if rows:
                 plots.append(grouped(out / f"{data}_{name}.png", rows, keys, f"{what} {title}"))
