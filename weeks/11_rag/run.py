@@ -166,7 +166,10 @@ def measure(settings: Settings, work: Workspace, library: Library) -> dict[str, 
     """Finding, on all questions, and answering, on some."""
     found = measure_retrieval(settings, work, library)
     reader = make_reader(settings, work.device)
-    return found | measure_answers(settings, work, library, reader) | illustrate(settings, work, library, reader)
+    found |= measure_answers(settings, work, library, reader)
+    if library.name == "handbook":
+        illustrate(settings, work, library, reader)
+    return found
 
 
 def study_answers(settings: Settings, work: Workspace, library: Library) -> dict[str, float]:
@@ -445,16 +448,15 @@ def sentences(index: Index, question: str, chunk: Chunk) -> list[tuple[str, floa
     return list(zip(texts, (index.embedder.embed(texts) @ index.embedder.embed([question])[0]).tolist()))
 
 
-def illustrate(settings: Settings, work: Workspace, library: Library, reader: Reader) -> dict[str, float]:
+def illustrate(settings: Settings, work: Workspace, library: Library, reader: Reader) -> None:
     """One question on its way: what is found, which sentence of it is near, what is answered."""
-    question = settings.illustrated if library.name == "handbook" else library.asked[0]["question"]
+    question = settings.illustrated
     hits = library.index.search(question, 5)
     best, reply = hits[0].chunk, reader.read(question, [hits[0].chunk])
     near = [[best.text[a:b], score] for (a, b), (_, score) in zip(best.windows, sentences(library.index, question, best))]
     with work.log(f"{library.name}-example", settings) as log:
         log.artifact(question=question, answer=reply.text, sources=reply.sources, hits=[[hit.chunk.cite, hit.score] for hit in hits], sentences=near)
         log.finish(score=hits[0].score)
-    return {}
 
 
 # ---- the learner's own model
@@ -619,8 +621,8 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 plots.append(grouped(out / f"{data}_{name}.png", rows, keys, f"{what} {title}"))
         if f"{data}-{every}abstain" in runs:
             plots.append(save_figure(abstention_figure(runs[f"{data}-{every}abstain"]), out / f"{data}_abstention.png"))
-        if f"{data}-example" in runs:
-            plots.append(save_figure(example_figure(runs[f"{data}-example"]), out / f"{data}_example.png"))
+    if "handbook-example" in runs:
+        plots.append(save_figure(example_figure(runs["handbook-example"]), out / "handbook_example.png"))
     if stores := [run.summary for name, run in runs.items() if name.startswith("index-")]:
         plots.append(save_figure(index_figure(stores), out / "index.png"))
     return plots
