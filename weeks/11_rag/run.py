@@ -503,7 +503,7 @@ def study_own(settings: Settings, work: Workspace, library: Library) -> dict[str
     row("retrieved", "trained, with the nearest sentence", [say(q, nearest(q)) for q in asked])
     row("right", "trained, with the right sentence", [say(q, s) for q, s in zip(asked, right)])
     reader = make_reader(settings, work.device)
-    as_chunk = lambda text: Chunk("", *text.split(". ", 1)[:1], (), text.split(". ", 1)[1])
+    as_chunk = lambda text: Chunk("", text.partition(". ")[0], (), text.partition(". ")[2])
     row("smollm2", "SmolLM2, with the right sentence", [reader.read(q["question"], [as_chunk(s)]).text for q, s in zip(asked, right)])
     print(f"\n{len(talks)} examples; {len(asked)} questions on {len(parts['tested'])} documents that none of them is from\n" + table(rows))
     return figures
@@ -520,10 +520,10 @@ def talk_on(sentence: str, question: str, answer: str) -> Conversation:
     return [{"role": "user", "content": f"{sentence}\n{question}".strip()}, {"role": "assistant", "content": answer}]
 
 
-def talks_on(sentence: str, question: str, answer: str, copies: int = 8) -> Iterator[Conversation]:
+def talks_on(sentence: str, question: str, answer: str) -> Iterator[Conversation]:
     """The question as it is and with other numbers, in the sentence and in the answer alike: what is in the sentence is to be learned, not
     what is true."""
-    for copy in range(copies if re.search(r"\d", answer) else 1):
+    for copy in range(8 if re.search(r"\d", answer) else 1):
         other = {digits: digits if copy == 0 else str(random.randint(1, 99)) for digits in set(re.findall(r"\d+", sentence))}
         changed = lambda text, other=other: re.sub(r"\d+", lambda m: other.get(m[0], m[0]), text)
         yield talk_on(changed(sentence), changed(question), changed(answer))
@@ -545,7 +545,7 @@ def gaps(chunk: Chunk) -> Iterator[Conversation]:
         said = chunk.text[begin:end]
         for found in re.finditer(NAMED, said):
             before, after = said[: found.start()].split()[-4:], said[found.end() :].split()[:4]
-            yield from talks_on(text, " ".join([*before, "what", *after]).rstrip(".;:,") + "?", found[0], copies=8)
+            yield from talks_on(text, " ".join([*before, "what", *after]).rstrip(".;:,") + "?", found[0])
 
 
 # ---- the index
