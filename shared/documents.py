@@ -147,7 +147,7 @@ def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -
     sections: list[Section] = []
 
     def close() -> None:
-        if whole := clean("\n".join(text)):
+        if whole := clean_text("\n".join(text)):
             sections.append(Section(tuple(h.text for h in above), whole, page))
         text.clear()
 
@@ -169,7 +169,7 @@ def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -
     return Document(source, title or stem.replace("-", " ").replace("_", " "), tuple(sections))
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Runs of spaces become one, more than one empty line becomes one, control characters and soft hyphens go."""
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\xad\u200b\ufeff]", "", re.sub(r"\r\n?|\f", "\n", text))
     text = re.sub(r"[^\S\n]+", " ", text)

@@ -218,6 +218,8 @@ WINDOWS = 1 << 16  # a vector's id is its chunk's number times this, plus the wi
 
 
 class Hit(NamedTuple):
+    """A chunk that was found, and how well it fits."""
+
     chunk: Chunk
     score: float
     """A cosine, BM25's sum, or the sum of the fusion: to be compared only within one search."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from shared.documents import Document, Section, chunk_documents, clean, load_documents, read_document, split
+from shared.documents import Document, Section, chunk_documents, clean_text, load_documents, read_document, split
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer, CharTokenizer
 
@@ -220,4 +220,4 @@ def test_a_sentence_goes_on_over_a_wrapped_line_and_ends_before_an_item():
 
 @pytest.mark.parametrize("text, cleaned", [("a \t b", "a b"), ("a\r\nb\rc", "a\nb\nc"), (" a\n\n\n\n b ", "a\n\nb"), ("a\u00a0b\x00\u200b", "a b")])
 def test_cleaning(text, cleaned):
-    assert clean(text) == cleaned
+    assert clean_text(text) == cleaned

@@ -154,7 +154,7 @@ def main(settings: Settings) -> dict[str, float]:
         found = study_index(settings, work)
     else:
         library = open_library(settings, device)
-        study = {"answers": study_answers, "windows": study_windows, "own": study_own, None: measure}[settings.study]
+        study = {"answers": study_answers, "windows": study_windows, "own": study_own, None: measure_both}[settings.study]
         found = study(settings, work, library)
     if settings.study or library.name != "handbook":
         draw(work.logs, work.reports)
@@ -162,7 +162,7 @@ def main(settings: Settings) -> dict[str, float]:
     return work.finish(found, draw)
 
 
-def measure(settings: Settings, work: Workspace, library: Library) -> dict[str, float]:
+def measure_both(settings: Settings, work: Workspace, library: Library) -> dict[str, float]:
     """Finding, on all questions, and answering, on some."""
     found = measure_retrieval(settings, work, library)
     reader = make_reader(settings, work.device)
@@ -266,18 +266,18 @@ def converse(settings: Settings, device: torch.device) -> dict[str, float]:
     index = open_library(settings, device).index
     rag = RAG(index, make_reader(settings, device), settings.k, settings.by, settings.min_score)
     if settings.ask:
-        show(rag.ask(settings.ask))
+        print_reply(rag.ask(settings.ask))
         return {}
     print("Type a question and press Enter; an empty line ends.")
     while question := input("> ").strip():
         try:
-            show(rag.ask(question))
+            print_reply(rag.ask(question))
         except ValueError as error:
             print(f"error: {error}")
     return {}
 
 
-def show(reply: Reply) -> None:
+def print_reply(reply: Reply) -> None:
     """An answer, as it is written, and then its sources."""
     for piece in reply:
         print(piece, end="", flush=True)
@@ -301,7 +301,7 @@ def measure_retrieval(settings: Settings, work: Workspace, library: Library) -> 
             scores = rank_scores(rankings, [{home(q)} for q in library.asked])
             log.artifact(missed=[q["question"] for q, found in zip(library.asked, rankings) if home(q) not in found[:5]])
             log.finish(name=label, questions=len(library.asked), milliseconds=milliseconds, **with_bounds(scores))
-        rows.append({"retriever": label} | shown(scores))
+        rows.append({"retriever": label} | with_intervals(scores))
         figures |= {f"{name}_{k.replace('@', '_at_')}": s.mean for k, s in scores.items()}
     print(f"\n{len(library.asked)} questions, with 95 % intervals\n" + table(rows))
     first = "dense_recall_at_5"
@@ -318,7 +318,7 @@ def with_bounds(scores: dict[str, Any]) -> dict[str, float]:
     return {f"{name}{end}": value for name, interval in scores.items() for end, value in zip(("", "_low", "_high"), interval)}
 
 
-def shown(scores: dict[str, Any]) -> dict[str, str]:
+def with_intervals(scores: dict[str, Any]) -> dict[str, str]:
     """The same for people."""
     return {name: f"{s.mean:.3f} ({s.low:.3f} to {s.high:.3f})" for name, s in scores.items()}
 
@@ -337,7 +337,7 @@ def study_windows(settings: Settings, work: Workspace, library: Library) -> dict
             scores = rank_scores(rankings, [{home(q)} for q in library.asked])
             found[name] = [(recall_at(r, {home(q)}, 5), recall_at(r, {home(q)}, 1)) for r, q in zip(rankings, library.asked)]
             log.finish(name=name, windows=len(index.store), **with_bounds(scores))
-            print(f"{name}: {len(index.store)} windows, " + ", ".join(f"{k} {v}" for k, v in shown(scores).items()))
+            print(f"{name}: {len(index.store)} windows, " + ", ".join(f"{k} {v}" for k, v in with_intervals(scores).items()))
     on = lambda name, half: np.mean([found[name][i] for i in half], axis=0).tolist()
     chosen = [max(WINDOWS, key=lambda name: on(name, half)) for half in halves]  # by recall@5, then by recall@1
     fair = [found[name][i] for name, half in zip(chosen, reversed(halves)) for i in half]
@@ -345,7 +345,7 @@ def study_windows(settings: Settings, work: Workspace, library: Library) -> dict
     with work.log(f"{library.name}-windows", settings) as log:
         log.artifact(chosen=chosen)
         figures = log.finish(questions=len(fair), **with_bounds(scores))
-    print(f"\nchosen on one half: {chosen[0]}, on the other: {chosen[1]}; each measured on the half it was not chosen on: {shown(scores)}")
+    print(f"\nchosen on one half: {chosen[0]}, on the other: {chosen[1]}; each measured on the half it was not chosen on: {with_intervals(scores)}")
     return {name.replace("@", "_at_"): value for name, value in figures.items()}
 
 
@@ -377,7 +377,7 @@ def measure_answers(settings: Settings, work: Workspace, library: Library, reade
             started = clock()
             replies = [read[name](q).text for q in asked]
             scores = graded(log, label, asked, replies, seconds=(clock() - started) / len(asked))
-        rows.append({"SmolLM2": label} | shown(scores))
+        rows.append({"SmolLM2": label} | with_intervals(scores))
         figures |= {f"{name}_{k}": s.mean for k, s in scores.items()}
     print(f"\n{len(asked)} questions answered\n" + table(rows))
     if unanswerable:
@@ -486,7 +486,7 @@ def study_own(settings: Settings, work: Workspace, library: Library) -> dict[str
         with work.log(f"{library.name}-own-{name}", settings) as log:
             kind = np.mean([has_digit(a) == has_digit(q["answers"][0]) for a, q in zip(replies, asked)]).item()
             scores = graded(log, label, asked, replies, kind=kind)
-        rows.append({"who": label} | shown(scores) | {"of the right kind": kind})
+        rows.append({"who": label} | with_intervals(scores) | {"of the right kind": kind})
         figures.update({f"{name}_{k}": s.mean for k, s in scores.items()})
 
     row("rule", "a rule: the first number or name", [next(named(s, q["question"]), "") for q, s in zip(asked, right)])
