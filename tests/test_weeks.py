@@ -82,7 +82,7 @@ def test_studies_run(topic, output, text_file):
         "09_lora": ["compare"],
         "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
         "11_rag": ["answers", "windows", "index", "own"],
-        "12_deploy": ["smollm2"],
+        "12_deploy": ["smollm2", "smollm2-programs"],
     }[topic]
     if "cache" in studies:  # reads the headline's checkpoint
         module.main(settings)

@@ -1,7 +1,8 @@
 """Week 12: deployment. The learner's own model behind a server, measured from outside, and in the files that other programs read.
 
 python weeks/12_deploy/run.py --preset laptop
-python weeks/12_deploy/run.py --preset laptop --study smollm2       # the same for a real model, in fp32 and in int8
+python weeks/12_deploy/run.py --preset laptop --study smollm2                # a real model behind the server, in fp32 and in int8
+python weeks/12_deploy/run.py --preset laptop --study smollm2-programs       # and in other programs
 python -m shared.serving --model checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best      # serves it, until Ctrl-C
 """
 
@@ -70,7 +71,7 @@ class Settings(WeekSettings):
     """For --study smollm2."""
     smol_blocks: int | None = None
     """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all."""
-    study: Literal["smollm2"] | None = None
+    study: Literal["smollm2", "smollm2-programs"] | None = None
 
     def __post_init__(self) -> None:
         counts = ("prompt_tokens", "shared_prompts", "compared", "rounds")
@@ -104,8 +105,8 @@ PRESETS = {
 def main(settings: Settings) -> dict[str, float]:
     """Serves and exports the model of week 6, or does the study. Returns the week's figures."""
     same_bits_in_every_row()
-    if settings.study == SMOL:
-        return study_served_smollm2(settings)
+    if settings.study:
+        return study_of_smollm2(settings)
     device = pick_device(settings.device)
     source = replace(WEEK_6.PRESETS[settings.preset], data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     corpus = WEEK_6.open_corpus(source)
@@ -127,8 +128,8 @@ def main(settings: Settings) -> dict[str, float]:
     )  # fmt: skip
 
 
-def study_served_smollm2(settings: Settings) -> dict[str, float]:
-    """The same server and the same files with a model that people talk to."""
+def study_of_smollm2(settings: Settings) -> dict[str, float]:
+    """The same with a model that people talk to: the server, or the other programs."""
     device = pick_device(settings.device)
     name, text = read_text(settings.data)
     work = Workspace(__file__, settings, name, device)
@@ -136,12 +137,14 @@ def study_served_smollm2(settings: Settings) -> dict[str, float]:
     model = WEEK_8.first_blocks(model, settings.smol_blocks)
     prompts = Prompts(model, tokenizer.encode(split_text(text)[1][:60_000]), settings)
     figures = {}
-    for run, options in ((SMOL, ()), (f"{SMOL}-int8", INT8)):
-        found = measure_server(run, model, prompts, settings.smol_load, settings, work, *options)
-        figures |= {f"{run}_{key}": found[key] for key in ("ratio", "many", "one", "first_p50", "reused")}
-    figures["same_alone"] = same_alone(SMOL, model.to(device), prompts, settings, work)["same"]
-    programs = race_programs(SMOL, model.cpu(), prompts, replace(settings, compared=min(2, settings.compared)), work)
-    figures |= {f"{name}_decode": row["decode_tokens_per_second"] for name, row in programs.items()}
+    if settings.study == SMOL:
+        for run, options in ((SMOL, ()), (f"{SMOL}-int8", INT8)):
+            found = measure_server(run, model, prompts, settings.smol_load, settings, work, *options)
+            figures |= {f"{run}_{key}": found[key] for key in ("ratio", "many", "one", "first_p50", "reused")}
+        figures["same_alone"] = same_alone(SMOL, model.to(device), prompts, settings, work)["same"]
+    else:
+        programs = race_programs(SMOL, model, prompts, replace(settings, compared=min(2, settings.compared)), work)
+        figures = {f"{name}_decode": row["decode_tokens_per_second"] for name, row in programs.items()}
     show_served(work.logs)
     draw(work.logs, work.reports)
     return figures
