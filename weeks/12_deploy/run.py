@@ -453,7 +453,9 @@ def draw_throughput(runs: dict[str, LoggedRun], out: Path) -> Path:
         at_once, rates = runs[name].series("tokens_per_second")
         axes[0].plot(at_once, rates, **line_look(i), label=NAMES[name])
         for x, rate in zip(at_once, rates):
-            axes[0].annotate(f"{rate:,.0f}", (x, rate), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9, color=COLOURS[i])
+            axes[0].annotate(
+                f"{rate:,.0f}", (x, rate), xytext=(0, (8, -15, 8)[i]), textcoords="offset points", ha="center", fontsize=9, color=COLOURS[i]
+            )
         axes[1].plot(at_once, [r / rates[0] for r in rates], **line_look(i), label=NAMES[name])
     most = max(ax.get_xlim()[1] for ax in axes)
     ideal = [n for n in (1, 2, 4, 8, 16, 32) if n <= most]
