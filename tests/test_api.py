@@ -763,8 +763,9 @@ def test_a_second_signal_ends_it_at_once_but_not_by_a_crash(folder):
         (("--model", "nowhere/at/all", "--adapters", "x"), "adapters: 'x' is not NAME=FOLDER"),
         (("--model", "nowhere/at/all"), "nowhere/at/all"),
         (("--model", "x", "--port", "70000"), "port=70000: must be from 0 to 65535"),
+        (("--model", "x", "--threads", "0"), "threads=0: must be at least 1"),
     ],
-    ids=["adapter", "model", "port"],
+    ids=["adapter", "model", "port", "threads"],
 )
 def test_an_error_on_the_command_line_is_one_line(args, message):
     command = [sys.executable, "-m", "shared.serving", "--device", "cpu", *args]
