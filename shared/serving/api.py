@@ -168,7 +168,7 @@ def create_app(
         yield
         await asyncio.to_thread(served.close)
 
-    app = FastAPI(title="llm-weeks", lifespan=lifespan)
+    app = FastAPI(title="llm-weeks", lifespan=lifespan, docs_url=None, redoc_url=None)  # those pages fetch scripts from elsewhere
     app.state.engine, app.state.tokenizer, app.state.models, app.state.limits, app.state.api_key = served, tokenizer, models, limits, api_key
 
     # ---- what was asked
