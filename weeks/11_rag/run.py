@@ -652,7 +652,7 @@ def grouped(path: Path, rows: Sequence[dict], keys: Sequence[str], title: str) -
 def abstention_figure(run: LoggedRun) -> Any:
     """How two signals lie where there is an answer and where there is none."""
     fig, axes = figure(11, 4.2, ncols=2)
-    labels = {"score": "the passage's score (cosine)", "gain": "how much likelier the passage makes the answer (nats a token)"}
+    labels = {"score": "the passage's score (cosine)", "gain": "the answer's gain (nats a token; -1 or less: none was given)"}
     for ax, (key, label) in zip(axes, labels.items()):
         sides = [[max(v, -1) for v in run.artifacts[key][side]] for side in ("answerable", "unanswerable")]
         edges = np.linspace(min(map(min, sides)), max(map(max, sides)), 21)
