@@ -154,7 +154,7 @@ def main(settings: Settings) -> dict[str, float]:
         found = study_index(settings, work)
     else:
         library = open_library(settings, device)
-        study = {"answers": study_answers, "windows": study_windows, "own": study_own, None: measure_both}[settings.study]
+        study = {"answers": study_answers, "windows": study_windows, "own": study_own, None: measure_all}[settings.study]
         found = study(settings, work, library)
     if settings.study or library.name != "handbook":
         draw(work.logs, work.reports)
@@ -162,7 +162,7 @@ def main(settings: Settings) -> dict[str, float]:
     return work.finish(found, draw)
 
 
-def measure_both(settings: Settings, work: Workspace, library: Library) -> dict[str, float]:
+def measure_all(settings: Settings, work: Workspace, library: Library) -> dict[str, float]:
     """Finding, on all questions, and answering, on some."""
     found = measure_retrieval(settings, work, library)
     reader = make_reader(settings, work.device)
@@ -266,18 +266,18 @@ def converse(settings: Settings, device: torch.device) -> dict[str, float]:
     index = open_library(settings, device).index
     rag = RAG(index, make_reader(settings, device), settings.k, settings.by, settings.min_score)
     if settings.ask:
-        print_reply(rag.ask(settings.ask))
+        tell(rag.ask(settings.ask))
         return {}
     print("Type a question and press Enter; an empty line ends.")
     while question := input("> ").strip():
         try:
-            print_reply(rag.ask(question))
+            tell(rag.ask(question))
         except ValueError as error:
             print(f"error: {error}")
     return {}
 
 
-def print_reply(reply: Reply) -> None:
+def tell(reply: Reply) -> None:
     """An answer, as it is written, and then its sources."""
     for piece in reply:
         print(piece, end="", flush=True)
