@@ -218,7 +218,7 @@ WINDOWS = 1 << 16  # a vector's id is its chunk's number times this, plus the wi
 
 
 class Hit(NamedTuple):
-    """A chunk that was found, and how well it fits."""
+    """A chunk that was found."""
 
     chunk: Chunk
     score: float
