@@ -216,7 +216,7 @@ def _markdown(path: Path) -> Iterator[str | _Heading]:
             yield _Heading(len(heading[1]), heading[2]) if heading else line
 
 
-IGNORED = ("script", "style", "noscript", "template", "nav", "svg", "head")
+IGNORED = ("script", "style", "noscript", "template", "nav", "svg", "head", "title")
 BLOCKS = ("address article aside blockquote br dd div dl dt figcaption figure footer form header hr li main ol p pre section table tr ul").split()
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
