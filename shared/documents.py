@@ -262,7 +262,8 @@ def _pdf(path: Path) -> Iterator[str | _Page]:
     except (PyPdfError, KeyError, TypeError, AttributeError, IndexError, RecursionError, NotImplementedError) as error:
         raise ValueError(f"it is damaged or no PDF ({error})") from None
     if not any(map(str.strip, pages)):
-        raise ValueError(f"its {len(pages)} pages have no text, only pictures: a scan; run a text recognition (OCR) on it first")
+        where = "its only page has" if len(pages) == 1 else f"its {len(pages)} pages have"
+        raise ValueError(f"{where} no text, only pictures: a scan; run a text recognition (OCR) on it first")
     for number, text in enumerate(pages, 1):
         yield _Page(number)
         yield re.sub(r"(?<=\w)-\n(?=[a-z])", "", text)  # a word that was divided at the end of a line
