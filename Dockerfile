@@ -5,6 +5,8 @@ ARG PYTHON=3.13
 FROM python:${PYTHON}-slim AS build
 # Where torch comes from. These wheels are for CPUs, and gigabytes smaller; for a GPU take the index that the selector on pytorch.org names.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# "serve,rag" lets the page answer from documents (--page --documents), and adds hundreds of megabytes.
+ARG EXTRAS=serve
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
@@ -17,7 +19,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY pyproject.toml .
 COPY shared shared
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt ".[serve]"
+    pip install -c constraints.txt ".[$EXTRAS]"
 
 FROM python:${PYTHON}-slim
 # "gcc libc6-dev" lets quantized models run in the course's own kernels, which are compiled on the machine that they run on.

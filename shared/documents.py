@@ -223,8 +223,10 @@ HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 def _html(path: Path) -> Iterator[str | _Heading]:
     """Headings and visible text, blocks on lines of their own. <title> is the document's where the page has no <h1>."""
-    from bs4 import BeautifulSoup  # only who reads HTML needs it
-
+    try:
+        from bs4 import BeautifulSoup
+    except ImportError:
+        raise ValueError("reading HTML needs a package that is not installed: pip install beautifulsoup4") from None
     data = path.read_bytes()
     if b"\0" in data and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError("it is a binary file: it has zero bytes in it")
@@ -251,9 +253,11 @@ def _html(path: Path) -> Iterator[str | _Heading]:
 
 def _pdf(path: Path) -> Iterator[str | _Page]:
     """The text of each page, by the library pypdf."""
-    from pypdf import PdfReader  # only who reads PDFs needs it
-    from pypdf.errors import PyPdfError
-
+    try:
+        from pypdf import PdfReader
+        from pypdf.errors import PyPdfError
+    except ImportError:
+        raise ValueError("reading PDFs needs a package that is not installed: pip install pypdf") from None
     try:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):

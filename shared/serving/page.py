@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -25,11 +25,13 @@ from fastapi import FastAPI
 from shared.documents import Chunk
 from shared.models.pretrained import IM_START, chat_prompt
 from shared.rag import ABSTENTION, compose
-from shared.retrieval import Index
 from shared.serving.api import Answer, describe_size
 from shared.serving.engine import Draining, QueueFull, Token
 from shared.serving.gate import ApiError
 from shared.serving.protocol import CompletionBody, token_text
+
+if TYPE_CHECKING:  # a page without documents needs no FAISS
+    from shared.retrieval import Index
 
 SHADES = ((0.5, "over 50 %"), (0.2, "20 to 50 %"), (0.05, "5 to 20 %"), (0.01, "1 to 5 %"), (0.0, "under 1 %"))
 """Least probability of each shade, and what the legend says. They grow darker: that can be told apart without seeing colours."""
@@ -74,7 +76,7 @@ CSS = """
 """
 
 
-def add_page(app: FastAPI, index: Index | None = None) -> FastAPI:
+def add_page(app: FastAPI, index: "Index | None" = None) -> FastAPI:
     """Puts the page at `/` of an app from `create_app`, before it is served. index: the documents that it can answer from."""
     key = app.state.api_key
     page = _Page(app, index).blocks
@@ -147,7 +149,7 @@ def _theme() -> gr.Theme:
 class _Page:
     """The page, and what its buttons do. A conversation is a list of {"role", "content"}, which is kept here: the browser only shows it."""
 
-    def __init__(self, app: FastAPI, index: Index | None):
+    def __init__(self, app: FastAPI, index: "Index | None"):
         self._state, self._index = app.state, index
         self._vocab = app.state.tokenizer.vocab
         self._chats = IM_START in getattr(app.state.tokenizer, "special_tokens", {})
