@@ -21,7 +21,7 @@ NAMES = dict(zip(TOPICS, ("bigram", "MLP", "attention", "mini-GPT", "BPE", "GPT-
 FIGURES_SHOWN = 6
 SPOKEN = {
     "01_bigram": "network", "04_mini_gpt": "headline", "06_gpt2": "gpt2", "08_quantization": "int4",
-    "09_lora": "course-lora-8", "10_ppo_dpo": "dpo", "11_rag": "answers-retrieved",
+    "09_lora": "course-lora-8", "10_ppo_dpo": "dpo", "11_rag": "handbook-example", "12_deploy": "own-pytorch",
 }  # fmt: skip
 """Of weeks with several runs, the one whose text is shown."""
 
@@ -105,9 +105,10 @@ def _sample(topic: str, logs: Path) -> str | None:
             question, *answers = kept["talk"][0]
             names = ("answer",) if len(answers) == 1 else ("before", "after")
             return "\n\n".join(f"{name}: {text}" for name, text in zip(("question", *names), (question, *answers)))
-        if "answers" in kept:
-            first = kept["answers"][0]
-            return f"question: {first['question']}\n\nanswer: {first['answer']}\n\nright: {first['right']}"
+        if "text" in kept:
+            return kept["text"].strip()
+        if "question" in kept:
+            return "\n\n".join(f"{name}: {kept[name]}" for name in ("question", "answer") if name in kept)
     return None
 
 
