@@ -19,6 +19,12 @@ from shared.runtime import ROOT, write_atomically
 
 NAMES = dict(zip(TOPICS, ("bigram", "MLP", "attention", "mini-GPT", "BPE", "GPT-2", "AMP", "quantization", "LoRA", "PPO and DPO", "RAG", "deploy")))
 FIGURES_SHOWN = 6
+WORDS = {
+    "val_loss": "validation loss (nats a token)", "best_val_loss": "loss on held-out answers (nats a token)", "speedup": "tokens/s, best over fp32 without tricks",
+    "kept_of_fp32": "size, as a share of fp32", "reward_model_accuracy": "reward model: right on held-out pairs", "dense_recall_at_5": "right section among five",
+    "ratio": "tokens/s, 8 texts at once over one after another",
+}  # fmt: skip
+"""What figures are called where their names in the logs would not be understood."""
 SPOKEN = {
     "01_bigram": "network", "04_mini_gpt": "headline", "06_gpt2": "gpt2", "08_quantization": "int4",
     "09_lora": "course-lora-8", "10_ppo_dpo": "dpo", "11_rag": "handbook-example", "12_deploy": "own-pytorch",
@@ -60,7 +66,7 @@ class WeekReport:
         """(name, yours, the course's) for the week's first figures."""
         shown = (self.mine or self.course).metrics if self.mine or self.course else {}
         value = lambda runs, name: f"{runs.metrics[name]:,.4g}" if runs and name in runs.metrics else ""
-        rows = [(name.replace("_", " "), value(self.mine, name), value(self.course, name)) for name in list(shown)[:FIGURES_SHOWN]]
+        rows = [(WORDS.get(name) or name.replace("_", " "), value(self.mine, name), value(self.course, name)) for name in list(shown)[:FIGURES_SHOWN]]
         seconds = lambda runs: f"{runs.seconds:,.0f}" if runs else ""
         return rows + ([("seconds", seconds(self.mine), seconds(self.course))] if rows else [])
 
