@@ -1,11 +1,11 @@
-# make course                          every week at this machine's preset
+# make course                          every week at the preset laptop; PRESET=gpu is the real size, and needs its text first
 # make course WEEKS="01 04" PRESET=smoke
 # make serve                           your own newest model, API and chat page at http://127.0.0.1:8000
 # make serve MODEL=smollm2 DOCUMENTS=weeks/11_rag/handbook
 # make test                            unit tests, week scripts, notebooks
 PYTHON ?= python3
 WEEKS ?=
-PRESET ?=
+PRESET ?= laptop
 MODEL ?=
 DOCUMENTS ?=
 VENV := .venv
@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 .PHONY: course serve test status doctor notebooks report lint clean
 
 course: $(VENV)/.course
-	$(RUN) -m shared.course run $(if $(WEEKS),--weeks $(WEEKS)) $(if $(PRESET),--preset $(PRESET))
+	$(RUN) -m shared.course run $(if $(WEEKS),--weeks $(WEEKS)) --preset $(PRESET)
 
 serve: $(VENV)/.course
 	$(RUN) -m shared.serving --page $(if $(MODEL),--model $(MODEL)) $(if $(DOCUMENTS),--documents $(DOCUMENTS))
