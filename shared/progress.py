@@ -140,7 +140,7 @@ figcaption { color: var(--soft); font-size: .9rem; }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); margin: 1rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f8fa; border-radius: .4rem; padding: .8rem 1rem; font-size: .9rem; margin: 0; }
 summary { cursor: pointer; color: var(--done); margin: .6rem 0; }
-@media (max-width: 40rem) { .bar { display: none; } th, td { white-space: normal; padding-right: .5rem; } }
+@media (max-width: 40rem) { .bar { display: none; } table { font-size: .78rem; } th { font-size: .72rem; } th, td { white-space: normal; padding-right: .3rem; } }
 """
 
 
