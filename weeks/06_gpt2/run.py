@@ -11,7 +11,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -120,15 +120,20 @@ def open_corpus(settings: Settings) -> Corpus:
     return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
 
 
-def trained_model(settings: Settings, corpus: Corpus) -> GPT:
-    """This week's model for the weeks that go on with it: the best checkpoint at this preset, on this text; trained first where it is not there."""
+def trained_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
+    """This week's model and its text, for the weeks that go on with it: the best checkpoint at this preset; trained first where it is not there.
+
+    changes: settings other than the preset's, such as data, device, train and resume.
+    """
+    settings = replace(PRESETS[preset], **changes)
+    corpus = open_corpus(settings)
     folder = output_root() / "checkpoints" / "06_gpt2" / settings.preset / corpus.name / "gpt2" / "best"
     if checkpoint.find(folder) is None:
         print(f"this needs the model of week 6, and there is no checkpoint in {folder}: training it first, at the preset {settings.preset}")
         main(settings)
     model = checkpoint.load(folder, corpus.tokenizer).model
     model.tokenizer = corpus.tokenizer
-    return model
+    return model, corpus
 
 
 def train_model(

@@ -220,10 +220,7 @@ def model_name(model: str) -> str:
 def load_base(settings: Settings) -> tuple[GPT, Corpus]:
     """The model that is to learn, and the text on which forgetting is measured. Raises ValueError where there is no model."""
     if settings.model == "course":
-        week_6 = WEEK_6.PRESETS[settings.preset]
-        source = replace(week_6, data=settings.text, device=settings.device, train=settings.base, resume=settings.resume)
-        corpus = WEEK_6.open_corpus(source)
-        return WEEK_6.trained_model(source, corpus), corpus
+        return WEEK_6.trained_model(settings.preset, data=settings.text, device=settings.device, train=settings.base, resume=settings.resume)
     model = load_smollm2()[0] if settings.model == "smollm2" else from_path(Path(settings.model))
     return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
 

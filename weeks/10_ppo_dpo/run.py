@@ -143,9 +143,8 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study == "smollm2":
         return study_brief(settings)
     device = pick_device(settings.device)
-    source = replace(WEEK_6.PRESETS[settings.preset], data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
-    corpus = WEEK_6.open_corpus(source)
-    base = WEEK_6.trained_model(source, corpus).to(device)
+    base, corpus = WEEK_6.trained_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
+    base.to(device)
     work = Workspace(__file__, settings, corpus.name, device)
     start = prepare(settings, base, corpus, work)
     if settings.study:

@@ -137,11 +137,6 @@ class Library:
         return next((c for c in there if holds_answer(c.text, question["answers"])), there[0])
 
 
-def week_6(settings: Settings) -> Any:
-    """The settings of week 6's model."""
-    return replace(WEEK_6.PRESETS[settings.preset], data=settings.text, device=settings.device)
-
-
 def main(settings: Settings) -> dict[str, float]:
     """Measures retrieval and answers; or answers what is asked; or runs a study. Returns the week's figures."""
     device = pick_device(settings.device)
@@ -149,7 +144,8 @@ def main(settings: Settings) -> dict[str, float]:
         return converse(settings, device)
     if settings.data not in ("handbook", "python"):
         raise ValueError(f"there are no questions with known answers on {settings.data}: use --ask or --interactive")
-    work = Workspace(__file__, settings, WEEK_6.open_corpus(week_6(settings)).name, device)
+    text = WEEK_6.open_corpus(replace(WEEK_6.PRESETS[settings.preset], data=settings.text)).name
+    work = Workspace(__file__, settings, text, device)
     if settings.study == "index":
         found = study_index(settings, work)
     else:
@@ -248,7 +244,7 @@ def own_embedder(settings: Settings, device: torch.device) -> HiddenStates:
 
 def own_model(settings: Settings) -> GPT:
     """Week 6's model, trained first where it is not there."""
-    return WEEK_6.trained_model(week_6(settings), WEEK_6.open_corpus(week_6(settings)))
+    return WEEK_6.trained_model(settings.preset, data=settings.text, device=settings.device)[0]
 
 
 def make_reader(settings: Settings, device: torch.device) -> Reader:
@@ -270,12 +266,20 @@ def converse(settings: Settings, device: torch.device) -> dict[str, float]:
         tell(rag.ask(settings.ask))
         return {}
     print("Type a question and press Enter; an empty line ends.")
-    while question := input("> ").strip():
+    while question := typed():
         try:
             tell(rag.ask(question))
         except ValueError as error:
             print(f"error: {error}")
     return {}
+
+
+def typed() -> str:
+    """The next question; none where the input ends."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
 
 
 def tell(reply: Reply) -> None:

@@ -108,9 +108,7 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study:
         return study_of_smollm2(settings)
     device = pick_device(settings.device)
-    source = replace(WEEK_6.PRESETS[settings.preset], data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
-    corpus = WEEK_6.open_corpus(source)
-    model = WEEK_6.trained_model(source, corpus)
+    model, corpus = WEEK_6.trained_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     work = Workspace(__file__, settings, corpus.name, device)
     prompts = Prompts(model, corpus.val.tolist(), settings)
     found = measure_server(OWN, model, prompts, settings.load, settings, work)
