@@ -1,8 +1,11 @@
-"""What several test files share: a small text, tokenized into a cache of its own."""
+"""What several test files share: a small text, tokenized into a cache of its own; a folder for what scripts write; a server."""
 
 import random
+import threading
+from contextlib import contextmanager
 
 import pytest
+import uvicorn
 
 from shared.data import Corpus, load_corpus
 
@@ -21,3 +24,26 @@ def corpus(tmp_path, monkeypatch) -> Corpus:
     path = tmp_path / "text.txt"
     path.write_text(synthetic_text(), encoding="utf-8")
     return load_corpus(str(path))
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    """Where logs, reports and checkpoints go."""
+    monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+@contextmanager
+def serving(app):
+    """A real server on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -18,7 +18,6 @@ import lm_eval
 import openai
 import pytest
 import torch
-import uvicorn
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -36,7 +35,7 @@ from shared.serving.protocol import TextBuilder
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 from shared.zero_shot import LMEvalAdapter, score_tokens
-from tests.conftest import synthetic_text
+from tests.conftest import serving, synthetic_text
 from tests.test_gpt import shake
 from tests.test_zero_shot import TOKENIZER as PLAIN
 from tests.test_zero_shot import by_lm_eval, piqa_rows, same_tokenizer, write_lines
@@ -546,22 +545,6 @@ def test_the_text_of_a_client_that_leaves_is_given_up_within_a_step(stream, afte
     engine.close()
     assert left_at and len(steps) <= left_at[0] + 1
     assert engine.ended["cancelled"] == 1 and engine.generated_tokens <= after + 2
-
-
-@contextmanager
-def serving(app):
-    """A real server on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        thread.join(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def test_it_survives_500_requests_of_which_many_leave_or_are_wrong():

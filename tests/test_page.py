@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
-import uvicorn
 from playwright.sync_api import expect, sync_playwright
 
 from shared.adapters import LoRAConfig, add_lora, use_adapters
@@ -30,6 +29,7 @@ from shared.serving.gate import Limits
 from shared.serving.page import add_page, token_view
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
+from tests.conftest import serving
 from tests.test_gpt import shake
 
 CHARS = CharTokenizer.train(string.digits + string.ascii_letters + string.punctuation + " \n")
@@ -57,18 +57,9 @@ def written(model: GPT, ids: list[int], n: int = 20, **options) -> list[int]:
 
 
 @contextmanager
-def serving(app, index=None):
-    server = uvicorn.Server(uvicorn.Config(add_page(app, index), "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        thread.join(0.01)
-    try:
-        yield SimpleNamespace(url=f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine=app.state.engine)
-    finally:
-        server.should_exit = True
-        thread.join()
+def page_of(app, index=None):
+    with serving(add_page(app, index)) as url:
+        yield SimpleNamespace(url=url, engine=app.state.engine)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +69,13 @@ def completing(tmp_path_factory):
         (folder / name).write_text(text, encoding="utf-8")
     index = Index(HiddenStates(gpt(CHARS), CHARS, "tiny"))
     index.add(chunk_documents(load_documents(folder).documents, CHARS))
-    with serving(create_app(pirate(), CHARS, "tiny", slots=1, queue=1, limits=Limits(tokens=200)), index) as server:
+    with page_of(create_app(pirate(), CHARS, "tiny", slots=1, queue=1, limits=Limits(tokens=200)), index) as server:
         yield SimpleNamespace(**vars(server), index=index)
 
 
 @pytest.fixture(scope="module")
 def chatting():
-    with serving(create_app(gpt(TALKS), TALKS, "tiny")) as server:
+    with page_of(create_app(gpt(TALKS), TALKS, "tiny")) as server:
         yield server
 
 
@@ -327,7 +318,7 @@ def test_what_cannot_be_done_is_said_and_the_text_is_kept(visit, completing):
 
 
 def test_with_a_key_nothing_is_there_without_it(visit):
-    with serving(create_app(gpt(CHARS), CHARS, "tiny", api_key="open sesame")) as server:
+    with page_of(create_app(gpt(CHARS), CHARS, "tiny", api_key="open sesame")) as server:
         with httpx.Client(base_url=server.url) as http:
             assert "Temperature" not in http.get("/").text
             for method, path in (

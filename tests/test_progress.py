@@ -12,12 +12,6 @@ from shared.runtime import ROOT, RunLog, write_json
 
 
 @pytest.fixture
-def output(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def learner(output):
     """A learner who has run week 1 and week 10, the latter at smoke, and whose model writes HTML."""
     for topic, preset, run, artifact in (

@@ -24,9 +24,19 @@ TEXT = {"09_lora": "text", "11_rag": "text"}
 
 
 @pytest.fixture
-def output(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
-    return tmp_path
+def refuses(output, monkeypatch, capsys):
+    """Starts a week's script from the command line: it must end in one line that has `words`, and log nothing."""
+
+    def start(topic, arguments, words):
+        module = report.load_script(topic)
+        monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            commandline.cli(module.main, module.PRESETS, module.__doc__)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2 and lines[-1].startswith("error: ") and words in lines[-1]
+        assert not (output / "logs" / topic).exists()
+
+    return start
 
 
 @pytest.fixture
@@ -226,19 +236,13 @@ WRONG_IN_WEEK_9 = {
 
 
 @pytest.mark.parametrize("case", WRONG_IN_WEEK_9)
-def test_week_9_says_what_is_wrong(case, output, text_file, tmp_path, monkeypatch, capsys):
+def test_week_9_says_what_is_wrong(case, refuses, text_file, tmp_path):
     arguments, words = WRONG_IN_WEEK_9[case]
     one = '{"prompt": "Who?", "response": "I."}\n'
     for name, content in {"BROKEN": one + '{"question": "Who?"}\n', "ONE": one}.items():
         (tmp_path / name).write_text(content)
     arguments = [str(tmp_path / a) if a.isupper() else a for a in arguments]
-    module = report.load_script("09_lora")
-    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--text", text_file, *arguments])
-    with pytest.raises(SystemExit) as stop:
-        commandline.cli(module.main, module.PRESETS, module.__doc__)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and lines[-1].startswith("error: ") and words in lines[-1]
-    assert not (output / "logs" / "09_lora").exists()
+    refuses("09_lora", ["--text", text_file, *arguments], words)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora", "dora", "prompt"])
@@ -293,16 +297,10 @@ def folders(tmp_path):
 
 
 @pytest.mark.parametrize("case", WRONG_IN_WEEK_11)
-def test_week_11_says_what_is_wrong(case, output, text_file, folders, monkeypatch, capsys):
+def test_week_11_says_what_is_wrong(case, refuses, text_file, folders):
     arguments, words = WRONG_IN_WEEK_11[case]
     arguments = [str(folders / a) if a.isupper() else a for a in arguments]
-    module = report.load_script("11_rag")
-    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--text", text_file, *arguments])
-    with pytest.raises(SystemExit) as stop:
-        commandline.cli(module.main, module.PRESETS, module.__doc__)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and lines[-1].startswith("error: ") and words in lines[-1]
-    assert not (output / "logs" / "11_rag").exists()
+    refuses("11_rag", ["--text", text_file, *arguments], words)
 
 
 @pytest.mark.parametrize("store", ["flat", "qdrant"])
