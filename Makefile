@@ -34,7 +34,7 @@ report: $(VENV)/.course
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check --exclude '*.ipynb' .
+	$(RUN) -m ruff format --check .
 
 $(VENV)/.course: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }

@@ -5,6 +5,7 @@
     for hit in index.search("When does the last ferry leave?", k=3, by="dense"):
         print(hit.score, hit.chunk.cite)
     index.save("indexes/handbook"); index = Index.load("indexes/handbook", MiniLM())
+    index, changes = Index.kept("indexes/handbook", MiniLM(), chunks)       # all of it: made or loaded, brought up to date, saved
 
 Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form that Lucene has; Reimers & Gurevych
 (Sentence-BERT, 2019); Cormack, Clarke & Büttcher (reciprocal rank fusion, 2009); Dai & Callan (a passage is as good as its best part, 2019).
@@ -17,7 +18,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
@@ -362,6 +363,21 @@ class Index:
             raise ValueError(f"the vectors of {folder} are cut or damaged ({error}): build the index again") from None
         index._keep(chunks)
         return index
+
+    @classmethod
+    def kept(
+        cls, folder: str | Path, embedder: Embedder, chunks: Iterable[Chunk], make: Callable[[], VectorStore] | None = None
+    ) -> tuple["Index", dict[str, list[str]]]:
+        """The index of these chunks, kept in `folder`: made there with the store of `make` (default: FAISS, flat) or brought up to date. With what
+        `sync` changed. Raises ValueError as `load` does."""
+        if (Path(folder) / "index.json").exists():
+            index = cls.load(folder, embedder)
+        else:
+            index = cls(embedder, make() if make else None)
+        changes = index.sync(chunks)
+        if any(changes.values()):
+            index.save(folder)
+        return index, changes
 
 
 def _by_source(chunks: Iterable[Chunk]) -> dict[str, list[Chunk]]:

@@ -318,6 +318,30 @@ def test_sync_embeds_only_what_is_new_or_changed():
     assert sorted(map(sorted_hits, results(index))) == sorted(map(sorted_hits, results(fresh)))
 
 
+def test_a_kept_index_embeds_nothing_twice(tmp_path):
+    def counting():
+        embedder, embedded = Words(), []
+        embed = embedder.embed
+        embedder.embed = lambda texts: embedded.extend(texts) or embed(texts)
+        return embedder, embedded
+
+    _, changes = Index.kept(tmp_path / "index", Words(), CHUNKS)
+    assert sorted(changes["added"]) == sorted({c.source for c in CHUNKS})
+    files = {f.name: f.read_bytes() for f in (tmp_path / "index").iterdir()}
+    embedder, embedded = counting()
+    index, changes = Index.kept(tmp_path / "index", embedder, CHUNKS)
+    assert not embedded and not any(changes.values())
+    assert files == {f.name: f.read_bytes() for f in (tmp_path / "index").iterdir()}  # nothing changed, nothing written
+    changed = [replace(c, text=c.text + " New.") if c.source == "radio.md" else c for c in CHUNKS if c.source != "seals.md"]
+    embedder, embedded = counting()
+    _, changes = Index.kept(tmp_path / "index", embedder, changed)
+    assert changes == {"added": [], "changed": ["radio.md"], "gone": ["seals.md"]}
+    assert embedded == [text for c in changed if c.source == "radio.md" for text in c.window_texts()]
+    again, fresh = Index.load(tmp_path / "index", Words()), Index(Words())
+    fresh.add(changed)
+    assert sorted(map(sorted_hits, results(again))) == sorted(map(sorted_hits, results(fresh)))
+
+
 def sorted_hits(found):
     return sorted((score, chunk.id) for chunk, score in found)
 

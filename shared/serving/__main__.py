@@ -9,6 +9,7 @@ SIGTERM or Ctrl-C: no new texts are taken, those being written are finished with
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from fastapi import FastAPI
 
 from shared import checkpoint
 from shared.adapters import load_adapter
+from shared.assets import cache_folder
 from shared.commandline import errors_for_people, parse_args
 from shared.course import output_root
 from shared.models.gpt import GPT
@@ -166,17 +168,17 @@ def wanted_key(settings: Settings) -> str | None:
 
 
 def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
-    """The documents of a folder, as week 11 cuts and embeds them."""
+    """The documents of a folder, as week 11 cuts and embeds them. The index is kept in the cache: the next start embeds only what has changed."""
     try:
         from shared.documents import chunk_documents, load_documents
         from shared.retrieval import Index, MiniLM
     except ImportError as error:
         raise ValueError(f"--documents needs the package {error.name}, which is not installed: pip install 'llm-weeks[rag]'") from None
     chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())
-    index = Index(MiniLM(device))
-    print(f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages, being embedded", flush=True)
-    index.add(chunks)
-    return index
+    path = Path(documents).resolve()
+    folder = cache_folder() / "indexes" / f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    print(f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages; index in {folder}", flush=True)
+    return Index.kept(folder, MiniLM(device), chunks)[0]
 
 
 def make_app(settings: Settings) -> FastAPI:

@@ -188,10 +188,7 @@ def open_library(settings: Settings, device: torch.device) -> Library:
     name = path.resolve().name
     embedder = MiniLM(device) if settings.embedder == "minilm" else own_embedder(settings, device)
     folder = Path(settings.index or kept / f"index-{name}-{settings.embedder}-{settings.store}")
-    index = Index.load(folder, embedder) if (folder / "index.json").exists() else Index(embedder, make_store(settings.store, embedder.dim))
-    changes = index.sync(chunks)
-    if any(changes.values()):
-        index.save(folder)
+    index, changes = Index.kept(folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim))
     print(f"{len(documents)} documents, {len(chunks)} chunks, {len(index.store)} windows; " + ", ".join(f"{len(v)} {k}" for k, v in changes.items()))
     return Library(name, chunks, index, *questions(settings.data, chunks))
 
