@@ -19,8 +19,7 @@ course: $(VENV)/.course
 serve: $(VENV)/.course
 	$(RUN) -m shared.serving --page $(if $(MODEL),--model $(MODEL)) $(if $(DOCUMENTS),--documents $(DOCUMENTS))
 
-test: $(VENV)/.test
-	$(RUN) -m ruff check .
+test: lint
 	$(RUN) -m pytest --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
 
 status doctor: $(VENV)/.course
