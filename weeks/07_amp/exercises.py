@@ -55,7 +55,7 @@ ROUND_TO_BF16 = Exercise(
         Mistake("fp16 in place of bf16", lambda x: x.half().float(),
             "This is fp16: 5 bits for the exponent, 10 for the fraction. What is larger than 65504 became inf, and very small numbers lost their digits."),
         Mistake("a fixed number of places", lambda x: (x * 128).round() / 128,
-            "Everything was rounded to multiples of 1/128. That is the step between 1 and 2 only: the point floats, and the step doubles with 2."),
+            "Everything was rounded to multiples of 1/128. That is the step between 1 and 2 only: it doubles at every power of two."),
     ),
     hints=(
         "Cutting off is easy: the 16 last bits become 0. What would you have to add first, so that cutting off rounds?",
