@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss): among how many equally likely tokens the model is as good as undecided.
+    """exp(loss): the model is as uncertain as if it had to choose among that many equally likely tokens.
 
     >>> round(perplexity(math.log(65)), 6)
     65.0
@@ -68,8 +68,8 @@ def evaluate(
 ) -> Evaluation:
     """Measures `model` on windows of `tokens` that lie side by side, the same ones every time.
 
-    Each token but a window's first is predicted from those before it in the window. max_windows: fewer, spread evenly over the split;
-    None takes the whole split. The model comes back in the mode (train or eval) it was in.
+    Each token but the split's first (and what fills no last window) is predicted once, from those before it in its window.
+    max_windows: fewer, spread evenly over the split; None takes the whole split. The model comes back in the mode (train or eval) it was in.
     """
     x, y = fixed_windows(tokens, block_size, max_windows)
     was_training = model.training
