@@ -337,8 +337,8 @@ CUT = Exercise(
     ),
     hints=(
         "re.findall with alternatives, written a|b|c: at each place the first that fits is taken. Begin with words only: ` ?[A-Za-z]+`.",
-        r"Six alternatives in the task's order. Signs are [^\sA-Za-z0-9]. A run of white space that more text does not follow directly: \s+(?!\S). "
-        "Groups must not be captured, write (?:...).",
+        r"Six alternatives in the task's order. Signs are [^\sA-Za-z0-9]. A run of white space without its last character, where text follows: "
+        r"\s+(?!\S). Groups must not be captured, write (?:...).",
         're.findall(r"\'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\\sA-Za-z0-9]+|\\s+(?!\\S)|\\s+", text).',
     ),
 )

@@ -206,7 +206,7 @@ SPLIT_C_ATTN = Exercise(
             "The parts are cut out rightly, but Conv1D keeps [in, out] and nn.Linear [out, in]. Here both are square, so loading does not "
             "complain, and the model writes nonsense."),
         Mistake("reshaped, not transposed", lambda weight, bias, n_head: (*weight.reshape(3, len(weight), -1), *bias.chunk(3)),
-            "The shape is right, but view and reshape read the numbers on in their old order, row by row. Only a transpose exchanges axes."),
+            "The shape is right, but view and reshape keep the numbers in their old order, row by row. Only a transpose exchanges axes."),
         Mistake("split along the inputs", lambda weight, bias, n_head: (*weight.T.chunk(3, dim=1), *bias.chunk(3)),
             "The cut went through the inputs. Queries, keys and values lie side by side along the outputs, the axis of 3 n_embd."),
         Mistake("keys first", lambda weight, bias, n_head: tuple(split_c_attn(weight, bias, n_head)[i] for i in (1, 0, 2, 4, 3, 5)),
@@ -340,7 +340,7 @@ SCORE_CHOICES = Exercise(
             "The scores are right, but the lowest was taken for the best. Log-probabilities are negative: the best is the one nearest to 0."),
         Mistake("logits instead of log-probabilities",
             lambda logits, ids, n_context, choices: _scored(_sums(logits, ids, n_context, 1, lambda x: x), map(len, choices)),
-            "The logits were added up as they are. They mean something only beside the others of their place: log_softmax sets them against those."),
+            "The logits were added up as they are. A logit says something only beside the others of its place: log_softmax compares it with those."),
     ),
     hints=(
         "Which row of the logits speaks about the choice's first token? It is not the one of that token.",
