@@ -33,7 +33,7 @@ class Processes(OneProcess):
     parallel: "none" is one process. "ddp": each process has the whole model, and gradients are averaged. "fsdp": each has a part of
     every parameter, gradient and moment, and whole layers are put together only while they are used. Each process takes its own rows of
     every batch, so that the losses are those of one process. compile_model: torch.compile. recompute: keep only each block's input and
-    compute the rest again on the way back (activation checkpointing): less memory, a third more work.
+    compute the rest again on the way back (gradient checkpointing): less memory, up to a third more work.
     """
 
     def __init__(

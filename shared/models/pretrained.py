@@ -124,7 +124,7 @@ def from_hf(source: Any, say: Callable[[str], None] = print) -> GPT:
         stored = {name: _Stored(tuple(t.shape), t.detach) for name, t in source.state_dict().items()}
         return _from_hf(source.config.to_dict(), stored, type(source).__name__)
     if not isinstance(source, (str, Path)):
-        raise ValueError(f"from_hf takes a GPT-2 or Llama of transformers, a folder or a hub name, not a {type(source).__name__}")
+        raise ValueError(f"from_hf takes a GPT-2, Llama or Qwen3 of transformers, a folder or a hub name, not a {type(source).__name__}")
     folder = Path(source) if Path(source).is_dir() else _snapshot(str(source))
     model = _from_hf(_read_json(folder / "config.json"), _open_folder(folder), str(folder))
     model.tokenizer = _folder_tokenizer(folder, model.config.vocab_size, say)
