@@ -210,7 +210,8 @@ def combine_adapters(model: nn.Module, shares: Mapping[str, float], name: str, m
     "svd": of that sum the nearest matrix of rank `rank` (the largest of the ranks, if not given): what is lost is the singular values left
     out, and no matrix of that rank loses less (Eckart & Young, 1936).
     "linear": A and B are added up, each multiplied by √(share · scale). Of (Σ B) (Σ A) only the products of the same adapter are wanted;
-    those of one's B with another's A, the cross terms, come in too. Cheap, and exact for one adapter alone; two copies of one at a half each come out doubled.
+    those of one's B with another's A, the cross terms, come in too. Cheap, and exact for one adapter alone; two
+    equal ones, at a half each, become one that is twice as strong.
     Raises ValueError for an unknown adapter or method, DoRA (whose changes are no such products), and different ranks with "linear".
     """
     configs = adapters_of(model)
@@ -273,7 +274,7 @@ class SoftPrompt(nn.Module):
 
 
 class PromptTuned(nn.Module):
-    """A GPT before whose text stand trained embeddings. It is called as the GPT is, and returns logits for the text only."""
+    """A GPT with trained embeddings before every text. It is called as the GPT is, and returns logits for the text only."""
 
     def __init__(self, model: GPT, prompt: Tensor):
         super().__init__()
@@ -294,7 +295,7 @@ class PromptTuned(nn.Module):
         return self.model.token_embedding.prompt
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """int64 [batch, time] -> float [batch, time, vocab_size]. Raises ValueError when the text is longer than block_size, the prompt's taken off."""
+        """int64 [batch, time] -> float [batch, time, vocab_size]. Raises ValueError when the text does not fit beside the prompt."""
         if cache is not None and cache.length:
             return self.model(idx, cache)
         if idx.size(1) > self.config.block_size:

@@ -106,7 +106,7 @@ class OnlineConfig(AlignConfig):
     end: int | None = None
     """The token that ends an answer; none: every answer has max_new_tokens."""
     epochs: int = 4
-    """How often each batch of answers is learnt from."""
+    """How often each batch of answers is learned from."""
     minibatches: int = 1
     """Into how many steps of the optimizer an epoch is cut."""
     clip: float = 0.2

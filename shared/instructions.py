@@ -29,7 +29,7 @@ from shared.training import TrainConfig
 IGNORED = -100
 """The target of a token that is not learned: PyTorch's cross-entropy leaves it out."""
 OPEN_ROWS = 64
-"""While rows are packed, a text goes into the first of so many that has room for it."""
+"""How many of the last rows are still open while texts are packed: a text goes into the first of them with room."""
 
 Message = Mapping[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""

@@ -1,4 +1,4 @@
-"""Week 10. What is to be learnt: a rule that text can be checked against, preferences, and a reward model trained on them.
+"""Week 10. What is to be learned: a rule that text can be checked against, preferences, and a reward model trained on them.
 
 The reward model is the proxy that PPO and GRPO climb; the rule is what was meant. The two come apart where the proxy has never looked.
 """

@@ -40,11 +40,11 @@ FIRST_VALUES = Exercise(
         Mistake("A and B both zero", lambda a, b: (torch.zeros_like(a), torch.zeros_like(b)),
             "Both are zero. The gradient of A is a product with B, and that of B one with A: both stay zero, and nothing is ever learned."),
         Mistake("A zero instead of B", lambda a, b: (torch.zeros_like(a), b / math.sqrt(b.shape[1])),
-            "The sum starts at zero, but it is A that is zero. By convention it is B: then the inputs of B's gradient are the layer's own, mixed."),
+            "B A is zero, as it should be, and A would learn. But by convention it is B that starts at zero, in the paper and in PEFT."),
         Mistake("B nearly zero", lambda a, b: (a / math.sqrt(a.shape[1]), 1e-3 * b),
             "B is small but not zero. The start is then not exactly the base, which is the one thing that can be tested."),
         Mistake("divided by the rank", lambda a, b: (a / math.sqrt(len(a)), torch.zeros_like(b)),
-            "A has a variance of 1/r. It sums over the inputs, so that it is their number which keeps the size of its outputs."),
+            "A has a variance of 1/r. Each of its outputs is a sum over the inputs, so it is their number that must be divided out."),
         Mistake("variance for standard deviation", lambda a, b: (a / a.shape[1], torch.zeros_like(b)),
             "A was divided by in. Its variance is then 1/in²: divide by the square root."),
     ),
@@ -181,7 +181,7 @@ MERGE_ONCE = Exercise(
         Mistake("the other way round", lambda weight, a, b, scale, merged: merge_once(weight, a, b, scale, not merged),
             "It was added when `merged` was True, and left out when it was False."),
         Mistake("merged, then unmerged", lambda weight, a, b, scale, merged: (weight + (-scale if merged else scale) * (b @ a), not merged),
-            "A second call takes the adapter out again. That is a switch; to merge is to reach a state, and to stay in it."),
+            "A second call takes the adapter out again. Merging is not a switch: what is merged stays merged."),
     ),
     hints=(
         "What should the weight be if `merged` is True when the function is called?",
@@ -260,11 +260,12 @@ DORA_WEIGHT = Exercise(
     reference=dora_weight, cases=_dora_cases,
     mistakes=(
         Mistake("length of the base", lambda w, a, b, s, m: _dora(w + s * (b @ a), m, w.norm(dim=1)),
-            "The rows were divided by the length that the base's rows have. After B A is added they have another, so that the result's lengths are "
-            "not the magnitudes."),
+            "The rows were divided by the length that the base's rows have. Once B A is added their lengths are others, so that the result's "
+            "are not the magnitudes."),
         Mistake("columns instead of rows",
             lambda w, a, b, s, m: (w + s * (b @ a)) / (w + s * (b @ a)).norm(dim=0) * m[:, None],
-            "The lengths were taken along dim 0. The paper writes of columns, but its weight is [in, out]; in nn.Linear's an output is a row."),
+            "The lengths were taken along dim 0. The paper speaks of columns; its code and PEFT take one length for each output, and in "
+            "nn.Linear an output is a row."),
         Mistake("magnitude forgotten", lambda w, a, b, s, m: _dora(w + s * (b @ a), torch.ones_like(m)),
             "All rows have length 1. Multiply each by its magnitude."),
         Mistake("not normalised", lambda w, a, b, s, m: m[:, None] * (w + s * (b @ a)),
@@ -274,7 +275,7 @@ DORA_WEIGHT = Exercise(
         Mistake("one length for the whole matrix", lambda w, a, b, s, m: _dora(w + s * (b @ a), m, (w + s * (b @ a)).norm()),
             "The whole matrix was divided by one number, its norm over all elements. Each row has a length of its own: dim=1."),
         Mistake("only B A is normalised", lambda w, a, b, s, m: w + _dora(s * (b @ a), m),
-            "The adapter's part got the length, and the weight was added behind. The direction is that of the sum."),
+            "The adapter's part got the length, and the weight was added afterwards. The direction is that of the sum."),
     ),
     hints=(
         "First the sum, then its rows' lengths. What length should each row have in the end?",

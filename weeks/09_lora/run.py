@@ -44,12 +44,12 @@ LEARNING_RATES = {
     "course": {"full": 5e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.5},
     "other": {"full": 1e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.05},
 }
-"""What suits a method: on the small model of the course tried at factors of two to three, on the held-out answers; for larger ones a guess."""
+"""What suits a method: for the course's small model chosen on the held-out answers, from values two to three times apart; for others a guess."""
 TEXT_WINDOW = 128
 
 
 def parts_of(run: str) -> tuple[str, str, str]:
-    """Method, scheme (QLoRA's) and size of a run. Raises ValueError for what is none.
+    """Method, scheme (QLoRA's) and size of a run. Raises ValueError for another name.
 
     >>> parts_of("my-model-qlora-nf4-8"), parts_of("full")
     (('qlora', 'nf4', '8'), ('full', '', ''))
@@ -79,7 +79,7 @@ class Settings(WeekSettings):
     text: str = "tinyshakespeare"
     """What the course's model was trained on; on its held-out part we see what is forgotten."""
     base: TrainConfig = WEEK_6.PRESETS["laptop"].train
-    """Of week 6's model, where its checkpoint is not there yet."""
+    """How week 6's model is trained, where its checkpoint is not there yet."""
     lr: float | None = None
     """The peak learning rate; None: what suits the method."""
     steps: int | None = None
@@ -87,14 +87,14 @@ class Settings(WeekSettings):
     epochs: float = 4.0
     """How often each example is read."""
     examples_per_step: int = 8
-    """About: a row of the batch has as many as fit."""
+    """About so many; a row of the batch takes as many as fit."""
     block_size: int = 256
     """Tokens in a row; an example that is longer is left out, and counted."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
     evaluations: int = 6
-    """How often the held-out answers are looked at; what was best then is kept."""
+    """How often the held-out loss is measured; the best state is kept."""
     seed: int = 1337
     questions: int = 20
     """Held-out ones that are answered before and after."""
@@ -125,7 +125,7 @@ class Settings(WeekSettings):
         return f"{model_name(self.model)}-{self.method}{size}"
 
     def row(self, row: str) -> "Settings":
-        """The settings of one of `compared`. Raises ValueError where it is none."""
+        """The settings of one of `compared`. Raises ValueError for another name."""
         method, scheme, size = parts_of(row)
         changed = replace(self, study=None, method=method, scheme=scheme or self.scheme)
         if method == "prompt":

@@ -61,7 +61,7 @@ class Settings(WeekSettings):
     rows: int = 64
     """Answers in each batch: rows / 2 pairs, rows / group_size prompts for GRPO."""
     train: TrainConfig = WEEK_6.PRESETS["laptop"].train
-    """Of week 6's model, where its checkpoint is not there yet."""
+    """How week 6's model is trained, where its checkpoint is not there yet."""
     reward: LoopConfig = LoopConfig(steps=48, lr=1e-3)
     ppo: PPOConfig = PPOConfig(steps=32, lr=3e-4, beta=0.1, max_new_tokens=48, epochs=2, checkpoint_every=8)
     grpo: GRPOConfig = GRPOConfig(
@@ -84,13 +84,13 @@ class Settings(WeekSettings):
     smol_rows: int = 8
     """Answers in each batch, two for each pair."""
     smol_questions: int = 100
-    """Of questions.txt so many to learn from."""
+    """How many of questions.txt are learned from."""
     smol_held_out: int = 40
-    """So many of the others to measure on."""
+    """How many of the others are measured on."""
     smol_tokens: int = 64
-    """An answer's longest."""
+    """Longest answer, in tokens."""
     smol_blocks: int | None = None
-    """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all."""
+    """Use only the first so many blocks of SmolLM2, to see in seconds that everything runs; None: all."""
     study: Literal["frontier", "hacking", "smollm2"] | None = None
 
     def __post_init__(self) -> None:
