@@ -137,8 +137,8 @@ ROTATE = Exercise(
         Mistake(
             "turned the wrong way",
             lambda x, start, theta: _turned(x, start, theta, sign=-1),
-            "The sign of the sine is wrong, so the pairs turn backwards. Trained alone such a model would work; weights trained with the "
-            "usual direction would not.",
+            "The sign of the sine is wrong, so the pairs turn backwards. A model trained like this from the start would work; weights "
+            "trained with the usual direction would not.",
         ),
         Mistake(
             "positions begin at 0",
@@ -194,8 +194,8 @@ GATED_MLP = Exercise(
         Mistake(
             "the activation is on the wrong branch",
             lambda x, gate_weight, up_weight, down_weight: gated_mlp(x, up_weight, gate_weight, down_weight),
-            "SiLU was applied to the up branch. A model trained alone would not mind, the two only change names; but the weights of Llama "
-            "and SmolLM2 expect it on the gate.",
+            "SiLU was applied to the up branch. A model trained like this from the start would work as well: the two matrices only change "
+            "names. But the weights of Llama and SmolLM2 expect SiLU on the gate.",
         ),
         Mistake(
             "GELU instead of SiLU",

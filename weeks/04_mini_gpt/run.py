@@ -259,7 +259,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
 
 
 def draw_attention(run: LoggedRun, out: Path) -> list[Path]:
-    """What each layer's first heads look at on a known phrase."""
+    """In up to three layers, the head with the largest single weight on a previous character, on a known phrase."""
     maps, text = run.artifacts["attention"], run.artifacts["tokens"][:24]
     if len(text) < 8:
         return []
