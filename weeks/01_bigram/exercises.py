@@ -218,7 +218,7 @@ TOKEN_LOSS = Exercise(
     task="""Write the cross-entropy by hand, without F.cross_entropy: it is the number that every later week makes smaller. `logits` is
     float32 [batch, time, vocab_size], `targets` int64 [batch, time] holds the token that really came. Return the mean over all batch * time
     positions of -ln(probability of the target), a float32 tensor of shape [], in nats. The probabilities are the softmax of the logits over
-    the vocabulary. Logits may be as large as 100.""",
+    the vocabulary. Logits may be above 100.""",
     reference=token_loss,
     cases=_token_loss_cases,
     tolerance=1e-4,

@@ -125,7 +125,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     runs, reference = read_runs(logs), reference_for(logs)
     plots = []
     if "mlp" in runs:
-        lines = [("bigram", "bigram (week 1)"), ("mlp", "MLP")]
+        lines = [("mlp", "MLP"), ("bigram", "bigram (week 1)")]
         plots.append(
             curves(
                 out / "loss.png",
@@ -160,7 +160,7 @@ def draw_updates(run: LoggedRun, out: Path) -> Path:
     for i, name in enumerate(names):
         label = name.removeprefix("update/").removesuffix(".weight").replace("_", " ")
         ax.plot(*run.series(name), color=COLOURS[i], linestyle=LINES[i % 4], label=label)
-    ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: -3")
+    ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: a thousandth")
     ax.set(title="How far each step moves each matrix", xlabel="step", ylabel="log10(std of update / std of weight)")
     ax.legend(frameon=False)
     return save_figure(fig, out / "updates.png")
@@ -174,13 +174,15 @@ def draw_activations(runs: dict[str, LoggedRun], out: Path) -> Path:
         start = run.artifacts["start"]
         total = sum(start["counts"])
         axes[0].stairs(
-            [n / total for n in start["counts"]], start["edges"], color=COLOURS[i], linewidth=2, linestyle=LINES[i],
+            [n / total for n in start["counts"]], start["edges"], color=COLOURS[1 - i], linewidth=2, linestyle=LINES[1 - i],
             label=f"{init}: {start['saturated']:.0%} saturated",
         )  # fmt: skip
         xs, ys = run.series("train_loss")
-        axes[1].plot(xs, ys, color=COLOURS[i], linestyle=LINES[i], marker=MARKERS[i], markersize=4, label=f"{init}: first loss {ys[0]:.2f}")
+        axes[1].plot(xs, ys, color=COLOURS[1 - i], linestyle=LINES[1 - i], marker=MARKERS[1 - i], markersize=4, label=f"{init}: first loss {ys[0]:.2f}")
     axes[0].set(title="Hidden activations before the first step", xlabel="tanh output", ylabel="share of values", yscale="log")
     axes[1].set(title="The first steps", xlabel="step", ylabel="training loss (nats per character)", yscale="log")
+    axes[1].set_yticks([2, 3, 5, 10, 20, 30], ["2", "3", "5", "10", "20", "30"])
+    axes[1].minorticks_off()
     for ax in axes:
         ax.legend(frameon=False)
     return save_figure(fig, out / "init.png")
