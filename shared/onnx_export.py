@@ -78,8 +78,8 @@ def to_onnx(path: str | Path, model: GPT) -> Path:
 
     Inputs: `input_ids` int64 [batch, time]; for each layer `past_key_values.N.key` and `.value`, fp32 [batch, n_kv_head, past, head_dim],
     where past may be 0. Outputs: `logits` [batch, time, vocab_size], and `present.N.key` and `.value`, past and new. batch, time and past
-    are free. Weights over 1.9 GB go into a second file, `weights_of(path)`; one that an earlier export left is removed. Raises ValueError for a model whose layers were
-    swapped (adapters, quantization).
+    are free. Weights over 1.9 GB go into a second file, `weights_of(path)`; one that an earlier export left is removed. Raises ValueError for a
+    model whose layers were swapped (adapters, quantization).
     """
     path = Path(path)
     if path.is_dir():

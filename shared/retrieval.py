@@ -64,7 +64,7 @@ def _singular(word: str) -> str:
 
 class BM25:
     """Texts by id, ranked by their words: Σ idf(term) · tf / (tf + k1 (1 - b + b · length / mean length)) over the question's terms, with
-    idf = ln(1 + (n - df + 0.5) / (df + 0.5)). k1: how soon more of a term stops to matter; b: how much long texts are held back."""
+    idf = ln(1 + (n - df + 0.5) / (df + 0.5)). k1: how soon more of a term stops mattering; b: how much long texts are held back."""
 
     def __init__(self, k1: float = 1.2, b: float = 0.75):
         if k1 < 0 or not 0 <= b <= 1:

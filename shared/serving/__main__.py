@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from shared.retrieval import Index
 
 SMALL = 40_000_000
-"""Bytes of a model below which a product is over before a second core has begun, while the cores wait for each other and for HTTP: with one of 5 MB,
-a server on two cores writes two to three times as fast with one thread."""
+"""Bytes of a model below which a product is over before a second core has begun: with one of 5 MB, one thread is as fast as two, and leaves the
+other core to HTTP."""
 
 
 @dataclass(frozen=True)

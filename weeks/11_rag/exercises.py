@@ -99,7 +99,7 @@ BM25_SCORES = Exercise(
         Mistake("no saturation", lambda counts, question, k1, b: _bm25(counts, question, k1, b, soft=False),
             "The count itself is used. A text that repeats a word then wins; tf / (tf + ...) lets the tenth occurrence matter less than the first."),
         Mistake("b is forgotten", lambda counts, question, k1, b: _bm25(counts, question, k1, 0.0),
-            "Length plays no part. Long texts have more of every word, and win by that alone; b says how much of it is taken back."),
+            "Length plays no part. Long texts have more of every word, and win by that alone; b says how much of that is taken back."),
         Mistake("sum of lengths for their mean", lambda counts, question, k1, b: _bm25(counts, question, k1, b, mean=torch.sum),
             "Lengths are divided by the length of all texts together, so each looks very short. Divide by the mean."),
     ),
@@ -222,7 +222,7 @@ NDCG = Exercise(
             "The best order is made of what was found. A ranking that misses half of the texts then looks perfect. Use all_gains."),
         Mistake("log2 of the place", lambda gains, all_gains, k: (
                 _discounted(gains[:k], lambda p: max(1.0, math.log2(p))) / _discounted(sorted(all_gains, reverse=True)[:k], lambda p: max(1.0, math.log2(p)))),
-            "The discount is that of log2(p), with 1 at place 1. With it the first two places count the same; it is log2(p + 1)."),
+            "Gains are divided by log2(p), and by 1 at place 1, so the first two places count the same. Divide by log2(p + 1)."),
         Mistake("all_gains is not sorted", lambda gains, all_gains, k: _discounted(gains[:k]) / _discounted(all_gains[:k]),
             "The best order has the greatest gains first. As they come, the ratio can be above 1."),
         Mistake("not divided by the best", lambda gains, all_gains, k: _discounted(gains[:k]),

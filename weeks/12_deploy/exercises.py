@@ -89,7 +89,7 @@ ROW_PROBABILITIES_AT = Exercise(
         Mistake("division by zero", lambda logits, temperatures: (logits / temperatures[:, None]).softmax(-1),
             "At temperature 0 the logits become infinite, and infinity minus infinity is nan. Greedy is a case of its own."),
         Mistake("a very small temperature for 0", lambda logits, temperatures: (logits / temperatures.clamp(min=1e-4)[:, None]).softmax(-1),
-            "It is nearly greedy. But where two logits are equal, each has half, and the text differs from run to run; and a smaller one still overflows."),
+            "This is nearly greedy. But where two logits are equal, each gets half, and the text differs from run to run."),
         Mistake("one temperature for all rows", lambda logits, temperatures: row_probabilities_at(logits, temperatures[:1].expand_as(temperatures)),
             "All rows got the first row's temperature. The rows of a batch are requests of different people."),
         Mistake("multiplied by the temperature", lambda logits, temperatures: torch.where(
