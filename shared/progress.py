@@ -20,10 +20,50 @@ from shared.runtime import ROOT, write_atomically
 NAMES = dict(zip(TOPICS, ("bigram", "MLP", "attention", "mini-GPT", "BPE", "GPT-2", "AMP", "quantization", "LoRA", "PPO and DPO", "RAG", "deploy")))
 FIGURES_SHOWN = 6
 WORDS = {
-    "val_loss": "validation loss (nats a token)", "best_val_loss": "loss on held-out answers (nats a token)", "speedup": "tokens/s, best over fp32 without tricks",
-    "kept_of_fp32": "size, as a share of fp32", "reward_model_accuracy": "reward model: right on held-out pairs", "dense_recall_at_5": "right section among five",
+    "val_loss": "validation loss (nats per token)",
+    "counts_val_loss": "validation loss by counting",
+    "network_minus_counts": "network's loss less counting's",
+    "ln_vocab_size": "ln(vocabulary size)",
+    "bigram_val_loss": "validation loss of the bigram",
+    "window_mlp_val_loss": "validation loss of the fixed window",
+    "accuracy": "next token right, share",
+    "first_loss_naive": "first loss, naive first values",
+    "first_loss_scaled": "first loss, scaled first values",
+    "speedup": "tokens/s, best over fp32 without tricks",
+    "tokens_per_second": "tokens/s",
+    "fp32_ms": "a step in fp32 (ms)",
+    "bf16_ms": "a step in bf16 (ms)",
+    "fp16_ms": "a step in fp16 (ms)",
+    "bf16_time_over_fp32": "time of a step, bf16 over fp32",
+    "kept_of_fp32": "size, as a share of fp32",
+    "int8_worse": "int8: rise of the perplexity, share",
+    "int8_of_fp32": "int8: size, as a share of fp32",
+    "int8_perplexity": "int8: perplexity",
+    "int8-groups_perplexity": "int8 in groups: perplexity",
+    "best_val_loss": "loss on held-out answers (nats per token)",
+    "base_loss": "the same loss before training",
+    "in_form": "answers in the taught form, share",
+    "text_perplexity_before": "perplexity on the old text, before",
+    "text_perplexity": "perplexity on the old text, after",
+    "trainable": "numbers trained",
+    "reward_model_accuracy": "reward model: right on held-out pairs",
+    "base_reward": "exclamations in an answer, before",
+    "base_kl": "KL to week 6's model, before",
+    "base_learned": "reward model's reward, before",
+    "base_known_words": "words known from the text, before",
+    "ppo_reward": "exclamations in an answer, PPO",
+    "dense_recall_at_5": "right section among five",
+    "bm25_recall_at_1": "BM25: recall@1",
+    "bm25_recall_at_5": "BM25: recall@5",
+    "bm25_recall_at_10": "BM25: recall@10",
+    "bm25_mrr": "BM25: reciprocal rank, mean",
+    "bm25_ndcg_at_10": "BM25: nDCG@10",
     "ratio": "tokens/s, 8 texts at once over one after another",
-}  # fmt: skip
+    "one_after_another": "tokens/s, one after another",
+    "same_alone": "texts the same alone and together, share",
+    "first_p50": "first token, p50 (ms)",
+    "first_p95": "first token, p95 (ms)",
+}
 """What figures are called where their names in the logs would not be understood."""
 SPOKEN = {
     "01_bigram": "network", "04_mini_gpt": "headline", "06_gpt2": "gpt2", "08_quantization": "int4",
@@ -190,7 +230,7 @@ def _html_week(r: WeekReport, link: Any) -> str:
         if not runs:
             continue
         inside = f'<div class="plots">{"".join(_figure(link(p), f"{owner}: {_words(p)}") for p in runs.plots)}</div>'
-        inside += f"<p>{owner}, as written by the model:</p><pre>{escape(runs.sample)}</pre>" if runs.sample else ""
+        inside += f"<p>{owner}, what the model writes:</p><pre>{escape(runs.sample)}</pre>" if runs.sample else ""
         folded = owner != "Yours" and r.mine
         parts.append(f"<details><summary>{owner} plots and text</summary>{inside}</details>" if folded else inside)
     return "\n".join(parts)
@@ -224,7 +264,7 @@ def markdown_page(reports: Iterable[WeekReport]) -> str:
         lines += ["| figure | the course's |", "| --- | ---: |", *(f"| {name} | {value} |" for name, _, value in r.figures()), ""]
         lines += [f"![{_words(p)}]({p.relative_to(ROOT / 'reports').as_posix()})" for p in r.course.plots]
         if r.course.sample:
-            lines += ["", "The model's own text:", "", "```text", *r.course.sample.splitlines(), "```"]
+            lines += ["", "What the model writes:", "", "```text", *r.course.sample.splitlines(), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -601,7 +601,7 @@ def write_card(logs: Path, out: Path, scheme: str, folder: Path) -> Path:
     return model_card(
         out / "model_card.md", f"Week 6's GPT in {scheme}",
         {
-            "What": "a small GPT that writes like its training text, with quantized linear layers. For learning; it knows nothing else",
+            "What": "a small GPT that writes like its training text and knows nothing else, with quantized linear layers. For learning only",
             "From": f"the checkpoint of week 6, preset {settings['preset']}, trained on {logs.name}",
             "Scheme": how,
             "Not quantized": "norms, and the token embedding unless the output layer shares its weight",

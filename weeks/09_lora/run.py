@@ -1,4 +1,4 @@
-"""Week 9: LoRA. Teaches a model to answer in a certain way, and leaves it as it is: a few numbers beside it are trained.
+"""Week 9: LoRA. Teaches a model to answer in a certain way without changing its weights: a few numbers beside them are trained.
 
 python weeks/09_lora/run.py --preset laptop
 python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16 --adapter.lora-alpha 32   # full, lora, qlora, dora or prompt
@@ -439,14 +439,14 @@ from shared.models.gpt import GPT
 
 model = GPT.from_checkpoint("checkpoints/06_gpt2/{settings.preset}/{logs.name}/gpt2/best")
 model = load_adapter("{where}", model)
-answer(model, template_for(model.tokenizer), "How do I keep bread from going stale?")"""
+print(answer(model, template_for(model.tokenizer), "How do I keep bread from going stale?"))"""
     return model_card(
         out / "model_card.md",
-        f"The model of week 6, taught to answer {'as a steward' if settings.data == STEWARD else 'by examples'}",
+        f"Week 6's GPT, taught to answer {'as a steward' if settings.data == STEWARD else 'by examples'}",
         {
             "What": f"{LABELS[settings.method]} of rank {settings.adapter.r} on {layers}: {s['trainable']:,} numbers, {s['megabytes']:.2f} MB, in PEFT's format",
             "Base": f"week 6's model, preset {settings.preset}, trained on {logs.name}",
-            "Data": f"{s['examples']:.0f} questions and answers ({settings.data}); the figures are of others, held out",
+            "Data": f"{s['examples']:.0f} questions and answers ({settings.data}); the figures are measured on others, held out",
             "Meant for": "learning how adapters work; its advice is not to be relied on",
             "Licence": "that of this repository",
         },

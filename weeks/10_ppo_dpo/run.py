@@ -573,12 +573,12 @@ def write_aligned_card(logs: Path, out: Path, settings: Settings, folder: Path) 
     with_error = lambda row, key: f"{row[key]:.2f} ± {row[f'{key}_error']:.2f}"
     figures = [{"": label, "week 6": with_error(before, key), name: with_error(after, key)} for key, label in (
         ("reward", "exclamations in an answer"), ("learned", "the reward model's reward"), ("kl", "KL to week 6's model (nats in an answer)"))]  # fmt: skip
-    figures.append({"": "words that the text has", "week 6": f"{before['known_words']:.1%}", name: f"{after['known_words']:.1%}"})
+    figures.append({"": "words that occur in the training text", "week 6": f"{before['known_words']:.1%}", name: f"{after['known_words']:.1%}"})
     prompt, answer = runs[settings.keep].artifacts["samples"][0]
     return model_card(
         out / "model_card.md", f"Week 6's GPT, aligned by {name}",
         {
-            "What": "a small GPT that writes like its training text and exclaims more. For learning; it knows nothing else",
+            "What": "a small GPT that writes like its training text, exclaims more and knows nothing else. For learning only",
             "From": f"the checkpoint of week 6, preset {settings.preset}, trained on {logs.name}",
             "Rewarded": f"phrases of at least {settings.min_words} words that end in '{settings.mark}', as a reward model learned it from "
                 f"{reward['pairs']} pairs of the model's own answers (right on {reward['held_out_accuracy']:.1%} of {reward['held_out_pairs']} held-out pairs)",
