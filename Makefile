@@ -1,8 +1,12 @@
-# make course                          every week at the preset laptop; PRESET=gpu is the real size, and needs its text first
+# make notebooks                       the lessons, in JupyterLab
+# make course                          every week's script at the preset laptop; PRESET=gpu is the real size, and needs its text first
 # make course WEEKS="01 04" PRESET=smoke
-# make serve                           your own newest model, API and chat page at http://127.0.0.1:8000
+# make status, make doctor             what is done; what would get in the way on this machine
+# make report                          redraws all plots, pages and tables from the logs
+# make serve                           your model of week 6, else of week 4, else SmolLM2: API and chat page at http://127.0.0.1:8000
 # make serve MODEL=smollm2 DOCUMENTS=weeks/11_rag/handbook
-# make test                            unit tests, week scripts, notebooks
+# make test, make lint                 unit tests, week scripts, notebooks; ruff and the formatting
+# make clean                           removes .venv, and every checkpoint, log and plot of your own runs
 PYTHON ?= python3
 WEEKS ?=
 PRESET ?= laptop
