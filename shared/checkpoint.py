@@ -81,7 +81,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         if isinstance(error, SafetensorError) and "No space left" in str(error):
             raise OSError(28, "No space left on device", str(folder)) from None
         raise
-    # From here on, a kill leaves `old`, `folder` or `new` complete; `find` knows the order.
+    # From here on, a kill leaves `folder` or `old` complete, if there was one before; `find` looks for them in this order.
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)

@@ -132,7 +132,7 @@ class OnnxModel:
             self.config = GPTConfig(**json.loads(self.session.get_modelmeta().custom_metadata_map[CONFIG_KEY]))
         except KeyError:
             raise ValueError(f"{path} is an ONNX file, but none of shared.onnx_export.to_onnx") from None
-        except Exception as error:  # the runtime's errors have no class of their own
+        except Exception as error:  # the runtime's errors have no base class of their own
             raise ValueError(f"{path} is missing, cut or damaged ({' '.join(str(error).split())}): export the model again") from None
 
     def new_cache(self, batch_size: int = 1) -> list[np.ndarray]:

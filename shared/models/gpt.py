@@ -255,7 +255,7 @@ class KVCache:
 class GPT(nn.Module):
     """The model: int64 [batch, time] -> logits [batch, time, vocab_size]. Losses, sampling and adapters live outside.
 
-    `tokenizer` is None until `from_checkpoint` sets it.
+    `tokenizer` is None until what loads the model (`from_checkpoint`, for one) sets it.
     """
 
     def __init__(self, config: GPTConfig):

@@ -35,7 +35,7 @@ GPT4_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?
 """As GPT-2's, but contractions in either case, any one sign before a word, at most three digits together, and line breaks kept with the signs before them."""
 END_OF_TEXT = "<|endoftext|>"
 CACHED_PIECES = 1 << 20
-LONG_PIECE = 200  # bytes: merged in another way, and not kept
+LONG_PIECE = 200  # longer ones are merged in another way (bytes are counted), and not kept (characters are)
 NEVER = 1 << 62  # the rank of a pair that is not merged
 
 

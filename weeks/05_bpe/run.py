@@ -37,7 +37,7 @@ class Settings(WeekSettings):
         warmup_steps=30, final_lr=0.0, weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=480, checkpoint_every=480,
     )  # fmt: skip
     vocab_sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
-    """For --study vocab, beside the text's characters."""
+    """Of the plot of compression, for which the text must have pairs enough; and for --study vocab, beside the text's characters."""
     study_steps: int = 700
     """For --study vocab: how many steps the model on characters gets; the others get as much compute."""
     study: Literal["vocab"] | None = None
