@@ -15,7 +15,10 @@ DOCUMENTS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: course serve test status doctor notebooks report lint clean
+.PHONY: help course serve test status doctor notebooks report lint clean
+
+help:
+	@sed -n 's/^# //p' Makefile
 
 course: $(VENV)/.course
 	$(RUN) -m shared.course run $(if $(WEEKS),--weeks $(WEEKS)) --preset $(PRESET)

@@ -80,6 +80,9 @@ def ask(page: Page, question: str) -> None:
     page.locator("#send").click()
     expect(answers).to_have_count(before + 1, timeout=PATIENCE)
     expect(page.locator("#status")).to_contain_text("a second", timeout=PATIENCE)
+    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#stop")).to_be_disabled()
+    page.wait_for_timeout(400)  # the buttons fade
 
 
 def point(page: Page, number: int) -> None:

@@ -236,6 +236,7 @@ DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
     "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
+SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 _NEED_SMOOTHING = {"exo_pair": "above 0 and below 0.5; 0.001 is usual", "robust": "from 0 up to, not including, 0.5"}
 
 
@@ -276,6 +277,10 @@ def dpo_loss(
         raise ValueError(f"beta={beta}: must be above 0; 0.1 is usual")
     if not 0 <= label_smoothing < 0.5 or (loss_type == "exo_pair" and not label_smoothing):
         raise ValueError(f"label_smoothing={label_smoothing}: for {loss_type} it must be {_NEED_SMOOTHING.get(loss_type, _NEED_SMOOTHING['robust'])}")
+    if label_smoothing and loss_type not in SMOOTHED_LOSSES:
+        raise ValueError(f"label_smoothing={label_smoothing}: {loss_type} has none; leave it at 0, or choose one of {', '.join(SMOOTHED_LOSSES)}")
+    if loss_type == "ipo" and (chosen_lengths is None) != (rejected_lengths is None):
+        raise ValueError("ipo is per token where it is given lengths: give both chosen_lengths and rejected_lengths [batch], or neither")
     if (loss_type in ("sft", "sigmoid_norm") and chosen_lengths is None) or (loss_type == "sigmoid_norm" and rejected_lengths is None):
         raise ValueError(f"{loss_type} is per token: give chosen_lengths and rejected_lengths, the answers' numbers of tokens [batch]")
     chosen, rejected = policy_chosen - ref_chosen.detach(), policy_rejected - ref_rejected.detach()

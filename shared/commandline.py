@@ -126,6 +126,8 @@ def _overlay(settings: Any, values: dict, file: str) -> Any:
             if not isinstance(value, dict):
                 raise ValueError(f"--config {file}: {key}={value!r}, but {key} is a group of settings: expected a JSON object")
             value = _overlay(old, value, file)
+        elif value is None and old is not None and "None" not in str(settings.__dataclass_fields__[key].type):
+            raise ValueError(f"--config {file}: {key} must have a value, such as {old!r}")
         elif None not in (old, value) and type(value) is not type(old) and (type(old), type(value)) != (float, int):
             raise ValueError(f"--config {file}: {key}={value!r} is not of the kind of {old!r}, its value in the preset")
         changes[key] = value

@@ -11,6 +11,7 @@ tracks. The runs that the course ships are in `logs/NN_topic/reference/DATA/RUN`
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -104,15 +105,21 @@ def choose(numbers: tuple[int, ...]) -> list[str]:
     return [there[n] for n in sorted(set(numbers))] if numbers else list(there.values())
 
 
-def week_results(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> dict | None:
-    """What a week's newest run came to (`week.json`); None if there is none. owner: "reference" (the course's) or "mine".
+def newest_logs(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> Path | None:
+    """The folder with the logs of a week's newest run; None if there is none. owner: "reference" (the course's) or "mine".
 
     data, preset: only runs with these. Smoke runs count only where nothing else is there: they prove that a week runs, no more.
     """
     root = (ROOT if owner == "reference" else output_root()) / "logs" / topic / owner
-    found = [p for p in root.rglob("week.json") if data in (None, p.parent.name) and (preset is None or preset == p.parent.parent.name)]
-    newest = max(found, key=lambda p: ("smoke" not in p.parts, p.stat().st_mtime), default=None)
-    return newest and json.loads(newest.read_text())
+    found = [p for p in root.rglob("week.json") if data in (None, p.parent.name) and preset in (None, p.parent.parent.name)]
+    newest = max(found, key=lambda p: ("smoke" not in p.relative_to(root).parts, p.stat().st_mtime), default=None)
+    return newest and newest.parent
+
+
+def week_results(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> dict | None:
+    """What the run of `newest_logs` came to (its `week.json`)."""
+    logs = newest_logs(topic, owner, data, preset)
+    return logs and json.loads((logs / "week.json").read_text(encoding="utf-8"))
 
 
 # ---- run
@@ -257,9 +264,11 @@ def doctor(settings: Doctor) -> None:
 def reachable(source: Any) -> tuple[bool, str]:
     """Whether a source answers, and what to say about it."""
     if not isinstance(source, str):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dry-run", "--retries", "0", source.requirement]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cache_folder())
-        return done.returncode == 0, f"{source}: {'pip finds it' if done.returncode == 0 else 'pip does not find it'}"
+        name, _, version = source.requirement.partition("==")
+        command = [sys.executable, "-m", "pip", "index", "versions", name, "--disable-pip-version-check", "--retries", "0"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        good = done.returncode == 0 and version in re.findall(r"[\w.]+", done.stdout)
+        return good, f"{source}: {'pip finds it' if good else 'pip does not find it'}"
     try:
         answer = requests.head(source, timeout=10, allow_redirects=True)
         return answer.ok, f"{source}: {'answers' if answer.ok else f'answers {answer.status_code}'}"

@@ -116,7 +116,7 @@ def grade(exercise: Exercise, function: Callable, seed: int = 0) -> Verdict:
     return Verdict(
         "wrong",
         f"{exercise.name} is not right on {len(wrong)} of {len(cases)} cases. The first is case {i + 1}, {describe_call(cases[i])}:\n"
-        f"{difference(outputs[i], expected[i])}",
+        f"{difference(outputs[i], expected[i], exercise.tolerance)}",
     )
 
 
@@ -170,7 +170,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
     return type(a) is type(b) and a == b
 
 
-def difference(given: Any, expected: Any) -> str:
+def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
     """What is wrong with `given`, in a sentence that helps: missing, type, shape, dtype, not finite, or values."""
     if given is None:
         return "it returned None: is the `return` missing?"
@@ -190,9 +190,11 @@ def difference(given: Any, expected: Any) -> str:
             return f"the shape is right, but the dtype is {given.dtype} and should be {expected.dtype}."
         if expected.is_floating_point() and expected.isfinite().all() and not given.isfinite().all():
             return "the result has nan or inf in it: a division by zero, a log of zero, or a softmax over a row that is all -inf?"
-        off = (given.double() - expected.double()).abs().nan_to_num(math.inf)
+        close = tolerance if expected.is_floating_point() else 0
+        wrong = ~torch.isclose(given.double(), expected.double(), rtol=close, atol=close, equal_nan=True)
+        off = (given.double() - expected.double()).abs().nan_to_num(math.inf).masked_fill(~wrong, 0)
         place = tuple(int(i) for i in np.unravel_index(int(off.argmax()), off.shape))
-        bad = int((off > 1e-5).sum())
+        bad = int(wrong.sum())
         at = f" at {list(place)}" if place else ""
         return f"shape and dtype are right, but {bad} of {off.numel()} values differ, most{at}: {given[place].item():.6g}, expected {expected[place].item():.6g}."
     if type(given) is not type(expected) and not (isinstance(given, (int, float)) and isinstance(expected, (int, float))):
@@ -200,8 +202,8 @@ def difference(given: Any, expected: Any) -> str:
     if isinstance(expected, (list, tuple)):
         if len(given) != len(expected):
             return f"expected {len(expected)} items, got {len(given)}: {_short(given)} instead of {_short(expected)}."
-        i = next(i for i, (g, e) in enumerate(zip(given, expected)) if not same(g, e, 1e-5))
-        return f"item {i}: {difference(given[i], expected[i])}"
+        i = next(i for i, (g, e) in enumerate(zip(given, expected)) if not same(g, e, tolerance))
+        return f"item {i}: {difference(given[i], expected[i], tolerance)}"
     return f"expected {_short(expected)}, got {_short(given)}."
 
 

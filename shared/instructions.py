@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from shared.evaluation import cross_entropy, perplexity
 from shared.models.attention import causal_mask
-from shared.models.pretrained import IM_END, IM_START, ROLES, chat_prompt
+from shared.models.pretrained import IM_END, ROLES, chat_prompt, is_chat
 from shared.sampling import generate
 from shared.tokenizers import Tokenizer
 from shared.training import TrainConfig
@@ -152,8 +152,7 @@ class PlayTemplate:
 
 def template_for(tokenizer: Tokenizer) -> Template:
     """The chat template where the tokenizer has its tokens, and the play's where it has not."""
-    special = getattr(tokenizer, "special_tokens", {})
-    return ChatTemplate(tokenizer) if IM_START in special and IM_END in special else PlayTemplate(tokenizer)
+    return ChatTemplate(tokenizer) if is_chat(tokenizer) else PlayTemplate(tokenizer)
 
 
 class EncodedTalk(NamedTuple):

@@ -27,7 +27,8 @@ FLAGS = (["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], [])
 
 @cache
 def library() -> ctypes.CDLL:
-    """The functions of native.c. They are compiled into the folder that assets are kept in, once for each version and kind of processor.
+    """The functions of native.c. They are compiled into the folder that assets are kept in, once for each version,
+    user and kind of processor.
 
     Raises RuntimeError, with the reason, where that does not work.
     """
@@ -35,11 +36,13 @@ def library() -> ctypes.CDLL:
     if os.name != "posix" or compiler is None:
         raise RuntimeError("it needs a C compiler (cc, gcc or clang) on Linux or macOS")
     flags_of_cpu = [line for line in CPUINFO.read_text().splitlines() if line.startswith(("flags", "Features"))][:1] if CPUINFO.exists() else []
-    version = repr((SOURCE.read_text(), compiler, FLAGS, platform.platform(), platform.machine(), platform.node(), flags_of_cpu))
+    version = repr((SOURCE.read_text(), compiler, FLAGS, platform.platform(), platform.machine(), platform.node(), os.getuid(), flags_of_cpu))
     try:
         path = cache_folder() / "native" / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}.so"
         if not path.exists():
             _compile(compiler, path)
+        if path.stat().st_uid not in (0, os.getuid()):  # assets may be shared; code is run only where we or root wrote it
+            raise OSError(f"{path} belongs to another user")
         found = ctypes.CDLL(str(path))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"its compiled form could not be written or read: {error}") from None

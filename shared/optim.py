@@ -84,7 +84,10 @@ def build_optimizers(
     layer, biases and norms ("muon"). Weight decay falls on parameters of two or more dimensions only.
 
     Each group keeps its peak learning rate under "peak_lr". Parameters that need no gradient are left out.
+    Raises ValueError for another kind.
     """
+    if kind not in ("adamw", "muon"):
+        raise ValueError(f"kind={kind!r}: must be adamw or muon")
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     linears = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")}
     inner = linears & params.keys() if kind == "muon" else set()

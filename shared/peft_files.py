@@ -260,8 +260,10 @@ def read_lora(folder: Path, model: nn.Module, linears: Mapping[str, nn.Module]) 
         shapes = {"a": [r, modules[0].in_features], "b": [size, r], "magnitude": [size]}
         wrong = [f"{path}: {kind} is {'missing' if kind in wanted else 'left over'}" for kind in wanted ^ parts.keys()]
         wrong += [f"{path}: {k} is {list(t.shape)}, not {shapes[k]}" for k, t in parts.items() if list(t.shape) != shapes[k]]
-        problems += wrong
         alpha = _of_pattern(config.get("alpha_pattern", {}), path, config.get("lora_alpha", 8))
+        if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+            wrong.append(f"{path}: alpha={alpha!r} must be a number above 0")
+        problems += wrong
         own = {name: note for name, note in notes.get("own", {}).items() if name in groups[path]}
         if not all(_is_note(note, r) for note in own.values()):
             problems.append(f"{path}: the notes in the header of {WEIGHTS} are damaged")

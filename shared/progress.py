@@ -105,7 +105,7 @@ class WeekReport:
     def figures(self) -> list[tuple[str, str, str]]:
         """(name, yours, the course's) for the week's first figures."""
         shown = (self.mine or self.course).metrics if self.mine or self.course else {}
-        value = lambda runs, name: f"{runs.metrics[name]:,.4g}" if runs and name in runs.metrics else ""
+        value = lambda runs, name: _number(runs.metrics[name]) if runs and name in runs.metrics else ""
         rows = [(WORDS.get(name) or name.replace("_", " "), value(self.mine, name), value(self.course, name)) for name in list(shown)[:FIGURES_SHOWN]]
         seconds = lambda runs: f"{runs.seconds:,.0f}" if runs else ""
         return rows + ([("seconds", seconds(self.mine), seconds(self.course))] if rows else [])
@@ -262,10 +262,14 @@ def markdown_page(reports: Iterable[WeekReport]) -> str:
         if not r.course:
             continue
         lines += ["| figure | the course's |", "| --- | ---: |", *(f"| {name} | {value} |" for name, _, value in r.figures()), ""]
-        lines += [f"![{_words(p)}]({p.relative_to(ROOT / 'reports').as_posix()})" for p in r.course.plots]
+        lines += [f"![{r.title}: {_words(p)}]({p.relative_to(ROOT / 'reports').as_posix()})" for p in r.course.plots]
         if r.course.sample:
             lines += ["", "What the model writes:", "", "```text", *r.course.sample.splitlines(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _anchor(title: str) -> str:

@@ -238,7 +238,7 @@ def gptq(model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, s
         return packed
 
     for block, rest in zip(model.blocks, arguments):
-        run = lambda block=block, rest=rest, streams=streams: [block(x, *rest) for x in streams]  # noqa: E731
+        run = lambda block=block, rest=rest, streams=streams: [block(x, *rest) for x in streams]
         for names in _by_input(block, lambda block=block, rest=rest, x=streams[0]: block(x, *rest)):
             round_linears(block, names, run)
         streams = run()

@@ -24,8 +24,8 @@ import matplotlib
 import numpy as np
 
 from shared.commandline import errors_for_people, parse_args
-from shared.course import TOPICS, output_root, week_results, weeks
-from shared.progress import collect, markdown_page, write_page
+from shared.course import TOPICS, newest_logs, output_root, week_results, weeks
+from shared.progress import NAMES, collect, markdown_page, write_page
 from shared.runtime import ROOT, read_jsonl, write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # Okabe and Ito: told apart by everyone
@@ -211,10 +211,10 @@ def ladder(path: Path, data: str, mine: bool) -> Path | None:
         if xs:
             ax.plot(xs, ys, color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i], linewidth=2, markersize=8, label=("the course", "yours")[i])
         for x, y in zip(xs, ys):
-            ax.annotate(f"{y:.2f}", (x, y), xytext=(0, (9, -17)[i]), textcoords="offset points", ha="center", color=COLOURS[i])
+            ax.annotate(f"{y:.2f}", (x, y), xytext=(7, (7, -15)[i]), textcoords="offset points", color=COLOURS[i])
     if not ax.lines:
         return None
-    ax.set_xticks(range(len(names)), [n.replace("_", " ") for n in names])
+    ax.set_xticks(range(len(names)), [f"{int(n[:2])} {NAMES[n]}" for n in names])
     ax.margins(x=0.08, y=0.18)
     ax.set(title=f"The ladder: bits per byte of the same held-out text ({data})", xlabel="week", ylabel="bits per byte (lower is better)")
     ax.legend(frameon=False)
@@ -309,9 +309,8 @@ def main(settings: Settings) -> None:
     drawn: list[Path | None] = []
     for topic in weeks():
         script = load_script(topic)
-        newest = max((output_root() / "logs" / topic / "mine").rglob("week.json"), key=lambda p: p.stat().st_mtime, default=None)
-        if newest:
-            drawn += script.draw(newest.parent, output_root() / "reports" / topic / "mine")
+        if newest := newest_logs(topic, "mine"):
+            drawn += script.draw(newest, output_root() / "reports" / topic / "mine")
         if not settings.mine:
             for logs in sorted((ROOT / "logs" / topic / "reference").glob("*/week.json")):
                 data = logs.parent.name

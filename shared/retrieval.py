@@ -214,7 +214,7 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[T]], k: float = 60, weigh
 # ---- the index
 
 WAYS = ("dense", "bm25", "hybrid")
-FUSED = 50  # how many of each ranking are fused
+FUSED = 50  # how many of each ranking are fused, at least
 WINDOWS = 1 << 16  # a vector's id is its chunk's number times this, plus the window's
 
 
@@ -300,7 +300,8 @@ class Index:
         if not question.strip() or k < 1:
             raise ValueError(f"a search needs a question and k of at least 1, not {question!r} and k={k}")
         if by == "hybrid":
-            rankings = [[n for n, _ in ranking] for ranking in (self._dense(question, FUSED), self._bm25.search(question, FUSED))]
+            depth = max(k, FUSED)
+            rankings = [[n for n, _ in ranking] for ranking in (self._dense(question, depth), self._bm25.search(question, depth))]
             found = reciprocal_rank_fusion(rankings)[:k]
         else:
             found = self._dense(question, k) if by == "dense" else self._bm25.search(question, k)

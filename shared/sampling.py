@@ -2,7 +2,7 @@
 
 From the command line, with a checkpoint of any week (without --prompt it asks for one, again and again):
 
-    python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/best --prompt "ROMEO:"
+    python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --prompt "ROMEO:"
 """
 
 import sys

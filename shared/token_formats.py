@@ -14,7 +14,7 @@ Sources: the file format of the library `tokenizers`; the GGUF specification, an
 from typing import Any
 
 from shared.models.formats import CONTROL, EVERY_CHARACTER, GGUF_PATTERNS, NORMAL, SMOLLM_PATTERN, SPLITS, UNUSED
-from shared.models.pretrained import IM_END, IM_START, SMOLLM_SYSTEM
+from shared.models.pretrained import IM_END, IM_START, SMOLLM_SYSTEM, is_chat
 from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, to_printable
 
@@ -37,11 +37,6 @@ def special_roles(tokenizer: Tokenizer) -> dict[str, str]:
     if is_chat(tokenizer):
         return {"bos": IM_START, "eos": IM_END, "pad": IM_END}
     return dict.fromkeys(("bos", "eos", "pad"), END_OF_TEXT) if END_OF_TEXT in known else {}
-
-
-def is_chat(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer has the tokens of `CHAT_TEMPLATE`."""
-    return {IM_START, IM_END} <= getattr(tokenizer, "special_tokens", {}).keys()
 
 
 def _printable_tokens(tokenizer: BPETokenizer) -> list[str]:

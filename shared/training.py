@@ -132,7 +132,7 @@ class NextToken:
         return evaluate(model, self.corpus.val, config.block_size, token_bytes, max_windows=windows, device=device).as_metrics()
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(ValueError):
     """The loss or a gradient is not a finite number; the message names the step and where it began."""
 
 

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from shared.commandline import errors_for_people, parse_args
 from shared.evaluation import Evaluation, bits_per_byte, perplexity
 from shared.models.gpt import GPT
 from shared.models.pretrained import from_hf, load_smollm2
-from shared.runtime import pick_device, table
+from shared.runtime import clock, pick_device, table
 from shared.sampling import generate, stream_text
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
@@ -251,11 +250,11 @@ def run_task(
     """Scores `examples`, without any example of the task in the prompt. `task` is only the result's name."""
     if not examples:
         raise ValueError(f"{task}: no examples to score")
-    start = time.perf_counter()
+    start = clock()
     pairs = [(e.context, " " + choice) for e in examples for choice in e.choices]
     scores = iter(loglikelihoods(model, tokenizer, pairs, max_tokens, progress))
     records = tuple(Record(e, tuple(next(scores) for _ in e.choices)) for e in examples)
-    return Result(task, records, time.perf_counter() - start)
+    return Result(task, records, clock() - start)
 
 
 def read_lambada(path: str | Path) -> list[Example]:

@@ -719,6 +719,8 @@ def without_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (dict(config={"layer_replication": [[0, 1]]}), "layer_replication"),
         (dict(config={"init_lora_weights": "pissa"}), "changes the base itself"),
         (dict(config={"rank_pattern": {"(": 2}}), "is no pattern"),
+        (dict(config={"alpha_pattern": {r"1\.mlp\.up_proj": -1}}), "alpha=-1 must be a number above 0"),
+        (dict(config={"alpha_pattern": {"up_proj": "8"}}), "alpha='8' must be a number above 0"),
         (dict(tensors=without_first), "is missing"),
         (dict(tensors=lambda t: {k: v[:, :-1].contiguous() for k, v in t.items()}), "another base or rank"),
         (dict(tensors=lambda t: {k: v * math.nan for k, v in t.items()}), "NaN or inf"),

@@ -14,6 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from shared.alignment import (
     DPO_LOSSES,
+    SMOOTHED_LOSSES,
     bradley_terry_loss,
     dpo_loss,
     entropy,
@@ -366,7 +367,7 @@ def test_the_first_loss_is_exactly_ln_2(beta):
 @pytest.mark.parametrize("loss_type", DPO_LOSSES)
 def test_the_reference_does_not_learn_and_gradients_are_finite_differences(loss_type):
     four, lengths = dpo_inputs()
-    options = dict(beta=0.3, loss_type=loss_type, label_smoothing=0.1, **lengths)
+    options = dict(beta=0.3, loss_type=loss_type, label_smoothing=0.1 if loss_type in SMOOTHED_LOSSES else 0.0, **lengths)
     dpo_loss(*four, **options).sum().backward()
     assert four[0].grad is not None and four[2].grad is None and four[3].grad is None
     assert torch.autograd.gradcheck(lambda c, r: dpo_loss(c, r, *(t.detach() for t in four[2:]), **options), four[:2])
@@ -381,7 +382,9 @@ def test_without_lengths_ipo_takes_the_log_probabilities_as_they_are():
 @pytest.mark.parametrize("change, words", [
     (dict(loss_type="sigmod"), "'sigmod': must be one of sigmoid, hinge, ipo"), (dict(beta=0), "beta=0: must be above 0"),
     (dict(beta=math.nan), "beta=nan"), (dict(loss_type="exo_pair"), "label_smoothing=0.0: for exo_pair it must be above 0"),
-    (dict(loss_type="robust", label_smoothing=0.5), "label_smoothing=0.5: for robust"), (dict(loss_type="sft"), "sft is per token: give chosen_lengths"),
+    (dict(loss_type="robust", label_smoothing=0.5), "label_smoothing=0.5: for robust"),
+    (dict(label_smoothing=0.1), "label_smoothing=0.1: sigmoid has none"), (dict(loss_type="ipo", chosen_lengths=torch.ones(5)), "or neither"),
+    (dict(loss_type="sft"), "sft is per token: give chosen_lengths"),
     (dict(loss_type="sigmoid_norm", chosen_lengths=torch.ones(5)), "rejected_lengths"), (dict(ref_chosen=torch.ones(4)), r"ref_chosen \[4\]"),
 ])  # fmt: skip
 def test_dpo_refuses(change, words):

@@ -112,7 +112,7 @@ def test_a_completion_is_what_the_sampler_writes(shared_client, options):
 
 def test_several_prompts_of_text_or_ids_and_several_answers_to_each(shared_client):
     ids = TOKENIZER.encode(PROMPT)
-    texts = lambda **body: [c["text"] for c in complete(shared_client, max_tokens=9, **body).json()["choices"]]  # noqa: E731
+    texts = lambda **body: [c["text"] for c in complete(shared_client, max_tokens=9, **body).json()["choices"]]
     assert texts(prompt=ids, seed=1) == [expected(PROMPT, 9, seed=1)]
     assert texts(prompt=[PROMPT, "x"], seed=1) == [expected(PROMPT, 9, seed=1), expected("x", 9, seed=1)]
     assert texts(prompt=[ids, [5, 6]], seed=1, n=2) == [expected(p, 9, seed=s) for p in (ids, [5, 6]) for s in (1, 2)]

@@ -1,5 +1,7 @@
 """shared/assets.py against a web server that lies, breaks off and stays away, all on this machine."""
 
+import errno
+import gzip
 import hashlib
 import stat
 import threading
@@ -17,7 +19,8 @@ SUM = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """Serves `files` (path -> bytes). `cut`: paths that break off half way, so many times. `requests`: (path, Range header)."""
+    """Serves `files` (path -> bytes). `cut`: paths that break off half way, so many times. `requests`: (path, Range header). Compresses whole
+    files for those who let it, as many servers do."""
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
@@ -36,6 +39,9 @@ class Server:
                 if start >= len(data):
                     return self.send_error(416)
                 self.send_response(206 if start else 200)
+                if not start and "gzip" in (self.headers.get("Accept-Encoding") or ""):
+                    self.send_header("Content-Encoding", "gzip")
+                    data = gzip.compress(data)
                 self.send_header("Content-Length", str(len(data) - start))
                 self.end_headers()
                 if server.cut.get(self.path, 0) > 0:
@@ -190,6 +196,18 @@ def test_a_part_that_is_no_beginning_of_the_file_is_thrown_away(server, cache, t
 
 
 # ---- several sources, none, another one
+
+
+def test_a_full_disk_is_no_reason_to_try_another_source(server, cache, thing, monkeypatch):
+    server.files["/a"] = server.files["/b"] = CONTENT
+    thing("/a", "/b", fallback="other")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shared.assets.pooch.retrieve", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch_or_fallback("thing")
 
 
 def test_sources_are_tried_in_order_and_failures_are_said(server, cache, thing):

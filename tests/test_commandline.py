@@ -132,6 +132,7 @@ def test_a_command_line_that_will_not_do_is_one_line(args, message):
         ('{"train": {"steps": 1.5}}', "steps=1.5 is not of the kind of 1"),
         ('{"train": 5}', "train=5, but train is a group of settings"),
         ('{"train": null}', "train=None, but train is a group of settings"),
+        ('{"train": {"steps": null}}', "steps must have a value, such as 1"),
         ('{"quick": 1}', "quick=1 is not of the kind of False"),
         ('{"stop": "abc"}', "stop='abc' is not of the kind of"),
         ("[]", "holds no settings"),

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from shared import commandline, course
+from shared.assets import Wheel
 from shared.runtime import ROOT
 
 
@@ -65,6 +66,16 @@ def test_results_of_a_smoke_run_give_way_to_any_other(tmp_path, monkeypatch):
         (folder / "week.json").write_text(json.dumps({"preset": preset}))
     assert course.week_results("01_bigram", "mine") == {"preset": "laptop"}
     assert course.week_results("01_bigram", "mine", "tinyshakespeare") is None
+    assert course.newest_logs("01_bigram", "mine") == tmp_path / "logs" / "01_bigram" / "mine" / "laptop" / "shakespeare"
+
+
+@pytest.mark.parametrize("versions, found", [("3.0.1, 3.0.0, 2.0", True), ("3.0.1, 2.0", False), ("13.0.0", False)])
+def test_doctor_asks_pip_for_the_version_that_is_wanted(monkeypatch, versions, found):
+    wheel, run, asked = Wheel("thing==3.0.0", "0" * 64, lambda opened: b""), subprocess.run, []
+    answer = subprocess.CompletedProcess([], 0, f"thing ({versions.split(',')[0]})\nAvailable versions: {versions}\n", "")
+    monkeypatch.setattr(course.subprocess, "run", lambda command, **how: asked.append(command) or answer)
+    assert course.reachable(wheel)[0] is found
+    assert run([*asked[0], "--help"], capture_output=True).returncode == 0  # this pip knows the command and its options
 
 
 def test_doctor_finds_this_machine_fit(capsys):

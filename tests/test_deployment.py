@@ -145,7 +145,7 @@ def test_one_port_everywhere():
 
 
 def test_nobody_kills_it_before_its_grace_is_over():
-    grace = lambda arguments: parse_args(Settings, arguments).grace + 10  # noqa: E731
+    grace = lambda arguments: parse_args(Settings, arguments).grace + 10
     assert seconds(SERVICE["stop_grace_period"]) >= grace([*ENTRYPOINT[3:], *map(plain, SERVICE["command"])])
     service = next(text for text in blocks("ini") if "ExecStart" in text)
     assert int(re.search(r"TimeoutStopSec=(\d+)", service)[1]) >= grace(["--model", "smollm2", "--grace", re.search(r"--grace (\d+)", service)[1]])

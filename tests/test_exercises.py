@@ -23,7 +23,7 @@ from torch._subclasses import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from shared import exercise as grader
-from shared.exercise import Exercise, Mistake, Week, grade, read_progress
+from shared.exercise import Exercise, Mistake, Week, difference, grade, read_progress
 from shared.models.attention import CausalSelfAttention
 from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from shared.optim import build_optimizers
@@ -761,6 +761,14 @@ def test_what_is_wrong_is_said(function, words):
     assert verdict.status == "wrong" and verdict.mistake is None
     for word in words:
         assert word in verdict.message, verdict.message
+
+
+def test_what_differs_is_counted_by_the_exercises_own_tolerance():
+    inf = math.inf
+    x, y = torch.tensor([inf, 1.0, 2.0, 1e-9]), torch.tensor([inf, 1.0, 2.5, 2e-9])
+    assert difference(y, x, 1e-5) == "shape and dtype are right, but 1 of 4 values differ, most at [2]: 2.5, expected 2."
+    assert "2 of 4 values differ, most at [2]" in difference(y, x, 0)
+    assert "1 of 4 values differ, most at [0]: inf, expected -inf" in difference(x, torch.tensor([-inf, 1.0, 2.0, 1e-9]))
 
 
 def test_the_line_of_a_crash_is_the_learners():

@@ -385,6 +385,7 @@ def test_generate_gives_the_same_text_with_and_without_the_cache():
     assert with_cache.startswith("hello") and len(with_cache) == 5 + 3 * BLOCK
     at = with_cache.index(with_cache[40:42], 5)
     assert model.generate("hello", **options, stop=[with_cache[40:42]]) == with_cache[:at]
+    assert model.generate("hello", **options, stop=with_cache[40:42]) == with_cache[:at]
 
 
 def test_generate_without_a_tokenizer_says_so():

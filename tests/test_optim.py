@@ -191,3 +191,8 @@ def test_adamw_with_our_groups_moves_as_torchs_with_groups_made_by_hand():
         reference.step()
     for (n, a), b in zip(ours.named_parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda m, n=n: f"{n}: {m}")
+
+
+def test_another_kind_of_optimizer_is_refused():
+    with pytest.raises(ValueError, match="kind='sgd': must be adamw or muon"):
+        build_optimizers(nn.Linear(2, 2), "sgd", 1e-3)

@@ -315,6 +315,18 @@ def test_a_kernel_that_is_missing_or_computes_wrong_is_not_used(monkeypatch, fre
 
 
 @COMPILED
+@pytest.mark.skipif(os.name == "posix" and os.getuid() != 0, reason="only root can give a file to another user")
+def test_a_library_that_another_user_wrote_is_not_run(monkeypatch, tmp_path, fresh):
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
+    native.library()
+    native.library.cache_clear()
+    (path,) = (tmp_path / "native").glob("*.so")
+    os.chown(path, 12345, -1)
+    with pytest.raises(RuntimeError, match="belongs to another user"):
+        native.library()
+
+
+@COMPILED
 def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch, fresh, capsys):
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     quantize(gpt(TIED), "int8")

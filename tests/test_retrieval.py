@@ -391,6 +391,13 @@ def test_a_damaged_index_is_refused(tmp_path):
             Index.load(tmp_path, Words())
 
 
+def test_every_way_finds_as_many_as_are_wanted():
+    index = Index(Words())
+    index.add(CHUNKS)
+    found = {by: index.search("the harbour and the ferry", len(CHUNKS), by=by) for by in ("dense", "hybrid")}
+    assert len(CHUNKS) > 100 and [len(hits) for hits in found.values()] == [len(CHUNKS)] * 2
+
+
 def test_mistakes_with_an_index_are_said():
     index = Index(Words())
     assert index.search("anything") == [] and index.search("anything", by="hybrid") == []

@@ -316,11 +316,29 @@ def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(store, outpu
     assert "0 added, 1 changed" in said and "Edmund Molloy" in said
 
 
+def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(output, monkeypatch, capsys, text_file):
+    module = report.load_script("04_mini_gpt")
+    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--data", text_file, "--train.lr", "1e30", "--train.optimizer", "adamw"])
+    with pytest.raises(SystemExit) as stop:
+        commandline.cli(module.main, module.PRESETS, module.__doc__)
+    assert stop.value.code == 2 and "is not finite" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_week_6s_studies_take_a_text_where_the_preset_has_shards(monkeypatch, capsys):
+    module = report.load_script("06_gpt2")
+    monkeypatch.setattr(module, "read_text", lambda name: (name, "text"))
+    assert module.study_text(module.PRESETS["gpu"]) == ("tinyshakespeare", "text")
+    assert "shards, which hold no text" in capsys.readouterr().out
+    assert module.study_text(module.PRESETS["laptop"])[0] == module.PRESETS["laptop"].data
+
+
 def test_week_11_refuses_an_index_of_another_model(output, folders, text_file):
     module, settings = script("11_rag", data=str(folders / "GOOD"), ask="Who?", text=text_file, index=str(folders / "index"), max_new_tokens=2)
     module.main(settings)
     with pytest.raises(ValueError, match=r"made with the embedder all-MiniLM-L6-v2 \(384 numbers\), and cannot be searched with week 6"):
         module.main(replace(settings, embedder="own"))
+    with pytest.raises(ValueError, match="is kept in flat, not hnsw: use --store flat, or another --index"):
+        module.main(replace(settings, store="hnsw"))
 
 
 def test_week_11_keeps_a_section_of_pythons_reference_once(tmp_path):

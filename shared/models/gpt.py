@@ -340,10 +340,11 @@ class GPT(nn.Module):
         return loaded.model
 
     def generate(self, prompt: str, max_new_tokens: int = 200, **sampling: Any) -> str:
-        """`prompt` and what the model makes of it; `sampling` as in `shared.sampling.generate`, with texts for `stop`."""
+        """`prompt` and what the model makes of it; `sampling` as in `shared.sampling.generate`, with a text or several for `stop`."""
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer: load it with GPT.from_checkpoint, or set model.tokenizer")
-        sampling["stop"] = [self.tokenizer.encode(s) for s in sampling.get("stop", ())]
+        stop = sampling.get("stop", ())
+        sampling["stop"] = [self.tokenizer.encode(s) for s in ([stop] if isinstance(stop, str) else stop)]
         ids = self.tokenizer.encode(prompt)
         return prompt + self.tokenizer.decode(list(generate(self, ids, max_new_tokens, **sampling)))
 

@@ -322,9 +322,15 @@ SMOLLM_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging
 ROLES = ("system", "user", "assistant")
 
 
-def load_smollm2() -> tuple[GPT, BPETokenizer]:
-    """SmolLM2-135M-Instruct, fetched on the first call, and its tokenizer. It answers what `chat_prompt` asks, and ends with `IM_END`."""
+def load_smollm2(blocks: int | None = None) -> tuple[GPT, BPETokenizer]:
+    """SmolLM2-135M-Instruct, fetched on the first call, and its tokenizer. It answers what `chat_prompt` asks, and ends with `IM_END`.
+
+    blocks: only so many of its 30 blocks, from the first. What it then writes makes no sense, but it takes the same paths, faster."""
     model = from_gguf(fetch("smollm2"))
+    if blocks is not None:
+        whole, model = model, GPT(replace(model.config, n_layer=blocks)).eval()
+        model.load_state_dict({name: weight for name, weight in whole.state_dict().items() if name in model.state_dict()})
+        model.tokenizer = whole.tokenizer
     return model, model.tokenizer
 
 
@@ -337,6 +343,11 @@ def load_gpt2(name: str = "gpt2") -> tuple[GPT, BPETokenizer]:
     if model.config.vocab_size != model.tokenizer.vocab_size:
         raise ValueError(f"{name}: the model has {model.config.vocab_size} tokens, and GPT-2's tokenizer {model.tokenizer.vocab_size}")
     return model, model.tokenizer
+
+
+def is_chat(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer has the special tokens of SmolLM2's chat template."""
+    return {IM_START, IM_END} <= getattr(tokenizer, "special_tokens", {}).keys()
 
 
 def chat_prompt(tokenizer: BPETokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -1,6 +1,6 @@
 """Week 12. Serves a model from the command line.
 
-    python -m shared.serving --page                    # your own newest model, with a chat page
+    python -m shared.serving --page                    # your model of week 6, else of week 4, else SmolLM2; with a chat page
     python -m shared.serving --page --model smollm2 --documents weeks/11_rag/handbook
     python -m shared.serving --model checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --port 8001
     python -m shared.serving --model smollm2 --quantize int8 --adapters pirate=checkpoints/pirate

@@ -326,8 +326,8 @@ def create_app(
 
 
 async def _events(answer: Answer, forms: Forms, head: Mapping[str, Any], include_usage: bool) -> AsyncIterator[str]:
-    event = lambda values: f"data: {json.dumps(values)}\n\n"  # noqa: E731
-    chunk = lambda choices: event({**head, "object": forms.chunk_kind, "choices": choices} | ({"usage": None} if include_usage else {}))  # noqa: E731
+    event = lambda values: f"data: {json.dumps(values)}\n\n"
+    chunk = lambda choices: event({**head, "object": forms.chunk_kind, "choices": choices} | ({"usage": None} if include_usage else {}))
     try:
         for index in range(len(answer.texts)):
             if opening := forms.opening(index):

@@ -58,7 +58,7 @@ class Metrics:
 
     def __init__(self, served: Engine):
         self.registry = prometheus.CollectorRegistry()
-        make = lambda kind, name, text, **options: kind(name, text, registry=self.registry, **options)  # noqa: E731
+        make = lambda kind, name, text, **options: kind(name, text, registry=self.registry, **options)
         seconds = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
         self.requests = make(prometheus.Counter, "llm_requests", "Answers, by path and status", labelnames=("path", "status"))
         self.first = make(

@@ -23,7 +23,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from shared.documents import Chunk
-from shared.models.pretrained import IM_START, chat_prompt
+from shared.models.pretrained import chat_prompt, is_chat
 from shared.rag import ABSTENTION, compose
 from shared.serving.api import Answer, describe_size
 from shared.serving.engine import Draining, QueueFull, Token
@@ -152,7 +152,7 @@ class _Page:
     def __init__(self, app: FastAPI, index: "Index | None"):
         self._state, self._index = app.state, index
         self._vocab = app.state.tokenizer.vocab
-        self._chats = IM_START in getattr(app.state.tokenizer, "special_tokens", {})
+        self._chats = is_chat(app.state.tokenizer)
         self._running: dict[str, Answer] = {}  # by browser tab
         self._searching = threading.Lock()  # an embedder is not made for two threads
         name = next(iter(app.state.models))
@@ -202,7 +202,14 @@ class _Page:
             0, 200, 0, step=1, buttons=[], label="Top-k", info="draw from so many of the likeliest tokens; 0: from all", elem_id="top-k"
         )
         self._top_p = gr.Slider(
-            0.05, 1, 0.95, step=0.05, buttons=[], label="Top-p", info="draw from the likeliest tokens with this share", elem_id="top-p"
+            0.05,
+            1,
+            0.95,
+            step=0.05,
+            buttons=[],
+            label="Top-p",
+            info="draw from the likeliest tokens that together have this probability",
+            elem_id="top-p",
         )
         self._seed = gr.Textbox(label="Seed", info="the same number writes the same text; empty: another each time", max_lines=1, elem_id="seed")
 

@@ -20,7 +20,7 @@ STOPS, STOP_LENGTH = 16, 1000
 
 
 def _check_prompt(value: Any) -> Any:
-    all_are = lambda kind, values: bool(values) and all(type(v) is kind for v in values)  # noqa: E731
+    all_are = lambda kind, values: bool(values) and all(type(v) is kind for v in values)
     lists = isinstance(value, list)
     if (
         isinstance(value, str)
@@ -243,7 +243,7 @@ def completion_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, l
 
 def chat_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, Any]:
     """A chat answer's `logprobs`."""
-    entry = lambda i, logprob: {"token": token_text(vocab, i), "logprob": logprob, "bytes": list(vocab[i])}  # noqa: E731
+    entry = lambda i, logprob: {"token": token_text(vocab, i), "logprob": logprob, "bytes": list(vocab[i])}
     return {"content": [entry(t.id, t.logprob) | {"top_logprobs": [entry(*top) for top in t.top]} for t, _ in piece.tokens], "refusal": None}
 
 

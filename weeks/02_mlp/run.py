@@ -131,6 +131,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 out / "loss.png",
                 [Curve(runs[n], label) for n, label in lines],
                 "A window of characters against one, at the same budget",
+                ylabel="validation loss (nats per character)",
                 reference=[Curve(reference[n], label) for n, label in lines if n in reference],
             )  # fmt: skip
         )
@@ -178,7 +179,9 @@ def draw_activations(runs: dict[str, LoggedRun], out: Path) -> Path:
             label=f"{init}: {start['saturated']:.0%} saturated",
         )  # fmt: skip
         xs, ys = run.series("train_loss")
-        axes[1].plot(xs, ys, color=COLOURS[1 - i], linestyle=LINES[1 - i], marker=MARKERS[1 - i], markersize=4, label=f"{init}: first loss {ys[0]:.2f}")
+        axes[1].plot(
+            xs, ys, color=COLOURS[1 - i], linestyle=LINES[1 - i], marker=MARKERS[1 - i], markersize=4, label=f"{init}: first loss {ys[0]:.2f}"
+        )
     axes[0].set(title="Hidden activations before the first step", xlabel="tanh output", ylabel="share of values", yscale="log")
     axes[1].set(title="The first steps", xlabel="step", ylabel="training loss (nats per character)", yscale="log")
     axes[1].set_yticks([2, 3, 5, 10, 20, 30], ["2", "3", "5", "10", "20", "30"])

@@ -27,7 +27,7 @@ def _average_cases(generator: Generator) -> list[tuple]:
 
 
 AVERAGE_PAST = Exercise(
-    task="""Before attention chooses what to look at, look at everything alike. `x` is float32 [batch, time, channel]. Return a tensor of
+    task="""Before attention chooses what to look at, let every position count alike. `x` is float32 [batch, time, channel]. Return a tensor of
     the same shape and type whose position t is the mean of x at the positions 0 to t, its own included. Attention does the same with
     weights that it chooses itself. A loop is allowed; a matrix product with a lower triangular matrix is what the rest of the week builds
     on.""",
@@ -278,7 +278,7 @@ def _distance(time: int) -> Tensor:
 
 
 SLIDING_WINDOW_MASK = Exercise(
-    task="""Attention over a long text is dear, and most of what matters is near. Return a bool tensor [time, time] that is True where query
+    task="""Attention over a long text is costly, and most of what matters is near. Return a bool tensor [time, time] that is True where query
     i (row) may look at key j (column): at its own position and before, and only at the last `window` positions, its own counted. With
     window 1 a position sees only itself; with a window of `time` or more the mask is the ordinary causal one.""",
     reference=sliding_window_mask,

@@ -121,10 +121,10 @@ def habits(layers: list) -> list[tuple[str, int, int]]:
 def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     runs, reference = read_runs(logs), reference_for(logs)
-    lines = [("window-mlp", "MLP over 8 characters"), ("attention", "attention over 64")]
+    lines = [("attention", "attention over 64"), ("window-mlp", "MLP over 8 characters")]
     loss = curves(
         out / "loss.png", [Curve(runs[n], label) for n, label in lines], "Attention against a fixed window: equal parameters, equal steps",
-        reference=[Curve(reference[n], label) for n, label in lines if n in reference],
+        ylabel="validation loss (nats per character)", reference=[Curve(reference[n], label) for n, label in lines if n in reference],
     )  # fmt: skip
     layers, text = runs["attention"].artifacts["attention"], runs["attention"].artifacts["tokens"]
     labels = [char_label(c) for c in text]

@@ -232,6 +232,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 x="seconds",
                 xlabel="seconds of training",
                 ylabel="loss (nats per character)",
+                ylim=(1.1, 2.4),  # below where every curve begins: the seeds lie close together
                 reference=[Curve(reference["headline"], "validation")] if "headline" in reference else (),
                 levels={"nanoGPT's GPU recipe": 1.4697} if logs.name == "tinyshakespeare" else None,
             )  # fmt: skip
@@ -241,12 +242,13 @@ def draw(logs: Path, out: Path) -> list[Path]:
         plots.append(
             curves(
                 out / "speedrun.png",
-                [Curve(runs["classic"], "classic"), Curve(runs["modern"], "modern")],
+                [Curve(runs["modern"], "modern"), Curve(runs["classic"], "classic")],
                 "The speedrun: two recipes, one model size",
                 x="seconds",
                 xlabel="seconds of training (evaluation not counted)",
+                ylabel="validation loss (nats per character)",
                 levels={"target": runs["classic"].summary["target"]} if runs["classic"].summary else None,
-                reference=[Curve(reference[n], n) for n in ("classic", "modern") if n in reference],
+                reference=[Curve(reference[n], n) for n in ("modern", "classic") if n in reference],
             )  # fmt: skip
         )
     ablated = {r.summary["name"]: r.summary["val_loss"] for n, r in runs.items() if n.startswith("ablation-") and r.summary}
@@ -272,6 +274,7 @@ def draw_attention(run: LoggedRun, out: Path) -> list[Path]:
             ax, [row[: len(text)] for row in strongest[: len(text)]], f"layer {maps.index(layer) + 1}, head {layer.index(strongest) + 1}",
             labels, labels, "looks at", "position",
         )  # fmt: skip
+    fig.colorbar(axes[0][-1].images[0], ax=axes[0][-1], label="attention weight")
     return [save_figure(fig, out / "attention.png")]
 
 

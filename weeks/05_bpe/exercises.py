@@ -306,7 +306,7 @@ CUT = Exercise(
     task="""Before anything is merged, a text is cut into pieces, and no token reaches across a cut. Cut `text` (ASCII) as GPT-2 does, into a
     list of str that joined give the text again. At each place, the first of these that fits is a piece: 's 't 'd 'm 'll 've or 're; a run of
     letters, with one space before it if there is one; a run of digits, likewise; a run of other signs (neither letters, digits nor white
-    space), likewise; a run of white space, without its last character if more text follows it and it has others; or white space. A regular
+    space), likewise; a run of two or more white-space characters, all but the last of them if text follows; or white space. A regular
     expression does it in one line: import re, or regex.""",
     reference=cut,
     cases=_cut_cases,

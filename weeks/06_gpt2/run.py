@@ -120,6 +120,14 @@ def open_corpus(settings: Settings) -> Corpus:
     return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
 
 
+def study_text(settings: Settings) -> tuple[str, str]:
+    """A study's text and its name. Shards hold no text: then tinyshakespeare, said aloud."""
+    if settings.data == PRESETS["gpu"].data or (Path(settings.data) / INDEX).exists():
+        print(f"{settings.data} is a folder for shards, which hold no text: this study takes tinyshakespeare")
+        return read_text("tinyshakespeare")
+    return read_text(settings.data)
+
+
 def trained_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
     """This week's model and its text, for the weeks that go on with it: the best checkpoint at this preset; trained first where it is not there.
 
@@ -192,7 +200,7 @@ def study_shape(settings: Settings) -> dict[str, float]:
 def study_smollm2(settings: Settings) -> dict[str, float]:
     """A model that others trained, in our GPT: on the week's held-out text, on two tasks, and in conversation."""
     device = pick_device(settings.device)
-    name, text = read_text(settings.data)
+    name, text = study_text(settings)
     work = Workspace(__file__, settings, name, device)
     started = clock()
     model, tokenizer = load_smollm2()
@@ -227,7 +235,7 @@ def study_smollm2(settings: Settings) -> dict[str, float]:
 def study_cost(settings: Settings) -> dict[str, float]:
     """What steps of a real size take here, each kind in a process of its own; and a whole run's hours and dollars on common cards."""
     device = pick_device(settings.device)
-    work = Workspace(__file__, settings, read_text(settings.data)[0], device)
+    work = Workspace(__file__, settings, study_text(settings)[0], device)
     config = GPTConfig.preset(settings.measured)
     train = TrainConfig(steps=6, batch_size=1, block_size=config.block_size, lr=6e-4, warmup_steps=10, beta2=0.95)
     kinds: dict[str, dict] = {"float32": {}, "float32, recomputed": {"recompute": True}}
@@ -289,8 +297,8 @@ def draw(logs: Path, out: Path) -> list[Path]:
     runs, reference = read_runs(logs), reference_for(logs)
     plots = []
     if "gpt2" in runs:
-        lines = [Curve(runs["gpt2"], "GPT-2, today's blocks (this week)", "val_bits_per_byte")]
-        lines += [Curve(runs["shape-gpt2"], "GPT-2's own blocks", "val_bits_per_byte")] if "shape-gpt2" in runs else []
+        lines = [Curve(runs["gpt2"], "today's blocks (this week)", "val_bits_per_byte")]
+        lines += [Curve(runs["shape-gpt2"], "GPT-2's blocks", "val_bits_per_byte")] if "shape-gpt2" in runs else []
         for topic, run, label in (("05_bpe", "bpe", "week 5, tokens"), ("04_mini_gpt", "headline", "week 4, characters")):
             earlier = read_runs(ROOT / "logs" / topic / "reference" / logs.name)
             lines += [Curve(earlier[run], f"{label} (the course's run)", "val_bits_per_byte")] if run in earlier else []
@@ -317,7 +325,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
 def draw_cost(steps: list[dict], out: Path) -> Path:
     """Time and memory of each kind of step, side by side."""
     fig, axes = figure(13, 1.6 + 0.5 * len(steps), ncols=3, sharey=True)
-    names, titles = [s["name"] for s in steps], ("Time of a step", "Kept for the backward", "Peak memory of all")
+    names, titles = [s["name"] for s in steps], ("Time of a step", "Kept for the backward pass", "Peak memory of the process")
     for ax, key, title, unit, colour in zip(axes, ("seconds", "kept_gigabytes", "gigabytes"), titles, ("seconds", "GB", "GB"), COLOURS):
         values = [s[key] for s in steps]
         ax.barh(names, values, color=colour)

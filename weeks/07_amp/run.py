@@ -12,20 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from shared.commandline import cli
 from shared.course import WeekSettings, Workspace
-from shared.data import Corpus, TokenDataset, load_corpus, read_text, split_text
+from shared.data import Corpus
 from shared.models.gpt import GPT, GPTConfig
 from shared.precision import KINDS, LADDER, PRECISIONS, USUAL, bf16_units, find_batch, measure_ladder, profile_training
 from shared.profiling import in_own_process, matmul_peak
 from shared.report import COLOURS, LINES, MARKERS, figure, load_script, read_runs, save_figure
 from shared.runtime import device_name, pick_device, table
-from shared.tokenizers import BPETokenizer
 from shared.training import TrainConfig
 
+WEEK_6 = load_script("06_gpt2")
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEYS = {"ms": "ms", "tokens/s": "tokens_per_second", "memory": "bytes", "MFU": "mfu", "first loss": "first_loss", "loss": "loss", "spread": "spread"}
 """A measured row's names, and those in the logs."""
@@ -80,12 +79,9 @@ PRESETS = {
 def main(settings: Settings) -> dict[str, float]:
     """Measures formats and tricks, or runs a study. Returns the week's figures."""
     device = pick_device(settings.device)
-    name, text = read_text(settings.data)
-    train_text, val_text = split_text(text)
-    TokenDataset(np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size)  # too short for bytes is too short for tokens
-    corpus = load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
+    corpus = WEEK_6.open_corpus(replace(WEEK_6.PRESETS[settings.preset], data=settings.data, vocab_size=settings.vocab_size, train=settings.train))
     config = replace(settings.model, vocab_size=corpus.tokenizer.vocab_size)
-    work = Workspace(__file__, settings, name, device)
+    work = Workspace(__file__, settings, corpus.name, device)
     if settings.study:
         return {"batch": study_batch, "profile": study_profile}[settings.study](settings, work, config, corpus)
     units, why = bf16_units(device)
@@ -170,18 +166,17 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 def compare_cards(config: GPTConfig, block_size: int, fastest: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
     """This machine's fastest row beside cards, computed from the same FLOPs; printed and returned."""
-    week_6 = load_script("06_gpt2")  # its price list has the cards
     with torch.device("meta"):
         flops = GPT(config).flops_per_token(block_size)
     rows = [{"where": device_name(device), "tokens/s": fastest["tokens_per_second"], "MFU": fastest["mfu"], "how": f"measured ({fastest['step']})"}]
-    for card, (teraflops, _) in week_6.CARDS.items():
+    for card, (teraflops, _) in WEEK_6.CARDS.items():
         rows.append(
-            {"where": card, "tokens/s": teraflops * 1e12 * week_6.USUAL_MFU / flops, "MFU": week_6.USUAL_MFU, "how": "computed, not measured"}
+            {"where": card, "tokens/s": teraflops * 1e12 * WEEK_6.USUAL_MFU / flops, "MFU": WEEK_6.USUAL_MFU, "how": "computed, not measured"}
         )
     print(f"this machine beside GPUs, {flops / 1e6:,.1f} MFLOP for each token")
     print(table(row | {"tokens/s": f"{row['tokens/s']:,.0f}", "MFU": round(row["MFU"], 2)} for row in rows))
     print(
-        f"(computed: the maker's 16-bit FLOP/s times an assumed MFU of {week_6.USUAL_MFU}. Only large models keep a GPU so busy: read upper bounds)"
+        f"(computed: the maker's 16-bit FLOP/s times an assumed MFU of {WEEK_6.USUAL_MFU}. Only large models keep a GPU so busy: read upper bounds)"
     )
     return rows
 
@@ -247,8 +242,10 @@ def rows_figure(rows: list[dict[str, Any]], title: str) -> Any:
         values = [(row[key] or 0) / scale for row in rows]
         bars = ax.barh([row["step"] for row in rows], values, color=colour)
         for i, (row, value, bar) in enumerate(zip(rows, values, bars)):
-            bar.set_alpha(0.4 if (row["note"] or "").startswith(NOTES["ladder"]) else 1)
+            left_out = (row["note"] or "").startswith(NOTES["ladder"])
+            bar.set_alpha(0.4 if left_out else 1)
             change = f"  ({100 * row['change']:+.0f} %)" if key == "tokens_per_second" and row["change"] is not None else ""
+            change += f"\n  {NOTES['ladder']}" if left_out else ""
             ax.annotate(f"{value:,.0f}{change}", (value, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
         ax.set(title=f"{title}: {heading}", xlabel=unit, xlim=(0, 1.4 * max(values) or 1))
     axes[0].invert_yaxis()

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -159,6 +159,8 @@ def window_by_window(model: nn.Module, corpus: Corpus, block_size: int, windows:
     """`evaluate`, window by window of the held-out text, so that two models can be compared on each."""
     dataset = TokenDataset(corpus.val, block_size)
     count = (len(corpus.val) - 1) // block_size
+    if count < 2:
+        raise ValueError(f"the held-out text has {count} window of {block_size} tokens, and to compare takes 2: give a longer text")
     begins = np.linspace(0, count - 1, min(windows or count, count)).round().astype(int) * block_size
     device = next(model.parameters()).device
     return [evaluate(model, dataset.tokens[at : at + block_size + 1], block_size, corpus.token_bytes, device=device) for at in begins]
@@ -300,8 +302,7 @@ def study_real_model(settings: Settings) -> dict[str, float]:
     name, text = read_text(settings.data)
     TokenDataset(np.frombuffer(split_text(text)[1].encode(), np.uint8), settings.study_block_size)
     work = Workspace(__file__, settings, name, device)
-    model, tokenizer = load_smollm2()
-    model = first_blocks(model, settings.study_blocks)
+    model, tokenizer = load_smollm2(settings.study_blocks)
     corpus = load_corpus(settings.data, tokenizer, settings.study_block_size)
     calibration = fixed_windows(corpus.train, settings.study_block_size, settings.study_calibration_windows)[0]
     models: dict[str, nn.Module] = quantized(model, calibration, settings.group_size)
@@ -339,16 +340,6 @@ def study_real_model(settings: Settings) -> dict[str, float]:
         print(f"\n{row}:\n" + "\n".join(f"> {question}\n{answer}" for question, answer in read_runs(work.logs)[SMOL + row].artifacts["talk"]))
     draw(work.logs, work.reports)
     return {f"{row}_{key}": values[key] for row, values in found.items() for key in ("decode_tokens_per_second", "worse") if key in values}
-
-
-def first_blocks(model: GPT, number: int | None) -> GPT:
-    """The model, or one with only its first blocks."""
-    if number is None:
-        return model
-    short = GPT(replace(model.config, n_layer=number)).eval()
-    short.load_state_dict(model.state_dict(), strict=False)
-    short.tokenizer = model.tokenizer
-    return short
 
 
 def answers(model: GPT, tokens: int) -> list[tuple[str, str]]:
@@ -539,7 +530,8 @@ def tradeoff_figure(models: dict[str, dict[str, dict[str, float]]]) -> Any:
             look = dict(color=COLOURS[i % 8], alpha=0.55, edgecolor="black", marker=MARKERS[0 if row.get("ours", 1) else 1])
             ax.errorbar(row["bits"], worse, 100 * row["worse_error"], color=COLOURS[i % 8], capsize=3, zorder=3)
             ax.scatter(row["bits"], worse, s=40 + 560 * speed / fastest, zorder=2, **look)
-            ax.scatter([], [], s=60, label=f"{label_of(name)}: {speed:,.0f}", **look)
+            ax.annotate(str(i + 1), (row["bits"], worse), ha="center", va="center", fontsize=9, zorder=4)
+            ax.scatter([], [], s=60, label=f"{i + 1}. {label_of(name)}: {speed:,.0f}", **look)
         ax.set_xscale("log", base=2)
         ax.set_xticks((4, 8, 16, 32), ("4", "8", "16", "32"))
         ax.minorticks_off()
@@ -567,9 +559,12 @@ def speed_figure(model: str, rows: dict[str, dict[str, float]]) -> Any:
         bound = ax is axes[0] and max(limits) < 10 * max(values)  # a model that a cache holds is not bound by memory
         right = 1.15 * max(values + limits * bound)
         ax.barh(names, values, color=colours)
-        for i, (value, tick) in enumerate(zip(values, limits)):
-            at = tick if bound and value < tick < value + 0.1 * right else value  # behind the tick where it would cover the number
-            ax.annotate(f"{value:,.0f}", (at, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+        for i, value in enumerate(values):  # inside its bar, where no tick is, unless the bar is too short
+            inside = value > 0.08 * right
+            ax.annotate(
+                f"{value:,.0f}", (value, i), xytext=(-5 if inside else 5, 0), textcoords="offset points", va="center", fontsize=10,
+                ha="right" if inside else "left", color="white" if inside else "black",
+            )  # fmt: skip
         ax.set(title=f"{model}: {title}", xlabel="tokens a second", xlim=(0, right))
         if not bound:
             continue
@@ -606,6 +601,7 @@ def write_card(logs: Path, out: Path, scheme: str, folder: Path) -> Path:
             "Scheme": how,
             "Not quantized": "norms, and the token embedding unless the output layer shares its weight",
             "Measured on": f"{after['tokens']:,} tokens of held-out text",
+            "Licence": "that of this repository",
         },
         figures,
         f'from shared.quantization import load_quantized\nmodel = load_quantized("{where.as_posix()}").model\nprint(model.generate("ROMEO:"))',

@@ -207,8 +207,8 @@ def _alpha_cases(generator: Generator) -> list[tuple[float, int, int, bool]]:
 
 
 ALPHA_FOR_RANK = Exercise(
-    task="""An adapter of rank `r` was trained with `alpha`. It is rewritten, with more rows in A and more columns in B, as one of rank `new_r`
-    that computes the same. The scale of B A, which is alpha / r for LoRA and alpha / √r for rsLoRA (`use_rslora`), must not change. Return
+    task="""An adapter of rank `r` was trained with `alpha`. It is rewritten as one of rank `new_r` that computes the
+    same: rows of A and columns of B that are zero are added or taken away. The scale of B A, which is alpha / r for LoRA and alpha / √r for rsLoRA (`use_rslora`), must not change. Return
     the alpha to write into the new file, a float.""",
     reference=alpha_for_rank, cases=_alpha_cases,
     mistakes=(

@@ -32,7 +32,6 @@ from shared.profiling import peak_memory, reset_peak_memory
 from shared.quantization import quantize
 from shared.report import COLOURS, MARKERS, Curve, LoggedRun, curves, figure, load_script, model_card, read_runs, save_figure
 from shared.runtime import ROOT, check_seed, clock, device_name, pick_device, table, write_atomically
-from shared.tokenizers import gpt2_tokenizer
 from shared.training import TrainConfig, Trainer
 
 WEEK_6 = load_script("06_gpt2")
@@ -233,9 +232,6 @@ def from_path(path: Path) -> GPT:
         model = GPT.from_checkpoint(path)
     elif path.is_dir():
         model = from_hf(path)
-        if model.config.vocab_size != gpt2_tokenizer().vocab_size:
-            raise ValueError(f"{path}: of Hugging Face's folders only those with GPT-2's tokenizer can be used; give the model as a GGUF file")
-        model.tokenizer = gpt2_tokenizer()
     else:
         raise ValueError(f"there is no model {str(path)!r}: give course, smollm2, a checkpoint's folder, a GGUF file or a Hugging Face folder")
     if model.tokenizer is None:
@@ -387,7 +383,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
             title, before = f"Held-out answers while {MODELS.get(model, model)} learns", next(iter(runs.values())).summary["base_loss"]
             ylabel = "loss on held-out answers (nats per token)"
             plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel=ylabel, levels={"before": before}, ylim=(None, 1.1 * before)))
-    if models:
+    if any(len(runs) > 1 for runs in models.values()):
         plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
     return plots
 

@@ -254,7 +254,7 @@ ADVANTAGES_AND_RETURNS = Exercise(
         "advantage[t] = delta[t] + something · advantage[t + 1]. What is it?",
         "Go through time backwards, and keep the running advantage [batch] and the following value [batch], both 0 at first.",
         "for t in reversed(range(time)): delta = rewards[:, t] + gamma * following - values[:, t]; running = delta + gamma * lam * running; "
-        "following = values[:, t]."),
+        "following = values[:, t]; advantages[:, t] = running. Then return advantages, advantages + values."),
 )  # fmt: skip
 
 
@@ -424,7 +424,7 @@ def _constant_cases(generator: Generator) -> list[tuple]:
 FIRST_GRADIENT = Exercise(
     task="""At the first step after drawing, the policy is still the one that drew, so one forward pass gives both log-probabilities. `logits` is
     float32 [batch, time, vocab_size], `ids` int64 [batch, time]; here logits[b, t] are about ids[b, t]. The loss of a token is -ratio · advantage +
-    beta · k3, with ratio = policy now / policy that drew, `advantages` float32 [batch, time], and k3 = exp(d) - 1 - d with d = ref_logp - logp,
+    beta · k3, with ratio = policy now / policy that drew, `advantages` float32 [batch, time], and k3 = r - 1 - log r with log r = ref_logp - logp,
     `ref_logp` float32 [batch, time]. The ratio is 1, but its gradient is not 0: the policy that drew is a constant (detach). Return the
     gradient of the mean loss with respect to logits, float32 like logits. Do not change logits itself: clone it, then requires_grad_().""",
     reference=first_gradient, cases=_constant_cases,
@@ -446,8 +446,8 @@ FIRST_GRADIENT = Exercise(
     hints=(
         "logp = log_softmax of the logits, gathered at ids. Which of its two uses in the ratio may move?",
         "ratio = (logp - logp.detach()).exp(). For the gradient: torch.autograd.grad(loss, logits)[0].",
-        "logits = logits.clone().requires_grad_(); logp = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1); d = ref_logp - logp; loss = "
-        "(-(logp - logp.detach()).exp() * advantages + beta * (d.exp() - 1 - d)).mean()."),
+        "logits = logits.clone().requires_grad_(); logp = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1); log_r = ref_logp - logp; loss = "
+        "(-(logp - logp.detach()).exp() * advantages + beta * (log_r.exp() - 1 - log_r)).mean()."),
 )  # fmt: skip
 
 

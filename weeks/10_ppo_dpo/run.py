@@ -7,6 +7,7 @@ python weeks/10_ppo_dpo/run.py --preset laptop --study smollm2       # DPO on a 
 """
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from shared.runtime import RunLog, clock, device_name, pick_device, table, write
 from shared.sampling import generate
 from shared.training import TrainConfig
 
-WEEK_6, WEEK_8 = load_script("06_gpt2"), load_script("08_quantization")
+WEEK_6 = load_script("06_gpt2")
 METHODS = ("ppo", "grpo", "dpo")
 NAMES = {"base": "week 6's model", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 QUESTIONS = Path(__file__).parent / "questions.txt"
@@ -207,8 +208,11 @@ def prepare(settings: Settings, base: GPT, corpus: Corpus, work: Workspace) -> S
     print(
         f"preferences: {settings.answers} answers to each of {len(prompts)} prompts; {len(pairs)} pairs, {ties} prompts left out as ties", flush=True
     )
-    folder = work.checkpoints / "reward"
-    if settings.study and checkpoint.find(folder):
+    folder, judges = work.checkpoints / "reward", {"mark": settings.mark, "min_words": settings.min_words}
+    kept = settings.study and checkpoint.find(folder)
+    if kept and json.loads((kept / "config.json").read_text(encoding="utf-8")).get("judges") != judges:
+        kept = print(f"the reward model in {kept} judges another rule: one for {judges} is trained")
+    if kept:
         return start._replace(reward=checkpoint.load(folder, corpus.tokenizer, work.device, lambda model, meta: scalar_head(model)).model)
     with work.log("reward", settings) as log:
         model = scalar_head(base, generator=Generator().manual_seed(settings.reward.seed))
@@ -225,7 +229,7 @@ def prepare(settings: Settings, base: GPT, corpus: Corpus, work: Workspace) -> S
         found["held_out_accuracy_error"] = math.sqrt(found["held_out_accuracy"] * (1 - found["held_out_accuracy"]) / len(theirs))
         log.finish(**{k: v for k, v in found.items() if math.isfinite(v)})
     print(f"reward model: right on {found['held_out_accuracy']:.1%} of {len(theirs)} held-out pairs")
-    checkpoint.save(folder, model, corpus.tokenizer, {"held_out_accuracy": found["held_out_accuracy"]})
+    checkpoint.save(folder, model, corpus.tokenizer, {"held_out_accuracy": found["held_out_accuracy"]}, more={"judges": judges})
     return start._replace(reward=model.eval())
 
 
@@ -381,8 +385,8 @@ def study_brief(settings: Settings) -> dict[str, float]:
     questions = QUESTIONS.read_text(encoding="utf-8").splitlines()
     if settings.smol_questions + settings.smol_held_out > len(questions):
         raise ValueError(f"smol_questions={settings.smol_questions}, smol_held_out={settings.smol_held_out}: there are {len(questions)} questions")
-    model, tokenizer = load_smollm2()
-    model = WEEK_8.first_blocks(model, settings.smol_blocks).to(device)
+    model, tokenizer = load_smollm2(settings.smol_blocks)
+    model.to(device)
     ask = lambda q, *system: chat_prompt(tokenizer, [*({"role": "system", "content": s} for s in system), {"role": "user", "content": q}])
     with work.log(SMOL, settings) as log:
         began = clock()
@@ -448,8 +452,8 @@ def greedy(model: GPT, prompt: list[int], settings: Settings) -> Any:
 # ---- plots, the card
 
 LOOK = {m: dict(color=COLOURS[i], linestyle=LINES[i], marker=MARKERS[i]) for i, m in enumerate(METHODS)}
-PANELS = {"reward": ("The rule's reward", "exclamations in an answer"), "learned": ("The reward model's", "standard deviations"),
-    "kl": ("Distance from week 6's model", "KL (nats in an answer)"), "known_words": ("Words that the text has", "share of words")}  # fmt: skip
+PANELS = {"reward": ("The rule's reward", "exclamations in an answer"), "learned": ("The reward model's reward", "reward (standard deviations)"),
+    "kl": ("Distance from week 6's model", "KL (nats in an answer)"), "known_words": ("Words that occur in the text", "share of words")}  # fmt: skip
 
 
 def draw(logs: Path, out: Path) -> list[Path]:
@@ -531,6 +535,7 @@ def draw_frontier(runs: dict[str, LoggedRun], out: Path) -> Path:
                     textcoords="offset points",
                     fontsize=9,
                     color=LOOK[method]["color"],
+                    bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5),
                 )
         ax.plot(0, base[key], marker="*", markersize=14, color="black", linestyle="none", label=NAMES["base"])
         title, unit = PANELS[key]
@@ -585,6 +590,7 @@ def write_aligned_card(logs: Path, out: Path, settings: Settings, folder: Path) 
             "How": f"{name}, {getattr(settings, settings.keep).steps} steps at beta {after['beta']:g}, KL to week 6's model in the objective",
             "Measured on": f"{settings.held_out} held-out prompts, one answer of {settings.answer_tokens} tokens to each, temperature 1",
             "Limits": "the reward model can be fooled by marks without words; further from week 6's model, reward and meaning come apart",
+            "Licence": "that of this repository",
         },
         figures,
         f'from shared.models.gpt import GPT\nmodel = GPT.from_checkpoint("{where.as_posix()}")\nprint(model.generate("ROMEO:"))',

@@ -82,7 +82,7 @@ def _bm25_cases(generator: Generator) -> list[tuple[Tensor, Tensor, float, float
 
 
 BM25_SCORES = Exercise(
-    task="""`counts` is float32 [texts, terms]: how often each text has each term. `question` is int64 [n], the terms asked for, all different.
+    task="""`counts` is float32 [texts, terms]: how often each text has each term. `question` is int64 [asked], the terms asked for, all different.
     Return float32 [texts]: the sum over the question's terms of idf * tf / (tf + k1 * (1 - b + b * length / mean length)). tf is the term's count in
     the text, a text's length is the sum of its counts, the mean is over all texts, and idf = ln(1 + (n - df + 0.5) / (df + 0.5)) with n texts, df of
     which have the term. No text is empty.""",

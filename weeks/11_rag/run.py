@@ -10,8 +10,10 @@ python weeks/11_rag/run.py --study index                              # recall a
 python weeks/11_rag/run.py --study own                                # week 6's model learns to answer from a sentence
 """
 
+import hashlib
 import random
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 
 from shared.adapters import LoRAConfig, add_lora
+from shared.checkpoint import unshared
 from shared.commandline import cli
 from shared.course import WeekSettings, Workspace, output_root
 from shared.data import read_text
@@ -180,15 +184,21 @@ def study_answers(settings: Settings, work: Workspace, library: Library) -> dict
 def open_library(settings: Settings, device: torch.device) -> Library:
     """The folder's chunks and its index, which is kept beside the checkpoints and brought up to date."""
     kept = output_root() / "checkpoints" / "11_rag" / settings.preset
-    path = {"handbook": HERE / "handbook", "python": kept / "python"}.get(settings.data, Path(settings.data))
+    path = {"handbook": HERE / "handbook", "python": kept / f"{sys.version_info.major}.{sys.version_info.minor}" / "python"}.get(
+        settings.data, Path(settings.data)
+    )
     if settings.data == "python":
         write_python_reference(path)
     documents = load_documents(path).documents[: settings.documents]
     chunks = chunk_documents(documents, gpt2_tokenizer(), settings.size, settings.overlap, settings.window)
     name = path.resolve().name
     embedder = MiniLM(device) if settings.embedder == "minilm" else own_embedder(settings, device)
-    folder = Path(settings.index or kept / f"index-{name}-{settings.embedder}-{settings.store}")
+    folder = Path(settings.index or kept / "-".join(("index", name, re.sub(r"[^\w.]+", "-", embedder.name), settings.store)))
     index, changes = Index.kept(folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim))
+    if index.store.kind != settings.store:
+        raise ValueError(
+            f"the index in {folder} is kept in {index.store.kind}, not {settings.store}: use --store {index.store.kind}, or another --index"
+        )
     print(f"{len(documents)} documents, {len(chunks)} chunks, {len(index.store)} windows; " + ", ".join(f"{len(v)} {k}" for k, v in changes.items()))
     return Library(name, chunks, index, *questions(settings.data, chunks))
 
@@ -236,7 +246,8 @@ def place(chunk: Chunk, question: dict) -> tuple[str, str | None]:
 def own_embedder(settings: Settings, device: torch.device) -> HiddenStates:
     """The hidden states of week 6's model."""
     model = own_model(settings).to(device)
-    return HiddenStates(model, model.tokenizer, f"week 6, {settings.preset}, {settings.text}")
+    weights = hashlib.sha256(save(unshared(model.cpu()))).hexdigest()[:8]  # trained anew, it is another embedder
+    return HiddenStates(model, model.tokenizer, f"week 6, {settings.preset}, {settings.text}, {weights}")
 
 
 def own_model(settings: Settings) -> GPT:
@@ -583,16 +594,15 @@ def study_index(settings: Settings, work: Workspace) -> dict[str, float]:
 
 def line_vectors(settings: Settings, device: torch.device) -> np.ndarray:
     """MiniLM's vectors of the lines of Shakespeare's plays, as many as are wanted, kept for the next time: float32 [n, 384]."""
-    path = output_root() / "checkpoints" / "11_rag" / settings.preset / f"lines-{settings.vectors}.npy"
+    path = output_root() / "checkpoints" / "11_rag" / settings.preset / f"lines-{settings.vectors}.safetensors"
     if path.exists():
-        return np.load(path, allow_pickle=False)
+        return load_file(path)["lines"].numpy()
     wanted = play_lines()[: settings.vectors + 200]
     if len(wanted) < settings.vectors + 200:
         raise ValueError(f"vectors={settings.vectors}: the plays give {len(wanted)} different texts, 200 of which ask: choose fewer")
     print(f"embedding {len(wanted):,} texts once, which takes minutes on a CPU")
     vectors = np.random.default_rng(0).permutation(MiniLM(device, batch_size=256).embed(wanted))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, vectors)
+    write_atomically(path, save({"lines": torch.from_numpy(vectors)}))
     return vectors
 
 
@@ -654,15 +664,17 @@ def grouped(path: Path, rows: Sequence[dict], keys: Sequence[str], title: str) -
 def abstention_figure(run: LoggedRun) -> Any:
     """How two signals lie where there is an answer and where there is none."""
     fig, axes = figure(11, 4.2, ncols=2)
-    labels = {"score": "the passage's score (cosine)", "gain": "the answer's gain (nats a token; -1 or less: none was given)"}
+    labels = {"score": "the passage's score (cosine)", "gain": "the answer's gain (nats per token; -1 or less: none was given)"}
     for ax, (key, label) in zip(axes, labels.items()):
         sides = [[max(v, -1) for v in run.artifacts[key][side]] for side in ("answerable", "unanswerable")]
         edges = np.linspace(min(map(min, sides)), max(map(max, sides)), 21)
         for values, name, colour in zip(sides, ("there is an answer", "there is none"), COLOURS):
-            ax.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.6, label=f"{name} ({len(values)})")
+            look = dict(alpha=0.6) if name == "there is an answer" else dict(histtype="step", linewidth=2.5)
+            ax.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=colour, label=f"{name} ({len(values)})", **look)
         ax.axvline(run.summary[f"{key}_threshold"], color="#555555", linestyle="--", label="threshold: less is withheld")
         ax.set(title=f"AUC {run.summary[f'{key}_auc']:.2f} (0.5 is chance)", xlabel=label, ylabel="share of the questions")
     fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+    fig.suptitle("Do two signals tell questions with an answer from those without?")
     return fig
 
 
@@ -699,6 +711,7 @@ def index_figure(stores: Sequence[dict]) -> Any:
         for s in rows if len(rows) > 1 else []:
             ax.annotate(s["name"].partition("-")[2], (s["milliseconds"], s["recall"]), xytext=(6, -13), textcoords="offset points", fontsize=9)
     ax.set(xscale="log", xlabel="milliseconds for a question, one at a time", ylabel="recall@10 (Flat is the truth)")
+    ax.xaxis.set_major_formatter("{x:,g}")
     ax.margins(y=0.1)
     ax.set_title(f"{stores[0]['vectors']:,} vectors of 384 numbers")
     ax.legend(frameon=False, loc="lower right")

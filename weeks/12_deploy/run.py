@@ -110,7 +110,7 @@ def main(settings: Settings) -> dict[str, float]:
     device = pick_device(settings.device)
     model, corpus = WEEK_6.trained_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     work = Workspace(__file__, settings, corpus.name, device)
-    prompts = Prompts(model, corpus.val.tolist(), settings)
+    prompts = Prompts(model, corpus.val[:1_000_000].tolist(), settings)
     found = measure_server(OWN, model, prompts, settings.load, settings, work)
     slots = watch_slots(model, prompts, settings, work)
     alike = same_alone(OWN, model.to(device), prompts, settings, work)
@@ -131,8 +131,7 @@ def study_of_smollm2(settings: Settings) -> dict[str, float]:
     device = pick_device(settings.device)
     name, text = read_text(settings.data)
     work = Workspace(__file__, settings, name, device)
-    model, tokenizer = load_smollm2()
-    model = WEEK_8.first_blocks(model, settings.smol_blocks)
+    model, tokenizer = load_smollm2(settings.smol_blocks)
     prompts = Prompts(model, tokenizer.encode(split_text(text)[1][:60_000]), settings)
     figures = {}
     if settings.study == SMOL:
@@ -459,9 +458,10 @@ def draw_throughput(runs: dict[str, LoggedRun], out: Path) -> Path:
     ideal = [n for n in (1, 2, 4, 8, 16, 32) if n <= most]
     axes[1].plot(ideal, ideal, color="#555555", linestyle=":", linewidth=1.4, label="as many times as texts")
     plain_log(axes[0].yaxis)
+    plain_log(axes[1].yaxis, ideal)
     axes[0].margins(y=0.15)
     axes[0].set(title="All texts together", ylabel="tokens/s")
-    axes[1].set(title="Against one after another", ylabel="times the tokens/s")
+    axes[1].set(title="Against one after another", ylabel="times the tokens/s (of medians)")
     for ax in axes:
         plain_log(ax.xaxis, ideal)
         ax.set(xlabel="texts at once")
