@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
+from sklearn.metrics import roc_auc_score
 
 from shared.adapters import LoRAConfig, add_lora
 from shared.checkpoint import unshared
@@ -435,7 +436,7 @@ def abstention(rag: RAG, asked: Sequence[dict], unanswerable: Sequence[dict], lo
     found: dict[str, float] = {"answerable": len(asked), "unanswerable": len(unanswerable)}
     for name, sides in signals.items():
         good, bad = map(np.array, sides)
-        found[f"{name}_auc"] = float((np.greater(good[:, None], bad) + 0.5 * np.equal(good[:, None], bad)).mean())
+        found[f"{name}_auc"] = float(roc_auc_score([1] * len(good) + [0] * len(bad), [*good, *bad]))
         limits = [max(good[half::2], key=lambda t: (good[half::2] >= t).mean() + (bad[half::2] < t).mean()) for half in (0, 1)]
         found[f"{name}_threshold"] = float(np.mean(limits))
         found[f"{name}_withheld"] = float(np.mean(np.concatenate([bad[1 - half :: 2] < limits[half] for half in (0, 1)])))
@@ -461,15 +462,21 @@ def sentences(index: Index, question: str, chunk: Chunk) -> list[tuple[str, floa
     return list(zip(texts, (index.embedder.embed(texts) @ index.embedder.embed([question])[0]).tolist()))
 
 
+def example(index: Index, question: str, reply: Reply) -> dict[str, Any]:
+    """One question on its way: what is found, which sentence of the best is near, what is answered."""
+    hits = index.search(question, 5)
+    best = hits[0].chunk
+    near = [[best.text[a:b], score] for (a, b), (_, score) in zip(best.windows, sentences(index, question, best))]
+    shown = [[hit.chunk.cite, hit.score] for hit in hits]
+    return {"question": question, "answer": reply.text, "sources": reply.sources, "hits": shown, "sentences": near}
+
+
 def illustrate(settings: Settings, work: Workspace, library: Library, reader: Reader) -> None:
-    """One question on its way: what is found, which sentence of it is near, what is answered."""
-    question = settings.illustrated
-    hits = library.index.search(question, 5)
-    best, reply = hits[0].chunk, reader.read(question, [hits[0].chunk])
-    near = [[best.text[a:b], score] for (a, b), (_, score) in zip(best.windows, sentences(library.index, question, best))]
+    """Keeps the example of `--illustrated`."""
+    best = library.index.search(settings.illustrated, 1)[0]
     with work.log(f"{library.name}-example", settings) as log:
-        log.artifact(question=question, answer=reply.text, sources=reply.sources, hits=[[hit.chunk.cite, hit.score] for hit in hits], sentences=near)
-        log.finish(score=hits[0].score)
+        log.artifact(**example(library.index, settings.illustrated, reader.read(settings.illustrated, [best.chunk])))
+        log.finish(score=best.score)
 
 
 # ---- the learner's own model
@@ -634,7 +641,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
         if f"{data}-{every}abstain" in runs:
             plots.append(save_figure(abstention_figure(runs[f"{data}-{every}abstain"]), out / f"{data}_abstention.png"))
     if "handbook-example" in runs:
-        plots.append(save_figure(example_figure(runs["handbook-example"]), out / "handbook_example.png"))
+        plots.append(save_figure(example_figure(runs["handbook-example"].artifacts), out / "handbook_example.png"))
     if stores := [run.summary for name, run in runs.items() if name.startswith("index-")]:
         plots.append(save_figure(index_figure(stores), out / "index.png"))
     return plots
@@ -678,9 +685,8 @@ def abstention_figure(run: LoggedRun) -> Any:
     return fig
 
 
-def example_figure(run: LoggedRun) -> Any:
+def example_figure(seen: dict[str, Any]) -> Any:
     """A question on its way: the sections that are near, the sentences of the nearest, the answer."""
-    seen = run.artifacts
     wrapped = [textwrap.fill(text, 62) for text, _ in seen["sentences"]]
     fig, (left, right) = figure(15, 2.8 + 0.26 * sum(text.count("\n") + 1.6 for text in wrapped), ncols=2, width_ratios=(1, 1))
     for ax, names, scores, title in (
