@@ -43,9 +43,8 @@ def open_in_colab(path: str | Path, address: str) -> None:
     path, (repository, name) = Path(path), match.groups()
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["id"] != SETUP_ID]
-    lines = [line for line in "".join(cells[0]["source"]).split("\n") if not line.startswith(BADGE)]
+    title, *rest = re.sub(rf"\n\n{re.escape(BADGE)}.*", "", "".join(cells[0]["source"])).split("\n")
     badge = f"{BADGE}(https://colab.research.google.com/github/{repository}/blob/main/weeks/{path.parent.name}/{path.name})"
-    title, *rest = lines
     cells[0]["source"] = "\n".join([title, "", badge, *rest]).splitlines(keepends=True)
     setup = SETUP.format(name=name, address=f"https://github.com/{repository}").splitlines(keepends=True)
     cells.insert(1, {"cell_type": "code", "execution_count": None, "id": SETUP_ID, "metadata": {}, "outputs": [], "source": setup})

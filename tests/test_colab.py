@@ -62,6 +62,7 @@ def run_cell(notebook, tmp_path, inside):
     if inside:
         code = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n" + code
     (tmp_path / "pip").mkdir(exist_ok=True)
+    (tmp_path / "pip" / "__init__.py").write_text("")
     (tmp_path / "pip" / "__main__.py").write_text("import sys; open('pip.txt', 'a').write(' '.join(sys.argv[1:]) + '\\n')")
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(tmp_path)}
     env |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/origin.insteadOf", "GIT_CONFIG_VALUE_0": ADDRESS}
@@ -88,7 +89,7 @@ def test_outside_colab_the_cell_does_nothing(notebook, tmp_path):
     open_in_colab(notebook, ADDRESS)
     before = sorted(tmp_path.rglob("*"))
     assert str(tmp_path) not in run_cell(notebook, tmp_path, inside=False)
-    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "pip", tmp_path / "pip" / "__main__.py"]
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "pip", tmp_path / "pip" / "__init__.py", tmp_path / "pip" / "__main__.py"]
 
 
 def test_every_notebook_has_a_badge_of_the_same_repository_or_none_has(monkeypatch, tmp_path, capsys):

@@ -188,7 +188,7 @@ ABLATIONS: dict[str, tuple[dict, dict]] = {
     "ReLU squared": ({"mlp": "relu2"}, {}),
     "tied weights": ({"tie_weights": True}, {}),
     "no zero init": ({"zero_init": False}, {}),
-    "AdamW": ({}, {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0}),
+    **{f"AdamW, rate {lr}": ({}, {"optimizer": "adamw", "lr": lr}) for lr in (0.0005, 0.001, 0.002, 0.004)},
     "dropout 0.1": ({"dropout": 0.1}, {}),
     "cosine decay": ({}, {"schedule": "cosine", "final_lr": 0.1}),
 }  # fmt: skip
@@ -198,7 +198,7 @@ def study_ablation(settings: Settings, corpus: Corpus, work: Workspace) -> dict[
     """The modern recipe with one ingredient exchanged for the classic one at a time, at the same number of steps."""
     losses = {}
     for name, (model, how) in ABLATIONS.items():
-        with work.log("ablation-" + name.replace(" ", "-"), settings) as log:
+        with work.log("ablation-" + name.replace(",", "").replace(" ", "-"), settings) as log:
             recipe = Recipe(replace(settings.modern.model, **model), replace(settings.modern.train, eval_every=settings.modern.train.steps, **how))
             result = log.finish(**train(recipe, corpus, work, log, name, settings.resume), name=name)
             losses[name] = result["val_loss"]

@@ -193,7 +193,15 @@ def draw_vocabularies(studied: list[dict], chars: dict, out: Path) -> Path:
     points = sorted((s["vocab_size"], s["val_bits_per_byte"]) for s in studied)
     ax.plot(*zip(*points), color=COLOURS[0], marker="o", linewidth=2, label="byte-pair encoding")
     for x, y in points:
-        ax.annotate(f"{y:.3f}", (x, y), xytext=(6, 7), textcoords="offset points", fontsize=9)
+        ax.annotate(
+            f"{y:.3f}",
+            (x, y),
+            xytext=(0, 9),
+            textcoords="offset points",
+            fontsize=9,
+            ha="center",
+            bbox=dict(facecolor="white", edgecolor="none", pad=1),
+        )
     level = chars["val_bits_per_byte"]
     ax.axhline(level, color=COLOURS[1], linestyle="--", linewidth=2, label=f"{chars['vocab_size']} characters: {level:.3f}")
     ax.set_xscale("log", base=2)
