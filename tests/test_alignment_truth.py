@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     loop = small_loop("GRPO")
     loop.score = lambda ids, mask: torch.full((len(ids),), math.nan)
     before = copy.deepcopy(loop.policy.state_dict())
-    with pytest.raises(RuntimeError, match="step 1: the loss is nan"):
+    with pytest.raises(ValueError, match="step 1: the loss is nan"):
         loop.fit()
     assert all(torch.equal(t, before[k]) for k, t in loop.policy.state_dict().items())
 
