@@ -323,7 +323,7 @@ class Instructions:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, config: TrainConfig, device: torch.device | str = "cpu") -> dict[str, float]:
-        """On the held-out answers: `val_loss` in nats a token, its perplexity, and how often the likeliest token is right."""
+        """On the held-out answers: `val_loss` in nats per token, its perplexity, and how often the likeliest token is right."""
         was_training = model.training
         model.eval()
         rows, loss, right, count = self.rows(self.val, range(len(self.val))), 0.0, 0, 0

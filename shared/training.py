@@ -122,7 +122,7 @@ class NextToken:
         return batches(self.corpus.train, config.block_size, config.batch_size, config.seed, start_step, rank, world_size)
 
     def loss(self, call: Callable[..., Tensor], *batch: Tensor) -> Tensor:
-        """The mean over a batch, in nats a token. call: the model, or what stands for it in a step."""
+        """The mean over a batch, in nats per token. call: the model, or what stands for it in a step."""
         x, y = batch
         return cross_entropy(call(x), y)
 

@@ -83,7 +83,7 @@ class Settings(WeekSettings):
     min_score: float = 0.0
     """Questions whose best passage has a lower score are not answered."""
     min_gain: float | None = None
-    """Answers that the passage makes less likely than this, in nats a token, are not given."""
+    """Answers that the passage makes less likely than this, in nats per token, are not given."""
     questions: int | None = 48
     """So many of the questions are answered, spread over all; none takes all. Retrieval is measured on all."""
     illustrated: str = "How long must someone have been resident before being allowed to take part in the ballot?"
