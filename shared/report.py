@@ -127,7 +127,8 @@ def curves(
     levels: dict[str, float] | None = None,
     ylim: tuple[float | None, float | None] | None = None,
 ) -> Path:
-    """Logged values against steps or seconds. reference: drawn pale and dashed below. levels: horizontal lines by label."""
+    """Logged values against steps or seconds. reference: drawn pale and dashed below. levels: horizontal lines by label. A loss in nats (by
+    its `ylabel`) is read as a perplexity on the right."""
     fig, ax = figure()
     for i, curve in enumerate(reference):
         ax.plot(*curve.run.series(curve.y, x), color=COLOURS[i % 8], alpha=0.45, linestyle=":", linewidth=3, label=f"course: {curve.label}")
@@ -149,8 +150,21 @@ def curves(
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if ylim:
         ax.set_ylim(*ylim)
+    if "nats" in ylabel:
+        perplexity_axis(ax)
     ax.legend(frameon=False)
     return save_figure(fig, path)
+
+
+def perplexity_axis(ax: Any) -> None:
+    """Beside a loss in nats, on the right, the perplexity: e to its power."""
+    low, high = map(math.exp, ax.get_ylim())
+    fitting = ([m * 10**e for e in range(16) for m in steps if low <= m * 10**e <= high] for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)))
+    ticks = next((ticks for ticks in fitting if len(ticks) <= 8), [])
+    right = ax.secondary_yaxis("right", functions=(np.exp, np.log))
+    right.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
+    right.minorticks_off()
+    right.set_ylabel("perplexity")
 
 
 def heatmap(
