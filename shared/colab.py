@@ -25,10 +25,13 @@ from pathlib import Path
 
 if "google.colab" in sys.modules:
     course = Path("/content/{name}")
+    installed = Path("/content/.{name}-installed")
     if not course.exists():
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{address}", course], check=True)
+    if not installed.exists():
         packages = [f"{{course}}[rag,serve,export]", "tiktoken", "bitsandbytes"]
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", *packages], check=True)
+        installed.touch()
     sys.path.insert(0, str(course))"""
 
 

@@ -12,6 +12,7 @@ and a single figure is `<!-- = 04_mini_gpt/reference/tinyshakespeare/modern best
 
 import importlib.util
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence

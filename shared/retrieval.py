@@ -370,11 +370,14 @@ class Index:
         cls, folder: str | Path, embedder: Embedder, chunks: Iterable[Chunk], make: Callable[[], VectorStore] | None = None
     ) -> tuple["Index", dict[str, list[str]]]:
         """The index of these chunks, kept in `folder`: made there with the store of `make` (default: FAISS, flat) or brought up to date. With what
-        `sync` changed. Raises ValueError as `load` does."""
+        `sync` changed. Raises ValueError as `load` does, and for an index that is kept in another kind of store."""
+        store = make() if make else None
         if (Path(folder) / "index.json").exists():
             index = cls.load(folder, embedder)
+            if store is not None and index.store.kind != store.kind:
+                raise ValueError(f"the index in {folder} is kept in {index.store.kind}, not {store.kind}: choose that store, or another folder")
         else:
-            index = cls(embedder, make() if make else None)
+            index = cls(embedder, store)
         changes = index.sync(chunks)
         if any(changes.values()):
             index.save(folder)

@@ -57,14 +57,17 @@ def test_other_addresses_are_refused(notebook, address):
     assert notebook.read_bytes() == before
 
 
-def run_cell(notebook, tmp_path, inside):
+PIP = "import sys; open('pip.txt', 'a').write(' '.join(sys.argv[1:]) + '\\n')"
+
+
+def run_cell(notebook, tmp_path, inside, pip=PIP):
     """Runs the set-up cell, then says where `shared` would come from. Colab, its disk, GitHub and pip are stood in for by files of `tmp_path`."""
     code = cells(notebook)[1]["source"].replace("/content/", f"{tmp_path}/content/")
     if inside:
         code = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n" + code
     (tmp_path / "pip").mkdir(exist_ok=True)
     (tmp_path / "pip" / "__init__.py").write_text("")
-    (tmp_path / "pip" / "__main__.py").write_text("import sys; open('pip.txt', 'a').write(' '.join(sys.argv[1:]) + '\\n')")
+    (tmp_path / "pip" / "__main__.py").write_text(pip)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(tmp_path)}
     env |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/origin.insteadOf", "GIT_CONFIG_VALUE_0": ADDRESS}
     code += "\nimport importlib.util; print(importlib.util.find_spec('shared').origin)"
@@ -82,6 +85,8 @@ def test_the_cell_fetches_and_installs_the_course_once(notebook, tmp_path):
     git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "--message", "course")
     open_in_colab(notebook, ADDRESS)
     course = tmp_path / "content" / "llm-course"
+    with pytest.raises(subprocess.CalledProcessError):
+        run_cell(notebook, tmp_path, inside=True, pip="raise SystemExit('no network')")  # what failed is done the next time
     for _ in range(2):
         assert run_cell(notebook, tmp_path, inside=True) == str(course / "shared" / "__init__.py")
     assert (tmp_path / "pip.txt").read_text().splitlines() == [f"install --quiet -e {course}[rag,serve,export] tiktoken bitsandbytes"]

@@ -337,8 +337,11 @@ def test_week_11_refuses_an_index_of_another_model(output, folders, text_file):
     module.main(settings)
     with pytest.raises(ValueError, match=r"made with the embedder all-MiniLM-L6-v2 \(384 numbers\), and cannot be searched with week 6"):
         module.main(replace(settings, embedder="own"))
-    with pytest.raises(ValueError, match="is kept in flat, not hnsw: use --store flat, or another --index"):
+    before = {path.name: path.read_bytes() for path in (folders / "index").iterdir()}
+    (folders / "GOOD" / "boats.md").write_text("# Boats\n\nThere are none.\n")
+    with pytest.raises(ValueError, match="is kept in flat, not hnsw: choose that store, or another folder"):
         module.main(replace(settings, store="hnsw"))
+    assert before == {path.name: path.read_bytes() for path in (folders / "index").iterdir()}
 
 
 def test_week_11_keeps_a_section_of_pythons_reference_once(tmp_path):

@@ -328,6 +328,8 @@ def load_smollm2(blocks: int | None = None) -> tuple[GPT, BPETokenizer]:
     blocks: only so many of its 30 blocks, from the first. What it then writes makes no sense, but it takes the same paths, faster."""
     model = from_gguf(fetch("smollm2"))
     if blocks is not None:
+        if not 1 <= blocks <= model.config.n_layer:
+            raise ValueError(f"blocks={blocks}: SmolLM2 has {model.config.n_layer}, so it must be from 1 to that")
         whole, model = model, GPT(replace(model.config, n_layer=blocks)).eval()
         model.load_state_dict({name: weight for name, weight in whole.state_dict().items() if name in model.state_dict()})
         model.tokenizer = whole.tokenizer

@@ -175,9 +175,16 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
     except ImportError as error:
         raise ValueError(f"--documents needs the package {error.name}, which is not installed: pip install 'llm-weeks[rag]'") from None
     chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())
-    path = Path(documents).resolve()
-    folder = cache_folder() / "indexes" / f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    print(f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages; index in {folder}", flush=True)
+    said, path = f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages", Path(documents).resolve()
+    try:
+        cache = cache_folder()
+    except ValueError as error:
+        print(f"{said}, being embedded; the index is not kept: {error}", flush=True)
+        index = Index(MiniLM(device))
+        index.add(chunks)
+        return index
+    folder = cache / "indexes" / f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    print(f"{said}; index in {folder}", flush=True)
     return Index.kept(folder, MiniLM(device), chunks)[0]
 
 

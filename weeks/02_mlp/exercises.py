@@ -416,9 +416,10 @@ def _adamw(
 
 ADAMW_STEP = Exercise(
     task="""Write one step of AdamW, the optimizer behind nearly every language model. All tensors are float32 of one shape: `weight`, its
-    `gradient`, and the running means of the gradient (`first`) and of its square (`second`), each renewed as beta * old + (1 - beta) * new. `step` counts from 1, and the means began at
-    zero, so each is divided by 1 - beta**step before it is used. The weight moves by -lr * mean / (root of the mean square + eps), and
-    besides by -lr * weight_decay * weight. Return (new weight, new first, new second); the means come back uncorrected.""",
+    `gradient`, and the running means of the gradient (`first`) and of its square (`second`), each renewed as beta * old + (1 - beta) * new.
+    `step` counts from 1, and the means began at zero, so each is divided by 1 - beta**step before it is used. The weight moves by -lr * mean /
+    (root of the mean square + eps), and besides by -lr * weight_decay * weight. Return (new weight, new first, new second); the means come back
+    uncorrected.""",
     reference=adamw_step,
     cases=_adamw_cases,
     mistakes=(

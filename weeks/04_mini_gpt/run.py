@@ -1,4 +1,4 @@
-"""Week 4: a GPT, by two recipes: the classic one (GPT-2's) and a modern one (Llama's blocks, Muon).
+"""Week 4: a mini-GPT, by two recipes: the classic one (GPT-2's) and a modern one (Llama's blocks, Muon).
 
 python weeks/04_mini_gpt/run.py --preset laptop                     # the headline: the best loss in five minutes
 python weeks/04_mini_gpt/run.py --preset laptop --study speedrun    # classic against modern at one size, to a fixed loss
@@ -224,6 +224,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     plots = []
     if "headline" in runs:
         lines = [("headline", f"seed {runs['headline'].run['seed']}")] + [(n, n.replace("-", " ")) for n in runs if n.startswith("seed-")]
+        ends = [y for n, _ in lines for y in runs[n].series("val_loss")[1][-1:]]
         plots.append(
             curves(
                 out / "loss.png",
@@ -232,7 +233,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 x="seconds",
                 xlabel="seconds of training",
                 ylabel="loss (nats per character)",
-                ylim=(1.1, 2.4),  # below where every curve begins: the seeds lie close together
+                ylim=(None, max(ends) + 0.9) if ends else None,  # below where every curve begins: the seeds lie close together
                 reference=[Curve(reference["headline"], "validation")] if "headline" in reference else (),
                 levels={"nanoGPT's GPU recipe": 1.4697} if logs.name == "tinyshakespeare" else None,
             )  # fmt: skip
@@ -251,7 +252,11 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 reference=[Curve(reference[n], n) for n in ("modern", "classic") if n in reference],
             )  # fmt: skip
         )
-    ablated = {r.summary["name"]: r.summary["val_loss"] for n, r in runs.items() if n.startswith("ablation-") and r.summary}
+    ablated = {
+        r.summary["name"]: r.summary["val_loss"]
+        for n, r in runs.items()
+        if n.startswith("ablation-") and r.summary and r.summary["name"] in ABLATIONS
+    }
     if len(ablated) == len(ABLATIONS):
         ordered = dict(sorted(ablated.items(), key=lambda item: item[1]))
         bottom = min(ordered.values()) - 0.02

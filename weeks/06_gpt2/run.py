@@ -121,7 +121,7 @@ def open_corpus(settings: Settings) -> Corpus:
 
 
 def study_text(settings: Settings) -> tuple[str, str]:
-    """A study's text and its name. Shards hold no text: then tinyshakespeare, said aloud."""
+    """The name and the text that a study reads. Shards hold no text: then tinyshakespeare, said aloud."""
     if settings.data == PRESETS["gpu"].data or (Path(settings.data) / INDEX).exists():
         print(f"{settings.data} is a folder for shards, which hold no text: this study takes tinyshakespeare")
         return read_text("tinyshakespeare")

@@ -80,6 +80,7 @@ def main(settings: Settings) -> dict[str, float]:
     """Measures formats and tricks, or runs a study. Returns the week's figures."""
     device = pick_device(settings.device)
     corpus = WEEK_6.open_corpus(replace(WEEK_6.PRESETS[settings.preset], data=settings.data, vocab_size=settings.vocab_size, train=settings.train))
+    corpus = replace(corpus, train=corpus.train[: 1 << 22], val=corpus.val[: 1 << 20])  # every measurement's process gets a copy
     config = replace(settings.model, vocab_size=corpus.tokenizer.vocab_size)
     work = Workspace(__file__, settings, corpus.name, device)
     if settings.study:

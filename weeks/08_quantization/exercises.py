@@ -304,9 +304,9 @@ def _gptq_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor, Tensor]
 GPTQ_STEP = Exercise(
     task="""GPTQ rounds one column of the weights after another, and lets those still to come make up for the error. `weight` is float32 [out,
     in]; the columns before `column` are done. `hessian` is float32 [in, in], the mean of x xᵀ over the layer's inputs x. Let U be the upper
-    Cholesky factor of its inverse: the upper triangular matrix with Uᵀ U = hessian⁻¹. Round: where w is the column, its new value is q = c * scales, with c = w / scales rounded
-    and clamped to -8 .. 7, and `scales` float32 [out]. Spread: take (w - q) * U[column, j] / U[column, column] from each later column j.
-    Return the new weight, float32 [out, in].""",
+    Cholesky factor of its inverse: the upper triangular matrix with Uᵀ U = hessian⁻¹. Round: where w is the column, its new value is q = c *
+    scales, with c = w / scales rounded and clamped to -8 .. 7, and `scales` float32 [out]. Spread: take (w - q) * U[column, j] / U[column,
+    column] from each later column j. Return the new weight, float32 [out, in].""",
     reference=gptq_step, cases=_gptq_cases, tolerance=1e-4,
     mistakes=(
         Mistake("the error is not spread", lambda weight, column, hessian, scales: _spread(weight, column, torch.zeros(len(hessian)), scales),

@@ -207,9 +207,9 @@ def _alpha_cases(generator: Generator) -> list[tuple[float, int, int, bool]]:
 
 
 ALPHA_FOR_RANK = Exercise(
-    task="""An adapter of rank `r` was trained with `alpha`. It is rewritten as one of rank `new_r` that computes the
-    same: rows of A and columns of B that are zero are added or taken away. The scale of B A, which is alpha / r for LoRA and alpha / √r for rsLoRA (`use_rslora`), must not change. Return
-    the alpha to write into the new file, a float.""",
+    task="""An adapter of rank `r` was trained with `alpha`. It is rewritten as one of rank `new_r` that computes the same: rows of A and
+    columns of B that are zero are added or taken away. The scale of B A, which is alpha / r for LoRA and alpha / √r for rsLoRA (`use_rslora`),
+    must not change. Return the alpha to write into the new file, a float.""",
     reference=alpha_for_rank, cases=_alpha_cases,
     mistakes=(
         Mistake("alpha / r and alpha / √r mixed up", lambda alpha, r, new_r, rs: alpha_for_rank(alpha, r, new_r, not rs),

@@ -209,10 +209,12 @@ def prepare(settings: Settings, base: GPT, corpus: Corpus, work: Workspace) -> S
         f"preferences: {settings.answers} answers to each of {len(prompts)} prompts; {len(pairs)} pairs, {ties} prompts left out as ties", flush=True
     )
     folder, judges = work.checkpoints / "reward", {"mark": settings.mark, "min_words": settings.min_words}
-    kept = settings.study and checkpoint.find(folder)
+    kept = checkpoint.find(folder)
     if kept and json.loads((kept / "config.json").read_text(encoding="utf-8")).get("judges") != judges:
-        kept = print(f"the reward model in {kept} judges another rule: one for {judges} is trained")
-    if kept:
+        print(f"the reward model in {kept} was not trained for {judges}: it is trained anew", flush=True)
+        (work.checkpoints / "reward.safetensors").unlink(missing_ok=True)  # --resume would go on from it
+        kept = None
+    if kept and settings.study:
         return start._replace(reward=checkpoint.load(folder, corpus.tokenizer, work.device, lambda model, meta: scalar_head(model)).model)
     with work.log("reward", settings) as log:
         model = scalar_head(base, generator=Generator().manual_seed(settings.reward.seed))

@@ -196,10 +196,6 @@ def open_library(settings: Settings, device: torch.device) -> Library:
     embedder = MiniLM(device) if settings.embedder == "minilm" else own_embedder(settings, device)
     folder = Path(settings.index or kept / "-".join(("index", name, re.sub(r"[^\w.]+", "-", embedder.name), settings.store)))
     index, changes = Index.kept(folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim))
-    if index.store.kind != settings.store:
-        raise ValueError(
-            f"the index in {folder} is kept in {index.store.kind}, not {settings.store}: use --store {index.store.kind}, or another --index"
-        )
     print(f"{len(documents)} documents, {len(chunks)} chunks, {len(index.store)} windows; " + ", ".join(f"{len(v)} {k}" for k, v in changes.items()))
     return Library(name, chunks, index, *questions(settings.data, chunks))
 
@@ -246,9 +242,9 @@ def place(chunk: Chunk, question: dict) -> tuple[str, str | None]:
 
 def own_embedder(settings: Settings, device: torch.device) -> HiddenStates:
     """The hidden states of week 6's model."""
-    model = own_model(settings).to(device)
+    model = own_model(settings)
     weights = hashlib.sha256(save(unshared(model.cpu()))).hexdigest()[:8]  # trained anew, it is another embedder
-    return HiddenStates(model, model.tokenizer, f"week 6, {settings.preset}, {settings.text}, {weights}")
+    return HiddenStates(model.to(device), model.tokenizer, f"week 6, {settings.preset}, {settings.text}, {weights}")
 
 
 def own_model(settings: Settings) -> GPT:
