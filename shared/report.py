@@ -160,9 +160,11 @@ def curves(
 def perplexity_axis(ax: Any) -> None:
     """Beside a loss in nats, on the right, the perplexity: e to its power."""
     low, high = map(math.exp, ax.get_ylim())
-    fitting = ([m * 10**e for e in range(16) for m in steps if low <= m * 10**e <= high] for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)))
+    halves = [m / 2 for m in range(2, 20)]
+    scales = [(steps, 1) for steps in (halves, halves[::2], (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,))] + [((1,), 3)]  # the last: every third power of 10
+    fitting = ([m * 10**e for e in range(0, 19, every) for m in steps if low <= m * 10**e <= high] for steps, every in scales)
     ticks = next((ticks for ticks in fitting if len(ticks) <= 8), [])
-    right = ax.secondary_yaxis("right", functions=(np.exp, np.log))
+    right = ax.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9))))  # matplotlib also tries 0
     right.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
     right.minorticks_off()
     right.set_ylabel("perplexity")

@@ -1,6 +1,7 @@
 """Plots and tables come from logs, and from nothing else."""
 
 import json
+import math
 
 import matplotlib.image
 import pytest
@@ -82,3 +83,16 @@ def test_ladder_needs_runs_and_leaves_smoke_runs_out(monkeypatch, tmp_path):
         (folder / "week.json").write_text(json.dumps({"preset": preset, "data": "toy", "seconds": 1, "metrics": {"bits_per_byte": bits}}))
     path = report.ladder(tmp_path / "ladder.png", "toy", mine=True)
     assert matplotlib.image.imread(path)[..., :3].std() > 0.01
+
+
+@pytest.mark.parametrize("low, high", [(1.65, 2.05), (1.1, 2.4), (2.2, 4.3), (1.0, 12.0), (0.2, 35.0)])
+def test_a_perplexity_stands_beside_its_loss(low, high):
+    fig, ax = report.figure()
+    ax.plot([0, 1], [low, high])
+    report.perplexity_axis(ax)
+    fig.canvas.draw()
+    (right,) = ax.child_axes
+    ticks = right.get_yticks()
+    assert 3 <= len(ticks) <= 8 and [label.get_text() for label in right.get_yticklabels()] == [f"{tick:,g}" for tick in ticks]
+    for tick in ticks:
+        assert right.transData.transform((0, tick))[1] == pytest.approx(ax.transData.transform((0, math.log(tick)))[1], abs=0.01)

@@ -383,7 +383,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
             title, before = f"Held-out answers while {MODELS.get(model, model)} learns", next(iter(runs.values())).summary["base_loss"]
             ylabel = "loss on held-out answers (nats per token)"
             plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel=ylabel, levels={"before": before}, ylim=(None, 1.1 * before)))
-    if any(len(runs) > 1 for runs in models.values()):
+    if models:
         plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
     return plots
 
