@@ -26,7 +26,7 @@ from shared.execution import ALONE, OneProcess, Precision
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import IM_END, chat_prompt, load_smollm2
 from shared.profiling import in_own_process, matmul_peak, measure_training
-from shared.report import COLOURS, Curve, curves, figure, read_runs, reference_for, save_figure
+from shared.report import COLOURS, Curve, LoggedRun, curves, figure, model_card, read_runs, reference_for, save_figure
 from shared.runtime import ROOT, RunLog, clock, device_name, pick_device, table
 from shared.sampling import generate
 from shared.shards import INDEX, open_shards
@@ -316,10 +316,43 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 levels={"ln(vocabulary)": math.log(runs["gpt2"].summary["vocab_size"])} if runs["gpt2"].summary else None,
             )
         )  # fmt: skip
+        if runs["gpt2"].summary:
+            write_card(runs["gpt2"], logs.name, out)
     steps = [r.summary for n, r in runs.items() if n.startswith("cost-") and r.summary]
     if steps and all(s["gigabytes"] for s in steps):
         plots.append(draw_cost(steps, out))
     return plots
+
+
+def write_card(run: LoggedRun, data: str, out: Path) -> Path:
+    """The model's card, from its log."""
+    s, settings = run.summary, run.run["settings"]
+    m, train = settings["model"], settings["train"]
+    seen = train["steps"] * train["batch_size"] * train["block_size"] * train["grad_accum_steps"]
+    path = f"checkpoints/06_gpt2/{settings['preset']}/{data}/gpt2/best"
+    return model_card(
+        out / "model_card.md", "Week 6's GPT",
+        {
+            "What": "a small GPT that writes like its training text and knows nothing else. For learning only",
+            "Built as": f"{s['parameters']:,} parameters: {m['n_layer']} blocks, {m['n_embd']} channels, {m['n_head']} heads, {m['norm']}, {m['position']}, "
+                f"{m['mlp']}; a context of {m['block_size']} tokens",
+            "Tokens": f"{s['vocab_size']:,}, by byte-pair encoding",
+            "Trained on": f"{seen:,} tokens drawn from the training part of {data}, in {s['seconds']:,.0f} s on {run.run['device']}",
+            "How": f"{train['steps']:,} steps, optimizer {train['optimizer']}, weight decay {train['weight_decay']:g}, seed {train['seed']}",
+            "Measured on": f"{train['eval_windows'] or 'all'} windows of the held-out part",
+            "Limits": "it has read nothing but this text: it invents words and facts, and the manners are those of the text",
+            "Licence": "that of this repository",
+        },
+        [
+            {"": "bits per byte", "held out": f"{s['best_val_bits_per_byte']:.3f}"},
+            {"": "loss (nats per token)", "held out": f"{s['best_val_loss']:.3f}"},
+            {"": "perplexity", "held out": f"{s['best_val_perplexity']:.2f}"},
+            {"": "likeliest token is right", "held out": f"{s['best_val_accuracy']:.1%}"},
+            {"": "its words that occur in the training text", "held out": f"{s['known_words']:.0%}"},
+        ],
+        f'from shared.models.gpt import GPT\nmodel = GPT.from_checkpoint("{path}")\nprint(model.generate("ROMEO:", temperature=0.8))',
+        run.artifacts["sample"],
+    )  # fmt: skip
 
 
 def draw_cost(steps: list[dict], out: Path) -> Path:
