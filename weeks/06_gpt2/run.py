@@ -317,14 +317,14 @@ def draw(logs: Path, out: Path) -> list[Path]:
             )
         )  # fmt: skip
         if runs["gpt2"].summary:
-            write_card(runs["gpt2"], logs.name, out)
+            write_base_card(runs["gpt2"], logs.name, out)
     steps = [r.summary for n, r in runs.items() if n.startswith("cost-") and r.summary]
     if steps and all(s["gigabytes"] for s in steps):
         plots.append(draw_cost(steps, out))
     return plots
 
 
-def write_card(run: LoggedRun, data: str, out: Path) -> Path:
+def write_base_card(run: LoggedRun, data: str, out: Path) -> Path:
     """The model's card, from its log."""
     s, settings = run.summary, run.run["settings"]
     m, train = settings["model"], settings["train"]
