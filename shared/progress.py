@@ -172,7 +172,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { font-size: 1
 .soft { color: var(--soft); } a { color: var(--done); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .4rem .7rem .4rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; font-size: .85rem; } .number { text-align: right; }
+td:nth-child(4) { white-space: normal; } th { color: var(--soft); font-weight: 600; font-size: .85rem; } .number { text-align: right; }
 .bar { display: inline-block; width: 5rem; height: .55rem; background: var(--line); border-radius: .3rem; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--done); }
 figure { margin: 0 0 1.2rem; } figure img { width: 100%; height: auto; border: 1px solid var(--line); border-radius: .4rem; }
