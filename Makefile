@@ -36,7 +36,7 @@ notebooks: $(VENV)/.course
 	$(RUN) -m jupyter lab weeks
 
 report: $(VENV)/.course
-	$(RUN) -m shared.report
+	$(RUN) -m shared.course.report
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from shared.commandline import errors_for_people, parse_args
 from shared.models.gpt import GPT, GPTConfig
-from shared.profiling import matmul_peak, measure_training
 from shared.runtime import clock, device_name, table
 from shared.training import TrainConfig
+from shared.training.profiling import matmul_peak, measure_training
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.tokenizers import Tokenizer
+from shared.models.registry import MODELS
+from shared.tokenizers.base import Tokenizer
+
+FORMS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {}
+"""By entry of config.json: what gives a new model the form that the saved tensors are for. Filled by `register_form`."""
+
+
+def register_form(entry: str, rebuild: Callable[[nn.Module, Any], nn.Module]) -> None:
+    """Lets `load` open checkpoints that were saved with `more={entry: value}`: rebuild(new model, value) returns the model in that form."""
+    FORMS[entry] = rebuild
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ def save(
     """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new one is there, whole.
 
     weights: the model's tensors, where `model` has not all of each in this process; None takes them from `model`.
-    more: further entries of config.json, for the `prepare` of `load`: what a later week did to the model.
+    more: further entries of config.json: what a later week did to the model. `load` undoes none of it and needs a form of that name
+    (`register_form`).
     """
     with whole_folder(folder) as new:
         save_file({n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors")
@@ -129,32 +139,38 @@ def load(
     folder: str | Path,
     tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
-    prepare: Callable[[nn.Module, dict[str, Any]], nn.Module] | None = None,
 ) -> Checkpoint:
     """Builds the model that `save` wrote, with its tokenizer and training state. The model comes in eval mode.
 
-    tokenizer: if given, the checkpoint must have been made with this one. prepare: given the new model and what config.json says, returns
-    the model in the form that the tensors are for; without it a checkpoint that needs one (a quantized model's) is refused. Raises
-    ValueError for a folder that is no checkpoint, a file that is cut or damaged, tensors of another shape, and another tokenizer.
+    The model's class must be imported: that registers it, and likewise the form of a quantized model.
+    tokenizer: if given, the checkpoint must have been made with this one. Raises ValueError for a folder that is no checkpoint, a file
+    that is cut or damaged, a model or a form that nothing has registered, tensors of another shape, and another tokenizer.
     """
-    import shared.models as models  # by name at run time: the models of later weeks are found too
-
     path, meta = _open(folder)
     if "beside" in meta:
         raise ValueError(f"{folder} has only what was trained beside {meta['beside']}: a run can be resumed with it, it is no model by itself")
     name = meta.get("model")
-    configs = {m: m.removesuffix("Model") + "Config" for m in models.__all__}
-    known = [m for m, config in configs.items() if config in models.__all__]
-    if name not in known:
-        raise ValueError(f"{path / 'config.json'} names a model {name!r}; known are: {', '.join(known)}")
+    if not isinstance(name, str) or name not in MODELS:
+        known = ", ".join(MODELS) or "none"
+        raise ValueError(
+            f"{path / 'config.json'} names a model {name!r}; known are: {known}. "
+            "A model is known once the module that defines it is imported, such as shared.models.gpt"
+        )
+    model_class, config_class = MODELS[name]
     try:
-        model = getattr(models, name)(getattr(models, configs[name])(**meta["config"]))
+        model = model_class(config_class(**meta["config"]))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path / 'config.json'} does not describe a {name}: {error}") from None
-    if prepare is not None:
-        model = prepare(model, meta)
-    elif "quantization" in meta:
-        raise ValueError(f"the model in {folder} is quantized: load it with shared.quantization.load_quantized")
+    for entry in meta.keys() - {"model", "config", "metrics", "tokenizer"}:
+        if entry not in FORMS:
+            raise ValueError(
+                f"the model in {folder} was saved with {entry}, which no module imported so far can rebuild: "
+                f"import the one that does (for quantization: shared.quantization)"
+            )
+        try:
+            model = FORMS[entry](model, meta[entry])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path / 'config.json'} does not describe a model with {entry}: {error}") from None
     load_weights(model, path / "model.safetensors")
     found = _tokenizer(path, tokenizer)
     tensors = state = None
@@ -162,6 +178,12 @@ def load(
         state = _read_json(path / "training.json")
         tensors = _read_tensors(path / "training.safetensors")
     return Checkpoint(model.to(device).eval(), found, meta.get("metrics", {}), tensors, state)
+
+
+def read_metrics(folder: str | Path) -> dict[str, float]:
+    """What was measured when the checkpoint in `folder` was saved; nothing where that is no checkpoint of ours."""
+    path = find(folder)
+    return _read_json(path / "config.json").get("metrics", {}) if path else {}
 
 
 def load_learned(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.data import fixed_windows
+from shared.data.corpus import fixed_windows
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

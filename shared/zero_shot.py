@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from shared import checkpoint
 from shared.assets import fetch
 from shared.commandline import errors_for_people, parse_args
 from shared.evaluation import Evaluation, bits_per_byte, perplexity
 from shared.models.gpt import GPT
-from shared.models.pretrained import from_hf, load_smollm2
+from shared.models.pretrained import load_model
 from shared.runtime import clock, pick_device, table
-from shared.sampling import generate, stream_text
+from shared.sampling.generate import generate, stream_text
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
@@ -419,29 +418,16 @@ class Settings:
 def main(settings: Settings) -> list[Result]:
     """Prints a table with a line for each task and metric."""
     tasks = {task: load_task(task, settings.hellaswag)[: settings.limit] for task in settings.tasks}
-    model, tokenizer = load_by_name(settings.model, pick_device(settings.device))
-    results = [run_task(model, tokenizer, task, examples, settings.max_tokens, progress=True) for task, examples in tasks.items()]
+    model = load_model(settings.model, pick_device(settings.device))
+    if model.tokenizer is None:
+        raise ValueError(f"{settings.model} comes without a tokenizer of ours: its ids have no text to score")
+    results = [run_task(model, model.tokenizer, task, examples, settings.max_tokens, progress=True) for task, examples in tasks.items()]
     rows = [
         {"task": r.task, "metric": name, "value": value, "standard error": r.standard_errors.get(name), "examples": len(r.records), "seconds": r.seconds}
         for r in results for name, value in r.metrics.items()
     ]  # fmt: skip
     print(table(rows))
     return results
-
-
-def load_by_name(name: str, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """A model and its tokenizer: "smollm2", a checkpoint's folder, or a Hugging Face model's folder or hub name. Raises ValueError where there
-    is none, and for a model without a tokenizer of ours."""
-    folder = checkpoint.find(name)
-    if name == "smollm2":
-        model, _ = load_smollm2()
-    elif folder and "model_type" not in (folder / "config.json").read_text(encoding="utf-8"):  # which all of Hugging Face's have
-        model = GPT.from_checkpoint(name)
-    else:
-        model = from_hf(name)
-    if model.tokenizer is None:
-        raise ValueError(f"{name} comes without a tokenizer of ours: its ids have no text to score")
-    return model.to(device), model.tokenizer
 
 
 if __name__ == "__main__":

@@ -11,8 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from shared import assets, data
-from shared.assets import ASSETS, Asset, Unavailable, Wheel, cache_folder, cached, fetch, fetch_or_fallback, play
+from shared import assets
+from shared.assets import (
+    ASSETS,
+    Asset,
+    Unavailable,
+    Wheel,
+    cache_folder,
+    cached,
+    fetch,
+    fetch_or_fallback,
+    play,
+)
+from shared.data import corpus as data
 
 CONTENT = bytes(range(256)) * 2000  # half a megabyte: several of the pieces that a download comes in
 SUM = hashlib.sha256(CONTENT).hexdigest()

@@ -277,7 +277,7 @@ def test_the_image_holds_everything_that_the_server_imports():
     project = PROJECT["project"]
     distributions = installed(project["dependencies"] + [d for extra in extras() for d in project["optional-dependencies"][extra]])
     modules = reachable("shared.serving.__main__")
-    assert {"shared.serving.engine", "shared.models.gpt", "shared.models", "shared.native"} <= modules.keys()
+    assert {"shared.serving.engine", "shared.models.gpt", "shared.models", "shared.quantization.native"} <= modules.keys()
     assert {name: gap for name, tree in modules.items() if (gap := missing(tree, distributions))} == {}
     assert missing(modules["shared.serving.gate"], installed(project["dependencies"])) == {"fastapi", "prometheus_client", "starlette"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.course import TOPICS
+from shared.course.workspace import TOPICS
 from shared.runtime import ROOT
 
 DOCS = ROOT / "docs"

@@ -10,13 +10,15 @@ from dataclasses import replace
 import matplotlib.image
 import pytest
 
-from shared import commandline, course, report, shards
+from shared import commandline
 from shared.adapters import load_adapter
+from shared.course import report, workspace
+from shared.data import shards
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
-WEEKS = course.weeks()
+WEEKS = workspace.weeks()
 LADDER = WEEKS[:6]  # they train the model; from week 7 on something is done to it
 REFERENCE = ROOT / "logs"
 TEXT = {"09_lora": "text", "11_rag": "text"}
@@ -217,7 +219,7 @@ def test_week_6_trains_on_shards(output, tmp_path):
 def test_week_6_without_its_shards_says_how_to_make_them(monkeypatch, tmp_path, capsys):
     module = report.load_script("06_gpt2")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="python -m shared.shards --source fineweb-edu --out data/fineweb-edu"):
+    with pytest.raises(ValueError, match="python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu"):
         module.main(replace(module.PRESETS["gpu"], device="cpu"))
 
 
@@ -538,7 +540,7 @@ def test_week_12_serves_many_at_once_and_other_programs_write_the_same():
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_figures_in_prose_come_from_the_logs(path):
     text = path.read_text(encoding="utf-8")
-    assert report.fill(text) == text, f"{path.relative_to(ROOT)} is not what the logs say: run python -m shared.report"
+    assert report.fill(text) == text, f"{path.relative_to(ROOT)} is not what the logs say: run python -m shared.course.report"
 
 
 @pytest.mark.parametrize("text", ["tinyshakespeare", "shakespeare"])

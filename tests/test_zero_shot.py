@@ -48,8 +48,8 @@ from shared.zero_shot import (
     score_tokens,
     sliding_window,
 )
-from tests.conftest import synthetic_text
-from tests.test_gpt import from_gpt2, from_llama, shake
+from tests.helpers import shake, synthetic_text
+from tests.models.test_gpt import from_gpt2, from_llama
 
 BLOCK, VOCAB = 48, 360
 TEXT = synthetic_text(600) + "\n\nQuestion: How do you bake a cake?\nAnswer: Mix the flour, then stir.\n" * 5

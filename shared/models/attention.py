@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.models.layers import Linear
+from shared.models.registry import register_model
 
 
 class Cache(Protocol):
@@ -143,6 +144,7 @@ class AttentionLMConfig:
             raise ValueError("AttentionLMConfig: " + "; ".join(problems))
 
 
+@register_model(AttentionLMConfig)
 class AttentionLM(nn.Module):
     """Week 2's model with attention in the place of the fixed window: embeddings, layers of `CausalSelfAttention` round a residual
     stream, and at the end one tanh layer and logits. What week 4 adds is an MLP behind every attention layer.

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shared.models.registry import register_model
+
 
 def count_bigrams(tokens: np.ndarray, vocab_size: int) -> Tensor:
     """How often each token follows each: int64 [vocab_size, vocab_size], the first token of a pair chooses the row."""
@@ -41,6 +43,7 @@ class BigramConfig:
             raise ValueError(f"BigramConfig: vocab_size={self.vocab_size}: must be at least 1")
 
 
+@register_model(BigramConfig)
 class BigramModel(nn.Module):
     """A row of logits for each token. int64 [batch, time] -> [batch, time, vocab_size].
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from shared import checkpoint
 from shared.models.attention import CausalSelfAttention, causal_mask
 from shared.models.layers import Linear, RMSNorm
-from shared.sampling import generate
+from shared.models.registry import register_model
+from shared.sampling.generate import generate
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ class KVCache:
         self.length += time
 
 
+@register_model(GPTConfig)
 class GPT(nn.Module):
     """The model: int64 [batch, time] -> logits [batch, time, vocab_size]. Losses, sampling and adapters live outside.
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.models.registry import register_model
+
 
 @dataclass(frozen=True)
 class WindowMLPConfig:
@@ -33,6 +35,7 @@ class WindowMLPConfig:
             raise ValueError("WindowMLPConfig: " + "; ".join(problems))
 
 
+@register_model(WindowMLPConfig)
 class WindowMLP(nn.Module):
     """Embeds the last `window` tokens and their places, concatenates them, one tanh layer, logits for the next token.
 

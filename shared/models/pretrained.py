@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shared import checkpoint
 from shared.assets import fetch
 from shared.checkpoint import unshared
 from shared.models.formats import (
@@ -319,7 +320,33 @@ def _dequantized(tensor: ReaderTensor) -> Tensor:
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 SMOLLM_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue? Answer in one sentence.",
+    "Write a short poem about the sea.",
+)
+"""What the course asks a model that talks, to see what it says."""
 ROLES = ("system", "user", "assistant")
+
+
+def load_model(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+    """A GPT with its tokenizer under `tokenizer` (None where it has none of ours), in eval mode.
+
+    name: "smollm2"; the folder of a checkpoint (of a quantized model too, once shared.quantization is imported); a GGUF file; a Hugging
+    Face model's folder; or a name on the hub. dtype: of its weights, None for what they have (fp32 but for quantized ones). Raises
+    ValueError for anything else, and for files that are damaged or that our GPT cannot express.
+    """
+    path = Path(name)
+    folder = checkpoint.find(path)
+    if name == "smollm2":
+        model = load_smollm2()[0]
+    elif path.is_file():
+        model = from_gguf(path)
+    elif folder and "model_type" not in _read_json(folder / "config.json"):  # which all of Hugging Face's have
+        model = GPT.from_checkpoint(path)
+    else:
+        model = from_hf(name)
+    return model.to(device=device, dtype=dtype)
 
 
 def load_smollm2(blocks: int | None = None) -> tuple[GPT, BPETokenizer]:

@@ -10,7 +10,6 @@ SIGTERM or Ctrl-C: no new texts are taken, those being written are finished with
 
 import asyncio
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -24,22 +23,21 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from shared import checkpoint
-from shared.adapters import load_adapter
+from shared.adapters.files import load_adapter
 from shared.assets import cache_folder
 from shared.commandline import errors_for_people, parse_args
-from shared.course import output_root
+from shared.course.workspace import output_root
 from shared.models.gpt import GPT
-from shared.quantization import load_quantized, num_bytes, quantize
+from shared.models.pretrained import load_model
+from shared.quantization.modules import num_bytes, quantize
 from shared.runtime import pick_device
 from shared.serving.api import create_app, describe_size
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
-from shared.zero_shot import load_by_name
 
 if TYPE_CHECKING:
-    from shared.retrieval import Index
+    from shared.retrieval.index import Index
 
 SMALL = 40_000_000
 """Bytes of a model below which a product is over before a second core has begun: with one of 5 MB, one thread is as fast as two, and leaves the
@@ -137,13 +135,9 @@ def own_checkpoint() -> tuple[str, Path] | None:
 def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
     """The model, quantized and with its adapters, and its tokenizer."""
     device = pick_device(settings.device)
-    folder = checkpoint.find(settings.model)
-    if folder and "quantization" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        model = load_quantized(settings.model, device=device).model
-        if model.tokenizer is None:
-            raise ValueError(f"{settings.model} was saved without a tokenizer: its ids cannot be turned into text")
-    else:
-        model, _ = load_by_name(settings.model, device)
+    model = load_model(settings.model, device)
+    if model.tokenizer is None:
+        raise ValueError(f"{settings.model} comes without a tokenizer of ours: its ids cannot be turned into text")
     if settings.quantize:
         quantize(model, settings.quantize, settings.group_size)
     for adapter in settings.adapters:
@@ -170,8 +164,9 @@ def wanted_key(settings: Settings) -> str | None:
 def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
     """The documents of a folder, as week 11 cuts and embeds them. The index is kept in the cache: the next start embeds only what has changed."""
     try:
-        from shared.documents import chunk_documents, load_documents
-        from shared.retrieval import Index, MiniLM
+        from shared.retrieval.documents import chunk_documents, load_documents
+        from shared.retrieval.embedders import MiniLM
+        from shared.retrieval.index import Index
     except ImportError as error:
         raise ValueError(f"--documents needs the package {error.name}, which is not installed: pip install 'llm-weeks[rag]'") from None
     chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())

@@ -28,11 +28,21 @@ from starlette.types import Receive, Scope, Send
 
 from shared.models.gpt import GPT
 from shared.models.pretrained import IM_END, chat_prompt
-from shared.quantization import quantization_of
+from shared.quantization.modules import quantization_of
 from shared.serving import engine
 from shared.serving.engine import Draining, Engine, Generation, QueueFull, Token
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid
-from shared.serving.protocol import Body, ChatBody, ChatForms, CompletionBody, CompletionForms, Forms, Piece, TextBuilder, usage
+from shared.serving.protocol import (
+    Body,
+    ChatBody,
+    ChatForms,
+    CompletionBody,
+    CompletionForms,
+    Forms,
+    Piece,
+    TextBuilder,
+    usage,
+)
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 

@@ -34,10 +34,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.adapters import adapters_by_row, adapters_of
+from shared.adapters.attach import adapters_by_row, adapters_of
 from shared.models.gpt import GPT
 from shared.runtime import check_seed
-from shared.sampling import check_sampling, sample, split_at_stop
+from shared.sampling.generate import check_sampling, sample, split_at_stop
 from shared.serving.slots import SlotCache
 
 ROWS = 4

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from fastapi import FastAPI
 
-from shared.documents import Chunk
 from shared.models.pretrained import chat_prompt, is_chat
-from shared.rag import ABSTENTION, compose
+from shared.retrieval.documents import Chunk
+from shared.retrieval.rag import ABSTENTION, compose
 from shared.serving.api import Answer, describe_size
 from shared.serving.engine import Draining, QueueFull, Token
 from shared.serving.gate import ApiError
 from shared.serving.protocol import CompletionBody, token_text
 
 if TYPE_CHECKING:  # a page without documents needs no FAISS
-    from shared.retrieval import Index
+    from shared.retrieval.index import Index
 
 SHADES = ((0.5, "over 50 %"), (0.2, "20 to 50 %"), (0.05, "5 to 20 %"), (0.01, "1 to 5 %"), (0.0, "under 1 %"))
 """Least probability of each shade, and what the legend says. They grow darker: that can be told apart without seeing colours."""

@@ -9,12 +9,19 @@ from typing import Any
 
 from shared.runtime import write_atomically
 
+KINDS: dict[str, type["Tokenizer"]] = {}
+"""By name: the kinds of tokenizer that `Tokenizer.load` can open. Each enters itself when its class is made."""
+
 
 class Tokenizer(ABC):
     """Turns text into ids from 0 to vocab_size - 1 and back."""
 
     vocab: dict[int, bytes]
     """The bytes that each id stands for."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        KINDS[cls.__name__] = cls
 
     @abstractmethod
     def encode(self, text: str) -> list[int]: ...
@@ -49,10 +56,6 @@ class Tokenizer(ABC):
     @staticmethod
     def load(path: str | Path) -> "Tokenizer":
         """The tokenizer that `save` wrote, of whatever kind. Raises ValueError for a file that isn't one."""
-        import shared.tokenizers as kinds  # by name at run time: the kinds of later weeks are found too
-
-        known = {kind.__name__: kind for kind in vars(kinds).values() if isinstance(kind, type) and issubclass(kind, Tokenizer)}
-        del known["Tokenizer"]
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             kind = values.pop("kind")
@@ -60,9 +63,9 @@ class Tokenizer(ABC):
             raise ValueError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{path} is not a tokenizer file: expected JSON with a field 'kind'") from None
-        if not isinstance(kind, str) or kind not in known:
-            raise ValueError(f"{path} holds a tokenizer of kind {kind!r}; known are: {', '.join(known)}")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"{path} holds a tokenizer of kind {kind!r}; known are: {', '.join(KINDS)}")
         try:
-            return known[kind].from_json(values)
+            return KINDS[kind].from_json(values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: it does not describe a {kind} ({error!r})") from None

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from shared.data import TokenDataset
+from shared.course.exercise import Exercise, Mistake
+from shared.data.corpus import TokenDataset
 from shared.evaluation import bits_per_byte, cross_entropy
-from shared.exercise import Exercise, Mistake
 from shared.models.bigram import bigram_probabilities, count_bigrams
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
 from shared.training import TrainConfig, lr_at
 
 # ---- 1. windows

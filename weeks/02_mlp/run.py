@@ -12,12 +12,23 @@ import numpy as np
 import torch
 
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
-from shared.data import Corpus, fixed_windows, load_corpus
+from shared.course.report import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    Curve,
+    LoggedRun,
+    curves,
+    figure,
+    read_runs,
+    reference_for,
+    save_figure,
+)
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import Corpus, fixed_windows, load_corpus
 from shared.evaluation import known_words
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.report import COLOURS, LINES, MARKERS, Curve, LoggedRun, curves, figure, read_runs, reference_for, save_figure
 from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer

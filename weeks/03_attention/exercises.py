@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
 from shared.models.attention import attention_weights, causal_mask
 
 

@@ -10,12 +10,21 @@ from pathlib import Path
 import torch
 
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
-from shared.data import Corpus, load_corpus
+from shared.course.report import (
+    Curve,
+    char_label,
+    curves,
+    figure,
+    heatmap,
+    read_runs,
+    reference_for,
+    save_figure,
+)
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import known_words
 from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.report import Curve, char_label, curves, figure, heatmap, read_runs, reference_for, save_figure
 from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer

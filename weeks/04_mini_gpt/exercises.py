@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
 from shared.models.attention import attention_weights
 from shared.models.gpt import Rotary
 

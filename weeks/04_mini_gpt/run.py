@@ -15,12 +15,23 @@ from typing import Literal
 import torch
 
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
-from shared.data import Corpus, load_corpus
+from shared.course.report import (
+    Curve,
+    LoggedRun,
+    bars,
+    char_label,
+    curves,
+    figure,
+    heatmap,
+    read_runs,
+    reference_for,
+    save_figure,
+)
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import known_words
 from shared.models.attention import attention_maps
 from shared.models.gpt import GPT, GPTConfig
-from shared.report import Curve, LoggedRun, bars, char_label, curves, figure, heatmap, read_runs, reference_for, save_figure
 from shared.runtime import RunLog, clock, pick_device, table
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer

@@ -8,7 +8,7 @@ import regex
 import torch
 from torch import Generator
 
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
 from shared.tokenizers.bpe import GPT2_PATTERN, BPETokenizer
 
 WHOLE = r"(?s).+"  # a pattern that cuts nothing: a text is one piece

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
-from shared.data import Corpus, TokenDataset, load_corpus, read_text, split_text
+from shared.course.report import COLOURS, Curve, curves, figure, read_runs, reference_for, save_figure
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, split_text
 from shared.evaluation import known_words
 from shared.models.gpt import GPT, GPTConfig
-from shared.report import COLOURS, Curve, curves, figure, read_runs, reference_for, save_figure
 from shared.runtime import ROOT, RunLog, clock, pick_device, table
 from shared.sampling import generate
 from shared.tokenizers import BPETokenizer

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from shared.data import fixed_windows
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
+from shared.data.corpus import fixed_windows
 from shared.models.formats import HF_GPT2
 from shared.models.gpt import GPT, MODERN, GPTConfig
 

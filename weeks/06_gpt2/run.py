@@ -8,61 +8,52 @@ torchrun --standalone --nproc_per_node=8 weeks/06_gpt2/run.py --preset gpu
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from shared import checkpoint
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace, output_root
-from shared.data import Corpus, TokenDataset, load_corpus, read_text, split_text
-from shared.distributed import Processes, process_group
-from shared.evaluation import known_words
-from shared.execution import ALONE, OneProcess, Precision
+from shared.course.report import (
+    COLOURS,
+    Curve,
+    LoggedRun,
+    curves,
+    figure,
+    model_card,
+    read_runs,
+    reference_for,
+    save_figure,
+)
+from shared.course.workspace import Workspace
+from shared.data.corpus import read_text, split_text
+from shared.data.shards import INDEX
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.pretrained import IM_END, chat_prompt, load_smollm2
-from shared.profiling import in_own_process, matmul_peak, measure_training
-from shared.report import COLOURS, Curve, LoggedRun, curves, figure, model_card, read_runs, reference_for, save_figure
-from shared.runtime import ROOT, RunLog, clock, device_name, pick_device, table
+from shared.models.pretrained import IM_END, QUESTIONS, chat_prompt, load_smollm2
+from shared.runtime import ROOT, clock, device_name, pick_device, table
 from shared.sampling import generate
-from shared.shards import INDEX, open_shards
-from shared.tokenizers import BPETokenizer
-from shared.training import TrainConfig, Trainer
+from shared.training import TrainConfig
+from shared.training.base_model import (
+    BASE_PRESETS,
+    BaseModelSettings,
+    open_corpus,
+    train_base_model,
+    train_model,
+)
+from shared.training.execution import ALONE, Precision
+from shared.training.profiling import CARDS, USUAL_MFU, in_own_process, matmul_peak, measure_training
 from shared.zero_shot import load_task, run_task, sliding_window
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUESTIONS = ("What is the capital of France?", "Why is the sky blue? Answer in one sentence.", "Write a short poem about the sea.")
 PUBLISHED = {"piqa_acc_norm": 0.669}  # SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples
 GPT2 = {"lambada_acc": 0.3256, "lambada_perplexity": 40.06, "piqa_acc": 0.6289}  # GPT-2 124M under lm-eval, on all examples
 FULL_RUN = 10_000_000_000  # tokens: what takes GPT-2 124M to a validation loss of 3.29 on FineWeb-Edu
-CARDS = {"T4": (65, 0.35), "L4": (121, 0.7), "RTX 4090": (165, 0.5), "A100": (312, 1.6), "H100": (989, 2.8)}
-"""Peak TFLOP/s in 16 bits, dense, by the makers' data sheets, and dollars an hour to rent one: an assumption, prices change by the month."""
-USUAL_MFU = 0.4  # of such runs on such cards; assumed
 
 
 @dataclass(frozen=True)
-class Settings(WeekSettings):
-    """`data` may also be a folder of shards, as `python -m shared.shards` writes it."""
+class Settings(BaseModelSettings):
+    """`data` may also be a folder of shards, as `python -m shared.data.shards` writes it."""
 
-    vocab_size: int = 1024
-    """Of our own tokenizer, trained on the text; shards bring theirs."""
-    model: GPTConfig = GPTConfig.preset("mini", block_size=256)
-    """A small GPT-2 with today's blocks; its vocabulary is the tokenizer's. --study shape has GPT-2's own."""
-    train: TrainConfig = TrainConfig(
-        steps=2400, batch_size=3, block_size=256, optimizer="muon", lr=0.006, muon_lr=0.02, muon_momentum=0.9, schedule="linear",
-        warmup_steps=30, final_lr=0.0, weight_decay=0.05, beta2=0.95, grad_clip=0.0, eval_every=600, checkpoint_every=600,
-    )  # fmt: skip
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What a step computes in; the weights stay float32."""
-    compile_model: bool = False
-    parallel: Literal["none", "ddp", "fsdp"] | None = None
-    """How processes share the work; None: ddp where torchrun started several."""
-    recompute: bool = False
-    """Gradient checkpointing: keep less, compute it again on the way back."""
     limit: int | None = 200
     """For --study smollm2: only the first so many examples of each task; none takes all."""
     measured: str = "gpt2"
@@ -70,54 +61,19 @@ class Settings(WeekSettings):
     study: Literal["shape", "smollm2", "cost"] | None = None
 
 
-def smoke() -> Settings:
-    s = Settings()
-    return replace(
-        s, preset="smoke", vocab_size=280, model=replace(s.model, n_layer=2, n_head=2, n_embd=64), limit=2, measured="nano",
-        train=replace(s.train, steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10),
-    )  # fmt: skip
+def preset(name: str, **changes: Any) -> Settings:
+    """The course's settings for its model at this preset, with what the studies add."""
+    return Settings(**vars(BASE_PRESETS[name]), **changes)
 
 
-PRESETS = {
-    "smoke": smoke(),
-    "laptop": Settings(),
-    "gpu": Settings(
-        preset="gpu",
-        data="data/fineweb-edu",
-        model=GPTConfig.preset("gpt2"),
-        train=TrainConfig(
-            steps=19_073, batch_size=32, block_size=1024, grad_accum_steps=16, lr=6e-4, warmup_steps=715, beta2=0.95, weight_decay=0.1,
-            eval_every=250, eval_windows=1024, checkpoint_every=250,
-        ),
-        dtype="bfloat16",
-        compile_model=True,
-    ),
-}  # fmt: skip
+PRESETS = {"smoke": preset("smoke", limit=2, measured="nano"), "laptop": preset("laptop"), "gpu": preset("gpu")}
 
 
 def main(settings: Settings) -> dict[str, float]:
     """Trains a GPT-2, or runs a study. Returns the week's figures."""
     if settings.study:
         return {"shape": study_shape, "smollm2": study_smollm2, "cost": study_cost}[settings.study](settings)
-    with process_group(settings.device) as (device, rank, size):
-        corpus = open_corpus(settings)
-        work = Workspace(__file__, settings, corpus.name, device)
-        processes = Processes(settings.parallel or ("ddp" if size > 1 else "none"), device, settings.compile_model, settings.recompute)
-        with work.log("gpt2", settings) if rank == 0 else nullcontext() as log:
-            result = train_model(settings, corpus, work, log, processes)
-            return finish(settings, corpus, work, log, result) if rank == 0 else {}
-
-
-def open_corpus(settings: Settings) -> Corpus:
-    """Shards as they are; a text with a tokenizer trained on its training part."""
-    if (Path(settings.data) / INDEX).exists():
-        return open_shards(settings.data)
-    if settings.data == PRESETS["gpu"].data:
-        command = f"python -m shared.shards --source fineweb-edu --out {settings.data} --tokens 10B"
-        raise ValueError(f"there are no shards in {settings.data} yet. Make them first (20 GB of tokens): {command}")
-    train_text, val_text = split_text(read_text(settings.data)[1])
-    TokenDataset(np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size)  # too short for bytes is too short for tokens
-    return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
+    return train_base_model(settings, draw)
 
 
 def study_text(settings: Settings) -> tuple[str, str]:
@@ -126,62 +82,6 @@ def study_text(settings: Settings) -> tuple[str, str]:
         print(f"{settings.data} is a folder for shards, which hold no text: this study takes tinyshakespeare")
         return read_text("tinyshakespeare")
     return read_text(settings.data)
-
-
-def trained_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
-    """This week's model and its text, for the weeks that go on with it: the best checkpoint at this preset; trained first where it is not there.
-
-    changes: settings other than the preset's, such as data, device, train and resume.
-    """
-    settings = replace(PRESETS[preset], **changes)
-    corpus = open_corpus(settings)
-    folder = output_root() / "checkpoints" / "06_gpt2" / settings.preset / corpus.name / "gpt2" / "best"
-    if checkpoint.find(folder) is None:
-        print(f"this needs the model of week 6, and there is no checkpoint in {folder}: training it first, at the preset {settings.preset}")
-        main(settings)
-    model = checkpoint.load(folder, corpus.tokenizer).model
-    model.tokenizer = corpus.tokenizer
-    return model, corpus
-
-
-def train_model(
-    settings: Settings, corpus: Corpus, work: Workspace, log: RunLog | None, processes: OneProcess, name: str = "gpt2"
-) -> dict[str, float]:
-    """Trains on a corpus; the summary, with `wall_seconds` for everything from the first step to the last evaluation."""
-    started = clock()
-    torch.manual_seed(settings.train.seed)
-    block_size = max(settings.model.block_size, settings.train.block_size)
-    model = GPT(replace(settings.model, vocab_size=corpus.tokenizer.vocab_size, block_size=block_size))
-    trainer = Trainer(model, corpus, settings.train, log, work.checkpoints / name, work.device, name, Precision(DTYPES[settings.dtype]), processes)
-    return {**trainer.fit(settings.resume), "wall_seconds": clock() - started}
-
-
-def finish(settings: Settings, corpus: Corpus, work: Workspace, log: RunLog, result: dict[str, float]) -> dict[str, float]:
-    """Lets the best checkpoint write, and closes the week."""
-    model, tokenizer = GPT.from_checkpoint(work.checkpoints / "gpt2" / "best", work.device), corpus.tokenizer
-    sample = tokenizer.decode(list(generate(model, corpus.start, 600, temperature=0.8, top_p=0.95, seed=1)))
-    words = known_words(sample, tokenizer.decode(corpus.train[: 2**20].tolist()))
-    log.artifact(sample=sample)
-    log.finish(**result, known_words=words, vocab_size=tokenizer.vocab_size)
-    print(f"\nIts text ({words:.0%} of its words occur in the text it learned):\n\n{sample.strip()}")
-    print(f"\nhardware: {device_name(work.device)}; {result['tokens_per_second']:,.0f} tokens/s")
-    return work.finish(
-        {
-            "bits_per_byte": result["best_val_bits_per_byte"],
-            "val_loss": result["best_val_loss"],
-            "perplexity": result["best_val_perplexity"],
-            "accuracy": result["best_val_accuracy"],
-            "first_loss": result["first_loss"],
-            "ln_vocab_size": math.log(tokenizer.vocab_size),
-            "vocab_size": tokenizer.vocab_size,
-            "known_words": words,
-            "parameters": result["parameters"],
-            "tokens_per_second": result["tokens_per_second"],
-            "train_seconds": result["seconds"],
-            "wall_seconds": result["wall_seconds"],
-        },
-        draw,
-    )
 
 
 def study_shape(settings: Settings) -> dict[str, float]:

@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Generator, Tensor, nn
 
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 

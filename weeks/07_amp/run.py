@@ -15,16 +15,18 @@ from typing import Any, Literal
 import torch
 
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
-from shared.data import Corpus
+from shared.course.report import COLOURS, LINES, MARKERS, figure, read_runs, save_figure
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig
-from shared.precision import KINDS, LADDER, PRECISIONS, USUAL, bf16_units, find_batch, measure_ladder, profile_training
-from shared.profiling import in_own_process, matmul_peak
-from shared.report import COLOURS, LINES, MARKERS, figure, load_script, read_runs, save_figure
 from shared.runtime import device_name, pick_device, table
 from shared.training import TrainConfig
+from shared.training.base_model import BASE_PRESETS, open_corpus
+from shared.training.memory import find_batch
+from shared.training.precision import bf16_units
+from shared.training.profiling import CARDS, USUAL_MFU, in_own_process, matmul_peak
+from shared.training.tricks import KINDS, LADDER, PRECISIONS, USUAL, measure_ladder, profile_training
 
-WEEK_6 = load_script("06_gpt2")
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEYS = {"ms": "ms", "tokens/s": "tokens_per_second", "memory": "bytes", "MFU": "mfu", "first loss": "first_loss", "loss": "loss", "spread": "spread"}
 """A measured row's names, and those in the logs."""
@@ -79,7 +81,7 @@ PRESETS = {
 def main(settings: Settings) -> dict[str, float]:
     """Measures formats and tricks, or runs a study. Returns the week's figures."""
     device = pick_device(settings.device)
-    corpus = WEEK_6.open_corpus(replace(WEEK_6.PRESETS[settings.preset], data=settings.data, vocab_size=settings.vocab_size, train=settings.train))
+    corpus = open_corpus(replace(BASE_PRESETS[settings.preset], data=settings.data, vocab_size=settings.vocab_size, train=settings.train))
     corpus = replace(corpus, train=corpus.train[: 1 << 22], val=corpus.val[: 1 << 20])  # every measurement's process gets a copy
     config = replace(settings.model, vocab_size=corpus.tokenizer.vocab_size)
     work = Workspace(__file__, settings, corpus.name, device)
@@ -170,14 +172,14 @@ def compare_cards(config: GPTConfig, block_size: int, fastest: dict[str, Any], d
     with torch.device("meta"):
         flops = GPT(config).flops_per_token(block_size)
     rows = [{"where": device_name(device), "tokens/s": fastest["tokens_per_second"], "MFU": fastest["mfu"], "how": f"measured ({fastest['step']})"}]
-    for card, (teraflops, _) in WEEK_6.CARDS.items():
+    for card, (teraflops, _) in CARDS.items():
         rows.append(
-            {"where": card, "tokens/s": teraflops * 1e12 * WEEK_6.USUAL_MFU / flops, "MFU": WEEK_6.USUAL_MFU, "how": "computed, not measured"}
+            {"where": card, "tokens/s": teraflops * 1e12 * USUAL_MFU / flops, "MFU": USUAL_MFU, "how": "computed, not measured"}
         )
     print(f"this machine beside GPUs, {flops / 1e6:,.1f} MFLOP for each token")
     print(table(row | {"tokens/s": f"{row['tokens/s']:,.0f}", "MFU": round(row["MFU"], 2)} for row in rows))
     print(
-        f"(computed: the maker's 16-bit FLOP/s times an assumed MFU of {WEEK_6.USUAL_MFU}. Only large models keep a GPU so busy: read upper bounds)"
+        f"(computed: the maker's 16-bit FLOP/s times an assumed MFU of {USUAL_MFU}. Only large models keep a GPU so busy: read upper bounds)"
     )
     return rows
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from shared.exercise import Exercise, Mistake
-from shared.packing import NF4, absmax_int8, nearest_levels
+from shared.course.exercise import Exercise, Mistake
+from shared.quantization.packing import NF4, absmax_int8, nearest_levels
 
 
 def _number(generator: Generator, low: int, high: int) -> int:

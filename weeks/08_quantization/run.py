@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,28 +22,37 @@ from torch import Tensor, nn
 
 from shared import checkpoint
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
-from shared.data import Corpus, TokenDataset, fixed_windows, load_corpus, read_text, split_text
+from shared.course.report import (
+    COLOURS,
+    MARKERS,
+    LoggedRun,
+    figure,
+    model_card,
+    read_runs,
+    save_figure,
+)
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import Corpus, TokenDataset, fixed_windows, load_corpus, read_text, split_text
 from shared.evaluation import Evaluation, evaluate, perplexity
 from shared.models.gpt import GPT
-from shared.models.pretrained import IM_END, chat_prompt, load_smollm2, to_hf
-from shared.packing import GROUP_SIZES
-from shared.profiling import bandwidth
-from shared.quantization import gptq, num_bytes, quantization_of, quantize, save_quantized
-from shared.report import COLOURS, MARKERS, LoggedRun, figure, load_script, model_card, read_runs, save_figure
-from shared.runtime import ROOT, clock, device_name, pick_device, table, write_atomically
+from shared.models.pretrained import IM_END, QUESTIONS, chat_prompt, load_smollm2, to_hf
+from shared.quantization import quantize
+from shared.quantization.gptq import gptq
+from shared.quantization.modules import num_bytes, quantization_of, save_quantized
+from shared.quantization.packing import GROUP_SIZES
+from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race, their_times
+from shared.runtime import ROOT, device_name, pick_device, table, write_atomically
 from shared.sampling import generate
 from shared.training import TrainConfig
+from shared.training.base_model import BASE_PRESETS, trained_base_model
+from shared.training.profiling import bandwidth
 
-WEEK_6 = load_script("06_gpt2")
 ROWS = ("int8", "int8-groups", "int4", "int4-gptq", "int4-wide", "int4-wide-gptq", "nf4")
 GPTQ = "-gptq"
 GROUP = 64
 """Weights that share a scale in rows with "groups" in their name; int8 has one scale for each row of a matrix otherwise, int4 settings.group_size."""
 SMOL = "smollm2-"
 """What the study's runs begin with."""
-SHORT = 16
-"""Tokens of the prompt after which decoding is timed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Settings(WeekSettings):
     """Whose checkpoint is kept: int8, int8-groups, int4, int4-gptq, int4-wide, int4-wide-gptq or nf4."""
     group_size: int = 32
     """How many weights share a scale in int4; nf4 has 64."""
-    train: TrainConfig = WEEK_6.PRESETS["laptop"].train
+    train: TrainConfig = BASE_PRESETS["laptop"].train
     """Of week 6's model, where its checkpoint is not there yet."""
     calibration_windows: int = 512
     """Of training text, from which GPTQ learns what the layers read."""
@@ -88,11 +97,11 @@ class Settings(WeekSettings):
 
 PRESETS = {
     "smoke": Settings(
-        preset="smoke", train=WEEK_6.PRESETS["smoke"].train, calibration_windows=2, eval_windows=8, study_windows=2, study_block_size=32,
+        preset="smoke", train=BASE_PRESETS["smoke"].train, calibration_windows=2, eval_windows=8, study_windows=2, study_block_size=32,
         study_calibration_windows=1, study_blocks=2, prompt_tokens=16, new_tokens=4, rounds=1, sample_tokens=8,
     ),
     "laptop": Settings(),
-    "gpu": Settings(preset="gpu", data=WEEK_6.PRESETS["gpu"].data, train=WEEK_6.PRESETS["gpu"].train, eval_windows=256, prompt_tokens=512),
+    "gpu": Settings(preset="gpu", data=BASE_PRESETS["gpu"].data, train=BASE_PRESETS["gpu"].train, eval_windows=256, prompt_tokens=512),
 }  # fmt: skip
 
 
@@ -101,7 +110,7 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study:
         return study_real_model(settings)
     device = pick_device(settings.device)
-    model, corpus = WEEK_6.trained_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
+    model, corpus = trained_base_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     work = Workspace(__file__, settings, corpus.name, device)
     block_size = model.config.block_size
     calibration = fixed_windows(corpus.train, block_size, settings.calibration_windows)[0]
@@ -109,7 +118,7 @@ def main(settings: Settings) -> dict[str, float]:
     read = {name: window_by_window(m.to(device), corpus, block_size, settings.eval_windows) for name, m in models.items()}
     prompt = corpus.val[: min(settings.prompt_tokens, block_size - 1)].tolist()
     speed = bandwidth() if device.type == "cpu" else None
-    times = race({name: Contender(m, our_times) for name, m in models.items()}, prompt, settings)
+    times = race({name: Contender(m, our_times) for name, m in models.items()}, prompt, settings.new_tokens, settings.rounds)
     rows = {}
     for name, m in models.items():
         row = size_of(m, models["fp32"]) | compared(read[name], read["fp32"]) | times[name] | limit(m, speed)
@@ -225,64 +234,6 @@ def file_bytes(model: GPT) -> int:
 # ---- how fast
 
 
-class Contender(NamedTuple):
-    """Who takes part in the race."""
-
-    model: nn.Module
-    times: Callable[[nn.Module, list[int], int], list[float]]
-    """The moments at which generation began and at which each token came."""
-
-
-def our_times(model: GPT, prompt: list[int], new_tokens: int) -> list[float]:
-    """Of `shared.sampling.generate`."""
-    times = [clock()]
-    for _ in generate(model, prompt, new_tokens, temperature=0):
-        times.append(clock())
-    return times
-
-
-class Stopwatch:
-    """When each token came: what transformers calls a streamer."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, ids: Tensor) -> None:
-        self.times.append(clock())
-
-    def end(self) -> None:
-        pass
-
-
-def their_times(model: nn.Module, prompt: list[int], new_tokens: int) -> list[float]:
-    """Of transformers' own `generate`, whose streamer is given the prompt first."""
-    watch, started = Stopwatch(), clock()
-    ids = torch.tensor([prompt])
-    model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, streamer=watch,
-        pad_token_id=0,
-    )  # fmt: skip
-    return [started, *watch.times[1:]]
-
-
-def race(contenders: dict[str, Contender], prompt: list[int], settings: Settings) -> dict[str, dict[str, float]]:
-    """Tokens per second of prefill and decode, and milliseconds to the first token, of each: the median of several rounds.
-
-    Contenders take turns, so that a slow minute of the machine does not meet one of them alone. The first round warms up.
-    """
-    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
-    short = prompt[:SHORT]
-    for number in range(settings.rounds + 1):
-        for name, (model, times, *_) in contenders.items():
-            whole = times(model, prompt, 1)
-            written = times(model, short, settings.new_tokens if number else 2)
-            if number:
-                first = written[1] - written[0]
-                measured[name].append((len(prompt) / (whole[1] - whole[0]), 1000 * first, (len(written) - 2) / (written[-1] - written[1])))
-    keys = ("prefill_tokens_per_second", "first_token_ms", "decode_tokens_per_second")
-    return {name: {key: statistics.median(values) for key, values in zip(keys, zip(*rounds))} for name, rounds in measured.items()}
-
-
 def limit(model: nn.Module, speed: float | None, size: int | None = None) -> dict[str, float]:
     """Tokens per second that memory allows, where each reads every weight once; of an embedding table only a row. KV cache left out."""
     tables = {m.weight.data_ptr(): m.weight.nbytes for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -312,7 +263,7 @@ def study_real_model(settings: Settings) -> dict[str, float]:
         contenders = {row: Contender(m, our_times) for row, m in models.items()}
         if settings.others:
             contenders = with_transformers(model, folder) | contenders | with_others(model)
-        times = race(contenders, prompt, settings)
+        times = race(contenders, prompt, settings.new_tokens, settings.rounds)
         theirs = [row for row in contenders if row not in models]
         read = lambda m: window_by_window(m, corpus, settings.study_block_size, settings.study_windows)
         base = read(model)
@@ -335,7 +286,7 @@ def study_real_model(settings: Settings) -> dict[str, float]:
     with work.log("smollm2", settings) as log:
         log.finish(bandwidth=speed, parameters=model.num_parameters(), tokens=found["fp32"]["tokens"])
     show(found)
-    print(f"({device_name(device)}, {speed / 1e9:.1f} GB/s; a prompt of {len(prompt)} tokens; {settings.new_tokens} new ones after {SHORT})")
+    print(f"({device_name(device)}, {speed / 1e9:.1f} GB/s; a prompt of {len(prompt)} tokens; {settings.new_tokens} new ones after {SHORT_PROMPT})")
     for row in models:
         print(f"\n{row}:\n" + "\n".join(f"> {question}\n{answer}" for question, answer in read_runs(work.logs)[SMOL + row].artifacts["talk"]))
     draw(work.logs, work.reports)
@@ -345,7 +296,7 @@ def study_real_model(settings: Settings) -> dict[str, float]:
 def answers(model: GPT, tokens: int) -> list[tuple[str, str]]:
     """Week 6's questions and what the model says, greedily."""
     tokenizer, talk = model.tokenizer, []
-    for question in WEEK_6.QUESTIONS:
+    for question in QUESTIONS:
         ids = chat_prompt(tokenizer, [{"role": "user", "content": question}])
         answer = generate(model, ids, min(tokens, 40), temperature=0, stop=[tokenizer.special_tokens[IM_END]])
         talk.append((question, tokenizer.decode(list(answer)).strip()))
@@ -445,7 +396,9 @@ def torchao_int8(model: GPT) -> GPT:
 
 
 def torchao_int4(model: GPT) -> GPT:
-    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig  # the one whose layout its CPU kernel reads
+    from torchao.prototype.quantization.int4 import (
+        PrototypeInt4WeightOnlyConfig,  # the one whose layout its CPU kernel reads
+    )
 
     return _torchao(_swap_inner(model, InBFloat16), PrototypeInt4WeightOnlyConfig(group_size=32))  # with fp32 that kernel is ten times slower
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
 
 
 def _number(generator: Generator, low: int, high: int) -> int:

@@ -7,7 +7,6 @@ python weeks/09_lora/run.py --preset laptop --study compare                     
 """
 
 import gc
-import json
 import math
 import re
 import subprocess
@@ -20,21 +19,39 @@ import torch
 from torch import nn
 
 from shared import checkpoint
-from shared.adapters import LoRAConfig, add_lora, add_prompt, save_adapter
+from shared.adapters import LoRAConfig, add_lora, save_adapter
+from shared.adapters.instructions import (
+    Conversation,
+    Instructions,
+    answer,
+    read_conversations,
+    split_off,
+    template_for,
+)
+from shared.adapters.prompts import add_prompt
 from shared.commandline import cli, flags
-from shared.course import WeekSettings, Workspace
-from shared.data import Corpus, load_corpus
+from shared.course.report import (
+    COLOURS,
+    MARKERS,
+    Curve,
+    LoggedRun,
+    curves,
+    figure,
+    model_card,
+    read_runs,
+    save_figure,
+)
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import evaluate
-from shared.instructions import Conversation, Instructions, answer, read_conversations, split_off, template_for
 from shared.models.gpt import GPT
-from shared.models.pretrained import from_gguf, from_hf, load_smollm2
-from shared.profiling import peak_memory, reset_peak_memory
+from shared.models.pretrained import load_model
 from shared.quantization import quantize
-from shared.report import COLOURS, MARKERS, Curve, LoggedRun, curves, figure, load_script, model_card, read_runs, save_figure
 from shared.runtime import ROOT, check_seed, clock, device_name, pick_device, table, write_atomically
 from shared.training import TrainConfig, Trainer
+from shared.training.base_model import BASE_PRESETS, trained_base_model
+from shared.training.profiling import peak_memory, reset_peak_memory
 
-WEEK_6 = load_script("06_gpt2")
 HERE = Path(__file__).resolve().parent
 STEWARD = "weeks/09_lora/steward.jsonl"
 """The course's own questions and answers, with the held-out ones beside them in a file of their own."""
@@ -77,7 +94,7 @@ class Settings(WeekSettings):
     """Embeddings that prompt tuning puts in front."""
     text: str = "tinyshakespeare"
     """What the course's model was trained on; on its held-out part we see what is forgotten."""
-    base: TrainConfig = WEEK_6.PRESETS["laptop"].train
+    base: TrainConfig = BASE_PRESETS["laptop"].train
     """How week 6's model is trained, where its checkpoint is not there yet."""
     lr: float | None = None
     """The peak learning rate; None: what suits the method."""
@@ -134,7 +151,7 @@ class Settings(WeekSettings):
 
 PRESETS = {
     "smoke": Settings(
-        preset="smoke", base=WEEK_6.PRESETS["smoke"].train, steps=6, examples_per_step=2, evaluations=2, questions=2, text_windows=8,
+        preset="smoke", base=BASE_PRESETS["smoke"].train, steps=6, examples_per_step=2, evaluations=2, questions=2, text_windows=8,
         compared=("full", "qlora-int8-2", "prompt-4"),
     ),
     "laptop": Settings(),
@@ -219,24 +236,11 @@ def model_name(model: str) -> str:
 def load_base(settings: Settings) -> tuple[GPT, Corpus]:
     """The model that is to learn, and the text on which forgetting is measured. Raises ValueError where there is no model."""
     if settings.model == "course":
-        return WEEK_6.trained_model(settings.preset, data=settings.text, device=settings.device, train=settings.base, resume=settings.resume)
-    model = load_smollm2()[0] if settings.model == "smollm2" else from_path(Path(settings.model))
-    return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
-
-
-def from_path(path: Path) -> GPT:
-    """A checkpoint of the course, a GGUF file, or a Hugging Face folder (GPT-2 with its own tokenizer)."""
-    if path.is_file():
-        model = from_gguf(path)
-    elif checkpoint.find(path) and "model" in json.loads((checkpoint.find(path) / "config.json").read_text(encoding="utf-8")):
-        model = GPT.from_checkpoint(path)
-    elif path.is_dir():
-        model = from_hf(path)
-    else:
-        raise ValueError(f"there is no model {str(path)!r}: give course, smollm2, a checkpoint's folder, a GGUF file or a Hugging Face folder")
+        return trained_base_model(settings.preset, data=settings.text, device=settings.device, train=settings.base, resume=settings.resume)
+    model = load_model(settings.model)
     if model.tokenizer is None:
-        raise ValueError(f"{path} has no tokenizer: the text cannot be cut into its tokens")
-    return model
+        raise ValueError(f"{settings.model} has no tokenizer: the text cannot be cut into its tokens")
+    return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
 
 
 def read_data(settings: Settings, model: GPT) -> tuple[Instructions, list[Conversation]]:
@@ -430,7 +434,7 @@ def write_adapter_card(logs: Path, out: Path, settings: Settings, folder: Path) 
     if "in_form" in s:
         figures.append({"": "answers in the steward's form", "before": f"{s['in_form_before']:.0%}", "after": f"{s['in_form']:.0%}"})
     usage = f"""from shared.adapters import load_adapter
-from shared.instructions import answer, template_for
+from shared.adapters.instructions import answer, template_for
 from shared.models.gpt import GPT
 
 model = GPT.from_checkpoint("checkpoints/06_gpt2/{settings.preset}/{logs.name}/gpt2/best")

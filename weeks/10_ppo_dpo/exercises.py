@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from shared.alignment import dpo_loss, gae, group_advantages, kl_estimate, policy_loss, sequence_logprobs, token_logprobs, token_rewards, whiten
-from shared.exercise import Exercise, Mistake
+from shared.alignment import dpo_loss, gae
+from shared.alignment.losses import (
+    group_advantages,
+    kl_estimate,
+    policy_loss,
+    sequence_logprobs,
+    token_logprobs,
+    token_rewards,
+    whiten,
+)
+from shared.course.exercise import Exercise, Mistake
 
 
 def _mask(generator: Generator, batch: int, time: int) -> Tensor:

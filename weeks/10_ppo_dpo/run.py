@@ -21,21 +21,51 @@ from torch import Generator, Tensor, nn
 
 from shared import checkpoint
 from shared.adapters import LoRAConfig, add_lora, save_adapter
-from shared.alignment import answer_kl, preference_batch, scalar_head
-from shared.alignment_loops import DPO, GRPO, PPO, AlignmentLoop, DPOConfig, GRPOConfig, LoopConfig, OnlineConfig, PPOConfig, draw_answers
+from shared.alignment.loops import (
+    DPO,
+    GRPO,
+    PPO,
+    AlignmentLoop,
+    DPOConfig,
+    GRPOConfig,
+    LoopConfig,
+    OnlineConfig,
+    PPOConfig,
+    draw_answers,
+)
+from shared.alignment.losses import answer_kl, preference_batch, scalar_head
+from shared.alignment.rewards import (
+    Pair,
+    RewardModel,
+    answer_rewards,
+    best_and_worst,
+    exclamations,
+    pair_accuracy,
+    shuffled,
+    standardise,
+)
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace, output_root
-from shared.data import Corpus, read_text
+from shared.course.report import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    LoggedRun,
+    figure,
+    model_card,
+    read_runs,
+    reference_for,
+    save_figure,
+)
+from shared.course.workspace import WeekSettings, Workspace, output_root
+from shared.data.corpus import Corpus, read_text
 from shared.evaluation import known_words
 from shared.models.gpt import GPT
 from shared.models.pretrained import IM_END, chat_prompt, load_smollm2
-from shared.report import COLOURS, LINES, MARKERS, LoggedRun, figure, load_script, model_card, read_runs, reference_for, save_figure
-from shared.rewards import Pair, RewardModel, answer_rewards, best_and_worst, exclamations, pair_accuracy, shuffled, standardise
 from shared.runtime import RunLog, clock, device_name, pick_device, table, write_atomically
 from shared.sampling import generate
 from shared.training import TrainConfig
+from shared.training.base_model import BASE_PRESETS, trained_base_model
 
-WEEK_6 = load_script("06_gpt2")
 METHODS = ("ppo", "grpo", "dpo")
 NAMES = {"base": "week 6's model", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 QUESTIONS = Path(__file__).parent / "questions.txt"
@@ -61,7 +91,7 @@ class Settings(WeekSettings):
     """Prompts from the validation text, on which everything is measured."""
     rows: int = 64
     """Answers in each batch: rows / 2 pairs, rows / group_size prompts for GRPO."""
-    train: TrainConfig = WEEK_6.PRESETS["laptop"].train
+    train: TrainConfig = BASE_PRESETS["laptop"].train
     """How week 6's model is trained, where its checkpoint is not there yet."""
     reward: LoopConfig = LoopConfig(steps=48, lr=1e-3)
     ppo: PPOConfig = PPOConfig(steps=32, lr=3e-4, beta=0.1, max_new_tokens=48, epochs=2, checkpoint_every=8)
@@ -120,7 +150,7 @@ def smoke() -> Settings:
     s = Settings()
     tiny = dict(steps=4, checkpoint_every=1)
     return replace(
-        s, preset="smoke", mark=".", min_words=1, prompt_tokens=4, prompts=24, answers=8, held_out=12, rows=8, train=WEEK_6.PRESETS["smoke"].train,
+        s, preset="smoke", mark=".", min_words=1, prompt_tokens=4, prompts=24, answers=8, held_out=12, rows=8, train=BASE_PRESETS["smoke"].train,
         reward=replace(s.reward, **tiny), ppo=replace(s.ppo, **tiny, max_new_tokens=24), dpo=replace(s.dpo, **tiny),
         grpo=replace(s.grpo, **tiny, max_new_tokens=24, group_size=4), measurements=2, online_betas=(0.1, 0.3), dpo_betas=(0.1,),
         smol=replace(s.smol, **tiny), smol_rows=2, smol_questions=12, smol_held_out=3, smol_tokens=4, smol_blocks=1,
@@ -128,7 +158,7 @@ def smoke() -> Settings:
 
 
 def gpu() -> Settings:
-    s, week_6 = Settings(), WEEK_6.PRESETS["gpu"]
+    s, week_6 = Settings(), BASE_PRESETS["gpu"]
     return replace(
         s, preset="gpu", data=week_6.data, train=week_6.train, prompts=8192, held_out=1024, rows=512, reward=replace(s.reward, lr=1e-4),
         ppo=replace(s.ppo, steps=200, lr=3e-5), grpo=replace(s.grpo, steps=200, lr=3e-5), dpo=replace(s.dpo, steps=400, lr=3e-5),
@@ -144,7 +174,7 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study == "smollm2":
         return study_brief(settings)
     device = pick_device(settings.device)
-    base, corpus = WEEK_6.trained_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
+    base, corpus = trained_base_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     base.to(device)
     work = Workspace(__file__, settings, corpus.name, device)
     start = prepare(settings, base, corpus, work)

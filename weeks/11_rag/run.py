@@ -26,25 +26,35 @@ from safetensors.torch import load_file, save
 from sklearn.metrics import roc_auc_score
 
 from shared.adapters import LoRAConfig, add_lora
+from shared.adapters.instructions import Conversation, Instructions, answer, template_for
 from shared.checkpoint import unshared
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace, output_root
-from shared.data import read_text
-from shared.documents import Chunk, chunk_documents, load_documents, split
-from shared.instructions import Conversation, Instructions, answer, template_for
+from shared.course.report import COLOURS, LoggedRun, figure, read_runs, save_figure
+from shared.course.workspace import WeekSettings, Workspace, output_root
+from shared.data.corpus import read_text
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2
 from shared.quantization import quantize
-from shared.rag import RAG, Reader, Reply
-from shared.ranking import RANKING_METRICS, bootstrap, exact_match, holds_answer, normalise, rank_scores, recall_at, token_f1
-from shared.report import COLOURS, LoggedRun, figure, load_script, read_runs, save_figure
-from shared.retrieval import HiddenStates, Index, MiniLM
+from shared.retrieval.documents import Chunk, chunk_documents, load_documents, split
+from shared.retrieval.embedders import HiddenStates, MiniLM
+from shared.retrieval.index import Index
+from shared.retrieval.rag import RAG, Reader, Reply
+from shared.retrieval.ranking import (
+    RANKING_METRICS,
+    bootstrap,
+    exact_match,
+    holds_answer,
+    normalise,
+    rank_scores,
+    recall_at,
+    token_f1,
+)
+from shared.retrieval.stores import STORES, make_store
 from shared.runtime import clock, pick_device, read_jsonl, table, write_atomically
-from shared.stores import STORES, make_store
 from shared.tokenizers import gpt2_tokenizer
 from shared.training import TrainConfig, Trainer
+from shared.training.base_model import BASE_PRESETS, open_corpus, trained_base_model
 
-WEEK_6 = load_script("06_gpt2")
 HERE = Path(__file__).parent
 RETRIEVERS = {"bm25": "BM25", "dense": "MiniLM", "hybrid": "BM25 + MiniLM", "own": "week 6's model"}
 CONDITIONS = {"without": "without passages", "retrieved": "with what was found", "right": "with the right passage"}
@@ -149,7 +159,7 @@ def main(settings: Settings) -> dict[str, float]:
         return converse(settings, device)
     if settings.data not in ("handbook", "python"):
         raise ValueError(f"there are no questions with known answers on {settings.data}: use --ask or --interactive")
-    text = WEEK_6.open_corpus(replace(WEEK_6.PRESETS[settings.preset], data=settings.text)).name
+    text = open_corpus(replace(BASE_PRESETS[settings.preset], data=settings.text)).name
     work = Workspace(__file__, settings, text, device)
     if settings.study == "index":
         found = study_index(settings, work)
@@ -249,7 +259,7 @@ def own_embedder(settings: Settings, device: torch.device) -> HiddenStates:
 
 def own_model(settings: Settings) -> GPT:
     """Week 6's model, trained first where it is not there."""
-    return WEEK_6.trained_model(settings.preset, data=settings.text, device=settings.device)[0]
+    return trained_base_model(settings.preset, data=settings.text, device=settings.device)[0]
 
 
 def make_reader(settings: Settings, device: torch.device) -> Reader:

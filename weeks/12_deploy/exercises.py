@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from shared.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake
 
 
 def _number(generator: Generator, low: int, high: int) -> int:

@@ -26,19 +26,29 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from shared import checkpoint
 from shared.commandline import cli
-from shared.course import WeekSettings, Workspace
-from shared.data import read_text, split_text
-from shared.export import OnnxModel, save_hf_folder, to_gguf, to_onnx
+from shared.course.report import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    LoggedRun,
+    figure,
+    read_runs,
+    save_figure,
+)
+from shared.course.workspace import WeekSettings, Workspace
+from shared.data.corpus import read_text, split_text
+from shared.export import save_hf_folder, to_gguf, to_onnx
+from shared.export.onnx import OnnxModel
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2
-from shared.report import COLOURS, LINES, MARKERS, LoggedRun, figure, load_script, read_runs, save_figure
+from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race, their_times
 from shared.runtime import clock, device_name, pick_device, table
 from shared.sampling import generate
 from shared.serving.engine import Engine, Generation, Request, same_bits_in_every_row
 from shared.serving.load import Load, client, delays, percentile, served, throughput, write
 from shared.training import TrainConfig
+from shared.training.base_model import BASE_PRESETS, trained_base_model
 
-WEEK_6, WEEK_8 = load_script("06_gpt2"), load_script("08_quantization")
 OWN, SMOL = "own", "smollm2"
 INT8 = ("--quantize=int8", "--group-size=64")
 NAMES = {"own": "your model", "smollm2": "SmolLM2, fp32", "smollm2-int8": "SmolLM2, int8"}
@@ -52,7 +62,7 @@ CHUNK, SMALL_CHUNK = 32, 8
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
-    train: TrainConfig = WEEK_6.PRESETS["laptop"].train
+    train: TrainConfig = BASE_PRESETS["laptop"].train
     """Of week 6's model, where its checkpoint is not there yet."""
     load: Load = Load(at_once=(1, 2, 4, 8))
     """What the server is asked for."""
@@ -88,7 +98,7 @@ def smoke() -> Settings:
     s = Settings()
     tiny = Load(tokens=4, texts=2, at_once=(1, 2), turns=1, requests=4, clients=2)
     return replace(
-        s, preset="smoke", train=WEEK_6.PRESETS["smoke"].train, load=tiny, smol_load=tiny, prompt_tokens=8, shared_tokens=40, shared_prompts=1,
+        s, preset="smoke", train=BASE_PRESETS["smoke"].train, load=tiny, smol_load=tiny, prompt_tokens=8, shared_tokens=40, shared_prompts=1,
         compared=1, new_tokens=4, rounds=1, smol_blocks=1,
     )  # fmt: skip
 
@@ -97,7 +107,7 @@ PRESETS = {
     "smoke": smoke(),
     "laptop": Settings(),
     "gpu": Settings(
-        preset="gpu", data=WEEK_6.PRESETS["gpu"].data, train=WEEK_6.PRESETS["gpu"].train, load=Load(texts=32, at_once=(1, 2, 4, 8, 16, 32), clients=32),
+        preset="gpu", data=BASE_PRESETS["gpu"].data, train=BASE_PRESETS["gpu"].train, load=Load(texts=32, at_once=(1, 2, 4, 8, 16, 32), clients=32),
     ),
 }  # fmt: skip
 
@@ -108,7 +118,7 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study:
         return study_of_smollm2(settings)
     device = pick_device(settings.device)
-    model, corpus = WEEK_6.trained_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
+    model, corpus = trained_base_model(settings.preset, data=settings.data, device=settings.device, train=settings.train, resume=settings.resume)
     work = Workspace(__file__, settings, corpus.name, device)
     prompts = Prompts(model, corpus.val[:1_000_000].tolist(), settings)
     found = measure_server(OWN, model, prompts, settings.load, settings, work)
@@ -344,7 +354,7 @@ def race_programs(name: str, model: GPT, prompts: Prompts, settings: Settings, w
     print(f"{NAMES[name]}: exporting", flush=True)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what transformers imports warns there
     disable_progress_bar()
-    length = max(settings.prompt_tokens, WEEK_8.SHORT) + settings.new_tokens
+    length = max(settings.prompt_tokens, SHORT_PROMPT) + settings.new_tokens
     with tempfile.TemporaryDirectory() as parent, ExitStack() as at_the_end:
         folder = Path(parent)
         save_hf_folder(folder / "hf", model, model.tokenizer)
@@ -361,7 +371,7 @@ def race_programs(name: str, model: GPT, prompts: Prompts, settings: Settings, w
             "transformers": transformers_tokens,
             "onnx": lambda m, prompt, n: onnx_times(m, prompt, n)[0],
         }
-        times = {"pytorch": WEEK_8.our_times, "transformers": WEEK_8.their_times, "onnx": lambda m, prompt, n: onnx_times(m, prompt, n)[1]}
+        times = {"pytorch": our_times, "transformers": their_times, "onnx": lambda m, prompt, n: onnx_times(m, prompt, n)[1]}
         if find_spec("xllamacpp"):
             for kind in ("F32", "F16", "Q8_0"):
                 files[f"llama.cpp-{kind}"] = path = to_gguf(folder / f"{kind}.gguf", model, model.tokenizer, kind)
@@ -372,7 +382,7 @@ def race_programs(name: str, model: GPT, prompts: Prompts, settings: Settings, w
             print("llama.cpp is not compared: its package xllamacpp is not installed (requirements-test.txt)")
         begins = [prompts.part(300 + i, settings.prompt_tokens) for i in range(settings.compared)]
         texts = {program: [writes[program](m, begin, settings.new_tokens) for begin in begins] for program, m in models.items()}
-        speed = WEEK_8.race({p: WEEK_8.Contender(m, times[p]) for p, m in models.items()}, prompts.part(200, settings.prompt_tokens), settings)
+        speed = race({p: Contender(m, times[p]) for p, m in models.items()}, prompts.part(200, settings.prompt_tokens), settings.new_tokens, settings.rounds)
         rows = {}
         for program in models:
             row = speed[program] | {"megabytes": size(files[program]) / 1e6, "texts": len(begins), "new_tokens": settings.new_tokens}

@@ -1,0 +1,1 @@
+"""Week 1. Texts and tokens to learn from."""

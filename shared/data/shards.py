@@ -1,0 +1,330 @@
+"""Week 6. Data at scale: documents streamed, cleaned, tokenized by several processes, and kept as shards of uint16 tokens.
+
+    python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu --tokens 10M
+    corpus = open_shards("data/fineweb-edu")  # as the Trainer takes it
+
+The folder holds `val_00000.bin`, the first documents of the source, then `train_00000.bin` and so on; the tokenizer; and `shards.json`,
+which names each shard with its sum. A file that it doesn't name does not count: a run that was killed goes on after the last whole shard.
+Each document begins with <|endoftext|>, and none is cut: a shard ends with the document that fills it.
+"""
+
+import json
+import math
+import os
+import re
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from itertools import chain
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+from tyro.constructors import PrimitiveConstructorSpec
+
+from shared.assets import sha256
+from shared.commandline import errors_for_people, parse_args
+from shared.data.corpus import Corpus
+from shared.data.sources import clean, describe_source, stream_documents
+from shared.runtime import write_atomically, write_json
+from shared.tokenizers import Tokenizer, gpt2_tokenizer
+from shared.tokenizers.bpe import END_OF_TEXT
+
+INDEX, FORMAT = "shards.json", 1
+GROUP = 1 << 18  # characters that a process is handed at a time
+TOKEN = np.dtype("<u2")
+
+
+def token_count(text: str) -> int:
+    """A number of tokens as people write it. Raises ValueError for anything else.
+
+    >>> token_count("10M"), token_count("1.5b"), token_count("250_000")
+    (10000000, 1500000000, 250000)
+    """
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([KMB]?)", text, re.IGNORECASE)
+    if not found:
+        raise ValueError(f"{text!r} is not a number of tokens: write 250000, 250K, 10M or 1.5B")
+    return round(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2].upper()])
+
+
+TOKENS = PrimitiveConstructorSpec(1, "N", lambda args: token_count(args[0]), lambda value: isinstance(value, int), lambda value: [str(value)])
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """Turns documents into shards of tokens."""
+
+    source: str
+    """fineweb-edu, openwebtext, wikitext-103 (streamed from the Hugging Face hub), or a .jsonl, .parquet or .txt file or a folder of them."""
+    out: str
+    """The folder for the shards. One that was begun with the same settings is gone on with."""
+    tokens: Annotated[int, TOKENS] | None = None
+    """Stop when the training split has so many (10M, 1.5B); none takes the whole source."""
+    val_tokens: Annotated[int, TOKENS] = 10**6
+    """The validation split: the source's first documents, until they have so many tokens."""
+    shard_tokens: Annotated[int, TOKENS] = 10**8
+    """Tokens in a training shard; the run needs about four bytes of memory for each."""
+    tokenizer: str | None = None
+    """A tokenizer's JSON file; none takes GPT-2's."""
+    column: str = "text"
+    """Where the documents are, in .jsonl and .parquet."""
+    form: Literal["documents", "wikitext"] = "documents"
+    """documents: one a row; in .txt one a file, or several with a line <|endoftext|> between them. wikitext (always so for wikitext-103):
+    a row is a line, and a title (" = Title = ") begins a document."""
+    min_chars: int = 32
+    """Shorter documents are dropped."""
+    workers: int | None = None
+    """Processes that tokenize; none takes one for each processor, at most 32. The result is the same."""
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("tokens", "val_tokens", "shard_tokens", "min_chars", "workers")}
+        problems = [f"{name}={value}: must be at least 1" for name, value in numbers.items() if value is not None and value < 1]
+        if self.form not in ("documents", "wikitext"):
+            problems.append(f"form={self.form!r}: must be documents or wikitext")
+        if problems:
+            raise ValueError("ShardConfig: " + "; ".join(problems))
+
+
+@cache
+def _tokenizer(path: Path, fingerprint: str) -> Tokenizer:
+    """Built once in each process, and anew for another tokenizer in the same place."""
+    return Tokenizer.load(path)
+
+
+def _encode(path: Path, fingerprint: str, min_chars: int, wikitext: bool, group: list[tuple[int, str]]) -> list[tuple[int, np.ndarray, int]]:
+    """What the processes do: of each document that isn't dropped its place, its tokens, and the bytes of its text."""
+    tokenizer, done = _tokenizer(path, fingerprint), []
+    for row, text in group:
+        text = clean(text, wikitext)
+        if len(text) >= min_chars:
+            ids = np.array([tokenizer.special_tokens[END_OF_TEXT], *tokenizer.encode(text)], TOKEN)
+            done.append((row, ids, len(text.encode())))
+    return done
+
+
+def _groups(stream: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    group, size = [], 0
+    for row, text in stream:
+        group.append((row, text))
+        size += len(text) + 1
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _in_order(job: Callable, groups: Iterable[list], workers: int) -> Iterator[tuple]:
+    """All that `job` makes of the groups, in their order. Only so many are read ahead as keep the processes busy."""
+    if workers == 1:
+        yield from chain.from_iterable(map(job, groups))
+        return
+    pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker), deque()  # fork may hang where there are threads
+    try:
+        for group in groups:
+            waiting.append(pool.submit(job, group))
+            if len(waiting) > 4 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool:
+        raise ValueError(
+            "a process that tokenizes has died, perhaps for want of memory: run again with fewer --workers; "
+            "in a script of your own, call it under `if __name__ == '__main__':`"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them; the parent ends the others
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # also where it is killed
+
+
+# ---- shards
+
+
+def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """Writes the shards of a source, or goes on with those in the folder; returns what `shards.json` holds.
+
+    tokenizer: None takes the config's. Killed at any moment and run again, the files are those of a run in one go. Raises ValueError for
+    a tokenizer without <|endoftext|> or of more than 65,536 tokens, a source that cannot be read or is too short, and a folder that was
+    begun with other settings, another tokenizer or other files (told apart by name and size; on the hub, by commit).
+    """
+    if tokenizer is None:
+        tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else gpt2_tokenizer()
+    if END_OF_TEXT not in getattr(tokenizer, "special_tokens", ()):
+        raise ValueError(f"the tokenizer ({type(tokenizer).__name__}) has no special token {END_OF_TEXT}, which goes between documents")
+    if tokenizer.vocab_size > 2**16:
+        raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} tokens does not fit in uint16: at most 65,536 do (ids 0 to 65,535)")
+    folder = Path(config.out)
+    index = _begin(folder, config, tokenizer)
+    if index["complete"]:
+        return index
+    source, shards, wikitext = index["source"], index["shards"], config.form == "wikitext" or config.source == "wikitext-103"
+    groups = _groups(stream_documents(config.source, source, config.column, wikitext, skip=shards[-1]["rows"] if shards else 0))
+    job = partial(_encode, folder / "tokenizer.json", tokenizer.fingerprint, config.min_chars, wikitext)
+    have, total = sum(s["tokens"] for s in shards), config.tokens and config.tokens + config.val_tokens
+    progress = tqdm(desc=source["name"], initial=have, total=total, unit=" tokens", unit_scale=True, disable=None)
+    with progress, closing(_in_order(job, groups, config.workers or min(os.cpu_count() or 1, 32))) as encoded:
+        while (wanted := _wanted(config, shards)) > 0:
+            documents, counts = _take(encoded, wanted, progress)
+            if not documents or (not shards and counts["tokens"] < wanted):
+                break
+            file = _file_name(len(shards))
+            write_atomically(folder / file, b"".join(documents))
+            shards.append({"file": file, **counts, "sha256": sha256(folder / file)})
+            write_json(folder / INDEX, index)
+    if len(shards) < 2:
+        raise ValueError(
+            f"--source {config.source} is too short: after val_tokens={config.val_tokens} nothing is left to train on. Choose fewer (and another "
+            f"--out), or a source of more documents; a .txt file is one document unless lines {END_OF_TEXT} part it"
+        )
+    index["complete"] = True
+    write_json(folder / INDEX, index)
+    return index
+
+
+def _begin(folder: Path, config: ShardConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The index of a folder that is begun, or of one that can be gone on with: then each shard in it has been read and is whole."""
+    old = _read_index(folder) if (folder / INDEX).exists() else None
+    if old is None and any(folder.glob("*.bin")):
+        raise ValueError(f"{folder} has .bin files but no {INDEX}: they are not from here; choose another --out")
+    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "tokenizer", "workers")}
+    identity = {"kind": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+    new = {"format": FORMAT, "source": describe_source(config.source, old and old["source"]), "settings": settings, "tokenizer": identity}
+    for leftover in folder.glob(".*.tmp") if old else ():  # of a run that was killed
+        leftover.unlink(missing_ok=True)
+    if old and old["shards"]:
+        changed = [f"{key}: {k}" for key in ("source", "settings", "tokenizer") for k in new[key] | old[key] if new[key].get(k) != old[key].get(k)]
+        if changed:
+            raise ValueError(
+                f"{folder} was begun with another source, tokenizer or settings ({', '.join(changed)}): choose another --out, or delete it"
+            )
+        for shard in old["shards"]:
+            _map(folder, shard, verify=True)
+        return old
+    index = {**new, "complete": False, "shards": []}
+    tokenizer.save(folder / "tokenizer.json")
+    write_json(folder / INDEX, index)
+    return index
+
+
+def _wanted(config: ShardConfig, shards: list[dict]) -> float:
+    """How many tokens the next shard is to have; none when there are enough."""
+    if not shards:
+        return config.val_tokens
+    left = math.inf if config.tokens is None else config.tokens - sum(s["tokens"] for s in shards[1:])
+    return min(config.shard_tokens, left)
+
+
+def _take(encoded: Iterator[tuple], wanted: float, progress: tqdm) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Whole documents until there are `wanted` tokens, and what they come to. rows: of the source, read up to the last of them."""
+    documents, tokens, text_bytes, rows = [], 0, 0, 0
+    for row, ids, size in encoded:
+        documents.append(ids)
+        tokens, text_bytes, rows = tokens + len(ids), text_bytes + size, row
+        progress.update(len(ids))
+        if tokens >= wanted:
+            break
+    return documents, {"documents": len(documents), "tokens": tokens, "text_bytes": text_bytes, "rows": rows}
+
+
+def _file_name(number: int) -> str:
+    return f"train_{number - 1:05d}.bin" if number else "val_00000.bin"
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if index["format"] != FORMAT or [s["file"] for s in index["shards"]] != [_file_name(i) for i in range(len(index["shards"]))]:
+            raise ValueError(f"not of format {FORMAT}")
+        return {key: index[key] for key in ("format", "source", "settings", "tokenizer", "complete", "shards")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"no shards in {folder}: {INDEX} is missing or damaged ({error}); `python -m shared.data.shards` makes them") from None
+
+
+def _map(folder: Path, shard: dict, verify: bool) -> np.ndarray:
+    path, size = folder / shard["file"], shard["tokens"] * TOKEN.itemsize
+    if not path.is_file() or path.stat().st_size != size or (verify and sha256(path) != shard["sha256"]):
+        raise ValueError(f"{path} is missing, cut or damaged (expected {size} bytes, sha256 {shard['sha256']}): delete {folder} and make it again")
+    return np.memmap(path, dtype=TOKEN, mode="r")
+
+
+# ---- reading
+
+
+class ShardedTokens:
+    """Arrays of tokens, one after the other, as one long array that can only be read: uint16 [tokens], nothing of it held in memory.
+
+    Indexed with a number, a slice or integers of any shape; a window may begin in one shard and end in the next.
+
+    >>> tokens = ShardedTokens([np.array([1, 2, 3], TOKEN), np.array([4, 5], TOKEN)])
+    >>> tokens[np.array([[1, 2], [3, -1]])].tolist(), tokens[2:4].tolist(), len(tokens)
+    ([[2, 3], [4, 5]], [3, 4], 5)
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts = list(parts)
+        self._starts = np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        at = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
+        if at.dtype.kind not in "iu":
+            raise IndexError(f"tokens are indexed with whole numbers, slices and integer arrays, not with {at.dtype}")
+        if at.size and not -len(self) <= at.min() <= at.max() < len(self):
+            raise IndexError(f"index out of bounds: there are {len(self)} tokens")
+        at = np.where(at < 0, at + len(self), at)
+        which = np.searchsorted(self._starts, at, side="right") - 1
+        found = np.empty(at.shape, TOKEN)
+        for i in np.unique(which):
+            here = which == i
+            found[here] = self.parts[i][at[here] - self._starts[i]]
+        return found[()]
+
+
+def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, verify: bool = False) -> Corpus:
+    """The corpus that `build` wrote, mapped from disk. tokenizer: if given, the shards must have been made with this one.
+
+    Sizes are always checked; verify: the sums too, which reads every byte. Raises ValueError for shards that are unfinished, cut,
+    damaged, or of another tokenizer.
+    """
+    folder = Path(folder)
+    index = _read_index(folder)
+    if not index["complete"]:
+        raise ValueError(f"the shards in {folder} are not finished: run `python -m shared.data.shards` again with the same settings")
+    own, made_with = Tokenizer.load(folder / "tokenizer.json"), index["tokenizer"]
+    for used, where in ((own, f"in {folder / 'tokenizer.json'}"), (tokenizer or own, "in use")):
+        if used.fingerprint != made_with["fingerprint"]:
+            raise ValueError(
+                f"the shards in {folder} were made with another tokenizer ({made_with['kind']}, {made_with['vocab_size']} tokens) than the one "
+                f"{where} ({type(used).__name__}, {used.vocab_size} tokens): use theirs, or make shards with yours"
+            )
+    val, *train = (_map(folder, shard, verify) for shard in index["shards"])
+    return Corpus(index["source"]["name"], own, ShardedTokens(train), ShardedTokens([val]))
+
+
+def main(config: ShardConfig) -> None:
+    """Builds the shards and says what is there."""
+    shards = build(config)["shards"]
+    for name, split in (("val", shards[:1]), ("train", shards[1:])):
+        tokens, documents, text_bytes = (sum(s[key] for s in split) for key in ("tokens", "documents", "text_bytes"))
+        print(f"{name}: {tokens:,} tokens of {documents:,} documents ({text_bytes:,} bytes of text), shards: {len(split)}")
+    print(f"to train on them: open_shards({config.out!r})")
+
+
+if __name__ == "__main__":
+    with errors_for_people():
+        main(parse_args(ShardConfig, sys.argv[1:], __doc__))

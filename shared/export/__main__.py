@@ -1,0 +1,83 @@
+"""Week 12. The learner's model for everybody else's programs: a Hugging Face folder, a GGUF file for llama.cpp, an ONNX file.
+
+    save_hf_folder("my-model", model, tokenizer)          # transformers' from_pretrained, vLLM, and others
+    to_gguf("my-model.gguf", model, tokenizer, "Q8_0")    # llama.cpp
+    to_onnx("my-model.onnx", model)                       # ONNX Runtime
+    push_to_hub("my-model", "someone/my-model")           # the folder, with its card, to the Hugging Face hub
+
+From the command line, with a checkpoint of week 4 or later, or SmolLM2:
+
+    python -m shared.export --checkpoint checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best --format gguf --kind Q8_0 --out my-model.gguf
+
+Each is exact or refused: a GPT becomes a GPT-2, a Llama or a Qwen3 (a Llama with qk_norm), and where a format has no such model the fields in
+the way are named and nothing is written. ONNX takes every GPT. Sources: transformers; the GGUF specification in ggml's repository; onnx.ai.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shared import checkpoint
+from shared.commandline import errors_for_people, parse_args
+from shared.export.gguf import to_gguf
+from shared.export.huggingface import FILES, Card, push_to_hub, save_hf_folder
+from shared.export.onnx import to_onnx, weights_of
+from shared.models.pretrained import load_model
+
+# ---- from the command line
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Exports a checkpoint for other programs."""
+
+    checkpoint: str
+    """A folder that training saved, or "smollm2"."""
+    out: str
+    """The folder (hf) or file (gguf, onnx) to write."""
+    format: Literal["hf", "gguf", "onnx"] = "hf"
+    kind: Literal["F32", "F16", "Q8_0", "Q4_0"] = "F16"
+    """gguf: how matrices are stored."""
+    title: str = "A small language model"
+    """hf: the heading of the model's card."""
+    license: str | None = None
+    """hf: the model's licence, as the hub spells it ("mit")."""
+    push: str | None = None
+    """hf: also upload the folder to the hub under this name ("someone/my-model"); log in first with `hf auth login`."""
+    public: bool = False
+    """With push: a repository that everyone can see."""
+
+    def __post_init__(self) -> None:
+        if self.push and self.format != "hf":
+            raise ValueError(f"--push uploads a Hugging Face folder, not {self.format}: use --format hf")
+
+
+def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
+    """Loads, exports, and says what was written."""
+    model = load_model(settings.checkpoint)
+    tokenizer = model.tokenizer
+    metrics = checkpoint.read_metrics(settings.checkpoint)
+    out = Path(settings.out)
+    beside = out.with_name(out.name + ".tokenizer.json")
+    if settings.format == "hf":
+        figures = [{"measured": name.replace("_", " "), "value": f"{value:.4g}"} for name, value in metrics.items()]
+        save_hf_folder(out, model, tokenizer, Card(settings.title, figures=figures, license=settings.license))
+    elif settings.format == "gguf":
+        to_gguf(out, model, tokenizer, settings.kind)
+    else:
+        to_onnx(out, model)
+        if tokenizer is not None:
+            tokenizer.save(beside)
+    written = {"hf": [out / name for name in FILES], "gguf": [out], "onnx": [out, weights_of(out), beside]}[settings.format]
+    for path in filter(Path.exists, written):
+        say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    if settings.push:
+        say(f"uploaded to {push_to_hub(out, settings.push, private=not settings.public)}")
+    return out
+
+
+if __name__ == "__main__":
+    with errors_for_people():
+        main(parse_args(Settings, sys.argv[1:], __doc__))

@@ -1,0 +1,39 @@
+"""Week 1. Which model classes there are: each registers its kind here, and a checkpoint names the kind it holds.
+
+So a checkpoint can be opened without its reader knowing the models of later weeks.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+MODELS: dict[str, tuple[type[nn.Module], type]] = {}
+"""By name: a model class, and the dataclass with its configuration. Filled by `register_model`."""
+
+
+def register_model(config: type) -> Callable[[type[Model]], type[Model]]:
+    """Class decorator: makes a model, built as `Model(config(...))`, known to `checkpoint.load` by its class's name.
+
+    Raises ValueError for a name that another class has taken.
+    """
+
+    def register(model: type[Model]) -> type[Model]:
+        name = model.__name__
+        if name in MODELS and MODELS[name][0].__module__ != model.__module__:
+            raise ValueError(f"a model called {name} is registered by {MODELS[name][0].__module__}: choose another name")
+        MODELS[name] = (model, config)
+        return model
+
+    return register
+
+
+def import_all_models() -> None:
+    """Imports every module of `shared.models`, for programs that open a checkpoint of any week."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")

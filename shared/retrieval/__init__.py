@@ -1,0 +1,1 @@
+"""Week 11. Finding passages and answering from them."""

@@ -1,0 +1,100 @@
+"""Week 11. Finding by meaning: what turns a text into a vector.
+
+Source: Reimers & Gurevych, "Sentence-BERT" (2019).
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from shared.assets import fetch
+from shared.models.gpt import GPT
+from shared.retrieval.stores import Vectors
+from shared.tokenizers import Tokenizer
+
+# ---- by meaning
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of length 1, near each other where the texts mean similar things."""
+
+    name: str
+    """Which model it is: an index made with one cannot be searched with another."""
+    dim: int
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """float32 [len(texts), dim]."""
+        ...
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 through sentence-transformers: 22 million parameters, trained on a billion pairs of sentences. Fetched on the first call.
+
+    Of a text it reads 256 word pieces.
+    """
+
+    name = "all-MiniLM-L6-v2"
+    dim = 384
+
+    def __init__(self, device: torch.device | str = "cpu", batch_size: int = 32):
+        folders = {fetch(f"minilm-{part}").parent for part in ("weights", "tokenizer", "config")}
+        if len(folders) > 1:
+            raise ValueError(f"the files of {self.name} lie in several folders: put them all into one of {', '.join(map(str, folders))}")
+        logging.disable(logging.WARNING)  # other libraries, which transformers tries, warn of what was not built for this machine
+        try:
+            from sentence_transformers import SentenceTransformer  # takes seconds to import
+            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+            from transformers.utils.logging import disable_progress_bar
+        finally:
+            logging.disable(logging.NOTSET)
+
+        disable_progress_bar()
+        reader = Transformer(str(folders.pop()), max_seq_length=256)
+        self._model = SentenceTransformer(modules=[reader, Pooling(self.dim, "mean"), Normalize()], device=str(device))
+        self._batch_size = batch_size
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        if not len(texts):
+            return np.empty((0, self.dim), np.float32)
+        return self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False).astype(np.float32)
+
+
+class HiddenStates:
+    """The mean of a GPT's last hidden states over a text's tokens: embeddings of a model that was never trained to make any.
+
+    name: which model it is, for the index. Of a text it reads `block_size` tokens. The device is the model's.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, name: str, batch_size: int = 32):
+        self.name, self.dim, self._tokenizer, self._batch_size = name, model.config.n_embd, tokenizer, batch_size
+        self._body = copy.copy(model)  # the same weights, without the head: logits would be most of the work
+        self._body._modules = {**model._modules, "lm_head": nn.Identity()}
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Raises ValueError for a text without tokens."""
+        ids = [self._tokenizer.encode(text)[: self._body.config.block_size] for text in texts]
+        if not all(ids):
+            raise ValueError("an empty text has no hidden states: leave it out")
+        device, was_training = next(self._body.parameters()).device, self._body.training
+        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        vectors = np.empty((len(ids), self.dim), np.float32)
+        self._body.eval()
+        try:
+            for at in range(0, len(ids), self._batch_size):
+                batch = by_length[at : at + self._batch_size]
+                lengths = torch.tensor([len(ids[i]) for i in batch], device=device)
+                # Padding stands behind the text, where no token of a causal model sees it.
+                rows = nn.utils.rnn.pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True).to(device)
+                states = self._body(rows).float()  # [batch, time, n_embd]
+                real = torch.arange(rows.size(1), device=device) < lengths[:, None]
+                mean = (states * real[..., None]).sum(1) / lengths[:, None]
+                vectors[batch] = nn.functional.normalize(mean, dim=-1).cpu().numpy()
+        finally:
+            self._body.train(was_training)
+        return vectors

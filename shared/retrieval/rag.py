@@ -1,0 +1,182 @@
+"""Week 11. Answers from documents: what was found is put before the question, the model goes on from there, and its sources are named.
+
+    rag = RAG(index, Reader(*load_smollm2()))
+    reply = rag.ask("When does the last ferry leave?")
+    for piece in reply:                         # as it is written
+        print(piece, end="", flush=True)
+    print(reply.sources)                        # ['ferry-timetable.md, Summer sailings']
+
+Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020), here without training.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from shared.retrieval.documents import Chunk
+from shared.sampling.generate import generate, stream_text
+from shared.tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # a server without documents needs no FAISS
+    from shared.retrieval.index import Index
+
+ABSTENTION = "I don't know."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given to read."""
+
+    ids: list[int]
+    chunks: tuple[Chunk, ...]
+    """Those that fitted, as far as they fitted."""
+
+
+def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget: int) -> Prompt:
+    """The passages, best first, then the question, in at most `budget` tokens.
+
+    A passage that does not fit whole is cut at the end of a word, and those after it are left out. Raises ValueError for an empty question
+    and for one that does not fit by itself.
+    """
+    question = " ".join(question.split())
+    if not question:
+        raise ValueError("there is no question: give one")
+    encode = lambda chunks: tokenizer.encode("".join(f"{chunk.passage}\n\n" for chunk in chunks) + f"Question: {question}\nAnswer:")
+    used: list[Chunk] = []
+    ids = encode(used)
+    if len(ids) > budget:
+        raise ValueError(f"the question has {len(ids)} tokens with its frame, but only {budget} fit before the answer: ask a shorter one")
+    for chunk in chunks:
+        longer = encode([*used, chunk])
+        if len(longer) > budget:
+            used += _beginning(chunk, lambda part, used=tuple(used): len(encode([*used, part])) <= budget)
+            return Prompt(encode(used), tuple(used))
+        used.append(chunk)
+        ids = longer
+    return Prompt(ids, tuple(used))
+
+
+def _beginning(chunk: Chunk, fits: Callable[[Chunk], bool]) -> list[Chunk]:
+    """The chunk with as many of its words as fit; none if not even one does."""
+    ends = [found.end() for found in re.finditer(r"\S+", chunk.text)]
+    first = lambda n: replace(chunk, text=chunk.text[: ends[n - 1]], windows=())
+    n = bisect_left(range(1, len(ends)), True, key=lambda n: not fits(first(n)))
+    return [first(n)] if n else []
+
+
+class Reply:
+    """An answer that is being written: iterate over it for its pieces, or take `text`. Both may be done, in any order."""
+
+    def __init__(self, pieces: Iterator[str], chunks: Sequence[Chunk]):
+        self._coming, self._written = pieces, []
+        self.chunks = tuple(chunks)
+        """What the model was given to read."""
+
+    def __iter__(self) -> Iterator[str]:
+        at = 0
+        while True:
+            if at == len(self._written):
+                piece = next(self._coming, None)
+                if piece is None:
+                    return
+                self._written.append(piece)
+            yield self._written[at]
+            at += 1
+
+    @property
+    def text(self) -> str:
+        """The whole answer; waits for its end."""
+        return "".join(self).strip()
+
+    @property
+    def abstained(self) -> bool:
+        """Whether it is no answer. Waits for its end."""
+        return self.text == ABSTENTION
+
+    @property
+    def sources(self) -> list[str]:
+        """Where what the answer was made from can be looked up; none for no answer. Waits for its end."""
+        return [] if self.abstained else list(dict.fromkeys(chunk.cite for chunk in self.chunks))
+
+
+class Reader:
+    """A language model that answers from passages: greedily, in one line.
+
+    min_gain: answers that the passages make less likely than this, in nats for each token (see `gain`), are not given. The answer is
+    then shown when it is whole, and not piece by piece.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, max_new_tokens: int = 32, min_gain: float | None = None):
+        self.budget = model.config.block_size - max_new_tokens
+        if max_new_tokens < 1 or self.budget < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1, and below the model's block_size={model.config.block_size}")
+        self.model, self.tokenizer, self.max_new_tokens, self.min_gain = model, tokenizer, max_new_tokens, min_gain
+        # What ends an answer: any token with a line break in it, and those that stand for no text.
+        ends = set(getattr(tokenizer, "special_tokens", {}).values())
+        self._ends = ends | {i for i, token in tokenizer.vocab.items() if b"\n" in token}
+
+    def read(self, question: str, chunks: Sequence[Chunk] = ()) -> Reply:
+        """The answer from these chunks; without any, what the model believes. Saying nothing at all is an abstention."""
+        prompt = compose(question, chunks, self.tokenizer, self.budget)
+        if self.min_gain is not None and prompt.chunks:
+            return Reply(self._judged(question, prompt), prompt.chunks)
+        return Reply(_or_abstain(stream_text(self.tokenizer, self._ids(prompt))), prompt.chunks)
+
+    def _ids(self, prompt: Prompt) -> Iterator[int]:
+        drawn = generate(self.model, prompt.ids, self.max_new_tokens, temperature=0)
+        return takewhile(lambda i: i not in self._ends, drawn)
+
+    def draft(self, question: str, chunks: Sequence[Chunk]) -> tuple[Prompt, list[int]]:
+        """The prompt, and the answer's ids before anyone has judged them: what `gain` takes."""
+        prompt = compose(question, chunks, self.tokenizer, self.budget)
+        return prompt, list(self._ids(prompt))
+
+    def _judged(self, question: str, prompt: Prompt) -> Iterator[str]:
+        answer = list(self._ids(prompt))
+        sure = bool(answer) and self.gain(question, prompt, answer) >= self.min_gain
+        yield from _or_abstain(iter([self.tokenizer.decode(answer)] if sure else []))
+
+    def gain(self, question: str, prompt: Prompt, answer: Sequence[int]) -> float:
+        """How much likelier the passages make the answer than the question alone does: nats for each token."""
+        alone = compose(question, (), self.tokenizer, self.budget).ids
+        return self._log_probability(prompt.ids, answer) - self._log_probability(alone, answer)
+
+    @torch.inference_mode()
+    def _log_probability(self, ids: list[int], answer: Sequence[int]) -> float:
+        device = next(self.model.parameters()).device
+        logits = self.model(torch.tensor([[*ids, *answer[:-1]]], device=device))[0, len(ids) - 1 :].float()
+        return logits.log_softmax(-1).gather(1, torch.tensor(answer, device=device)[:, None]).mean().item()
+
+
+def _or_abstain(pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces without white space at the beginning; `ABSTENTION` where nothing comes."""
+    begun = False
+    for piece in pieces:
+        if not begun:
+            piece = piece.lstrip()
+            begun = bool(piece)
+        if piece:
+            yield piece
+    if not begun:
+        yield ABSTENTION
+
+
+class RAG:
+    """Finds `k` chunks for a question and lets a reader answer from them. Where the best has a score below `min_score`, or none is found,
+    the answer is that there is none."""
+
+    def __init__(self, index: "Index", reader: Reader, k: int = 1, by: Literal["dense", "bm25", "hybrid"] = "dense", min_score: float = 0.0):
+        self.index, self.reader, self.k, self.by, self.min_score = index, reader, k, by, min_score
+
+    def ask(self, question: str) -> Reply:
+        """Raises ValueError for an empty question and for one that is too long."""
+        hits = self.index.search(question, self.k, self.by)
+        if not hits or hits[0].score < self.min_score:
+            return Reply(iter([ABSTENTION]), ())
+        return self.reader.read(question, [hit.chunk for hit in hits])

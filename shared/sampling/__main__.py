@@ -1,0 +1,70 @@
+"""Week 1. Writes text with a checkpoint of any week; without --prompt it asks for one, again and again.
+
+    python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --prompt "ROMEO:"
+"""
+
+import sys
+from dataclasses import dataclass
+
+from shared import checkpoint
+from shared.commandline import errors_for_people, parse_args
+from shared.models.registry import import_all_models
+from shared.runtime import pick_device
+from shared.sampling.generate import generate, stream_text
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Writes text with a checkpoint of any week."""
+
+    checkpoint: str
+    """A checkpoint's folder."""
+    prompt: str | None = None
+    """What to go on from; none asks for one, again and again."""
+    max_new_tokens: int = 500
+    temperature: float = 0.8
+    """0 always takes the likeliest token; 1 draws as the model believes."""
+    top_k: int | None = None
+    """Draw only from the k likeliest tokens."""
+    top_p: float | None = None
+    """Draw only from the likeliest tokens that together reach this probability."""
+    stop: tuple[str, ...] = ()
+    """Texts at which to end."""
+    seed: int | None = None
+    device: str = "auto"
+
+
+def main(settings: Settings) -> None:
+    """Goes on from the prompt, or from each that is typed."""
+    import_all_models()
+    loaded = checkpoint.load(settings.checkpoint, device=pick_device(settings.device))
+    model, tokenizer = loaded.model, loaded.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{settings.checkpoint} was saved without a tokenizer: its ids cannot be turned into text")
+
+    def write(prompt: str) -> None:
+        ids = generate(
+            model, tokenizer.encode(prompt), settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p,
+            [tokenizer.encode(s) for s in settings.stop], settings.seed,
+        )  # fmt: skip
+        print(prompt, end="", flush=True)
+        for piece in stream_text(tokenizer, ids):
+            print(piece, end="", flush=True)
+        print()
+
+    if settings.prompt is not None:
+        return write(settings.prompt)
+    print("Type the beginning of a text and press Enter; an empty line ends.")
+    while prompt := input("> "):
+        try:
+            write(prompt)
+        except ValueError as error:  # a character the model doesn't know: say so, and ask again
+            print(f"error: {error}")
+
+
+if __name__ == "__main__":
+    with errors_for_people():
+        try:
+            main(parse_args(Settings, sys.argv[1:], __doc__))
+        except EOFError:
+            sys.exit()

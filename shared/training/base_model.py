@@ -1,0 +1,171 @@
+"""Week 6. The course's own model: a small GPT-2 on its own tokens, which weeks 7 to 12 go on with.
+
+    model, corpus = trained_base_model("laptop", data="tinyshakespeare")    # the best checkpoint; trained first where there is none
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from shared import checkpoint
+from shared.course.workspace import WeekSettings, Workspace, output_root
+from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, split_text
+from shared.data.shards import INDEX, open_shards
+from shared.evaluation import known_words
+from shared.models.gpt import GPT, GPTConfig
+from shared.runtime import ROOT, RunLog, clock, device_name
+from shared.sampling.generate import generate
+from shared.tokenizers.bpe import BPETokenizer
+from shared.training.distributed import Processes, process_group
+from shared.training.execution import OneProcess, Precision
+from shared.training.trainer import TrainConfig, Trainer
+
+TOPIC = "06_gpt2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BaseModelSettings(WeekSettings):
+    """How the course's model is trained. `data` may also be a folder of shards, as `python -m shared.data.shards` writes it."""
+
+    vocab_size: int = 1024
+    """Of our own tokenizer, trained on the text; shards bring theirs."""
+    model: GPTConfig = GPTConfig.preset("mini", block_size=256)
+    """A small GPT-2 with today's blocks; its vocabulary is the tokenizer's. --study shape has GPT-2's own."""
+    train: TrainConfig = TrainConfig(
+        steps=2400, batch_size=3, block_size=256, optimizer="muon", lr=0.006, muon_lr=0.02, muon_momentum=0.9, schedule="linear",
+        warmup_steps=30, final_lr=0.0, weight_decay=0.05, beta2=0.95, grad_clip=0.0, eval_every=600, checkpoint_every=600,
+    )  # fmt: skip
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What a step computes in; the weights stay float32."""
+    compile_model: bool = False
+    parallel: Literal["none", "ddp", "fsdp"] | None = None
+    """How processes share the work; None: ddp where torchrun started several."""
+    recompute: bool = False
+    """Gradient checkpointing: keep less, compute it again on the way back."""
+
+
+def _smoke() -> BaseModelSettings:
+    s = BaseModelSettings()
+    return replace(
+        s,
+        preset="smoke",
+        vocab_size=280,
+        model=replace(s.model, n_layer=2, n_head=2, n_embd=64),
+        train=replace(
+            s.train, steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10
+        ),
+    )
+
+
+BASE_PRESETS = {
+    "smoke": _smoke(),
+    "laptop": BaseModelSettings(),
+    "gpu": BaseModelSettings(
+        preset="gpu",
+        data="data/fineweb-edu",
+        model=GPTConfig.preset("gpt2"),
+        train=TrainConfig(
+            steps=19_073, batch_size=32, block_size=1024, grad_accum_steps=16, lr=6e-4, warmup_steps=715, beta2=0.95, weight_decay=0.1,
+            eval_every=250, eval_windows=1024, checkpoint_every=250,
+        ),
+        dtype="bfloat16",
+        compile_model=True,
+    ),
+}
+
+
+def open_corpus(settings: BaseModelSettings) -> Corpus:
+    """Shards as they are; a text with a tokenizer trained on its training part."""
+    if (Path(settings.data) / INDEX).exists():
+        return open_shards(settings.data)
+    if settings.data == BASE_PRESETS["gpu"].data:
+        command = f"python -m shared.data.shards --source fineweb-edu --out {settings.data} --tokens 10B"
+        raise ValueError(f"there are no shards in {settings.data} yet. Make them first (20 GB of tokens): {command}")
+    train_text, val_text = split_text(read_text(settings.data)[1])
+    TokenDataset(np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size)  # too short for bytes is too short for tokens
+    return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
+
+
+def trained_base_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
+    """The model and its text: the best checkpoint at this preset; trained first where it is not there, said aloud.
+
+    changes: settings other than the preset's, such as data, device, train and resume.
+    """
+    settings = replace(BASE_PRESETS[preset], **changes)
+    corpus = open_corpus(settings)
+    folder = output_root() / "checkpoints" / TOPIC / settings.preset / corpus.name / "gpt2" / "best"
+    if checkpoint.find(folder) is None:
+        print(
+            f"this needs the model of week 6, and there is no checkpoint in {folder}: training it first, "
+            f"at the preset {settings.preset}"
+        )
+        train_base_model(settings)
+    model = checkpoint.load(folder, corpus.tokenizer).model
+    model.tokenizer = corpus.tokenizer
+    return model, corpus
+
+
+def train_base_model(
+    settings: BaseModelSettings, draw: Callable[[Path, Path], list[Path]] = lambda logs, reports: []
+) -> dict[str, float]:
+    """Trains the model, lets it write, and keeps the week's figures, which are returned (an empty dict on processes but the first).
+
+    draw: makes the week's plots from its logs, given the folders of logs and of plots; without it none are drawn.
+    """
+    with process_group(settings.device) as (device, rank, size):
+        corpus = open_corpus(settings)
+        work = Workspace(ROOT / "weeks" / TOPIC / "run.py", settings, corpus.name, device)
+        kind = settings.parallel or ("ddp" if size > 1 else "none")
+        processes = Processes(kind, device, settings.compile_model, settings.recompute)
+        with work.log("gpt2", settings) if rank == 0 else nullcontext() as log:
+            result = train_model(settings, corpus, work, log, processes)
+            return _finish(corpus, work, log, result, draw) if rank == 0 else {}
+
+
+def train_model(
+    settings: BaseModelSettings, corpus: Corpus, work: Workspace, log: RunLog | None, processes: OneProcess, name: str = "gpt2"
+) -> dict[str, float]:
+    """Trains on a corpus; the summary, with `wall_seconds` for everything from the first step to the last evaluation."""
+    started = clock()
+    torch.manual_seed(settings.train.seed)
+    block_size = max(settings.model.block_size, settings.train.block_size)
+    model = GPT(replace(settings.model, vocab_size=corpus.tokenizer.vocab_size, block_size=block_size))
+    trainer = Trainer(model, corpus, settings.train, log, work.checkpoints / name, work.device, name, Precision(DTYPES[settings.dtype]), processes)
+    return {**trainer.fit(settings.resume), "wall_seconds": clock() - started}
+
+
+def _finish(
+    corpus: Corpus, work: Workspace, log: RunLog, result: dict[str, float], draw: Callable[[Path, Path], list[Path]]
+) -> dict[str, float]:
+    """Lets the best checkpoint write, and closes the week."""
+    model, tokenizer = GPT.from_checkpoint(work.checkpoints / "gpt2" / "best", work.device), corpus.tokenizer
+    sample = tokenizer.decode(list(generate(model, corpus.start, 600, temperature=0.8, top_p=0.95, seed=1)))
+    words = known_words(sample, tokenizer.decode(corpus.train[: 2**20].tolist()))
+    log.artifact(sample=sample)
+    log.finish(**result, known_words=words, vocab_size=tokenizer.vocab_size)
+    print(f"\nIts text ({words:.0%} of its words occur in the text it learned):\n\n{sample.strip()}")
+    print(f"\nhardware: {device_name(work.device)}; {result['tokens_per_second']:,.0f} tokens/s")
+    return work.finish(
+        {
+            "bits_per_byte": result["best_val_bits_per_byte"],
+            "val_loss": result["best_val_loss"],
+            "perplexity": result["best_val_perplexity"],
+            "accuracy": result["best_val_accuracy"],
+            "first_loss": result["first_loss"],
+            "ln_vocab_size": math.log(tokenizer.vocab_size),
+            "vocab_size": tokenizer.vocab_size,
+            "known_words": words,
+            "parameters": result["parameters"],
+            "tokens_per_second": result["tokens_per_second"],
+            "train_seconds": result["seconds"],
+            "wall_seconds": result["wall_seconds"],
+        },
+        draw,
+    )

@@ -1,0 +1,130 @@
+"""Week 6. Training at scale with the same Trainer: several processes (DDP, FSDP2), compiled code, recomputed activations.
+
+Started by torchrun, one process a GPU (or a CPU, for trying it out):
+
+    torchrun --standalone --nproc_per_node=2 weeks/06_gpt2/run.py --preset smoke --parallel fsdp
+
+Sources: Li et al., "PyTorch Distributed" (DDP, 2020); Zhao et al., "PyTorch FSDP" (2023); Chen et al., "Training Deep Nets with
+Sublinear Memory Cost" (2016).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from shared.runtime import pick_device
+from shared.training.execution import OneProcess
+
+
+class Processes(OneProcess):
+    """How a step is carried out, for `Trainer(processes=...)`.
+
+    parallel: "none" is one process. "ddp": each process has the whole model, and gradients are averaged. "fsdp": each has a part of
+    every parameter, gradient and moment, and whole layers are put together only while they are used. Each process takes its own rows of
+    every batch, so that the losses are those of one process. compile_model: torch.compile. recompute: keep only each block's input and
+    compute the rest again on the way back (gradient checkpointing): less memory, up to a third more work.
+    """
+
+    def __init__(
+        self,
+        parallel: Literal["none", "ddp", "fsdp"] = "none",
+        device: torch.device | str = "cpu",
+        compile_model: bool = False,
+        recompute: bool = False,
+    ):
+        if parallel not in ("none", "ddp", "fsdp"):
+            raise ValueError(f"parallel={parallel!r}: must be none, ddp or fsdp")
+        if parallel != "none" and not dist.is_initialized():
+            raise ValueError(f"parallel={parallel!r} needs several processes: start the script with torchrun --standalone --nproc_per_node=N")
+        self.parallel, self.device, self.compile_model, self.recompute = parallel, torch.device(device), compile_model, recompute
+        if parallel != "none":
+            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+    def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        if self.recompute:
+            recompute_blocks(model)
+        call: nn.Module = model
+        if self.parallel == "ddp":
+            call = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        elif self.parallel == "fsdp":
+            mesh = init_device_mesh(self.device.type, (self.world_size,))
+            for block in model.blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        return torch.compile(call) if self.compile_model else call
+
+    @contextmanager
+    def accumulating(self, call: Callable) -> Iterator[None]:
+        if self.parallel == "fsdp":
+            call.set_requires_gradient_sync(False)
+            yield
+            call.set_requires_gradient_sync(True)
+        else:
+            with call.no_sync() if self.parallel == "ddp" else nullcontext():
+                yield
+
+    def mean(self, value: float) -> float:
+        if self.world_size == 1:
+            return value
+        total = torch.tensor(float(value), device=self.device, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.item() / self.world_size
+
+    def wait(self) -> None:
+        if self.parallel != "none":
+            dist.barrier()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
+        if not isinstance(like, DTensor):
+            return super().placed(tensor, like)
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Makes every block of a GPT forget its activations after the forward, and compute them again in the backward. Gradients are the same."""
+    for block in model.blocks:
+        block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable, *inputs: object) -> Tensor:
+    return checkpoint(forward, *inputs, use_reentrant=False) if torch.is_grad_enabled() else forward(*inputs)
+
+
+@contextmanager
+def process_group(device: str = "auto", say: Callable[[str], None] = print) -> Iterator[tuple[torch.device, int, int]]:
+    """Joins the processes that torchrun started; yields (device, rank, number of processes). Without torchrun: one process, rank 0.
+
+    With several processes on CUDA, each takes the GPU of its number on the machine. Raises ValueError where there are fewer GPUs.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if "WORLD_SIZE" not in os.environ:
+        yield pick_device(device, say), 0, 1
+        return
+    quiet = say if rank == 0 else lambda line: None
+    chosen = pick_device(device, quiet)
+    if chosen.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ValueError(f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: start at most one a GPU")
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    quiet(f"processes: {size}, over {dist.get_backend()}")
+    try:
+        yield chosen, rank, size
+    finally:
+        dist.destroy_process_group()

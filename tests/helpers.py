@@ -1,0 +1,68 @@
+"""What several test files share."""
+
+import random
+import threading
+import unicodedata
+from contextlib import contextmanager
+
+import torch
+import uvicorn
+from torch import nn
+
+
+def synthetic_text(words: int = 3000) -> str:
+    """Made of thirty words in random order: about 17,000 characters in which there is something to learn."""
+    draw = random.Random(7)
+    known = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 8))) for _ in range(30)]
+    return " ".join(draw.choice(known) + draw.choice(["", "", "", ",", ".\n"]) for _ in range(words))
+
+
+@contextmanager
+def serving(app):
+    """A real server on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@torch.no_grad()
+def shake(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random values everywhere, large enough that attention is far from uniform and that no norm or bias is at its neutral value."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        p.copy_(0.15 * noise if p.dim() >= 2 else p + 0.15 * noise)
+    return model.eval()
+
+
+EVERYTHING = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn")] + ["\uffff", "\U0010ffff", "\u0378"]
+ALPHABETS = {
+    "any code point": EVERYTHING,
+    "ASCII": [chr(c) for c in range(128)],
+    "controls": [c for c in EVERYTHING[:0x3000] if unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp")],
+    "combining": [c for c in EVERYTHING[:0x2000] if unicodedata.category(c) in ("Mn", "Mc")] + list("aeiou"),
+    "emoji": [chr(c) for c in range(0x1F300, 0x1FAFF)] + ["\u200d", "\ufe0f", "\U0001f3fd"],
+    "scripts": list("аящĀßſΩחשعربी中文字ひカ한글ไทย"),
+    "digits": list("0123456789٣५²½Ⅷ"),
+    "signs": list("'\".,;:!?-—()[]{}<>@#$%^&*_+=|\\/~`£€"),
+    "words": ["the", " the", "don't", "I'LL", "'ve", "'S", "hello", "ROMEO:", " antidisestablishmentarianism", "naïve"],
+    "spaces": [" ", "  ", " " * 7, " " * 40, "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\x1c", "\x85"],
+}
+
+
+def fuzz(count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    names = list(ALPHABETS)
+    strings = []
+    for _ in range(count):
+        mixed = [ALPHABETS[name] for name in draw.choices(names, k=draw.randint(1, 4))]
+        strings.append("".join(draw.choice(draw.choice(mixed)) for _ in range(draw.randint(0, 24))))
+    return strings

@@ -1,0 +1,231 @@
+"""shared/retrieval/documents.py: what is read is what was written, in every kind of file; what cannot be read is said; chunks leave nothing out."""
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pypdf import PdfWriter
+from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+from shared.retrieval.documents import (
+    Document,
+    Section,
+    chunk_documents,
+    clean_text,
+    load_documents,
+    read_document,
+    split,
+)
+from shared.runtime import ROOT
+from shared.tokenizers import BPETokenizer, CharTokenizer
+
+HANDBOOK = ROOT / "weeks/11_rag/handbook"
+MARKDOWN = """---
+draft: true
+---
+# The *Ferry*
+
+Two boats, [both green](boats.html).
+
+## Fares
+
+A ticket is **9 tallies**.\tChildren <!-- under 12 --> pay less.
+
+### For residents
+
+snake_case_stays, 2 * 3 * 4 too.
+
+Summer
+------
+
+```
+# not a heading
+x  =  *1*
+```
+"""
+HTML = """<html><head><title>Shop | Ferry</title><style>p {color: red}</style></head><body><nav>Home</nav>
+<h1>The <i>Ferry</i></h1><p>Two boats,
+<a href="boats.html">both green</a>.</p><div><h2>Fares</h2>A ticket is <b>9 tallies</b>. Children <!-- under 12 --> pay less.
+<h3>For  residents</h3><script>var x = "hidden"</script><p>snake_case_stays, 2 * 3 * 4 too.<h2>Summer</h2><pre># not a heading
+x  =  *1*</pre></div></body></html>"""
+SECTIONS = (
+    Section((), "Two boats, both green."),
+    Section(("Fares",), "A ticket is 9 tallies. Children pay less."),
+    Section(("Fares", "For residents"), "snake_case_stays, 2 * 3 * 4 too."),
+)
+TOKENIZER = BPETokenizer.train("the ferry leaves the harbour at noon; the later ferry leaves at night" * 3, 280)
+
+
+def pdf(path, texts, password=None):
+    """A PDF with a page for each text; an empty one is a page without any."""
+    writer = PdfWriter()
+    font = DictionaryObject({NameObject(k): NameObject(v) for k, v in (("/Type", "/Font"), ("/Subtype", "/Type1"), ("/BaseFont", "/Helvetica"))})
+    for text in texts:
+        page = writer.add_blank_page(300, 300)
+        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})})
+        if text:
+            stream = DecodedStreamObject()
+            lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
+            stream.set_data(f"BT /F1 12 Tf 14 TL 20 250 Td {lines} ET".encode())
+            page[NameObject("/Contents")] = writer._add_object(stream)
+    if password:
+        writer.encrypt(password, algorithm="RC4-128")
+    writer.write(path)
+    return path
+
+
+@pytest.mark.parametrize("name, content", [("ferry.md", MARKDOWN), ("ferry.html", HTML)])
+def test_markdown_and_html_give_the_same_sections(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    found = read_document(tmp_path / name)
+    assert (found.source, found.title, found.sections[:3]) == (name, "The Ferry", SECTIONS)
+    assert [section.headings for section in found.sections[3:]] == [("Summer",)]
+    assert [line.strip("`") for line in found.sections[3].text.split("\n") if line.strip("`")] == ["# not a heading", "x = *1*"]
+
+
+def test_a_text_file_is_one_section_under_its_name(tmp_path):
+    (tmp_path / "old-mill.txt").write_bytes("\ufeff# Not a heading\r\n\r\n\r\n\r\nThe miller\u00ad's  cat.\x07 ".encode())
+    assert read_document(tmp_path / "old-mill.txt") == Document("old-mill.txt", "old mill", (Section((), "# Not a heading\n\nThe miller's cat."),))
+
+
+def test_utf_16_is_read_by_its_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Zürich".encode("utf-16"))
+    assert read_document(tmp_path / "a.txt").sections == (Section((), "Zürich"),)
+
+
+def test_a_pdf_is_read_page_by_page(tmp_path):
+    found = read_document(pdf(tmp_path / "rules.pdf", ["Pets are wel-\ncome.", "", "Cats must stay."]))
+    assert found == Document("rules.pdf", "rules", (Section((), "Pets are welcome.", 1), Section((), "Cats must stay.", 3)))
+    assert [chunk.cite for chunk in chunk_documents([found], TOKENIZER)] == ["rules.pdf, page 1", "rules.pdf, page 3"]
+
+
+def bad_files(folder):
+    """What cannot be read, by name, with what must be said of it."""
+    (folder / "deep").mkdir()
+    (folder / "deep/binary.md").write_bytes(b"# A title\n\x00\x01\x02")
+    (folder / "latin.txt").write_bytes("Zürich".encode("latin-1"))
+    (folder / "empty.md").write_text("# Only a title\n\n")
+    (folder / "binary.html").write_bytes(b"<p>\0\0</p>")
+    (folder / "letter.docx").write_bytes(b"PK")
+    (folder / "cut.pdf").write_bytes(pdf(folder / "cut.pdf", ["Hello"]).read_bytes()[:150])
+    (folder / "noise.pdf").write_bytes(bytes(range(256)))
+    pdf(folder / "scan.pdf", ["", ""])
+    pdf(folder / "locked.pdf", ["Hello"], "secret")
+    return {
+        "deep/binary.md": "binary file", "latin.txt": "not UTF-8", "empty.md": "no text", "binary.html": "binary file",
+        "letter.docx": "kind .docx", "cut.pdf": "damaged or no PDF", "noise.pdf": "damaged or no PDF", "scan.pdf": "OCR", "locked.pdf": "encrypted",
+    }  # fmt: skip
+
+
+def test_a_bad_file_is_said_and_the_rest_goes_on(tmp_path):
+    expected = bad_files(tmp_path)
+    (tmp_path / "good.md").write_text("# Good\n\nText.")
+    (tmp_path / ".hidden.md").write_text("# Hidden\n\nText.")
+    said = []
+    documents, problems = load_documents(tmp_path, said.append)
+    assert [d.source for d in documents] == ["good.md"]
+    assert problems.keys() == expected.keys()
+    for source, words in expected.items():
+        assert words in problems[source]
+        assert any(line == f"left out: {source}: {problems[source]}" for line in said)
+
+
+def test_a_folder_that_gives_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="does not exist: give a folder"):
+        load_documents(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"has no files in it: put documents there \(\.md"):
+        load_documents(tmp_path)
+    bad_files(tmp_path)
+    with pytest.raises(ValueError, match="no document that can be read: binary.html: it is a binary file"):
+        load_documents(tmp_path, lambda line: None)
+
+
+def test_the_handbook_is_read_whole():
+    documents, problems = load_documents(HANDBOOK)
+    assert len(documents) == 64 and not problems
+    sections = {(d.source, *s.headings) for d in documents for s in d.sections}
+    questions = [json.loads(line) for line in (ROOT / "weeks/11_rag/questions.jsonl").read_text().splitlines()]
+    assert {(q["document"], q["section"]) for q in questions if q["document"]} <= sections
+    words = " ".join(" ".join([d.title, *(w for s in d.sections for w in (*s.headings[-1:], s.text))]) for d in documents).split()
+    written = " ".join(path.read_text() for path in sorted(HANDBOOK.glob("*.md"))).replace("#", " ").replace("*", "").split()
+    assert sorted(words) == sorted(written)
+
+
+# ---- chunks
+
+TEXTS = st.text(st.sampled_from("the ferry\n\tü数😀-."), max_size=120)
+SIZES = st.integers(4, 40).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
+
+
+@given(TEXTS, SIZES)
+@example("e e eü", (4, 1))  # the overlap and the next word do not fit together
+def test_pieces_cover_the_text_within_the_limit_and_share_what_they_should(text, sizes):
+    size, overlap = sizes
+    count = lambda part: len(TOKENIZER.encode(part))
+    pieces = split(text, TOKENIZER, size, overlap)
+    covered = {i for start, end in pieces for i in range(start, end)}
+    assert [c for i, c in enumerate(text) if i not in covered and not c.isspace()] == []
+    for start, end in pieces:
+        assert count(text[start:end]) <= size
+        assert text[start:end] == text[start:end].strip()
+    for (start, end), (after, after_end) in zip(pieces, pieces[1:]):
+        assert start < after and end < after_end  # on and on
+        assert after >= end or count(text[after:end]) <= overlap
+
+
+def test_overlap_and_size_by_hand():
+    tokenizer = CharTokenizer.train("abc defghij")
+    text = "aaa bbb ccc ddd"
+    parts = lambda size, overlap: [text[a:b] for a, b in split(text, tokenizer, size, overlap)]
+    assert parts(7, 3) == ["aaa bbb", "bbb ccc", "ccc ddd"]
+    assert parts(7, 2) == ["aaa bbb", "ccc ddd"]
+    assert parts(11, 7) == ["aaa bbb ccc", "bbb ccc ddd"]
+    assert parts(2, 0) == ["aa", "a", "bb", "b", "cc", "c", "dd", "d"]
+    assert parts(15, 3) == [text]
+    assert split(" \n ", tokenizer, 3, 0) == []
+
+
+@pytest.mark.parametrize("size, overlap", [(0, 0), (5, 5), (5, -1)])
+def test_sizes_that_allow_no_progress_are_refused(size, overlap):
+    with pytest.raises(ValueError, match=f"chunks of {size} tokens with {overlap} of overlap"):
+        split("a b c", TOKENIZER, size, overlap)
+
+
+def test_a_character_that_is_too_large_is_refused():
+    with pytest.raises(ValueError, match="'😀' alone has more than 2 tokens"):
+        split("😀", TOKENIZER, 2, 0)
+
+
+def test_chunks_know_where_they_stand():
+    documents = load_documents(HANDBOOK).documents
+    chunks = chunk_documents(documents, TOKENIZER, size=100, overlap=20, window=40)
+    sections = {(d.source, s.headings): s.text for d in documents for s in d.sections}
+    assert {(c.source, c.headings) for c in chunks} == sections.keys()
+    assert len({c.id for c in chunks}) == len(chunks)
+    for chunk in chunks:
+        assert sections[chunk.source, chunk.headings][chunk.start :].startswith(chunk.text)
+        assert chunk.passage == f"{' > '.join([chunk.title, *chunk.headings])}\n{chunk.text}"
+        assert chunk.windows[0][0] == 0 and chunk.windows[-1][1] == len(chunk.text)
+        assert all(text.startswith(chunk.title) for text in chunk.window_texts())
+
+
+def test_windows_are_sentences():
+    text = "Is it late? No: the 17:50 leaves.\n- one\n- two, e.g. three! " + "harbour " * 70
+    chunk = chunk_documents([Document("a.md", "A", (Section((), text.strip()),))], TOKENIZER, size=700, window=60)[0]
+    words = [chunk.text[a:b] for a, b in chunk.windows]
+    assert words[:7] == ["Is it late?", "No:", "the 17:50 leaves.", "- one", "- two, e.g.", "three!", words[6]]
+    assert len(words) > 7 and all(len(TOKENIZER.encode(word)) <= 60 for word in words)
+    assert " ".join(words).split() == text.split()
+
+
+def test_a_sentence_goes_on_over_a_wrapped_line_and_ends_before_an_item():
+    wrapped = "The ferry leaves the harbour of the town on the island at ten\nto six\n- that is the last one of the day, which few people have ever seen\n- one more"
+    chunk = chunk_documents([Document("a.md", "A", (Section((), wrapped),))], TOKENIZER, size=700, window=200)[0]
+    parts = wrapped.split("\n")
+    assert [chunk.text[a:b] for a, b in chunk.windows] == ["\n".join(parts[:2]), *parts[2:]]
+
+
+@pytest.mark.parametrize("text, cleaned", [("a \t b", "a b"), ("a\r\nb\rc", "a\nb\nc"), (" a\n\n\n\n b ", "a\n\nb"), ("a\u00a0b\x00\u200b", "a b")])
+def test_cleaning(text, cleaned):
+    assert clean_text(text) == cleaned

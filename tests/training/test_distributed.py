@@ -1,0 +1,169 @@
+"""shared/training/distributed.py: two processes give the losses of one, and checkpoints do not care how many there were."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared import checkpoint
+from shared.data.corpus import load_corpus
+from shared.models.gpt import GPT, GPTConfig
+from shared.runtime import ROOT
+from shared.training import TrainConfig, Trainer
+from shared.training.distributed import Processes, process_group, recompute_blocks
+from shared.training.execution import FP32, OneProcess, Precision
+from tests.helpers import synthetic_text
+from tests.training.train_together import train
+
+KINDS = ["ddp", "fsdp"]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Two processes' losses by name, the losses of one, and the folder with all checkpoints."""
+    folder = tmp_path_factory.mktemp("together")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_WEEKS_DATA", str(folder / "cache"))
+        text = folder / "text.txt"
+        text.write_text(synthetic_text(), encoding="utf-8")
+        corpus = load_corpus(str(text))
+        alone = train(corpus, folder / "alone", OneProcess())
+        train(corpus, folder / "one-ddp", OneProcess(), stop=True)
+        shutil.copytree(folder / "one-ddp", folder / "one-fsdp")
+        script = Path(__file__).with_name("train_together.py")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(text), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        yield json.loads((folder / "losses.json").read_text()), alone, folder, corpus
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["", ", recomputed"])
+def test_two_processes_give_the_losses_of_one(together, kind, how):
+    losses, alone, _, _ = together
+    assert len(alone) == 8
+    assert losses[kind + how] == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [", resumed", ", resumed from one process"])
+def test_two_processes_go_on_where_they_or_one_had_stopped(together, kind, how):
+    losses, alone, _, _ = together
+    assert losses[kind + how] == pytest.approx(alone[4:], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_goes_on_where_two_had_stopped(together, kind):
+    _, alone, folder, corpus = together
+    assert train(corpus, folder / f"{kind}-for-one", OneProcess(), resume=True) == pytest.approx(alone[4:], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_their_checkpoints_are_whole_and_the_same(together, kind, name):
+    _, _, folder, _ = together
+    theirs, ours = (checkpoint.load(folder / where / name) for where in (kind, "alone"))
+    for (n, a), b in zip(theirs.model.named_parameters(), ours.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=n)
+    if name == "last":
+        assert theirs.tensors.keys() == ours.tensors.keys()
+        for key in ours.tensors.keys() - {"random.cpu"}:
+            torch.testing.assert_close(theirs.tensors[key], ours.tensors[key], rtol=1e-3, atol=1e-6, msg=key)
+
+
+def test_recomputed_gradients_are_the_same():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=40, block_size=16, n_layer=3, n_head=2, n_embd=16, dropout=0.1, position="rope")).train()
+    idx = torch.randint(40, (2, 16))
+    grads = []
+    for again in (False, True):
+        if again:
+            recompute_blocks(model)
+        torch.manual_seed(1)
+        model.zero_grad()
+        model(idx).logsumexp(-1).sum().backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    for name, grad in grads[0].items():
+        assert grad.equal(grads[1][name]), name
+
+
+def test_recomputing_keeps_fewer_activations():
+    def kept(model: GPT) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            model(torch.zeros(2, 16, dtype=torch.int64))
+        return sum(sizes)
+
+    model = GPT(GPTConfig(vocab_size=40, block_size=16, n_layer=3, n_head=2, n_embd=16)).train()
+    before = kept(model)
+    recompute_blocks(model)
+    assert kept(model) < before / 3
+
+
+def test_a_recomputing_model_writes_the_same_text_with_a_cache():
+    model = GPT(GPTConfig(vocab_size=40, block_size=16, n_layer=2, n_head=2, n_embd=16)).eval()
+    idx = torch.randint(40, (1, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(idx)
+        recompute_blocks(model)
+        cache = model.new_cache()
+        parts = [model(idx[:, :5], cache), model(idx[:, 5:], cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected)
+
+
+# ---- precision and refusals
+
+
+def test_bf16_keeps_the_weights_in_fp32_and_computes_in_bf16(corpus):
+    seen = []
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=16))
+    model.blocks[0].mlp.up_proj.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    config = TrainConfig(steps=2, batch_size=2, block_size=16, eval_every=2, eval_windows=2)
+    losses = {}
+    for precision in (FP32, Precision(torch.bfloat16)):
+        losses[precision.dtype] = Trainer(model, corpus, config, precision=precision).fit()["first_loss"]
+    assert seen[0] == torch.float32 and seen[-1] == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert losses[torch.float32] != losses[torch.bfloat16]
+    assert losses[torch.float32] == pytest.approx(losses[torch.bfloat16], rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_training_has_the_same_losses(corpus, recompute, monkeypatch):
+    """Traced and differentiated ahead of time as for real; only the machine code, for which one needs a compiler, is not made."""
+    compiled, compile_anew = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or compile_anew(module, backend="aot_eager", fullgraph=True))
+    config = TrainConfig(steps=4, batch_size=4, block_size=16, grad_accum_steps=2, log_every=1, eval_every=4, eval_windows=4)
+    losses = []
+    for processes in (Processes(), Processes(compile_model=True, recompute=recompute)):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16))
+        trainer = Trainer(model, corpus, config, processes=processes)
+        trainer.fit()
+        losses.append([row["train_loss"] for row in trainer.history if "train_loss" in row])
+    assert len(compiled) == 1 and losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(corpus):
+    class Three(OneProcess):
+        world_size = 3
+
+    with pytest.raises(ValueError, match="batch_size=4 cannot be shared by 3 processes"):
+        Trainer(torch.nn.Linear(2, 2), corpus, TrainConfig(batch_size=4), processes=Three()).fit()
+
+
+@pytest.mark.parametrize(("kind", "message"), [("ddp", "torchrun"), ("fsdp", "torchrun"), ("tensor", "must be none, ddp or fsdp")])
+def test_what_cannot_be_had_is_refused(kind, message):
+    with pytest.raises(ValueError, match=message):
+        Processes(kind)
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with process_group("cpu") as (device, rank, size):
+        assert (device.type, rank, size) == ("cpu", 0, 1)
