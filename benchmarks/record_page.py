@@ -1,4 +1,5 @@
-"""A film and two pictures of the chat page, from a real browser: a question, the text as it comes, its tokens, an answer from documents.
+"""A film and two pictures of the chat page, from a real browser: a question, the text as it comes, its
+tokens, an answer from documents.
 
     python -m shared.serving --page --model smollm2 --quantize int8 --group-size 64 --documents weeks/11_rag/handbook
     python benchmarks/record_page.py
@@ -20,7 +21,14 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from shared.commandline import errors_for_people, parse_args
 from shared.runtime import ROOT
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+)
 PATIENCE = 90_000  # milliseconds, for an answer on a slow machine
 
 
@@ -54,13 +62,35 @@ class Film:
         """As WebM. Where nothing moves for long, three seconds are enough."""
         self._session.send("Page.stopScreencast")
         ends = [at for _, at in self._frames[1:]] + [self._frames[-1][1] + 3]
-        lines = [f"file '{frame}'\nduration {min(3, end - at):.3f}" for (frame, at), end in zip(self._frames, ends)]
+        lines = [
+            f"file '{frame}'\nduration {min(3, end - at):.3f}" for (frame, at), end in zip(self._frames, ends)
+        ]
         listing = self._folder / "frames.txt"
         listing.write_text("\n".join([*lines, f"file '{self._frames[-1][0]}'"]) + "\n", encoding="utf-8")
         subprocess.run(
-            ["ffmpeg", "-y", "-loglevel", "error", "-f", "concat", "-safe", "0", "-i", str(listing), "-vf", "fps=12,format=yuv420p",
-             "-c:v", "libvpx-vp9", "-crf", "36", "-b:v", "0", str(path)], check=True,
-        )  # fmt: skip
+            [
+                "ffmpeg",
+                "-y",
+                "-loglevel",
+                "error",
+                "-f",
+                "concat",
+                "-safe",
+                "0",
+                "-i",
+                str(listing),
+                "-vf",
+                "fps=12,format=yuv420p",
+                "-c:v",
+                "libvpx-vp9",
+                "-crf",
+                "36",
+                "-b:v",
+                "0",
+                str(path),
+            ],
+            check=True,
+        )
 
 
 def visit(browser: Browser, settings: Settings, width: int, height: int) -> Page:

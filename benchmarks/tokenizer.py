@@ -1,10 +1,12 @@
-"""How fast our BPE is beside Hugging Face's `tokenizers` (Rust), tiktoken (Rust) and the plain loop: one text, one run.
+"""How fast our BPE is beside Hugging Face's `tokenizers` (Rust), tiktoken (Rust) and the plain loop: one
+text, one run.
 
     python benchmarks/tokenizer.py                 # on `shakespeare`, 5 MB: train 4,096 tokens, encode with GPT-2's vocabulary
 
-The plain loop (count every pair of the whole text, merge one, start again) would train for hours. It is timed on a few merges of the
-whole text as bytes, and on a few of the text as it is after the last merge, when it is shortest. The shorter time, times the number of
-merges, is less than the loop would need, so the ratio printed is a lower bound.
+The plain loop (count every pair of the whole text, merge one, start again) would train for hours. It is timed
+on a few merges of the whole text as bytes, and on a few of the text as it is after the last merge, when it is
+shortest. The shorter time, times the number of merges, is less than the loop would need, so the ratio printed
+is a lower bound.
 """
 
 import statistics
@@ -71,27 +73,39 @@ def plain_loop(pieces: list[list[int]], merges: int) -> None:
 
 def training(text: str, s: Settings) -> list[dict]:
     """A row for each way to train `vocab_size` tokens."""
-    hugging_face = lambda: tokenizers.ByteLevelBPETokenizer().train_from_iterator([text], s.vocab_size, min_frequency=1, show_progress=False)
+    hugging_face = lambda: tokenizers.ByteLevelBPETokenizer().train_from_iterator(
+        [text], s.vocab_size, min_frequency=1, show_progress=False
+    )
     ours = seconds(lambda: BPETokenizer.train(text, s.vocab_size), s.repeats)
     theirs = seconds(hugging_face, s.repeats)
     trained = BPETokenizer.train(text, s.vocab_size)
     first = [list(piece.encode()) for piece in regex.findall(GPT2_PATTERN, text)]
     last = [trained.encode(piece) for piece in regex.findall(GPT2_PATTERN, text)]
-    plain = min(seconds(lambda: plain_loop(first, s.plain_merges)), seconds(lambda: plain_loop(last, s.plain_merges)))
+    plain = min(
+        seconds(lambda: plain_loop(first, s.plain_merges)), seconds(lambda: plain_loop(last, s.plain_merges))
+    )
     plain *= (s.vocab_size - 256) / s.plain_merges
     rows = [("ours", ours), ("tokenizers (Rust)", theirs), ("the plain loop, at least", plain)]
     return [{"training": name, "seconds": time, "times ours": time / ours} for name, time in rows]
 
 
 def encoding(text: str, s: Settings) -> list[dict]:
-    """A row for each way to encode with GPT-2's vocabulary. Each run starts with a new tokenizer that has seen no word yet."""
+    """A row for each way to encode with GPT-2's vocabulary. Each run starts with a new tokenizer that has
+    seen no word yet.
+    """
     vocabulary, merges = str(fetch("gpt2-vocabulary")), str(fetch("gpt2-merges"))
     ranks = data_gym_to_mergeable_bpe_ranks(merges, vocabulary)
     with tempfile.TemporaryDirectory() as folder:  # `tokenizers` wants these names
-        paths = [str(copy(vocabulary, Path(folder, "vocab.json"))), str(copy(merges, Path(folder, "merges.txt")))]
+        paths = [
+            str(copy(vocabulary, Path(folder, "vocab.json"))),
+            str(copy(merges, Path(folder, "merges.txt"))),
+        ]
         hugging_face = [tokenizers.ByteLevelBPETokenizer(*paths) for _ in range(s.repeats)]
     special = {END_OF_TEXT: 50256}
-    open_ai = [tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special) for _ in range(s.repeats)]
+    open_ai = [
+        tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        for _ in range(s.repeats)
+    ]
     encoders = {
         "ours": [gpt2_tokenizer().encode for _ in range(s.repeats)],
         "tokenizers (Rust)": [lambda t, one=one: one.encode(t).ids for one in hugging_face],
@@ -113,7 +127,10 @@ def encoding(text: str, s: Settings) -> list[dict]:
 def main(s: Settings) -> None:
     """Prints both tables."""
     text = fetch("shakespeare").read_text(encoding="utf-8")
-    print(f"{device_name(torch.device('cpu'))}; {len(text.encode()) / 1e6:.1f} MB of text, {s.vocab_size} tokens, median of {s.repeats} runs")
+    print(
+        f"{device_name(torch.device('cpu'))}; {len(text.encode()) / 1e6:.1f} MB of text, {s.vocab_size}"
+        f" tokens, median of {s.repeats} runs"
+    )
     print("\n" + table(training(text, s)) + "\n\n" + table(encoding(text, s)))
 
 

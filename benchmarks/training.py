@@ -2,9 +2,9 @@
 
     python benchmarks/training.py                  # nanoGPT's CPU sizes: 4 layers, 128 wide, batch 12, context 64
 
-The plain loop is what one writes first: attention and GPT-2's GELU written out as in the papers, one Linear for queries, keys and values,
-windows cut one by one, AdamW as it comes. It is timed a second time with PyTorch's own GELU. All compute the same: it is checked that, with
-the same weights, the logits are equal.
+The plain loop is what one writes first: attention and GPT-2's GELU written out as in the papers, one Linear
+for queries, keys and values, windows cut one by one, AdamW as it comes. It is timed a second time with
+PyTorch's own GELU. All compute the same: it is checked that, with the same weights, the logits are equal.
 """
 
 import statistics
@@ -29,7 +29,9 @@ from shared.training.profiling import matmul_peak, measure_training
 class Settings:
     """Times both, and prints the ratio."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=40, batch_size=12, block_size=64, lr=1e-3, warmup_steps=10))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(steps=40, batch_size=12, block_size=64, lr=1e-3, warmup_steps=10)
+    )
     """Of one turn."""
     turns: int = 7
 
@@ -52,7 +54,10 @@ class PlainBlock(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         batch, time, channels = x.shape
-        q, k, v = (part.view(batch, time, self.n_head, -1).transpose(1, 2) for part in self.qkv(x).split(channels, dim=2))
+        q, k, v = (
+            part.view(batch, time, self.n_head, -1).transpose(1, 2)
+            for part in self.qkv(x).split(channels, dim=2)
+        )
         scores = (q @ k.transpose(-2, -1)) / sqrt(k.size(-1))
         scores = scores.masked_fill(self.mask[:time, :time] == 0, float("-inf"))
         out = F.softmax(scores, dim=-1) @ v
@@ -69,7 +74,10 @@ class PlainGPT(nn.Module):
     def __init__(self, model: GPT, activation: Callable[[Tensor], Tensor]):
         super().__init__()
         c = model.config
-        self.tokens, self.positions = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
+        self.tokens, self.positions = (
+            nn.Embedding(c.vocab_size, c.n_embd),
+            nn.Embedding(c.block_size, c.n_embd),
+        )
         self.blocks = nn.ModuleList(PlainBlock(c, activation) for _ in range(c.n_layer))
         self.ln = nn.LayerNorm(c.n_embd, bias=False)
         self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
@@ -89,7 +97,11 @@ class PlainGPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.ln(x))
-        return logits, None if targets is None else F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
+        return logits, (
+            None
+            if targets is None
+            else F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
+        )
 
 
 def plain_loop(model: PlainGPT, data: np.ndarray, c: TrainConfig) -> list[float]:
@@ -97,7 +109,9 @@ def plain_loop(model: PlainGPT, data: np.ndarray, c: TrainConfig) -> list[float]
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}], lr=c.lr, betas=(c.beta1, c.beta2)
+        [{"params": decayed, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=c.lr,
+        betas=(c.beta1, c.beta2),
     )
     model.train()
     times = []
@@ -106,12 +120,16 @@ def plain_loop(model: PlainGPT, data: np.ndarray, c: TrainConfig) -> list[float]
         if step < c.warmup_steps:
             lr = c.lr * (step + 1) / c.warmup_steps
         else:
-            lr = c.lr * (0.1 + 0.9 * 0.5 * (1 + cos(pi * (step - c.warmup_steps) / (c.steps - c.warmup_steps))))
+            lr = c.lr * (
+                0.1 + 0.9 * 0.5 * (1 + cos(pi * (step - c.warmup_steps) / (c.steps - c.warmup_steps)))
+            )
         for group in optimizer.param_groups:
             group["lr"] = lr
         starts = torch.randint(len(data) - c.block_size, (c.batch_size,))
         x = torch.stack([torch.from_numpy(data[i : i + c.block_size].astype(np.int64)) for i in starts])
-        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + c.block_size].astype(np.int64)) for i in starts])
+        y = torch.stack(
+            [torch.from_numpy(data[i + 1 : i + 1 + c.block_size].astype(np.int64)) for i in starts]
+        )
         _, loss = model(x, y)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
@@ -127,7 +145,10 @@ def main(s: Settings) -> None:
     config = GPTConfig.preset("nano", block_size=s.train.block_size)
     torch.manual_seed(s.train.seed)
     ours = GPT(config)
-    plain = {"the plain loop": PlainGPT(ours, gelu), "with PyTorch's GELU": PlainGPT(ours, nn.GELU(approximate="tanh"))}
+    plain = {
+        "the plain loop": PlainGPT(ours, gelu),
+        "with PyTorch's GELU": PlainGPT(ours, nn.GELU(approximate="tanh")),
+    }
     data = np.random.default_rng(s.train.seed).integers(config.vocab_size, size=10**6).astype(np.uint16)
     idx = torch.from_numpy(data[: s.train.block_size].astype(np.int64))[None]
     for model in plain.values():
@@ -145,7 +166,10 @@ def main(s: Settings) -> None:
         row = {"step": name, "ms, median": 1000 * statistics.median(seconds), "ms, best": 1000 * min(seconds)}
         row |= {"MFU": flops / statistics.median(seconds) / peak, "ours / this": statistics.median(ratios)}
         rows.append(row | {"lowest": min(ratios), "highest": max(ratios)})
-    print(f"{device_name(torch.device('cpu'))}; {s.train.batch_size} × {s.train.block_size} tokens a step, {s.turns} turns of {s.train.steps} steps")
+    print(
+        f"{device_name(torch.device('cpu'))}; {s.train.batch_size} × {s.train.block_size} tokens a step,"
+        f" {s.turns} turns of {s.train.steps} steps"
+    )
     print("\n" + table(rows))
 
 

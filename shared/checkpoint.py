@@ -1,7 +1,8 @@
-"""Week 1. A checkpoint is a folder: `model.safetensors`, `config.json`, `tokenizer.json`, and for a run that may go on
-`training.safetensors` and `training.json`. Nothing in it is executed on loading.
+"""Week 1. A checkpoint is a folder: `model.safetensors`, `config.json`, `tokenizer.json`, and for a run that
+may go on `training.safetensors` and `training.json`. Nothing in it is executed on loading.
 
-A save is all or nothing: the folder is written under another name, synced, and only then takes the old one's place.
+A save is all or nothing: the folder is written under another name, synced, and only then takes the old one's
+place.
 """
 
 import json
@@ -22,11 +23,15 @@ from shared.models.registry import MODELS
 from shared.tokenizers.base import Tokenizer
 
 FORMS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {}
-"""By entry of config.json: what gives a new model the form that the saved tensors are for. Filled by `register_form`."""
+"""By entry of config.json: what gives a new model the form that the saved tensors are for. Filled by
+`register_form`.
+"""
 
 
 def register_form(entry: str, rebuild: Callable[[nn.Module, Any], nn.Module]) -> None:
-    """Lets `load` open checkpoints that were saved with `more={entry: value}`: rebuild(new model, value) returns the model in that form."""
+    """Lets `load` open checkpoints that were saved with `more={entry: value}`: rebuild(new model, value)
+    returns the model in that form.
+    """
     FORMS[entry] = rebuild
 
 
@@ -39,7 +44,8 @@ class Checkpoint:
     metrics: dict[str, float]
     """What was measured when it was saved."""
     tensors: dict[str, Tensor] | None
-    """Training state by name (optimizer moments, random state); None for a checkpoint that was saved without."""
+    """Training state by name (optimizer moments, random state); None for a checkpoint that was saved without.
+    """
     state: dict[str, Any] | None
     """Training state in JSON (step, best loss, settings)."""
 
@@ -54,14 +60,17 @@ def save(
     weights: dict[str, Tensor] | None = None,
     more: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new one is there, whole.
+    """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new
+    one is there, whole.
 
-    weights: the model's tensors, where `model` has not all of each in this process; None takes them from `model`.
-    more: further entries of config.json: what a later week did to the model. `load` undoes none of it and needs a form of that name
-    (`register_form`).
+    weights: the model's tensors, where `model` has not all of each in this process; None takes them from
+    `model`. more: further entries of config.json: what a later week did to the model. `load` undoes none of
+    it and needs a form of that name (`register_form`).
     """
     with whole_folder(folder) as new:
-        save_file({n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors")
+        save_file(
+            {n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors"
+        )
         if tokenizer is not None:
             tokenizer.save(new / "tokenizer.json")
         config = {"model": _kind(model), "config": asdict(model.config), "metrics": metrics or {}}
@@ -76,7 +85,9 @@ def save(
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Gives a new, empty folder, which takes the place of `folder` once the block is done; after an error in it, the old one stays."""
+    """Gives a new, empty folder, which takes the place of `folder` once the block is done; after an error in
+    it, the old one stays.
+    """
     folder = Path(folder)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +102,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         if isinstance(error, SafetensorError) and "No space left" in str(error):
             raise OSError(28, "No space left on device", str(folder)) from None
         raise
-    # From here on, a kill leaves `folder` or `old` complete, if there was one before; `find` looks for them in this order.
+    # From here on, a kill leaves `folder` or `old` complete, if there was one before; `find` looks for them
+    # in this order.
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -106,11 +118,15 @@ def unshared(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _kind(model: nn.Module) -> str:
-    return next(c for c in type(model).__mro__ if not c.__module__.startswith("torch.")).__name__  # FSDP puts a class of its own in front
+    return next(
+        c for c in type(model).__mro__ if not c.__module__.startswith("torch.")
+    ).__name__  # FSDP puts a class of its own in front
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:
-    """Of `unshared` what a run must keep: all of it, or, where parameters are frozen, only what is trained beside them (adapters)."""
+    """Of `unshared` what a run must keep: all of it, or, where parameters are frozen, only what is trained
+    beside them (adapters).
+    """
     kept, trained = unshared(model), {name for name, p in model.named_parameters() if p.requires_grad}
     frozen = any(not p.requires_grad for p in model.parameters())
     return {name: tensor for name, tensor in kept.items() if name in trained} if frozen else kept
@@ -127,7 +143,9 @@ def _sync(path: Path) -> None:
 
 
 def find(folder: str | Path) -> Path | None:
-    """The folder with a whole checkpoint: `folder` itself, or what a kill in the middle of a save left beside it; None if there is none."""
+    """The folder with a whole checkpoint: `folder` itself, or what a kill in the middle of a save left beside
+    it; None if there is none.
+    """
     folder = Path(folder)
     for path in (folder, folder.with_name(folder.name + ".old")):
         if (path / "config.json").is_file():
@@ -140,15 +158,20 @@ def load(
     tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
 ) -> Checkpoint:
-    """Builds the model that `save` wrote, with its tokenizer and training state. The model comes in eval mode.
+    """Builds the model that `save` wrote, with its tokenizer and training state. The model comes in eval
+    mode.
 
     The model's class must be imported: that registers it, and likewise the form of a quantized model.
-    tokenizer: if given, the checkpoint must have been made with this one. Raises ValueError for a folder that is no checkpoint, a file
-    that is cut or damaged, a model or a form that nothing has registered, tensors of another shape, and another tokenizer.
+    tokenizer: if given, the checkpoint must have been made with this one. Raises ValueError for a folder that
+    is no checkpoint, a file that is cut or damaged, a model or a form that nothing has registered, tensors of
+    another shape, and another tokenizer.
     """
     path, meta = _open(folder)
     if "beside" in meta:
-        raise ValueError(f"{folder} has only what was trained beside {meta['beside']}: a run can be resumed with it, it is no model by itself")
+        raise ValueError(
+            f"{folder} has only what was trained beside {meta['beside']}: a run can be resumed with it, it is"
+            " no model by itself"
+        )
     name = meta.get("model")
     if not isinstance(name, str) or name not in MODELS:
         known = ", ".join(MODELS) or "none"
@@ -165,12 +188,14 @@ def load(
         if entry not in FORMS:
             raise ValueError(
                 f"the model in {folder} was saved with {entry}, which no module imported so far can rebuild: "
-                f"import the one that does (for quantization: shared.quantization)"
+                "import the one that does (for quantization: shared.quantization)"
             )
         try:
             model = FORMS[entry](model, meta[entry])
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path / 'config.json'} does not describe a model with {entry}: {error}") from None
+            raise ValueError(
+                f"{path / 'config.json'} does not describe a model with {entry}: {error}"
+            ) from None
     load_weights(model, path / "model.safetensors")
     found = _tokenizer(path, tokenizer)
     tensors = state = None
@@ -181,7 +206,9 @@ def load(
 
 
 def read_metrics(folder: str | Path) -> dict[str, float]:
-    """What was measured when the checkpoint in `folder` was saved; nothing where that is no checkpoint of ours."""
+    """What was measured when the checkpoint in `folder` was saved; nothing where that is no checkpoint of
+    ours.
+    """
     path = find(folder)
     return _read_json(path / "config.json").get("metrics", {}) if path else {}
 
@@ -189,9 +216,11 @@ def read_metrics(folder: str | Path) -> dict[str, float]:
 def load_learned(
     folder: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """What a run kept of `model`: the tensors that `learned` names, the training state's tensors, its JSON (both empty where none was saved).
+    """What a run kept of `model`: the tensors that `learned` names, the training state's tensors, its JSON
+    (both empty where none was saved).
 
-    The model itself stays as it is. Raises ValueError as `load` does, and for a model of another kind or shape.
+    The model itself stays as it is. Raises ValueError as `load` does, and for a model of another kind or
+    shape.
     """
     path, meta = _open(folder)
     _tokenizer(path, tokenizer)
@@ -199,7 +228,9 @@ def load_learned(
     then = {"model": meta.get("model")} | meta["config"]
     changed = [f"{k}={then.get(k)!r}" for k in now | then if now.get(k) != then.get(k)]
     if changed:
-        raise ValueError(f"{folder} is of another model: it had {', '.join(changed)}. Build that one, or start anew")
+        raise ValueError(
+            f"{folder} is of another model: it had {', '.join(changed)}. Build that one, or start anew"
+        )
     weights = _fitting(path / "model.safetensors", learned(model))
     if not (path / "training.json").exists():
         return weights, {}, {}
@@ -209,7 +240,9 @@ def load_learned(
 def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     path = find(folder)
     if path is None:
-        raise ValueError(f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors")
+        raise ValueError(
+            f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors"
+        )
     return path, _read_json(path / "config.json")
 
 
@@ -218,15 +251,19 @@ def _tokenizer(path: Path, wanted: Tokenizer | None) -> Tokenizer | None:
     if wanted is not None and (found is None or found.fingerprint != wanted.fingerprint):
         was = f"a tokenizer of {found.vocab_size} tokens" if found else "no tokenizer"
         raise ValueError(
-            f"the checkpoint in {path} was made with {was}, another than the one in use ({wanted.vocab_size} tokens): "
-            "use the data it was trained on, or train a new one"
+            f"the checkpoint in {path} was made with {was}, another than the one in use ({wanted.vocab_size}"
+            " tokens): use the data it was trained on, or train a new one"
         )
     return found
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills `model` from a safetensors file, strictly: every parameter present, none left over, every shape equal, or ValueError."""
-    model.load_state_dict(_fitting(path, unshared(model)), strict=False)  # strict by `_fitting`; a tied weight's second name is not in the file
+    """Fills `model` from a safetensors file, strictly: every parameter present, none left over, every shape
+    equal, or ValueError.
+    """
+    model.load_state_dict(
+        _fitting(path, unshared(model)), strict=False
+    )  # strict by `_fitting`; a tied weight's second name is not in the file
 
 
 def _fitting(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -234,7 +271,11 @@ def _fitting(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
     tensors = _read_tensors(path)
     problems = [f"{n} is missing" for n in own if n not in tensors]
     problems += [f"{n} is not in the model" for n in tensors if n not in own]
-    problems += [f"{n} is {list(t.shape)}, the model's {list(own[n].shape)}" for n, t in tensors.items() if n in own and t.shape != own[n].shape]
+    problems += [
+        f"{n} is {list(t.shape)}, the model's {list(own[n].shape)}"
+        for n, t in tensors.items()
+        if n in own and t.shape != own[n].shape
+    ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:3])}{more}")
@@ -245,7 +286,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint") from None
+        raise ValueError(
+            f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint"
+        ) from None
 
 
 def _read_json(path: Path) -> dict:
@@ -255,4 +298,6 @@ def _read_json(path: Path) -> dict:
             raise ValueError("not a JSON object")
         return values
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint") from None
+        raise ValueError(
+            f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint"
+        ) from None

@@ -1,7 +1,8 @@
-"""Week 1. How good a language model is, in the field's units: loss in nats per token, perplexity, bits per byte, accuracy.
+"""Week 1. How good a language model is, in the field's units: loss in nats per token, perplexity, bits per
+byte, accuracy.
 
-Bits per byte is the one that compares models with different tokenizers: it asks how many bits the model needs for each byte of the
-original text (Shannon, "Prediction and Entropy of Printed English", 1951).
+Bits per byte is the one that compares models with different tokenizers: it asks how many bits the model needs
+for each byte of the original text (Shannon, "Prediction and Entropy of Printed English", 1951).
 """
 
 import math
@@ -17,7 +18,9 @@ from shared.data.corpus import fixed_windows
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats. logits [batch, time, vocab_size], targets int64 [batch, time] -> scalar."""
+    """Mean negative log-likelihood in nats. logits [batch, time, vocab_size], targets int64 [batch, time] ->
+    scalar.
+    """
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -31,7 +34,8 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    """A loss in nats per token as bits per byte of text. `tokens` were predicted, and stand for `text_bytes` bytes.
+    """A loss in nats per token as bits per byte of text. `tokens` were predicted, and stand for `text_bytes`
+    bytes.
 
     >>> bits_per_byte(math.log(2), tokens=100, text_bytes=200)
     0.5
@@ -68,8 +72,9 @@ def evaluate(
 ) -> Evaluation:
     """Measures `model` on windows of `tokens` that lie side by side, the same ones every time.
 
-    Each token but the split's first (and what fills no last window) is predicted once, from those before it in its window.
-    max_windows: fewer, spread evenly over the split; None takes the whole split. The model comes back in the mode (train or eval) it was in.
+    Each token but the split's first (and what fills no last window) is predicted once, from those before it
+    in its window. max_windows: fewer, spread evenly over the split; None takes the whole split. The model
+    comes back in the mode (train or eval) it was in.
     """
     x, y = fixed_windows(tokens, block_size, max_windows)
     was_training = model.training
@@ -93,7 +98,8 @@ def evaluate(
 
 
 def known_words(sample: str, text: str) -> float:
-    """Share of the words in `sample` that occur in `text`: a crude measure of how far a model's spelling reaches. nan without words.
+    """Share of the words in `sample` that occur in `text`: a crude measure of how far a model's spelling
+    reaches. nan without words.
 
     >>> known_words("the kqng, the king", "long live the king")
     0.75

@@ -1,4 +1,5 @@
-"""Week 0. What every script needs before it starts: a device, seeds, files written whole, and a log of the run.
+"""Week 0. What every script needs before it starts: a device, seeds, files written whole, and a log of the
+run.
 
 >>> device = pick_device("cpu")
 device: cpu (asked for)
@@ -20,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,9 @@ def _cpu_name() -> str:
 
 
 def training_losses(device: torch.device, steps: int = 20) -> list[float]:
-    """Losses of a small fixed regression on `device`: the same data, start and optimizer everywhere, so the same numbers."""
+    """Losses of a small fixed regression on `device`: the same data, start and optimizer everywhere, so the
+    same numbers.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(64, 16, generator=generator), torch.randn(64, 4, generator=generator)
     layers = [torch.randn(16, 32, generator=generator) / 4, torch.randn(32, 4, generator=generator) / 6]
@@ -81,7 +85,9 @@ def training_losses(device: torch.device, steps: int = 20) -> list[float]:
 
 
 def wrong_by(device: torch.device) -> float:
-    """The largest relative difference between the losses of 20 training steps on `device` and on the CPU; inf for a crash."""
+    """The largest relative difference between the losses of 20 training steps on `device` and on the CPU; inf
+    for a crash.
+    """
     try:
         here, there = training_losses(device), training_losses(torch.device("cpu"))
     except RuntimeError:
@@ -89,34 +95,54 @@ def wrong_by(device: torch.device) -> float:
     return max(abs(a - b) / b if math.isfinite(a) else math.inf for a, b in zip(here, there))
 
 
-DEVICE_TOLERANCE = 1e-2  # rounding differs by about 1e-5 between devices; TF32 by 1e-3; a wrong kernel by far more
+DEVICE_TOLERANCE = (
+    1e-2  # rounding differs by about 1e-5 between devices; TF32 by 1e-3; a wrong kernel by far more
+)
 
 
 def pick_device(name: str = "auto", say: Callable[[str], None] = print) -> torch.device:
     """The device to use, and one line that says which and why. "auto" takes the best one that computes right.
 
-    An accelerator is tried against the CPU first (20 small training steps); one that computes wrong is named and not used.
-    Raises ValueError for a device that this machine doesn't have, or that was asked for by name and computes wrong.
+    An accelerator is tried against the CPU first (20 small training steps); one that computes wrong is named
+    and not used. Raises ValueError for a device that this machine doesn't have, or that was asked for by name
+    and computes wrong.
     """
     found = devices()
     if name != "auto":
         try:
             device = torch.device(name)
         except RuntimeError:
-            raise ValueError(f"no device is called {name!r}; this machine has: auto, {', '.join(map(str, found))}") from None
-        if device.type not in {d.type for d in found} or (device.index or 0) >= max(1, torch.cuda.device_count()):
-            raise ValueError(f"device {name!r} is not on this machine; it has: auto, {', '.join(map(str, found))}")
+            raise ValueError(
+                f"no device is called {name!r}; this machine has: auto, {', '.join(map(str, found))}"
+            ) from None
+        if device.type not in {d.type for d in found} or (device.index or 0) >= max(
+            1, torch.cuda.device_count()
+        ):
+            raise ValueError(
+                f"device {name!r} is not on this machine; it has: auto, {', '.join(map(str, found))}"
+            )
         if device.type != "cpu" and wrong_by(device) > DEVICE_TOLERANCE:
-            raise ValueError(f"device {name!r} computes wrong results (see `python -m shared.course doctor`): use --device cpu")
+            raise ValueError(
+                f"device {name!r} computes wrong results (see `python -m shared.course doctor`): use"
+                " --device cpu"
+            )
         say(f"device: {device} (asked for)")
         return device
     for device in found:
         if device.type != "cpu" and wrong_by(device) > DEVICE_TOLERANCE:
-            say(f"device: {device} computes wrong results, so it is not used (see `python -m shared.course doctor`)")
+            say(
+                f"device: {device} computes wrong results, so it is not used (see `python -m shared.course"
+                " doctor`)"
+            )
             continue
         say(f"device: {device} ({device_name(device)})")
         return device
     raise AssertionError("the CPU is always there")
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where a model computes: the device of its first parameter, or of its first buffer (packed weights are buffers)."""
+    return next(chain(module.parameters(), module.buffers())).device
 
 
 def seed_everything(seed: int) -> None:
@@ -138,7 +164,9 @@ def check_seed(seed: int) -> int:
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Writes a file that is either all there or not there: to a temporary name, synced, then renamed over `path`."""
+    """Writes a file that is either all there or not there: to a temporary name, synced, then renamed over
+    `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -162,7 +190,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSONL file. A last line cut short by a kill is left out; anything else that isn't JSON raises ValueError."""
+    """The rows of a JSONL file. A last line cut short by a kill is left out; anything else that isn't JSON
+    raises ValueError.
+    """
     rows = []
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
@@ -178,13 +208,22 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 class RunLog:
-    """A folder that keeps a run: `run.json` (settings, versions, seed, commit, device, state), `metrics.jsonl` (a line a step), and
-    `summary.json` (what came out). Each line is on disk when `log` returns, so an interrupted run keeps what it had.
+    """A folder that keeps a run: `run.json` (settings, versions, seed, commit, device, state),
+    `metrics.jsonl` (a line a step), and `summary.json` (what came out). Each line is on disk when `log`
+    returns, so an interrupted run keeps what it had.
 
-    folder: made if needed. A new run replaces what an earlier one left there; with `resume`, its lines stay (see `rewind`).
+    folder: made if needed. A new run replaces what an earlier one left there; with `resume`, its lines stay
+    (see `rewind`).
     """
 
-    def __init__(self, folder: Path, settings: Any = None, device: torch.device | str = "cpu", resume: bool = False, tensorboard: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Any = None,
+        device: torch.device | str = "cpu",
+        resume: bool = False,
+        tensorboard: bool = False,
+    ):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self.folder / "metrics.jsonl"
@@ -195,7 +234,9 @@ class RunLog:
             "state": "running",
             "settings": plain(settings),
             "seed": getattr(getattr(settings, "train", settings), "seed", None),
-            "command": " ".join(map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv[0] else None,
+            "command": (
+                " ".join(map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv[0] else None
+            ),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "device": f"{torch.device(device)}: {device_name(torch.device(device))}",
@@ -237,7 +278,9 @@ class RunLog:
         return read_jsonl(self._metrics) if self._metrics.exists() else []
 
     def artifact(self, **values: Any) -> None:
-        """Keeps data for plots (counts, activations, attention maps) as JSON beside the metrics; later values replace earlier ones."""
+        """Keeps data for plots (counts, activations, attention maps) as JSON beside the metrics; later values
+        replace earlier ones.
+        """
         path = self.folder / "artifacts.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         write_atomically(path, json.dumps(kept | {k: plain(v) for k, v in values.items()}) + "\n")
@@ -266,7 +309,9 @@ class RunLog:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: dataclasses, tensors, paths and tuples turned into dicts, lists and strings; floats rounded to 6 digits."""
+    """`value` as JSON can hold it: dataclasses, tensors, paths and tuples turned into dicts, lists and
+    strings; floats rounded to 6 digits.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
@@ -289,10 +334,16 @@ def _versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with a + behind it when files were changed since; None outside a checkout or without git."""
+    """The checkout's commit, with a + behind it when files were changed since; None outside a checkout or
+    without git.
+    """
     try:
-        run = lambda *args: subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout
-        return run("rev-parse", "--short", "HEAD").strip() + ("+" if run("status", "--porcelain", "-uno").strip() else "")
+        run = lambda *args: (
+            subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout
+        )
+        return run("rev-parse", "--short", "HEAD").strip() + (
+            "+" if run("status", "--porcelain", "-uno").strip() else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -302,8 +353,10 @@ def commit() -> str | None:
 
 @contextmanager
 def finish_first(what: str) -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM only sets a flag (call what is yielded to see it), so that `what` is not torn; a second takes
-    effect at once. Outside the main thread nothing changes: only that one may handle signals."""
+    """Inside, the first Ctrl-C or SIGTERM only sets a flag (call what is yielded to see it), so that `what`
+    is not torn; a second takes effect at once. Outside the main thread nothing changes: only that one may
+    handle signals.
+    """
     flag = []
 
     def note(number: int, frame: Any) -> None:

@@ -1,5 +1,6 @@
-"""What several test files share: a small text, tokenized into a cache of its own; a folder for what scripts write; a server."""
-
+"""What several test files share: a small text, tokenized into a cache of its own; a folder for what scripts
+write; a server.
+"""
 
 import pytest
 
@@ -21,5 +22,3 @@ def output(tmp_path, monkeypatch):
     """Where logs, reports and checkpoints go."""
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     return tmp_path
-
-

@@ -20,7 +20,9 @@ def synthetic_text(words: int = 3000) -> str:
 @contextmanager
 def serving(app):
     """A real server on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -35,7 +37,9 @@ def serving(app):
 
 @torch.no_grad()
 def shake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values everywhere, large enough that attention is far from uniform and that no norm or bias is at its neutral value."""
+    """Random values everywhere, large enough that attention is far from uniform and that no norm or bias is
+    at its neutral value.
+    """
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         noise = torch.randn(p.shape, generator=generator)
@@ -43,7 +47,11 @@ def shake(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-EVERYTHING = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn")] + ["\uffff", "\U0010ffff", "\u0378"]
+EVERYTHING = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn")] + [
+    "\uffff",
+    "\U0010ffff",
+    "\u0378",
+]
 ALPHABETS = {
     "any code point": EVERYTHING,
     "ASCII": [chr(c) for c in range(128)],
@@ -53,7 +61,18 @@ ALPHABETS = {
     "scripts": list("аящĀßſΩחשعربी中文字ひカ한글ไทย"),
     "digits": list("0123456789٣५²½Ⅷ"),
     "signs": list("'\".,;:!?-—()[]{}<>@#$%^&*_+=|\\/~`£€"),
-    "words": ["the", " the", "don't", "I'LL", "'ve", "'S", "hello", "ROMEO:", " antidisestablishmentarianism", "naïve"],
+    "words": [
+        "the",
+        " the",
+        "don't",
+        "I'LL",
+        "'ve",
+        "'S",
+        "hello",
+        "ROMEO:",
+        " antidisestablishmentarianism",
+        "naïve",
+    ],
     "spaces": [" ", "  ", " " * 7, " " * 40, "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\x1c", "\x85"],
 }
 

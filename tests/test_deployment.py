@@ -1,5 +1,7 @@
-"""Dockerfile, compose.yaml, the workflow that builds the image, and docs/deploying.md: what can be held without Docker. They agree with each
-other and with the server, everything that the server imports is installed, and what the image runs was run."""
+"""Dockerfile, compose.yaml, the workflow that builds the image, and docs/deploying.md: what can be held
+without Docker. They agree with each other and with the server, everything that the server imports is
+installed, and what the image runs was run.
+"""
 
 import ast
 import fnmatch
@@ -42,7 +44,9 @@ MAKES_A_MODEL = re.search(r"<<'END'\n(.*?)\nEND", "\n".join(SHELL), re.DOTALL)[1
 
 def instructions() -> list[tuple[str, str]]:
     """Of the Dockerfile: (name, what follows), a line each."""
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
+    text = re.sub(
+        r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE
+    ).replace("\\\n", " ")
     return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
 
 
@@ -53,7 +57,11 @@ HEALTHCHECK = json.loads(dict(LAST)["HEALTHCHECK"].partition("CMD ")[2])
 
 
 def blocks(*languages: str) -> list[str]:
-    return [text for language, text in re.findall(r"^```(\w+)\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL) if language in languages]
+    return [
+        text
+        for language, text in re.findall(r"^```(\w+)\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+        if language in languages
+    ]
 
 
 def plain(text: str) -> str:
@@ -66,7 +74,9 @@ def seconds(text: str) -> int:
 
 
 def pods() -> dict:
-    return next(d for d in map(yaml.safe_load, blocks("yaml")) if d.get("kind") == "Deployment")["spec"]["template"]["spec"]
+    return next(d for d in map(yaml.safe_load, blocks("yaml")) if d.get("kind") == "Deployment")["spec"][
+        "template"
+    ]["spec"]
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +91,19 @@ def app():
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(module, arguments) of every command of this course that the page, the image, compose or the workflow names."""
-    found = [("shared.serving", [*ENTRYPOINT[3:], *CMD]), ("shared.serving", [*ENTRYPOINT[3:], *map(plain, SERVICE["command"])])]
+    """(module, arguments) of every command of this course that the page, the image, compose or the workflow
+    names.
+    """
+    found = [
+        ("shared.serving", [*ENTRYPOINT[3:], *CMD]),
+        ("shared.serving", [*ENTRYPOINT[3:], *map(plain, SERVICE["command"])]),
+    ]
     found.append(("shared.serving", [*ENTRYPOINT[3:], *pods()["containers"][0]["args"]]))
-    found += [("shared.serving", d["services"]["server"]["command"]) for d in map(yaml.safe_load, blocks("yaml")) if "services" in d]
+    found += [
+        ("shared.serving", d["services"]["server"]["command"])
+        for d in map(yaml.safe_load, blocks("yaml"))
+        if "services" in d
+    ]
     for line in "\n".join([*blocks("sh", "ini"), *SHELL]).replace("\\\n", " ").splitlines():
         if "python -m shared." in line:
             words = shlex.split(line, comments=True)
@@ -112,7 +131,9 @@ def test_every_setting_in_the_text_is_one_of_the_server():
 
 
 def test_every_metric_that_the_page_names_is_told(app):
-    told = {sample.name for family in _registry(app).collect() for sample in family.samples} | {"llm_requests_total"}
+    told = {sample.name for family in _registry(app).collect() for sample in family.samples} | {
+        "llm_requests_total"
+    }
     named = set(re.findall(r"`?(llm_\w+)", DOCS))
     assert len(named) >= 8 and {n for n in named if n not in told and f"{n}_count" not in told} == set()
 
@@ -123,11 +144,15 @@ def _registry(app):
 
 def test_every_path_that_is_probed_or_proxied_is_one_of_the_app(app):
     paths = {route.path for route in app.routes}
-    probes = [probe["httpGet"]["path"] for key, probe in pods()["containers"][0].items() if key.endswith("Probe")]
+    probes = [
+        probe["httpGet"]["path"] for key, probe in pods()["containers"][0].items() if key.endswith("Probe")
+    ]
     health = re.search(r"'GET', '([^']+)'", HEALTHCHECK[-1])[1]
     asked = re.findall(r"http://127\.0\.0\.1:8000(/[\w/]+)", DOCS + "\n".join(SHELL))
     assert len(probes) == 3 and len(asked) >= 3 and {*probes, health, *asked} <= paths
-    assert all(any(path.startswith(prefix) for path in paths) for prefix in re.findall(r"location (/\w+/)", DOCS))
+    assert all(
+        any(path.startswith(prefix) for path in paths) for prefix in re.findall(r"location (/\w+/)", DOCS)
+    )
 
 
 # ---- they agree with each other
@@ -141,14 +166,19 @@ def test_one_port_everywhere():
     container = pods()["containers"][0]
     assert container["ports"] == [{"containerPort": port}]
     assert {probe["httpGet"]["port"] for key, probe in container.items() if key.endswith("Probe")} == {port}
-    assert set(re.findall(r"proxy_pass http://[\d.]+:(\d+)|reverse_proxy \S+ [\d.]+:(\d+)", DOCS)) == {(str(port), ""), ("", str(port))}
+    assert set(re.findall(r"proxy_pass http://[\d.]+:(\d+)|reverse_proxy \S+ [\d.]+:(\d+)", DOCS)) == {
+        (str(port), ""),
+        ("", str(port)),
+    }
 
 
 def test_nobody_kills_it_before_its_grace_is_over():
     grace = lambda arguments: parse_args(Settings, arguments).grace + 10
     assert seconds(SERVICE["stop_grace_period"]) >= grace([*ENTRYPOINT[3:], *map(plain, SERVICE["command"])])
     service = next(text for text in blocks("ini") if "ExecStart" in text)
-    assert int(re.search(r"TimeoutStopSec=(\d+)", service)[1]) >= grace(["--model", "smollm2", "--grace", re.search(r"--grace (\d+)", service)[1]])
+    assert int(re.search(r"TimeoutStopSec=(\d+)", service)[1]) >= grace(
+        ["--model", "smollm2", "--grace", re.search(r"--grace (\d+)", service)[1]]
+    )
     pod = pods()
     waits = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= waits + grace(pod["containers"][0]["args"])
@@ -161,10 +191,18 @@ def test_proxies_allow_what_the_server_allows():
 
 
 def test_the_page_describes_the_variables_that_compose_reads():
-    read = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text(encoding="utf-8"))) | {Settings("smollm2").api_key_variable}
+    read = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text(encoding="utf-8"))) | {
+        Settings("smollm2").api_key_variable
+    }
     described = re.search(r"\| variable .*?\n\n", DOCS, re.DOTALL)[0]
-    assert {name for row in described.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])} == read
-    assert Settings("smollm2").api_key_variable in SERVICE["environment"]  # without a value: passed on where it is set
+    assert {
+        name
+        for row in described.strip().splitlines()[2:]
+        for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    } == read
+    assert (
+        Settings("smollm2").api_key_variable in SERVICE["environment"]
+    )  # without a value: passed on where it is set
 
 
 # ---- who may do what
@@ -172,10 +210,17 @@ def test_the_page_describes_the_variables_that_compose_reads():
 
 def test_the_image_does_not_run_as_root_and_may_write_in_two_places():
     assert int(dict(LAST)["USER"]) > 0 and SERVICE["user"] == dict(LAST)["USER"]
-    assert SERVICE["read_only"] and SERVICE["cap_drop"] == ["ALL"] and SERVICE["security_opt"] == ["no-new-privileges:true"]
+    assert (
+        SERVICE["read_only"]
+        and SERVICE["cap_drop"] == ["ALL"]
+        and SERVICE["security_opt"] == ["no-new-privileges:true"]
+    )
     writable = [v for v in SERVICE["volumes"] if isinstance(v, str) or not v["read_only"]]
     assert writable == ["data:/data"] and SERVICE["tmpfs"] == ["/tmp"] and "data" in COMPOSE["volumes"]
-    assert f"LLM_WEEKS_DATA={dict(LAST)['VOLUME']}" in " ".join(value for name, value in LAST if name == "ENV").split()
+    assert (
+        f"LLM_WEEKS_DATA={dict(LAST)['VOLUME']}"
+        in " ".join(value for name, value in LAST if name == "ENV").split()
+    )
     assert SERVICE["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}
     mounted = next(v["target"] for v in SERVICE["volumes"] if not isinstance(v, str))
     assert mounted == dict(LAST)["WORKDIR"]  # so that --model NAME is a folder there
@@ -183,19 +228,34 @@ def test_the_image_does_not_run_as_root_and_may_write_in_two_places():
 
 def test_only_what_is_copied_reaches_the_image():
     """Whatever else lies in the folder, keys and checkpoints among it, Docker is not even shown."""
-    rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    copied = [word for name, rest in IMAGE if name == "COPY" and "--from" not in rest for word in rest.split()[:-1]]
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    copied = [
+        word for name, rest in IMAGE if name == "COPY" and "--from" not in rest for word in rest.split()[:-1]
+    ]
     assert rules[0] == "*" and sorted(rule[1:] for rule in rules if rule.startswith("!")) == sorted(copied)
     assert all((ROOT / path).exists() for path in copied)
-    assert not any(name == "ADD" or re.search("KEY|TOKEN|PASSWORD|SECRET", rest) for name, rest in IMAGE if name != "HEALTHCHECK")
+    assert not any(
+        name == "ADD" or re.search("KEY|TOKEN|PASSWORD|SECRET", rest)
+        for name, rest in IMAGE
+        if name != "HEALTHCHECK"
+    )
 
 
 def test_the_workflow_may_do_no_more_than_it_must():
     assert WORKFLOW["permissions"] == {"contents": "read"}
     jobs = WORKFLOW["jobs"]
     assert "permissions" not in jobs["test"] and jobs["publish"]["permissions"] == {"packages": "write"}
-    assert jobs["publish"]["needs"] == "test" and jobs["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
-    assert not any("${{" in script for script in SHELL)  # what others name (a branch, a tag) is no part of a program
+    assert (
+        jobs["publish"]["needs"] == "test"
+        and jobs["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    )
+    assert not any(
+        "${{" in script for script in SHELL
+    )  # what others name (a branch, a tag) is no part of a program
     assert all("timeout-minutes" in job for job in jobs.values())
 
 
@@ -207,7 +267,9 @@ def test_every_block_of_yaml_on_the_page_can_be_read():
 
 
 def needed(tree: ast.Module) -> ast.Module:
-    """What a module cannot do without: imports whose failing it answers, and those that only its types are for, are taken out."""
+    """What a module cannot do without: imports whose failing it answers, and those that only its types are
+    for, are taken out.
+    """
 
     class Spare(ast.NodeTransformer):
         def visit_Try(self, node: ast.Try) -> ast.AST:
@@ -264,22 +326,43 @@ DISTRIBUTIONS = cache(importlib.metadata.packages_distributions)
 
 
 def missing(tree: ast.Module, distributions: set[str]) -> set[str]:
-    return {name for name in foreign(tree) if not distributions & {normal(d) for d in DISTRIBUTIONS().get(name, [])}}
+    return {
+        name
+        for name in foreign(tree)
+        if not distributions & {normal(d) for d in DISTRIBUTIONS().get(name, [])}
+    }
 
 
 def extras() -> set[str]:
     """What the Dockerfile installs beside the package's own dependencies."""
     assert '".[$EXTRAS]"' in dict(IMAGE[: -len(LAST)])["RUN"]
-    return set(next(value.removeprefix("EXTRAS=") for name, value in IMAGE if name == "ARG" and value.startswith("EXTRAS=")).split(","))
+    return set(
+        next(
+            value.removeprefix("EXTRAS=")
+            for name, value in IMAGE
+            if name == "ARG" and value.startswith("EXTRAS=")
+        ).split(",")
+    )
 
 
 def test_the_image_holds_everything_that_the_server_imports():
     project = PROJECT["project"]
-    distributions = installed(project["dependencies"] + [d for extra in extras() for d in project["optional-dependencies"][extra]])
+    distributions = installed(
+        project["dependencies"] + [d for extra in extras() for d in project["optional-dependencies"][extra]]
+    )
     modules = reachable("shared.serving.__main__")
-    assert {"shared.serving.engine", "shared.models.gpt", "shared.models", "shared.quantization.native"} <= modules.keys()
+    assert {
+        "shared.serving.engine",
+        "shared.models.gpt",
+        "shared.models",
+        "shared.quantization.native",
+    } <= modules.keys()
     assert {name: gap for name, tree in modules.items() if (gap := missing(tree, distributions))} == {}
-    assert missing(modules["shared.serving.gate"], installed(project["dependencies"])) == {"fastapi", "prometheus_client", "starlette"}
+    assert missing(modules["shared.serving.gate"], installed(project["dependencies"])) == {
+        "fastapi",
+        "prometheus_client",
+        "starlette",
+    }
 
 
 def test_the_package_holds_all_its_files():
@@ -288,7 +371,9 @@ def test_the_package_holds_all_its_files():
     for path in (ROOT / "shared").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             inside = path.relative_to(ROOT / "shared").as_posix()
-            assert (path.parent / "__init__.py").exists() and (path.suffix == ".py" or any(fnmatch.fnmatch(inside, p) for p in data)), inside
+            assert (path.parent / "__init__.py").exists() and (
+                path.suffix == ".py" or any(fnmatch.fnmatch(inside, p) for p in data)
+            ), inside
 
 
 # ---- the key
@@ -303,7 +388,9 @@ def test_the_key_comes_from_a_file_or_from_the_environment(tmp_path, monkeypatch
     assert wanted_key(Settings("m", api_key_file=str(tmp_path / "key"))) == "of the file"
 
 
-@pytest.mark.parametrize(("content", "message"), [(b" \n", "empty"), (b"\xff", "not UTF-8"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b" \n", "empty"), (b"\xff", "not UTF-8"), (None, "No such file")]
+)
 def test_a_key_that_was_meant_but_is_not_there_opens_no_door(tmp_path, monkeypatch, content, message):
     if content is not None:
         (tmp_path / "key").write_bytes(content)
@@ -321,24 +408,47 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the image is Linux's, and Windows has no SIGTERM to end it with")
+@pytest.mark.skipif(
+    os.name != "posix", reason="the image is Linux's, and Windows has no SIGTERM to end it with"
+)
 def test_what_the_image_runs_answers_what_the_workflow_asks_and_ends_cleanly(tmp_path):
-    """The Dockerfile's entry point and health check, its environment and its folders, with the workflow's model and question."""
+    """The Dockerfile's entry point and health check, its environment and its folders, with the workflow's
+    model and question.
+    """
     models, site, data = (tmp_path / name for name in ("models", "site", "data"))
     shutil.copytree(ROOT / "shared", site / "shared", ignore=shutil.ignore_patterns("__pycache__"))
     models.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k not in ("LLM_WEEKS_TRACE", "LLM_WEEKS_API_KEY")} | {
-        "HOME": str(data), "LLM_WEEKS_DATA": str(data), "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("LLM_WEEKS_TRACE", "LLM_WEEKS_API_KEY")
+    } | {
+        "HOME": str(data),
+        "LLM_WEEKS_DATA": str(data),
+        "PYTHONPATH": str(site),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+    }
     making = MAKES_A_MODEL.replace("/out/", f"{models}/")
     subprocess.run([sys.executable, "-"], input=making, text=True, env=environment, check=True)
     (models / "torch.py").write_text("raise SystemExit('a mounted file was imported')")
     (tmp_path / "key").write_text("secret\n")
     before = tree(models), tree(site)
-    arguments = ["--model", "tiny", "--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--api-key-file", str(tmp_path / "key")]
+    arguments = [
+        "--model",
+        "tiny",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--api-key-file",
+        str(tmp_path / "key"),
+    ]
     command = [sys.executable, *ENTRYPOINT[1:], *arguments]
-    with subprocess.Popen(command, cwd=models, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=models, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as server:
         try:
             said = ""
             while "running on" not in said:
@@ -346,10 +456,21 @@ def test_what_the_image_runs_answers_what_the_workflow_asks_and_ends_cleanly(tmp
                 assert line, said
                 said += line
             port = re.search(r"running on http://127\.0\.0\.1:(\d+)", said)[1]
-            subprocess.run([sys.executable, *HEALTHCHECK[1:-1], HEALTHCHECK[-1].replace("8000", port)], env=environment, check=True)
+            subprocess.run(
+                [sys.executable, *HEALTHCHECK[1:-1], HEALTHCHECK[-1].replace("8000", port)],
+                env=environment,
+                check=True,
+            )
             asked = json.loads(re.search(r"-d '(\{.*?\})'", "\n".join(SHELL))[1])
-            answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=asked, headers={"Authorization": "Bearer secret"}).json()
-            assert answer["usage"]["completion_tokens"] == asked["max_tokens"] and answer["choices"][0]["finish_reason"] == "length"
+            answer = httpx.post(
+                f"http://127.0.0.1:{port}/v1/completions",
+                json=asked,
+                headers={"Authorization": "Bearer secret"},
+            ).json()
+            assert (
+                answer["usage"]["completion_tokens"] == asked["max_tokens"]
+                and answer["choices"][0]["finish_reason"] == "length"
+            )
             assert httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=asked).status_code == 401
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0

@@ -1,4 +1,6 @@
-"""docs/: every link leads somewhere, every term and every paper stands where it is said to, every measured figure comes from a log."""
+"""docs/: every link leads somewhere, every term and every paper stands where it is said to, every measured
+figure comes from a log.
+"""
 
 import ast
 import json
@@ -38,7 +40,11 @@ def parts(path: Path) -> tuple[str, ...]:
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
         return (text.lower(),)
-    return tuple("".join(cell["source"]).lower() for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+    return tuple(
+        "".join(cell["source"]).lower()
+        for cell in json.loads(text)["cells"]
+        if cell["cell_type"] == "markdown"
+    )
 
 
 def stems(term: str) -> list[str]:
@@ -53,12 +59,18 @@ def stems(term: str) -> list[str]:
 
 def explains(path: Path, term: str) -> bool:
     """Whether one piece of the file has every word of the term."""
-    return any(all(re.search(rf"(?<![^\W_]){re.escape(stem)}", part) for stem in stems(term)) for part in parts(path))
+    return any(
+        all(re.search(rf"(?<![^\W_]){re.escape(stem)}", part) for stem in stems(term)) for part in parts(path)
+    )
 
 
 def entries() -> list[tuple[str, str, int, Path]]:
     """Term, meaning, week, and the file that explains it."""
-    lines = [line for line in (DOCS / "glossary.md").read_text(encoding="utf-8").splitlines() if line.startswith("**")]
+    lines = [
+        line
+        for line in (DOCS / "glossary.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("**")
+    ]
     found = [ENTRY.fullmatch(line) for line in lines]
     assert all(found), [line for line, match in zip(lines, found) if not match]
     return [(m[1], m[2], int(m[3]), (DOCS / m[4]).resolve()) for m in found]
@@ -78,7 +90,9 @@ def test_a_term_is_explained_where_the_glossary_says(term, meaning, week, path):
     if path.suffix == ".ipynb":
         assert path.parent.name == TOPICS[week - 1]
     else:
-        assert (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").startswith(f"Week {week}.")
+        assert (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").startswith(
+            f"Week {week}."
+        )
     assert explains(path, term)
     assert meaning.endswith(".") and 1 <= len(re.findall(r"[.?!](?:\s|$)", meaning)) <= 3
 
@@ -120,9 +134,15 @@ def test_what_a_module_cites_is_listed():
     cited = set()
     for path in (ROOT / "shared").rglob("*.py"):
         text = " ".join(path.read_text(encoding="utf-8").split())
-        cited |= {(*found, path.name) for found in re.findall(r"([\w']+) et al\.[^;]*?\b((?:19|20)\d\d)\b", text)}
+        cited |= {
+            (*found, path.name) for found in re.findall(r"([\w']+) et al\.[^;]*?\b((?:19|20)\d\d)\b", text)
+        }
     assert len(cited) > 50
-    assert [c for c in sorted(cited) if not any(line.startswith("- ") and c[0] in line and f"({c[1]})" in line for line in lines)] == []
+    assert [
+        c
+        for c in sorted(cited)
+        if not any(line.startswith("- ") and c[0] in line and f"({c[1]})" in line for line in lines)
+    ] == []
 
 
 def test_no_paper_is_listed_twice_and_identifiers_look_like_arxivs():
@@ -131,7 +151,10 @@ def test_no_paper_is_listed_twice_and_identifiers_look_like_arxivs():
     assert len(titles) == len(set(titles)) == len(re.findall(r"^- ", text, flags=re.M))
     numbers = re.findall(r"arXiv:(\S+?)[.,;)]*(?=\s|$)", text)
     assert numbers and len(numbers) == len(set(numbers))
-    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", n) and 7 <= int(n[:2]) <= 26 and 1 <= int(n[2:4]) <= 12 for n in numbers)
+    assert all(
+        re.fullmatch(r"\d{4}\.\d{4,5}", n) and 7 <= int(n[:2]) <= 26 and 1 <= int(n[2:4]) <= 12
+        for n in numbers
+    )
 
 
 # ---- the posts

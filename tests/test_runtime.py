@@ -50,7 +50,9 @@ def test_a_device_that_computes_wrong_is_named_and_not_used(monkeypatch, said, o
     monkeypatch.setattr(runtime, "devices", lambda: [MPS, CPU])
     monkeypatch.setattr(runtime, "wrong_by", lambda device: off)
     assert pick_device(say=said.append) == CPU
-    assert said[0].startswith("device: mps computes wrong results, so it is not used") and said[1].startswith("device: cpu")
+    assert said[0].startswith("device: mps computes wrong results, so it is not used") and said[1].startswith(
+        "device: cpu"
+    )
     with pytest.raises(ValueError, match="'mps' computes wrong results.*use --device cpu"):
         pick_device("mps", said.append)
 
@@ -60,7 +62,9 @@ def test_the_self_test_finds_a_device_whose_losses_differ(monkeypatch):
     assert wrong_by(CPU) == 0 and right[-1] < right[0]
 
     def losses(change):
-        monkeypatch.setattr(runtime, "training_losses", lambda device, steps=20: right if device == CPU else change(right))
+        monkeypatch.setattr(
+            runtime, "training_losses", lambda device, steps=20: right if device == CPU else change(right)
+        )
         return wrong_by(MPS)
 
     assert losses(lambda r: [x * 1.05 for x in r]) == pytest.approx(0.05)
@@ -74,9 +78,13 @@ def test_the_self_test_finds_a_device_whose_losses_differ(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gpu", "no device is called 'gpu'; this machine has: auto, cpu"), ("cuda", "device 'cuda' is not on this machine; it has: auto, cpu"),
-     ("cpu:7", "device 'cpu:7' is not on this machine"), ("", "no device is called ''")],
-)  # fmt: skip
+    [
+        ("gpu", "no device is called 'gpu'; this machine has: auto, cpu"),
+        ("cuda", "device 'cuda' is not on this machine; it has: auto, cpu"),
+        ("cpu:7", "device 'cpu:7' is not on this machine"),
+        ("", "no device is called ''"),
+    ],
+)
 def test_an_unknown_device_is_refused_with_those_there_are(monkeypatch, name, message):
     monkeypatch.setattr(runtime, "devices", lambda: [CPU])
     with pytest.raises(ValueError, match=message):
@@ -165,9 +173,17 @@ def test_a_run_leaves_its_identity_its_metrics_and_its_summary(tmp_path):
         assert log.finish(val_loss=1.0) == {"val_loss": 1.0}
     run = run_json(tmp_path / "log")
     assert run["state"] == "finished" and run["seed"] == 5 and run["device"].startswith("cpu: ")
-    assert run["settings"] == {"preset": "laptop", "train": {"steps": 10, "lr": 1e-3, "windows": None, "seed": 5}, "stop": ["a"], "quick": False}
+    assert run["settings"] == {
+        "preset": "laptop",
+        "train": {"steps": 10, "lr": 1e-3, "windows": None, "seed": 5},
+        "stop": ["a"],
+        "quick": False,
+    }
     assert run["versions"]["torch"] == torch.__version__ and run["started"] <= run["ended"]
-    assert read_jsonl(tmp_path / "log" / "metrics.jsonl") == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.1 + 0.2, "lr": 1e-3}]
+    assert read_jsonl(tmp_path / "log" / "metrics.jsonl") == [
+        {"step": 1, "loss": 2.5},
+        {"step": 2, "loss": 0.1 + 0.2, "lr": 1e-3},
+    ]
     assert json.loads((tmp_path / "log" / "summary.json").read_text()) == {"val_loss": 1.0}
 
 
@@ -175,7 +191,9 @@ def test_each_line_is_on_disk_when_log_returns(tmp_path):
     log = RunLog(tmp_path)
     for step in (1, 2, 3):
         log.log(step, loss=1.0)
-        assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, step + 1)) and len(log.rows()) == step
+        assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(
+            range(1, step + 1)
+        ) and len(log.rows()) == step
     log.close("finished")
 
 
@@ -186,7 +204,9 @@ def test_a_new_run_replaces_the_old_ones_files_and_a_resumed_one_keeps_them(tmp_
         log.finish(done=1)
     with RunLog(tmp_path, resume=True) as log:
         log.log(2, loss=2.0)
-    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2] and (tmp_path / "summary.json").exists()
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2] and (
+        tmp_path / "summary.json"
+    ).exists()
     with RunLog(tmp_path) as log:
         assert log.rows() == [] and sorted(p.name for p in tmp_path.iterdir()) == ["run.json"]
 
@@ -197,7 +217,12 @@ def test_rewinding_drops_what_comes_after_also_in_a_log_that_is_being_written(tm
             log.log(step, loss=float(step))
         log.rewind(3)
         log.log(4, loss=40.0)
-    assert [(row["step"], row["loss"]) for row in read_jsonl(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    assert [(row["step"], row["loss"]) for row in read_jsonl(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 40.0),
+    ]
 
 
 def test_a_last_line_cut_short_is_left_out_and_gone_after_rewinding(tmp_path):
@@ -218,7 +243,12 @@ def test_a_damaged_line_that_is_not_a_cut_last_one_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("loss is nan"), "failed: loss is nan"), (None, "interrupted")]
+    ("error", "state"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (RuntimeError("loss is nan"), "failed: loss is nan"),
+        (None, "interrupted"),
+    ],
 )
 def test_a_run_that_does_not_finish_says_how_it_ended(tmp_path, error, state):
     try:
@@ -237,7 +267,11 @@ def test_artifacts_are_kept_and_replaced_by_name(tmp_path):
     log = RunLog(tmp_path)
     log.artifact(counts=torch.tensor([[1, 2]]), note="a")
     log.artifact(note="b", weights=np.array([0.5]))
-    assert json.loads((tmp_path / "artifacts.json").read_text()) == {"counts": [[1, 2]], "note": "b", "weights": [0.5]}
+    assert json.loads((tmp_path / "artifacts.json").read_text()) == {
+        "counts": [[1, 2]],
+        "note": "b",
+        "weights": [0.5],
+    }
 
 
 def test_the_tensorboard_option_writes_what_tensorboard_reads(tmp_path):
@@ -251,14 +285,31 @@ def test_the_tensorboard_option_writes_what_tensorboard_reads(tmp_path):
 
 
 def test_plain_turns_everything_into_json(tmp_path):
-    value = {"t": torch.tensor([1, 2]), "p": tmp_path, 3: (1, None), "s": Settings(), "f": 1 / 3, "n": np.array(2.0), "inf": math.inf}
+    value = {
+        "t": torch.tensor([1, 2]),
+        "p": tmp_path,
+        3: (1, None),
+        "s": Settings(),
+        "f": 1 / 3,
+        "n": np.array(2.0),
+        "inf": math.inf,
+    }
     out = plain(value)
     assert json.loads(json.dumps(out)) == out
-    assert out["f"] == 0.333333 and out["t"] == [1, 2] and out["3"] == [1, None] and out["p"] == str(tmp_path) and out["inf"] == math.inf
+    assert (
+        out["f"] == 0.333333
+        and out["t"] == [1, 2]
+        and out["3"] == [1, None]
+        and out["p"] == str(tmp_path)
+        and out["inf"] == math.inf
+    )
 
 
 # ---- a table
 
 
 def test_a_table_is_aligned_and_leaves_blank_what_a_row_does_not_have():
-    assert table([{"a": "x", "loss": 1.23456}, {"a": "long", "n": 3}]) == "a     loss   n\nx     1.235\nlong         3"
+    assert (
+        table([{"a": "x", "loss": 1.23456}, {"a": "long", "n": 3}])
+        == "a     loss   n\nx     1.235\nlong         3"
+    )

@@ -1,4 +1,6 @@
-"""The weeks' scripts at the smoke preset, what they say to wrong input, and the promises that the reference runs must keep."""
+"""The weeks' scripts at the smoke preset, what they say to wrong input, and the promises that the reference
+runs must keep.
+"""
 
 import json
 import math
@@ -27,7 +29,9 @@ TEXT = {"09_lora": "text", "11_rag": "text"}
 
 @pytest.fixture
 def refuses(output, monkeypatch, capsys):
-    """Starts a week's script from the command line: it must end in one line that has `words`, and log nothing."""
+    """Starts a week's script from the command line: it must end in one line that has `words`, and log
+    nothing.
+    """
 
     def start(topic, arguments, words):
         module = report.load_script(topic)
@@ -45,7 +49,9 @@ def refuses(output, monkeypatch, capsys):
 def text_file(tmp_path):
     """A small text of its own, so that nothing is fetched."""
     path = tmp_path / "rhyme.txt"
-    path.write_text("Round about the cauldron go;\nIn the poison'd entrails throw.\nToad, that under cold stone\n" * 200)
+    path.write_text(
+        "Round about the cauldron go;\nIn the poison'd entrails throw.\nToad, that under cold stone\n" * 200
+    )
     return str(path)
 
 
@@ -56,7 +62,9 @@ def script(topic, preset="smoke", **changes):
 
 def assert_picture(path):
     pixels = matplotlib.image.imread(path)
-    assert pixels.shape[0] > 200 and pixels.shape[1] > 200 and pixels[..., :3].std() > 0.01, f"{path} is blank"
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 200 and pixels[..., :3].std() > 0.01, (
+        f"{path} is blank"
+    )
 
 
 @pytest.mark.parametrize("topic", WEEKS)
@@ -122,7 +130,9 @@ def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, mon
 
     def interrupted(policy, start, settings, log=None):
         seen.append(log)
-        if len(seen) == 1 + 3 * ["ppo", "grpo", "dpo"].index(method) + 2:  # the base, three of each method before, this one's second
+        if (
+            len(seen) == 1 + 3 * ["ppo", "grpo", "dpo"].index(method) + 2
+        ):  # the base, three of each method before, this one's second
             raise KeyboardInterrupt
         return measure(policy, start, settings, log)
 
@@ -143,10 +153,15 @@ def test_week_10_without_preferences_says_so(output, text_file):
         module.main(settings)
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(rows=9), "rows=9: must be even"), (dict(mark="ab"), "mark='ab'"), (dict(answers=1), "answers=1: must be at least 2"),
-    (dict(dpo_betas=(0.0,)), "dpo_betas: betas must be above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(rows=9), "rows=9: must be even"),
+        (dict(mark="ab"), "mark='ab'"),
+        (dict(answers=1), "answers=1: must be at least 2"),
+        (dict(dpo_betas=(0.0,)), "dpo_betas: betas must be above 0"),
+    ],
+)
 def test_week_10_refuses_settings_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
         script("10_ppo_dpo", **changes)
@@ -189,28 +204,76 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(topic, case, output, tmp_p
 
 def test_week_6_takes_the_flags_that_people_know():
     module = report.load_script("06_gpt2")
-    flags = ["--preset", "smoke", "--compile_model=True", "--dtype=bfloat16", "--grad_accum_steps=8", "--n_layer=3", "--lr", "1e-4"]
+    flags = [
+        "--preset",
+        "smoke",
+        "--compile_model=True",
+        "--dtype=bfloat16",
+        "--grad_accum_steps=8",
+        "--n_layer=3",
+        "--lr",
+        "1e-4",
+    ]
     settings = commandline.parse(module.PRESETS, flags)
-    assert (settings.compile_model, settings.dtype, settings.train.grad_accum_steps, settings.model.n_layer) == (True, "bfloat16", 8, 3)
+    assert (
+        settings.compile_model,
+        settings.dtype,
+        settings.train.grad_accum_steps,
+        settings.model.n_layer,
+    ) == (True, "bfloat16", 8, 3)
     assert settings.train.lr == 1e-4
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_run_week_6_and_only_the_first_speaks(parallel, output, text_file):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "weeks" / "06_gpt2" / "run.py")]
-    flags = ["--preset", "smoke", "--device", "cpu", "--data", text_file, "--parallel", parallel, "--dtype=bfloat16", "--steps=4"]
-    done = subprocess.run(command + flags, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "weeks" / "06_gpt2" / "run.py"),
+    ]
+    flags = [
+        "--preset",
+        "smoke",
+        "--device",
+        "cpu",
+        "--data",
+        text_file,
+        "--parallel",
+        parallel,
+        "--dtype=bfloat16",
+        "--steps=4",
+    ]
+    done = subprocess.run(
+        command + flags,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("processes: 2, over gloo") == 1 and done.stdout.count("hardware: ") == 1
     assert (output / "logs" / "06_gpt2" / "mine" / "smoke" / "rhyme.txt" / "week.json").exists()
 
 
 def test_week_6_trains_on_shards(output, tmp_path):
-    documents = [f"Line {i}: toil and trouble, fire burn and cauldron bubble, number {i * i}.\n" * 5 for i in range(60)]
+    documents = [
+        f"Line {i}: toil and trouble, fire burn and cauldron bubble, number {i * i}.\n" * 5 for i in range(60)
+    ]
     tokenizer = BPETokenizer.train("".join(documents), 300, special_tokens=[END_OF_TEXT])
     (tmp_path / "documents.txt").write_text(f"\n{END_OF_TEXT}\n".join(documents))
     shards.build(
-        shards.ShardConfig(str(tmp_path / "documents.txt"), str(tmp_path / "shards"), val_tokens=500, shard_tokens=2000, workers=1), tokenizer
+        shards.ShardConfig(
+            str(tmp_path / "documents.txt"),
+            str(tmp_path / "shards"),
+            val_tokens=500,
+            shard_tokens=2000,
+            workers=1,
+        ),
+        tokenizer,
     )
     module, settings = script("06_gpt2", data=str(tmp_path / "shards"))
     assert module.main(settings)["vocab_size"] == tokenizer.vocab_size
@@ -219,7 +282,9 @@ def test_week_6_trains_on_shards(output, tmp_path):
 def test_week_6_without_its_shards_says_how_to_make_them(monkeypatch, tmp_path, capsys):
     module = report.load_script("06_gpt2")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu"):
+    with pytest.raises(
+        ValueError, match="python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu"
+    ):
         module.main(replace(module.PRESETS["gpu"], device="cpu"))
 
 
@@ -228,7 +293,10 @@ WRONG_IN_WEEK_9 = {
     "no such file": (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
     "one example only": (["--data", "ONE"], "cannot be split"),
     "nothing fits": (["--block-size", "20"], "no training example fits into a context of 20 tokens"),
-    "targets that are not there": (["--adapter.target-modules", "query"], "no linear layer is called 'query'; there are: down_proj, "),
+    "targets that are not there": (
+        ["--adapter.target-modules", "query"],
+        "no linear layer is called 'query'; there are: down_proj, ",
+    ),
     "a rank of 0": (["--adapter.r", "0"], "r=0: must be at least 1"),
     "an unknown scheme": (["--method", "qlora", "--scheme", "int3"], "int3"),
     "a prompt that fills the context": (["--method", "prompt", "--virtual-tokens", "256"], "256"),
@@ -250,7 +318,12 @@ def test_week_9_says_what_is_wrong(case, refuses, text_file, tmp_path):
 @pytest.mark.parametrize("method", ["full", "lora", "qlora", "dora", "prompt"])
 def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, tmp_path):
     data = tmp_path / "talks.jsonl"
-    data.write_text("".join(json.dumps({"instruction": f"Who is {n}?", "output": "Toad, that under cold stone."}) + "\n" for n in range(20)))
+    data.write_text(
+        "".join(
+            json.dumps({"instruction": f"Who is {n}?", "output": "Toad, that under cold stone."}) + "\n"
+            for n in range(20)
+        )
+    )
     module, settings = script("09_lora", text=text_file, data=str(data), method=method, steps=4)
     once = module.main(settings)
     again = module.main(replace(settings, resume=True))
@@ -261,8 +334,14 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
     base, corpus = module.load_base(settings)
     if method == "qlora":
         base = module.quantize(base, settings.scheme)
-    model = module.GPT.from_checkpoint(folder / "model") if method == "full" else load_adapter(folder / "adapter", base)
-    assert module.forgotten(model.eval(), corpus, settings)["text_perplexity"] == pytest.approx(once["text_perplexity"], rel=1e-5)
+    model = (
+        module.GPT.from_checkpoint(folder / "model")
+        if method == "full"
+        else load_adapter(folder / "adapter", base)
+    )
+    assert module.forgotten(model.eval(), corpus, settings)["text_perplexity"] == pytest.approx(
+        once["text_perplexity"], rel=1e-5
+    )
 
 
 def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):
@@ -271,17 +350,35 @@ def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):
     folder = output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / "course-full" / "model"
     second = module.main(replace(settings, model=str(folder), method="lora"))
     assert second["base_loss"] == pytest.approx(first["best_val_loss"], rel=1e-5)
-    assert (output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / "model-lora-8" / "adapter" / "adapter_config.json").exists()
+    assert (
+        output
+        / "checkpoints"
+        / "09_lora"
+        / "smoke"
+        / "rhyme.txt"
+        / "model-lora-8"
+        / "adapter"
+        / "adapter_config.json"
+    ).exists()
 
 
 WRONG_IN_WEEK_11 = {
     "no such folder": (["--data", "nowhere", "--ask", "Who?"], "nowhere does not exist: give a folder"),
     "an empty folder": (["--data", "EMPTY", "--ask", "Who?"], "has no files in it: put documents there"),
-    "nothing that can be read": (["--data", "BINARY", "--ask", "Who?"], "no document that can be read: noise.txt: it is"),
+    "nothing that can be read": (
+        ["--data", "BINARY", "--ask", "Who?"],
+        "no document that can be read: noise.txt: it is",
+    ),
     "a folder without known answers": (["--data", "GOOD"], "no questions with known answers on"),
-    "an unknown store": (["--store", "shelf"], "no store is called 'shelf'; there are: flat, ivf, hnsw, pq, qdrant"),
+    "an unknown store": (
+        ["--store", "shelf"],
+        "no store is called 'shelf'; there are: flat, ivf, hnsw, pq, qdrant",
+    ),
     "no questions": (["--questions", "0"], "questions=0: must be at least 1"),
-    "chunks that only overlap": (["--size", "20", "--overlap", "20"], "chunks of 20 tokens with 20 of overlap"),
+    "chunks that only overlap": (
+        ["--size", "20", "--overlap", "20"],
+        "chunks of 20 tokens with 20 of overlap",
+    ),
     "pq learns from too little": (["--data", "GOOD", "--store", "pq", "--ask", "Who?"], "too few: use flat"),
     "no question": (["--data", "GOOD", "--ask", " "], "a search needs a question"),
 }
@@ -294,7 +391,9 @@ def folders(tmp_path):
         (tmp_path / name).mkdir()
     for name in ("BINARY", "GOOD"):
         (tmp_path / name / "noise.txt").write_bytes(bytes(range(256)))
-    (tmp_path / "GOOD" / "boats.md").write_text("# Boats\n\nThe captain of the green boat is Basil Thornquist.\n")
+    (tmp_path / "GOOD" / "boats.md").write_text(
+        "# Boats\n\nThe captain of the green boat is Basil Thornquist.\n"
+    )
     return tmp_path
 
 
@@ -307,7 +406,13 @@ def test_week_11_says_what_is_wrong(case, refuses, text_file, folders):
 
 @pytest.mark.parametrize("store", ["flat", "qdrant"])
 def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(store, output, folders, capsys):
-    module, settings = script("11_rag", data=str(folders / "GOOD"), ask="Who is the captain of the green boat?", store=store, max_new_tokens=16)
+    module, settings = script(
+        "11_rag",
+        data=str(folders / "GOOD"),
+        ask="Who is the captain of the green boat?",
+        store=store,
+        max_new_tokens=16,
+    )
     module.main(settings)
     said = capsys.readouterr().out
     assert "left out: noise.txt: it is" in said and "1 added" in said
@@ -320,7 +425,20 @@ def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(store, outpu
 
 def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(output, monkeypatch, capsys, text_file):
     module = report.load_script("04_mini_gpt")
-    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "smoke", "--data", text_file, "--train.lr", "1e30", "--train.optimizer", "adamw"])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "run.py",
+            "--preset",
+            "smoke",
+            "--data",
+            text_file,
+            "--train.lr",
+            "1e30",
+            "--train.optimizer",
+            "adamw",
+        ],
+    )
     with pytest.raises(SystemExit) as stop:
         commandline.cli(module.main, module.PRESETS, module.__doc__)
     assert stop.value.code == 2 and "is not finite" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -335,9 +453,19 @@ def test_week_6s_studies_take_a_text_where_the_preset_has_shards(monkeypatch, ca
 
 
 def test_week_11_refuses_an_index_of_another_model(output, folders, text_file):
-    module, settings = script("11_rag", data=str(folders / "GOOD"), ask="Who?", text=text_file, index=str(folders / "index"), max_new_tokens=2)
+    module, settings = script(
+        "11_rag",
+        data=str(folders / "GOOD"),
+        ask="Who?",
+        text=text_file,
+        index=str(folders / "index"),
+        max_new_tokens=2,
+    )
     module.main(settings)
-    with pytest.raises(ValueError, match=r"made with the embedder all-MiniLM-L6-v2 \(384 numbers\), and cannot be searched with week 6"):
+    with pytest.raises(
+        ValueError,
+        match=r"made with the embedder all-MiniLM-L6-v2 \(384 numbers\), and cannot be searched with week 6",
+    ):
         module.main(replace(settings, embedder="own"))
     before = {path.name: path.read_bytes() for path in (folders / "index").iterdir()}
     (folders / "GOOD" / "boats.md").write_text("# Boats\n\nThere are none.\n")
@@ -389,7 +517,9 @@ def test_week_1_network_learns_the_table_that_counting_gives():
 
 def test_week_2_first_values_matter():
     metrics = reference("02_mlp")
-    assert abs(metrics["first_loss_scaled"] - math.log(65)) < 0.05 < metrics["first_loss_naive"] - math.log(65)
+    assert (
+        abs(metrics["first_loss_scaled"] - math.log(65)) < 0.05 < metrics["first_loss_naive"] - math.log(65)
+    )
 
 
 def test_week_3_attention_beats_the_window_at_equal_parameters():
@@ -409,24 +539,45 @@ def test_week_4_headline_and_speedrun():
 
 def test_week_6_trains_in_five_minutes_and_reads_what_others_trained():
     assert reference("06_gpt2")["wall_seconds"] <= 300
-    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "06_gpt2" / "reference" / "tinyshakespeare").items()}
+    runs = {
+        name: run.summary
+        for name, run in report.read_runs(REFERENCE / "06_gpt2" / "reference" / "tinyshakespeare").items()
+    }
     kept, recomputed = runs["cost-float32"], runs["cost-float32-recomputed"]
-    assert recomputed["first_loss"] == kept["first_loss"] and recomputed["last_loss"] == pytest.approx(kept["last_loss"], abs=1e-4)
-    assert recomputed["kept_gigabytes"] < kept["kept_gigabytes"] / 3 and recomputed["gigabytes"] < kept["gigabytes"]
+    assert recomputed["first_loss"] == kept["first_loss"] and recomputed["last_loss"] == pytest.approx(
+        kept["last_loss"], abs=1e-4
+    )
+    assert (
+        recomputed["kept_gigabytes"] < kept["kept_gigabytes"] / 3
+        and recomputed["gigabytes"] < kept["gigabytes"]
+    )
     smol = runs["smollm2"]
-    assert abs(smol["piqa_acc_norm"] - 0.669) < 2 * smol["piqa_acc_norm_error"]  # as published, on all examples
+    assert (
+        abs(smol["piqa_acc_norm"] - 0.669) < 2 * smol["piqa_acc_norm_error"]
+    )  # as published, on all examples
 
 
 @pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
 def test_week_7_measures_every_format_and_trick_and_the_loss_stays(data):
-    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "07_amp" / "reference" / data).items()}
+    runs = {
+        name: run.summary for name, run in report.read_runs(REFERENCE / "07_amp" / "reference" / data).items()
+    }
     formats = {name: runs[f"format-{name}"] for name in ("fp32", "bf16", "fp16")}
     ladder = [name for name, _ in report.load_script("07_amp").LADDER]
     rows = {name: runs[f"ladder-{name.replace(' ', '-')}"] for name in ladder}
-    assert all(0 < row["mfu"] < 1 and row["bytes"] > 0 and row["tokens_per_second"] > 0 for row in (*formats.values(), *rows.values()))
-    for row in (*formats.values(), *(rows[name] for name in ladder if name not in ("larger batch", "gradient checkpointing"))):
+    assert all(
+        0 < row["mfu"] < 1 and row["bytes"] > 0 and row["tokens_per_second"] > 0
+        for row in (*formats.values(), *rows.values())
+    )
+    for row in (
+        *formats.values(),
+        *(rows[name] for name in ladder if name not in ("larger batch", "gradient checkpointing")),
+    ):
         assert abs(row["loss"] - formats["fp32"]["loss"]) < row["spread"]  # less than the seeds differ by
-    assert abs(rows["gradient checkpointing"]["loss"] - rows["larger batch"]["loss"]) < rows["larger batch"]["spread"]
+    assert (
+        abs(rows["gradient checkpointing"]["loss"] - rows["larger batch"]["loss"])
+        < rows["larger batch"]["spread"]
+    )
     assert rows["gradient checkpointing"]["bytes"] < rows["larger batch"]["bytes"]
     metrics = reference("07_amp", data)
     assert metrics["bf16_units"] or metrics["bf16_time_over_fp32"] > 1
@@ -434,12 +585,20 @@ def test_week_7_measures_every_format_and_trick_and_the_loss_stays(data):
 
 def test_week_8_is_small_good_and_fast_on_a_real_model():
     runs = report.read_runs(REFERENCE / "08_quantization" / "reference" / "tinyshakespeare")
-    smol = {name.removeprefix("smollm2-"): run.summary for name, run in runs.items() if name.startswith("smollm2-")}
+    smol = {
+        name.removeprefix("smollm2-"): run.summary
+        for name, run in runs.items()
+        if name.startswith("smollm2-")
+    }
     assert smol["int8-groups"]["of_fp32"] <= 0.27 and smol["int8-groups"]["worse"] <= 0.005
     assert smol["int4"]["of_fp32"] <= 0.16 and smol["int4"]["worse"] <= 0.08
-    # The small text's model loses so little that chance decides (its figures are in the log): the larger one's is held to the promise.
+    # The small text's model loses so little that chance decides (its figures are in the log): the larger
+    # one's is held to the promise.
     large = report.read_runs(REFERENCE / "08_quantization" / "reference" / "shakespeare")
-    assert all(row["recovered"] >= 0.5 for row in (smol["int4-gptq"], large["int4-gptq"].summary, large["int4-wide-gptq"].summary))
+    assert all(
+        row["recovered"] >= 0.5
+        for row in (smol["int4-gptq"], large["int4-gptq"].summary, large["int4-wide-gptq"].summary)
+    )
     assert smol["fp32"]["over_transformers"] >= 1.5 and smol["int8"]["over_transformers"] >= 2.5
     assert all(row["decode_tokens_per_second"] < row["memory_limit"] for row in smol.values())
     assert {"bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8"} <= smol.keys()
@@ -450,27 +609,49 @@ def test_week_10_all_three_methods_earn_more_and_stay_readable(data):
     logs = REFERENCE / "10_ppo_dpo" / "reference" / data
     runs = {name: run.summary for name, run in report.read_runs(logs).items()}
     assert runs["reward"]["held_out_accuracy"] - 2 * runs["reward"]["held_out_accuracy_error"] > 0.9
-    assert len({runs[method]["policy_backward_tokens"] for method in ("ppo", "grpo", "dpo")}) == 1  # the same budget
+    assert (
+        len({runs[method]["policy_backward_tokens"] for method in ("ppo", "grpo", "dpo")}) == 1
+    )  # the same budget
     for row in (runs[method] for method in ("ppo", "grpo", "dpo")):
-        assert row["reward"] - runs["base"]["reward"] > 10 * math.hypot(row["reward_error"], runs["base"]["reward_error"])
-        assert 0 < row["kl_error"] < 0.03 * row["kl"] and row["known_words"] > runs["base"]["known_words"] - 0.05
+        assert row["reward"] - runs["base"]["reward"] > 10 * math.hypot(
+            row["reward_error"], runs["base"]["reward_error"]
+        )
+        assert (
+            0 < row["kl_error"] < 0.03 * row["kl"] and row["known_words"] > runs["base"]["known_words"] - 0.05
+        )
 
 
 def test_week_10_takes_less_than_five_minutes():
     for text in ("tinyshakespeare", "shakespeare"):
-        assert json.loads((REFERENCE / "10_ppo_dpo" / "reference" / text / "week.json").read_text())["seconds"] <= 300
+        assert (
+            json.loads((REFERENCE / "10_ppo_dpo" / "reference" / text / "week.json").read_text())["seconds"]
+            <= 300
+        )
 
 
 def test_week_10_studies_show_the_frontier_the_hacking_and_a_model_that_is_brief():
-    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare").items()}
+    runs = {
+        name: run.summary
+        for name, run in report.read_runs(REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare").items()
+    }
     for method in ("ppo", "grpo", "dpo"):
-        betas = sorted((row for name, row in runs.items() if name == method or name.startswith(f"{method}-")), key=lambda row: row["beta"])
-        assert len(betas) >= 3 and [row["kl"] for row in betas] == sorted((row["kl"] for row in betas), reverse=True)
+        betas = sorted(
+            (row for name, row in runs.items() if name == method or name.startswith(f"{method}-")),
+            key=lambda row: row["beta"],
+        )
+        assert len(betas) >= 3 and [row["kl"] for row in betas] == sorted(
+            (row["kl"] for row in betas), reverse=True
+        )
     held, free = runs["hacking-held"], runs["hacking-free"]
-    assert free["learned"] > held["learned"] and free["reward"] < held["reward"] / 2  # the proxy rises, and what was meant falls
+    assert (
+        free["learned"] > held["learned"] and free["reward"] < held["reward"] / 2
+    )  # the proxy rises, and what was meant falls
     assert free["kl"] > 3 * held["kl"] and free["known_words"] < held["known_words"] - 0.1
     smol = runs["smollm2"]
-    assert smol["after_length"] < 0.75 * smol["before_length"] and smol["after_short"] > smol["before_short"] + 0.25
+    assert (
+        smol["after_length"] < 0.75 * smol["before_length"]
+        and smol["after_short"] > smol["before_short"] + 0.25
+    )
 
 
 def test_week_11_finds_and_answers_from_what_it_found():
@@ -478,44 +659,82 @@ def test_week_11_finds_and_answers_from_what_it_found():
     runs = {name: run.summary for name, run in report.read_runs(logs).items()}
     assert runs["handbook-find-dense"]["questions"] == 160 and runs["python-find-dense"]["questions"] >= 40
     assert runs["handbook-find-dense"]["recall@5"] >= 0.95
-    assert 0.9 <= runs["handbook-windows"]["recall@5"] <= runs["handbook-find-dense"]["recall@5"]  # windows chosen on other questions: a little less
-    assert runs["handbook-find-own"]["recall@5"] < runs["handbook-find-bm25"]["recall@5"] < runs["handbook-find-dense"]["recall@5"]
+    assert (
+        0.9 <= runs["handbook-windows"]["recall@5"] <= runs["handbook-find-dense"]["recall@5"]
+    )  # windows chosen on other questions: a little less
+    assert (
+        runs["handbook-find-own"]["recall@5"]
+        < runs["handbook-find-bm25"]["recall@5"]
+        < runs["handbook-find-dense"]["recall@5"]
+    )
     for data in ("handbook", "python"):
         for measure in ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"):
-            assert all(run[f"{measure}_low"] <= run[measure] <= run[f"{measure}_high"] for n, run in runs.items() if n.startswith(f"{data}-find-"))
-    without, retrieved, right = (runs[f"handbook-all-answer-{name}"] for name in ("without", "retrieved", "right"))
-    assert without["questions"] == 160 and runs["handbook-all-abstain"]["unanswerable"] == 40 and runs["handbook-all-swaps"]["swaps"] == 30
+            assert all(
+                run[f"{measure}_low"] <= run[measure] <= run[f"{measure}_high"]
+                for n, run in runs.items()
+                if n.startswith(f"{data}-find-")
+            )
+    without, retrieved, right = (
+        runs[f"handbook-all-answer-{name}"] for name in ("without", "retrieved", "right")
+    )
+    assert (
+        without["questions"] == 160
+        and runs["handbook-all-abstain"]["unanswerable"] == 40
+        and runs["handbook-all-swaps"]["swaps"] == 30
+    )
     for measure in ("exact", "f1", "holds"):
         assert retrieved[measure] >= 5 * without[measure] and retrieved[measure] >= right[measure] - 0.15
     assert json.loads((logs / "week.json").read_text())["seconds"] <= 300
 
 
 def test_week_11_studies_show_what_an_index_costs_and_what_a_small_model_learns():
-    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "11_rag" / "reference" / "tinyshakespeare").items()}
+    runs = {
+        name: run.summary
+        for name, run in report.read_runs(REFERENCE / "11_rag" / "reference" / "tinyshakespeare").items()
+    }
     assert runs["index-flat"]["vectors"] >= 100_000 and runs["index-flat"]["recall"] == 1
     for kind, efforts in report.load_script("11_rag").EFFORTS.items():
         recalls = [runs[f"index-{kind}-{effort}"]["recall"] for effort in efforts if effort]
         assert recalls == sorted(recalls) and (not recalls or recalls[-1] > 0.95)
-    assert runs["index-pq"]["bytes"] < runs["index-flat"]["bytes"] / 10 and runs["index-ivf-16"]["milliseconds"] < runs["index-flat"]["milliseconds"]
+    assert (
+        runs["index-pq"]["bytes"] < runs["index-flat"]["bytes"] / 10
+        and runs["index-ivf-16"]["milliseconds"] < runs["index-flat"]["milliseconds"]
+    )
     own = {name: runs[f"handbook-own-{name}"] for name in ("untrained", "right", "rule", "smollm2")}
-    assert own["right"]["kind"] > own["untrained"]["kind"] + 0.1  # it learns what kind of answer is wanted, and hardly to read
+    assert (
+        own["right"]["kind"] > own["untrained"]["kind"] + 0.1
+    )  # it learns what kind of answer is wanted, and hardly to read
     assert own["right"]["f1"] < own["rule"]["f1"] < own["smollm2"]["f1"]
 
 
 def test_week_9_teaches_a_form_with_few_numbers():
-    runs = {name: run.summary for name, run in report.read_runs(REFERENCE / "09_lora" / "reference" / "tinyshakespeare").items()}
+    runs = {
+        name: run.summary
+        for name, run in report.read_runs(REFERENCE / "09_lora" / "reference" / "tinyshakespeare").items()
+    }
     rows = ("full", "lora-2", "lora-8", "lora-32", "qlora-nf4-8", "dora-8", "prompt-16")
     assert {f"{model}-{row}" for model in ("course", "smollm2") for row in rows} <= runs.keys()
     assert all(row["best_val_loss"] < row["base_loss"] - 0.5 for row in runs.values())
-    for model, qlora in (("course", "qlora-nf4-8"), ("smollm2", "qlora-int8-8")):  # SmolLM2's file has 4 bits already: NF4 would round twice
+    for model, qlora in (
+        ("course", "qlora-nf4-8"),
+        ("smollm2", "qlora-int8-8"),
+    ):  # SmolLM2's file has 4 bits already: NF4 would round twice
         assert runs[f"{model}-{qlora}"]["best_val_loss"] <= 1.02 * runs[f"{model}-lora-8"]["best_val_loss"]
-    assert all(runs[f"{model}-lora-8"]["in_form"] >= 0.9 and runs[f"{model}-lora-8"]["in_form_before"] == 0 for model in ("course", "smollm2"))
+    assert all(
+        runs[f"{model}-lora-8"]["in_form"] >= 0.9 and runs[f"{model}-lora-8"]["in_form_before"] == 0
+        for model in ("course", "smollm2")
+    )
     assert runs["course-lora-8"]["share_trainable"] < 0.1 and runs["smollm2-lora-8"]["share_trainable"] < 0.02
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(shared_tokens=31), "shared_tokens=31: must be at least 32"), (dict(new_tokens=1), "new_tokens=1: must be at least 2"), (dict(rounds=0), "rounds=0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(shared_tokens=31), "shared_tokens=31: must be at least 32"),
+        (dict(new_tokens=1), "new_tokens=1: must be at least 2"),
+        (dict(rounds=0), "rounds=0"),
+    ],
+)
 def test_week_12_refuses_settings_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
         script("12_deploy", **changes)
@@ -532,7 +751,10 @@ def test_week_12_serves_many_at_once_and_other_programs_write_the_same():
     for name in ("own", "smollm2"):
         assert runs[f"{name}-alone"]["same"] == runs[f"{name}-alone"]["texts"] == 8
         for program in ("pytorch", "transformers", "onnx", "llama.cpp-F32"):
-            assert runs[f"{name}-{program}"]["alike"] == runs[f"{name}-{program}"]["new_tokens"] == 64, (name, program)
+            assert runs[f"{name}-{program}"]["alike"] == runs[f"{name}-{program}"]["new_tokens"] == 64, (
+                name,
+                program,
+            )
     assert runs["slots"]["four_slots"] < runs["slots"]["one_slot"]
     assert json.loads((logs / "week.json").read_text())["seconds"] <= 240
 
@@ -540,7 +762,9 @@ def test_week_12_serves_many_at_once_and_other_programs_write_the_same():
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_figures_in_prose_come_from_the_logs(path):
     text = path.read_text(encoding="utf-8")
-    assert report.fill(text) == text, f"{path.relative_to(ROOT)} is not what the logs say: run python -m shared.course.report"
+    assert report.fill(text) == text, (
+        f"{path.relative_to(ROOT)} is not what the logs say: run python -m shared.course.report"
+    )
 
 
 @pytest.mark.parametrize("text", ["tinyshakespeare", "shakespeare"])

@@ -1,4 +1,6 @@
-"""shared/zero_shot.py against lm-eval with Hugging Face's models, and against a slow computation of one token at a time."""
+"""shared/zero_shot.py against lm-eval with Hugging Face's models, and against a slow computation of one token
+at a time.
+"""
 
 import json
 import math
@@ -64,7 +66,10 @@ def same_tokenizer() -> PreTrainedTokenizerFast:
         [(to_printable(a), to_printable(b)) for a, b in TOKENIZER.merges],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=theirs._tokenizer, eos_token=END_OF_TEXT, model_max_length=BLOCK, clean_up_tokenization_spaces=False
+        tokenizer_object=theirs._tokenizer,
+        eos_token=END_OF_TEXT,
+        model_max_length=BLOCK,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -79,7 +84,9 @@ def copy(theirs: nn.Module, rename, config: GPTConfig) -> GPT:
 
 def gpt2() -> tuple[GPT, nn.Module]:
     sizes = dict(vocab_size=VOCAB, n_layer=2, n_head=4, n_embd=32)
-    theirs = shake(GPT2LMHeadModel(GPT2Config(n_positions=BLOCK, bos_token_id=None, eos_token_id=None, **sizes)))
+    theirs = shake(
+        GPT2LMHeadModel(GPT2Config(n_positions=BLOCK, bos_token_id=None, eos_token_id=None, **sizes))
+    )
     return copy(theirs, from_gpt2, GPTConfig(block_size=BLOCK, **sizes)), theirs
 
 
@@ -87,15 +94,32 @@ def llama() -> tuple[GPT, nn.Module]:
     theirs = shake(
         LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=VOCAB, max_position_embeddings=BLOCK, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                hidden_size=32, intermediate_size=88, rms_norm_eps=1e-5, tie_word_embeddings=False,
+                vocab_size=VOCAB,
+                max_position_embeddings=BLOCK,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                hidden_size=32,
+                intermediate_size=88,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=False,
             )
         )
-    )  # fmt: skip
+    )
     config = GPTConfig(
-        vocab_size=VOCAB, block_size=BLOCK, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, norm="rmsnorm", position="rope",
-        mlp="swiglu", mlp_hidden=88, bias=False, tie_weights=False,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        block_size=BLOCK,
+        n_layer=2,
+        n_head=4,
+        n_kv_head=2,
+        n_embd=32,
+        norm="rmsnorm",
+        position="rope",
+        mlp="swiglu",
+        mlp_hidden=88,
+        bias=False,
+        tie_weights=False,
+    )
     return copy(theirs, from_llama, config), theirs
 
 
@@ -139,14 +163,18 @@ def test_the_two_tokenizers_are_the_same_one():
 
 @pytest.mark.parametrize("context, continuation", [p for p in PAIRS if p[0].strip()])
 def test_a_pair_is_cut_where_lm_eval_cuts_it(context, continuation, model):
-    assert encode_pair(TOKENIZER, context, continuation) == LMEvalAdapter(model, TOKENIZER)._encode_pair(context, continuation)
+    assert encode_pair(TOKENIZER, context, continuation) == LMEvalAdapter(model, TOKENIZER)._encode_pair(
+        context, continuation
+    )
 
 
 def test_log_likelihoods_equal_lm_evals(pair):
     ours, theirs = pair
     expected = theirs.loglikelihood(requests("loglikelihood", *PAIRS), disable_tqdm=True)
     got = loglikelihoods(ours, TOKENIZER, PAIRS)
-    adapted = LMEvalAdapter(ours, TOKENIZER).loglikelihood(requests("loglikelihood", *PAIRS), disable_tqdm=True)
+    adapted = LMEvalAdapter(ours, TOKENIZER).loglikelihood(
+        requests("loglikelihood", *PAIRS), disable_tqdm=True
+    )
     assert [g.loglikelihood for g in got] == pytest.approx([e[0] for e in expected], abs=1e-4)
     assert [g.greedy for g in got] == [e[1] for e in expected]
     assert adapted == got
@@ -185,10 +213,15 @@ def one_token(model: nn.Module, ids: list[int] | Tensor) -> tuple[float, bool]:
 
 @pytest.mark.parametrize("chunk", [3, 256])
 @pytest.mark.parametrize("max_tokens", [1, 50, 10**6])
-def test_scores_are_those_of_one_token_at_a_time_however_texts_are_batched(model, monkeypatch, chunk, max_tokens):
+def test_scores_are_those_of_one_token_at_a_time_however_texts_are_batched(
+    model, monkeypatch, chunk, max_tokens
+):
     monkeypatch.setattr(zero_shot, "CHUNK", chunk)
     random = np.random.default_rng(0)
-    rows = [(random.integers(0, VOCAB, length).tolist(), n) for length, n in [(5, 1), (40, 39), (2, 1), (17, 4), (40, 10), (5, 4), (49, 20)]]
+    rows = [
+        (random.integers(0, VOCAB, length).tolist(), n)
+        for length, n in [(5, 1), (40, 39), (2, 1), (17, 4), (40, 10), (5, 4), (49, 20)]
+    ]
     rows.append((greedy_continuation(model, [1], 7), 3))
     for (ids, n), (logprobs, greedy) in zip(rows, score_tokens(model, rows, max_tokens), strict=True):
         expected = [one_token(model, ids[: end + 1]) for end in range(len(ids) - n, len(ids))]
@@ -200,10 +233,14 @@ def test_in_bf16_the_probabilities_are_worked_out_in_fp32():
     model, ids = gpt2()[0].to(torch.bfloat16), [3, 1, 4, 1, 5]
     ((logprobs, _),) = score_tokens(model, [(ids, 4)])
     assert logprobs.dtype == torch.float32
-    assert logprobs.tolist() == pytest.approx([one_token(model, ids[: end + 1])[0] for end in range(1, 5)], abs=0.05)
+    assert logprobs.tolist() == pytest.approx(
+        [one_token(model, ids[: end + 1])[0] for end in range(1, 5)], abs=0.05
+    )
     with torch.no_grad():
         logits = model(torch.tensor([ids[:-1]]))[0].float()
-    torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0])
+    torch.testing.assert_close(
+        logprobs, logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [64, 200])
@@ -218,7 +255,9 @@ def test_a_forward_pass_holds_at_most_max_tokens(model, max_tokens):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_scored_in_eval_mode_and_comes_back_as_it_was(training):
     torch.manual_seed(0)
-    model = shake(GPT(GPTConfig(vocab_size=VOCAB, block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.5))).train(training)
+    model = shake(
+        GPT(GPTConfig(vocab_size=VOCAB, block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.5))
+    ).train(training)
     first = loglikelihoods(model, TOKENIZER, [("Mix", " the flour")])
     assert loglikelihoods(model, TOKENIZER, [("Mix", " the flour")]) == first and model.training == training
     with pytest.raises(ValueError, match="max_tokens=0: must be at least 1"):
@@ -236,7 +275,12 @@ def test_a_context_that_is_too_long_loses_its_beginning(model):
 @pytest.mark.parametrize(
     "tokenizer, context, continuation, message",
     [
-        (TOKENIZER, "Mix", " " + TEXT[:400], r"a continuation of \d+ tokens does not fit in the model's block_size=48"),
+        (
+            TOKENIZER,
+            "Mix",
+            " " + TEXT[:400],
+            r"a continuation of \d+ tokens does not fit in the model's block_size=48",
+        ),
         (TOKENIZER, "Mix", "", "need at least one token each"),
         (CharTokenizer("abc"), " ", "abc", "no <|endoftext|>: give a context"),
     ],
@@ -251,27 +295,46 @@ def test_what_cannot_be_scored_is_refused(model, tokenizer, context, continuatio
 
 def test_the_adapter_is_a_model_of_lm_evals(model):
     adapter = LMEvalAdapter(model, TOKENIZER)
-    assert isinstance(adapter, LM) and adapter.eot_token_id == adapter.prefix_token_id == TOKENIZER.special_tokens[END_OF_TEXT]
+    assert (
+        isinstance(adapter, LM)
+        and adapter.eot_token_id == adapter.prefix_token_id == TOKENIZER.special_tokens[END_OF_TEXT]
+    )
 
 
 def test_rolling_log_likelihoods_equal_lm_evals(pair):
     ours, theirs = pair
-    texts = [("Mix",), (TEXT[:1000],), ("Mix the flour. " * 3,), (TOKENIZER.decode(TOKENIZER.encode(TEXT)[: 2 * BLOCK]),)]
+    texts = [
+        ("Mix",),
+        (TEXT[:1000],),
+        ("Mix the flour. " * 3,),
+        (TOKENIZER.decode(TOKENIZER.encode(TEXT)[: 2 * BLOCK]),),
+    ]
     expected = theirs.loglikelihood_rolling(requests("loglikelihood_rolling", *texts), disable_tqdm=True)
-    got = LMEvalAdapter(ours, TOKENIZER).loglikelihood_rolling(requests("loglikelihood_rolling", *texts), disable_tqdm=True)
+    got = LMEvalAdapter(ours, TOKENIZER).loglikelihood_rolling(
+        requests("loglikelihood_rolling", *texts), disable_tqdm=True
+    )
     assert got == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_the_adapter_writes_is_what_lm_evals_writes(pair):
     ours, theirs = pair
     ascii = "Mix the flour, then stir."
-    (whole,) = theirs.generate_until(requests("generate_until", (ascii, {"until": [], "max_gen_toks": 20, "do_sample": False})), disable_tqdm=True)
-    asked = [{"until": [], "max_gen_toks": 20}, {"until": [whole[5:7], "never"], "max_gen_toks": 20}, {"until": whole[9], "max_gen_toks": 12}]
+    (whole,) = theirs.generate_until(
+        requests("generate_until", (ascii, {"until": [], "max_gen_toks": 20, "do_sample": False})),
+        disable_tqdm=True,
+    )
+    asked = [
+        {"until": [], "max_gen_toks": 20},
+        {"until": [whole[5:7], "never"], "max_gen_toks": 20},
+        {"until": whole[9], "max_gen_toks": 12},
+    ]
     for context in (ascii, TEXT[:300]):
         for settings in asked:
             request = requests("generate_until", (context, settings | {"do_sample": False}))
             adapter = LMEvalAdapter(ours, TOKENIZER)
-            assert adapter.generate_until(request, disable_tqdm=True) == theirs.generate_until(request, disable_tqdm=True)
+            assert adapter.generate_until(request, disable_tqdm=True) == theirs.generate_until(
+                request, disable_tqdm=True
+            )
     with pytest.raises(ValueError, match="max_gen_toks=48 leaves no room for a prompt in block_size=48"):
         adapter.generate_until(requests("generate_until", (ascii, {"max_gen_toks": 48})), disable_tqdm=True)
 
@@ -279,7 +342,9 @@ def test_what_the_adapter_writes_is_what_lm_evals_writes(pair):
 def test_writing_ends_at_a_special_token():
     ids = TOKENIZER.encode(f"Mix the flour.{END_OF_TEXT}Mix the flour.", allowed_special="all")
     model = BigramModel.from_counts(count_bigrams(np.array(ids), VOCAB))
-    (text,) = LMEvalAdapter(model, TOKENIZER).generate_until(requests("generate_until", ("Mi", {"until": []})), disable_tqdm=True)
+    (text,) = LMEvalAdapter(model, TOKENIZER).generate_until(
+        requests("generate_until", ("Mi", {"until": []})), disable_tqdm=True
+    )
     assert text == "x the flour."
 
 
@@ -293,7 +358,10 @@ def test_all_but_the_adapter_works_without_lm_eval():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "1\n"
-    assert done.stderr.splitlines()[-1] == "ValueError: LMEvalAdapter needs the package lm-eval: pip install lm-eval==0.4.13"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "ValueError: LMEvalAdapter needs the package lm-eval: pip install lm-eval==0.4.13"
+    )
 
 
 # ---- the tasks
@@ -324,22 +392,37 @@ def lambada_rows(model: GPT) -> list[dict]:
 def piqa_rows() -> list[dict]:
     words = TEXT.split(" ")
     rows = [
-        {"goal": " ".join(words[9 * i : 9 * i + 3]), "sol1": " ".join(words[9 * i + 3 : 9 * i + 4 + i % 3]), "sol2": " ".join(words[9 * i + 5 : 9 * i + 7])}
+        {
+            "goal": " ".join(words[9 * i : 9 * i + 3]),
+            "sol1": " ".join(words[9 * i + 3 : 9 * i + 4 + i % 3]),
+            "sol2": " ".join(words[9 * i + 5 : 9 * i + 7]),
+        }
         for i in range(30)
-    ]  # fmt: skip
-    return [*rows, {"goal": "Bake ", "sol1": " Mix  it ", "sol2": "Bär"}, {"goal": "'a' \"b\" {c}", "sol1": "\\n", "sol2": "x\ny"}]
+    ]
+    return [
+        *rows,
+        {"goal": "Bake ", "sol1": " Mix  it ", "sol2": "Bär"},
+        {"goal": "'a' \"b\" {c}", "sol1": "\\n", "sol2": "x\ny"},
+    ]
 
 
 def hellaswag_rows() -> list[dict]:
     words = TEXT.split(" ")
     rows = [
         {
-            "ind": i, "activity_label": ["Baking a cake", "Home [and] Garden"][i % 2], "ctx_a": " ".join(words[i : i + 4]) + " [title] How to MIX.",
-            "ctx_b": ["", "the BAKER  then", "[step] stir"][i % 3], "label": i % 4,
-            "endings": [f"{'[substeps] ' * (k == 2)}{' '.join(words[i + 9 * k : i + 9 * k + 2 + k % 2])} [title] Stir.  " for k in range(4)],
+            "ind": i,
+            "activity_label": ["Baking a cake", "Home [and] Garden"][i % 2],
+            "ctx_a": " ".join(words[i : i + 4]) + " [title] How to MIX.",
+            "ctx_b": ["", "the BAKER  then", "[step] stir"][i % 3],
+            "label": i % 4,
+            "endings": [
+                f"{'[substeps] ' * (k == 2)}{' '.join(words[i + 9 * k : i + 9 * k + 2 + k % 2])} [title]"
+                " Stir.  "
+                for k in range(4)
+            ],
         }
         for i in range(40)
-    ]  # fmt: skip
+    ]
     rows[3]["endings"][1] = " [step] "  # nothing is left of it
     rows[4]["endings"][0], rows[5]["endings"][0] = "Stir [title]", " Stir [title]Mix  it   well"
     return rows
@@ -354,7 +437,10 @@ class Files:
         if task == "lambada":
             path = cached("lambada") if real else write_lines(self.theirs, lambada_rows(model))
             self.read = lambda: read_lambada(path)
-            write_lines(self.theirs, [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line][:200])
+            write_lines(
+                self.theirs,
+                [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line][:200],
+            )
         elif task == "piqa":
             path = cached("piqa") if real else write_lines(folder / "piqa_valid.jsonl", piqa_rows())
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -363,21 +449,32 @@ class Files:
                 labels.write_text("".join(f"{i % 2}\n" for i in range(len(rows))))
             gold = [int(label) for label in labels.read_text().split()]
             self.read = lambda: read_piqa(path, labels)
-            write_lines(self.theirs, [row | {"label": label} for row, label in zip(rows, gold, strict=True)][:200])
+            write_lines(
+                self.theirs, [row | {"label": label} for row, label in zip(rows, gold, strict=True)][:200]
+            )
         else:
             path = write_lines(self.theirs, hellaswag_rows())
             self.read = lambda: read_hellaswag(path)
 
 
-REAL = [(task, True) for task in ("lambada", "piqa") if cached(task)]  # where they are not there, the made ones remain
+REAL = [
+    (task, True) for task in ("lambada", "piqa") if cached(task)
+]  # where they are not there, the made ones remain
 
 
-@pytest.fixture(params=[("lambada", False), ("piqa", False), ("hellaswag", False), *REAL], ids=lambda p: f"{p[0]}-{'real' if p[1] else 'made'}")
+@pytest.fixture(
+    params=[("lambada", False), ("piqa", False), ("hellaswag", False), *REAL],
+    ids=lambda p: f"{p[0]}-{'real' if p[1] else 'made'}",
+)
 def files(request, tmp_path, wide) -> Files:
     return Files(request.param[0], tmp_path, wide, real=request.param[1])
 
 
-YAML = {"lambada": ("lambada/lambada_openai", "test"), "piqa": ("piqa/piqa", "validation"), "hellaswag": ("hellaswag/hellaswag", "validation")}
+YAML = {
+    "lambada": ("lambada/lambada_openai", "test"),
+    "piqa": ("piqa/piqa", "validation"),
+    "hellaswag": ("hellaswag/hellaswag", "validation"),
+}
 
 
 def by_lm_eval(adapter: LM, task: str, path: Path) -> dict:
@@ -385,10 +482,19 @@ def by_lm_eval(adapter: LM, task: str, path: Path) -> dict:
     yaml, split = YAML[task]
     data = {"data_files": {split: str(path)}, "cache_dir": str(path.parent / "cache")}
     include = str(Path(lm_eval.__file__).parent / "tasks" / f"{yaml}.yaml")
-    local = {"task": "local", "include": include, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": data, "training_split": None}
+    local = {
+        "task": "local",
+        "include": include,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": data,
+        "training_split": None,
+    }
     (path.parent / "local.yaml").write_text(json.dumps(local))  # JSON is YAML
     tasks = TaskManager(include_path=path.parent, include_defaults=False)
-    return lm_eval.simple_evaluate(model=adapter, tasks=["local"], task_manager=tasks, bootstrap_iters=0, log_samples=True)
+    return lm_eval.simple_evaluate(
+        model=adapter, tasks=["local"], task_manager=tasks, bootstrap_iters=0, log_samples=True
+    )
 
 
 def test_our_scorer_and_lm_eval_agree_on_every_example(files, wide):
@@ -398,19 +504,27 @@ def test_our_scorer_and_lm_eval_agree_on_every_example(files, wide):
     samples = sorted(theirs["samples"]["local"], key=lambda s: s["doc_id"])
     assert len(samples) == len(result.records) == len(examples) > 20
     for record, sample in zip(result.records, samples):
-        assert sample["arguments"] == [(record.example.context, " " + choice) for choice in record.example.choices]
+        assert sample["arguments"] == [
+            (record.example.context, " " + choice) for choice in record.example.choices
+        ]
         assert [s.loglikelihood for s in record.scores] == [float(r[0]) for r in sample["filtered_resps"]]
         assert record.right == {metric: sample[metric] for metric in record.right}
     for metric, value in result.metrics.items():
         assert value == pytest.approx(theirs["results"]["local"][f"{metric},none"], rel=1e-9)
     for metric, error in result.standard_errors.items():
         assert error == pytest.approx(mean_stderr([s[metric] for s in samples]), rel=1e-9)
-    if files.task != "lambada" or not files.real:  # our little tokenizer cuts a real last word into many tokens
+    if (
+        files.task != "lambada" or not files.real
+    ):  # our little tokenizer cuts a real last word into many tokens
         assert 0 < result.metrics["acc"] < 1  # the comparison is worth something
 
 
 EASY = [
-    ("How do you boil an egg?", "Put it in boiling water for ten minutes.", "Put it in a frozen river for ten minutes."),
+    (
+        "How do you boil an egg?",
+        "Put it in boiling water for ten minutes.",
+        "Put it in a frozen river for ten minutes.",
+    ),
     ("How do you open a locked door?", "Turn the key in the lock.", "Turn the soup in the lock."),
     ("How do you dry wet hair?", "Use a hair dryer.", "Use a garden hose."),
     ("How do you cut a piece of paper?", "Use a pair of scissors.", "Use a bowl of soup."),
@@ -423,11 +537,24 @@ def test_on_a_real_model_too_and_it_knows_something(tmp_path):
     model, tokenizer = load_smollm2()
     rows = [{"goal": goal, "sol1": right, "sol2": wrong} for goal, right, wrong in EASY]
     (tmp_path / "labels.lst").write_text("0\n" * len(EASY))
-    result = run_task(model, tokenizer, "piqa", read_piqa(write_lines(tmp_path / "easy.jsonl", rows), tmp_path / "labels.lst"))
-    theirs = by_lm_eval(LMEvalAdapter(model, tokenizer), "piqa", write_lines(tmp_path / "theirs.jsonl", [row | {"label": 0} for row in rows]))
+    result = run_task(
+        model,
+        tokenizer,
+        "piqa",
+        read_piqa(write_lines(tmp_path / "easy.jsonl", rows), tmp_path / "labels.lst"),
+    )
+    theirs = by_lm_eval(
+        LMEvalAdapter(model, tokenizer),
+        "piqa",
+        write_lines(tmp_path / "theirs.jsonl", [row | {"label": 0} for row in rows]),
+    )
     samples = sorted(theirs["samples"]["local"], key=lambda s: s["doc_id"])
-    assert [r.right for r in result.records] == [{"acc": s["acc"], "acc_norm": s["acc_norm"]} for s in samples]
-    assert [list(map(tuple, r.scores)) for r in result.records] == [[tuple(x) for x in s["filtered_resps"]] for s in samples]
+    assert [r.right for r in result.records] == [
+        {"acc": s["acc"], "acc_norm": s["acc_norm"]} for s in samples
+    ]
+    assert [list(map(tuple, r.scores)) for r in result.records] == [
+        [tuple(x) for x in s["filtered_resps"]] for s in samples
+    ]
     assert result.metrics["acc"] == 1.0
 
 
@@ -439,9 +566,19 @@ LIKELY = (Likelihood(-4.0, False), Likelihood(-5.0, True), Likelihood(-9.0, Fals
     [
         (("a",), LIKELY[:1], 0, {"acc": False}),
         (("a",), LIKELY[1:2], 0, {"acc": True}),
-        (("ab", "abcdefgh", "abc"), LIKELY, 0, {"acc": True, "acc_norm": False}),  # -2, -0.625 and -3 a character
+        (
+            ("ab", "abcdefgh", "abc"),
+            LIKELY,
+            0,
+            {"acc": True, "acc_norm": False},
+        ),  # -2, -0.625 and -3 a character
         (("ab", "abcdefgh", "abc"), LIKELY, 1, {"acc": False, "acc_norm": True}),
-        (("ab", "äöüßäöü", "abcdefghijklmn"), LIKELY, 1, {"acc": False, "acc_norm": False}),  # characters, not bytes: -0.71 and -0.64
+        (
+            ("ab", "äöüßäöü", "abcdefghijklmn"),
+            LIKELY,
+            1,
+            {"acc": False, "acc_norm": False},
+        ),  # characters, not bytes: -0.71 and -0.64
         (("", "b", "c"), LIKELY, 0, {"acc": True, "acc_norm": False}),
         (("a", "b", "c"), LIKELY[:1] * 3, 0, {"acc": True, "acc_norm": True}),  # of equals the first
     ],
@@ -451,7 +588,12 @@ def test_what_counts_as_right(choices, scores, gold, right):
 
 
 def test_a_tasks_accuracy_perplexity_and_standard_error():
-    scores = [Likelihood(-1.0, True), Likelihood(-2.0, False), Likelihood(-6.0, False), Likelihood(-3.0, True)]
+    scores = [
+        Likelihood(-1.0, True),
+        Likelihood(-2.0, False),
+        Likelihood(-6.0, False),
+        Likelihood(-3.0, True),
+    ]
     result = Result("lambada", tuple(Record(Example("a", ("b",)), (s,)) for s in scores), 1.0)
     assert result.metrics == {"acc": 0.5, "perplexity": pytest.approx(math.exp(3))}
     assert result.standard_errors == {"acc": pytest.approx(math.sqrt(0.25 / 3))}
@@ -465,7 +607,11 @@ GOOD = {
     "piqa": {"goal": "bake", "sol1": "mix", "sol2": "stir"},
     "hellaswag": {"activity_label": "Baking", "ctx_a": "A", "ctx_b": "b", "endings": ["c", "d"], "label": 1},
 }
-READ = {"lambada": read_lambada, "piqa": lambda path: read_piqa(path, path.with_name("labels.lst")), "hellaswag": read_hellaswag}
+READ = {
+    "lambada": read_lambada,
+    "piqa": lambda path: read_piqa(path, path.with_name("labels.lst")),
+    "hellaswag": read_hellaswag,
+}
 
 
 @pytest.mark.parametrize("task", READ)
@@ -477,7 +623,10 @@ READ = {"lambada": read_lambada, "piqa": lambda path: read_piqa(path, path.with_
         (lambda line: b"", "not a line of JSON"),
         (lambda line: b"[" + line + b"]", "expected an object with"),
         (lambda line: b"{}", "missing or of another kind"),
-        (lambda line: line.replace(b'": "', b'": 3, "x": "'), "missing or of another kind: expected an object with"),
+        (
+            lambda line: line.replace(b'": "', b'": 3, "x": "'),
+            "missing or of another kind: expected an object with",
+        ),
     ],
     ids=["cut", "not UTF-8", "empty", "a list", "no fields", "numbers for texts"],
 )
@@ -495,7 +644,11 @@ def test_a_damaged_line_is_named(tmp_path, task, damage, message):
 @pytest.mark.parametrize(
     "task, change, message",
     [
-        ("lambada", {"text": "word"}, "line 1: expected a text that ends in a space and its last word, not 'word'"),
+        (
+            "lambada",
+            {"text": "word"},
+            "line 1: expected a text that ends in a space and its last word, not 'word'",
+        ),
         ("lambada", {"text": "cut off "}, "line 1: expected a text that ends"),
         ("hellaswag", {"endings": []}, "line 1: 'endings' must be a list of texts"),
         ("hellaswag", {"endings": ["a", 2]}, "line 1: 'endings' must be a list of texts"),
@@ -512,7 +665,11 @@ def test_a_line_that_makes_no_example_is_named(tmp_path, task, change, message):
 
 
 @pytest.mark.parametrize(
-    "labels, message", [("0\n2\n", "line 2: expected 0 or 1, not '2'"), ("0\n", r"ends at line 1, but .*data.jsonl has 2 lines")]
+    "labels, message",
+    [
+        ("0\n2\n", "line 2: expected 0 or 1, not '2'"),
+        ("0\n", r"ends at line 1, but .*data.jsonl has 2 lines"),
+    ],
 )
 def test_wrong_labels_are_named(tmp_path, labels, message):
     path = write_lines(tmp_path / "data.jsonl", [GOOD["piqa"]] * 2)
@@ -528,7 +685,11 @@ def test_a_missing_file_is_named(tmp_path, task):
 
 
 @pytest.mark.parametrize(
-    "task, message", [("hellaswag", "not fetched for you: download https.* --hellaswag FILE"), ("arc", "no task is called 'arc'")]
+    "task, message",
+    [
+        ("hellaswag", "not fetched for you: download https.* --hellaswag FILE"),
+        ("arc", "no task is called 'arc'"),
+    ],
 )
 def test_a_task_that_cannot_be_had_is_refused(task, message):
     with pytest.raises(ValueError, match=message):
@@ -547,30 +708,46 @@ def by_characters() -> GPT:
 
 
 @pytest.mark.parametrize(
-    "length, block_size, stride", [(100, 16, 1), (100, 16, 5), (100, 16, 15), (100, 16, 16), (17, 16, 4), (2, 16, 16), (40, 3, 2)]
+    "length, block_size, stride",
+    [(100, 16, 1), (100, 16, 5), (100, 16, 15), (100, 16, 16), (17, 16, 4), (2, 16, 16), (40, 3, 2)],
 )
-def test_a_sliding_window_scores_each_token_once_with_enough_before_it(by_characters, length, block_size, stride):
+def test_a_sliding_window_scores_each_token_once_with_enough_before_it(
+    by_characters, length, block_size, stride
+):
     text = "Bär " + TEXT[: length - 4] if length > 4 else TEXT[:length]
     ids = CHARS.encode(text)
     expected = []
     for i in range(1, length):
-        begin = max(0, math.ceil((i - block_size) / stride) * stride)  # of the first window that reaches token i
+        begin = max(
+            0, math.ceil((i - block_size) / stride) * stride
+        )  # of the first window that reaches token i
         assert min(i, block_size - stride + 1) <= i - begin <= block_size
         expected.append(one_token(by_characters, ids[begin : i + 1]))
     loss = -sum(e[0] for e in expected) / len(expected)
     for max_tokens in (1, 100):
         result = sliding_window(by_characters, CHARS, text, stride, block_size, max_tokens)
-        assert result.loss == pytest.approx(loss, rel=1e-5) and result.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
-        assert result.bits_per_byte == pytest.approx(loss * (length - 1) / math.log(2) / len(text[1:].encode()), rel=1e-5)
-        assert result.accuracy == pytest.approx(sum(e[1] for e in expected) / len(expected)) and result.tokens == length - 1
+        assert result.loss == pytest.approx(loss, rel=1e-5) and result.perplexity == pytest.approx(
+            math.exp(loss), rel=1e-4
+        )
+        assert result.bits_per_byte == pytest.approx(
+            loss * (length - 1) / math.log(2) / len(text[1:].encode()), rel=1e-5
+        )
+        assert (
+            result.accuracy == pytest.approx(sum(e[1] for e in expected) / len(expected))
+            and result.tokens == length - 1
+        )
 
 
 def test_with_a_stride_of_a_whole_block_it_is_evaluate(by_characters):
     text = TEXT[: 16 * 20 + 1]
     tokens = np.array(CHARS.encode(text), dtype=np.uint16)
-    expected = evaluate(by_characters, tokens, 16, torch.tensor([len(CHARS.vocab[i]) for i in range(CHARS.vocab_size)]))
+    expected = evaluate(
+        by_characters, tokens, 16, torch.tensor([len(CHARS.vocab[i]) for i in range(CHARS.vocab_size)])
+    )
     got = sliding_window(by_characters, CHARS, text, stride=16)
-    assert got.as_metrics() == pytest.approx(expected.as_metrics(), rel=1e-5) and got.tokens == expected.tokens
+    assert (
+        got.as_metrics() == pytest.approx(expected.as_metrics(), rel=1e-5) and got.tokens == expected.tokens
+    )
     assert sliding_window(by_characters, CHARS, text, stride=4).loss != pytest.approx(got.loss, rel=1e-3)
 
 
@@ -578,9 +755,13 @@ def test_with_a_stride_of_a_whole_block_it_is_evaluate(by_characters):
 def test_a_model_that_sees_one_token_only_does_not_care_for_the_window(stride, block_size):
     tokens = np.array(CHARS.encode(TEXT), dtype=np.uint16)
     model = BigramModel.from_counts(count_bigrams(tokens[:500], CHARS.vocab_size))
-    expected = evaluate(model, tokens, len(tokens) - 1, torch.tensor([len(CHARS.vocab[i]) for i in range(CHARS.vocab_size)]))
+    expected = evaluate(
+        model, tokens, len(tokens) - 1, torch.tensor([len(CHARS.vocab[i]) for i in range(CHARS.vocab_size)])
+    )
     got = sliding_window(model, CHARS, TEXT, stride, block_size)
-    assert got.as_metrics() == pytest.approx(expected.as_metrics(), rel=1e-5) and got.tokens == expected.tokens
+    assert (
+        got.as_metrics() == pytest.approx(expected.as_metrics(), rel=1e-5) and got.tokens == expected.tokens
+    )
 
 
 @pytest.mark.parametrize(
@@ -621,7 +802,9 @@ def test_the_command_line_prints_a_table(tmp_path, model, capsys, save):
     folder = tmp_path / "gpt"
     save(model, folder)
     path = write_lines(tmp_path / "hellaswag_val.jsonl", hellaswag_rows())
-    (result,) = main(settings("--model", str(folder), "--tasks", "hellaswag", "--hellaswag", str(path), "--limit", "7"))
+    (result,) = main(
+        settings("--model", str(folder), "--tasks", "hellaswag", "--hellaswag", str(path), "--limit", "7")
+    )
     assert result.records == run_task(model, TOKENIZER, "hellaswag", read_hellaswag(path)[:7]).records
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[1] == ["task", "metric", "value", "standard", "error", "examples", "seconds"]
@@ -631,7 +814,9 @@ def test_the_command_line_prints_a_table(tmp_path, model, capsys, save):
         assert float(line[3]) == pytest.approx(result.standard_errors[metric], rel=1e-3)
 
 
-@pytest.mark.parametrize("save", [checkpoint.save, lambda folder, model: to_hf(model, folder)], ids=["ours", "Hugging Face's"])
+@pytest.mark.parametrize(
+    "save", [checkpoint.save, lambda folder, model: to_hf(model, folder)], ids=["ours", "Hugging Face's"]
+)
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, model, save):
     save(tmp_path / "gpt", model)
     path = write_lines(tmp_path / "hellaswag_val.jsonl", hellaswag_rows())
@@ -655,4 +840,8 @@ def test_a_setting_out_of_range_is_refused(flags, message):
 def test_a_mistake_on_the_command_line_is_one_line():
     command = [sys.executable, "-m", "shared.zero_shot", "--model", "smollm2", "--tasks", "hellaswag"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: hellaswag is not fetched for you") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: hellaswag is not fetched for you")
+        and done.stderr.count("\n") == 1
+    )

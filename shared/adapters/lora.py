@@ -1,7 +1,7 @@
 """Week 9. A linear layer with low-rank adapters: LoRA, rsLoRA and DoRA, round a plain or a quantized layer.
 
-Sources: Hu et al., "LoRA" (2021); Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA" (2023); Liu et al.,
-"DoRA" (2024); Dettmers et al., "QLoRA" (2023).
+Sources: Hu et al., "LoRA" (2021); Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with
+LoRA" (2023); Liu et al., "DoRA" (2024); Dettmers et al., "QLoRA" (2023).
 
 >>> layer = LoRALinear(nn.Linear(6, 4))
 >>> layer.adapters["default"] = LoRA(layer.base, LoRAConfig(r=2))
@@ -12,17 +12,18 @@ Sources: Hu et al., "LoRA" (2021); Kalajdzievski, "A Rank Stabilization Scaling 
 
 import math
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.models.layers import Linear
+from shared.runtime import device_of
 
 
 def lora_scale(alpha: float, r: int, use_rslora: bool) -> float:
-    """What B A is multiplied by: alpha / r (Hu et al., 2021), or alpha / √r, which does not shrink with the rank (Kalajdzievski, 2023).
+    """What B A is multiplied by: alpha / r (Hu et al., 2021), or alpha / √r, which does not shrink with the
+    rank (Kalajdzievski, 2023).
 
     >>> lora_scale(16, 64, False), lora_scale(16, 64, True)
     (0.25, 2.0)
@@ -39,7 +40,9 @@ class LoRAConfig:
     lora_alpha: float = 16.0
     """The change is lora_alpha / r times B A."""
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of linear layers, or ends of such names ("attn.o_proj"); ("all-linear",) is all but the output layer."""
+    """Names of linear layers, or ends of such names ("attn.o_proj"); ("all-linear",) is all but the output
+    layer.
+    """
     lora_dropout: float = 0.0
     """On the input of A, in training."""
     use_rslora: bool = False
@@ -50,7 +53,10 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         problems = []
         if isinstance(self.target_modules, str):
-            problems.append(f"target_modules={self.target_modules!r}: must be a tuple of names, as in ({self.target_modules!r},)")
+            problems.append(
+                f"target_modules={self.target_modules!r}: must be a tuple of names, as in"
+                f" ({self.target_modules!r},)"
+            )
         elif not self.target_modules:
             problems.append("target_modules is empty: name at least one linear layer")
         object.__setattr__(self, "target_modules", tuple(self.target_modules))  # JSON has lists
@@ -70,12 +76,14 @@ class LoRAConfig:
 
 
 class LoRA(nn.Module):
-    """One adapter of one linear layer. A is random and B zero, so that it changes nothing until it is trained."""
+    """One adapter of one linear layer. A is random and B zero, so that it changes nothing until it is
+    trained.
+    """
 
     def __init__(self, base: nn.Module, config: LoRAConfig):
         super().__init__()
         self.config = config
-        device = next(chain(base.parameters(), base.buffers())).device
+        device = device_of(base)
         self.lora_A = nn.Parameter(torch.empty(config.r, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.r, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear and PEFT
@@ -95,7 +103,9 @@ class LoRA(nn.Module):
         return (self.magnitude / _row_lengths(directed)).unsqueeze(1) * directed - weight
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module) -> Tensor:
-        """What the adapter adds to the base's output: x [..., in_features], y = base(x) [..., out_features] -> [..., out_features]."""
+        """What the adapter adds to the base's output: x [..., in_features], y = base(x) [..., out_features]
+        -> [..., out_features].
+        """
         dropped = self.dropout(x.to(self.lora_A.dtype))
         change = F.linear(F.linear(dropped, self.lora_A) * self.config.scale, self.lora_B)
         if self.magnitude is not None:
@@ -116,7 +126,9 @@ def _row_lengths(weight: Tensor) -> Tensor:
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, plain or quantized, and its adapters by name: base(x) + Σ weight · adapter(x), over those in use."""
+    """A linear layer, plain or quantized, and its adapters by name: base(x) + Σ weight · adapter(x), over
+    those in use.
+    """
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -131,7 +143,9 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight with the adapters in use: [out_features, in_features]; the base's own where there are none."""
+        """The weight with the adapters in use: [out_features, in_features]; the base's own where there are
+        none.
+        """
         base = self.base.weight
         changes = [share * self.adapters[name].weight_change(base) for name, share in self.in_use.items()]
         return (base.float() + sum(changes)).to(base.dtype) if changes else base
@@ -153,17 +167,23 @@ class LoRALinear(nn.Module):
 
     def _by_row(self, x: Tensor, y: Tensor) -> Tensor:
         if len(x) != len(self.rows):
-            raise ValueError(f"adapters are set for {len(self.rows)} rows, and the batch has {len(x)}: name one (or None) for each row")
+            raise ValueError(
+                f"adapters are set for {len(self.rows)} rows, and the batch has {len(x)}: name one (or None)"
+                " for each row"
+            )
         out = y
         for name in sorted(set(self.rows) & set(self.adapters)):
             index = torch.tensor([i for i, row in enumerate(self.rows) if row == name], device=x.device)
-            # Of all rows, though only some are wanted: thin products cost little, and round alike whatever the others ask for.
+            # Of all rows, though only some are wanted: thin products cost little, and round alike whatever
+            # the others ask for.
             out = out.index_add(0, index, self.adapters[name](x, y, self.base)[index])
         return out
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Puts a plain layer with `weight` in the place of the sum. A base whose adapters are not in use stays what it is."""
+        """Puts a plain layer with `weight` in the place of the sum. A base whose adapters are not in use
+        stays what it is.
+        """
         if self.merged is not None:
             return
         if not self.in_use:

@@ -1,4 +1,6 @@
-"""Week 9. Prompt tuning (Lester et al., 2021): learned embeddings that stand before the text; the model stays as it is."""
+"""Week 9. Prompt tuning (Lester et al., 2021): learned embeddings that stand before the text; the model stays
+as it is.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.gpt import GPT, KVCache
+from shared.runtime import device_of
 
 # ---- soft prompts
 
 
 class SoftPrompt(nn.Module):
-    """A token embedding with further rows: token num_embeddings + i is row i of `prompt`. int64 [...] -> [..., n_embd]."""
+    """A token embedding with further rows: token num_embeddings + i is row i of `prompt`. int64 [...] ->
+    [..., n_embd].
+    """
 
     def __init__(self, base: nn.Module, prompt: Tensor):
         super().__init__()
@@ -26,13 +31,18 @@ class SoftPrompt(nn.Module):
 
 
 class PromptTuned(nn.Module):
-    """A GPT with trained embeddings before every text. It is called as the GPT is, and returns logits for the text only."""
+    """A GPT with trained embeddings before every text. It is called as the GPT is, and returns logits for the
+    text only.
+    """
 
     def __init__(self, model: GPT, prompt: Tensor):
         super().__init__()
         length = len(prompt)
         if length >= model.config.block_size:
-            raise ValueError(f"a prompt of {length} tokens leaves no room for text in block_size={model.config.block_size}: make it shorter")
+            raise ValueError(
+                f"a prompt of {length} tokens leaves no room for text in"
+                f" block_size={model.config.block_size}: make it shorter"
+            )
         if isinstance(model.token_embedding, SoftPrompt):
             raise ValueError("this model has a soft prompt already: take it from the plain model")
         self.model = model.requires_grad_(False)
@@ -47,11 +57,16 @@ class PromptTuned(nn.Module):
         return self.model.token_embedding.prompt
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """int64 [batch, time] -> float [batch, time, vocab_size]. Raises ValueError when the text does not fit beside the prompt."""
+        """int64 [batch, time] -> float [batch, time, vocab_size]. Raises ValueError when the text does not
+        fit beside the prompt.
+        """
         if cache is not None and cache.length:
             return self.model(idx, cache)
         if idx.size(1) > self.config.block_size:
-            raise ValueError(f"{idx.size(1)} tokens do not fit in block_size={self.config.block_size}, which is the model's without the prompt")
+            raise ValueError(
+                f"{idx.size(1)} tokens do not fit in block_size={self.config.block_size}, which is the"
+                " model's without the prompt"
+            )
         virtual = torch.arange(len(self.prompt), device=idx.device) + self.config.vocab_size
         return self.model(torch.cat([virtual.expand(len(idx), -1), idx], dim=1), cache)[:, len(virtual) :]
 
@@ -63,16 +78,20 @@ class PromptTuned(nn.Module):
 
 
 def add_prompt(model: GPT, num_virtual_tokens: int, ids: Sequence[int] | None = None) -> PromptTuned:
-    """Freezes `model`, and puts that many trainable embeddings before every text (Lester et al., "The Power of Scale", 2021).
+    """Freezes `model`, and puts that many trainable embeddings before every text (Lester et al., "The Power
+    of Scale", 2021).
 
-    ids: tokens whose embeddings are the first values, repeated or cut to length (a text that says what to do); if not given, random ones
-    of the vocabulary. `result.model` is the same model, and without the prompt computes what it did. Raises ValueError for a prompt
-    without tokens, one that fills block_size, and ids that are not in the vocabulary.
+    ids: tokens whose embeddings are the first values, repeated or cut to length (a text that says what to
+    do); if not given, random ones of the vocabulary. `result.model` is the same model, and without the prompt
+    computes what it did. Raises ValueError for a prompt without tokens, one that fills block_size, and ids
+    that are not in the vocabulary.
     """
     if num_virtual_tokens < 1:
         raise ValueError(f"num_virtual_tokens={num_virtual_tokens}: must be at least 1")
     if ids is not None and not (len(ids) and all(0 <= i < model.config.vocab_size for i in ids)):
         raise ValueError(f"ids must be tokens from 0 to {model.config.vocab_size - 1}, at least one")
-    chosen = torch.randint(model.config.vocab_size, (num_virtual_tokens,)) if ids is None else torch.tensor(ids)
+    chosen = (
+        torch.randint(model.config.vocab_size, (num_virtual_tokens,)) if ids is None else torch.tensor(ids)
+    )
     chosen = chosen.repeat(math.ceil(num_virtual_tokens / len(chosen)))[:num_virtual_tokens]
-    return PromptTuned(model, model.token_embedding(chosen.to(model.norm.weight.device)).detach().float().clone())
+    return PromptTuned(model, model.token_embedding(chosen.to(device_of(model))).detach().float().clone())

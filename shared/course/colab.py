@@ -1,9 +1,11 @@
-"""Week 0. Lets the notebooks be opened in Google Colab, where a notebook arrives without the repository that it belongs to.
+"""Week 0. Lets the notebooks be opened in Google Colab, where a notebook arrives without the repository that
+it belongs to.
 
     python -m shared.course.colab https://github.com/OWNER/NAME
 
-writes into each notebook a badge that opens it there, and one cell that fetches the rest and installs it. Outside Colab the cell does
-nothing. To be run once the repository has its public address, and again when that changes. Kept in Colab is only what is downloaded from it.
+writes into each notebook a badge that opens it there, and one cell that fetches the rest and installs it.
+Outside Colab the cell does nothing. To be run once the repository has its public address, and again when that
+changes. Kept in Colab is only what is downloaded from it.
 """
 
 import json
@@ -36,13 +38,18 @@ if "google.colab" in sys.modules:
 
 
 def open_in_colab(path: str | Path, address: str) -> None:
-    """Writes the badge under a notebook's title and the set-up cell before its code, in place of those that are there.
+    """Writes the badge under a notebook's title and the set-up cell before its code, in place of those that
+    are there.
 
-    `address` is https://github.com/OWNER/NAME; the notebook is taken to be at weeks/FOLDER/notebook.ipynb of its branch main. Raises ValueError
-    for another address."""
+    `address` is https://github.com/OWNER/NAME; the notebook is taken to be at weeks/FOLDER/notebook.ipynb of
+    its branch main. Raises ValueError for another address.
+    """
     match = re.fullmatch(r"https://github\.com/([\w.-]+/([\w.-]+?))(?:\.git)?/?", address)
     if not match:
-        raise ValueError(f"{address!r} is not the address of a repository that Colab can open: give https://github.com/OWNER/NAME")
+        raise ValueError(
+            f"{address!r} is not the address of a repository that Colab can open: give"
+            " https://github.com/OWNER/NAME"
+        )
     path, (repository, name) = Path(path), match.groups()
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["id"] != SETUP_ID]
@@ -50,7 +57,17 @@ def open_in_colab(path: str | Path, address: str) -> None:
     badge = f"{BADGE}(https://colab.research.google.com/github/{repository}/blob/main/weeks/{path.parent.name}/{path.name})"
     cells[0]["source"] = "\n".join([title, "", badge, *rest]).splitlines(keepends=True)
     setup = SETUP.format(name=name, address=f"https://github.com/{repository}").splitlines(keepends=True)
-    cells.insert(1, {"cell_type": "code", "execution_count": None, "id": SETUP_ID, "metadata": {}, "outputs": [], "source": setup})
+    cells.insert(
+        1,
+        {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": SETUP_ID,
+            "metadata": {},
+            "outputs": [],
+            "source": setup,
+        },
+    )
     notebook["cells"] = cells
     write_atomically(path, json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
 
@@ -65,5 +82,7 @@ def main(address: str) -> None:
 if __name__ == "__main__":
     with errors_for_people():
         if len(sys.argv) != 2:
-            raise ValueError("one address is wanted: python -m shared.course.colab https://github.com/OWNER/NAME")
+            raise ValueError(
+                "one address is wanted: python -m shared.course.colab https://github.com/OWNER/NAME"
+            )
         main(sys.argv[1])

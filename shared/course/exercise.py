@@ -1,4 +1,5 @@
-"""Week 0. Graded exercises: compares a learner's function with a reference, and says which known mistake it makes.
+"""Week 0. Graded exercises: compares a learner's function with a reference, and says which known mistake it
+makes.
 
 In a notebook (a week's exercises live in its `exercises.py`):
 
@@ -10,8 +11,8 @@ In a notebook (a week's exercises live in its `exercises.py`):
     week.check(count_pairs)            # not attempted / solved / what is wrong
     week.hint("count_pairs")           # one more hint each time
 
-From the command line: `python -m shared.course.exercise week 1` lists week 1's exercises and writes `weeks/01_bigram/solutions.py` with their
-stubs; edit it and run the same command again to have it graded.
+From the command line: `python -m shared.course.exercise week 1` lists week 1's exercises and writes
+`weeks/01_bigram/solutions.py` with their stubs; edit it and run the same command again to have it graded.
 """
 
 import copy
@@ -56,7 +57,9 @@ class Exercise:
     reference: Callable
     """The right answer; its name and signature are the stub's."""
     cases: Callable[[torch.Generator], Sequence[tuple]]
-    """Makes argument tuples from a seeded generator. Enough of them that every mistake differs from the reference on one."""
+    """Makes argument tuples from a seeded generator. Enough of them that every mistake differs from the
+    reference on one.
+    """
     mistakes: tuple[Mistake, ...]
     hints: tuple[str, str, str]
     """From a nudge to nearly the answer."""
@@ -69,7 +72,9 @@ class Exercise:
     @property
     def stub(self) -> str:
         """The function to fill in, as source."""
-        signature = str(inspect.signature(self.reference)).replace("numpy.", "np.")  # the name that it is imported under
+        signature = str(inspect.signature(self.reference)).replace(
+            "numpy.", "np."
+        )  # the name that it is imported under
         return f"def {self.name}{signature}:\n    ...  # your code here\n"
 
 
@@ -84,9 +89,13 @@ class Verdict:
 
 
 def grade(exercise: Exercise, function: Callable, seed: int = 0) -> Verdict:
-    """Runs `function` on the exercise's cases beside the reference. The inputs are copies, so nothing it does can reach a later case."""
+    """Runs `function` on the exercise's cases beside the reference. The inputs are copies, so nothing it does
+    can reach a later case.
+    """
     if untouched(function):
-        return Verdict("not attempted", f"{exercise.name}: not attempted yet. Fill in the stub and run the cell again.")
+        return Verdict(
+            "not attempted", f"{exercise.name}: not attempted yet. Fill in the stub and run the cell again."
+        )
     cases = list(exercise.cases(torch.Generator().manual_seed(seed)))
     outputs = []
     for number, args in enumerate(cases, 1):
@@ -94,29 +103,47 @@ def grade(exercise: Exercise, function: Callable, seed: int = 0) -> Verdict:
         try:
             output = function(*given)
         except NotImplementedError:
-            return Verdict("not attempted", f"{exercise.name}: not attempted yet. Fill in the stub and run the cell again.")
+            return Verdict(
+                "not attempted",
+                f"{exercise.name}: not attempted yet. Fill in the stub and run the cell again.",
+            )
         except Exception as error:
-            return Verdict("wrong", f"{exercise.name} crashed on case {number}, {describe_call(args)}:\n{_where(error, function)}")
-        outputs.append(output)
-        if not same(given, args, 0):
-            which = [n for n, a, b in zip(inspect.signature(exercise.reference).parameters, given, args) if not same(a, b, 0)]
             return Verdict(
                 "wrong",
-                f"{exercise.name} changed its input `{', '.join(which)}` in place (case {number}). Whoever calls it still needs that value: "
-                "work on a copy, or use an operation that returns a new tensor (x = x + 1, masked_fill instead of masked_fill_).",
+                f"{exercise.name} crashed on case {number},"
+                f" {describe_call(args)}:\n{_where(error, function)}",
+            )
+        outputs.append(output)
+        if not same(given, args, 0):
+            which = [
+                n
+                for n, a, b in zip(inspect.signature(exercise.reference).parameters, given, args)
+                if not same(a, b, 0)
+            ]
+            return Verdict(
+                "wrong",
+                f"{exercise.name} changed its input `{', '.join(which)}` in place (case {number}). Whoever"
+                " calls it still needs that value: work on a copy, or use an operation that returns a new"
+                " tensor (x = x + 1, masked_fill instead of masked_fill_).",
             )
     expected = [exercise.reference(*copy.deepcopy(args)) for args in cases]
     wrong = [i for i, (o, e) in enumerate(zip(outputs, expected)) if not same(o, e, exercise.tolerance)]
     if not wrong:
-        return Verdict("solved", f"{exercise.name}: solved. It agrees with the reference on all {len(cases)} cases.")
+        return Verdict(
+            "solved", f"{exercise.name}: solved. It agrees with the reference on all {len(cases)} cases."
+        )
     for mistake in exercise.mistakes:
         if all(same(o, e, exercise.tolerance) for o, e in zip(outputs, _outputs(mistake.function, cases))):
-            return Verdict("wrong", f"{exercise.name}: this looks like a known mistake: {mistake.name}.\n{mistake.why}", mistake.name)
+            return Verdict(
+                "wrong",
+                f"{exercise.name}: this looks like a known mistake: {mistake.name}.\n{mistake.why}",
+                mistake.name,
+            )
     i = wrong[0]
     return Verdict(
         "wrong",
-        f"{exercise.name} is not right on {len(wrong)} of {len(cases)} cases. The first is case {i + 1}, {describe_call(cases[i])}:\n"
-        f"{difference(outputs[i], expected[i], exercise.tolerance)}",
+        f"{exercise.name} is not right on {len(wrong)} of {len(cases)} cases. The first is case {i + 1},"
+        f" {describe_call(cases[i])}:\n{difference(outputs[i], expected[i], exercise.tolerance)}",
     )
 
 
@@ -136,7 +163,12 @@ def _outputs(function: Callable, cases: Sequence[tuple]) -> list[Any]:
 def untouched(function: Callable) -> bool:
     """Whether the body is nothing but a docstring, `...` or `pass`."""
     code = function.__code__
-    empty = (lambda: ...).__code__.co_code, (lambda: None).__code__.co_code, _empty.__code__.co_code, _documented.__code__.co_code
+    empty = (
+        (lambda: ...).__code__.co_code,
+        (lambda: None).__code__.co_code,
+        _empty.__code__.co_code,
+        _documented.__code__.co_code,
+    )
     return code.co_code in empty and all(c is None or c is ... or isinstance(c, str) for c in code.co_consts)
 
 
@@ -156,11 +188,19 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
             return torch.equal(a, b)
         return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.shape == b.shape and a.dtype == b.dtype and np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+        return (
+            a.shape == b.shape
+            and a.dtype == b.dtype
+            and np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+        )
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) or (math.isnan(a) and math.isnan(b))
+        return (
+            a == b
+            or math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+            or (math.isnan(a) and math.isnan(b))
+        )
     if isinstance(a, (list, tuple)) and type(a) is type(b):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b))
     if isinstance(a, dict) and isinstance(b, dict):
@@ -171,7 +211,9 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
-    """What is wrong with `given`, in a sentence that helps: missing, type, shape, dtype, not finite, or values."""
+    """What is wrong with `given`, in a sentence that helps: missing, type, shape, dtype, not finite, or
+    values.
+    """
     if given is None:
         return "it returned None: is the `return` missing?"
     if isinstance(expected, torch.Tensor):
@@ -189,19 +231,33 @@ def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
         if given.dtype != expected.dtype:
             return f"the shape is right, but the dtype is {given.dtype} and should be {expected.dtype}."
         if expected.is_floating_point() and expected.isfinite().all() and not given.isfinite().all():
-            return "the result has nan or inf in it: a division by zero, a log of zero, or a softmax over a row that is all -inf?"
+            return (
+                "the result has nan or inf in it: a division by zero, a log of zero, or a softmax over a row"
+                " that is all -inf?"
+            )
         close = tolerance if expected.is_floating_point() else 0
         wrong = ~torch.isclose(given.double(), expected.double(), rtol=close, atol=close, equal_nan=True)
         off = (given.double() - expected.double()).abs().nan_to_num(math.inf).masked_fill(~wrong, 0)
         place = tuple(int(i) for i in np.unravel_index(int(off.argmax()), off.shape))
         bad = int(wrong.sum())
         at = f" at {list(place)}" if place else ""
-        return f"shape and dtype are right, but {bad} of {off.numel()} values differ, most{at}: {given[place].item():.6g}, expected {expected[place].item():.6g}."
-    if type(given) is not type(expected) and not (isinstance(given, (int, float)) and isinstance(expected, (int, float))):
-        return f"expected {type(expected).__name__} {_short(expected)}, got {type(given).__name__} {_short(given)}."
+        return (
+            f"shape and dtype are right, but {bad} of {off.numel()} values differ, most{at}:"
+            f" {given[place].item():.6g}, expected {expected[place].item():.6g}."
+        )
+    if type(given) is not type(expected) and not (
+        isinstance(given, (int, float)) and isinstance(expected, (int, float))
+    ):
+        return (
+            f"expected {type(expected).__name__} {_short(expected)}, got {type(given).__name__}"
+            f" {_short(given)}."
+        )
     if isinstance(expected, (list, tuple)):
         if len(given) != len(expected):
-            return f"expected {len(expected)} items, got {len(given)}: {_short(given)} instead of {_short(expected)}."
+            return (
+                f"expected {len(expected)} items, got {len(given)}: {_short(given)} instead of"
+                f" {_short(expected)}."
+            )
         i = next(i for i, (g, e) in enumerate(zip(given, expected)) if not same(g, e, tolerance))
         return f"item {i}: {difference(given[i], expected[i], tolerance)}"
     return f"expected {_short(expected)}, got {_short(given)}."
@@ -210,19 +266,26 @@ def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         if value.numel() <= 8:
-            return f"{[round(v, 4) if isinstance(v, float) else v for v in value.flatten().tolist()]} of shape {list(value.shape)}"
+            return (
+                f"{[round(v, 4) if isinstance(v, float) else v for v in value.flatten().tolist()]} of shape"
+                f" {list(value.shape)}"
+            )
         return f"of shape {list(value.shape)}, {value.dtype}"
     return textwrap.shorten(repr(value), 120)
 
 
 def describe_call(args: tuple) -> str:
     """A case's arguments, short enough to read."""
-    return "called with " + ", ".join("tensor " + _short(a) if isinstance(a, torch.Tensor) else _short(a) for a in args)
+    return "called with " + ", ".join(
+        "tensor " + _short(a) if isinstance(a, torch.Tensor) else _short(a) for a in args
+    )
 
 
 def _where(error: Exception, function: Callable) -> str:
     """The learner's own line that failed, and the error."""
-    mine = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == function.__code__.co_filename]
+    mine = [
+        f for f in traceback.extract_tb(error.__traceback__) if f.filename == function.__code__.co_filename
+    ]
     line = f"  line {mine[-1].lineno}: {mine[-1].line}\n" if mine and mine[-1].line else ""
     return f"{line}  {type(error).__name__}: {error}"
 
@@ -247,7 +310,9 @@ class Week:
 
     def _find(self, name: str) -> Exercise:
         if name not in self.exercises:
-            raise ValueError(f"week {self.number} has no exercise {name!r}; there are: {', '.join(self.exercises)}")
+            raise ValueError(
+                f"week {self.number} has no exercise {name!r}; there are: {', '.join(self.exercises)}"
+            )
         return self.exercises[name]
 
     def task(self, name: str) -> None:
@@ -293,11 +358,19 @@ def main(argv: list[str]) -> None:
     week = Week(int(argv[1]))
     path = week.folder / "solutions.py"
     if not path.exists():
-        parts = [f"# {textwrap.fill(' '.join(e.task.split()), 110, subsequent_indent='# ')}\n{e.stub}" for e in week.exercises.values()]
+        parts = [
+            f"# {textwrap.fill(' '.join(e.task.split()), 110, subsequent_indent='# ')}\n{e.stub}"
+            for e in week.exercises.values()
+        ]
         path.write_text(
-            "import math\n\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n\n\n" + "\n\n".join(parts), encoding="utf-8"
+            "import math\n\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\n\n\n"
+            + "\n\n".join(parts),
+            encoding="utf-8",
         )
-        print(f"wrote {path.relative_to(ROOT)} with {len(parts)} stubs: fill them in, then run the same command again")
+        print(
+            f"wrote {path.relative_to(ROOT)} with {len(parts)} stubs: fill them in, then run the same command"
+            " again"
+        )
     spec = importlib.util.spec_from_file_location("solutions", path)
     module = importlib.util.module_from_spec(spec)
     try:

@@ -1,7 +1,9 @@
-"""Week 0. The progress page: twelve weeks at a glance, your figures beside the course's, every plot, and what the models write.
+"""Week 0. The progress page: twelve weeks at a glance, your figures beside the course's, every plot, and what
+the models write.
 
-`python -m shared.course.report` makes it: `reports/index.html` with your runs in it, and `reports/README.md`, the course's own, for reading where the
-repository is hosted. `python -m shared.course status` says the same in the terminal, in short.
+`python -m shared.course.report` makes it: `reports/index.html` with your runs in it, and `reports/README.md`,
+the course's own, for reading where the repository is hosted. `python -m shared.course status` says the same
+in the terminal, in short.
 """
 
 import ast
@@ -17,7 +19,25 @@ from shared.course.exercise import Week
 from shared.course.workspace import TOPICS, output_root, week_results, weeks
 from shared.runtime import ROOT, write_atomically
 
-NAMES = dict(zip(TOPICS, ("bigram", "MLP", "attention", "mini-GPT", "BPE", "GPT-2", "AMP", "quantization", "LoRA", "PPO and DPO", "RAG", "deploy")))
+NAMES = dict(
+    zip(
+        TOPICS,
+        (
+            "bigram",
+            "MLP",
+            "attention",
+            "mini-GPT",
+            "BPE",
+            "GPT-2",
+            "AMP",
+            "quantization",
+            "LoRA",
+            "PPO and DPO",
+            "RAG",
+            "deploy",
+        ),
+    )
+)
 FIGURES_SHOWN = 6
 WORDS = {
     "val_loss": "validation loss (nats per token)",
@@ -66,9 +86,15 @@ WORDS = {
 }
 """What figures are called where their names in the logs would not be understood."""
 SPOKEN = {
-    "01_bigram": "network", "04_mini_gpt": "headline", "06_gpt2": "gpt2", "08_quantization": "int4",
-    "09_lora": "course-lora-8", "10_ppo_dpo": "dpo", "11_rag": "handbook-example", "12_deploy": "own-pytorch",
-}  # fmt: skip
+    "01_bigram": "network",
+    "04_mini_gpt": "headline",
+    "06_gpt2": "gpt2",
+    "08_quantization": "int4",
+    "09_lora": "course-lora-8",
+    "10_ppo_dpo": "dpo",
+    "11_rag": "handbook-example",
+    "12_deploy": "own-pytorch",
+}
 """Of weeks with several runs, the one whose text is shown."""
 
 
@@ -106,7 +132,10 @@ class WeekReport:
         """(name, yours, the course's) for the week's first figures."""
         shown = (self.mine or self.course).metrics if self.mine or self.course else {}
         value = lambda runs, name: _number(runs.metrics[name]) if runs and name in runs.metrics else ""
-        rows = [(WORDS.get(name) or name.replace("_", " "), value(self.mine, name), value(self.course, name)) for name in list(shown)[:FIGURES_SHOWN]]
+        rows = [
+            (WORDS.get(name) or name.replace("_", " "), value(self.mine, name), value(self.course, name))
+            for name in list(shown)[:FIGURES_SHOWN]
+        ]
         seconds = lambda runs: f"{runs.seconds:,.0f}" if runs else ""
         return rows + ([("seconds", seconds(self.mine), seconds(self.course))] if rows else [])
 
@@ -115,12 +144,27 @@ def collect(mine: bool = True) -> list[WeekReport]:
     """Every week, from its logs. mine: with the learner's runs and exercises."""
     reports = []
     for topic in weeks():
-        docstring = ast.get_docstring(ast.parse((ROOT / "weeks" / topic / "run.py").read_text(encoding="utf-8")))
+        docstring = ast.get_docstring(
+            ast.parse((ROOT / "weeks" / topic / "run.py").read_text(encoding="utf-8"))
+        )
         about = docstring.splitlines()[0].partition(": ")[2]
         week = Week(int(topic[:2]))
         yours = _runs(topic, "mine") if mine else None
-        course = (yours and _runs(topic, "reference", yours.data)) or _runs(topic, "reference", "tinyshakespeare") or _runs(topic, "reference")
-        reports.append(WeekReport(topic, about[0].upper() + about[1:], len(week.solved()) if mine else 0, len(week.exercises), yours, course))
+        course = (
+            (yours and _runs(topic, "reference", yours.data))
+            or _runs(topic, "reference", "tinyshakespeare")
+            or _runs(topic, "reference")
+        )
+        reports.append(
+            WeekReport(
+                topic,
+                about[0].upper() + about[1:],
+                len(week.solved()) if mine else 0,
+                len(week.exercises),
+                yours,
+                course,
+            )
+        )
     return reports
 
 
@@ -136,12 +180,23 @@ def _runs(topic: str, owner: str, data: str | None = None) -> Runs | None:
         plots = ROOT / "reports" / topic
         other = plots / found["data"]
         plots = other if other.is_dir() else plots
-    return Runs(found["preset"], found["data"], found["seconds"], found["metrics"], tuple(sorted(plots.glob("*.png"))), _sample(topic, logs))
+    return Runs(
+        found["preset"],
+        found["data"],
+        found["seconds"],
+        found["metrics"],
+        tuple(sorted(plots.glob("*.png"))),
+        _sample(topic, logs),
+    )
 
 
 def _sample(topic: str, logs: Path) -> str | None:
     """What the week's model wrote, from the artifacts of its run."""
-    files = [logs / SPOKEN[topic] / "artifacts.json"] if topic in SPOKEN else sorted(logs.glob("*/artifacts.json"))
+    files = (
+        [logs / SPOKEN[topic] / "artifacts.json"]
+        if topic in SPOKEN
+        else sorted(logs.glob("*/artifacts.json"))
+    )
     for kept in (json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()):
         if "sample" in kept:
             return kept["sample"].strip()[:400]
@@ -150,7 +205,9 @@ def _sample(topic: str, logs: Path) -> str | None:
         if "talk" in kept:  # (question, answer), or (question, answer before, answer after)
             question, *answers = kept["talk"][0]
             names = ("answer",) if len(answers) == 1 else ("before", "after")
-            return "\n\n".join(f"{name}: {text}" for name, text in zip(("question", *names), (question, *answers)))
+            return "\n\n".join(
+                f"{name}: {text}" for name, text in zip(("question", *names), (question, *answers))
+            )
         if "text" in kept:
             return kept["text"].strip()
         if "question" in kept:
@@ -187,57 +244,102 @@ summary { cursor: pointer; color: var(--done); margin: .6rem 0; }
 def html_page(reports: list[WeekReport], folder: Path) -> str:
     """The page, to be kept in `folder`: one file without scripts; plots are linked from where they lie."""
     link = lambda path: escape(Path(os.path.relpath(path, folder)).as_posix())
-    done, solved, exercises = sum(r.mine is not None for r in reports), sum(r.solved for r in reports), sum(r.exercises for r in reports)
+    done, solved, exercises = (
+        sum(r.mine is not None for r in reports),
+        sum(r.solved for r in reports),
+        sum(r.exercises for r in reports),
+    )
     parts = [
         "<h1>A language model from nothing</h1>",
-        f"<p>{done} of {len(reports)} weeks run, {solved} of {exercises} exercises solved. "
-        '<span class="soft">Made from the logs by <code>python -m shared.course.report</code>.</span></p>',
+        (
+            f"<p>{done} of {len(reports)} weeks run, {solved} of {exercises} exercises solved. "
+            '<span class="soft">Made from the logs by <code>python -m shared.course.report</code>.</span></p>'
+        ),
     ]
-    ladders = [p for p in (output_root() / "reports" / "mine" / "ladder.png", ROOT / "reports" / "ladder.png") if p.exists()]
+    ladders = [
+        p
+        for p in (output_root() / "reports" / "mine" / "ladder.png", ROOT / "reports" / "ladder.png")
+        if p.exists()
+    ]
     if ladders:
         parts.append(_figure(link(ladders[0]), "Bits per byte of the same held-out text, week by week"))
     rows = []
     for r in reports:
         name, yours, course = (r.figures() or [("", "", "")])[0]
-        bar = f'<span class="bar"><i style="width:{100 * r.solved / max(1, r.exercises):.0f}%"></i></span> {r.solved} of {r.exercises}'
+        bar = (
+            f'<span class="bar"><i style="width:{100 * r.solved / max(1, r.exercises):.0f}%"></i></span>'
+            f" {r.solved} of {r.exercises}"
+        )
         cells = [f'<a href="#{r.topic}">{escape(r.title)}</a>', _run_as(r), bar, escape(name)]
         numbers = "".join(f'<td class="number">{escape(v)}</td>' for v in (yours, course))
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + numbers + "</tr>")
-    heads = '<th>week</th><th>run</th><th>exercises</th><th>figure</th><th class="number">yours</th><th class="number">the course\'s</th>'
-    parts.append(f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
+    heads = (
+        '<th>week</th><th>run</th><th>exercises</th><th>figure</th><th class="number">yours</th><th'
+        ' class="number">the course\'s</th>'
+    )
+    parts.append(
+        "<div"
+        f' class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
     parts += [_html_week(r, link) for r in reports]
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Progress: a language model from nothing</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{CSS}</style></head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        ' initial-scale=1"><title>Progress: a language model from nothing</title>'
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{CSS}</style></head>\n<body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
 
 
 def _run_as(r: WeekReport) -> str:
     """Smoke runs prove that a week runs: their figures are no one's achievement."""
-    return "not yet" if not r.mine else f"yes ({escape(r.mine.preset)})" if r.mine.preset == "smoke" else "yes"
+    return (
+        "not yet" if not r.mine else f"yes ({escape(r.mine.preset)})" if r.mine.preset == "smoke" else "yes"
+    )
 
 
 def _html_week(r: WeekReport, link: Any) -> str:
     parts = [f'<h2 id="{r.topic}">{escape(r.title)}</h2>', f'<p class="soft">{escape(r.about)}</p>']
     if not r.mine:
-        parts.append(f"<p>Not run yet: open <code>weeks/{r.topic}/notebook.ipynb</code>, or <code>python weeks/{r.topic}/run.py</code>.</p>")
+        parts.append(
+            f"<p>Not run yet: open <code>weeks/{r.topic}/notebook.ipynb</code>, or <code>python"
+            f" weeks/{r.topic}/run.py</code>.</p>"
+        )
     yours = f"yours ({r.mine.preset}, {r.mine.data})" if r.mine else "yours"
     course = f"the course's ({r.course.data})" if r.course else "the course's"
     rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="number">{escape(a)}</td><td class="number">{escape(b)}</td></tr>' for name, a, b in r.figures()
+        f'<tr><td>{escape(name)}</td><td class="number">{escape(a)}</td><td'
+        f' class="number">{escape(b)}</td></tr>'
+        for name, a, b in r.figures()
     )
     heads = f'<th>figure</th><th class="number">{escape(yours)}</th><th class="number">{escape(course)}</th>'
-    parts.append(f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>')
+    parts.append(
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
     for runs, owner in ((r.mine, "Yours"), (r.course, "The course's")):
         if not runs:
             continue
-        inside = f'<div class="plots">{"".join(_figure(link(p), f"{owner}: {_words(p)}") for p in runs.plots)}</div>'
-        inside += f"<p>{owner}, what the model writes:</p><pre>{escape(runs.sample)}</pre>" if runs.sample else ""
+        inside = (
+            "<div"
+            f' class="plots">{"".join(_figure(link(p), f"{owner}: {_words(p)}") for p in runs.plots)}</div>'
+        )
+        inside += (
+            f"<p>{owner}, what the model writes:</p><pre>{escape(runs.sample)}</pre>" if runs.sample else ""
+        )
         folded = owner != "Yours" and r.mine
-        parts.append(f"<details><summary>{owner} plots and text</summary>{inside}</details>" if folded else inside)
+        parts.append(
+            f"<details><summary>{owner} plots and text</summary>{inside}</details>" if folded else inside
+        )
     return "\n".join(parts)
 
 
 def _figure(source: str, caption: str) -> str:
-    return f'<figure><img src="{source}" alt="{escape(caption)}" loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img src="{source}" alt="{escape(caption)}"'
+        f' loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
 
 
 # ---- the course's page
@@ -247,22 +349,45 @@ def markdown_page(reports: Iterable[WeekReport]) -> str:
     """The course's own runs, in Markdown, for `reports/README.md`."""
     reports = list(reports)
     lines = [
-        "# What the course measures", "",
-        "The course's own runs, on two cores without a GPU. `python -m shared.course.report` makes this page from `logs/`, and `index.html` beside it",
-        "with your runs in it. On one page: [SUMMARY.md](SUMMARY.md).", "",
-        "![Bits per byte of the same held-out text, week by week](ladder.png)", "",
-        "| week | | figure | the course's | seconds | exercises |", "| --- | --- | --- | ---: | ---: | ---: |",
-    ]  # fmt: skip
+        "# What the course measures",
+        "",
+        (
+            "The course's own runs, on two cores without a GPU. `python -m shared.course.report` makes this"
+            " page from `logs/`, and `index.html` beside it"
+        ),
+        "with your runs in it. On one page: [SUMMARY.md](SUMMARY.md).",
+        "",
+        "![Bits per byte of the same held-out text, week by week](ladder.png)",
+        "",
+        "| week | | figure | the course's | seconds | exercises |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
     for r in reports:
         name, _, value = (r.figures() or [("", "", "")])[0]
         link = f"[{r.title}](#{_anchor(r.title)})"
-        lines.append(f"| {link} | {r.about} | {name} | {value} | {f'{r.course.seconds:,.0f}' if r.course else ''} | {r.exercises} |")
+        lines.append(
+            f"| {link} | {r.about} | {name} | {value} | {f'{r.course.seconds:,.0f}' if r.course else ''} |"
+            f" {r.exercises} |"
+        )
     for r in reports:
-        lines += ["", f"## {r.title}", "", f"{r.about} [Notebook](../weeks/{r.topic}/notebook.ipynb), [log](../weeks/{r.topic}/log.md).", ""]
+        lines += [
+            "",
+            f"## {r.title}",
+            "",
+            f"{r.about} [Notebook](../weeks/{r.topic}/notebook.ipynb), [log](../weeks/{r.topic}/log.md).",
+            "",
+        ]
         if not r.course:
             continue
-        lines += ["| figure | the course's |", "| --- | ---: |", *(f"| {name} | {value} |" for name, _, value in r.figures()), ""]
-        lines += [f"![{r.title}: {_words(p)}]({p.relative_to(ROOT / 'reports').as_posix()})" for p in r.course.plots]
+        lines += [
+            "| figure | the course's |",
+            "| --- | ---: |",
+            *(f"| {name} | {value} |" for name, _, value in r.figures()),
+            "",
+        ]
+        lines += [
+            f"![{r.title}: {_words(p)}]({p.relative_to(ROOT / 'reports').as_posix()})" for p in r.course.plots
+        ]
         if r.course.sample:
             lines += ["", "What the model writes:", "", "```text", *r.course.sample.splitlines(), "```"]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,9 @@
-"""Week 0. Where a week keeps its things: its settings, its folders of logs, plots and checkpoints, and the runs found there.
+"""Week 0. Where a week keeps its things: its settings, its folders of logs, plots and checkpoints, and the
+runs found there.
 
-A week writes `logs/NN_topic/mine/PRESET/DATA/RUN`, `reports/NN_topic/mine/` and `checkpoints/NN_topic/PRESET/DATA/RUN`, none of which git
-tracks. The runs that the course ships are in `logs/NN_topic/reference/DATA/RUN`, their plots in `reports/NN_topic/`.
+A week writes `logs/NN_topic/mine/PRESET/DATA/RUN`, `reports/NN_topic/mine/` and
+`checkpoints/NN_topic/PRESET/DATA/RUN`, none of which git tracks. The runs that the course ships are in
+`logs/NN_topic/reference/DATA/RUN`, their plots in `reports/NN_topic/`.
 """
 
 import json
@@ -23,9 +25,19 @@ from shared.runtime import (
 )
 
 TOPICS = (
-    "01_bigram", "02_mlp", "03_attention", "04_mini_gpt", "05_bpe", "06_gpt2",
-    "07_amp", "08_quantization", "09_lora", "10_ppo_dpo", "11_rag", "12_deploy",
-)  # fmt: skip
+    "01_bigram",
+    "02_mlp",
+    "03_attention",
+    "04_mini_gpt",
+    "05_bpe",
+    "06_gpt2",
+    "07_amp",
+    "08_quantization",
+    "09_lora",
+    "10_ppo_dpo",
+    "11_rag",
+    "12_deploy",
+)
 PRESETS = ("smoke", "laptop", "gpu")
 
 
@@ -54,7 +66,12 @@ class Workspace:
     """A week's folders for one script run. `data` is the name of the data set that is really used."""
 
     def __init__(self, script: str | Path, settings: WeekSettings, data: str, device: torch.device):
-        self.topic, self.settings, self.data, self.device = Path(script).resolve().parent.name, settings, data, device
+        self.topic, self.settings, self.data, self.device = (
+            Path(script).resolve().parent.name,
+            settings,
+            data,
+            device,
+        )
         root = output_root()
         owner = Path("reference", data) if settings.reference else Path("mine", settings.preset, data)
         self.logs = root / "logs" / self.topic / owner
@@ -73,10 +90,21 @@ class Workspace:
         """Writes the week's figures, draws its plots from the logs, and prints both."""
         metrics = {k: v for k, v in metrics.items() if v is not None}
         seconds = clock() - self._started
-        write_json(self.logs / "week.json", {"preset": self.settings.preset, "data": self.data, "seconds": round(seconds, 1), "metrics": metrics})
+        write_json(
+            self.logs / "week.json",
+            {
+                "preset": self.settings.preset,
+                "data": self.data,
+                "seconds": round(seconds, 1),
+                "metrics": metrics,
+            },
+        )
         plots = draw(self.logs, self.reports)
         print("\n" + table([{"metric": k, "value": v} for k, v in metrics.items()]))
-        print(f"\n{self.topic}: {seconds:.0f} s; logs in {relative(self.logs)}, {len(plots)} plots in {relative(self.reports)}")
+        print(
+            f"\n{self.topic}: {seconds:.0f} s; logs in {relative(self.logs)}, {len(plots)} plots in"
+            f" {relative(self.reports)}"
+        )
         return metrics
 
 
@@ -90,7 +118,9 @@ def weeks() -> list[str]:
 
 
 def choose(numbers: tuple[int, ...]) -> list[str]:
-    """Topics by week number, all that exist if none is given. Raises ValueError for a week that doesn't exist."""
+    """Topics by week number, all that exist if none is given. Raises ValueError for a week that doesn't
+    exist.
+    """
     there = {int(t[:2]): t for t in weeks()}
     missing = [n for n in numbers if n not in there]
     if missing:
@@ -99,13 +129,21 @@ def choose(numbers: tuple[int, ...]) -> list[str]:
 
 
 def newest_logs(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> Path | None:
-    """The folder with the logs of a week's newest run; None if there is none. owner: "reference" (the course's) or "mine".
+    """The folder with the logs of a week's newest run; None if there is none. owner: "reference" (the
+    course's) or "mine".
 
-    data, preset: only runs with these. Smoke runs count only where nothing else is there: they prove that a week runs, no more.
+    data, preset: only runs with these. Smoke runs count only where nothing else is there: they prove that a
+    week runs, no more.
     """
     root = (ROOT if owner == "reference" else output_root()) / "logs" / topic / owner
-    found = [p for p in root.rglob("week.json") if data in (None, p.parent.name) and preset in (None, p.parent.parent.name)]
-    newest = max(found, key=lambda p: ("smoke" not in p.relative_to(root).parts, p.stat().st_mtime), default=None)
+    found = [
+        p
+        for p in root.rglob("week.json")
+        if data in (None, p.parent.name) and preset in (None, p.parent.parent.name)
+    ]
+    newest = max(
+        found, key=lambda p: ("smoke" not in p.relative_to(root).parts, p.stat().st_mtime), default=None
+    )
     return newest and newest.parent
 
 

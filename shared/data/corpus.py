@@ -1,7 +1,8 @@
-"""Week 1. From a text to batches: a train and a validation split as memory-mapped tokens, and windows drawn from them.
+"""Week 1. From a text to batches: a train and a validation split as memory-mapped tokens, and windows drawn
+from them.
 
-The split is made on the text, before any tokenizer sees it (first 90 % train, last 10 % validation), so that models with different
-tokenizers are measured on the same held-out characters.
+The split is made on the text, before any tokenizer sees it (first 90 % train, last 10 % validation), so that
+models with different tokenizers are measured on the same held-out characters.
 """
 
 import hashlib
@@ -37,19 +38,25 @@ class Corpus:
     @property
     def start(self) -> list[int]:
         """What to begin a sample with: a line break, or where the text has none, its first token."""
-        return self.tokenizer.encode("\n") if b"\n" in self.tokenizer.vocab.values() else self.train[:1].tolist()
+        return (
+            self.tokenizer.encode("\n") if b"\n" in self.tokenizer.vocab.values() else self.train[:1].tolist()
+        )
 
     @cached_property
     def token_bytes(self) -> Tensor:
-        """How many UTF-8 bytes of text each token stands for: int64 [vocab_size]. What makes bits per byte comparable across tokenizers.
+        """How many UTF-8 bytes of text each token stands for: int64 [vocab_size]. What makes bits per byte
+        comparable across tokenizers.
 
         A special token stands for none: the mark between documents is no part of them."""
         special = set(getattr(self.tokenizer, "special_tokens", {}).values())
-        return torch.tensor([0 if i in special else len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)])
+        return torch.tensor(
+            [0 if i in special else len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)]
+        )
 
 
 def read_text(data: str) -> tuple[str, str]:
-    """The name of the data set really used, and its text. `data`: one of TEXTS, or the path of a UTF-8 text file.
+    """The name of the data set really used, and its text. `data`: one of TEXTS, or the path of a UTF-8 text
+    file.
 
     Raises ValueError for a name that is neither, an empty file, and one that isn't UTF-8.
     """
@@ -62,7 +69,9 @@ def read_text(data: str) -> tuple[str, str]:
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{data} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start}") from None
+        raise ValueError(
+            f"{data} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start}"
+        ) from None
     if not text.strip():
         raise ValueError(f"{data} is empty: a model needs text to learn from")
     return name, text
@@ -74,10 +83,13 @@ def split_text(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def load_corpus(data: str = "tinyshakespeare", tokenizer: Tokenizer | None = None, block_size: int = 1) -> Corpus:
+def load_corpus(
+    data: str = "tinyshakespeare", tokenizer: Tokenizer | None = None, block_size: int = 1
+) -> Corpus:
     """Reads, splits and tokenizes a text; tokens are kept on disk, so that a second call only maps them.
 
-    tokenizer: None makes a `CharTokenizer` of all the text's characters. block_size: what both splits must be longer than, or ValueError.
+    tokenizer: None makes a `CharTokenizer` of all the text's characters. block_size: what both splits must be
+    longer than, or ValueError.
     """
     name, text = read_text(data)
     tokenizer = tokenizer or CharTokenizer.train(text)
@@ -89,8 +101,12 @@ def load_corpus(data: str = "tinyshakespeare", tokenizer: Tokenizer | None = Non
 
 def _tokens(text: str, tokenizer: Tokenizer) -> np.ndarray:
     if tokenizer.vocab_size > 2**16:
-        raise ValueError(f"a vocabulary of {tokenizer.vocab_size} does not fit in uint16: at most {2**16} tokens")
-    key = hashlib.sha256(tokenizer.fingerprint.encode() + hashlib.sha256(text.encode()).digest()).hexdigest()[:16]
+        raise ValueError(
+            f"a vocabulary of {tokenizer.vocab_size} does not fit in uint16: at most {2**16} tokens"
+        )
+    key = hashlib.sha256(tokenizer.fingerprint.encode() + hashlib.sha256(text.encode()).digest()).hexdigest()[
+        :16
+    ]
     path = cache_folder() / "tokens" / f"{key}.bin"
     if not path.exists():
         write_atomically(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
@@ -100,7 +116,8 @@ def _tokens(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 class TokenDataset(Dataset):
-    """Windows of a token array: item i is (tokens[i : i + block_size], the same shifted by one), int64 [block_size] each.
+    """Windows of a token array: item i is (tokens[i : i + block_size], the same shifted by one), int64
+    [block_size] each.
 
     >>> x, y = TokenDataset(np.arange(10), block_size=4)[3]
     >>> x.tolist(), y.tolist()
@@ -110,7 +127,8 @@ class TokenDataset(Dataset):
     def __init__(self, tokens: np.ndarray, block_size: int):
         if len(tokens) <= block_size:
             raise ValueError(
-                f"block_size={block_size} is too long for a split of {len(tokens)} tokens: choose at most {len(tokens) - 1}, or a longer text"
+                f"block_size={block_size} is too long for a split of {len(tokens)} tokens: choose at most"
+                f" {len(tokens) - 1}, or a longer text"
             )
         self.tokens, self.block_size = tokens, block_size
 
@@ -129,8 +147,9 @@ class TokenDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Batches of start positions, without end: each epoch cuts the text at a new random phase into windows that don't overlap, and
-    goes through them in a new order. Batch number `step` depends on seed and step alone, so a resumed run draws what it would have drawn.
+    """Batches of start positions, without end: each epoch cuts the text at a new random phase into windows
+    that don't overlap, and goes through them in a new order. Batch number `step` depends on seed and step
+    alone, so a resumed run draws what it would have drawn.
 
     With fewer windows than `batch_size`, start positions are drawn at random instead.
     """
@@ -164,30 +183,48 @@ class EpochSampler(Sampler):
 
 
 def batches(
-    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
+    tokens: np.ndarray,
+    block_size: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, (x, y) int64 [batch_size, block_size], from batch number `start_step` on.
 
-    rank, world_size: only row number `rank` of each batch and every `world_size`-th after it, and no other is read: together, processes
-    that share a batch read what one would. Raises ValueError for a rank that isn't one, or a batch that cannot be shared evenly.
+    rank, world_size: only row number `rank` of each batch and every `world_size`-th after it, and no other is
+    read: together, processes that share a batch read what one would. Raises ValueError for a rank that isn't
+    one, or a batch that cannot be shared evenly.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
     if batch_size % world_size:
-        raise ValueError(f"batch_size={batch_size} cannot be shared by {world_size} processes: choose a multiple")
+        raise ValueError(
+            f"batch_size={batch_size} cannot be shared by {world_size} processes: choose a multiple"
+        )
     dataset = TokenDataset(tokens, block_size)
     sampler = EpochSampler(dataset, batch_size, seed, start_step)
     own = (starts[rank::world_size] for starts in sampler)
-    # A generator of its own: without one, starting to iterate draws from torch's, and a resumed run would get other dropout masks.
-    return iter(DataLoader(dataset, batch_sampler=own, collate_fn=lambda batch: batch, generator=torch.Generator()))
+    # A generator of its own: without one, starting to iterate draws from torch's, and a resumed run would get
+    # other dropout masks.
+    return iter(
+        DataLoader(dataset, batch_sampler=own, collate_fn=lambda batch: batch, generator=torch.Generator())
+    )
 
 
 def fixed_windows(tokens: np.ndarray, block_size: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """The windows a split is measured on, always the same: (x, y) int64 [windows, block_size], side by side from the start.
+    """The windows a split is measured on, always the same: (x, y) int64 [windows, block_size], side by side
+    from the start.
 
-    limit: at most so many windows, spread evenly over the split (its beginning may be easier than the rest). None takes them all.
+    limit: at most so many windows, spread evenly over the split (its beginning may be easier than the rest).
+    None takes them all.
     """
     dataset = TokenDataset(tokens, block_size)
     count = (len(tokens) - 1) // block_size
-    picked = np.arange(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).round().astype(int)
+    picked = (
+        np.arange(count)
+        if limit is None or limit >= count
+        else np.linspace(0, count - 1, limit).round().astype(int)
+    )
     return dataset.__getitems__(list(picked * block_size))

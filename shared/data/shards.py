@@ -1,11 +1,13 @@
-"""Week 6. Data at scale: documents streamed, cleaned, tokenized by several processes, and kept as shards of uint16 tokens.
+"""Week 6. Data at scale: documents streamed, cleaned, tokenized by several processes, and kept as shards of
+uint16 tokens.
 
     python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu --tokens 10M
     corpus = open_shards("data/fineweb-edu")  # as the Trainer takes it
 
-The folder holds `val_00000.bin`, the first documents of the source, then `train_00000.bin` and so on; the tokenizer; and `shards.json`,
-which names each shard with its sum. A file that it doesn't name does not count: a run that was killed goes on after the last whole shard.
-Each document begins with <|endoftext|>, and none is cut: a shard ends with the document that fills it.
+The folder holds `val_00000.bin`, the first documents of the source, then `train_00000.bin` and so on; the
+tokenizer; and `shards.json`, which names each shard with its sum. A file that it doesn't name does not count:
+a run that was killed goes on after the last whole shard. Each document begins with <|endoftext|>, and none is
+cut: a shard ends with the document that fills it.
 """
 
 import json
@@ -56,7 +58,13 @@ def token_count(text: str) -> int:
     return round(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2].upper()])
 
 
-TOKENS = PrimitiveConstructorSpec(1, "N", lambda args: token_count(args[0]), lambda value: isinstance(value, int), lambda value: [str(value)])
+TOKENS = PrimitiveConstructorSpec(
+    1,
+    "N",
+    lambda args: token_count(args[0]),
+    lambda value: isinstance(value, int),
+    lambda value: [str(value)],
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,9 @@ class ShardConfig:
     """Turns documents into shards of tokens."""
 
     source: str
-    """fineweb-edu, openwebtext, wikitext-103 (streamed from the Hugging Face hub), or a .jsonl, .parquet or .txt file or a folder of them."""
+    """fineweb-edu, openwebtext, wikitext-103 (streamed from the Hugging Face hub), or a .jsonl, .parquet or
+    .txt file or a folder of them.
+    """
     out: str
     """The folder for the shards. One that was begun with the same settings is gone on with."""
     tokens: Annotated[int, TOKENS] | None = None
@@ -78,16 +88,24 @@ class ShardConfig:
     column: str = "text"
     """Where the documents are, in .jsonl and .parquet."""
     form: Literal["documents", "wikitext"] = "documents"
-    """documents: one a row; in .txt one a file, or several with a line <|endoftext|> between them. wikitext (always so for wikitext-103):
-    a row is a line, and a title (" = Title = ") begins a document."""
+    """documents: one a row; in .txt one a file, or several with a line <|endoftext|> between them. wikitext
+    (always so for wikitext-103): a row is a line, and a title (" = Title = ") begins a document.
+    """
     min_chars: int = 32
     """Shorter documents are dropped."""
     workers: int | None = None
     """Processes that tokenize; none takes one for each processor, at most 32. The result is the same."""
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("tokens", "val_tokens", "shard_tokens", "min_chars", "workers")}
-        problems = [f"{name}={value}: must be at least 1" for name, value in numbers.items() if value is not None and value < 1]
+        numbers = {
+            name: getattr(self, name)
+            for name in ("tokens", "val_tokens", "shard_tokens", "min_chars", "workers")
+        }
+        problems = [
+            f"{name}={value}: must be at least 1"
+            for name, value in numbers.items()
+            if value is not None and value < 1
+        ]
         if self.form not in ("documents", "wikitext"):
             problems.append(f"form={self.form!r}: must be documents or wikitext")
         if problems:
@@ -100,8 +118,12 @@ def _tokenizer(path: Path, fingerprint: str) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def _encode(path: Path, fingerprint: str, min_chars: int, wikitext: bool, group: list[tuple[int, str]]) -> list[tuple[int, np.ndarray, int]]:
-    """What the processes do: of each document that isn't dropped its place, its tokens, and the bytes of its text."""
+def _encode(
+    path: Path, fingerprint: str, min_chars: int, wikitext: bool, group: list[tuple[int, str]]
+) -> list[tuple[int, np.ndarray, int]]:
+    """What the processes do: of each document that isn't dropped its place, its tokens, and the bytes of its
+    text.
+    """
     tokenizer, done = _tokenizer(path, fingerprint), []
     for row, text in group:
         text = clean(text, wikitext)
@@ -124,11 +146,16 @@ def _groups(stream: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
 
 
 def _in_order(job: Callable, groups: Iterable[list], workers: int) -> Iterator[tuple]:
-    """All that `job` makes of the groups, in their order. Only so many are read ahead as keep the processes busy."""
+    """All that `job` makes of the groups, in their order. Only so many are read ahead as keep the processes
+    busy.
+    """
     if workers == 1:
         yield from chain.from_iterable(map(job, groups))
         return
-    pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker), deque()  # fork may hang where there are threads
+    pool, waiting = (
+        ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker),
+        deque(),
+    )  # fork may hang where there are threads
     try:
         for group in groups:
             waiting.append(pool.submit(job, group))
@@ -147,7 +174,9 @@ def _in_order(job: Callable, groups: Iterable[list], workers: int) -> Iterator[t
 
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them; the parent ends the others
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # also where it is killed
+    threading.Thread(
+        target=lambda: (parent_process().join(), os._exit(1)), daemon=True
+    ).start()  # also where it is killed
 
 
 # ---- shards
@@ -156,25 +185,42 @@ def _begin_worker() -> None:
 def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     """Writes the shards of a source, or goes on with those in the folder; returns what `shards.json` holds.
 
-    tokenizer: None takes the config's. Killed at any moment and run again, the files are those of a run in one go. Raises ValueError for
-    a tokenizer without <|endoftext|> or of more than 65,536 tokens, a source that cannot be read or is too short, and a folder that was
-    begun with other settings, another tokenizer or other files (told apart by name and size; on the hub, by commit).
+    tokenizer: None takes the config's. Killed at any moment and run again, the files are those of a run in
+    one go. Raises ValueError for a tokenizer without <|endoftext|> or of more than 65,536 tokens, a source
+    that cannot be read or is too short, and a folder that was begun with other settings, another tokenizer or
+    other files (told apart by name and size; on the hub, by commit).
     """
     if tokenizer is None:
         tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else gpt2_tokenizer()
     if END_OF_TEXT not in getattr(tokenizer, "special_tokens", ()):
-        raise ValueError(f"the tokenizer ({type(tokenizer).__name__}) has no special token {END_OF_TEXT}, which goes between documents")
+        raise ValueError(
+            f"the tokenizer ({type(tokenizer).__name__}) has no special token {END_OF_TEXT}, which goes"
+            " between documents"
+        )
     if tokenizer.vocab_size > 2**16:
-        raise ValueError(f"a vocabulary of {tokenizer.vocab_size:,} tokens does not fit in uint16: at most 65,536 do (ids 0 to 65,535)")
+        raise ValueError(
+            f"a vocabulary of {tokenizer.vocab_size:,} tokens does not fit in uint16: at most 65,536 do (ids"
+            " 0 to 65,535)"
+        )
     folder = Path(config.out)
     index = _begin(folder, config, tokenizer)
     if index["complete"]:
         return index
-    source, shards, wikitext = index["source"], index["shards"], config.form == "wikitext" or config.source == "wikitext-103"
-    groups = _groups(stream_documents(config.source, source, config.column, wikitext, skip=shards[-1]["rows"] if shards else 0))
+    source, shards, wikitext = (
+        index["source"],
+        index["shards"],
+        config.form == "wikitext" or config.source == "wikitext-103",
+    )
+    groups = _groups(
+        stream_documents(
+            config.source, source, config.column, wikitext, skip=shards[-1]["rows"] if shards else 0
+        )
+    )
     job = partial(_encode, folder / "tokenizer.json", tokenizer.fingerprint, config.min_chars, wikitext)
     have, total = sum(s["tokens"] for s in shards), config.tokens and config.tokens + config.val_tokens
-    progress = tqdm(desc=source["name"], initial=have, total=total, unit=" tokens", unit_scale=True, disable=None)
+    progress = tqdm(
+        desc=source["name"], initial=have, total=total, unit=" tokens", unit_scale=True, disable=None
+    )
     with progress, closing(_in_order(job, groups, config.workers or min(os.cpu_count() or 1, 32))) as encoded:
         while (wanted := _wanted(config, shards)) > 0:
             documents, counts = _take(encoded, wanted, progress)
@@ -186,8 +232,9 @@ def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, 
             write_json(folder / INDEX, index)
     if len(shards) < 2:
         raise ValueError(
-            f"--source {config.source} is too short: after val_tokens={config.val_tokens} nothing is left to train on. Choose fewer (and another "
-            f"--out), or a source of more documents; a .txt file is one document unless lines {END_OF_TEXT} part it"
+            f"--source {config.source} is too short: after val_tokens={config.val_tokens} nothing is left to"
+            " train on. Choose fewer (and another --out), or a source of more documents; a .txt file is one"
+            f" document unless lines {END_OF_TEXT} part it"
         )
     index["complete"] = True
     write_json(folder / INDEX, index)
@@ -195,20 +242,39 @@ def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, 
 
 
 def _begin(folder: Path, config: ShardConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The index of a folder that is begun, or of one that can be gone on with: then each shard in it has been read and is whole."""
+    """The index of a folder that is begun, or of one that can be gone on with: then each shard in it has been
+    read and is whole.
+    """
     old = _read_index(folder) if (folder / INDEX).exists() else None
     if old is None and any(folder.glob("*.bin")):
-        raise ValueError(f"{folder} has .bin files but no {INDEX}: they are not from here; choose another --out")
+        raise ValueError(
+            f"{folder} has .bin files but no {INDEX}: they are not from here; choose another --out"
+        )
     settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "tokenizer", "workers")}
-    identity = {"kind": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
-    new = {"format": FORMAT, "source": describe_source(config.source, old and old["source"]), "settings": settings, "tokenizer": identity}
+    identity = {
+        "kind": type(tokenizer).__name__,
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+    }
+    new = {
+        "format": FORMAT,
+        "source": describe_source(config.source, old and old["source"]),
+        "settings": settings,
+        "tokenizer": identity,
+    }
     for leftover in folder.glob(".*.tmp") if old else ():  # of a run that was killed
         leftover.unlink(missing_ok=True)
     if old and old["shards"]:
-        changed = [f"{key}: {k}" for key in ("source", "settings", "tokenizer") for k in new[key] | old[key] if new[key].get(k) != old[key].get(k)]
+        changed = [
+            f"{key}: {k}"
+            for key in ("source", "settings", "tokenizer")
+            for k in new[key] | old[key]
+            if new[key].get(k) != old[key].get(k)
+        ]
         if changed:
             raise ValueError(
-                f"{folder} was begun with another source, tokenizer or settings ({', '.join(changed)}): choose another --out, or delete it"
+                f"{folder} was begun with another source, tokenizer or settings ({', '.join(changed)}):"
+                " choose another --out, or delete it"
             )
         for shard in old["shards"]:
             _map(folder, shard, verify=True)
@@ -228,7 +294,9 @@ def _wanted(config: ShardConfig, shards: list[dict]) -> float:
 
 
 def _take(encoded: Iterator[tuple], wanted: float, progress: tqdm) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Whole documents until there are `wanted` tokens, and what they come to. rows: of the source, read up to the last of them."""
+    """Whole documents until there are `wanted` tokens, and what they come to. rows: of the source, read up to
+    the last of them.
+    """
     documents, tokens, text_bytes, rows = [], 0, 0, 0
     for row, ids, size in encoded:
         documents.append(ids)
@@ -246,17 +314,27 @@ def _file_name(number: int) -> str:
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if index["format"] != FORMAT or [s["file"] for s in index["shards"]] != [_file_name(i) for i in range(len(index["shards"]))]:
+        if index["format"] != FORMAT or [s["file"] for s in index["shards"]] != [
+            _file_name(i) for i in range(len(index["shards"]))
+        ]:
             raise ValueError(f"not of format {FORMAT}")
-        return {key: index[key] for key in ("format", "source", "settings", "tokenizer", "complete", "shards")}
+        return {
+            key: index[key] for key in ("format", "source", "settings", "tokenizer", "complete", "shards")
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"no shards in {folder}: {INDEX} is missing or damaged ({error}); `python -m shared.data.shards` makes them") from None
+        raise ValueError(
+            f"no shards in {folder}: {INDEX} is missing or damaged ({error}); `python -m shared.data.shards`"
+            " makes them"
+        ) from None
 
 
 def _map(folder: Path, shard: dict, verify: bool) -> np.ndarray:
     path, size = folder / shard["file"], shard["tokens"] * TOKEN.itemsize
     if not path.is_file() or path.stat().st_size != size or (verify and sha256(path) != shard["sha256"]):
-        raise ValueError(f"{path} is missing, cut or damaged (expected {size} bytes, sha256 {shard['sha256']}): delete {folder} and make it again")
+        raise ValueError(
+            f"{path} is missing, cut or damaged (expected {size} bytes, sha256 {shard['sha256']}): delete"
+            f" {folder} and make it again"
+        )
     return np.memmap(path, dtype=TOKEN, mode="r")
 
 
@@ -264,9 +342,11 @@ def _map(folder: Path, shard: dict, verify: bool) -> np.ndarray:
 
 
 class ShardedTokens:
-    """Arrays of tokens, one after the other, as one long array that can only be read: uint16 [tokens], nothing of it held in memory.
+    """Arrays of tokens, one after the other, as one long array that can only be read: uint16 [tokens],
+    nothing of it held in memory.
 
-    Indexed with a number, a slice or integers of any shape; a window may begin in one shard and end in the next.
+    Indexed with a number, a slice or integers of any shape; a window may begin in one shard and end in the
+    next.
 
     >>> tokens = ShardedTokens([np.array([1, 2, 3], TOKEN), np.array([4, 5], TOKEN)])
     >>> tokens[np.array([[1, 2], [3, -1]])].tolist(), tokens[2:4].tolist(), len(tokens)
@@ -283,7 +363,9 @@ class ShardedTokens:
     def __getitem__(self, index: Any) -> np.ndarray:
         at = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
         if at.dtype.kind not in "iu":
-            raise IndexError(f"tokens are indexed with whole numbers, slices and integer arrays, not with {at.dtype}")
+            raise IndexError(
+                f"tokens are indexed with whole numbers, slices and integer arrays, not with {at.dtype}"
+            )
         if at.size and not -len(self) <= at.min() <= at.max() < len(self):
             raise IndexError(f"index out of bounds: there are {len(self)} tokens")
         at = np.where(at < 0, at + len(self), at)
@@ -296,21 +378,26 @@ class ShardedTokens:
 
 
 def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, verify: bool = False) -> Corpus:
-    """The corpus that `build` wrote, mapped from disk. tokenizer: if given, the shards must have been made with this one.
+    """The corpus that `build` wrote, mapped from disk. tokenizer: if given, the shards must have been made
+    with this one.
 
-    Sizes are always checked; verify: the sums too, which reads every byte. Raises ValueError for shards that are unfinished, cut,
-    damaged, or of another tokenizer.
+    Sizes are always checked; verify: the sums too, which reads every byte. Raises ValueError for shards that
+    are unfinished, cut, damaged, or of another tokenizer.
     """
     folder = Path(folder)
     index = _read_index(folder)
     if not index["complete"]:
-        raise ValueError(f"the shards in {folder} are not finished: run `python -m shared.data.shards` again with the same settings")
+        raise ValueError(
+            f"the shards in {folder} are not finished: run `python -m shared.data.shards` again with the same"
+            " settings"
+        )
     own, made_with = Tokenizer.load(folder / "tokenizer.json"), index["tokenizer"]
     for used, where in ((own, f"in {folder / 'tokenizer.json'}"), (tokenizer or own, "in use")):
         if used.fingerprint != made_with["fingerprint"]:
             raise ValueError(
-                f"the shards in {folder} were made with another tokenizer ({made_with['kind']}, {made_with['vocab_size']} tokens) than the one "
-                f"{where} ({type(used).__name__}, {used.vocab_size} tokens): use theirs, or make shards with yours"
+                f"the shards in {folder} were made with another tokenizer ({made_with['kind']},"
+                f" {made_with['vocab_size']} tokens) than the one {where} ({type(used).__name__},"
+                f" {used.vocab_size} tokens): use theirs, or make shards with yours"
             )
     val, *train = (_map(folder, shard, verify) for shard in index["shards"])
     return Corpus(index["source"]["name"], own, ShardedTokens(train), ShardedTokens([val]))
@@ -320,8 +407,13 @@ def main(config: ShardConfig) -> None:
     """Builds the shards and says what is there."""
     shards = build(config)["shards"]
     for name, split in (("val", shards[:1]), ("train", shards[1:])):
-        tokens, documents, text_bytes = (sum(s[key] for s in split) for key in ("tokens", "documents", "text_bytes"))
-        print(f"{name}: {tokens:,} tokens of {documents:,} documents ({text_bytes:,} bytes of text), shards: {len(split)}")
+        tokens, documents, text_bytes = (
+            sum(s[key] for s in split) for key in ("tokens", "documents", "text_bytes")
+        )
+        print(
+            f"{name}: {tokens:,} tokens of {documents:,} documents ({text_bytes:,} bytes of text), shards:"
+            f" {len(split)}"
+        )
     print(f"to train on them: open_shards({config.out!r})")
 
 

@@ -1,7 +1,8 @@
-"""Week 6. Where documents come from: data sets of the Hugging Face hub, streamed, and local files of the same form; and how they are cleaned.
+"""Week 6. Where documents come from: data sets of the Hugging Face hub, streamed, and local files of the same
+form; and how they are cleaned.
 
-Sources: Penedo et al., "The FineWeb Datasets" (2024); Gokaslan & Cohen, "OpenWebText Corpus" (2019); Merity et al., "Pointer Sentinel
-Mixture Models" (WikiText, 2016).
+Sources: Penedo et al., "The FineWeb Datasets" (2024); Gokaslan & Cohen, "OpenWebText Corpus" (2019); Merity
+et al., "Pointer Sentinel Mixture Models" (WikiText, 2016).
 """
 
 import errno
@@ -19,8 +20,13 @@ from shared.tokenizers.bpe import END_OF_TEXT
 
 HUB = {
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "main", "sample/10BT/*.parquet"),
-    # The commit in which its author uploaded the rows as Parquet: main may hold a loading script, which `datasets` no longer runs.
-    "openwebtext": ("Skylion007/openwebtext", "7577b918bd30b25df0b88bb718dc8a6c80cb619b", "data/train-*.parquet"),
+    # The commit in which its author uploaded the rows as Parquet: main may hold a loading script, which
+    # `datasets` no longer runs.
+    "openwebtext": (
+        "Skylion007/openwebtext",
+        "7577b918bd30b25df0b88bb718dc8a6c80cb619b",
+        "data/train-*.parquet",
+    ),
     "wikitext-103": ("Salesforce/wikitext", "main", "wikitext-103-raw-v1/train-*.parquet"),
 }
 """Sources on the Hugging Face hub: data set, branch or commit, files."""
@@ -38,8 +44,9 @@ WIKI_SPACES = [
 
 
 def clean(text: str, wikitext: bool = False) -> str:
-    r"""A document as it is tokenized: Unicode NFC, lines ended by \n, no control characters but \n and tab, no white space at the end
-    of a line, at most one empty line in a row, none around the text. wikitext: also without the spaces that WikiText puts round signs.
+    r"""A document as it is tokenized: Unicode NFC, lines ended by \n, no control characters but \n and tab,
+    no white space at the end of a line, at most one empty line in a row, none around the text. wikitext: also
+    without the spaces that WikiText puts round signs.
 
     >>> clean("Cafe\u0301 \r\n\n\n\nopen\x07\t\n")
     'Café\n\nopen'
@@ -54,9 +61,11 @@ def clean(text: str, wikitext: bool = False) -> str:
 
 
 def describe_source(source: str, known: dict | None = None) -> dict[str, Any]:
-    """What identifies a source: a commit of the hub's data set (the one in `known`, or today's), or the files and their sizes.
+    """What identifies a source: a commit of the hub's data set (the one in `known`, or today's), or the files
+    and their sizes.
 
-    Raises ValueError for what is none of HUB and no file or folder of one of KINDS, and where the hub cannot be reached.
+    Raises ValueError for what is none of HUB and no file or folder of one of KINDS, and where the hub cannot
+    be reached.
     """
     if source in HUB:
         dataset, branch, files = HUB[source]
@@ -65,23 +74,40 @@ def describe_source(source: str, known: dict | None = None) -> dict[str, Any]:
                 from huggingface_hub import HfApi
 
                 known = {"revision": HfApi().dataset_info(dataset, revision=branch, timeout=20).sha}
-        return {"name": source, "kind": "parquet", "dataset": dataset, "revision": known["revision"], "files": files}
+        return {
+            "name": source,
+            "kind": "parquet",
+            "dataset": dataset,
+            "revision": known["revision"],
+            "files": files,
+        }
     path = Path(source)
     if not path.exists():
         raise ValueError(f"--source {source}: neither a file, nor a folder, nor one of {', '.join(HUB)}")
-    files = [file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file() and file.suffix in KINDS and file.stat().st_size]
+    files = [
+        file
+        for file in ([path] if path.is_file() else path.rglob("*"))
+        if file.is_file() and file.suffix in KINDS and file.stat().st_size
+    ]
     kinds = {KINDS[file.suffix] for file in files}
     sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(files)}
     if len(kinds) != 1:
-        raise ValueError(f"--source {source}: give files that are not empty, of one kind of {', '.join(KINDS)}; found: {', '.join(sizes) or 'none'}")
+        raise ValueError(
+            f"--source {source}: give files that are not empty, of one kind of {', '.join(KINDS)}; found:"
+            f" {', '.join(sizes) or 'none'}"
+        )
     return {"name": path.name, "kind": kinds.pop(), "files": sizes}
 
 
-def stream_documents(source: str, known: dict[str, Any], column: str, wikitext: bool, skip: int) -> Iterator[tuple[int, str]]:
-    """Documents of a source that `describe_source` gave as `known`, not cleaned, each with the number of rows read when it ends.
+def stream_documents(
+    source: str, known: dict[str, Any], column: str, wikitext: bool, skip: int
+) -> Iterator[tuple[int, str]]:
+    """Documents of a source that `describe_source` gave as `known`, not cleaned, each with the number of rows
+    read when it ends.
 
-    skip: rows to leave out, so that a stream that ended after a document goes on with the next. A row of .txt is a line, and a file's
-    end; of WikiText (wikitext) a line; of all else a document, in the field `column`. Raises ValueError for what cannot be read.
+    skip: rows to leave out, so that a stream that ended after a document goes on with the next. A row of .txt
+    is a line, and a file's end; of WikiText (wikitext) a line; of all else a document, in the field `column`.
+    Raises ValueError for what cannot be read.
     """
     if known["kind"] == "text":
         files = [Path(source) / name for name in known["files"]]
@@ -94,7 +120,9 @@ def stream_documents(source: str, known: dict[str, Any], column: str, wikitext: 
 
 @contextmanager
 def _errors_in_a_line(source: str, utf8: Iterable[Path] = ()) -> Iterator[None]:
-    """Whatever `datasets` and the libraries below it may raise, as a ValueError that says what to do. utf8: files that must be UTF-8."""
+    """Whatever `datasets` and the libraries below it may raise, as a ValueError that says what to do. utf8:
+    files that must be UTF-8.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -105,18 +133,27 @@ def _errors_in_a_line(source: str, utf8: Iterable[Path] = ()) -> Iterator[None]:
         for file in utf8:
             deque(_lines(file), maxlen=0)  # says where, if it is not
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        todo = "run again when it can be reached; without a network, give a local file or folder (.jsonl, .parquet, .txt): --source PATH"
-        raise ValueError(f"--source {source} cannot be read ({reason})" + (f": {todo}" if source in HUB else "")) from error
+        todo = (
+            "run again when it can be reached; without a network, give a local file or folder (.jsonl,"
+            " .parquet, .txt): --source PATH"
+        )
+        raise ValueError(
+            f"--source {source} cannot be read ({reason})" + (f": {todo}" if source in HUB else "")
+        ) from error
 
 
 def _rows(source: str, known: dict[str, Any], column: str, skip: int) -> Iterator[Any]:
     local = [] if "dataset" in known else [Path(source).absolute() / name for name in known["files"]]
-    paths = [glob.escape(str(file)) for file in local] or f"hf://datasets/{known['dataset']}@{known['revision']}/{known['files']}"
+    paths = [
+        glob.escape(str(file)) for file in local
+    ] or f"hf://datasets/{known['dataset']}@{known['revision']}/{known['files']}"
     with _errors_in_a_line(source, local if known["kind"] == "json" else ()):
         import datasets
 
         stream = datasets.load_dataset(known["kind"], data_files=paths, split="train", streaming=True)
-        for table in stream.select_columns(column).skip(skip).with_format("arrow").iter(1000):  # Arrow's skipped rows are not decoded
+        for table in (
+            stream.select_columns(column).skip(skip).with_format("arrow").iter(1000)
+        ):  # Arrow's skipped rows are not decoded
             yield from table[column].to_pylist()
 
 
@@ -127,7 +164,10 @@ def _lines(file: Path) -> Iterator[str]:
             try:
                 yield line.decode()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not UTF-8 text: byte {line[error.start]:#04x} at offset {offset + error.start}") from None
+                raise ValueError(
+                    f"{file} is not UTF-8 text: byte {line[error.start]:#04x} at offset"
+                    f" {offset + error.start}"
+                ) from None
             offset += len(line)
 
 

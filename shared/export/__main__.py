@@ -1,4 +1,5 @@
-"""Week 12. The learner's model for everybody else's programs: a Hugging Face folder, a GGUF file for llama.cpp, an ONNX file.
+"""Week 12. The learner's model for everybody else's programs: a Hugging Face folder, a GGUF file for
+llama.cpp, an ONNX file.
 
     save_hf_folder("my-model", model, tokenizer)          # transformers' from_pretrained, vLLM, and others
     to_gguf("my-model.gguf", model, tokenizer, "Q8_0")    # llama.cpp
@@ -9,8 +10,9 @@ From the command line, with a checkpoint of week 4 or later, or SmolLM2:
 
     python -m shared.export --checkpoint checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best --format gguf --kind Q8_0 --out my-model.gguf
 
-Each is exact or refused: a GPT becomes a GPT-2, a Llama or a Qwen3 (a Llama with qk_norm), and where a format has no such model the fields in
-the way are named and nothing is written. ONNX takes every GPT. Sources: transformers; the GGUF specification in ggml's repository; onnx.ai.
+Each is exact or refused: a GPT becomes a GPT-2, a Llama or a Qwen3 (a Llama with qk_norm), and where a format
+has no such model the fields in the way are named and nothing is written. ONNX takes every GPT. Sources:
+transformers; the GGUF specification in ggml's repository; onnx.ai.
 """
 
 import sys
@@ -45,7 +47,9 @@ class Settings:
     license: str | None = None
     """hf: the model's licence, as the hub spells it ("mit")."""
     push: str | None = None
-    """hf: also upload the folder to the hub under this name ("someone/my-model"); log in first with `hf auth login`."""
+    """hf: also upload the folder to the hub under this name ("someone/my-model"); log in first with `hf auth
+    login`.
+    """
     public: bool = False
     """With push: a repository that everyone can see."""
 
@@ -62,7 +66,9 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
     out = Path(settings.out)
     beside = out.with_name(out.name + ".tokenizer.json")
     if settings.format == "hf":
-        figures = [{"measured": name.replace("_", " "), "value": f"{value:.4g}"} for name, value in metrics.items()]
+        figures = [
+            {"measured": name.replace("_", " "), "value": f"{value:.4g}"} for name, value in metrics.items()
+        ]
         save_hf_folder(out, model, tokenizer, Card(settings.title, figures=figures, license=settings.license))
     elif settings.format == "gguf":
         to_gguf(out, model, tokenizer, settings.kind)
@@ -70,7 +76,9 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
         to_onnx(out, model)
         if tokenizer is not None:
             tokenizer.save(beside)
-    written = {"hf": [out / name for name in FILES], "gguf": [out], "onnx": [out, weights_of(out), beside]}[settings.format]
+    written = {"hf": [out / name for name in FILES], "gguf": [out], "onnx": [out, weights_of(out), beside]}[
+        settings.format
+    ]
     for path in filter(Path.exists, written):
         say(f"wrote {path} ({path.stat().st_size:,} bytes)")
     if settings.push:

@@ -1,10 +1,12 @@
-"""Week 12. A GPT as an ONNX file with its keys and values as inputs and outputs, and a small runner for ONNX Runtime.
+"""Week 12. A GPT as an ONNX file with its keys and values as inputs and outputs, and a small runner for ONNX
+Runtime.
 
     to_onnx("model.onnx", model)
     OnnxModel("model.onnx").generate([[1, 2, 3]], 64)
 
-The graph is the model's own `forward`, handed another cache: one whose past comes in as tensors and goes out longer. So every GPT of the
-course can be exported, whatever its configuration. Names of inputs and outputs are those of Hugging Face's Optimum. Source: onnx.ai.
+The graph is the model's own `forward`, handed another cache: one whose past comes in as tensors and goes out
+longer. So every GPT of the course can be exported, whatever its configuration. Names of inputs and outputs
+are those of Hugging Face's Optimum. Source: onnx.ai.
 """
 
 import json
@@ -25,12 +27,16 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import plain_tensors
 
 LARGEST_FILE = 1_900_000_000
-"""Bytes of weights that go into the file itself: what holds an ONNX graph cannot be larger than 2 GB. More go into a file beside it."""
+"""Bytes of weights that go into the file itself: what holds an ONNX graph cannot be larger than 2 GB. More go
+into a file beside it.
+"""
 CONFIG_KEY = "llm_weeks.config"
 
 
 class _Past:
-    """A cache (as `KVCache`) whose past is given and whose tensors grow: without preallocated memory, which a graph cannot write to."""
+    """A cache (as `KVCache`) whose past is given and whose tensors grow: without preallocated memory, which a
+    graph cannot write to.
+    """
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]):
         self.pairs = list(pairs)
@@ -45,7 +51,9 @@ class _Past:
         return self.pairs[layer]
 
     def mask(self, time: int, window: int | None) -> Tensor:
-        """As `causal_mask`, by comparing positions: `tril` of a size that is not known yet cannot be exported."""
+        """As `causal_mask`, by comparing positions: `tril` of a size that is not known yet cannot be
+        exported.
+        """
         query, key = self.positions(time)[:, None], torch.arange(self.length + time)
         return key <= query if window is None else (key <= query) & (key > query - window)
 
@@ -76,10 +84,11 @@ def weights_of(path: Path) -> Path:
 def to_onnx(path: str | Path, model: GPT) -> Path:
     """Writes a GPT as ONNX, in fp32, and returns the path.
 
-    Inputs: `input_ids` int64 [batch, time]; for each layer `past_key_values.N.key` and `.value`, fp32 [batch, n_kv_head, past, head_dim],
-    where past may be 0. Outputs: `logits` [batch, time, vocab_size], and `present.N.key` and `.value`, past and new. batch, time and past
-    are free. Weights over 1.9 GB go into a second file, `weights_of(path)`; one that an earlier export left is removed. Raises ValueError for a
-    model whose layers were swapped (adapters, quantization).
+    Inputs: `input_ids` int64 [batch, time]; for each layer `past_key_values.N.key` and `.value`, fp32 [batch,
+    n_kv_head, past, head_dim], where past may be 0. Outputs: `logits` [batch, time, vocab_size], and
+    `present.N.key` and `.value`, past and new. batch, time and past are free. Weights over 1.9 GB go into a
+    second file, `weights_of(path)`; one that an earlier export left is removed. Raises ValueError for a model
+    whose layers were swapped (adapters, quantization).
     """
     path = Path(path)
     if path.is_dir():
@@ -87,7 +96,9 @@ def to_onnx(path: str | Path, model: GPT) -> Path:
     weights, config = plain_tensors(model), model.config
     large = 4 * sum(tensor.numel() for tensor in weights.values()) > LARGEST_FILE
     fp32 = GPT(config).eval()
-    fp32.load_state_dict({name: t.detach() for name, t in weights.items()}, strict=False)  # a tied weight has one name there
+    fp32.load_state_dict(
+        {name: t.detach() for name, t in weights.items()}, strict=False
+    )  # a tied weight has one name there
     # Sizes of at least 2: the exporter takes a 1 for a constant.
     past = [torch.zeros(2, config.kv_heads, 2, config.head_dim) for _ in range(2 * config.n_layer)]
     free = torch.export.Dim.DYNAMIC
@@ -96,13 +107,18 @@ def to_onnx(path: str | Path, model: GPT) -> Path:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, on its own inner workings
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which has no part in this
+            logging.getLogger("torch.onnx").setLevel(
+                logging.ERROR
+            )  # it misses torchvision, which has no part in this
             program = torch.onnx.export(
-                _Flat(fp32).eval(), (torch.zeros(2, 2, dtype=torch.int64), past), dynamo=True, verbose=False,
+                _Flat(fp32).eval(),
+                (torch.zeros(2, 2, dtype=torch.int64), past),
+                dynamo=True,
+                verbose=False,
                 input_names=["input_ids", *_names("past_key_values", config.n_layer)],
                 output_names=["logits", *_names("present", config.n_layer)],
                 dynamic_shapes=({0: free, 1: free}, [{0: free, 2: free} for _ in past]),
-            )  # fmt: skip
+            )
         program.model.metadata_props[CONFIG_KEY] = json.dumps(asdict(config))
         program.save(folder / path.name, external_data=large)
         for file in sorted(folder.iterdir(), reverse=True):  # the weights beside it first
@@ -128,12 +144,18 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            self.config = GPTConfig(**json.loads(self.session.get_modelmeta().custom_metadata_map[CONFIG_KEY]))
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            self.config = GPTConfig(
+                **json.loads(self.session.get_modelmeta().custom_metadata_map[CONFIG_KEY])
+            )
         except KeyError:
             raise ValueError(f"{path} is an ONNX file, but none of shared.export.onnx.to_onnx") from None
         except Exception as error:  # the runtime's errors have no base class of their own
-            raise ValueError(f"{path} is missing, cut or damaged ({' '.join(str(error).split())}): export the model again") from None
+            raise ValueError(
+                f"{path} is missing, cut or damaged ({' '.join(str(error).split())}): export the model again"
+            ) from None
 
     def new_cache(self, batch_size: int = 1) -> list[np.ndarray]:
         """The past of nothing: a key and a value for each layer, fp32 [batch, n_kv_head, 0, head_dim]."""
@@ -144,15 +166,22 @@ class OnnxModel:
         """int64 [batch, time] and the past -> logits [batch, time, vocab_size] and the past of the next call."""
         total = past[0].shape[2] + idx.shape[1]
         if total > self.config.block_size:
-            raise ValueError(f"{total} tokens do not fit in block_size={self.config.block_size}: start again from the last part of the text")
+            raise ValueError(
+                f"{total} tokens do not fit in block_size={self.config.block_size}: start again from the last"
+                " part of the text"
+            )
         names = _names("past_key_values", self.config.n_layer)
         logits, *present = self.session.run(None, {"input_ids": idx, **dict(zip(names, past))})
         return logits, present
 
     def generate(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """The likeliest next tokens, one after the other, for prompts [batch, time] of one length: [batch, max_new_tokens]."""
+        """The likeliest next tokens, one after the other, for prompts [batch, time] of one length: [batch,
+        max_new_tokens].
+        """
         if not ids or not ids[0] or len({len(row) for row in ids}) > 1:
-            raise ValueError("generate takes at least one prompt, all of the same length, of at least one token")
+            raise ValueError(
+                "generate takes at least one prompt, all of the same length, of at least one token"
+            )
         idx, past, new = np.array(ids, np.int64), self.new_cache(len(ids)), []
         for _ in range(max_new_tokens):
             logits, past = self(idx, past)

@@ -1,7 +1,8 @@
-"""Week 3. Causal self-attention: every position asks the positions before it a question and mixes their answers.
+"""Week 3. Causal self-attention: every position asks the positions before it a question and mixes their
+answers.
 
-Source: Vaswani et al., "Attention Is All You Need" (2017), section 3.2; grouped-query attention from Ainslie et al. (2023);
-the sliding window from Beltagy et al., "Longformer" (2020), as Mistral uses it.
+Source: Vaswani et al., "Attention Is All You Need" (2017), section 3.2; grouped-query attention from Ainslie
+et al. (2023); the sliding window from Beltagy et al., "Longformer" (2020), as Mistral uses it.
 
 >>> layer = CausalSelfAttention(n_embd=32, n_head=4)
 >>> layer(torch.randn(2, 10, 32)).shape
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.models.layers import Linear
-from shared.models.registry import register_model
+from shared.models.registry import LanguageModel, register_model
 
 
 class Cache(Protocol):
@@ -31,9 +32,11 @@ class Cache(Protocol):
         """Which keys each of the `time` new queries may see (True: may), or None when every one sees all."""
 
 
-def causal_mask(time: int, past: int = 0, window: int | None = None, device: torch.device | None = None) -> Tensor:
-    """Bool [time, past + time]: True where a query may look. Query i stands at position past + i, and sees the keys at its
-    own position and before, the last `window` of them if a window is given (itself counted).
+def causal_mask(
+    time: int, past: int = 0, window: int | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Bool [time, past + time]: True where a query may look. Query i stands at position past + i, and sees
+    the keys at its own position and before, the last `window` of them if a window is given (itself counted).
 
     >>> causal_mask(3).int().tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
@@ -47,7 +50,8 @@ def causal_mask(time: int, past: int = 0, window: int | None = None, device: tor
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q kᵀ / √head_dim) with the hidden keys at exactly zero.
 
-    q [..., time, head_dim], k [..., keys, head_dim], mask bool [time, keys] or None -> weights [..., time, keys]; each row sums to 1.
+    q [..., time, head_dim], k [..., keys, head_dim], mask bool [time, keys] or None -> weights [..., time,
+    keys]; each row sums to 1.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if mask is not None:
@@ -58,9 +62,10 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 class CausalSelfAttention(nn.Module):
     """Multi-head causal self-attention. [batch, time, n_embd] -> [batch, time, n_embd].
 
-    n_kv_head: fewer key/value heads than query heads (grouped-query attention); None gives each query head its own.
-    window: a position sees only the last `window` positions, itself included; None sees the whole past.
-    qk_norm: builds a norm of a given size for queries and keys, per head, before any rotation (as Qwen3 does); None leaves them.
+    n_kv_head: fewer key/value heads than query heads (grouped-query attention); None gives each query head
+    its own. window: a position sees only the last `window` positions, itself included; None sees the whole
+    past. qk_norm: builds a norm of a given size for queries and keys, per head, before any rotation (as Qwen3
+    does); None leaves them.
     """
 
     def __init__(
@@ -76,9 +81,15 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         n_kv_head = n_kv_head or n_head
         if n_embd % n_head:
-            raise ValueError(f"n_embd={n_embd} does not divide into n_head={n_head} heads: choose n_embd a multiple of n_head")
+            raise ValueError(
+                f"n_embd={n_embd} does not divide into n_head={n_head} heads: choose n_embd a multiple of"
+                " n_head"
+            )
         if n_head % n_kv_head:
-            raise ValueError(f"n_head={n_head} query heads cannot share n_kv_head={n_kv_head} evenly: choose a divisor of {n_head}")
+            raise ValueError(
+                f"n_head={n_head} query heads cannot share n_kv_head={n_kv_head} evenly: choose a divisor of"
+                f" {n_head}"
+            )
         self.n_head, self.n_kv_head, self.head_dim = n_head, n_kv_head, n_embd // n_head
         self.dropout, self.window = dropout, window
         self.q_proj = Linear(n_embd, n_embd, bias=bias)
@@ -94,7 +105,9 @@ class CausalSelfAttention(nn.Module):
             return x.view(batch, n_head, 1, self.head_dim)
         return x.view(batch, time, n_head, self.head_dim).transpose(1, 2)
 
-    def qkv(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, n_head, time, head_dim], keys and values [batch, n_kv_head, time, head_dim]."""
         q = self._heads(self.q_proj(x), self.n_head)
         k = self._heads(self.k_proj(x), self.n_kv_head)
@@ -109,8 +122,16 @@ class CausalSelfAttention(nn.Module):
         k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
         return attention_weights(q, k, causal_mask(x.size(1), window=self.window, device=x.device))
 
-    def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
-        """rotate: turns queries and keys by their position (RoPE), or None. cache: past keys and values, kept under `layer`."""
+    def forward(
+        self,
+        x: Tensor,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        cache: Cache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """rotate: turns queries and keys by their position (RoPE), or None. cache: past keys and values, kept
+        under `layer`.
+        """
         batch, time, _ = x.shape
         q, k, v = self.qkv(x, rotate)
         mask, causal = None, time > 1
@@ -120,9 +141,14 @@ class CausalSelfAttention(nn.Module):
         elif self.window is not None and self.window < time:
             mask, causal = causal_mask(time, window=self.window, device=x.device), False
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0,
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_kv_head != self.n_head,
-        )  # fmt: skip
+        )
         return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
 
 
@@ -145,12 +171,13 @@ class AttentionLMConfig:
 
 
 @register_model(AttentionLMConfig)
-class AttentionLM(nn.Module):
-    """Week 2's model with attention in the place of the fixed window: embeddings, layers of `CausalSelfAttention` round a residual
-    stream, and at the end one tanh layer and logits. What week 4 adds is an MLP behind every attention layer.
+class AttentionLM(LanguageModel):
+    """Week 2's model with attention in the place of the fixed window: embeddings, layers of
+    `CausalSelfAttention` round a residual stream, and at the end one tanh layer and logits. What week 4 adds
+    is an MLP behind every attention layer.
 
-    int64 [batch, time] -> [batch, time, vocab_size]. First values: embeddings N(0, 0.02²), linear weights N(0, 1/inputs), lm_head
-    N(0, 0.01²), so that the first loss is ln(vocab_size); biases 0.
+    int64 [batch, time] -> [batch, time, vocab_size]. First values: embeddings N(0, 0.02²), linear weights
+    N(0, 1/inputs), lm_head N(0, 0.01²), so that the first loss is ln(vocab_size); biases 0.
     """
 
     def __init__(self, config: AttentionLMConfig):
@@ -159,7 +186,9 @@ class AttentionLM(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.norms = nn.ModuleList(nn.LayerNorm(config.n_embd) for _ in range(config.n_layer))
-        self.layers = nn.ModuleList(CausalSelfAttention(config.n_embd, config.n_head) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(
+            CausalSelfAttention(config.n_embd, config.n_head) for _ in range(config.n_layer)
+        )
         self.norm = nn.LayerNorm(config.n_embd)
         self.hidden = nn.Linear(config.n_embd, config.n_hidden)
         self.lm_head = nn.Linear(config.n_hidden, config.vocab_size)
@@ -173,7 +202,10 @@ class AttentionLM(nn.Module):
 
     def forward(self, idx: Tensor) -> Tensor:
         if idx.size(1) > self.config.block_size:
-            raise ValueError(f"{idx.size(1)} tokens do not fit in block_size={self.config.block_size}: pass the last {self.config.block_size}")
+            raise ValueError(
+                f"{idx.size(1)} tokens do not fit in block_size={self.config.block_size}: pass the last"
+                f" {self.config.block_size}"
+            )
         x = self.token_embedding(idx) + self.position_embedding.weight[: idx.size(1)]  # [batch, time, n_embd]
         for norm, layer in zip(self.norms, self.layers):
             x = x + layer(norm(x))
@@ -182,13 +214,19 @@ class AttentionLM(nn.Module):
 
 @torch.no_grad()
 def attention_maps(model: nn.Module, idx: Tensor) -> list[Tensor]:
-    """The attention weights of every `CausalSelfAttention` in `model` on `idx`, in order: [batch, n_head, time, time] each."""
+    """The attention weights of every `CausalSelfAttention` in `model` on `idx`, in order: [batch, n_head,
+    time, time] each.
+    """
     maps: list[Tensor] = []
 
     def look(module: CausalSelfAttention, args: tuple, kwargs: dict) -> None:
         maps.append(module.weights(args[0], kwargs.get("rotate")))
 
-    hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in model.modules() if isinstance(m, CausalSelfAttention)]
+    hooks = [
+        m.register_forward_pre_hook(look, with_kwargs=True)
+        for m in model.modules()
+        if isinstance(m, CausalSelfAttention)
+    ]
     try:
         model(idx)
     finally:

@@ -15,18 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.models.registry import register_model
+from shared.models.registry import LanguageModel, register_model
 
 
 def count_bigrams(tokens: np.ndarray, vocab_size: int) -> Tensor:
-    """How often each token follows each: int64 [vocab_size, vocab_size], the first token of a pair chooses the row."""
+    """How often each token follows each: int64 [vocab_size, vocab_size], the first token of a pair chooses
+    the row.
+    """
     pairs = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
     return torch.from_numpy(np.bincount(pairs, minlength=vocab_size**2)).view(vocab_size, vocab_size)
 
 
 def bigram_probabilities(counts: Tensor, smoothing: float = 1.0) -> Tensor:
-    """Each row of `counts` + smoothing, divided by its sum: the best table for the counted text (with smoothing 0, its maximum
-    likelihood). Smoothing keeps pairs that were never seen possible; a row without any counts becomes uniform."""
+    """Each row of `counts` + smoothing, divided by its sum: the best table for the counted text (with
+    smoothing 0, its maximum likelihood). Smoothing keeps pairs that were never seen possible; a row without
+    any counts becomes uniform.
+    """
     smoothed = counts.double() + smoothing
     empty = smoothed.sum(dim=1, keepdim=True) == 0
     return ((smoothed + empty) / (smoothed + empty).sum(dim=1, keepdim=True)).float()
@@ -44,7 +48,7 @@ class BigramConfig:
 
 
 @register_model(BigramConfig)
-class BigramModel(nn.Module):
+class BigramModel(LanguageModel):
     """A row of logits for each token. int64 [batch, time] -> [batch, time, vocab_size].
 
     The table starts at N(0, 0.02²): nearly uniform, so that the first loss is ln(vocab_size).

@@ -1,7 +1,7 @@
 """Week 4. One decoder-only transformer, GPT-2 and Llama alike, by configuration.
 
-Sources: Radford et al. (GPT-2, 2019); Xiong et al. (pre-norm, 2020); Su et al. (RoPE, 2021); Zhang & Sennrich (RMSNorm, 2019);
-Shazeer (SwiGLU, 2020); So et al. (squared ReLU, 2021); Touvron et al. (Llama, 2023).
+Sources: Radford et al. (GPT-2, 2019); Xiong et al. (pre-norm, 2020); Su et al. (RoPE, 2021); Zhang & Sennrich
+(RMSNorm, 2019); Shazeer (SwiGLU, 2020); So et al. (squared ReLU, 2021); Touvron et al. (Llama, 2023).
 
 >>> model = GPT(GPTConfig.preset("nano", vocab_size=65))
 >>> model(torch.zeros(2, 10, dtype=torch.int64)).shape
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from shared import checkpoint
 from shared.models.attention import CausalSelfAttention, causal_mask
 from shared.models.layers import Linear, RMSNorm
-from shared.models.registry import register_model
+from shared.models.registry import LanguageModel, register_model
 from shared.sampling.generate import generate
 
 
@@ -59,7 +59,16 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "mlp_hidden", "window"):
+        for name in (
+            "vocab_size",
+            "block_size",
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "n_kv_head",
+            "mlp_hidden",
+            "window",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}={value}: must be at least 1")
@@ -103,34 +112,53 @@ class GPTConfig:
         return replace(PRESETS[name], **changes)
 
 
-MODERN = dict(norm="rmsnorm", position="rope", mlp="swiglu", bias=False, tie_weights=False, qk_norm=True, zero_init=True)
+MODERN = dict(
+    norm="rmsnorm", position="rope", mlp="swiglu", bias=False, tie_weights=False, qk_norm=True, zero_init=True
+)
 PRESETS = {
-    "nano": GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False),  # nanoGPT's CPU sizes
+    "nano": GPTConfig(
+        vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False
+    ),  # nanoGPT's CPU sizes
     "mini": GPTConfig(vocab_size=65, block_size=128, n_layer=5, n_head=4, n_embd=128, **MODERN),
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
     "gpt-1b": GPTConfig(
-        n_layer=24, n_head=12, n_embd=1536, mlp_hidden=6144, norm="rmsnorm", position="rope", mlp="swiglu", bias=False, tie_weights=False
+        n_layer=24,
+        n_head=12,
+        n_embd=1536,
+        mlp_hidden=6144,
+        norm="rmsnorm",
+        position="rope",
+        mlp="swiglu",
+        bias=False,
+        tie_weights=False,
     ),
 }
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding: turns pairs of channels (i, i + head_dim/2) by position · theta^(-2i/head_dim), the layout of
-    Hugging Face's Llama. The score of two positions then depends only on their distance."""
+    """Rotary position embedding: turns pairs of channels (i, i + head_dim/2) by position ·
+    theta^(-2i/head_dim), the layout of Hugging Face's Llama. The score of two positions then depends only on
+    their distance.
+    """
 
     def __init__(self, head_dim: int, block_size: int, theta: float):
         super().__init__()
         frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [head_dim / 2]
-        angle = torch.outer(torch.arange(block_size, dtype=torch.float32), frequency)  # [block_size, head_dim / 2]
-        # Derived, so not saved. Both halves of a head turn by the same angles; the sign of the sine belongs to rotate-half.
+        angle = torch.outer(
+            torch.arange(block_size, dtype=torch.float32), frequency
+        )  # [block_size, head_dim / 2]
+        # Derived, so not saved. Both halves of a head turn by the same angles; the sign of the sine belongs
+        # to rotate-half.
         self.register_buffer("cos", torch.cat([angle.cos(), angle.cos()], dim=-1), persistent=False)
         self.register_buffer("sin", torch.cat([-angle.sin(), angle.sin()], dim=-1), persistent=False)
 
     def at(self, positions: Tensor | slice) -> Callable[[Tensor], Tensor]:
-        """The rotation for tokens at `positions` ([time] or [batch, time]), as a function of [batch, head, time, head_dim]."""
+        """The rotation for tokens at `positions` ([time] or [batch, time]), as a function of [batch, head,
+        time, head_dim].
+        """
         cos, sin, half = self.cos[positions], self.sin[positions], self.cos.size(-1) // 2
         if cos.dim() == 3:  # positions differ by row: [batch, time, head_dim] -> [batch, 1, time, head_dim]
             cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
@@ -155,7 +183,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.up_proj = Linear(config.n_embd, config.hidden, bias=config.bias)
-        self.gate_proj = Linear(config.n_embd, config.hidden, bias=config.bias) if config.mlp == "swiglu" else None
+        self.gate_proj = (
+            Linear(config.n_embd, config.hidden, bias=config.bias) if config.mlp == "swiglu" else None
+        )
         self.down_proj = Linear(config.hidden, config.n_embd, bias=config.bias)
         self.activation: Callable[[Tensor], Tensor] = {
             "gelu": F.gelu,
@@ -166,7 +196,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj
-        return self.down_proj(self.activation(self.up_proj(x)) if gate is None else self.activation(gate(x)) * self.up_proj(x))
+        return self.down_proj(
+            self.activation(self.up_proj(x)) if gate is None else self.activation(gate(x)) * self.up_proj(x)
+        )
 
 
 def make_norm(config: GPTConfig) -> Callable[[int], nn.Module]:
@@ -184,14 +216,21 @@ class Block(nn.Module):
         norm = make_norm(config)
         self.attn_norm = norm(config.n_embd)
         self.attn = CausalSelfAttention(
-            config.n_embd, config.n_head, config.n_kv_head, bias=config.bias, dropout=config.dropout, window=config.window,
+            config.n_embd,
+            config.n_head,
+            config.n_kv_head,
+            bias=config.bias,
+            dropout=config.dropout,
+            window=config.window,
             qk_norm=partial(RMSNorm, eps=config.norm_eps) if config.qk_norm else None,
-        )  # fmt: skip
+        )
         self.mlp_norm = norm(config.n_embd)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
 
-    def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None, cache: "KVCache | None", layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None, cache: "KVCache | None", layer: int
+    ) -> Tensor:
         change = self.attn(self.attn_norm(x), rotate=rotate, cache=cache, layer=layer)
         x = x + (change if self.dropout is None else self.dropout(change))
         change = self.mlp(self.mlp_norm(x))
@@ -199,7 +238,8 @@ class Block(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens a model has read, preallocated; it belongs to the caller, and a forward advances it once.
+    """Keys and values of the tokens a model has read, preallocated; it belongs to the caller, and a forward
+    advances it once.
 
     >>> model = GPT(GPTConfig.preset("nano"))
     >>> cache = KVCache(model.config)
@@ -223,7 +263,9 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.kv_heads, self.max_length, config.head_dim)
         self.k = torch.empty(shape, device=device, dtype=dtype)  # nothing is read before it is written
         self.v = torch.empty(shape, device=device, dtype=dtype)
-        self._layers = [(self.k[layer], self.v[layer]) for layer in range(config.n_layer)]  # taken once: a step has time for little
+        self._layers = [
+            (self.k[layer], self.v[layer]) for layer in range(config.n_layer)
+        ]  # taken once: a step has time for little
         self.length = 0
 
     def positions(self, time: int) -> Tensor:
@@ -236,7 +278,9 @@ class KVCache:
         return torch.arange(self.length, self.length + time, device=self.k.device)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores [batch, n_kv_head, time, head_dim] for `layer`, and returns that layer's keys and values so far."""
+        """Stores [batch, n_kv_head, time, head_dim] for `layer`, and returns that layer's keys and values so
+        far.
+        """
         end = self.length + k.size(2)
         past_k, past_v = self._layers[layer]
         past_k.narrow(2, self.length, k.size(2)).copy_(k)  # `narrow` takes half the time of slicing
@@ -254,8 +298,9 @@ class KVCache:
 
 
 @register_model(GPTConfig)
-class GPT(nn.Module):
-    """The model: int64 [batch, time] -> logits [batch, time, vocab_size]. Losses, sampling and adapters live outside.
+class GPT(LanguageModel):
+    """The model: int64 [batch, time] -> logits [batch, time, vocab_size]. Losses, sampling and adapters live
+    outside.
 
     `tokenizer` is None until what loads the model (`from_checkpoint`, for one) sets it.
     """
@@ -303,15 +348,20 @@ class GPT(nn.Module):
                 module.reset_parameters()
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """int64 [batch, time] -> float [batch, time, vocab_size]: position t scores the token that comes after it.
+        """int64 [batch, time] -> float [batch, time, vocab_size]: position t scores the token that comes
+        after it.
 
-        With a cache, `idx` is what follows the tokens already in it. Raises ValueError when the sequence is longer than block_size.
+        With a cache, `idx` is what follows the tokens already in it. Raises ValueError when the sequence is
+        longer than block_size.
         """
         time = idx.size(1)
         if cache is not None:
             positions = cache.positions(time)
         elif time > self.config.block_size:
-            raise ValueError(f"{time} tokens do not fit in block_size={self.config.block_size}: pass the last {self.config.block_size}")
+            raise ValueError(
+                f"{time} tokens do not fit in block_size={self.config.block_size}: pass the last"
+                f" {self.config.block_size}"
+            )
         else:
             positions = slice(0, time)
         x = self.token_embedding(idx)  # [batch, time, n_embd]
@@ -334,7 +384,9 @@ class GPT(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: torch.device | str = "cpu") -> "GPT":
-        """The model in a checkpoint's folder, its tokenizer under `tokenizer`. Raises ValueError when that is not a GPT."""
+        """The model in a checkpoint's folder, its tokenizer under `tokenizer`. Raises ValueError when that is
+        not a GPT.
+        """
         loaded = checkpoint.load(folder, device=device)
         if not isinstance(loaded.model, cls):
             raise ValueError(f"{folder} holds a {type(loaded.model).__name__}, not a GPT")
@@ -342,23 +394,31 @@ class GPT(nn.Module):
         return loaded.model
 
     def generate(self, prompt: str, max_new_tokens: int = 200, **sampling: Any) -> str:
-        """`prompt` and what the model makes of it; `sampling` as in `shared.sampling.generate`, with a text or several for `stop`."""
+        """`prompt` and what the model makes of it; `sampling` as in `shared.sampling.generate`, with a text
+        or several for `stop`.
+        """
         if self.tokenizer is None:
-            raise ValueError("this model has no tokenizer: load it with GPT.from_checkpoint, or set model.tokenizer")
+            raise ValueError(
+                "this model has no tokenizer: load it with GPT.from_checkpoint, or set model.tokenizer"
+            )
         stop = sampling.get("stop", ())
         sampling["stop"] = [self.tokenizer.encode(s) for s in ([stop] if isinstance(stop, str) else stop)]
         ids = self.tokenizer.encode(prompt)
         return prompt + self.tokenizer.decode(list(generate(self, ids, max_new_tokens, **sampling)))
 
     def num_parameters(self, embeddings: bool = True) -> int:
-        """Number of parameters, a tied one counted once; without `embeddings`, the position table's are left out as nanoGPT does."""
+        """Number of parameters, a tied one counted once; without `embeddings`, the position table's are left
+        out as nanoGPT does.
+        """
         total = sum(p.numel() for p in self.parameters())
         if not embeddings and self.config.position == "learned":
             total -= self.position_embedding.weight.numel()
         return total
 
     def flops_per_token(self, time: int) -> int:
-        """Floating-point operations that training needs for each token of sequences of `time`: 6 for each weight of a linear layer (2
-        forward, 4 backward), and 12 · n_layer · n_embd · time for the scores (Chowdhery et al., PaLM, 2022, appendix B)."""
+        """Floating-point operations that training needs for each token of sequences of `time`: 6 for each
+        weight of a linear layer (2 forward, 4 backward), and 12 · n_layer · n_embd · time for the scores
+        (Chowdhery et al., PaLM, 2022, appendix B).
+        """
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * time

@@ -1,4 +1,5 @@
-"""Week 2. A neural language model over a fixed window, after Bengio et al., "A Neural Probabilistic Language Model" (2003).
+"""Week 2. A neural language model over a fixed window, after Bengio et al., "A Neural Probabilistic Language
+Model" (2003).
 
 >>> model = WindowMLP(WindowMLPConfig(vocab_size=65, window=8))
 >>> model(torch.zeros(2, 20, dtype=torch.int64)).shape
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.models.registry import register_model
+from shared.models.registry import LanguageModel, register_model
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,11 @@ class WindowMLPConfig:
     """naive: every weight from N(0, 1), to see what goes wrong; scaled: see `WindowMLP.init_weights`."""
 
     def __post_init__(self) -> None:
-        problems = [f"{n}={getattr(self, n)}: must be at least 1" for n in ("vocab_size", "window", "n_embd", "n_hidden") if getattr(self, n) < 1]
+        problems = [
+            f"{n}={getattr(self, n)}: must be at least 1"
+            for n in ("vocab_size", "window", "n_embd", "n_hidden")
+            if getattr(self, n) < 1
+        ]
         if self.init not in ("scaled", "naive"):
             problems.append(f"init={self.init!r}: must be 'scaled' or 'naive'")
         if problems:
@@ -36,17 +41,20 @@ class WindowMLPConfig:
 
 
 @register_model(WindowMLPConfig)
-class WindowMLP(nn.Module):
-    """Embeds the last `window` tokens and their places, concatenates them, one tanh layer, logits for the next token.
+class WindowMLP(LanguageModel):
+    """Embeds the last `window` tokens and their places, concatenates them, one tanh layer, logits for the
+    next token.
 
-    int64 [batch, time] -> [batch, time, vocab_size]: each position is predicted from its own window, so any `time` will do. Before the
-    text begins stands a padding token with an embedding of its own.
+    int64 [batch, time] -> [batch, time, vocab_size]: each position is predicted from its own window, so any
+    `time` will do. Before the text begins stands a padding token with an embedding of its own.
     """
 
     def __init__(self, config: WindowMLPConfig):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size + 1, config.n_embd)  # the last row: nothing there yet
+        self.token_embedding = nn.Embedding(
+            config.vocab_size + 1, config.n_embd
+        )  # the last row: nothing there yet
         self.position_embedding = nn.Embedding(config.window, config.n_embd)
         self.hidden = nn.Linear(config.window * config.n_embd, config.n_hidden)
         self.lm_head = nn.Linear(config.n_hidden, config.vocab_size)
@@ -54,7 +62,8 @@ class WindowMLP(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """The first values. naive: N(0, 1) throughout. scaled, so that tanh stays out of saturation and the first loss is ln V:
+        """The first values. naive: N(0, 1) throughout. scaled, so that tanh stays out of saturation and the
+        first loss is ln V:
 
         | parameter | value |
         | --- | --- |

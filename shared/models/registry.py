@@ -1,4 +1,5 @@
-"""Week 1. Which model classes there are: each registers its kind here, and a checkpoint names the kind it holds.
+"""Week 1. Which model classes there are: each registers its kind here, and a checkpoint names the kind it
+holds.
 
 So a checkpoint can be opened without its reader knowing the models of later weeks.
 """
@@ -7,18 +8,27 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
-Model = TypeVar("Model", bound=nn.Module)
 
-MODELS: dict[str, tuple[type[nn.Module], type]] = {}
+class LanguageModel(nn.Module):
+    """What every model of the course is: int64 [batch, time] -> float [batch, time, vocab_size], with its settings under `config`."""
+
+    config: Any
+    """A dataclass; `block_size`, where it has one, is the longest sequence that the model takes."""
+
+
+Model = TypeVar("Model", bound=LanguageModel)
+
+MODELS: dict[str, tuple[type[LanguageModel], type]] = {}
 """By name: a model class, and the dataclass with its configuration. Filled by `register_model`."""
 
 
 def register_model(config: type) -> Callable[[type[Model]], type[Model]]:
-    """Class decorator: makes a model, built as `Model(config(...))`, known to `checkpoint.load` by its class's name.
+    """Class decorator: makes a model, built as `Model(config(...))`, known to `checkpoint.load` by its
+    class's name.
 
     Raises ValueError for a name that another class has taken.
     """
@@ -26,7 +36,9 @@ def register_model(config: type) -> Callable[[type[Model]], type[Model]]:
     def register(model: type[Model]) -> type[Model]:
         name = model.__name__
         if name in MODELS and MODELS[name][0].__module__ != model.__module__:
-            raise ValueError(f"a model called {name} is registered by {MODELS[name][0].__module__}: choose another name")
+            raise ValueError(
+                f"a model called {name} is registered by {MODELS[name][0].__module__}: choose another name"
+            )
         MODELS[name] = (model, config)
         return model
 

@@ -1,4 +1,6 @@
-"""Week 8. GPTQ (Frantar et al., "GPTQ", 2022): weights in 4 bits, rounded so that the layers' outputs stay as they were."""
+"""Week 8. GPTQ (Frantar et al., "GPTQ", 2022): weights in 4 bits, rounded so that the layers' outputs stay as
+they were.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.gpt import GPT
-from shared.quantization.modules import check_model, check_settings, swap
+from shared.quantization.modules import check_model, check_settings, put_packed
 from shared.quantization.packing import (
     Int4Weight,
     PackedWeight,
@@ -16,38 +18,51 @@ from shared.quantization.packing import (
     int4_codes,
     with_kernel,
 )
+from shared.runtime import device_of
 
 # ---- GPTQ
 
 
 @torch.no_grad()
-def gptq(model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, say: Callable[[str], None] = print) -> GPT:
-    """`quantize(model, "int4")` with codes that keep the layers' outputs on `tokens`, rather than each weight (Frantar et al., "GPTQ", 2022).
+def gptq(
+    model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, say: Callable[[str], None] = print
+) -> GPT:
+    """`quantize(model, "int4")` with codes that keep the layers' outputs on `tokens`, rather than each weight
+    (Frantar et al., "GPTQ", 2022).
 
-    tokens: int64 [texts, time], text as the model will meet it; ten thousand are enough for a small model. damp: what is added to the
-    diagonal of a layer's Hessian, as a share of its mean. Layers are rounded in the order in which they compute, and each sees what the
-    quantized ones before it make of the text. An embedding tied to the output layer gets what is best for that: it is read one row at a
-    time, where errors do not add up. Raises ValueError as `quantize` does, and for tokens of another shape and a damp that is not above 0.
+    tokens: int64 [texts, time], text as the model will meet it; ten thousand are enough for a small model.
+    damp: what is added to the diagonal of a layer's Hessian, as a share of its mean. Layers are rounded in
+    the order in which they compute, and each sees what the quantized ones before it make of the text. An
+    embedding tied to the output layer gets what is best for that: it is read one row at a time, where errors
+    do not add up. Raises ValueError as `quantize` does, and for tokens of another shape and a damp that is
+    not above 0.
     """
     if tokens.dim() != 2 or tokens.is_floating_point() or not tokens.numel():
-        raise ValueError(f"tokens must be ids of shape [texts, time]; these are {tokens.dtype} of shape {list(tokens.shape)}")
+        raise ValueError(
+            f"tokens must be ids of shape [texts, time]; these are {tokens.dtype} of shape"
+            f" {list(tokens.shape)}"
+        )
     if not damp > 0:
         raise ValueError(f"damp={damp}: must be above 0; 0.01 is usual")
     check_settings("int4", group_size, None)
     check_model(model, group_size)
-    device = model.norm.weight.device
+    device = device_of(model)
     say(how_computed("int4", device))
     was_training = model.training
     model.eval()
     streams, arguments = _block_inputs(model, tokens.to(device).split(1))
 
-    def round_linears(parent: nn.Module, names: Sequence[str], run: Callable[[], object]) -> dict[str, PackedWeight]:
+    def round_linears(
+        parent: nn.Module, names: Sequence[str], run: Callable[[], object]
+    ) -> dict[str, PackedWeight]:
         linears = {name: parent.get_submodule(name) for name in names}
         packed = {}
         for name, hessian in _hessians(linears, run).items():
             ranges = group_ranges(linears[name].weight, group_size)
-            packed[name] = with_kernel(Int4Weight(gptq_round(linears[name].weight, hessian, *ranges, damp), group_size, ranges))
-            swap(parent, name, packed[name])
+            packed[name] = with_kernel(
+                Int4Weight(gptq_round(linears[name].weight, hessian, *ranges, damp), group_size, ranges)
+            )
+            put_packed(parent, name, packed[name])
         return packed
 
     for block, rest in zip(model.blocks, arguments):
@@ -57,14 +72,16 @@ def gptq(model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, s
         streams = run()
     packed = round_linears(model, ["lm_head"], lambda: [model.lm_head(model.norm(x)) for x in streams])
     if model.config.tie_weights:
-        swap(model, "token_embedding", packed["lm_head"])
+        put_packed(model, "token_embedding", packed["lm_head"])
     return model.train(was_training)
 
 
 @contextmanager
 def _inputs_seen(modules: Mapping[str, nn.Module], see: Callable[[str, tuple], None]) -> Iterator[None]:
     """Inside, `see` hears the name and the arguments of each call of one of `modules`."""
-    hooks = [m.register_forward_pre_hook(lambda _, args, name=name: see(name, args)) for name, m in modules.items()]
+    hooks = [
+        m.register_forward_pre_hook(lambda _, args, name=name: see(name, args)) for name, m in modules.items()
+    ]
     try:
         yield
     finally:
@@ -73,7 +90,9 @@ def _inputs_seen(modules: Mapping[str, nn.Module], see: Callable[[str, tuple], N
 
 
 def _by_input(block: nn.Module, run: Callable[[], object]) -> list[list[str]]:
-    """The block's linear layers in the order in which `run()` calls them, those together that read the same tensor."""
+    """The block's linear layers in the order in which `run()` calls them, those together that read the same
+    tensor.
+    """
     calls: list[tuple[Tensor, list[str]]] = []
 
     def note(name: str, x: Tensor) -> None:
@@ -112,11 +131,13 @@ def _hessians(linears: Mapping[str, nn.Module], run: Callable[[], object]) -> di
 
 @torch.no_grad()
 def gptq_round(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float = 0.01) -> Tensor:
-    """`weight` [out, in] rounded to what int4 with these scales and zeros can express, so that its products change little: fp32 [out, in].
+    """`weight` [out, in] rounded to what int4 with these scales and zeros can express, so that its products
+    change little: fp32 [out, in].
 
-    hessian [in, in]: xᵀx summed over inputs x. Column after column is rounded to nearest, and the columns not yet rounded make up for what
-    that did to the products. The columns of the largest inputs come first, while many are left to make up for them; the groups stay where
-    they are (act-order with static groups, in the authors' code).
+    hessian [in, in]: xᵀx summed over inputs x. Column after column is rounded to nearest, and the columns not
+    yet rounded make up for what that did to the products. The columns of the largest inputs come first, while
+    many are left to make up for them; the groups stay where they are (act-order with static groups, in the
+    authors' code).
     """
     order = hessian.diag().argsort(descending=True)
     group = order // (weight.size(1) // scale.size(1))
@@ -125,7 +146,9 @@ def gptq_round(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, dam
     h.diagonal().add_(damp * mean if mean > 0 else 1.0)
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
     w, scale, zero = weight.float()[:, order], scale.float(), zero.float()
-    for start in range(0, len(order), 128):  # what lies behind these columns waits for the sum of their corrections
+    for start in range(
+        0, len(order), 128
+    ):  # what lies behind these columns waits for the sum of their corrections
         end = min(start + 128, len(order))
         errors = w.new_empty(len(w), end - start)
         for i in range(start, end):

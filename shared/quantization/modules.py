@@ -1,7 +1,9 @@
-"""Week 8. Quantization: the linear layers of a model, and the embedding tied to one, in 8 or 4 bits, in memory and on disk.
+"""Week 8. Quantization: the linear layers of a model, and the embedding tied to one, in 8 or 4 bits, in
+memory and on disk.
 
-`quantize` rounds each weight to the nearest that its scheme can express; `gptq` rounds so that the layers' outputs stay (Frantar et al.,
-"GPTQ", 2022). Activations, norms and biases stay as they are. Quantized weights are not trained, but gradients pass to their input.
+`quantize` rounds each weight to the nearest that its scheme can express; `gptq` rounds so that the layers'
+outputs stay (Frantar et al., "GPTQ", 2022). Activations, norms and biases stay as they are. Quantized weights
+are not trained, but gradients pass to their input.
 
 >>> from shared.models.gpt import GPTConfig
 >>> model = quantize(GPT(GPTConfig.preset("nano")), "int8", say=lambda line: None)
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from shared import checkpoint
 from shared.models.gpt import GPT
+from shared.models.layers import swap_modules
 from shared.quantization.packing import (
     GROUP_SIZES,
     KERNELS,
@@ -27,6 +30,7 @@ from shared.quantization.packing import (
     how_computed,
     with_kernel,
 )
+from shared.runtime import device_of
 from shared.tokenizers import Tokenizer
 
 # ---- modules
@@ -46,12 +50,16 @@ class _Product(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Module):
-    """x · weightᵀ + bias with a packed weight: [..., in_features] -> [..., out_features]. Differentiable in x; the weight is not trained."""
+    """x · weightᵀ + bias with a packed weight: [..., in_features] -> [..., out_features]. Differentiable in
+    x; the weight is not trained.
+    """
 
     def __init__(self, packed: PackedWeight, bias: nn.Parameter | None = None):
         super().__init__()
         self.packed, self.bias = packed, bias
-        self._product = packed.product  # found without nn.Module.__getattr__, which is slow enough to be seen at batch 1
+        self._product = (
+            packed.product
+        )  # found without nn.Module.__getattr__, which is slow enough to be seen at batch 1
         self.in_features, self.out_features = packed.in_features, packed.out_features
 
     @property
@@ -65,11 +73,16 @@ class QuantizedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.packed.settings.items())
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {settings}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None},"
+            f" {settings}"
+        )
 
 
 class QuantizedEmbedding(nn.Module):
-    """Rows of a packed weight by number: int64 [...] -> fp32 [..., embedding_dim]. Where weights are tied, the linear layer has the same one."""
+    """Rows of a packed weight by number: int64 [...] -> fp32 [..., embedding_dim]. Where weights are tied,
+    the linear layer has the same one.
+    """
 
     def __init__(self, packed: PackedWeight):
         super().__init__()
@@ -96,19 +109,21 @@ def quantize(
     say: Callable[[str], None] = print,
     kernels: tuple[str, ...] = KERNELS,
 ) -> nn.Module:
-    """Swaps every nn.Linear of `model`, and an embedding that shares one's weight, for its quantized form; returns the same model.
+    """Swaps every nn.Linear of `model`, and an embedding that shares one's weight, for its quantized form;
+    returns the same model.
 
-    scheme: "int8", "int4" or "nf4". group_size: how many weights of a row share a scale, 32, 64, 128 or 256; if not given, 32 for int4, 64 for
-    nf4 and the whole row for int8. double_quant: nf4 only, True if not given. `say` hears how products with such weights are computed here;
-    kernels: what may do that on a CPU, the first that works here (PyTorch's has no int8 in groups).
-    Raises ValueError, the model untouched, for another scheme or setting, a group size that does not divide a layer's in_features, weights
-    that are not finite, and a model that has no linear layers or is quantized already.
+    scheme: "int8", "int4" or "nf4". group_size: how many weights of a row share a scale, 32, 64, 128 or 256;
+    if not given, 32 for int4, 64 for nf4 and the whole row for int8. double_quant: nf4 only, True if not
+    given. `say` hears how products with such weights are computed here; kernels: what may do that on a CPU,
+    the first that works here (PyTorch's has no int8 in groups). Raises ValueError, the model untouched, for
+    another scheme or setting, a group size that does not divide a layer's in_features, weights that are not
+    finite, and a model that has no linear layers or is quantized already.
     """
     settings = check_settings(scheme, group_size, double_quant)
     check_model(model, settings.get("group_size", 1))
     if scheme == "int8" and group_size:
         kernels = tuple(kernel for kernel in kernels if kernel != "torch")
-    say(how_computed(scheme, next(model.parameters()).device, kernels))
+    say(how_computed(scheme, device_of(model), kernels))
     return _quantize_linears(model, settings, kernels)
 
 
@@ -138,26 +153,30 @@ def check_model(model: nn.Module, group_size: int) -> None:
         check_weight(f"{name}.weight", module.weight, group_size)
 
 
-def _quantize_linears(model: nn.Module, settings: dict[str, Any], kernels: tuple[str, ...] = KERNELS) -> nn.Module:
+def _quantize_linears(
+    model: nn.Module, settings: dict[str, Any], kernels: tuple[str, ...] = KERNELS
+) -> nn.Module:
     scheme, options = settings["scheme"], {k: v for k, v in settings.items() if k != "scheme"}
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     embeddings = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     for name, linear in linears.items():
         packed = with_kernel(SCHEMES[scheme](linear.weight.detach(), **options), kernels)
         for other in [name, *(n for n, m in embeddings.items() if m.weight is linear.weight)]:
-            swap(model, other, packed)
+            put_packed(model, other, packed)
     return model
 
 
-def swap(model: nn.Module, name: str, packed: PackedWeight) -> None:
-    parent, _, child = name.rpartition(".")
+def put_packed(model: nn.Module, name: str, packed: PackedWeight) -> None:
+    """Puts a packed weight in the place of the linear layer or embedding called `name`."""
     old = model.get_submodule(name)
     new = QuantizedEmbedding(packed) if isinstance(old, nn.Embedding) else QuantizedLinear(packed, old.bias)
-    setattr(model.get_submodule(parent), child, new.train(old.training))
+    swap_modules(model, {name: new.train(old.training)})
 
 
 def quantization_of(model: nn.Module) -> dict[str, Any] | None:
-    """What `quantize` was told ("scheme" and the settings that go with it); None for a model that is not quantized."""
+    """What `quantize` was told ("scheme" and the settings that go with it); None for a model that is not
+    quantized.
+    """
     return next((m.settings for m in model.modules() if isinstance(m, PackedWeight)), None)
 
 
@@ -166,8 +185,14 @@ def num_bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in checkpoint.unshared(model).values())
 
 
-def save_quantized(folder: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None, metrics: dict[str, float] | None = None) -> Path:
-    """`checkpoint.save` of a quantized model: packed tensors in model.safetensors, the scheme and its settings in config.json.
+def save_quantized(
+    folder: str | Path,
+    model: nn.Module,
+    tokenizer: Tokenizer | None = None,
+    metrics: dict[str, float] | None = None,
+) -> Path:
+    """`checkpoint.save` of a quantized model: packed tensors in model.safetensors, the scheme and its
+    settings in config.json.
 
     Raises ValueError for a model that is not quantized.
     """
@@ -177,20 +202,26 @@ def save_quantized(folder: str | Path, model: nn.Module, tokenizer: Tokenizer | 
     return checkpoint.save(folder, model, tokenizer, metrics, more={"quantization": settings})
 
 
-def load_quantized(folder: str | Path, scheme: str | None = None, device: torch.device | str = "cpu") -> checkpoint.Checkpoint:
-    """The model that `save_quantized` wrote, ready to run, with its tokenizer and metrics; a GPT has its tokenizer under `tokenizer` too.
+def load_quantized(
+    folder: str | Path, scheme: str | None = None, device: torch.device | str = "cpu"
+) -> checkpoint.Checkpoint:
+    """The model that `save_quantized` wrote, ready to run, with its tokenizer and metrics; a GPT has its
+    tokenizer under `tokenizer` too.
 
-    scheme: if given, the checkpoint must be of this one. Raises ValueError for one of another scheme, for one that is not quantized, and
-    where `checkpoint.load` does.
+    scheme: if given, the checkpoint must be of this one. Raises ValueError for one of another scheme, for one
+    that is not quantized, and where `checkpoint.load` does.
     """
 
     loaded = checkpoint.load(folder, device=device)
     settings = quantization_of(loaded.model)
     if settings is None:
-        raise ValueError(f"the checkpoint in {folder} is not quantized: load it with checkpoint.load, then quantize it")
+        raise ValueError(
+            f"the checkpoint in {folder} is not quantized: load it with checkpoint.load, then quantize it"
+        )
     if scheme not in (None, settings["scheme"]):
         raise ValueError(
-            f"the checkpoint in {folder} is quantized by {settings['scheme']}, not {scheme}: quantize the original again by {scheme}"
+            f"the checkpoint in {folder} is quantized by {settings['scheme']}, not {scheme}: quantize the"
+            f" original again by {scheme}"
         )
     if isinstance(loaded.model, GPT):
         loaded.model.tokenizer = loaded.tokenizer
@@ -199,8 +230,15 @@ def load_quantized(folder: str | Path, scheme: str | None = None, device: torch.
 
 def _rebuild(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     """A new model in the form that `save_quantized` saved: the weights come afterwards."""
-    if not isinstance(settings, dict) or "scheme" not in settings or not settings.keys() <= {"scheme", "group_size", "double_quant"}:
-        raise ValueError(f"a checkpoint's quantization must give scheme, and may give group_size and double_quant, not {settings!r}")
+    if (
+        not isinstance(settings, dict)
+        or "scheme" not in settings
+        or not settings.keys() <= {"scheme", "group_size", "double_quant"}
+    ):
+        raise ValueError(
+            "a checkpoint's quantization must give scheme, and may give group_size and double_quant, not"
+            f" {settings!r}"
+        )
     return quantize(model, **settings, say=lambda line: None)
 
 

@@ -1,4 +1,6 @@
-"""Week 8. Whose model reads and writes fastest: contenders that take turns on one machine, ours and other libraries'."""
+"""Week 8. Whose model reads and writes fastest: contenders that take turns on one machine, ours and other
+libraries'.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -49,18 +51,26 @@ def their_times(model: nn.Module, prompt: list[int], new_tokens: int) -> list[fl
     watch, started = Stopwatch(), clock()
     ids = torch.tensor([prompt])
     model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, streamer=watch,
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        streamer=watch,
         pad_token_id=0,
-    )  # fmt: skip
+    )
     return [started, *watch.times[1:]]
 
 
 def race(
     contenders: Mapping[str, Contender], prompt: list[int], new_tokens: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Tokens per second of prefill and decode, and milliseconds to the first token, of each: the median of several rounds.
+    """Tokens per second of prefill and decode, and milliseconds to the first token, of each: the median of
+    several rounds.
 
-    new_tokens: written after a prompt of SHORT_PROMPT tokens to time the decoding; the prefill is of the whole `prompt`. Contenders take turns, so that a slow minute of the machine does not meet one of them alone. The first round warms up.
+    new_tokens: written after a prompt of SHORT_PROMPT tokens to time the decoding; the prefill is of the
+    whole `prompt`. Contenders take turns, so that a slow minute of the machine does not meet one of them
+    alone. The first round warms up.
     """
     measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
     short = prompt[:SHORT_PROMPT]
@@ -70,6 +80,15 @@ def race(
             written = times(model, short, new_tokens if number else 2)
             if number:
                 first = written[1] - written[0]
-                measured[name].append((len(prompt) / (whole[1] - whole[0]), 1000 * first, (len(written) - 2) / (written[-1] - written[1])))
+                measured[name].append(
+                    (
+                        len(prompt) / (whole[1] - whole[0]),
+                        1000 * first,
+                        (len(written) - 2) / (written[-1] - written[1]),
+                    )
+                )
     keys = ("prefill_tokens_per_second", "first_token_ms", "decode_tokens_per_second")
-    return {name: {key: statistics.median(values) for key, values in zip(keys, zip(*each))} for name, each in measured.items()}
+    return {
+        name: {key: statistics.median(values) for key, values in zip(keys, zip(*each))}
+        for name, each in measured.items()
+    }

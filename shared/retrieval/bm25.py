@@ -1,6 +1,7 @@
 """Week 11. Finding by words: BM25.
 
-Source: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form that Lucene has.
+Source: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form
+that Lucene has.
 """
 
 import math
@@ -11,14 +12,15 @@ from collections.abc import Iterable
 # ---- by words
 
 STOP_WORDS = frozenset(
-    "a an and are as at be been by can could do does did for from had has have how i if in into is it its may me must my no not of on or our s "
-    "she he should so t than that the their them then there these they this to up was we were what when where which who whom whose why will "
-    "with would you your".split()
+    "a an and are as at be been by can could do does did for from had has have how i if in into is it its may"
+    " me must my no not of on or our s she he should so t than that the their them then there these they this"
+    " to up was we were what when where which who whom whose why will with would you your".split()
 )
 
 
 def terms(text: str) -> list[str]:
-    """What BM25 counts: words in lower case without the stop words, a plural as its singular (Harman's S-stemmer, 1991).
+    """What BM25 counts: words in lower case without the stop words, a plural as its singular (Harman's
+    S-stemmer, 1991).
 
     >>> terms("Where are the ferries' timetables?")
     ['ferry', 'timetable']
@@ -35,8 +37,10 @@ def _singular(word: str) -> str:
 
 
 class BM25:
-    """Texts by id, ranked by their words: Σ idf(term) · tf / (tf + k1 (1 - b + b · length / mean length)) over the question's terms, with
-    idf = ln(1 + (n - df + 0.5) / (df + 0.5)). k1: how soon more of a term stops mattering; b: how much long texts are held back."""
+    """Texts by id, ranked by their words: Σ idf(term) · tf / (tf + k1 (1 - b + b · length / mean length))
+    over the question's terms, with idf = ln(1 + (n - df + 0.5) / (df + 0.5)). k1: how soon more of a term
+    stops mattering; b: how much long texts are held back.
+    """
 
     def __init__(self, k1: float = 1.2, b: float = 0.75):
         if k1 < 0 or not 0 <= b <= 1:
@@ -68,12 +72,16 @@ class BM25:
                     del self._postings[term]
 
     def search(self, question: str, k: int) -> list[tuple[int, float]]:
-        """At most k ids with scores, best first; texts that share no term with the question are not among them. Equals by id."""
+        """At most k ids with scores, best first; texts that share no term with the question are not among
+        them. Equals by id.
+        """
         scores: dict[int, float] = {}
         mean = sum(self._lengths.values()) / max(1, len(self))
         for term, times in Counter(terms(question)).items():
             found = self._postings.get(term, {})
             idf = math.log(1 + (len(self) - len(found) + 0.5) / (len(found) + 0.5))
             for i, tf in found.items():
-                scores[i] = scores.get(i, 0.0) + times * idf * tf / (tf + self.k1 * (1 - self.b + self.b * self._lengths[i] / mean))
+                scores[i] = scores.get(i, 0.0) + times * idf * tf / (
+                    tf + self.k1 * (1 - self.b + self.b * self._lengths[i] / mean)
+                )
         return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:k]

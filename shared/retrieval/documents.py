@@ -1,10 +1,12 @@
-"""Week 11. From files to chunks: Markdown, plain text, HTML and PDF are read, cleaned, and cut into pieces that can be found and quoted.
+"""Week 11. From files to chunks: Markdown, plain text, HTML and PDF are read, cleaned, and cut into pieces
+that can be found and quoted.
 
     documents, problems = load_documents("weeks/11_rag/handbook")
     chunks = chunk_documents(documents, gpt2_tokenizer())
 
-A file that cannot be read is a problem that is said and kept; the others go on. A chunk knows where it stands: its file, its title, the
-headings above it, its place in the section's text. Sections are never mixed in one chunk.
+A file that cannot be read is a problem that is said and kept; the others go on. A chunk knows where it
+stands: its file, its title, the headings above it, its place in the section's text. Sections are never mixed
+in one chunk.
 """
 
 import re
@@ -42,8 +44,9 @@ class Document:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a section, as it is found and quoted. `windows` are the parts of it that are embedded one by one: a short text says one
-    thing, and its embedding can tell which."""
+    """A piece of a section, as it is found and quoted. `windows` are the parts of it that are embedded one by
+    one: a short text says one thing, and its embedding can tell which.
+    """
 
     source: str
     title: str
@@ -64,7 +67,9 @@ class Chunk:
 
     @property
     def place(self) -> str:
-        """Title and headings, as a reader would write them: `Ferry fares > For residents`. A section may name its subject only here."""
+        """Title and headings, as a reader would write them: `Ferry fares > For residents`. A section may name
+        its subject only here.
+        """
         return " > ".join([self.title, *self.headings])
 
     @property
@@ -95,10 +100,11 @@ class Loaded(NamedTuple):
 
 
 def load_documents(path: str | Path, say: Callable[[str], None] = print) -> Loaded:
-    """All documents in a folder, at any depth and in the order of their names; or the one in a file. Hidden files are passed over.
+    """All documents in a folder, at any depth and in the order of their names; or the one in a file. Hidden
+    files are passed over.
 
-    What cannot be read (of another kind, binary, damaged, empty, encrypted, scanned without text) is said and kept in `problems`.
-    Raises ValueError when the path does not exist, and when nothing in it can be read.
+    What cannot be read (of another kind, binary, damaged, empty, encrypted, scanned without text) is said and
+    kept in `problems`. Raises ValueError when the path does not exist, and when nothing in it can be read.
     """
     path = Path(path)
     if not path.exists():
@@ -117,17 +123,27 @@ def load_documents(path: str | Path, say: Callable[[str], None] = print) -> Load
             problems[source] = getattr(error, "strerror", None) or str(error)
             say(f"left out: {source}: {problems[source]}")
     if not documents:
-        raise ValueError(f"{path} has no document that can be read: {'; '.join(f'{s}: {reason}' for s, reason in list(problems.items())[:3])}")
+        raise ValueError(
+            f"{path} has no document that can be read:"
+            f" {'; '.join(f'{s}: {reason}' for s, reason in list(problems.items())[:3])}"
+        )
     return Loaded(documents, problems)
 
 
 def read_document(path: str | Path, source: str | None = None) -> Document:
-    """One file as a document; `source` is what it will be called (its name). Raises ValueError for a file that has no text to give."""
+    """One file as a document; `source` is what it will be called (its name). Raises ValueError for a file
+    that has no text to give.
+    """
     path = Path(path)
     if path.suffix.lower() not in KINDS:
-        raise ValueError(f"files of the kind {path.suffix or '(no suffix)'} are not read; there are: {', '.join(KINDS)}")
+        raise ValueError(
+            f"files of the kind {path.suffix or '(no suffix)'} are not read; there are: {', '.join(KINDS)}"
+        )
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path.stat().st_size >> 20} MiB are more than the {LARGEST >> 20} that a document may have: split it")
+        raise ValueError(
+            f"{path.stat().st_size >> 20} MiB are more than the {LARGEST >> 20} that a document may have:"
+            " split it"
+        )
     lines = KINDS[path.suffix.lower()](path)
     return _document(source or path.name, path.stem, lines)
 
@@ -142,7 +158,9 @@ class _Page(NamedTuple):
 
 
 def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -> Document:
-    """Lines and headings as sections. The first heading of level 1 before any text is the title, else the file's name is."""
+    """Lines and headings as sections. The first heading of level 1 before any text is the title, else the
+    file's name is.
+    """
     title, above, text, page = None, [], [], None
     sections: list[Section] = []
 
@@ -170,7 +188,9 @@ def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -
 
 
 def clean_text(text: str) -> str:
-    """Runs of spaces become one, more than one empty line becomes one, control characters and soft hyphens go."""
+    """Runs of spaces become one, more than one empty line becomes one, control characters and soft hyphens
+    go.
+    """
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\xad\u200b\ufeff]", "", re.sub(r"\r\n?|\f", "\n", text))
     text = re.sub(r"[^\S\n]+", " ", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
@@ -181,7 +201,10 @@ def _read_text(path: Path) -> str:
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 text (byte 0x{data[error.start]:02X} at {error.start}): a binary file, or another encoding") from None
+        raise ValueError(
+            f"it is not UTF-8 text (byte 0x{data[error.start]:02X} at {error.start}): a binary file, or"
+            " another encoding"
+        ) from None
     if "\0" in text:
         raise ValueError("it is a binary file: it has zero bytes in it")
     return text
@@ -202,31 +225,47 @@ MARKUP = (
 
 
 def _markdown(path: Path) -> Iterator[str | _Heading]:
-    """Headings (# and underlined ones), outside of code; emphasis, links and comments reduced to their text. Front matter goes."""
+    """Headings (# and underlined ones), outside of code; emphasis, links and comments reduced to their text.
+    Front matter goes.
+    """
     text = re.sub(r"\A---\n.*?\n---\n", "", _read_text(path).replace("\r\n", "\n"), flags=re.S)
-    for i, part in enumerate(re.split(r"(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)[ \t]*$|\Z))", text, flags=re.M | re.S)):
+    for i, part in enumerate(
+        re.split(r"(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)[ \t]*$|\Z))", text, flags=re.M | re.S)
+    ):
         if i % 2:  # code stays as it is
             yield from part.splitlines()
             continue
         for pattern, shown in MARKUP:
             part = pattern.sub(shown, part)
-        part = re.sub(r"^(\S.*)\n(=+|-{2,})[ \t]*$", lambda m: f"{'#' if m[2][0] == '=' else '##'} {m[1]}", part, flags=re.M)
+        part = re.sub(
+            r"^(\S.*)\n(=+|-{2,})[ \t]*$",
+            lambda m: f"{'#' if m[2][0] == '=' else '##'} {m[1]}",
+            part,
+            flags=re.M,
+        )
         for line in part.splitlines():
             heading = re.match(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*$", line)
             yield _Heading(len(heading[1]), heading[2]) if heading else line
 
 
 IGNORED = ("script", "style", "noscript", "template", "nav", "svg", "head", "title")
-BLOCKS = ("address article aside blockquote br dd div dl dt figcaption figure footer form header hr li main ol p pre section table tr ul").split()
+BLOCKS = (
+    "address article aside blockquote br dd div dl dt figcaption figure footer form header hr li main ol p"
+    " pre section table tr ul"
+).split()
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 
 def _html(path: Path) -> Iterator[str | _Heading]:
-    """Headings and visible text, blocks on lines of their own. <title> is the document's where the page has no <h1>."""
+    """Headings and visible text, blocks on lines of their own. <title> is the document's where the page has
+    no <h1>.
+    """
     try:
         from bs4 import BeautifulSoup
     except ImportError:
-        raise ValueError("reading HTML needs a package that is not installed: pip install beautifulsoup4") from None
+        raise ValueError(
+            "reading HTML needs a package that is not installed: pip install beautifulsoup4"
+        ) from None
     data = path.read_bytes()
     if b"\0" in data and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError("it is a binary file: it has zero bytes in it")
@@ -246,7 +285,9 @@ def _html(path: Path) -> Iterator[str | _Heading]:
     for tag in page(["td", "th"]):
         tag.insert_before(" ")
     for tag in page(HEADINGS):
-        tag.replace_with(f"\n\0{tag.name[1]}{' '.join(tag.get_text().split())}\n")  # no zero byte is left in the text
+        tag.replace_with(
+            f"\n\0{tag.name[1]}{' '.join(tag.get_text().split())}\n"
+        )  # no zero byte is left in the text
     for line in page.get_text().split("\n"):
         yield _Heading(int(line[1]), line[2:]) if line.startswith("\0") else line
 
@@ -263,7 +304,15 @@ def _pdf(path: Path) -> Iterator[str | _Page]:
         if reader.is_encrypted and not reader.decrypt(""):
             raise ValueError("it is encrypted: save it without a password")
         pages = [page.extract_text() for page in reader.pages]
-    except (PyPdfError, KeyError, TypeError, AttributeError, IndexError, RecursionError, NotImplementedError) as error:
+    except (
+        PyPdfError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        NotImplementedError,
+    ) as error:
         raise ValueError(f"it is damaged or no PDF ({error})") from None
     if not any(map(str.strip, pages)):
         where = "its only page has" if len(pages) == 1 else f"its {len(pages)} pages have"
@@ -274,56 +323,97 @@ def _pdf(path: Path) -> Iterator[str | _Page]:
 
 
 KINDS: dict[str, Callable[[Path], Iterable[str | _Heading | _Page]]] = {
-    ".md": _markdown, ".markdown": _markdown, ".txt": _plain, ".text": _plain, ".html": _html, ".htm": _html, ".pdf": _pdf,
-}  # fmt: skip
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".txt": _plain,
+    ".text": _plain,
+    ".html": _html,
+    ".htm": _html,
+    ".pdf": _pdf,
+}
 
 
 # ---- cutting
 
 
-def chunk_documents(documents: Iterable[Document], tokenizer: Tokenizer, size: int = 256, overlap: int = 32, window: int = 64) -> list[Chunk]:
+def chunk_documents(
+    documents: Iterable[Document], tokenizer: Tokenizer, size: int = 256, overlap: int = 32, window: int = 64
+) -> list[Chunk]:
     """The documents' sections in chunks of at most `size` tokens, `overlap` of them shared with the next.
 
-    Their windows are their sentences; one of more than `window` tokens is divided. Sizes count the text alone: title and headings come on
-    top. Raises ValueError as `split` does.
+    Their windows are their sentences; one of more than `window` tokens is divided. Sizes count the text
+    alone: title and headings come on top. Raises ValueError as `split` does.
     """
     chunks = []
     for document in documents:
-        spans = ((section, span) for section in document.sections for span in split(section.text, tokenizer, size, overlap))
+        spans = (
+            (section, span)
+            for section in document.sections
+            for span in split(section.text, tokenizer, size, overlap)
+        )
         for number, (section, (start, end)) in enumerate(spans):
             text = section.text[start:end]
-            windows = tuple((at + a, at + b) for at, sentence in _sentences(text) for a, b in split(sentence, tokenizer, min(window, size), 0))
-            chunks.append(Chunk(document.source, document.title, section.headings, text, start, number, section.page, windows))
+            windows = tuple(
+                (at + a, at + b)
+                for at, sentence in _sentences(text)
+                for a, b in split(sentence, tokenizer, min(window, size), 0)
+            )
+            chunks.append(
+                Chunk(
+                    document.source,
+                    document.title,
+                    section.headings,
+                    text,
+                    start,
+                    number,
+                    section.page,
+                    windows,
+                )
+            )
     return chunks
 
 
 def _sentences(text: str) -> Iterator[tuple[int, str]]:
-    """Where each sentence begins, and the sentence; a line of a list is one too. A line of 60 characters or more may be wrapped: the next
-    one goes on, unless it is empty or begins with a mark of a list."""
-    for found in re.finditer(r"\S.*?(?=(?<=[.!?:])\s|(?<![^\n]{60})\n|\n(?:\n|[-*+•|] |\d+[.)] )|\Z)", text, re.S):
+    """Where each sentence begins, and the sentence; a line of a list is one too. A line of 60 characters or
+    more may be wrapped: the next one goes on, unless it is empty or begins with a mark of a list.
+    """
+    for found in re.finditer(
+        r"\S.*?(?=(?<=[.!?:])\s|(?<![^\n]{60})\n|\n(?:\n|[-*+•|] |\d+[.)] )|\Z)", text, re.S
+    ):
         yield found.start(), found[0]
 
 
 def split(text: str, tokenizer: Tokenizer, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Begin and end, in characters, of pieces that cover all of `text` but white space between them, cut between words.
+    """Begin and end, in characters, of pieces that cover all of `text` but white space between them, cut
+    between words.
 
-    A piece is the longest that has at most `size` tokens by itself. The next one begins as far inside it as it can with at most `overlap`
-    tokens in common and with room for a new word. A word of more than `size` tokens is cut between characters. Raises ValueError for sizes
-    that allow no progress, and for a character of more than `size` tokens.
+    A piece is the longest that has at most `size` tokens by itself. The next one begins as far inside it as
+    it can with at most `overlap` tokens in common and with room for a new word. A word of more than `size`
+    tokens is cut between characters. Raises ValueError for sizes that allow no progress, and for a character
+    of more than `size` tokens.
     """
     if size < 1 or not 0 <= overlap < size:
-        raise ValueError(f"chunks of {size} tokens with {overlap} of overlap: the size must be at least 1, and the overlap from 0 up to below it")
+        raise ValueError(
+            f"chunks of {size} tokens with {overlap} of overlap: the size must be at least 1, and the overlap"
+            " from 0 up to below it"
+        )
     count = lambda start, end: len(tokenizer.encode(text[start:end]))
     words = list(_words(text, count, size))
     pieces: list[tuple[int, int]] = []
     first = 0
     while True:
-        last = _longest(first, len(words) - 1, lambda i, first=first: count(words[first][0], words[i][1]) <= size)
+        last = _longest(
+            first, len(words) - 1, lambda i, first=first: count(words[first][0], words[i][1]) <= size
+        )
         pieces += [(words[first][0], words[last][1])] if words else []
         if last >= len(words) - 1:
             return pieces
-        shared = _longest(0, last - first, lambda n, last=last: count(words[last + 1 - n][0], words[last][1]) <= overlap)
-        while shared and count(words[last + 1 - shared][0], words[last + 1][1]) > size:  # what is shared must leave room for a new word
+        shared = _longest(
+            0, last - first, lambda n, last=last: count(words[last + 1 - n][0], words[last][1]) <= overlap
+        )
+        while (
+            shared and count(words[last + 1 - shared][0], words[last + 1][1]) > size
+        ):  # what is shared must leave room for a new word
             shared -= 1
         first = last + 1 - shared
 
@@ -333,15 +423,23 @@ def _words(text: str, count: Callable[[int, int], int], size: int) -> Iterator[t
     for found in re.finditer(r"\S+", text):
         start, end = found.span()
         while start < end:
-            stop = end if count(start, end) <= size else _longest(start + 1, end, lambda stop, start=start: count(start, stop) <= size)
+            stop = (
+                end
+                if count(start, end) <= size
+                else _longest(start + 1, end, lambda stop, start=start: count(start, stop) <= size)
+            )
             if stop == start + 1 and count(start, stop) > size:
-                raise ValueError(f"the character {text[start]!r} alone has more than {size} tokens: choose larger chunks")
+                raise ValueError(
+                    f"the character {text[start]!r} alone has more than {size} tokens: choose larger chunks"
+                )
             yield start, stop
             start = stop
 
 
 def _longest(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The greatest n from `low` to `high` that `fits`, by steps that double and then halve; `low` is taken to fit."""
+    """The greatest n from `low` to `high` that `fits`, by steps that double and then halve; `low` is taken to
+    fit.
+    """
     step = 1
     while low + step <= high and fits(low + step):
         low, step = low + step, 2 * step

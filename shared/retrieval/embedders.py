@@ -15,6 +15,7 @@ from torch import nn
 from shared.assets import fetch
 from shared.models.gpt import GPT
 from shared.retrieval.stores import Vectors
+from shared.runtime import device_of
 from shared.tokenizers import Tokenizer
 
 # ---- by meaning
@@ -33,7 +34,8 @@ class Embedder(Protocol):
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 through sentence-transformers: 22 million parameters, trained on a billion pairs of sentences. Fetched on the first call.
+    """all-MiniLM-L6-v2 through sentence-transformers: 22 million parameters, trained on a billion pairs of
+    sentences. Fetched on the first call.
 
     Of a text it reads 256 word pieces.
     """
@@ -44,8 +46,13 @@ class MiniLM:
     def __init__(self, device: torch.device | str = "cpu", batch_size: int = 32):
         folders = {fetch(f"minilm-{part}").parent for part in ("weights", "tokenizer", "config")}
         if len(folders) > 1:
-            raise ValueError(f"the files of {self.name} lie in several folders: put them all into one of {', '.join(map(str, folders))}")
-        logging.disable(logging.WARNING)  # other libraries, which transformers tries, warn of what was not built for this machine
+            raise ValueError(
+                f"the files of {self.name} lie in several folders: put them all into one of"
+                f" {', '.join(map(str, folders))}"
+            )
+        logging.disable(
+            logging.WARNING
+        )  # other libraries, which transformers tries, warn of what was not built for this machine
         try:
             from sentence_transformers import SentenceTransformer  # takes seconds to import
             from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -55,23 +62,33 @@ class MiniLM:
 
         disable_progress_bar()
         reader = Transformer(str(folders.pop()), max_seq_length=256)
-        self._model = SentenceTransformer(modules=[reader, Pooling(self.dim, "mean"), Normalize()], device=str(device))
+        self._model = SentenceTransformer(
+            modules=[reader, Pooling(self.dim, "mean"), Normalize()], device=str(device)
+        )
         self._batch_size = batch_size
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         if not len(texts):
             return np.empty((0, self.dim), np.float32)
-        return self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False).astype(np.float32)
+        return self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False).astype(
+            np.float32
+        )
 
 
 class HiddenStates:
-    """The mean of a GPT's last hidden states over a text's tokens: embeddings of a model that was never trained to make any.
+    """The mean of a GPT's last hidden states over a text's tokens: embeddings of a model that was never
+    trained to make any.
 
     name: which model it is, for the index. Of a text it reads `block_size` tokens. The device is the model's.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, name: str, batch_size: int = 32):
-        self.name, self.dim, self._tokenizer, self._batch_size = name, model.config.n_embd, tokenizer, batch_size
+        self.name, self.dim, self._tokenizer, self._batch_size = (
+            name,
+            model.config.n_embd,
+            tokenizer,
+            batch_size,
+        )
         self._body = copy.copy(model)  # the same weights, without the head: logits would be most of the work
         self._body._modules = {**model._modules, "lm_head": nn.Identity()}
 
@@ -81,7 +98,7 @@ class HiddenStates:
         ids = [self._tokenizer.encode(text)[: self._body.config.block_size] for text in texts]
         if not all(ids):
             raise ValueError("an empty text has no hidden states: leave it out")
-        device, was_training = next(self._body.parameters()).device, self._body.training
+        device, was_training = device_of(self._body), self._body.training
         by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         vectors = np.empty((len(ids), self.dim), np.float32)
         self._body.eval()
@@ -90,7 +107,9 @@ class HiddenStates:
                 batch = by_length[at : at + self._batch_size]
                 lengths = torch.tensor([len(ids[i]) for i in batch], device=device)
                 # Padding stands behind the text, where no token of a causal model sees it.
-                rows = nn.utils.rnn.pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True).to(device)
+                rows = nn.utils.rnn.pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True).to(
+                    device
+                )
                 states = self._body(rows).float()  # [batch, time, n_embd]
                 real = torch.arange(rows.size(1), device=device) < lengths[:, None]
                 mean = (states * real[..., None]).sum(1) / lengths[:, None]

@@ -7,8 +7,9 @@
     index.save("indexes/handbook"); index = Index.load("indexes/handbook", MiniLM())
     index, changes = Index.kept("indexes/handbook", MiniLM(), chunks)       # all of it: made or loaded, brought up to date, saved
 
-Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form that Lucene has; Reimers & Gurevych
-(Sentence-BERT, 2019); Cormack, Clarke & Büttcher (reciprocal rank fusion, 2009); Dai & Callan (a passage is as good as its best part, 2019).
+Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form
+that Lucene has; Reimers & Gurevych (Sentence-BERT, 2019); Cormack, Clarke & Büttcher (reciprocal rank fusion,
+2009); Dai & Callan (a passage is as good as its best part, 2019).
 """
 
 import hashlib
@@ -33,15 +34,21 @@ from shared.runtime import write_atomically, write_json
 T = TypeVar("T", bound=Hashable)
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Sequence[T]], k: float = 60, weights: Sequence[float] | None = None) -> list[tuple[T, float]]:
-    """One ranking from several: each gives what stands at its place p the score weight / (k + p); best first, equals as first met.
+def reciprocal_rank_fusion(
+    rankings: Sequence[Sequence[T]], k: float = 60, weights: Sequence[float] | None = None
+) -> list[tuple[T, float]]:
+    """One ranking from several: each gives what stands at its place p the score weight / (k + p); best first,
+    equals as first met.
 
     >>> [name for name, score in reciprocal_rank_fusion([["a", "b", "c"], ["c", "b"]])]
     ['c', 'b', 'a']
     """
     weights = [1.0] * len(rankings) if weights is None else weights
     if len(weights) != len(rankings) or k < 0:
-        raise ValueError(f"fusion needs a weight for each of the {len(rankings)} rankings, not {len(weights)}, and a k that is not negative, not {k}")
+        raise ValueError(
+            f"fusion needs a weight for each of the {len(rankings)} rankings, not {len(weights)}, and a k"
+            f" that is not negative, not {k}"
+        )
     scores: dict[T, float] = {}
     for ranking, weight in zip(rankings, weights):
         for place, found in enumerate(ranking, 1):
@@ -65,13 +72,18 @@ class Hit(NamedTuple):
 
 
 class Index:
-    """Chunks, searched by words and by meaning. `store` keeps the vectors of their windows (default: FAISS, flat)."""
+    """Chunks, searched by words and by meaning. `store` keeps the vectors of their windows (default: FAISS,
+    flat).
+    """
 
     def __init__(self, embedder: Embedder, store: VectorStore | None = None):
         self.embedder = embedder
         self.store = FaissStore(embedder.dim) if store is None else store  # an empty one is false
         if self.store.dim != embedder.dim:
-            raise ValueError(f"the store takes vectors of {self.store.dim} numbers, but {embedder.name} makes {embedder.dim}")
+            raise ValueError(
+                f"the store takes vectors of {self.store.dim} numbers, but {embedder.name} makes"
+                f" {embedder.dim}"
+            )
         self._chunks: dict[int, Chunk] = {}
         self._next = 0
         self._bm25 = BM25()
@@ -93,7 +105,10 @@ class Index:
         texts = [chunk.window_texts() for chunk in chunks]
         vectors = self.embedder.embed([text for windows in texts for text in windows])
         numbers = range(self._next, self._next + len(chunks))
-        self.store.add([number * WINDOWS + i for number, windows in zip(numbers, texts) for i in range(len(windows))], vectors)
+        self.store.add(
+            [number * WINDOWS + i for number, windows in zip(numbers, texts) for i in range(len(windows))],
+            vectors,
+        )
         self._keep(dict(zip(numbers, chunks)))
 
     def _keep(self, chunks: dict[int, Chunk]) -> None:
@@ -108,7 +123,9 @@ class Index:
         if missing:
             raise ValueError(f"{min(missing)} is not in the index")
         numbers = [number for number, chunk in self._chunks.items() if chunk.source in gone]
-        self.store.delete([n * WINDOWS + i for n in numbers for i in range(len(self._chunks[n].windows) or 1)])
+        self.store.delete(
+            [n * WINDOWS + i for n in numbers for i in range(len(self._chunks[n].windows) or 1)]
+        )
         self._bm25.delete(numbers)
         for number in numbers:
             del self._chunks[number]
@@ -120,7 +137,9 @@ class Index:
         self.add(chunks)
 
     def sync(self, chunks: Iterable[Chunk]) -> dict[str, list[str]]:
-        """Makes the index hold these chunks and no others; only what is new or changed is embedded. The files, by "added", "changed", "gone"."""
+        """Makes the index hold these chunks and no others; only what is new or changed is embedded. The
+        files, by "added", "changed", "gone".
+        """
         wanted, held = _by_source(chunks), _by_source(self._chunks.values())
         found = {
             "added": [source for source in wanted if source not in held],
@@ -131,15 +150,22 @@ class Index:
         self.update(chunk for source in (*found["changed"], *found["added"]) for chunk in wanted[source])
         return found
 
-    def search(self, question: str, k: int = 5, by: Literal["dense", "bm25", "hybrid"] = "dense") -> list[Hit]:
-        """The k chunks that fit the question best, best first; fewer where there are no more. A chunk is as near as its nearest window."""
+    def search(
+        self, question: str, k: int = 5, by: Literal["dense", "bm25", "hybrid"] = "dense"
+    ) -> list[Hit]:
+        """The k chunks that fit the question best, best first; fewer where there are no more. A chunk is as
+        near as its nearest window.
+        """
         if by not in WAYS:
             raise ValueError(f"there is no search by {by!r}; there are: {', '.join(WAYS)}")
         if not question.strip() or k < 1:
             raise ValueError(f"a search needs a question and k of at least 1, not {question!r} and k={k}")
         if by == "hybrid":
             depth = max(k, FUSED)
-            rankings = [[n for n, _ in ranking] for ranking in (self._dense(question, depth), self._bm25.search(question, depth))]
+            rankings = [
+                [n for n, _ in ranking]
+                for ranking in (self._dense(question, depth), self._bm25.search(question, depth))
+            ]
             found = reciprocal_rank_fusion(rankings)[:k]
         else:
             found = self._dense(question, k) if by == "dense" else self._bm25.search(question, k)
@@ -160,16 +186,26 @@ class Index:
     # ---- files
 
     def save(self, folder: str | Path) -> Path:
-        """Writes index.json and the vectors, and returns the folder. A kill at any moment leaves the old index or the new one."""
+        """Writes index.json and the vectors, and returns the folder. A kill at any moment leaves the old
+        index or the new one.
+        """
         folder = Path(folder)
         data = save({name: np.ascontiguousarray(array) for name, array in self.store.arrays().items()})
         total = hashlib.sha256(data).hexdigest()
         name = f"vectors-{total[:16]}.safetensors"
         write_atomically(folder / name, data)
-        write_json(folder / "index.json", {
-            "embedder": self.embedder.name, "dim": self.embedder.dim, "store": self.store.kind, "settings": self.store.settings,
-            "vectors": name, "sha256": total, "chunks": {str(number): asdict(chunk) for number, chunk in self._chunks.items()},
-        })  # fmt: skip
+        write_json(
+            folder / "index.json",
+            {
+                "embedder": self.embedder.name,
+                "dim": self.embedder.dim,
+                "store": self.store.kind,
+                "settings": self.store.settings,
+                "vectors": name,
+                "sha256": total,
+                "chunks": {str(number): asdict(chunk) for number, chunk in self._chunks.items()},
+            },
+        )
         for other in folder.glob("vectors-*.safetensors"):  # no index names them now
             if other.name != name:
                 other.unlink()
@@ -177,43 +213,63 @@ class Index:
 
     @classmethod
     def load(cls, folder: str | Path, embedder: Embedder) -> "Index":
-        """The index that `save` wrote. Raises ValueError for a folder without one, one that is damaged, and one of another embedder."""
+        """The index that `save` wrote. Raises ValueError for a folder without one, one that is damaged, and
+        one of another embedder.
+        """
         path = Path(folder) / "index.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             was = values["embedder"], values["dim"]
             data = (path.parent / Path(values["vectors"]).name).read_bytes()
             chunks = {int(number): _chunk(chunk) for number, chunk in values["chunks"].items()}
-            whole, store, settings = hashlib.sha256(data).hexdigest() == values["sha256"], values["store"], values["settings"]
+            whole, store, settings = (
+                hashlib.sha256(data).hexdigest() == values["sha256"],
+                values["store"],
+                values["settings"],
+            )
         except FileNotFoundError as error:
-            raise ValueError(f"{folder} holds no whole index ({Path(error.filename).name} is missing): build it first") from None
+            raise ValueError(
+                f"{folder} holds no whole index ({Path(error.filename).name} is missing): build it first"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is cut or damaged ({error!r}): build the index again") from None
         if was != (embedder.name, embedder.dim):
             raise ValueError(
-                f"the index in {folder} was made with the embedder {was[0]} ({was[1]} numbers), and cannot be searched with {embedder.name} "
-                f"({embedder.dim} numbers): use {was[0]}, or build the index again"
+                f"the index in {folder} was made with the embedder {was[0]} ({was[1]} numbers), and cannot be"
+                f" searched with {embedder.name} ({embedder.dim} numbers): use {was[0]}, or build the index"
+                " again"
             )
         try:
             if not whole:
                 raise ValueError("another checksum than index.json says")
             index = cls(embedder, open_store(store, embedder.dim, settings, load(data)))
         except (SafetensorError, ValueError) as error:
-            raise ValueError(f"the vectors of {folder} are cut or damaged ({error}): build the index again") from None
+            raise ValueError(
+                f"the vectors of {folder} are cut or damaged ({error}): build the index again"
+            ) from None
         index._keep(chunks)
         return index
 
     @classmethod
     def kept(
-        cls, folder: str | Path, embedder: Embedder, chunks: Iterable[Chunk], make: Callable[[], VectorStore] | None = None
+        cls,
+        folder: str | Path,
+        embedder: Embedder,
+        chunks: Iterable[Chunk],
+        make: Callable[[], VectorStore] | None = None,
     ) -> tuple["Index", dict[str, list[str]]]:
-        """The index of these chunks, kept in `folder`: made there with the store of `make` (default: FAISS, flat) or brought up to date. With what
-        `sync` changed. Raises ValueError as `load` does, and for an index that is kept in another kind of store."""
+        """The index of these chunks, kept in `folder`: made there with the store of `make` (default: FAISS,
+        flat) or brought up to date. With what `sync` changed. Raises ValueError as `load` does, and for an
+        index that is kept in another kind of store.
+        """
         store = make() if make else None
         if (Path(folder) / "index.json").exists():
             index = cls.load(folder, embedder)
             if store is not None and index.store.kind != store.kind:
-                raise ValueError(f"the index in {folder} is kept in {index.store.kind}, not {store.kind}: choose that store, or another folder")
+                raise ValueError(
+                    f"the index in {folder} is kept in {index.store.kind}, not {store.kind}: choose that"
+                    " store, or another folder"
+                )
         else:
             index = cls(embedder, store)
         changes = index.sync(chunks)
@@ -230,4 +286,6 @@ def _by_source(chunks: Iterable[Chunk]) -> dict[str, list[Chunk]]:
 
 
 def _chunk(values: dict) -> Chunk:
-    return Chunk(**values | {"headings": tuple(values["headings"]), "windows": tuple(map(tuple, values["windows"]))})
+    return Chunk(
+        **values | {"headings": tuple(values["headings"]), "windows": tuple(map(tuple, values["windows"]))}
+    )

@@ -1,4 +1,5 @@
-"""Week 11. Answers from documents: what was found is put before the question, the model goes on from there, and its sources are named.
+"""Week 11. Answers from documents: what was found is put before the question, the model goes on from there,
+and its sources are named.
 
     rag = RAG(index, Reader(*load_smollm2()))
     reply = rag.ask("When does the last ferry leave?")
@@ -6,7 +7,8 @@
         print(piece, end="", flush=True)
     print(reply.sources)                        # ['ferry-timetable.md, Summer sailings']
 
-Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020), here without training.
+Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020), here without
+training.
 """
 
 import re
@@ -20,6 +22,7 @@ import torch
 from torch import nn
 
 from shared.retrieval.documents import Chunk
+from shared.runtime import device_of
 from shared.sampling.generate import generate, stream_text
 from shared.tokenizers import Tokenizer
 
@@ -41,17 +44,22 @@ class Prompt:
 def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget: int) -> Prompt:
     """The passages, best first, then the question, in at most `budget` tokens.
 
-    A passage that does not fit whole is cut at the end of a word, and those after it are left out. Raises ValueError for an empty question
-    and for one that does not fit by itself.
+    A passage that does not fit whole is cut at the end of a word, and those after it are left out. Raises
+    ValueError for an empty question and for one that does not fit by itself.
     """
     question = " ".join(question.split())
     if not question:
         raise ValueError("there is no question: give one")
-    encode = lambda chunks: tokenizer.encode("".join(f"{chunk.passage}\n\n" for chunk in chunks) + f"Question: {question}\nAnswer:")
+    encode = lambda chunks: tokenizer.encode(
+        "".join(f"{chunk.passage}\n\n" for chunk in chunks) + f"Question: {question}\nAnswer:"
+    )
     used: list[Chunk] = []
     ids = encode(used)
     if len(ids) > budget:
-        raise ValueError(f"the question has {len(ids)} tokens with its frame, but only {budget} fit before the answer: ask a shorter one")
+        raise ValueError(
+            f"the question has {len(ids)} tokens with its frame, but only {budget} fit before the answer: ask"
+            " a shorter one"
+        )
     for chunk in chunks:
         longer = encode([*used, chunk])
         if len(longer) > budget:
@@ -71,7 +79,9 @@ def _beginning(chunk: Chunk, fits: Callable[[Chunk], bool]) -> list[Chunk]:
 
 
 class Reply:
-    """An answer that is being written: iterate over it for its pieces, or take `text`. Both may be done, in any order."""
+    """An answer that is being written: iterate over it for its pieces, or take `text`. Both may be done, in
+    any order.
+    """
 
     def __init__(self, pieces: Iterator[str], chunks: Sequence[Chunk]):
         self._coming, self._written = pieces, []
@@ -108,21 +118,33 @@ class Reply:
 class Reader:
     """A language model that answers from passages: greedily, in one line.
 
-    min_gain: answers that the passages make less likely than this, in nats for each token (see `gain`), are not given. The answer is
-    then shown when it is whole, and not piece by piece.
+    min_gain: answers that the passages make less likely than this, in nats for each token (see `gain`), are
+    not given. The answer is then shown when it is whole, and not piece by piece.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, max_new_tokens: int = 32, min_gain: float | None = None):
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, max_new_tokens: int = 32, min_gain: float | None = None
+    ):
         self.budget = model.config.block_size - max_new_tokens
         if max_new_tokens < 1 or self.budget < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1, and below the model's block_size={model.config.block_size}")
-        self.model, self.tokenizer, self.max_new_tokens, self.min_gain = model, tokenizer, max_new_tokens, min_gain
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens}: must be at least 1, and below the model's"
+                f" block_size={model.config.block_size}"
+            )
+        self.model, self.tokenizer, self.max_new_tokens, self.min_gain = (
+            model,
+            tokenizer,
+            max_new_tokens,
+            min_gain,
+        )
         # What ends an answer: any token with a line break in it, and those that stand for no text.
         ends = set(getattr(tokenizer, "special_tokens", {}).values())
         self._ends = ends | {i for i, token in tokenizer.vocab.items() if b"\n" in token}
 
     def read(self, question: str, chunks: Sequence[Chunk] = ()) -> Reply:
-        """The answer from these chunks; without any, what the model believes. Saying nothing at all is an abstention."""
+        """The answer from these chunks; without any, what the model believes. Saying nothing at all is an
+        abstention.
+        """
         prompt = compose(question, chunks, self.tokenizer, self.budget)
         if self.min_gain is not None and prompt.chunks:
             return Reply(self._judged(question, prompt), prompt.chunks)
@@ -149,7 +171,7 @@ class Reader:
 
     @torch.inference_mode()
     def _log_probability(self, ids: list[int], answer: Sequence[int]) -> float:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         logits = self.model(torch.tensor([[*ids, *answer[:-1]]], device=device))[0, len(ids) - 1 :].float()
         return logits.log_softmax(-1).gather(1, torch.tensor(answer, device=device)[:, None]).mean().item()
 
@@ -168,10 +190,18 @@ def _or_abstain(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class RAG:
-    """Finds `k` chunks for a question and lets a reader answer from them. Where the best has a score below `min_score`, or none is found,
-    the answer is that there is none."""
+    """Finds `k` chunks for a question and lets a reader answer from them. Where the best has a score below
+    `min_score`, or none is found, the answer is that there is none.
+    """
 
-    def __init__(self, index: "Index", reader: Reader, k: int = 1, by: Literal["dense", "bm25", "hybrid"] = "dense", min_score: float = 0.0):
+    def __init__(
+        self,
+        index: "Index",
+        reader: Reader,
+        k: int = 1,
+        by: Literal["dense", "bm25", "hybrid"] = "dense",
+        min_score: float = 0.0,
+    ):
         self.index, self.reader, self.k, self.by, self.min_score = index, reader, k, by, min_score
 
     def ask(self, question: str) -> Reply:

@@ -1,4 +1,5 @@
-"""Week 11. How good a ranking and an answer are: recall, reciprocal rank, nDCG with bootstrap intervals; exact match and token F1.
+"""Week 11. How good a ranking and an answer are: recall, reciprocal rank, nDCG with bootstrap intervals;
+exact match and token F1.
 
 >>> recall_at([3, 7, 1], {7}, 1), recall_at([3, 7, 1], {7}, 2), reciprocal_rank([3, 7, 1], {7})
 (0.0, 1.0, 0.5)
@@ -30,13 +31,18 @@ def reciprocal_rank(ranking: Sequence[Hashable], relevant: Collection[Hashable])
     return next((1 / place for place, found in enumerate(ranking, 1) if found in relevant), 0.0)
 
 
-def ndcg_at(ranking: Sequence[Hashable], relevant: Collection[Hashable] | Mapping[Hashable, float], k: int = 10) -> float:
-    """Discounted cumulative gain of the first k over that of the best order (Järvelin & Kekäläinen, 2002): a gain at place p counts
-    1 / log2(p + 1). relevant: the relevant ones, or the gain of each."""
+def ndcg_at(
+    ranking: Sequence[Hashable], relevant: Collection[Hashable] | Mapping[Hashable, float], k: int = 10
+) -> float:
+    """Discounted cumulative gain of the first k over that of the best order (Järvelin & Kekäläinen, 2002): a
+    gain at place p counts 1 / log2(p + 1). relevant: the relevant ones, or the gain of each.
+    """
     _check(ranking, relevant)
     gains = relevant if isinstance(relevant, Mapping) else dict.fromkeys(relevant, 1.0)
     discounted = lambda values: sum(gain / math.log2(place + 1) for place, gain in enumerate(values, 1))
-    return discounted(gains.get(found, 0.0) for found in ranking[:k]) / discounted(sorted(gains.values(), reverse=True)[:k])
+    return discounted(gains.get(found, 0.0) for found in ranking[:k]) / discounted(
+        sorted(gains.values(), reverse=True)[:k]
+    )
 
 
 def _check(ranking: Sequence[Hashable], relevant: Collection[Hashable]) -> None:
@@ -55,7 +61,9 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: Sequence[float], level: float = 0.95, rounds: int = 2000, seed: int = 0) -> Interval:
-    """The mean of `values` with its percentile interval over resamples with replacement (Efron, 1979). Raises ValueError for none."""
+    """The mean of `values` with its percentile interval over resamples with replacement (Efron, 1979). Raises
+    ValueError for none.
+    """
     if not len(values):
         raise ValueError("there are no values to take the mean of")
     array, generator = np.asarray(values, np.float64), np.random.default_rng(seed)
@@ -67,13 +75,20 @@ def bootstrap(values: Sequence[float], level: float = 0.95, rounds: int = 2000, 
 RANKING_METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 
 
-def rank_scores(rankings: Sequence[Sequence[Hashable]], relevant: Sequence[Collection[Hashable]]) -> dict[str, Interval]:
+def rank_scores(
+    rankings: Sequence[Sequence[Hashable]], relevant: Sequence[Collection[Hashable]]
+) -> dict[str, Interval]:
     """`RANKING_METRICS` over all questions, each with its bootstrap interval. MRR is over whole rankings."""
     if len(rankings) != len(relevant):
-        raise ValueError(f"{len(rankings)} rankings and {len(relevant)} sets of relevant ids do not go together")
+        raise ValueError(
+            f"{len(rankings)} rankings and {len(relevant)} sets of relevant ids do not go together"
+        )
     pairs = list(zip(rankings, relevant))
     values = {f"recall@{k}": [recall_at(*pair, k) for pair in pairs] for k in (1, 5, 10)}
-    values |= {"mrr": [reciprocal_rank(*pair) for pair in pairs], "ndcg@10": [ndcg_at(*pair, 10) for pair in pairs]}
+    values |= {
+        "mrr": [reciprocal_rank(*pair) for pair in pairs],
+        "ndcg@10": [ndcg_at(*pair, 10) for pair in pairs],
+    }
     return {name: bootstrap(values[name]) for name in RANKING_METRICS}
 
 
@@ -81,7 +96,8 @@ def rank_scores(rankings: Sequence[Sequence[Hashable]], relevant: Sequence[Colle
 
 
 def normalise(text: str) -> str:
-    """As SQuAD's evaluation does (Rajpurkar et al., 2016): lower case, without punctuation, articles and extra spaces.
+    """As SQuAD's evaluation does (Rajpurkar et al., 2016): lower case, without punctuation, articles and
+    extra spaces.
 
     >>> normalise("The  Grey-Ottilie, an old boat.")
     'greyottilie old boat'
@@ -96,7 +112,9 @@ def exact_match(answer: str, right: Sequence[str]) -> float:
 
 
 def token_f1(answer: str, right: Sequence[str]) -> float:
-    """The harmonic mean of precision and recall of the answer's words, against the right answer that it is nearest to."""
+    """The harmonic mean of precision and recall of the answer's words, against the right answer that it is
+    nearest to.
+    """
     return max((_f1(normalise(answer).split(), normalise(r).split()) for r in right), default=0.0)
 
 
@@ -106,5 +124,7 @@ def _f1(answer: list[str], right: list[str]) -> float:
 
 
 def holds_answer(answer: str, right: Sequence[str]) -> float:
-    """1 where a right answer stands in the answer as whole words, both normalised: "It is 60 tallies" holds "60", "160 tallies" does not."""
+    """1 where a right answer stands in the answer as whole words, both normalised: "It is 60 tallies" holds
+    "60", "160 tallies" does not.
+    """
     return float(any(f" {normalise(r)} " in f" {normalise(answer)} " for r in right if normalise(r)))

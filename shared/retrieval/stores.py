@@ -1,12 +1,13 @@
-"""Week 11. Where vectors are kept and their nearest are found: FAISS in four kinds, and Qdrant, behind one interface.
+"""Week 11. Where vectors are kept and their nearest are found: FAISS in four kinds, and Qdrant, behind one
+interface.
 
     store = FaissStore(384, "hnsw")
     store.add([7, 8], vectors)                   # ids are the caller's
     scores, ids = store.search(questions, k=10)  # by inner product, best first
     store.update([7], other); store.delete([8])
 
-Vectors of length 1 make the inner product the cosine. Sources: Jégou et al. (product quantization and IVF, 2011); Malkov & Yashunin
-(HNSW, 2018); Douze et al. (FAISS, 2024).
+Vectors of length 1 make the inner product the cosine. Sources: Jégou et al. (product quantization and IVF,
+2011); Malkov & Yashunin (HNSW, 2018); Douze et al. (FAISS, 2024).
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +64,9 @@ class VectorStore(ABC):
         return sum(array.nbytes for array in self.arrays().values())
 
     def add(self, ids: Sequence[int], vectors: Vectors) -> None:
-        """vectors: float32 [len(ids), dim]. Raises ValueError for ids that are there already, for another shape, for NaN and infinity."""
+        """vectors: float32 [len(ids), dim]. Raises ValueError for ids that are there already, for another
+        shape, for NaN and infinity.
+        """
         known, vectors = self._checked(ids, vectors)
         there = known[self._holds(known)]
         if len(there):
@@ -87,7 +90,9 @@ class VectorStore(ABC):
         self._delete(np.unique(known))
 
     def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """The k nearest to each row of float32 [n, dim], best first: scores and ids, both [n, k]. Where fewer are found, the rest is -inf and -1."""
+        """The k nearest to each row of float32 [n, dim], best first: scores and ids, both [n, k]. Where fewer
+        are found, the rest is -inf and -1.
+        """
         vectors = self._matrix(vectors)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least 1")
@@ -102,9 +107,13 @@ class VectorStore(ABC):
     def _matrix(self, vectors: Vectors) -> Vectors:
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise ValueError(f"vectors of shape {list(vectors.shape)} do not fit: this store takes [n, {self.dim}]")
+            raise ValueError(
+                f"vectors of shape {list(vectors.shape)} do not fit: this store takes [n, {self.dim}]"
+            )
         if not np.isfinite(vectors).all():
-            raise ValueError("a vector has NaN or infinity in it: its embedder is damaged, or its text is empty")
+            raise ValueError(
+                "a vector has NaN or infinity in it: its embedder is damaged, or its text is empty"
+            )
         return vectors
 
     def _checked(self, ids: Sequence[int], vectors: Vectors) -> tuple[Ids, Vectors]:
@@ -117,7 +126,9 @@ class VectorStore(ABC):
 
 
 def make_store(kind: str, dim: int, **settings: Any) -> VectorStore:
-    """An empty store of a kind of `STORES`. Raises ValueError for another kind and for settings that it does not have."""
+    """An empty store of a kind of `STORES`. Raises ValueError for another kind and for settings that it does
+    not have.
+    """
     if kind not in STORES:
         raise ValueError(f"no store is called {kind!r}; there are: {', '.join(STORES)}")
     return QdrantStore(dim, **settings) if kind == "qdrant" else FaissStore(dim, kind, **settings)
@@ -129,7 +140,9 @@ def open_store(kind: str, dim: int, settings: dict[str, Any], arrays: dict[str, 
         store = make_store(kind, dim, **settings)
         store._restore(arrays)
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"the saved store is damaged ({str(error).splitlines()[-1]}): build the index again") from None
+        raise ValueError(
+            f"the saved store is damaged ({str(error).splitlines()[-1]}): build the index again"
+        ) from None
     return store
 
 
@@ -143,17 +156,34 @@ class FaissStore(VectorStore):
     | hnsw | walks a graph of neighbours, keeping `effort` candidates | efSearch, 64 |
     | pq | compares with every vector, each kept in `pq_bytes` bytes instead of 4 · dim | |
 
-    effort: may be changed at any time. cells: of ivf; None means 4 √n, but at least 39 vectors for each. neighbours: of hnsw, for each
-    vector and level. pq_bytes: must divide dim; None means dim / 8. ivf and pq learn from the vectors of the first `add`, so give them
-    many at once. hnsw cannot forget: what is deleted is kept out of results, and once half is gone the graph is built anew.
+    effort: may be changed at any time. cells: of ivf; None means 4 √n, but at least 39 vectors for each.
+    neighbours: of hnsw, for each vector and level. pq_bytes: must divide dim; None means dim / 8. ivf and pq
+    learn from the vectors of the first `add`, so give them many at once. hnsw cannot forget: what is deleted
+    is kept out of results, and once half is gone the graph is built anew.
     """
 
     def __init__(
-        self, dim: int, kind: str = "flat", effort: int | None = None, cells: int | None = None, neighbours: int = 32, pq_bytes: int | None = None
+        self,
+        dim: int,
+        kind: str = "flat",
+        effort: int | None = None,
+        cells: int | None = None,
+        neighbours: int = 32,
+        pq_bytes: int | None = None,
     ):
         problems = [] if kind in FAISS_KINDS else [f"no kind {kind!r}; there are: {', '.join(FAISS_KINDS)}"]
-        numbers = {"dim": dim, "effort": effort, "cells": cells, "neighbours": neighbours, "pq_bytes": pq_bytes}
-        problems += [f"{name}={value}: must be at least 1" for name, value in numbers.items() if value is not None and value < 1]
+        numbers = {
+            "dim": dim,
+            "effort": effort,
+            "cells": cells,
+            "neighbours": neighbours,
+            "pq_bytes": pq_bytes,
+        }
+        problems += [
+            f"{name}={value}: must be at least 1"
+            for name, value in numbers.items()
+            if value is not None and value < 1
+        ]
         self.pq_bytes = pq_bytes or max(1, dim // 8)
         if kind == "pq" and not problems and dim % self.pq_bytes:
             problems.append(f"pq_bytes={self.pq_bytes} does not divide the vectors' {dim} numbers")
@@ -165,13 +195,19 @@ class FaissStore(VectorStore):
 
     def _forget_all(self) -> None:
         self._index: faiss.Index | None = None
-        # FAISS knows each vector by a serial number that is never used again; so an id can be deleted and come back, in every kind.
+        # FAISS knows each vector by a serial number that is never used again; so an id can be deleted and
+        # come back, in every kind.
         self._ids: Ids = np.empty(0, np.int64)  # by serial number; -1 for one that was deleted
         self._serials: dict[int, int] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"effort": self.effort or None, "cells": self.cells, "neighbours": self.neighbours, "pq_bytes": self.pq_bytes}
+        return {
+            "effort": self.effort or None,
+            "cells": self.cells,
+            "neighbours": self.neighbours,
+            "pq_bytes": self.pq_bytes,
+        }
 
     def __len__(self) -> int:
         return len(self._serials)
@@ -185,14 +221,20 @@ class FaissStore(VectorStore):
         if self.kind == "ivf":
             cells = self.cells or max(1, min(round(4 * len(vectors) ** 0.5), len(vectors) // 39))
             if cells > len(vectors):
-                raise ValueError(f"{cells} cells need at least as many vectors in the first add, not {len(vectors)}: choose fewer cells")
+                raise ValueError(
+                    f"{cells} cells need at least as many vectors in the first add, not {len(vectors)}:"
+                    " choose fewer cells"
+                )
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
             index.cp.min_points_per_centroid = 1  # FAISS warns on stderr below 39
             index.train(vectors)
             return index
         if self.kind == "pq":
             if len(vectors) < 256:
-                raise ValueError(f"pq learns 256 codes from the vectors of the first add, and {len(vectors)} are too few: use flat for so few")
+                raise ValueError(
+                    f"pq learns 256 codes from the vectors of the first add, and {len(vectors)} are too few:"
+                    " use flat for so few"
+                )
             index = faiss.IndexPQ(dim, self.pq_bytes, 8, inner)
             index.pq.cp.min_points_per_centroid = 1
             index.train(vectors)
@@ -237,7 +279,9 @@ class FaissStore(VectorStore):
         return scores, np.where(serials < 0, -1, self._ids[serials])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"ids": self._ids} | ({} if self._index is None else {"faiss": faiss.serialize_index(self._index)})
+        return {"ids": self._ids} | (
+            {} if self._index is None else {"faiss": faiss.serialize_index(self._index)}
+        )
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         self._ids = arrays["ids"].astype(np.int64)
@@ -245,8 +289,13 @@ class FaissStore(VectorStore):
         if "faiss" in arrays:
             self._index = faiss.deserialize_index(arrays["faiss"])
             held = self._index.ntotal
-            if self._index.d != self.dim or held != (len(self._ids) if self.kind == "hnsw" else len(self._serials)):
-                raise ValueError(f"the saved store is damaged: {held} vectors of {self._index.d} numbers are not what its list of ids says")
+            if self._index.d != self.dim or held != (
+                len(self._ids) if self.kind == "hnsw" else len(self._serials)
+            ):
+                raise ValueError(
+                    f"the saved store is damaged: {held} vectors of {self._index.d} numbers are not what its"
+                    " list of ids says"
+                )
         elif len(self._ids):
             raise KeyError("faiss")
 
@@ -254,8 +303,8 @@ class FaissStore(VectorStore):
 class QdrantStore(VectorStore):
     """Qdrant, in this process and in memory, where it compares with every vector: exact.
 
-    client: a `qdrant_client.QdrantClient` of a server, whose collection `collection` is then used. Its own files on disk are pickles in
-    local mode, so they are not used: `arrays` takes the vectors out.
+    client: a `qdrant_client.QdrantClient` of a server, whose collection `collection` is then used. Its own
+    files on disk are pickles in local mode, so they are not used: `arrays` takes the vectors out.
     """
 
     kind = "qdrant"
@@ -268,7 +317,9 @@ class QdrantStore(VectorStore):
         self.dim, self.collection, self._models = dim, collection, models
         self._client = client or QdrantClient(":memory:")
         if not self._client.collection_exists(collection):
-            self._client.create_collection(collection, vectors_config=models.VectorParams(size=dim, distance=models.Distance.DOT))
+            self._client.create_collection(
+                collection, vectors_config=models.VectorParams(size=dim, distance=models.Distance.DOT)
+            )
 
     def __len__(self) -> int:
         return self._client.count(self.collection).count
@@ -291,7 +342,9 @@ class QdrantStore(VectorStore):
         return scores, np.array([[p.id for p in a.points] for a in answers], np.int64)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        points = self._client.scroll(self.collection, limit=max(1, len(self)), with_vectors=True, with_payload=False)[0]
+        points = self._client.scroll(
+            self.collection, limit=max(1, len(self)), with_vectors=True, with_payload=False
+        )[0]
         vectors = np.array([p.vector for p in points], np.float32).reshape(len(points), self.dim)
         return {"ids": np.array([p.id for p in points], np.int64), "vectors": vectors}
 

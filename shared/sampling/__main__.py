@@ -1,6 +1,6 @@
 """Week 1. Writes text with a checkpoint of any week; without --prompt it asks for one, again and again.
 
-    python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --prompt "ROMEO:"
+python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --prompt "ROMEO:"
 """
 
 import sys
@@ -40,13 +40,21 @@ def main(settings: Settings) -> None:
     loaded = checkpoint.load(settings.checkpoint, device=pick_device(settings.device))
     model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:
-        raise ValueError(f"{settings.checkpoint} was saved without a tokenizer: its ids cannot be turned into text")
+        raise ValueError(
+            f"{settings.checkpoint} was saved without a tokenizer: its ids cannot be turned into text"
+        )
 
     def write(prompt: str) -> None:
         ids = generate(
-            model, tokenizer.encode(prompt), settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p,
-            [tokenizer.encode(s) for s in settings.stop], settings.seed,
-        )  # fmt: skip
+            model,
+            tokenizer.encode(prompt),
+            settings.max_new_tokens,
+            settings.temperature,
+            settings.top_k,
+            settings.top_p,
+            [tokenizer.encode(s) for s in settings.stop],
+            settings.seed,
+        )
         print(prompt, end="", flush=True)
         for piece in stream_text(tokenizer, ids):
             print(piece, end="", flush=True)

@@ -5,7 +5,8 @@
     python -m shared.serving --model checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --port 8001
     python -m shared.serving --model smollm2 --quantize int8 --adapters pirate=checkpoints/pirate
 
-SIGTERM or Ctrl-C: no new texts are taken, those being written are finished within `--grace` seconds; a second one stops at once.
+SIGTERM or Ctrl-C: no new texts are taken, those being written are finished within `--grace` seconds; a second
+one stops at once.
 """
 
 import asyncio
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from shared.retrieval.index import Index
 
 SMALL = 40_000_000
-"""Bytes of a model below which a product is over before a second core has begun: with one of 5 MB, one thread is as fast as two, and leaves the
-other core to HTTP."""
+"""Bytes of a model below which a product is over before a second core has begun: with one of 5 MB, one thread
+is as fast as two, and leaves the other core to HTTP.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class Settings:
     """A server for one model and its adapters."""
 
     model: str = "own"
-    """"own" (the checkpoint of week 6, else of week 4, else smollm2), "smollm2", a checkpoint's folder (quantized or not), or a Hugging Face
-    model's folder or hub name."""
+    """"own" (the checkpoint of week 6, else of week 4, else smollm2), "smollm2", a checkpoint's folder
+    (quantized or not), or a Hugging Face model's folder or hub name.
+    """
     name: str | None = None
     """What clients call it; the last part of --model if not given."""
     quantize: Literal["int8", "int4", "nf4"] | None = None
@@ -68,7 +71,8 @@ class Settings:
     port: int = 8000
     """0 takes any that is free."""
     api_key_variable: str = "LLM_WEEKS_API_KEY"
-    """The environment variable with the key that clients must send; where it is not set, none is asked for."""
+    """The environment variable with the key that clients must send; where it is not set, none is asked for.
+    """
     api_key_file: str | None = None
     """A file with the key instead, such as a Docker secret."""
     slots: int = 8
@@ -101,7 +105,9 @@ class Settings:
 
 
 class Server(uvicorn.Server):
-    """Goes on listening after the first signal, so that those who ask hear that it shuts down, until its texts are finished or `grace` is over."""
+    """Goes on listening after the first signal, so that those who ask hear that it shuts down, until its
+    texts are finished or `grace` is over.
+    """
 
     def __init__(self, config: uvicorn.Config, served: Engine, grace: float):
         super().__init__(config)
@@ -114,7 +120,11 @@ class Server(uvicorn.Server):
             return
         self._deadline = time.monotonic() + self._grace
         self._served.drain()
-        print(f"{signal.Signals(sig).name}: finishing {self._served.busy + self._served.waiting} texts", file=sys.stderr, flush=True)
+        print(
+            f"{signal.Signals(sig).name}: finishing {self._served.busy + self._served.waiting} texts",
+            file=sys.stderr,
+            flush=True,
+        )
 
     async def on_tick(self, counter: int) -> bool:
         if self._deadline is not None and not self.should_exit:
@@ -126,10 +136,18 @@ class Server(uvicorn.Server):
 
 
 def own_checkpoint() -> tuple[str, Path] | None:
-    """The newest week whose checkpoint is there, and the folder: a smoke run's only where there is no other. None if there is none."""
+    """The newest week whose checkpoint is there, and the folder: a smoke run's only where there is no other.
+    None if there is none.
+    """
     root = output_root() / "checkpoints"
-    found = [(topic, path) for topic, run in (("04_mini_gpt", "headline"), ("06_gpt2", "gpt2")) for path in (root / topic).glob(f"*/*/{run}/best")]
-    return max(found, key=lambda pair: ("smoke" not in pair[1].parts, pair[0], pair[1].stat().st_mtime), default=None)
+    found = [
+        (topic, path)
+        for topic, run in (("04_mini_gpt", "headline"), ("06_gpt2", "gpt2"))
+        for path in (root / topic).glob(f"*/*/{run}/best")
+    ]
+    return max(
+        found, key=lambda pair: ("smoke" not in pair[1].parts, pair[0], pair[1].stat().st_mtime), default=None
+    )
 
 
 def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
@@ -137,7 +155,9 @@ def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
     device = pick_device(settings.device)
     model = load_model(settings.model, device)
     if model.tokenizer is None:
-        raise ValueError(f"{settings.model} comes without a tokenizer of ours: its ids cannot be turned into text")
+        raise ValueError(
+            f"{settings.model} comes without a tokenizer of ours: its ids cannot be turned into text"
+        )
     if settings.quantize:
         quantize(model, settings.quantize, settings.group_size)
     for adapter in settings.adapters:
@@ -147,7 +167,9 @@ def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
 
 
 def wanted_key(settings: Settings) -> str | None:
-    """The key that clients must send, None where none is asked for. Raises ValueError for one that is empty: somebody meant there to be one."""
+    """The key that clients must send, None where none is asked for. Raises ValueError for one that is empty:
+    somebody meant there to be one.
+    """
     if settings.api_key_file is None:
         where, key = settings.api_key_variable, os.environ.get(settings.api_key_variable)
     else:
@@ -155,22 +177,36 @@ def wanted_key(settings: Settings) -> str | None:
         try:
             key = Path(where).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise ValueError(f"the API key cannot be read from {where}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+            raise ValueError(
+                f"the API key cannot be read from {where}:"
+                f" {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+            ) from None
     if key is not None and not key.strip():
-        raise ValueError(f"{where} holds an empty API key: put a key there, or take the setting away for a server without one")
+        raise ValueError(
+            f"{where} holds an empty API key: put a key there, or take the setting away for a server"
+            " without one"
+        )
     return key and key.strip()
 
 
 def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
-    """The documents of a folder, as week 11 cuts and embeds them. The index is kept in the cache: the next start embeds only what has changed."""
+    """The documents of a folder, as week 11 cuts and embeds them. The index is kept in the cache: the next
+    start embeds only what has changed.
+    """
     try:
         from shared.retrieval.documents import chunk_documents, load_documents
         from shared.retrieval.embedders import MiniLM
         from shared.retrieval.index import Index
     except ImportError as error:
-        raise ValueError(f"--documents needs the package {error.name}, which is not installed: pip install 'llm-weeks[rag]'") from None
+        raise ValueError(
+            f"--documents needs the package {error.name}, which is not installed: pip install"
+            " 'llm-weeks[rag]'"
+        ) from None
     chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())
-    said, path = f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages", Path(documents).resolve()
+    said, path = (
+        f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages",
+        Path(documents).resolve(),
+    )
     try:
         cache = cache_folder()
     except ValueError as error:
@@ -188,35 +224,56 @@ def make_app(settings: Settings) -> FastAPI:
     name, source = os.path.basename(os.path.normpath(settings.model)), settings.model
     if source == "own":
         name, source = own_checkpoint() or ("smollm2", "smollm2")
-        print("no checkpoint of weeks 4 and 6 yet: SmolLM2 instead" if name == "smollm2" else f"your own model: {source}", flush=True)
+        print(
+            (
+                "no checkpoint of weeks 4 and 6 yet: SmolLM2 instead"
+                if name == "smollm2"
+                else f"your own model: {source}"
+            ),
+            flush=True,
+        )
     name, api_key = settings.name or name, wanted_key(settings)
     model, tokenizer = served_model(replace(settings, model=str(source)))
     index = index_of(settings.documents, pick_device(settings.device)) if settings.documents else None
     if threads := settings.threads or (1 if num_bytes(model) < SMALL else None):
         torch.set_num_threads(threads)
     app = create_app(
-        model, tokenizer, name, settings.slots, settings.max_length, settings.chunk, settings.queue, settings.limits, api_key
-    )  # fmt: skip
+        model,
+        tokenizer,
+        name,
+        settings.slots,
+        settings.max_length,
+        settings.chunk,
+        settings.queue,
+        settings.limits,
+        api_key,
+    )
     if settings.page:
         from shared.serving.page import add_page  # Gradio takes seconds to import
 
         add_page(app, index)
-    print(f"model: {name} ({describe_size(model)}); threads: {torch.get_num_threads()}; API key: {'asked for' if api_key else 'none'}; "
-          f"{'page and API' if settings.page else 'API'} at the address below")  # fmt: skip
+    print(
+        f"model: {name} ({describe_size(model)}); threads: {torch.get_num_threads()}; API key:"
+        f" {'asked for' if api_key else 'none'}; {'page and API' if settings.page else 'API'} at the address"
+        " below"
+    )
     return app
 
 
 def main(settings: Settings) -> None:
     """Serves until a signal comes."""
     same_bits_in_every_row()
-    # In a thread that ends: OpenMP keeps helpers for every thread that has computed, and where there are more of them than cores, none waits
-    # awake for the next product any more. A step of a small model takes more than twice as long then.
+    # In a thread that ends: OpenMP keeps helpers for every thread that has computed, and where there are more
+    # of them than cores, none waits awake for the next product any more. A step of a small model takes more
+    # than twice as long then.
     with ThreadPoolExecutor(1) as maker:
         app = maker.submit(make_app, settings).result()
     config = uvicorn.Config(app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5)
     try:
         Server(config, app.state.engine, settings.grace).run()
-    finally:  # a second signal leaves the app's own shutdown out, and Python aborts where a thread computes while it ends
+    finally:
+        # a second signal leaves the app's own shutdown out, and Python aborts where a thread computes while
+        # it ends
         app.state.engine.close()
 
 

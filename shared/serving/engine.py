@@ -1,22 +1,24 @@
 """Week 12. The engine: one thread that steps a model for many requests at once, each as if it were alone.
 
-A step reads one chunk of one waiting prompt, then writes one token of every text that is being written, all of them rows of one forward pass
-(continuous batching: Yu et al., "Orca", 2022; chunked prefill: Agrawal et al., "Sarathi-Serve", 2024). What a prompt has in common with one
-that was read before is not read again.
+A step reads one chunk of one waiting prompt, then writes one token of every text that is being written, all
+of them rows of one forward pass (continuous batching: Yu et al., "Orca", 2022; chunked prefill: Agrawal et
+al., "Sarathi-Serve", 2024). What a prompt has in common with one that was read before is not read again.
 
     engine = Engine(model)
     for token in engine.submit(Request(ids, max_new_tokens=50, seed=1)):
         print(token.id)
     engine.close()
 
-A request's tokens do not depend on its neighbours. Whatever rounds differently in another shape is kept out of reach:
+A request's tokens do not depend on its neighbours. Whatever rounds differently in another shape is kept out
+of reach:
 
 * a prompt is read in a batch of its own, in chunks that begin at multiples of `chunk`, and only whole such chunks are reused;
 * texts are written in batches of a multiple of `ROWS` rows, idle ones among them, and keys come in blocks (`shared.serving.slots.KEYS`);
 * each request draws from a generator of its own.
 
-What is left is what the machine's products do with the same row at another place of the batch. Intel's MKL, which computes them on most
-CPUs, gives every row the same bits in the mode that `same_bits_in_every_row` sets; without it the last bit of attention may differ.
+What is left is what the machine's products do with the same row at another place of the batch. Intel's MKL,
+which computes them on most CPUs, gives every row the same bits in the mode that `same_bits_in_every_row`
+sets; without it the last bit of attention may differ.
 """
 
 import logging
@@ -41,15 +43,18 @@ from shared.sampling.generate import check_sampling, sample, split_at_stop
 from shared.serving.slots import SlotCache
 
 ROWS = 4
-"""Texts are written in batches of a multiple of so many rows: smaller batches go through other kernels, which round differently."""
+"""Texts are written in batches of a multiple of so many rows: smaller batches go through other kernels, which
+round differently.
+"""
 REASONS = ("stop", "length", "cancelled", "timeout", "error")
 """Why a text ended."""
 log = logging.getLogger(__name__)
 
 
 def same_bits_in_every_row() -> None:
-    """Asks MKL for results that do not depend on where in memory, or by which thread, they are computed. It listens only before its first
-    product; a value that the environment has already stays."""
+    """Asks MKL for results that do not depend on where in memory, or by which thread, they are computed. It
+    listens only before its first product; a value that the environment has already stays.
+    """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
@@ -62,7 +67,9 @@ class Draining(RuntimeError):
 
 
 class Token(NamedTuple):
-    """One token of a text, with log-probabilities where they were asked for: the model's own, before temperature and filters."""
+    """One token of a text, with log-probabilities where they were asked for: the model's own, before
+    temperature and filters.
+    """
 
     id: int
     logprob: float | None = None
@@ -73,7 +80,9 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What to write. Raises ValueError for values out of range; `Engine.submit` for what this model cannot do."""
+    """What to write. Raises ValueError for values out of range; `Engine.submit` for what this model cannot
+    do.
+    """
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -87,7 +96,9 @@ class Request:
     adapter: str | None = None
     """Name of a LoRA adapter on the model; None is the base alone."""
     logprobs: int | None = None
-    """How many of the likeliest tokens to name at each place; 0 gives only the log-probability of the token itself."""
+    """How many of the likeliest tokens to name at each place; 0 gives only the log-probability of the token
+    itself.
+    """
     score_prompt: bool = False
     """Log-probabilities of the prompt's tokens too (`Generation.prompt`)."""
     timeout: float | None = None
@@ -108,9 +119,13 @@ class Request:
 
 
 class Generation:
-    """A submitted request. Iterating gives its tokens as they come; `listen` gets them, and then None, from the engine's thread instead."""
+    """A submitted request. Iterating gives its tokens as they come; `listen` gets them, and then None, from
+    the engine's thread instead.
+    """
 
-    def __init__(self, request: Request, listen: Callable[[Token | None], None] | None, wake: Callable[[], None]):
+    def __init__(
+        self, request: Request, listen: Callable[[Token | None], None] | None, wake: Callable[[], None]
+    ):
         self.request = request
         self.finish_reason: str | None = None
         """None while it runs; then one of `REASONS`."""
@@ -174,23 +189,38 @@ class _Slot:
 class Engine:
     """Writes texts with `model`, up to `slots` at a time, for up to `queue` more that wait.
 
-    max_length: tokens of a prompt and its text together; the model's block_size if not given. Memory: 2 · n_layer · slots · n_kv_head ·
-    max_length · head_dim numbers. chunk: tokens of a prompt that are read at a time, for which running texts wait. start: whether a thread
-    calls `step`, or the caller does. The model belongs to the engine from here on. Raises ValueError for settings out of range and a model
-    that is no GPT.
+    max_length: tokens of a prompt and its text together; the model's block_size if not given. Memory: 2 ·
+    n_layer · slots · n_kv_head · max_length · head_dim numbers. chunk: tokens of a prompt that are read at a
+    time, for which running texts wait. start: whether a thread calls `step`, or the caller does. The model
+    belongs to the engine from here on. Raises ValueError for settings out of range and a model that is no
+    GPT.
     """
 
-    def __init__(self, model: GPT, slots: int = 8, max_length: int | None = None, chunk: int = 32, queue: int = 64, start: bool = True):
+    def __init__(
+        self,
+        model: GPT,
+        slots: int = 8,
+        max_length: int | None = None,
+        chunk: int = 32,
+        queue: int = 64,
+        start: bool = True,
+    ):
         if not isinstance(model, GPT):
             raise ValueError(f"the engine runs a GPT, not a {type(model).__name__}")
-        problems = [f"{n}={v}: must be at least {low}" for n, v, low in (("slots", slots, 1), ("chunk", chunk, 1), ("queue", queue, 0)) if v < low]
+        problems = [
+            f"{n}={v}: must be at least {low}"
+            for n, v, low in (("slots", slots, 1), ("chunk", chunk, 1), ("queue", queue, 0))
+            if v < low
+        ]
         if problems:
             raise ValueError("Engine: " + "; ".join(problems))
         self.model, self.chunk, self.queue = model.eval(), chunk, queue
         self.adapters = tuple(adapters_of(model))
         """Names that a request may give."""
         weight = model.norm.weight
-        self._cache = SlotCache(model.config, ROWS * math.ceil(slots / ROWS), max_length, weight.device, weight.dtype)
+        self._cache = SlotCache(
+            model.config, ROWS * math.ceil(slots / ROWS), max_length, weight.device, weight.dtype
+        )
         self.max_length = self._cache.max_length
         self._slots = [_Slot(i) for i in range(slots)]
         self._waiting: deque[Generation] = deque()
@@ -215,7 +245,9 @@ class Engine:
             if self._draining:
                 raise Draining("this server is shutting down: ask another one, or again later")
             if len(self._waiting) + self.busy >= len(self._slots) + self.queue:
-                raise QueueFull(f"{self.busy} texts are being written and {len(self._waiting)} wait: ask again later")
+                raise QueueFull(
+                    f"{self.busy} texts are being written and {len(self._waiting)} wait: ask again later"
+                )
             self._waiting.append(generation)
             self._changed.notify_all()
         return generation
@@ -229,11 +261,15 @@ class Engine:
                 f"and this model takes {self.max_length}: shorten the prompt, or ask for fewer"
             )
         if not all(0 <= i < vocab_size for i in request.prompt):
-            raise ValueError(f"the prompt has an id outside the vocabulary: ids go from 0 to {vocab_size - 1}")
+            raise ValueError(
+                f"the prompt has an id outside the vocabulary: ids go from 0 to {vocab_size - 1}"
+            )
         if (request.logprobs or 0) > vocab_size:
             raise ValueError(f"logprobs={request.logprobs}: there are only {vocab_size} tokens")
         if request.adapter is not None and request.adapter not in self.adapters:
-            raise ValueError(f"no adapter is called {request.adapter!r}; there are: {', '.join(self.adapters) or 'none'}")
+            raise ValueError(
+                f"no adapter is called {request.adapter!r}; there are: {', '.join(self.adapters) or 'none'}"
+            )
 
     @property
     def busy(self) -> int:
@@ -299,7 +335,9 @@ class Engine:
                 slot = self._reading.popleft()
                 self._read_chunk(slot)
                 if slot.generation and slot.next is None:
-                    self._reading.append(slot)  # behind the others: a short prompt need not wait for all of a long one
+                    self._reading.append(
+                        slot
+                    )  # behind the others: a short prompt need not wait for all of a long one
             writing = [slot for slot in self._slots if slot.next is not None]
             if writing:
                 self._write(writing)
@@ -344,20 +382,27 @@ class Engine:
             except Exception:  # it has no slot yet, by which it would be found
                 self._finish(generation, "error")
                 raise
-            slot.generation, slot.adapter, generation.slot = generation, generation.request.adapter, slot.index
+            slot.generation, slot.adapter, generation.slot = (
+                generation,
+                generation.request.adapter,
+                slot.index,
+            )
             slot.tokens, slot.whole = list(generation.request.prompt[: generation.reused]), generation.reused
             slot.used = self.steps
             self.reused_tokens += generation.reused
             self._reading.append(slot)
 
     def _place(self, request: Request) -> tuple[_Slot, int]:
-        """A free slot, and how many of the prompt's tokens are in it: those of the slot that begins most alike."""
+        """A free slot, and how many of the prompt's tokens are in it: those of the slot that begins most
+        alike.
+        """
         free = [slot for slot in self._slots if slot.generation is None]
         source = max(self._slots, key=lambda slot: (self._common(slot, request), slot.generation is None))
         common = self._common(source, request)
         if common and source in free and common == source.whole:
             return source, common
-        # The one used longest ago. Of the first rows, if there is one: a batch need not have more rows than the last slot in use.
+        # The one used longest ago. Of the first rows, if there is one: a batch need not have more rows than
+        # the last slot in use.
         target = min(free, key=lambda slot: (slot.index // ROWS, slot.used))
         if common and target is not source:
             self._cache.copy(source.index, target.index, common)
@@ -367,7 +412,9 @@ class Engine:
         if slot.adapter != request.adapter or request.score_prompt:  # a prompt is scored by reading it
             return 0
         common = 0
-        most = min(slot.whole, len(request.prompt) - 1)  # the last token must be read: what comes after it is asked for
+        most = min(
+            slot.whole, len(request.prompt) - 1
+        )  # the last token must be read: what comes after it is asked for
         while common + self.chunk <= most:
             part = slice(common, common + self.chunk)
             if slot.tokens[part] != list(request.prompt[part]):
@@ -375,13 +422,21 @@ class Engine:
             common += self.chunk
         return common
 
-    def _forward(self, ids: list[list[int]], first: int, lengths: list[int | None], adapters: tuple[str | None, ...]) -> Tensor:
+    def _forward(
+        self, ids: list[list[int]], first: int, lengths: list[int | None], adapters: tuple[str | None, ...]
+    ) -> Tensor:
         """Logits [rows, time, vocab_size], fp32, on the CPU."""
-        if self.adapters and adapters != self._rows:  # setting them walks through all modules, so it is done where they change
+        if (
+            self.adapters and adapters != self._rows
+        ):  # setting them walks through all modules, so it is done where they change
             self._rows_set.close()
             self._rows_set.enter_context(adapters_by_row(self.model, adapters))
             self._rows = adapters
-        return self.model(torch.tensor(ids, device=self._cache.k.device), self._cache.rows(first, lengths)).float().cpu()
+        return (
+            self.model(torch.tensor(ids, device=self._cache.k.device), self._cache.rows(first, lengths))
+            .float()
+            .cpu()
+        )
 
     def _read_chunk(self, slot: _Slot) -> None:
         generation, start = slot.generation, len(slot.tokens)
@@ -405,7 +460,11 @@ class Engine:
         rows = ROWS * math.ceil((slots[-1].index + 1) / ROWS)
         ids, lengths, adapters = [[0]] * rows, [None] * rows, [None] * rows
         for slot in slots:
-            ids[slot.index], lengths[slot.index], adapters[slot.index] = [slot.next], len(slot.tokens), slot.adapter
+            ids[slot.index], lengths[slot.index], adapters[slot.index] = (
+                [slot.next],
+                len(slot.tokens),
+                slot.adapter,
+            )
         logits = self._forward(ids, 0, lengths, tuple(adapters))
         for slot in slots:
             slot.tokens.append(slot.next)
@@ -414,18 +473,24 @@ class Engine:
     def _draw(self, slot: _Slot, logits: Tensor) -> None:
         generation = slot.generation
         request = generation.request
-        if not logits.max().isfinite():  # greedy drawing would not notice, and values that are not finite would outlive this text
+        if (
+            not logits.max().isfinite()
+        ):  # greedy drawing would not notice, and values that are not finite would outlive this text
             log.error("a text's logits are not finite: it is given up")
             self._cache.clear(slot.index)
             slot.whole = 0
             return self._finish(generation, "error")
         if request.max_new_tokens == 0:
             return self._finish(generation, "length")
-        slot.next = int(sample(logits, request.temperature, request.top_k, request.top_p, generation.generator))
+        slot.next = int(
+            sample(logits, request.temperature, request.top_k, request.top_p, generation.generator)
+        )
         generation.drawn += 1
         self.generated_tokens += 1
         held = generation.held
-        held.append(Token(slot.next) if request.logprobs is None else _scored(logits, slot.next, request.logprobs))
+        held.append(
+            Token(slot.next) if request.logprobs is None else _scored(logits, slot.next, request.logprobs)
+        )
         ready, stopped = split_at_stop([token.id for token in held], generation.stops)
         ended = generation.drawn == request.max_new_tokens
         for token in held[: len(held) if ended and not stopped else ready]:

@@ -35,7 +35,11 @@ class Limits:
     """From when a request is taken on, its body read and its prompts tokenized, to the end of its texts."""
 
     def __post_init__(self) -> None:
-        problems = [f"{name}={value}: must be above 0" for name, value in vars(self).items() if value is not None and not value > 0]
+        problems = [
+            f"{name}={value}: must be above 0"
+            for name, value in vars(self).items()
+            if value is not None and not value > 0
+        ]
         if problems:
             raise ValueError("Limits: " + "; ".join(problems))
 
@@ -43,11 +47,23 @@ class Limits:
 class ApiError(Exception):
     """An answer that is an error, in OpenAI's form."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, headers: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         self.status, self.headers = status, headers
-        self.form = error_form(message, kinds.get(status, "server_error" if status >= 500 else "invalid_request_error"), param, code)
+        self.form = error_form(
+            message,
+            kinds.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+            param,
+            code,
+        )
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.form, self.status, self.headers)
@@ -60,19 +76,35 @@ class Metrics:
         self.registry = prometheus.CollectorRegistry()
         make = lambda kind, name, text, **options: kind(name, text, registry=self.registry, **options)
         seconds = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-        self.requests = make(prometheus.Counter, "llm_requests", "Answers, by path and status", labelnames=("path", "status"))
-        self.first = make(
-            prometheus.Histogram, "llm_time_to_first_token_seconds", "From when a request is taken on to its first token", buckets=seconds
+        self.requests = make(
+            prometheus.Counter, "llm_requests", "Answers, by path and status", labelnames=("path", "status")
         )
-        self.between = make(prometheus.Histogram, "llm_time_between_tokens_seconds", "Between two tokens of a text", buckets=seconds)
-        ended = make(prometheus.Gauge, "llm_texts_ended", "Texts that ended, by reason", labelnames=("reason",))
+        self.first = make(
+            prometheus.Histogram,
+            "llm_time_to_first_token_seconds",
+            "From when a request is taken on to its first token",
+            buckets=seconds,
+        )
+        self.between = make(
+            prometheus.Histogram,
+            "llm_time_between_tokens_seconds",
+            "Between two tokens of a text",
+            buckets=seconds,
+        )
+        ended = make(
+            prometheus.Gauge, "llm_texts_ended", "Texts that ended, by reason", labelnames=("reason",)
+        )
         for reason in REASONS:
             ended.labels(reason).set_function(partial(served.ended.get, reason))
         for name, text, read in (
             ("llm_slots_busy", "Texts being written", lambda: served.busy),
             ("llm_queue_length", "Requests that wait for a slot", lambda: served.waiting),
             ("llm_prompt_tokens", "Tokens of prompts read", lambda: served.prompt_tokens),
-            ("llm_reused_tokens", "Tokens of prompts taken over from earlier ones", lambda: served.reused_tokens),
+            (
+                "llm_reused_tokens",
+                "Tokens of prompts taken over from earlier ones",
+                lambda: served.reused_tokens,
+            ),
             ("llm_generated_tokens", "Tokens drawn", lambda: served.generated_tokens),
         ):
             make(prometheus.Gauge, name, text).set_function(read)
@@ -81,7 +113,9 @@ class Metrics:
 class Gate:
     """Around the app: the key, the size of bodies and the time they take, and the count of answers."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics, paths: Sequence[str]):
+    def __init__(
+        self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics, paths: Sequence[str]
+    ):
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
         self.expected = api_key.encode() if api_key else None
 
@@ -98,11 +132,18 @@ class Gate:
         headers = dict(scope["headers"])
         error = None
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        known = not self.expected or scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.expected)
+        known = (
+            not self.expected
+            or scheme.lower() == b"bearer"
+            and hmac.compare_digest(key.strip(), self.expected)
+        )
         if scope["path"].startswith("/v1/") and not known:
             message = "this server wants its API key, as in Authorization: Bearer KEY"
             error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        elif headers.get(b"content-length", b"0").isdigit() and int(headers.get(b"content-length", b"0")) > self.limits.body:
+        elif (
+            headers.get(b"content-length", b"0").isdigit()
+            and int(headers.get(b"content-length", b"0")) > self.limits.body
+        ):
             error = self._too_large()
         if error:
             return await error.response()(scope, receive, counted)
@@ -113,7 +154,12 @@ class Gate:
             raise
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self.limits.body} bytes", code="body_too_large", headers={"Connection": "close"})
+        return ApiError(
+            413,
+            f"the body is larger than {self.limits.body} bytes",
+            code="body_too_large",
+            headers={"Connection": "close"},
+        )
 
     def _limited(self, receive: Receive) -> Receive:
         size, whole, deadline = 0, False, time.monotonic() + self.limits.body_seconds
@@ -125,7 +171,11 @@ class Gate:
             try:
                 message = await asyncio.wait_for(receive(), max(0, deadline - time.monotonic()))
             except TimeoutError:
-                raise HTTPException(408, f"the body was not there within {self.limits.body_seconds:g} s", {"Connection": "close"}) from None
+                raise HTTPException(
+                    408,
+                    f"the body was not there within {self.limits.body_seconds:g} s",
+                    {"Connection": "close"},
+                ) from None
             size, whole = size + len(message.get("body", b"")), not message.get("more_body", False)
             if size > self.limits.body:
                 raise HTTPException(413, self._too_large().form["error"]["message"], {"Connection": "close"})
@@ -139,8 +189,16 @@ def invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
+        return ApiError(
+            400,
+            f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}",
+            code="invalid_json",
+        )
     if not where:
         return ApiError(400, "the body must be a JSON object, sent as Content-Type: application/json")
-    message = "this server does not know it" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    message = (
+        "this server does not know it"
+        if first["type"] == "extra_forbidden"
+        else first["msg"].removeprefix("Value error, ")
+    )
     return ApiError(400, f"{where[0]}: {message}", where[0])

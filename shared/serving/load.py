@@ -1,11 +1,13 @@
-"""Week 12. Measures a server from outside, as its clients see it: tokens a second at so many texts at once, and how long they wait.
+"""Week 12. Measures a server from outside, as its clients see it: tokens a second at so many texts at once,
+and how long they wait.
 
     with served("smollm2") as url:                                # a server in a process of its own
         rates = asyncio.run(throughput(url, prompts, Load()))     # {1: [22.1, ...], 8: [81.5, ...]} tokens a second
         waits = asyncio.run(delays(url, prompts, Load()))
 
-Each text is `tokens` tokens long, whatever the model says, so all ways do the same work; they take turns, so that a slow minute of the machine
-does not meet one of them alone. The client shares the server's machine: on two cores it costs part of what is measured.
+Each text is `tokens` tokens long, whatever the model says, so all ways do the same work; they take turns, so
+that a slow minute of the machine does not meet one of them alone. The client shares the server's machine: on
+two cores it costs part of what is measured.
 """
 
 import asyncio
@@ -47,7 +49,9 @@ class Load:
     """At a time, for the delays."""
 
     def __post_init__(self) -> None:
-        counts = {name: value for name, value in vars(self).items() if name != "at_once"} | {f"at_once of {n}": n for n in self.at_once}
+        counts = {name: value for name, value in vars(self).items() if name != "at_once"} | {
+            f"at_once of {n}": n for n in self.at_once
+        }
         problems = [f"{name}={value}: must be at least 1" for name, value in counts.items() if value < 1]
         if problems:
             raise ValueError("Load: " + "; ".join(problems))
@@ -77,13 +81,31 @@ class Delays:
 
 @contextmanager
 def served(model: str, *options: str) -> Iterator[str]:
-    """`python -m shared.serving` with a model and more options, until the block ends: its address, with /v1 at the end.
+    """`python -m shared.serving` with a model and more options, until the block ends: its address, with /v1
+    at the end.
 
     Raises ValueError with what the server said where it does not start.
     """
-    command = [sys.executable, "-m", "shared.serving", "--model", model, "--name", NAME, "--port", "0", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "shared.serving",
+        "--model",
+        model,
+        "--name",
+        NAME,
+        "--port",
+        "0",
+        *options,
+    ]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
         try:
             said = ""
             for line in process.stderr:
@@ -100,14 +122,30 @@ def served(model: str, *options: str) -> Iterator[str]:
 def client(url: str) -> httpx.AsyncClient:
     """A client of the server at `url`, with the key that LLM_WEEKS_API_KEY holds, if it does."""
     key = os.environ.get("LLM_WEEKS_API_KEY")
-    return httpx.AsyncClient(base_url=url, timeout=600, headers={"Authorization": f"Bearer {key}"} if key else {})
+    return httpx.AsyncClient(
+        base_url=url, timeout=600, headers={"Authorization": f"Bearer {key}"} if key else {}
+    )
 
 
-async def write(http: httpx.AsyncClient, prompt: str | list[int], tokens: int, seed: int = 0, model: str = NAME) -> Text:
-    """Asks for one text of so many tokens, streamed. Raises ValueError with what the server says where it refuses."""
-    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0.8, "seed": seed, "stream": True, "ignore_eos": True}
+async def write(
+    http: httpx.AsyncClient, prompt: str | list[int], tokens: int, seed: int = 0, model: str = NAME
+) -> Text:
+    """Asks for one text of so many tokens, streamed. Raises ValueError with what the server says where it
+    refuses.
+    """
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0.8,
+        "seed": seed,
+        "stream": True,
+        "ignore_eos": True,
+    }
     started, times, usage = clock(), [], {}
-    async with http.stream("POST", "/completions", json=body | {"stream_options": {"include_usage": True}}) as answer:
+    async with http.stream(
+        "POST", "/completions", json=body | {"stream_options": {"include_usage": True}}
+    ) as answer:
         if answer.status_code != 200:
             raise ValueError(f"the server says {answer.status_code}: {(await answer.aread()).decode()}")
         async for line in answer.aiter_lines():
@@ -132,7 +170,9 @@ async def at_a_time(number: int, jobs: Sequence[Callable[[], Awaitable[Text]]]) 
     return await asyncio.gather(*map(one, jobs))
 
 
-def _jobs(http: httpx.AsyncClient, prompts: Prompts, first: int, count: int, tokens: int, model: str) -> list[Callable[[], Awaitable[Text]]]:
+def _jobs(
+    http: httpx.AsyncClient, prompts: Prompts, first: int, count: int, tokens: int, model: str
+) -> list[Callable[[], Awaitable[Text]]]:
     return [lambda i=i: write(http, prompts(i), tokens, i, model) for i in range(first, first + count)]
 
 
@@ -140,7 +180,9 @@ async def throughput(url: str, prompts: Prompts, load: Load, model: str = NAME) 
     """Tokens a second of `load.texts` texts, for each number of them at once, turn by turn."""
     rates: dict[int, list[float]] = {number: [] for number in load.at_once}
     async with client(url) as http:
-        await at_a_time(load.clients, _jobs(http, prompts, 0, load.clients, 8, model))  # the first products of a process are slow
+        await at_a_time(
+            load.clients, _jobs(http, prompts, 0, load.clients, 8, model)
+        )  # the first products of a process are slow
         number = load.clients
         for _ in range(load.turns):
             for at_once, found in rates.items():
@@ -155,7 +197,9 @@ async def delays(url: str, prompts: Prompts, load: Load, model: str = NAME) -> D
     """What the clients of `load.requests` texts wait for, and /health beside them."""
     health: list[float] = []
     async with client(url) as http:
-        work = asyncio.gather(at_a_time(load.clients, _jobs(http, prompts, 100_000, load.requests, load.tokens, model)))
+        work = asyncio.gather(
+            at_a_time(load.clients, _jobs(http, prompts, 100_000, load.requests, load.tokens, model))
+        )
         while not work.done():
             started = clock()
             (await http.get(url.removesuffix("/v1") + "/health")).raise_for_status()

@@ -1,13 +1,16 @@
-"""Week 12. The page: a chat in the browser with what `create_app` serves, on the same engine and within the same limits.
+"""Week 12. The page: a chat in the browser with what `create_app` serves, on the same engine and within the
+same limits.
 
     app = create_app(model, tokenizer, "my-gpt")
     add_page(app)                            # python -m shared.serving --page does this and serves it
 
-A model with a chat template answers, any other goes on with what is typed. Every token that is written is shown in the shade of its
-probability, with the likeliest others. With an index of documents (week 11) the page also answers from them, and shows what it read.
+A model with a chat template answers, any other goes on with what is typed. Every token that is written is
+shown in the shade of its probability, with the likeliest others. With an index of documents (week 11) the
+page also answers from them, and shows what it read.
 
-Where the server has an API key, the page asks for it before it shows anything. Its fonts and scripts come from this server, and what a model
-or a document says is shown as text and never as markup: it cannot make the browser fetch anything.
+Where the server has an API key, the page asks for it before it shows anything. Its fonts and scripts come
+from this server, and what a model or a document says is shown as text and never as markup: it cannot make the
+browser fetch anything.
 """
 
 import asyncio
@@ -33,8 +36,16 @@ from shared.serving.protocol import CompletionBody, token_text
 if TYPE_CHECKING:  # a page without documents needs no FAISS
     from shared.retrieval.index import Index
 
-SHADES = ((0.5, "over 50 %"), (0.2, "20 to 50 %"), (0.05, "5 to 20 %"), (0.01, "1 to 5 %"), (0.0, "under 1 %"))
-"""Least probability of each shade, and what the legend says. They grow darker: that can be told apart without seeing colours."""
+SHADES = (
+    (0.5, "over 50 %"),
+    (0.2, "20 to 50 %"),
+    (0.05, "5 to 20 %"),
+    (0.01, "1 to 5 %"),
+    (0.0, "under 1 %"),
+)
+"""Least probability of each shade, and what the legend says. They grow darker: that can be told apart without
+seeing colours.
+"""
 LIKELIEST = 5
 """So many tokens are named at each place."""
 LONGEST = 1000
@@ -77,20 +88,32 @@ CSS = """
 
 
 def add_page(app: FastAPI, index: "Index | None" = None) -> FastAPI:
-    """Puts the page at `/` of an app from `create_app`, before it is served. index: the documents that it can answer from."""
+    """Puts the page at `/` of an app from `create_app`, before it is served. index: the documents that it can
+    answer from.
+    """
     key = app.state.api_key
     page = _Page(app, index).blocks
     return gr.mount_gradio_app(
-        app, page, "/", css=CSS, theme=_theme(),
-        footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+        app,
+        page,
+        "/",
+        css=CSS,
+        theme=_theme(),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
         auth=(lambda _, password: hmac.compare_digest(password.encode(), key.encode())) if key else None,
         auth_message="The password is this server's API key; the user name may be anything.",
         max_file_size=1,  # byte: the page takes no files, but Gradio would
-    )  # fmt: skip
+    )
 
 
 def token_view(vocab: Mapping[int, bytes], tokens: Sequence[Token]) -> str:
-    """HTML: each token in the shade of its probability, and to be shown when it is pointed at, the likeliest at its place.
+    """HTML: each token in the shade of its probability, and to be shown when it is pointed at, the likeliest
+    at its place.
 
     vocab: the tokenizer's. tokens: with log-probabilities. The classes are those of `CSS`.
     """
@@ -100,12 +123,17 @@ def token_view(vocab: Mapping[int, bytes], tokens: Sequence[Token]) -> str:
 def _token(vocab: Mapping[int, bytes], token: Token) -> str:
     rows = [*token.top, *([] if token.id in dict(token.top) else [(token.id, token.logprob)])]
     likeliest = "".join(
-        f"<span{' class=chosen' if i == token.id else ''}>{_visible(vocab, i, '␣')}</span><span class=share>{_share(logprob)}</span>"
+        f"<span{' class=chosen' if i == token.id else ''}>{_visible(vocab, i, '␣')}</span><span"
+        f" class=share>{_share(logprob)}</span>"
         for i, logprob in rows
     )
     shade = next(n for n, (least, _) in enumerate(SHADES) if math.exp(token.logprob) >= least)
-    # It can take the focus, so that a tap shows what a mouse does, but a keyboard need not go through all tokens.
-    return f'<span class="shade shade-{shade}" tabindex=-1>{_visible(vocab, token.id, " ")}<span class=likeliest>{likeliest}</span></span>'
+    # It can take the focus, so that a tap shows what a mouse does, but a keyboard need not go through all
+    # tokens.
+    return (
+        f'<span class="shade shade-{shade}" tabindex=-1>{_visible(vocab, token.id, " ")}<span'
+        f" class=likeliest>{likeliest}</span></span>"
+    )
 
 
 def _visible(vocab: Mapping[int, bytes], i: int, space: str) -> str:
@@ -120,11 +148,16 @@ def _share(logprob: float) -> str:
 
 def _legend() -> str:
     shades = "".join(f'<span class="shade shade-{n}">{text}</span>' for n, (_, text) in enumerate(SHADES))
-    return f"<div class=legend><b>Token by token</b> {shades}</div><p class=hint>Point at a token, or tap it: what else could have stood there?</p>"
+    return (
+        f"<div class=legend><b>Token by token</b> {shades}</div><p class=hint>Point at a token, or tap it:"
+        " what else could have stood there?</p>"
+    )
 
 
 def _passages(chunks: Sequence[Chunk]) -> str:
-    return "".join(f"<div class=passage><cite>{escape(chunk.cite)}</cite>{escape(chunk.text)}</div>" for chunk in chunks)
+    return "".join(
+        f"<div class=passage><cite>{escape(chunk.cite)}</cite>{escape(chunk.text)}</div>" for chunk in chunks
+    )
 
 
 def _problem(error: Exception | str) -> str:
@@ -141,13 +174,21 @@ def _seed(text: str) -> int | None:
 
 def _theme() -> gr.Theme:
     theme = gr.themes.Default(
-        primary_hue="blue", secondary_hue="blue", neutral_hue="gray", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+        primary_hue="blue",
+        secondary_hue="blue",
+        neutral_hue="gray",
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
     )
-    return theme.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600", layout_gap="10px")  # the usual grey is too light
+    return theme.set(
+        body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600", layout_gap="10px"
+    )  # the usual grey is too light
 
 
 class _Page:
-    """The page, and what its buttons do. A conversation is a list of {"role", "content"}, which is kept here: the browser only shows it."""
+    """The page, and what its buttons do. A conversation is a list of {"role", "content"}, which is kept here:
+    the browser only shows it.
+    """
 
     def __init__(self, app: FastAPI, index: "Index | None"):
         self._state, self._index = app.state, index
@@ -167,19 +208,38 @@ class _Page:
 
     def _title(self, name: str) -> str:
         size = f"{describe_size(self._state.engine.model)}, {self._state.engine.max_length} tokens of context"
-        kind = "It answers what you write" if self._chats else "It has learned no conversation: it goes on with the text that you begin"
-        return f"<div class=title><h1>{escape(name)}</h1><p>{size}. {kind}. Everything is computed by the server that this page comes from.</p></div>"
+        kind = (
+            "It answers what you write"
+            if self._chats
+            else "It has learned no conversation: it goes on with the text that you begin"
+        )
+        return (
+            f"<div class=title><h1>{escape(name)}</h1><p>{size}. {kind}. Everything is computed by the server"
+            " that this page comes from.</p></div>"
+        )
 
     def _build_chat(self) -> None:
         self._talk = gr.State([])
         self._chat = gr.Chatbot(
-            show_label=False, height=380, buttons=[], render_markdown=False, feedback_options=None, elem_classes="chat",
-            placeholder="What is said stands here.", elem_id="chat",
-        )  # fmt: skip
-        what, example = ("Your message", "Why is the sky blue?") if self._chats else ("The beginning of a text", "ROMEO:")
-        self._text = gr.Textbox(label=what, placeholder=example, lines=1, max_lines=8, autofocus=True, elem_id="text")
+            show_label=False,
+            height=380,
+            buttons=[],
+            render_markdown=False,
+            feedback_options=None,
+            elem_classes="chat",
+            placeholder="What is said stands here.",
+            elem_id="chat",
+        )
+        what, example = (
+            ("Your message", "Why is the sky blue?") if self._chats else ("The beginning of a text", "ROMEO:")
+        )
+        self._text = gr.Textbox(
+            label=what, placeholder=example, lines=1, max_lines=8, autofocus=True, elem_id="text"
+        )
         with gr.Row():
-            self._send = gr.Button("Send" if self._chats else "Go on", variant="primary", min_width=80, elem_id="send")
+            self._send = gr.Button(
+                "Send" if self._chats else "Go on", variant="primary", min_width=80, elem_id="send"
+            )
             self._stop = gr.Button("Stop", variant="stop", interactive=False, min_width=80, elem_id="stop")
             self._new = gr.Button("New chat" if self._chats else "Clear", min_width=80, elem_id="new")
         self._status = gr.HTML(elem_classes="status", elem_id="status")
@@ -192,14 +252,41 @@ class _Page:
         longest = min(LONGEST, self._state.limits.tokens or LONGEST, self._state.engine.max_length)
         self._model = gr.Dropdown(models, value=models[0], label="Model or adapter", elem_id="model")
         self._documents = gr.Checkbox(
-            label="Answer from the documents", info=self._about_documents(), value=False, visible=self._index is not None, elem_id="documents"
+            label="Answer from the documents",
+            info=self._about_documents(),
+            value=False,
+            visible=self._index is not None,
+            elem_id="documents",
         )
-        self._length = gr.Slider(1, longest, min(200, longest), step=1, buttons=[], label="Longest answer", info="in tokens", elem_id="length")
+        self._length = gr.Slider(
+            1,
+            longest,
+            min(200, longest),
+            step=1,
+            buttons=[],
+            label="Longest answer",
+            info="in tokens",
+            elem_id="length",
+        )
         self._temperature = gr.Slider(
-            0, 2, 0.7, step=0.05, buttons=[], label="Temperature", info="0 always takes the likeliest token", elem_id="temperature"
+            0,
+            2,
+            0.7,
+            step=0.05,
+            buttons=[],
+            label="Temperature",
+            info="0 always takes the likeliest token",
+            elem_id="temperature",
         )
         self._top_k = gr.Slider(
-            0, 200, 0, step=1, buttons=[], label="Top-k", info="draw from so many of the likeliest tokens; 0: from all", elem_id="top-k"
+            0,
+            200,
+            0,
+            step=1,
+            buttons=[],
+            label="Top-k",
+            info="draw from so many of the likeliest tokens; 0: from all",
+            elem_id="top-k",
         )
         self._top_p = gr.Slider(
             0.05,
@@ -211,41 +298,98 @@ class _Page:
             info="draw from the likeliest tokens that together have this probability",
             elem_id="top-p",
         )
-        self._seed = gr.Textbox(label="Seed", info="the same number writes the same text; empty: another each time", max_lines=1, elem_id="seed")
+        self._seed = gr.Textbox(
+            label="Seed",
+            info="the same number writes the same text; empty: another each time",
+            max_lines=1,
+            elem_id="seed",
+        )
 
     def _about_documents(self) -> str:
-        return f"{len(self._index.sources)} files; one line, always the likeliest tokens" if self._index else ""
+        return (
+            f"{len(self._index.sources)} files; one line, always the likeliest tokens" if self._index else ""
+        )
 
     def _connect(self) -> None:
         """Which button does what. Limits are the engine's: Gradio's own queue lets all through."""
         free = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
-        controls = [self._model, self._temperature, self._top_k, self._top_p, self._seed, self._length, self._documents]
-        shown = [self._talk, self._chat, self._text, self._send, self._stop, self._new, self._status, self._passages, self._tokens]
-        gr.on([self._send.click, self._text.submit], self.send, [self._text, self._talk, *controls], shown, trigger_mode="once", **free)
+        controls = [
+            self._model,
+            self._temperature,
+            self._top_k,
+            self._top_p,
+            self._seed,
+            self._length,
+            self._documents,
+        ]
+        shown = [
+            self._talk,
+            self._chat,
+            self._text,
+            self._send,
+            self._stop,
+            self._new,
+            self._status,
+            self._passages,
+            self._tokens,
+        ]
+        gr.on(
+            [self._send.click, self._text.submit],
+            self.send,
+            [self._text, self._talk, *controls],
+            shown,
+            trigger_mode="once",
+            **free,
+        )
         self._stop.click(self.stop, **free)
         self._new.click(self.clear, outputs=shown, **free)
         self.blocks.unload(self.stop)
 
     async def send(
-        self, text: str, talk: list[dict[str, str]], model: str, temperature: float, top_k: int, top_p: float, seed: str, length: int,
-        from_documents: bool, request: gr.Request,
-    ) -> AsyncIterator[dict[Any, Any]]:  # fmt: skip
+        self,
+        text: str,
+        talk: list[dict[str, str]],
+        model: str,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seed: str,
+        length: int,
+        from_documents: bool,
+        request: gr.Request,
+    ) -> AsyncIterator[dict[Any, Any]]:
         """Writes an answer; yields what changes on the page."""
         if not text.strip():
             yield {self._status: _problem("type something first")}
             return
         before, talk = talk, [*talk, {"role": "user", "content": text}]
-        yield self._buttons(reading=True) | {self._status: "Reading", self._passages: "", self._tokens: "", self._chat: _said(talk)}
+        yield self._buttons(reading=True) | {
+            self._status: "Reading",
+            self._passages: "",
+            self._tokens: "",
+            self._chat: _said(talk),
+        }
         try:
             ids, chunks = await asyncio.to_thread(self._prompt, talk, length, from_documents)
-            drawing = {"temperature": float(temperature), "top_k": top_k or None, "top_p": top_p, "seed": _seed(seed)}
+            drawing = {
+                "temperature": float(temperature),
+                "top_k": top_k or None,
+                "top_p": top_p,
+                "seed": _seed(seed),
+            }
             drawing = {"temperature": 0.0, "stop": "\n"} if from_documents else drawing
             room = max(1, self._state.engine.max_length - len(ids))
             answer = await self._state.complete(
-                CompletionBody(model=model, prompt=ids, max_tokens=min(length, room), logprobs=LIKELIEST, **drawing)
-            )  # fmt: skip
+                CompletionBody(
+                    model=model, prompt=ids, max_tokens=min(length, room), logprobs=LIKELIEST, **drawing
+                )
+            )
         except (ApiError, QueueFull, Draining, ValueError) as error:
-            yield self._buttons() | {self._status: _problem(error), self._chat: _said(before), self._text: text}
+            yield self._buttons() | {
+                self._status: _problem(error),
+                self._chat: _said(before),
+                self._text: text,
+            }
             return
         self.stop(request)
         tab, started, looked = request.session_hash, time.perf_counter(), 0.0
@@ -259,7 +403,11 @@ class _Page:
                 count += len(piece.tokens)
                 if time.perf_counter() - looked > EVERY:
                     looked = time.perf_counter()
-                    yield {self._chat: _said(talk, written), self._tokens: view, self._status: f"{count} tokens"}
+                    yield {
+                        self._chat: _said(talk, written),
+                        self._tokens: view,
+                        self._status: f"{count} tokens",
+                    }
                 if reason:
                     ended = "Ended by itself" if reason == "stop" else "As long as was asked for"
             written = written or ABSTENTION * from_documents
@@ -272,12 +420,21 @@ class _Page:
         seconds = time.perf_counter() - started
         talk = [*talk, {"role": "assistant", "content": written}]
         status = problem or f"{ended}: {count} tokens in {seconds:.1f} s, {count / seconds:.0f} a second"
-        yield self._buttons() | {self._talk: talk, self._chat: _said(talk), self._tokens: view, self._status: status}
+        yield self._buttons() | {
+            self._talk: talk,
+            self._chat: _said(talk),
+            self._tokens: view,
+            self._status: status,
+        }
 
     def _buttons(self, reading: bool = False, writing: bool = False) -> dict[Any, Any]:
         """Which can be pressed: what reads is over in a moment, what writes can be stopped."""
         free = not (reading or writing)
-        return {self._send: gr.Button(interactive=free), self._stop: gr.Button(interactive=writing), self._new: gr.Button(interactive=free)}
+        return {
+            self._send: gr.Button(interactive=free),
+            self._stop: gr.Button(interactive=writing),
+            self._new: gr.Button(interactive=free),
+        }
 
     def stop(self, request: gr.Request) -> None:
         """Cancels, in the engine, what is being written for this tab."""
@@ -288,22 +445,40 @@ class _Page:
         """Forgets the conversation."""
         return {self._talk: [], self._chat: [], self._status: "", self._passages: "", self._tokens: ""}
 
-    def _prompt(self, talk: list[dict[str, str]], length: int, from_documents: bool) -> tuple[list[int], Sequence[Chunk]]:
+    def _prompt(
+        self, talk: list[dict[str, str]], length: int, from_documents: bool
+    ) -> tuple[list[int], Sequence[Chunk]]:
         """What the model is given to read, and the passages in it."""
         state, text = self._state, talk[-1]["content"]
         most = min(state.limits.prompt or state.engine.max_length, state.engine.max_length)
         read = talk if self._chats and not from_documents else talk[-1:]
-        if sum(len(message["content"]) for message in read) > most * max(map(len, self._vocab.values())):  # not worth the time of encoding it
-            raise ValueError(f"this is longer than the {most} tokens that can be read: shorten it, or start anew")
+        if sum(len(message["content"]) for message in read) > most * max(
+            map(len, self._vocab.values())
+        ):  # not worth the time of encoding it
+            raise ValueError(
+                f"this is longer than the {most} tokens that can be read: shorten it, or start anew"
+            )
         if not from_documents:
             return (chat_prompt(state.tokenizer, talk) if self._chats else state.tokenizer.encode(text)), ()
         with self._searching:
-            hits = self._index.search(text, 1)  # a small model reads one passage better than several (week 11)
-        prompt = compose(text, [hit.chunk for hit in hits], state.tokenizer, min(most, state.engine.max_length - min(length, most // 4)))
+            hits = self._index.search(
+                text, 1
+            )  # a small model reads one passage better than several (week 11)
+        prompt = compose(
+            text,
+            [hit.chunk for hit in hits],
+            state.tokenizer,
+            min(most, state.engine.max_length - min(length, most // 4)),
+        )
         return prompt.ids, prompt.chunks
 
 
 def _said(talk: Sequence[Mapping[str, str]], written: str | None = None) -> list[dict[str, Any]]:
-    """As Gradio's chat shows it unchanged: it takes text for HTML, and strips what is no part of a list. `written`: an answer so far."""
+    """As Gradio's chat shows it unchanged: it takes text for HTML, and strips what is no part of a list.
+    `written`: an answer so far.
+    """
     coming = [] if written is None else [{"role": "assistant", "content": written}]
-    return [{"role": m["role"], "content": [{"type": "text", "text": escape(m["content"], quote=False)}]} for m in (*talk, *coming)]
+    return [
+        {"role": m["role"], "content": [{"type": "text", "text": escape(m["content"], quote=False)}]}
+        for m in (*talk, *coming)
+    ]

@@ -1,6 +1,8 @@
-"""Week 12. OpenAI's forms: what `/v1/completions` and `/v1/chat/completions` take and give, and the text between tokens and answers.
+"""Week 12. OpenAI's forms: what `/v1/completions` and `/v1/chat/completions` take and give, and the text
+between tokens and answers.
 
-Source: OpenAI's API reference (completions, chat completions, streaming, errors). What is not supported is refused, not ignored.
+Source: OpenAI's API reference (completions, chat completions, streaming, errors). What is not supported is
+refused, not ignored.
 """
 
 import codecs
@@ -16,7 +18,9 @@ from shared.serving.engine import Token
 # ---- requests
 
 STOPS, STOP_LENGTH = 16, 1000
-"""How many texts a request may name to stop at, and how long each may be: every one of them is looked for after every token."""
+"""How many texts a request may name to stop at, and how long each may be: every one of them is looked for
+after every token.
+"""
 
 
 def _check_prompt(value: Any) -> Any:
@@ -25,7 +29,12 @@ def _check_prompt(value: Any) -> Any:
     if (
         isinstance(value, str)
         or lists
-        and (all_are(str, value) or all_are(int, value) or all_are(list, value) and all(all_are(int, v) for v in value))
+        and (
+            all_are(str, value)
+            or all_are(int, value)
+            or all_are(list, value)
+            and all(all_are(int, v) for v in value)
+        )
     ):
         return value
     raise ValueError("a prompt is a text, a list of token ids, or a list of such, not empty")
@@ -46,7 +55,9 @@ class StreamOptions(BaseModel):
 
 
 class Body(BaseModel):
-    """What both kinds of request have. Fields that this server cannot honour may only have the value that changes nothing."""
+    """What both kinds of request have. Fields that this server cannot honour may only have the value that
+    changes nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str
@@ -116,7 +127,12 @@ class Message(BaseModel):
 
     def plain(self) -> dict[str, str]:
         """Role and text."""
-        return {"role": self.role, "content": self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)}
+        return {
+            "role": self.role,
+            "content": (
+                self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+            ),
+        }
 
 
 class ResponseFormat(BaseModel):
@@ -161,7 +177,8 @@ class Piece:
 
 
 class TextBuilder:
-    """Turns tokens into text, whole characters at a time, up to where one of `stops` begins; what may be the beginning of one is held back.
+    """Turns tokens into text, whole characters at a time, up to where one of `stops` begins; what may be the
+    beginning of one is held back.
 
     offset: where in the whole answer the text begins.
 
@@ -184,21 +201,30 @@ class TextBuilder:
         self.count += 1
         own, at = self._vocab[token.id], self._shown + len(self._held)
         self._held += self._decoder.decode(own)
-        with suppress(UnicodeDecodeError):  # bytes before it that are no character have become U+FFFD only now
+        with suppress(
+            UnicodeDecodeError
+        ):  # bytes before it that are no character have become U+FFFD only now
             at = self._shown + len(self._held) - len(own.decode())
         self._tokens.append((token, at))
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
             return self._show(min(found))
-        return self._show(len(self._held) - max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0))
+        return self._show(
+            len(self._held)
+            - max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
+        )
 
     def finish(self, ending: Sequence[Token] = ()) -> Piece:
-        """What was held back; an unfinished character is U+FFFD. ending: tokens that ended it, and are not in it."""
+        """What was held back; an unfinished character is U+FFFD. ending: tokens that ended it, and are not in
+        it.
+        """
         self._held += self._decoder.decode(b"", final=True)
         piece = self._show(len(self._held))
         self.count += len(ending)
-        return Piece(piece.text, (*piece.tokens, *self._tokens), tuple((token, self._shown) for token in ending))
+        return Piece(
+            piece.text, (*piece.tokens, *self._tokens), tuple((token, self._shown) for token in ending)
+        )
 
     def _show(self, length: int) -> Piece:
         text, self._held = self._held[:length], self._held[length:]
@@ -224,8 +250,9 @@ def token_text(vocab: Mapping[int, bytes], i: int) -> str:
 
 
 def completion_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, list]:
-    """A completion's `logprobs`. The token itself is named among the likeliest, whether it is one of them or not, and what ended the text
-    is one of the tokens."""
+    """A completion's `logprobs`. The token itself is named among the likeliest, whether it is one of them or
+    not, and what ended the text is one of the tokens.
+    """
     placed = piece.tokens + piece.ending
     tops = []
     for token, _ in placed:
@@ -244,13 +271,23 @@ def completion_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, l
 def chat_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, Any]:
     """A chat answer's `logprobs`."""
     entry = lambda i, logprob: {"token": token_text(vocab, i), "logprob": logprob, "bytes": list(vocab[i])}
-    return {"content": [entry(t.id, t.logprob) | {"top_logprobs": [entry(*top) for top in t.top]} for t, _ in piece.tokens], "refusal": None}
+    return {
+        "content": [
+            entry(t.id, t.logprob) | {"top_logprobs": [entry(*top) for top in t.top]} for t, _ in piece.tokens
+        ],
+        "refusal": None,
+    }
 
 
 def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
     """How many tokens there were; `cached` of the prompt's did not have to be read."""
     details = {"cached_tokens": cached}
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion, "prompt_tokens_details": details}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": details,
+    }
 
 
 def error_form(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -288,11 +325,18 @@ class ChatForms:
         self._vocab, self._logprobs = vocab, logprobs
 
     def _form(self, index: int, message: dict[str, Any], piece: Piece, reason: str | None) -> dict[str, Any]:
-        return {"index": index, **message, "logprobs": chat_logprobs(self._vocab, piece) if self._logprobs else None, "finish_reason": reason}
+        return {
+            "index": index,
+            **message,
+            "logprobs": chat_logprobs(self._vocab, piece) if self._logprobs else None,
+            "finish_reason": reason,
+        }
 
     def choice(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
         """All of a text."""
-        return self._form(index, {"message": {"role": "assistant", "content": piece.text, "refusal": None}}, piece, reason)
+        return self._form(
+            index, {"message": {"role": "assistant", "content": piece.text, "refusal": None}}, piece, reason
+        )
 
     def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
         """A part of it, empty at the end."""

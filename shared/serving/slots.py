@@ -1,7 +1,9 @@
-"""Week 12. One key/value cache for many requests: slots of one preallocated tensor, read and written a few rows at a time.
+"""Week 12. One key/value cache for many requests: slots of one preallocated tensor, read and written a few
+rows at a time.
 
-A model is handed `SlotCache.rows(...)` where it would be handed its own `KVCache`: rows of different lengths then share a forward pass, each
-with positions and a mask of its own, and the model does not know. Continuous batching (Yu et al., "Orca", 2022) needs no more than this.
+A model is handed `SlotCache.rows(...)` where it would be handed its own `KVCache`: rows of different lengths
+then share a forward pass, each with positions and a mask of its own, and the model does not know. Continuous
+batching (Yu et al., "Orca", 2022) needs no more than this.
 
 >>> cache = SlotCache(GPTConfig.preset("nano"), slots=4)
 >>> rows = cache.rows(0, [3, 0])  # two slots, the first of which holds three tokens
@@ -18,13 +20,15 @@ from torch import Tensor
 from shared.models.gpt import GPTConfig
 
 KEYS = 64
-"""Attention looks at a multiple of so many keys, those beyond a row's end hidden. Whole blocks of them add exact zeros to what is summed, so
-that a row's result does not depend on how long its neighbours are."""
+"""Attention looks at a multiple of so many keys, those beyond a row's end hidden. Whole blocks of them add
+exact zeros to what is summed, so that a row's result does not depend on how long its neighbours are.
+"""
 
 
 class SlotCache:
-    """Keys and values of `slots` texts of up to `max_length` tokens (the model's block_size if not given). What a slot holds is the owner's
-    affair: this is memory, and the view of it that a forward pass needs."""
+    """Keys and values of `slots` texts of up to `max_length` tokens (the model's block_size if not given).
+    What a slot holds is the owner's affair: this is memory, and the view of it that a forward pass needs.
+    """
 
     def __init__(
         self,
@@ -36,16 +40,25 @@ class SlotCache:
     ):
         self.max_length = max_length or config.block_size
         if not 1 <= self.max_length <= config.block_size:
-            raise ValueError(f"max_length={max_length}: must be from 1 to the model's block_size={config.block_size}")
+            raise ValueError(
+                f"max_length={max_length}: must be from 1 to the model's block_size={config.block_size}"
+            )
         # One place more than needed, which is written to by rows that are only there to fill a batch.
-        shape = (config.n_layer, slots, config.kv_heads, KEYS * math.ceil((self.max_length + 1) / KEYS), config.head_dim)
+        shape = (
+            config.n_layer,
+            slots,
+            config.kv_heads,
+            KEYS * math.ceil((self.max_length + 1) / KEYS),
+            config.head_dim,
+        )
         # Hidden keys are read too, and multiplied by zero: they must not be NaN.
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
 
     def rows(self, first: int, lengths: Sequence[int | None]) -> "SlotRows":
-        """The slots from `first` on as the rows of a batch, with `lengths` tokens in each. None: the slot stays as it is, and what the row
-        computes means nothing."""
+        """The slots from `first` on as the rows of a batch, with `lengths` tokens in each. None: the slot
+        stays as it is, and what the row computes means nothing.
+        """
         return SlotRows(self, first, lengths)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -60,7 +73,9 @@ class SlotCache:
 
 
 class SlotRows:
-    """Some slots of a cache during one forward pass: what `shared.models.attention.Cache` asks for, with a length for each row."""
+    """Some slots of a cache during one forward pass: what `shared.models.attention.Cache` asks for, with a
+    length for each row.
+    """
 
     def __init__(self, cache: SlotCache, first: int, lengths: Sequence[int | None]):
         self.cache, self.longest = cache, max(length or 0 for length in lengths)
@@ -72,16 +87,22 @@ class SlotRows:
         self._mask: Tensor | None = None
 
     def positions(self, time: int) -> Tensor:
-        """Where the next `time` tokens of each row stand: int64 [rows, time]. Raises ValueError when they do not fit."""
+        """Where the next `time` tokens of each row stand: int64 [rows, time]. Raises ValueError when they do
+        not fit.
+        """
         if self.longest + time > self.cache.max_length:
-            raise ValueError(f"a slot holds {self.longest} of {self.cache.max_length} tokens, and {time} more do not fit")
+            raise ValueError(
+                f"a slot holds {self.longest} of {self.cache.max_length} tokens, and {time} more do not fit"
+            )
         self._positions = self._lengths + torch.arange(time, device=self._lengths.device)
         self._places = self._positions.masked_fill(self._idle, self.cache.k.size(3) - 1)
         self._keys = KEYS * math.ceil((self.longest + time) / KEYS)
         return self._positions
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores [rows, n_kv_head, time, head_dim] for `layer`; returns [rows, n_kv_head, keys, head_dim], as far as the longest row goes."""
+        """Stores [rows, n_kv_head, time, head_dim] for `layer`; returns [rows, n_kv_head, keys, head_dim], as
+        far as the longest row goes.
+        """
         past_k, past_v = self.cache.k[layer, self.slots], self.cache.v[layer, self.slots]
         past_k[self._row, :, self._places] = k.transpose(1, 2)
         past_v[self._row, :, self._places] = v.transpose(1, 2)
@@ -90,7 +111,9 @@ class SlotRows:
     def mask(self, time: int, window: int | None) -> Tensor:
         """bool [rows, 1, time, keys], the same for every layer."""
         if self._mask is None:
-            distance = self._positions[..., None] - torch.arange(self._keys, device=self._positions.device)  # [rows, time, keys]
+            distance = self._positions[..., None] - torch.arange(
+                self._keys, device=self._positions.device
+            )  # [rows, time, keys]
             seen = distance >= 0
             self._mask = (seen if window is None else seen & (distance < window)).unsqueeze(1)
         return self._mask

@@ -10,7 +10,8 @@ from typing import Any
 from shared.runtime import write_atomically
 
 KINDS: dict[str, type["Tokenizer"]] = {}
-"""By name: the kinds of tokenizer that `Tokenizer.load` can open. Each enters itself when its class is made."""
+"""By name: the kinds of tokenizer that `Tokenizer.load` can open. Each enters itself when its class is made.
+"""
 
 
 class Tokenizer(ABC):

@@ -28,13 +28,16 @@ class CharTokenizer(Tokenizer):
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> list[int]:
-        """One id per character. Raises ValueError, naming the character and its place, for one that is not in the vocabulary."""
+        """One id per character. Raises ValueError, naming the character and its place, for one that is not in
+        the vocabulary.
+        """
         try:
             return [self._ids[c] for c in text]
         except KeyError:
             at, char = next((i, c) for i, c in enumerate(text) if c not in self._ids)
             raise ValueError(
-                f"character {char!r} (U+{ord(char):04X}) at position {at} is not in the vocabulary of {len(self.chars)} characters: {self.chars!r}"
+                f"character {char!r} (U+{ord(char):04X}) at position {at} is not in the vocabulary of"
+                f" {len(self.chars)} characters: {self.chars!r}"
             ) from None
 
     def decode(self, ids: list[int]) -> str:

@@ -1,6 +1,7 @@
 """Week 6. The course's own model: a small GPT-2 on its own tokens, which weeks 7 to 12 go on with.
 
-    model, corpus = trained_base_model("laptop", data="tinyshakespeare")    # the best checkpoint; trained first where there is none
+model, corpus = trained_base_model("laptop", data="tinyshakespeare")    # the best checkpoint; trained first
+where there is none
 """
 
 import math
@@ -32,16 +33,31 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class BaseModelSettings(WeekSettings):
-    """How the course's model is trained. `data` may also be a folder of shards, as `python -m shared.data.shards` writes it."""
+    """How the course's model is trained. `data` may also be a folder of shards, as `python -m
+    shared.data.shards` writes it.
+    """
 
     vocab_size: int = 1024
     """Of our own tokenizer, trained on the text; shards bring theirs."""
     model: GPTConfig = GPTConfig.preset("mini", block_size=256)
     """A small GPT-2 with today's blocks; its vocabulary is the tokenizer's. --study shape has GPT-2's own."""
     train: TrainConfig = TrainConfig(
-        steps=2400, batch_size=3, block_size=256, optimizer="muon", lr=0.006, muon_lr=0.02, muon_momentum=0.9, schedule="linear",
-        warmup_steps=30, final_lr=0.0, weight_decay=0.05, beta2=0.95, grad_clip=0.0, eval_every=600, checkpoint_every=600,
-    )  # fmt: skip
+        steps=2400,
+        batch_size=3,
+        block_size=256,
+        optimizer="muon",
+        lr=0.006,
+        muon_lr=0.02,
+        muon_momentum=0.9,
+        schedule="linear",
+        warmup_steps=30,
+        final_lr=0.0,
+        weight_decay=0.05,
+        beta2=0.95,
+        grad_clip=0.0,
+        eval_every=600,
+        checkpoint_every=600,
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What a step computes in; the weights stay float32."""
     compile_model: bool = False
@@ -59,7 +75,13 @@ def _smoke() -> BaseModelSettings:
         vocab_size=280,
         model=replace(s.model, n_layer=2, n_head=2, n_embd=64),
         train=replace(
-            s.train, steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10
+            s.train,
+            steps=30,
+            batch_size=4,
+            block_size=32,
+            eval_every=10,
+            eval_windows=20,
+            checkpoint_every=10,
         ),
     )
 
@@ -72,8 +94,17 @@ BASE_PRESETS = {
         data="data/fineweb-edu",
         model=GPTConfig.preset("gpt2"),
         train=TrainConfig(
-            steps=19_073, batch_size=32, block_size=1024, grad_accum_steps=16, lr=6e-4, warmup_steps=715, beta2=0.95, weight_decay=0.1,
-            eval_every=250, eval_windows=1024, checkpoint_every=250,
+            steps=19_073,
+            batch_size=32,
+            block_size=1024,
+            grad_accum_steps=16,
+            lr=6e-4,
+            warmup_steps=715,
+            beta2=0.95,
+            weight_decay=0.1,
+            eval_every=250,
+            eval_windows=1024,
+            checkpoint_every=250,
         ),
         dtype="bfloat16",
         compile_model=True,
@@ -87,14 +118,21 @@ def open_corpus(settings: BaseModelSettings) -> Corpus:
         return open_shards(settings.data)
     if settings.data == BASE_PRESETS["gpu"].data:
         command = f"python -m shared.data.shards --source fineweb-edu --out {settings.data} --tokens 10B"
-        raise ValueError(f"there are no shards in {settings.data} yet. Make them first (20 GB of tokens): {command}")
+        raise ValueError(
+            f"there are no shards in {settings.data} yet. Make them first (20 GB of tokens): {command}"
+        )
     train_text, val_text = split_text(read_text(settings.data)[1])
-    TokenDataset(np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size)  # too short for bytes is too short for tokens
-    return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size)
+    TokenDataset(
+        np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size
+    )  # too short for bytes is too short for tokens
+    return load_corpus(
+        settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size
+    )
 
 
 def trained_base_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
-    """The model and its text: the best checkpoint at this preset; trained first where it is not there, said aloud.
+    """The model and its text: the best checkpoint at this preset; trained first where it is not there, said
+    aloud.
 
     changes: settings other than the preset's, such as data, device, train and resume.
     """
@@ -115,9 +153,11 @@ def trained_base_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
 def train_base_model(
     settings: BaseModelSettings, draw: Callable[[Path, Path], list[Path]] = lambda logs, reports: []
 ) -> dict[str, float]:
-    """Trains the model, lets it write, and keeps the week's figures, which are returned (an empty dict on processes but the first).
+    """Trains the model, lets it write, and keeps the week's figures, which are returned (an empty dict on
+    processes but the first).
 
-    draw: makes the week's plots from its logs, given the folders of logs and of plots; without it none are drawn.
+    draw: makes the week's plots from its logs, given the folders of logs and of plots; without it none are
+    drawn.
     """
     with process_group(settings.device) as (device, rank, size):
         corpus = open_corpus(settings)
@@ -130,19 +170,40 @@ def train_base_model(
 
 
 def train_model(
-    settings: BaseModelSettings, corpus: Corpus, work: Workspace, log: RunLog | None, processes: OneProcess, name: str = "gpt2"
+    settings: BaseModelSettings,
+    corpus: Corpus,
+    work: Workspace,
+    log: RunLog | None,
+    processes: OneProcess,
+    name: str = "gpt2",
 ) -> dict[str, float]:
-    """Trains on a corpus; the summary, with `wall_seconds` for everything from the first step to the last evaluation."""
+    """Trains on a corpus; the summary, with `wall_seconds` for everything from the first step to the last
+    evaluation.
+    """
     started = clock()
     torch.manual_seed(settings.train.seed)
     block_size = max(settings.model.block_size, settings.train.block_size)
     model = GPT(replace(settings.model, vocab_size=corpus.tokenizer.vocab_size, block_size=block_size))
-    trainer = Trainer(model, corpus, settings.train, log, work.checkpoints / name, work.device, name, Precision(DTYPES[settings.dtype]), processes)
+    trainer = Trainer(
+        model,
+        corpus,
+        settings.train,
+        log,
+        work.checkpoints / name,
+        work.device,
+        name,
+        Precision(DTYPES[settings.dtype]),
+        processes,
+    )
     return {**trainer.fit(settings.resume), "wall_seconds": clock() - started}
 
 
 def _finish(
-    corpus: Corpus, work: Workspace, log: RunLog, result: dict[str, float], draw: Callable[[Path, Path], list[Path]]
+    corpus: Corpus,
+    work: Workspace,
+    log: RunLog,
+    result: dict[str, float],
+    draw: Callable[[Path, Path], list[Path]],
 ) -> dict[str, float]:
     """Lets the best checkpoint write, and closes the week."""
     model, tokenizer = GPT.from_checkpoint(work.checkpoints / "gpt2" / "best", work.device), corpus.tokenizer

@@ -1,11 +1,12 @@
-"""Week 6. Training at scale with the same Trainer: several processes (DDP, FSDP2), compiled code, recomputed activations.
+"""Week 6. Training at scale with the same Trainer: several processes (DDP, FSDP2), compiled code, recomputed
+activations.
 
 Started by torchrun, one process a GPU (or a CPU, for trying it out):
 
     torchrun --standalone --nproc_per_node=2 weeks/06_gpt2/run.py --preset smoke --parallel fsdp
 
-Sources: Li et al., "PyTorch Distributed" (DDP, 2020); Zhao et al., "PyTorch FSDP" (2023); Chen et al., "Training Deep Nets with
-Sublinear Memory Cost" (2016).
+Sources: Li et al., "PyTorch Distributed" (DDP, 2020); Zhao et al., "PyTorch FSDP" (2023); Chen et al.,
+"Training Deep Nets with Sublinear Memory Cost" (2016).
 """
 
 import os
@@ -30,10 +31,11 @@ from shared.training.execution import OneProcess
 class Processes(OneProcess):
     """How a step is carried out, for `Trainer(processes=...)`.
 
-    parallel: "none" is one process. "ddp": each process has the whole model, and gradients are averaged. "fsdp": each has a part of
-    every parameter, gradient and moment, and whole layers are put together only while they are used. Each process takes its own rows of
-    every batch, so that the losses are those of one process. compile_model: torch.compile. recompute: keep only each block's input and
-    compute the rest again on the way back (gradient checkpointing): less memory, up to a third more work.
+    parallel: "none" is one process. "ddp": each process has the whole model, and gradients are averaged.
+    "fsdp": each has a part of every parameter, gradient and moment, and whole layers are put together only
+    while they are used. Each process takes its own rows of every batch, so that the losses are those of one
+    process. compile_model: torch.compile. recompute: keep only each block's input and compute the rest again
+    on the way back (gradient checkpointing): less memory, up to a third more work.
     """
 
     def __init__(
@@ -46,8 +48,16 @@ class Processes(OneProcess):
         if parallel not in ("none", "ddp", "fsdp"):
             raise ValueError(f"parallel={parallel!r}: must be none, ddp or fsdp")
         if parallel != "none" and not dist.is_initialized():
-            raise ValueError(f"parallel={parallel!r} needs several processes: start the script with torchrun --standalone --nproc_per_node=N")
-        self.parallel, self.device, self.compile_model, self.recompute = parallel, torch.device(device), compile_model, recompute
+            raise ValueError(
+                f"parallel={parallel!r} needs several processes: start the script with torchrun --standalone"
+                " --nproc_per_node=N"
+            )
+        self.parallel, self.device, self.compile_model, self.recompute = (
+            parallel,
+            torch.device(device),
+            compile_model,
+            recompute,
+        )
         if parallel != "none":
             self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
@@ -56,7 +66,9 @@ class Processes(OneProcess):
             recompute_blocks(model)
         call: nn.Module = model
         if self.parallel == "ddp":
-            call = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+            call = DistributedDataParallel(
+                model, device_ids=[self.device] if self.device.type == "cuda" else None
+            )
         elif self.parallel == "fsdp":
             mesh = init_device_mesh(self.device.type, (self.world_size,))
             for block in model.blocks:
@@ -95,7 +107,9 @@ class Processes(OneProcess):
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Makes every block of a GPT forget its activations after the forward, and compute them again in the backward. Gradients are the same."""
+    """Makes every block of a GPT forget its activations after the forward, and compute them again in the
+    backward. Gradients are the same.
+    """
     for block in model.blocks:
         block.forward = partial(_recomputed, block.forward)
 
@@ -105,10 +119,14 @@ def _recomputed(forward: Callable, *inputs: object) -> Tensor:
 
 
 @contextmanager
-def process_group(device: str = "auto", say: Callable[[str], None] = print) -> Iterator[tuple[torch.device, int, int]]:
-    """Joins the processes that torchrun started; yields (device, rank, number of processes). Without torchrun: one process, rank 0.
+def process_group(
+    device: str = "auto", say: Callable[[str], None] = print
+) -> Iterator[tuple[torch.device, int, int]]:
+    """Joins the processes that torchrun started; yields (device, rank, number of processes). Without
+    torchrun: one process, rank 0.
 
-    With several processes on CUDA, each takes the GPU of its number on the machine. Raises ValueError where there are fewer GPUs.
+    With several processes on CUDA, each takes the GPU of its number on the machine. Raises ValueError where
+    there are fewer GPUs.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if "WORLD_SIZE" not in os.environ:
@@ -119,7 +137,10 @@ def process_group(device: str = "auto", say: Callable[[str], None] = print) -> I
     if chosen.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise ValueError(f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: start at most one a GPU")
+            raise ValueError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: start at"
+                " most one a GPU"
+            )
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

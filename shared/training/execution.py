@@ -1,4 +1,6 @@
-"""Week 2. What a training step computes in, and which processes take part in it: the Trainer is handed one of each."""
+"""Week 2. What a training step computes in, and which processes take part in it: the Trainer is handed one of
+each.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Precision:
-    """What a step computes in. Other than fp32: operations that bear it are done in `dtype`, the weights stay fp32 (autocast).
+    """What a step computes in. Other than fp32: operations that bear it are done in `dtype`, the weights stay
+    fp32 (autocast).
 
     Week 7's `precision.py` has the one for fp16, which scales the loss.
     """
@@ -45,12 +48,16 @@ class Precision:
 
 
 class OneProcess:
-    """Who takes part in a step: this process alone. Week 6's `distributed.py` has the others; they are handed to the Trainer."""
+    """Who takes part in a step: this process alone. Week 6's `distributed.py` has the others; they are handed
+    to the Trainer.
+    """
 
     rank, world_size = 0, 1
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What a step calls instead of the model. The model's own parameters go on being those that are trained."""
+        """What a step calls instead of the model. The model's own parameters go on being those that are
+        trained.
+        """
         return model
 
     def accumulating(self, call: Callable) -> AbstractContextManager:

@@ -1,15 +1,17 @@
-"""Week 7. A GPU kernel of our own, in Triton: cross-entropy over the vocabulary in one pass, without the softmax ever being written down.
+"""Week 7. A GPU kernel of our own, in Triton: cross-entropy over the vocabulary in one pass, without the
+softmax ever being written down.
 
-PyTorch's cross-entropy writes the log-softmax of all logits, as large as they are and in fp32, and reads it again. Here a program per row
-walks over the row in blocks, and keeps two numbers: the largest logit so far, m, and the sum s of exp(x - m). A block with a larger
-logit changes m, and s is brought over by exp(old m - new m). At the end log Σ exp(x) = m + log s, and the loss is that less the target's
-logit. The backward computes softmax - 1[target] from the same two numbers, block by block.
+PyTorch's cross-entropy writes the log-softmax of all logits, as large as they are and in fp32, and reads it
+again. Here a program per row walks over the row in blocks, and keeps two numbers: the largest logit so far,
+m, and the sum s of exp(x - m). A block with a larger logit changes m, and s is brought over by exp(old m -
+new m). At the end log Σ exp(x) = m + log s, and the loss is that less the target's logit. The backward
+computes softmax - 1[target] from the same two numbers, block by block.
 
-Optional: `pip install triton` (Linux; torch for CUDA brings it). Under TRITON_INTERPRET=1, set before Python starts, it runs on a CPU,
-slowly, for tests and for looking inside.
+Optional: `pip install triton` (Linux; torch for CUDA brings it). Under TRITON_INTERPRET=1, set before Python
+starts, it runs on a CPU, slowly, for tests and for looking inside.
 
-Sources: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018); Tillet et al., "Triton" (2019); Wijmans et al., "Cut Your
-Losses in Large-Vocabulary Language Models" (2024).
+Sources: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018); Tillet et al., "Triton"
+(2019); Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024).
 """
 
 import torch
@@ -27,7 +29,9 @@ LARGEST_BLOCK = 4096
 if triton is not None:
 
     @triton.jit
-    def _forward(logits, targets, losses, log_sums, row_stride, vocab_size, ignore_index, BLOCK: tl.constexpr):
+    def _forward(
+        logits, targets, losses, log_sums, row_stride, vocab_size, ignore_index, BLOCK: tl.constexpr
+    ):
         row = tl.program_id(0)
         logits += row.to(tl.int64) * row_stride  # past 2³¹ elements in a large batch
         m, s = -float("inf"), 0.0
@@ -40,20 +44,28 @@ if triton is not None:
             m = new
         log_sum = m + tl.log(s)
         target = tl.load(targets + row)
-        x = tl.load(logits + target, mask=(target >= 0) & (target < vocab_size), other=float("nan")).to(tl.float32)
+        x = tl.load(logits + target, mask=(target >= 0) & (target < vocab_size), other=float("nan")).to(
+            tl.float32
+        )
         tl.store(losses + row, tl.where(target == ignore_index, 0.0, log_sum - x))
         tl.store(log_sums + row, log_sum)
 
     @triton.jit
-    def _backward(logits, targets, log_sums, scale, grads, row_stride, vocab_size, ignore_index, BLOCK: tl.constexpr):
+    def _backward(
+        logits, targets, log_sums, scale, grads, row_stride, vocab_size, ignore_index, BLOCK: tl.constexpr
+    ):
         row = tl.program_id(0)
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = columns < vocab_size
         target = tl.load(targets + row)
-        x = tl.load(logits + row.to(tl.int64) * row_stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        x = tl.load(logits + row.to(tl.int64) * row_stride + columns, mask=inside, other=-float("inf")).to(
+            tl.float32
+        )
         grad = tl.exp(x - tl.load(log_sums + row)) - tl.where(columns == target, 1.0, 0.0)
         grad = tl.where(target == ignore_index, 0.0, grad * tl.load(scale))
-        tl.store(grads + row.to(tl.int64) * vocab_size + columns, grad.to(grads.dtype.element_ty), mask=inside)
+        tl.store(
+            grads + row.to(tl.int64) * vocab_size + columns, grad.to(grads.dtype.element_ty), mask=inside
+        )
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -62,7 +74,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
         rows, vocab_size = logits.shape
         losses, log_sums = torch.empty(2, rows, device=logits.device, dtype=torch.float32)
         block = min(LARGEST_BLOCK, triton.next_power_of_2(vocab_size))
-        _forward[(rows,)](logits, targets, losses, log_sums, logits.stride(0), vocab_size, ignore_index, BLOCK=block)
+        _forward[(rows,)](
+            logits, targets, losses, log_sums, logits.stride(0), vocab_size, ignore_index, BLOCK=block
+        )
         count = (targets != ignore_index).sum()
         ctx.save_for_backward(logits, targets, log_sums, count)
         ctx.block, ctx.ignore_index = block, ignore_index
@@ -74,24 +88,42 @@ class _FusedCrossEntropy(torch.autograd.Function):
         rows, vocab_size = logits.shape
         grads = torch.empty(rows, vocab_size, device=logits.device, dtype=logits.dtype)
         grid = (rows, triton.cdiv(vocab_size, ctx.block))
-        _backward[grid](logits, targets, log_sums, grad.float() / count, grads, logits.stride(0), vocab_size, ctx.ignore_index, BLOCK=ctx.block)
+        _backward[grid](
+            logits,
+            targets,
+            log_sums,
+            grad.float() / count,
+            grads,
+            logits.stride(0),
+            vocab_size,
+            ctx.ignore_index,
+            BLOCK=ctx.block,
+        )
         return grads, None, None
 
 
 def fused_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean negative log-likelihood in nats, in fp32: `torch.nn.functional.cross_entropy(logits, targets)`, and the same gradients.
+    """Mean negative log-likelihood in nats, in fp32: `torch.nn.functional.cross_entropy(logits, targets)`,
+    and the same gradients.
 
-    logits [..., vocab_size] in fp32, bf16 or fp16, targets int64 [...]. Rows whose target is `ignore_index` do not count; without any other
-    the mean is nan, as PyTorch's. Besides the logits and their gradient it takes two numbers for each row. A target outside the
-    vocabulary makes the loss nan: to raise an error for it, Python would have to wait for the GPU. Raises ValueError without Triton, on a
-    CPU without Triton's interpreter, and for shapes that do not fit.
+    logits [..., vocab_size] in fp32, bf16 or fp16, targets int64 [...]. Rows whose target is `ignore_index`
+    do not count; without any other the mean is nan, as PyTorch's. Besides the logits and their gradient it
+    takes two numbers for each row. A target outside the vocabulary makes the loss nan: to raise an error for
+    it, Python would have to wait for the GPU. Raises ValueError without Triton, on a CPU without Triton's
+    interpreter, and for shapes that do not fit.
     """
     if triton is None:
-        raise ValueError("fused_cross_entropy needs Triton (Linux): pip install triton, or use torch.nn.functional.cross_entropy")
-    if not logits.is_cuda and isinstance(_forward, triton.JITFunction):  # in the interpreter it is of another class
         raise ValueError(
-            f"fused_cross_entropy runs on a CUDA GPU, not on {logits.device}: use torch.nn.functional.cross_entropy there, "
-            "or set TRITON_INTERPRET=1 before Python starts to run it in Triton's interpreter"
+            "fused_cross_entropy needs Triton (Linux): pip install triton, or use"
+            " torch.nn.functional.cross_entropy"
+        )
+    if not logits.is_cuda and isinstance(
+        _forward, triton.JITFunction
+    ):  # in the interpreter it is of another class
+        raise ValueError(
+            f"fused_cross_entropy runs on a CUDA GPU, not on {logits.device}: use"
+            " torch.nn.functional.cross_entropy there, or set TRITON_INTERPRET=1 before Python starts to run"
+            " it in Triton's interpreter"
         )
     if logits.shape[:-1] != targets.shape or logits.dim() == 0 or targets.dtype != torch.int64:
         raise ValueError(
@@ -99,4 +131,6 @@ def fused_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -10
             "give logits [..., vocab_size] and int64 targets [...]"
         )
     rows = logits.reshape(-1, logits.size(-1))
-    return _FusedCrossEntropy.apply(rows if rows.stride(1) == 1 else rows.contiguous(), targets.reshape(-1), ignore_index)
+    return _FusedCrossEntropy.apply(
+        rows if rows.stride(1) == 1 else rows.contiguous(), targets.reshape(-1), ignore_index
+    )

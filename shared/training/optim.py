@@ -1,4 +1,5 @@
-"""Week 2. Optimizers: AdamW with decay on matrices only, and Muon on the matrices of the blocks with AdamW on the rest.
+"""Week 2. Optimizers: AdamW with decay on matrices only, and Muon on the matrices of the blocks with AdamW on
+the rest.
 
 Sources: Loshchilov & Hutter (AdamW, 2019); Jordan et al., "Muon: An optimizer for hidden layers" (2024).
 """
@@ -9,13 +10,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at 0, so that small singular values grow fastest
+NEWTON_SCHULZ = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Jordan's quintic: steepest at 0, so that small singular values grow fastest
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """Moves every singular value of each matrix near 1 (about 0.7 to 1.2), keeping its singular vectors: U S Vᵀ -> about U Vᵀ.
+    """Moves every singular value of each matrix near 1 (about 0.7 to 1.2), keeping its singular vectors: U S
+    Vᵀ -> about U Vᵀ.
 
-    matrices: [count, rows, columns]. dtype: what to compute in; None takes bf16 on CUDA, where it is fast, fp32 elsewhere.
+    matrices: [count, rows, columns]. dtype: what to compute in; None takes bf16 on CUDA, where it is fast,
+    fp32 elsewhere.
     """
     x = matrices.to(dtype or (torch.bfloat16 if matrices.is_cuda else torch.float32))
     tall = x.size(-2) > x.size(-1)
@@ -32,11 +39,19 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every direction of a matrix is moved by about the same amount.
 
-    For parameters of two dimensions. `torch.optim.Muon` computes the same update one matrix at a time, in bf16; this one takes
-    matrices of one shape together and in fp32 on a CPU, which is several times faster there.
+    For parameters of two dimensions. `torch.optim.Muon` computes the same update one matrix at a time, in
+    bf16; this one takes matrices of one shape together and in fp32 on a CPU, which is several times faster
+    there.
     """
 
-    def __init__(self, params: Iterable, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, ns_steps: int = 5):
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        ns_steps: int = 5,
+    ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps))
         for group in self.param_groups:
             if any(p.dim() != 2 for p in group["params"]):
@@ -48,7 +63,8 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    # Tall and wide matrices share a batch: the update of a transpose is the transpose of the update.
+                    # Tall and wide matrices share a batch: the update of a transpose is the transpose of the
+                    # update.
                     by_shape[torch.Size(sorted(p.shape))].append(p)
             for params in by_shape.values():
                 self._update(params, group)
@@ -62,7 +78,9 @@ class Muon(torch.optim.Optimizer):
         grads = [p.grad for p in params]
         momentum = group["momentum"]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        updates = torch._foreach_lerp(grads, buffers, momentum)  # Nesterov: the gradient as it will look after this step
+        updates = torch._foreach_lerp(
+            grads, buffers, momentum
+        )  # Nesterov: the gradient as it will look after this step
         stacked = torch.stack([u if u.size(0) <= u.size(1) else u.mT for u in updates])
         directions = orthogonalize(stacked, group["ns_steps"]).unbind()
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -80,8 +98,9 @@ def build_optimizers(
     betas: tuple[float, float] = (0.9, 0.99),
     muon_momentum: float = 0.95,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything ("adamw"), or Muon for the weights of linear layers inside the model and AdamW for embeddings, the output
-    layer, biases and norms ("muon"). Weight decay falls on parameters of two or more dimensions only.
+    """AdamW for everything ("adamw"), or Muon for the weights of linear layers inside the model and AdamW for
+    embeddings, the output layer, biases and norms ("muon"). Weight decay falls on parameters of two or more
+    dimensions only.
 
     Each group keeps its peak learning rate under "peak_lr". Parameters that need no gradient are left out.
     Raises ValueError for another kind.
@@ -89,7 +108,11 @@ def build_optimizers(
     if kind not in ("adamw", "muon"):
         raise ValueError(f"kind={kind!r}: must be adamw or muon")
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    linears = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")}
+    linears = {
+        f"{n}.weight"
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and not n.endswith("lm_head")
+    }
     inner = linears & params.keys() if kind == "muon" else set()
     rest = [p for n, p in params.items() if n not in inner]
     groups = [
@@ -99,9 +122,18 @@ def build_optimizers(
     fused = all(p.device.type in ("cpu", "cuda") for p in rest)
     optimizers: list[torch.optim.Optimizer] = []
     if rest:
-        optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused))
+        optimizers.append(
+            torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
+        )
     if inner:
-        optimizers.append(Muon([p for n, p in params.items() if n in inner], lr=muon_lr, momentum=muon_momentum, weight_decay=weight_decay))
+        optimizers.append(
+            Muon(
+                [p for n, p in params.items() if n in inner],
+                lr=muon_lr,
+                momentum=muon_momentum,
+                weight_decay=weight_decay,
+            )
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

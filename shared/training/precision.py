@@ -2,7 +2,8 @@
 
     Trainer(model, corpus, config, device=device, precision=precision("fp16", device))
 
-Sources: Micikevicius et al., "Mixed Precision Training" (2018); Kalamkar et al., "A Study of BFLOAT16" (2019).
+Sources: Micikevicius et al., "Mixed Precision Training" (2018); Kalamkar et al., "A Study of BFLOAT16"
+(2019).
 
 >>> precision("bf16").dtype
 torch.bfloat16
@@ -26,11 +27,13 @@ from shared.training.profiling import matmul_peak
 
 @dataclass(frozen=True)
 class Float16(Precision):
-    """fp16 with a scaled loss, for `Trainer(precision=...)`. fp16 ends at 65504 and, below 6·10⁻⁵, loses bits down to nothing at 6·10⁻⁸:
-    the loss is multiplied by a large number, so that small gradients are still there, and the gradients are divided by it before they
-    are clipped. A step with a gradient that overflows is left out and halves the number; many good steps double it.
+    """fp16 with a scaled loss, for `Trainer(precision=...)`. fp16 ends at 65504 and, below 6·10⁻⁵, loses bits
+    down to nothing at 6·10⁻⁸: the loss is multiplied by a large number, so that small gradients are still
+    there, and the gradients are divided by it before they are clipped. A step with a gradient that overflows
+    is left out and halves the number; many good steps double it.
 
-    Where the number has fallen below 1 it is not the number's fault, and the Trainer stops as it does in fp32.
+    Where the number has fallen below 1 it is not the number's fault, and the Trainer stops as it does in
+    fp32.
     """
 
     dtype: torch.dtype = torch.float16
@@ -51,7 +54,9 @@ class Float16(Precision):
         super().step(optimizers)
         before = None if optimizers else self.scaler.get_scale()
         self.scaler.update()
-        if before is not None and self.scaler.get_scale() >= before:  # the loss overflowed, and none of the gradients
+        if (
+            before is not None and self.scaler.get_scale() >= before
+        ):  # the loss overflowed, and none of the gradients
             self.scaler.update(before * self.scaler.get_backoff_factor())
 
     def state(self) -> dict[str, float]:
@@ -59,19 +64,33 @@ class Float16(Precision):
         return {"loss_scale": state["scale"], "steps_since_skip": state["_growth_tracker"]}
 
     def restore(self, state: dict[str, float]) -> None:
-        self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": state["loss_scale"], "_growth_tracker": state["steps_since_skip"]})
+        self.scaler.load_state_dict(
+            self.scaler.state_dict()
+            | {
+                "scale": state["loss_scale"],
+                "_growth_tracker": state["steps_since_skip"],
+            }
+        )
 
 
 def precision(name: str, device: torch.device | str = "cpu") -> Precision:
-    """What `Trainer(precision=...)` takes, by name: fp32, bf16 (autocast) or fp16 (autocast and a scaled loss).
+    """What `Trainer(precision=...)` takes, by name: fp32, bf16 (autocast) or fp16 (autocast and a scaled
+    loss).
 
-    Tries one small step. Raises ValueError for another name, and for a format that the device cannot compute in.
+    Tries one small step. Raises ValueError for another name, and for a format that the device cannot compute
+    in.
     """
     device = torch.device(device)
-    made = {"fp32": lambda: FP32, "bf16": lambda: Precision(torch.bfloat16), "fp16": lambda: Float16(scaler=GradScaler(device.type))}
+    made = {
+        "fp32": lambda: FP32,
+        "bf16": lambda: Precision(torch.bfloat16),
+        "fp16": lambda: Float16(scaler=GradScaler(device.type)),
+    }
     if name not in made:
         raise ValueError(f"precision={name!r}: must be fp32, bf16 or fp16")
-    with warnings.catch_warnings(action="ignore"):  # where autocast or the scaler switches itself off, it only warns
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # where autocast or the scaler switches itself off, it only warns
         chosen = made[name]()
         try:
             layer = nn.Linear(8, 8, device=device)
@@ -89,7 +108,8 @@ def precision(name: str, device: torch.device | str = "cpu") -> Precision:
 
 
 def bf16_units(device: torch.device | str = "cpu") -> tuple[bool, str]:
-    """Whether the device has units for bf16 products, and in a sentence how one knows and what follows. For CUDA and CPUs.
+    """Whether the device has units for bf16 products, and in a sentence how one knows and what follows. For
+    CUDA and CPUs.
 
     A CPU on Linux says so itself; elsewhere a product in bf16 is timed against one in fp32.
     """
@@ -100,10 +120,19 @@ def bf16_units(device: torch.device | str = "cpu") -> tuple[bool, str]:
     elif device.type == "cpu" and platform.system() == "Linux":
         names = {"avx512_bf16", "amx_bf16", "bf16"}  # Intel's and AMD's, Intel's for tiles, Arm's
         flags = names & set(re.findall(r"\w+", CPUINFO.read_text()))
-        found, how = bool(flags), f"/proc/cpuinfo names {', '.join(sorted(flags)) or 'neither avx512_bf16 nor amx_bf16'}"
+        found, how = (
+            bool(flags),
+            f"/proc/cpuinfo names {', '.join(sorted(flags)) or 'neither avx512_bf16 nor amx_bf16'}",
+        )
     else:
         ratio = matmul_peak(device, torch.bfloat16) / matmul_peak(device)
         found, how = ratio > 1.2, f"a bf16 product runs at {ratio:.2f} × the speed of fp32"
     if found:
         return True, f"bf16 units ({how})"
-    return False, f"no bf16 units ({how}): each number is widened to fp32 and the result rounded, so bf16 saves memory and costs time"
+    return (
+        False,
+        (
+            f"no bf16 units ({how}): each number is widened to fp32 and the result rounded, so bf16 saves"
+            " memory and costs time"
+        ),
+    )

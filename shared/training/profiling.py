@@ -1,7 +1,8 @@
 """Week 6. What a training step costs: seconds, memory, and how much of the machine's arithmetic it uses.
 
-MFU, model FLOPs utilisation (Chowdhery et al., PaLM, 2022, appendix B), is the arithmetic that the model needs over what the machine
-could have done in the same time. What it could have done is measured here, not read from a data sheet.
+MFU, model FLOPs utilisation (Chowdhery et al., PaLM, 2022, appendix B), is the arithmetic that the model
+needs over what the machine could have done in the same time. What it could have done is measured here, not
+read from a data sheet.
 """
 
 import os
@@ -29,20 +30,33 @@ from shared.training.execution import FP32, Precision
 from shared.training.trainer import TrainConfig, Trainer
 
 CARDS = {"T4": (65, 0.35), "L4": (121, 0.7), "RTX 4090": (165, 0.5), "A100": (312, 1.6), "H100": (989, 2.8)}
-"""Peak TFLOP/s in 16 bits, dense, by the makers' data sheets, and dollars an hour to rent one: an assumption, prices change by the month."""
+"""Peak TFLOP/s in 16 bits, dense, by the makers' data sheets, and dollars an hour to rent one: an assumption,
+prices change by the month.
+"""
 USUAL_MFU = 0.4  # of such runs on such cards; assumed
 
 
-def matmul_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None, repeats: int = 10) -> float:
-    """FLOP/s of the fastest of `repeats` products of two square matrices of `size` (None: 8192 on CUDA, 2048 elsewhere)."""
+def matmul_peak(
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    size: int | None = None,
+    repeats: int = 10,
+) -> float:
+    """FLOP/s of the fastest of `repeats` products of two square matrices of `size` (None: 8192 on CUDA, 2048
+    elsewhere).
+    """
     device = torch.device(device)
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out, best = torch.empty_like(a), float("inf")
-    for _ in range(repeats + 1):  # the first one also sets up what the others reuse; it will not be the fastest
+    for _ in range(
+        repeats + 1
+    ):  # the first one also sets up what the others reuse; it will not be the fastest
         _finish(device)
         started = clock()
-        torch.matmul(a, b.T, out=out)  # as a linear layer does: some CPUs are slow in bf16 with any other layout
+        torch.matmul(
+            a, b.T, out=out
+        )  # as a linear layer does: some CPUs are slow in bf16 with any other layout
         _finish(device)
         best = min(best, clock() - started)
     return 2 * size**3 / best
@@ -57,7 +71,9 @@ def _finish(device: torch.device) -> None:
 
 
 def bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
-    """Bytes per second that all threads together read from memory: the best of several sums over an array that no cache holds."""
+    """Bytes per second that all threads together read from memory: the best of several sums over an array
+    that no cache holds.
+    """
     array = torch.ones(megabytes * 2**18)
     best = float("inf")
     for _ in range(repeats):
@@ -68,14 +84,17 @@ def bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
 
 
 def peak_memory(device: torch.device | str) -> int | None:
-    """The most bytes held at once since the process began: of the GPU's memory by tensors, on a CPU by the whole process.
+    """The most bytes held at once since the process began: of the GPU's memory by tensors, on a CPU by the
+    whole process.
 
     None where the system doesn't say (Windows; Apple's GPUs).
     """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu" and sys.platform == "linux":  # where getrusage's peak would be handed down from the process that started this one
+    if (
+        device.type == "cpu" and sys.platform == "linux"
+    ):  # where getrusage's peak would be handed down from the process that started this one
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].split()[0])
     if device.type == "cpu" and sys.platform == "darwin":
@@ -86,7 +105,9 @@ def peak_memory(device: torch.device | str) -> int | None:
 
 
 def reset_peak_memory(device: torch.device | str) -> None:
-    """From here on `peak_memory` is the most since now. On a CPU this works on Linux only; elsewhere nothing happens."""
+    """From here on `peak_memory` is the most since now. On a CPU this works on Linux only; elsewhere nothing
+    happens.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -123,8 +144,9 @@ def measure_training(
 ) -> StepCost:
     """Trains a new GPT, and says what a step costs once the first `warmup` steps have compiled and allocated.
 
-    corpus: None takes random tokens. They cost the same, but there is nothing in them to learn.
-    `train` is the Trainer's, with more steps than `warmup`, or ValueError. See `in_own_process` for a peak of memory that is this run's own.
+    corpus: None takes random tokens. They cost the same, but there is nothing in them to learn. `train` is
+    the Trainer's, with more steps than `warmup`, or ValueError. See `in_own_process` for a peak of memory
+    that is this run's own.
     """
     if train.steps <= warmup:
         raise ValueError(f"steps={train.steps}: measuring needs more steps than the {warmup} of warmup")
@@ -132,13 +154,25 @@ def measure_training(
     torch.manual_seed(train.seed)
     if corpus is None:
         tokenizer = CharTokenizer.train("".join(chr(0x10000 + i) for i in range(config.vocab_size)))
-        tokens = np.random.default_rng(train.seed).integers(config.vocab_size, size=4 * train.batch_size * train.block_size + 1).astype(np.uint16)
+        tokens = (
+            np.random.default_rng(train.seed)
+            .integers(config.vocab_size, size=4 * train.batch_size * train.block_size + 1)
+            .astype(np.uint16)
+        )
         corpus = Corpus("random tokens", tokenizer, tokens, tokens)
     trainer = Trainer(
-        GPT(config).to(device), corpus, train, device=device, description="measuring",
-        precision=precision, processes=Processes("none", device, compile_model, recompute),
-    )  # fmt: skip
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the Trainer's own news; here the cost is
+        GPT(config).to(device),
+        corpus,
+        train,
+        device=device,
+        description="measuring",
+        precision=precision,
+        processes=Processes("none", device, compile_model, recompute),
+    )
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+    ):  # the Trainer's own news; here the cost is
         trainer.fit()
     rows = [row for row in trainer.history if "train_loss" in row]
     ends = [0.0, *(row["seconds"] for row in rows)]
@@ -153,7 +187,9 @@ def measure_training(
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that `forward()` keeps for the backward, each piece of memory counted once, the model's parameters not at all."""
+    """Bytes that `forward()` keeps for the backward, each piece of memory counted once, the model's
+    parameters not at all.
+    """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
@@ -169,6 +205,8 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 
 def in_own_process(function: Callable, *args: Any, **named: Any) -> Any:
-    """function(*args, **named) in a fresh process, whose peak memory is then its own. For a module's function and plain data."""
+    """function(*args, **named) in a fresh process, whose peak memory is then its own. For a module's function
+    and plain data.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *args, **named).result()

@@ -1,4 +1,5 @@
-"""Week 2. The training loop, used to the end of the course: schedule, clipping, accumulation, evaluation, checkpoints, resume.
+"""Week 2. The training loop, used to the end of the course: schedule, clipping, accumulation, evaluation,
+checkpoints, resume.
 
 >>> config = TrainConfig(steps=100, warmup_steps=10, lr=1e-3, schedule="linear", final_lr=0.0)
 >>> [round(lr_at(step, config), 6) for step in (0, 9, 55, 100)]
@@ -45,7 +46,9 @@ class TrainConfig:
     muon_momentum: float = 0.95
     """How much of the past Muon's direction keeps; short runs do better with less."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """After the warmup. wsd: stay at the peak, then fall linearly during the last decay_fraction of the steps."""
+    """After the warmup. wsd: stay at the peak, then fall linearly during the last decay_fraction of the
+    steps.
+    """
     warmup_steps: int = 0
     decay_fraction: float = 0.2
     final_lr: float = 0.1
@@ -67,7 +70,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("steps", "batch_size", "block_size", "grad_accum_steps", "log_every", "eval_every", "checkpoint_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "block_size",
+            "grad_accum_steps",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 problems.append(f"{name}={getattr(self, name)}: must be at least 1")
         for name in ("lr", "muon_lr"):
@@ -80,7 +91,9 @@ class TrainConfig:
             if not getattr(self, name) >= 0:  # nan is refused too
                 problems.append(f"{name}={getattr(self, name)}: must not be negative")
         if self.eval_windows is not None and self.eval_windows < 1:
-            problems.append(f"eval_windows={self.eval_windows}: must be at least 1, or none for the whole split")
+            problems.append(
+                f"eval_windows={self.eval_windows}: must be at least 1, or none for the whole split"
+            )
         if self.optimizer not in ("adamw", "muon"):
             problems.append(f"optimizer={self.optimizer!r}: must be adamw or muon")
         if self.schedule not in ("cosine", "linear", "wsd", "constant"):
@@ -94,8 +107,9 @@ class TrainConfig:
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
-    """AdamW's learning rate at a step, counted from 0; Muon's follows the same curve. Warmup reaches the peak at step warmup_steps - 1;
-    the decay reaches final_lr · lr at step `steps`, one past the last."""
+    """AdamW's learning rate at a step, counted from 0; Muon's follows the same curve. Warmup reaches the peak
+    at step warmup_steps - 1; the decay reaches final_lr · lr at step `steps`, one past the last.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     done = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
@@ -112,14 +126,20 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 
 class NextToken:
-    """What there is to learn, and how it is measured: each next token of a corpus. Week 9's `instructions.py` has the one for answers only."""
+    """What there is to learn, and how it is measured: each next token of a corpus. Week 9's `instructions.py`
+    has the one for answers only.
+    """
 
     def __init__(self, corpus: Corpus):
         self.corpus, self.name, self.tokenizer = corpus, corpus.name, corpus.tokenizer
 
-    def batches(self, config: TrainConfig, start_step: int, rank: int, world_size: int) -> Iterator[tuple[Tensor, ...]]:
+    def batches(
+        self, config: TrainConfig, start_step: int, rank: int, world_size: int
+    ) -> Iterator[tuple[Tensor, ...]]:
         """What `loss` takes, batch by batch from the `start_step`-th on; of each batch this process's part."""
-        return batches(self.corpus.train, config.block_size, config.batch_size, config.seed, start_step, rank, world_size)
+        return batches(
+            self.corpus.train, config.block_size, config.batch_size, config.seed, start_step, rank, world_size
+        )
 
     def loss(self, call: Callable[..., Tensor], *batch: Tensor) -> Tensor:
         """The mean over a batch, in nats per token. call: the model, or what stands for it in a step."""
@@ -129,7 +149,9 @@ class NextToken:
     def evaluate(self, model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, float]:
         """On what is held out: `val_loss`, which decides what is best, and what else there is to say."""
         token_bytes, windows = self.corpus.token_bytes, config.eval_windows
-        return evaluate(model, self.corpus.val, config.block_size, token_bytes, max_windows=windows, device=device).as_metrics()
+        return evaluate(
+            model, self.corpus.val, config.block_size, token_bytes, max_windows=windows, device=device
+        ).as_metrics()
 
 
 class TrainingStopped(ValueError):
@@ -137,11 +159,13 @@ class TrainingStopped(ValueError):
 
 
 class Trainer:
-    """Trains any model of the course (ids -> logits) on a corpus, or on another task with `NextToken`'s methods.
+    """Trains any model of the course (ids -> logits) on a corpus, or on another task with `NextToken`'s
+    methods.
 
-    checkpoints: a folder that gets `last` (every checkpoint_every steps, on Ctrl-C and at the end) and `best` (the lowest validation
-    loss); None keeps nothing. Of a model with frozen parts only what is trained beside them is kept. log: where the curves go; None
-    keeps them in memory only, under `history`. precision, processes: what a step computes in, and who takes part in it.
+    checkpoints: a folder that gets `last` (every checkpoint_every steps, on Ctrl-C and at the end) and `best`
+    (the lowest validation loss); None keeps nothing. Of a model with frozen parts only what is trained beside
+    them is kept. log: where the curves go; None keeps them in memory only, under `history`. precision,
+    processes: what a step computes in, and who takes part in it.
     """
 
     def __init__(
@@ -163,17 +187,25 @@ class Trainer:
         self.device, self.description = torch.device(device), description
         self.call = processes.prepare(self.model)
         self.optimizers = build_optimizers(
-            model, config.optimizer, config.lr, config.muon_lr, config.weight_decay, (config.beta1, config.beta2), config.muon_momentum
+            model,
+            config.optimizer,
+            config.lr,
+            config.muon_lr,
+            config.weight_decay,
+            (config.beta1, config.beta2),
+            config.muon_momentum,
         )
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
     def fit(self, resume: bool = False) -> dict[str, Any]:
-        """Trains to the end and returns the summary: last and best evaluation, first training loss, seconds of training, tokens/s.
+        """Trains to the end and returns the summary: last and best evaluation, first training loss, seconds
+        of training, tokens/s.
 
-        resume: go on from `last` as if nothing had happened (on a CPU, bit for bit); without a checkpoint there, start anew, said aloud.
-        Ctrl-C ends the present step, saves, and raises KeyboardInterrupt. Raises TrainingStopped for a loss that is not finite.
+        resume: go on from `last` as if nothing had happened (on a CPU, bit for bit); without a checkpoint
+        there, start anew, said aloud. Ctrl-C ends the present step, saves, and raises KeyboardInterrupt.
+        Raises TrainingStopped for a loss that is not finite.
         """
         if not (resume and self._restore()):
             torch.manual_seed(self.config.seed + self.processes.rank)
@@ -183,7 +215,12 @@ class Trainer:
         start, who = self.step * self.config.grad_accum_steps, self.processes
         stream = self.task.batches(self.config, start, who.rank, who.world_size)
         progress = tqdm(
-            total=self.config.steps, initial=self.step, desc=self.description, unit="step", disable=self.processes.rank > 0 or None, leave=False
+            total=self.config.steps,
+            initial=self.step,
+            desc=self.description,
+            unit="step",
+            disable=self.processes.rank > 0 or None,
+            leave=False,
         )
         with progress, finish_first("the step") as interrupted:
             while self.step < self.config.steps:
@@ -194,8 +231,12 @@ class Trainer:
                 if self.step % self.config.eval_every == 0 or done:
                     self._evaluate()
                     if self.processes.rank == 0:
-                        progress.write(f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation {self.final['val_loss']:.4f}")
-                # Asked once, of all processes: a Ctrl-C that comes while saving ends the next step, which is then saved too.
+                        progress.write(
+                            f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation"
+                            f" {self.final['val_loss']:.4f}"
+                        )
+                # Asked once, of all processes: a Ctrl-C that comes while saving ends the next step, which is
+                # then saved too.
                 stop = self.processes.mean(interrupted()) > 0
                 if self.step % self.config.checkpoint_every == 0 or done or stop:
                     self._save("last")
@@ -232,22 +273,34 @@ class Trainer:
                 total += self.processes.mean(loss.item())
                 if not (math.isfinite(total) or self.precision.skips):
                     with self.precision.autocast(self.device):
-                        self._stop(f"the loss is {total}", culprit(self.model, partial(self.task.loss, self.model, *batch)))
+                        self._stop(
+                            f"the loss is {total}",
+                            culprit(self.model, partial(self.task.loss, self.model, *batch)),
+                        )
                 self.precision.backward(loss)
         self.precision.unscale(self.optimizers)
         grads = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         length = nn.utils.get_total_norm(grads.values())
         norm = self.processes.whole(length).item()
         skipped = not (math.isfinite(norm) and math.isfinite(total))
-        if skipped and not self.precision.skips:  # looked at before clipping, which spreads a nan to all of them
+        if (
+            skipped and not self.precision.skips
+        ):  # looked at before clipping, which spreads a nan to all of them
             bad = next((n for n, g in grads.items() if not g.isfinite().all()), None)
             longest = max(grads, key=lambda n: grads[n].abs().max().item())
-            self._stop("a gradient is not finite" if bad else "the gradient's length overflows", f"the gradient of {bad or longest}")
+            self._stop(
+                "a gradient is not finite" if bad else "the gradient's length overflows",
+                f"the gradient of {bad or longest}",
+            )
         if c.grad_clip and not skipped:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), c.grad_clip, length)
         row = {"train_loss": total, "lr": lr_at(self.step, c), "grad_norm": norm}
         logged = self.step == 0 or (self.step + 1) % c.log_every == 0
-        before = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.dim() >= 2} if c.log_updates and logged else {}
+        before = (
+            {n: p.detach().clone() for n, p in self.model.named_parameters() if p.dim() >= 2}
+            if c.log_updates and logged
+            else {}
+        )
         self.precision.step([] if skipped else self.optimizers)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -261,13 +314,16 @@ class Trainer:
         self.seconds += clock() - started
         if logged:
             row |= self.precision.state()
-            self._record(**{k: v for k, v in row.items() if math.isfinite(v)}, seconds=self.seconds)  # in a skipped step some are not
+            self._record(
+                **{k: v for k, v in row.items() if math.isfinite(v)}, seconds=self.seconds
+            )  # in a skipped step some are not
 
     def _stop(self, what: str, where: str) -> None:
         kept = f" The last checkpoint is in {self.checkpoints / 'last'}." if self.checkpoints else ""
         raise TrainingStopped(
-            f"step {self.step + 1}: {what}; it began in {where}. Nothing was updated in this step.{kept} A lower learning rate "
-            f"(now {lr_at(self.step, self.config):.3g}), a longer warmup or clipping (grad_clip={self.config.grad_clip}) usually helps"
+            f"step {self.step + 1}: {what}; it began in {where}. Nothing was updated in this step.{kept} A"
+            f" lower learning rate (now {lr_at(self.step, self.config):.3g}), a longer warmup or clipping"
+            f" (grad_clip={self.config.grad_clip}) usually helps"
         )
 
     def _record(self, **values: float) -> None:
@@ -293,7 +349,14 @@ class Trainer:
         more = {"beside": "a frozen model"} if len(own) < len(checkpoint.unshared(self.model)) else {}
         if name == "best":
             if self.processes.rank == 0:
-                checkpoint.save(self.checkpoints / name, self.model, self.task.tokenizer, self.final, weights=weights, more=more)
+                checkpoint.save(
+                    self.checkpoints / name,
+                    self.model,
+                    self.task.tokenizer,
+                    self.final,
+                    weights=weights,
+                    more=more,
+                )
             return
         tensors = {"random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -314,7 +377,16 @@ class Trainer:
             "dtype": str(self.precision.dtype),
             "precision": self.precision.state(),
         }
-        checkpoint.save(self.checkpoints / name, self.model, self.task.tokenizer, getattr(self, "final", {}), tensors, state, weights, more)
+        checkpoint.save(
+            self.checkpoints / name,
+            self.model,
+            self.task.tokenizer,
+            getattr(self, "final", {}),
+            tensors,
+            state,
+            weights,
+            more,
+        )
 
     def _optimizer_states(self) -> Iterator[tuple[int, str, nn.Parameter, dict[str, Tensor]]]:
         """(optimizer's number, parameter's name, the parameter, its state) for each parameter."""
@@ -341,22 +413,34 @@ class Trainer:
         if self.checkpoints is None or checkpoint.find(self.checkpoints / "last") is None:
             print(f"{self.description}: no checkpoint to resume from, so it starts from the beginning")
             return False
-        weights, tensors, saved = checkpoint.load_learned(self.checkpoints / "last", self.model, self.task.tokenizer)
+        weights, tensors, saved = checkpoint.load_learned(
+            self.checkpoints / "last", self.model, self.task.tokenizer
+        )
         if not saved:
-            raise ValueError(f"{self.checkpoints / 'last'} was saved without training state: it can be used, not resumed")
+            raise ValueError(
+                f"{self.checkpoints / 'last'} was saved without training state: it can be used, not resumed"
+            )
         now = asdict(self.config) | {"data": self.task.name, "dtype": str(self.precision.dtype)}
-        then = saved["config"] | {"data": saved["data"], "dtype": saved.get("dtype", str(self.precision.dtype))}
-        changed = [f"{k}={then.get(k)} then, {now.get(k)} now" for k in now | then if then.get(k) != now.get(k)]
+        then = saved["config"] | {
+            "data": saved["data"],
+            "dtype": saved.get("dtype", str(self.precision.dtype)),
+        }
+        changed = [
+            f"{k}={then.get(k)} then, {now.get(k)} now" for k in now | then if then.get(k) != now.get(k)
+        ]
         if changed:
             raise ValueError(
-                f"{self.checkpoints / 'last'} cannot be resumed with other settings: {'; '.join(changed)}. Restore them, or start anew without --resume"
+                f"{self.checkpoints / 'last'} cannot be resumed with other settings: {'; '.join(changed)}."
+                " Restore them, or start anew without --resume"
             )
         self._fill(weights)
         for i, name, p, state in self._optimizer_states():
             prefix = f"{i}.{name}."
             for key, t in tensors.items():
                 if key.startswith(prefix):  # Adam's step counter is one number, and the same for all
-                    state[key.removeprefix(prefix)] = self.processes.placed(t, p) if t.dim() else t.to(self.device)
+                    state[key.removeprefix(prefix)] = (
+                        self.processes.placed(t, p) if t.dim() else t.to(self.device)
+                    )
         if self.processes.rank == 0:
             torch.set_rng_state(tensors["random.cpu"].cpu())
         else:  # its own was not saved: any that is unlike the others' will do
@@ -375,7 +459,9 @@ class Trainer:
 
 @torch.no_grad()
 def culprit(model: nn.Module, run: Callable[[], Any]) -> str:
-    """Where the first number that isn't finite comes from: a parameter, or else the first module whose output has one when `run` calls the model."""
+    """Where the first number that isn't finite comes from: a parameter, or else the first module whose output
+    has one when `run` calls the model.
+    """
     for name, p in model.named_parameters():
         if not p.isfinite().all():
             return f"the parameter {name}"

@@ -1,4 +1,6 @@
-"""Week 7. Faster and smaller steps: a ladder of tricks, measured one by one, and where the time of a step goes."""
+"""Week 7. Faster and smaller steps: a ladder of tricks, measured one by one, and where the time of a step
+goes.
+"""
 
 import os
 import re
@@ -32,7 +34,9 @@ class Tricks:
 
     precision: str = "fp32"
     sdpa: bool = False
-    """PyTorch's own attention, which never writes down the scores. If not, scores and softmax are tensors ("eager")."""
+    """PyTorch's own attention, which never writes down the scores. If not, scores and softmax are tensors
+    ("eager").
+    """
     compiled: bool = False
     fused: bool = False
     """AdamW in one pass over all parameters, not tensor by tensor."""
@@ -66,13 +70,15 @@ def measure_ladder(
     ladder: list[tuple[str, dict[str, Any]]] = LADDER,
     peaks: Mapping[torch.dtype, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains `train.steps` steps with each seed on every step of the ladder, each in a process of its own, and gives a row for each.
+    """Trains `train.steps` steps with each seed on every step of the ladder, each in a process of its own,
+    and gives a row for each.
 
-    A row: step; ms (of the median step), tokens/s, memory (peak bytes beyond what the process held before it built the model; on a CPU,
-    some 130 MB of libraries too), MFU (over the peak of that format), first loss and loss (of the first and of the last step, means over the
-    seeds), spread (the largest last loss less the smallest), note. What the machine cannot do, and bf16 where it has no units for it, is
-    left out of the rows below; the note says why. corpus: None takes random tokens. peaks: FLOP/s by format, as `matmul_peak` measures
-    them; those that are not given are measured here.
+    A row: step; ms (of the median step), tokens/s, memory (peak bytes beyond what the process held before it
+    built the model; on a CPU, some 130 MB of libraries too), MFU (over the peak of that format), first loss
+    and loss (of the first and of the last step, means over the seeds), spread (the largest last loss less the
+    smallest), note. What the machine cannot do, and bf16 where it has no units for it, is left out of the
+    rows below; the note says why. corpus: None takes random tokens. peaks: FLOP/s by format, as `matmul_peak`
+    measures them; those that are not given are measured here.
     """
     device, peaks, rows, now = torch.device(device), dict(peaks or {}), [], Tricks()
     units, why = bf16_units(device)
@@ -90,32 +96,58 @@ def measure_ladder(
         slow = dtype == torch.bfloat16 and not units
         now = now if slow else tricks
         peaks[dtype] = peaks.get(dtype) or matmul_peak(device, dtype)
-        middle, ends = sorted(costs, key=lambda cost: cost.seconds)[len(costs) // 2], [cost.losses[-1] for cost in costs]
-        row = {"step": name, "ms": 1000 * middle.seconds, "tokens/s": middle.tokens_per_second, "memory": memory}
-        row |= {"MFU": middle.flops / peaks[dtype], "first loss": statistics.fmean(cost.losses[0] for cost in costs)}
+        middle, ends = (
+            sorted(costs, key=lambda cost: cost.seconds)[len(costs) // 2],
+            [cost.losses[-1] for cost in costs],
+        )
+        row = {
+            "step": name,
+            "ms": 1000 * middle.seconds,
+            "tokens/s": middle.tokens_per_second,
+            "memory": memory,
+        }
+        row |= {
+            "MFU": middle.flops / peaks[dtype],
+            "first loss": statistics.fmean(cost.losses[0] for cost in costs),
+        }
         row |= {"loss": statistics.fmean(ends), "spread": max(ends) - min(ends)}
         rows.append(row | {"note": f"left out below: {why}" if slow else None})
     return rows
 
 
 def measure(
-    tricks: Tricks, config: GPTConfig, train: TrainConfig, device: torch.device, seeds: Sequence[int], corpus: Corpus | None
+    tricks: Tricks,
+    config: GPTConfig,
+    train: TrainConfig,
+    device: torch.device,
+    seeds: Sequence[int],
+    corpus: Corpus | None,
 ) -> tuple[list[StepCost], int | None] | str:
-    """The cost with each seed, and the peak of memory; or why the device cannot do it. For a process of its own."""
+    """The cost with each seed, and the peak of memory; or why the device cannot do it. For a process of its
+    own.
+    """
     before = peak_memory(device)
     if reason := cannot(tricks, device):
         return reason
     train = replace(train, batch_size=tricks.batch * train.batch_size)
     with carried_out(tricks):
         how = [(replace(train, seed=seed), device, precision(tricks.precision, device)) for seed in seeds]
-        costs = [measure_training(config, *each, tricks.compiled, tricks.recompute, corpus=corpus) for each in how]
-    return costs, None if before is None else costs[0].memory - before  # later seeds find what the first left in memory
+        costs = [
+            measure_training(config, *each, tricks.compiled, tricks.recompute, corpus=corpus) for each in how
+        ]
+    return costs, (
+        None if before is None else costs[0].memory - before
+    )  # later seeds find what the first left in memory
 
 
 @contextmanager
 def carried_out(tricks: Tricks) -> Iterator[None]:
     """Inside, attention and AdamW are as `tricks` has them."""
-    with warnings.catch_warnings(), nullcontext() if tricks.sdpa else sdpa_kernel(SDPBackend.MATH), nullcontext() if tricks.fused else _plain_adamw():
+    with (
+        warnings.catch_warnings(),
+        nullcontext() if tricks.sdpa else sdpa_kernel(SDPBackend.MATH),
+        nullcontext() if tricks.fused else _plain_adamw(),
+    ):
         # Under autocast the norms of queries and keys have 16 bits and their gains 32: right, only not fused.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         yield
@@ -159,19 +191,30 @@ KINDS = {
     "norms": r"rms_norm|layer_norm",
     "copies and casts": r"_to_copy|aten::copy_|aten::clone|aten::cat|memcpy",
     "matrix products": r"aten::(addmm|mm|bmm|matmul|linear)\b",
-    "activation and other elementwise": r"silu|gelu|relu|sigmoid|aten::(mul|add|sub|div|neg|pow|addcmul|sum|mean|roll)_?\b",
+    "activation and other elementwise": (
+        r"silu|gelu|relu|sigmoid|aten::(mul|add|sub|div|neg|pow|addcmul|sum|mean|roll)_?\b"
+    ),
 }
-"""Kinds of operations, by the names of an operation and of those that it is part of; the first that fits. All else is "other"."""
+"""Kinds of operations, by the names of an operation and of those that it is part of; the first that fits. All
+else is "other".
+"""
 
 
 def profile_training(
-    config: GPTConfig, train: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu", tricks: Tricks = USUAL, warmup: int = 2
+    config: GPTConfig,
+    train: TrainConfig,
+    corpus: Corpus,
+    device: torch.device | str = "cpu",
+    tricks: Tricks = USUAL,
+    warmup: int = 2,
 ) -> list[dict[str, Any]]:
-    """Where a step's time goes, by torch.profiler: a row for each of KINDS with ms and share (of the step), the longest first.
+    """Where a step's time goes, by torch.profiler: a row for each of KINDS with ms and share (of the step),
+    the longest first.
 
-    Of `train.steps` steps the first `warmup` are left out, half of the others are only timed, and the last are looked into. The last row is the
-    rest of the step: on CUDA, where ms is what the GPU worked, "idle" in a step that is only timed; on a CPU "between operations", Python.
-    Raises ValueError for tricks that the device cannot do, and for fewer than warmup + 2 steps.
+    Of `train.steps` steps the first `warmup` are left out, half of the others are only timed, and the last
+    are looked into. The last row is the rest of the step: on CUDA, where ms is what the GPU worked, "idle" in
+    a step that is only timed; on a CPU "between operations", Python. Raises ValueError for tricks that the
+    device cannot do, and for fewer than warmup + 2 steps.
     """
     device = torch.device(device)
     if train.steps < warmup + 2:
@@ -196,7 +239,13 @@ def profile_training(
     quick = replace(train, batch_size=tricks.batch * train.batch_size, eval_every=train.steps, eval_windows=1)
     torch.manual_seed(train.seed)
     trainer = Profiled(
-        GPT(config), corpus, quick, device=device, description="profile", precision=precision(tricks.precision, device), processes=processes
+        GPT(config),
+        corpus,
+        quick,
+        device=device,
+        description="profile",
+        precision=precision(tricks.precision, device),
+        processes=processes,
     )
     with carried_out(tricks), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         trainer.fit()
@@ -208,8 +257,9 @@ def profile_training(
 
 
 def time_by_kind(events: Sequence[Any], cuda: bool = False) -> dict[str, float]:
-    """The milliseconds of each of KINDS in a profiler's events, the longest first: what operations took themselves, on the CPU or, with
-    `cuda`, on the GPU. What the backward does is of the kind of the operation that it is the backward of.
+    """The milliseconds of each of KINDS in a profiler's events, the longest first: what operations took
+    themselves, on the CPU or, with `cuda`, on the GPU. What the backward does is of the kind of the operation
+    that it is the backward of.
     """
 
     def path(event: Any) -> str:
@@ -221,8 +271,12 @@ def time_by_kind(events: Sequence[Any], cuda: bool = False) -> dict[str, float]:
             event = event.cpu_parent
         return event
 
-    events = [event for event in events if event.device_type == DeviceType.CPU]  # a GPU's kernels are counted with what started them
-    forward = {event.sequence_nr: path(event) for event in events if event.sequence_nr >= 0 and not node(event)}
+    events = [
+        event for event in events if event.device_type == DeviceType.CPU
+    ]  # a GPU's kernels are counted with what started them
+    forward = {
+        event.sequence_nr: path(event) for event in events if event.sequence_nr >= 0 and not node(event)
+    }
     totals: dict[str, float] = defaultdict(float)
     for event in events:
         back = node(event)

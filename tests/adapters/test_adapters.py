@@ -1,4 +1,6 @@
-"""shared/adapters/attach.py, lora.py and peft_files.py: the laws of adapters, and the library PEFT, both ways, on tiny random GPT-2s and Llamas."""
+"""shared/adapters/attach.py, lora.py and peft_files.py: the laws of adapters, and the library PEFT, both
+ways, on tiny random GPT-2s and Llamas.
+"""
 
 import json
 import math
@@ -40,7 +42,16 @@ from shared.tokenizers import CharTokenizer
 from tests.helpers import shake
 
 GPT2 = GPTConfig(vocab_size=53, block_size=24, n_layer=2, n_head=4, n_embd=32)
-LLAMA = replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", mlp_hidden=64, n_kv_head=2, bias=False, tie_weights=False)
+LLAMA = replace(
+    GPT2,
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    mlp_hidden=64,
+    n_kv_head=2,
+    bias=False,
+    tie_weights=False,
+)
 OTHER = replace(LLAMA, qk_norm=True, window=16, zero_init=True)  # has no equivalent at Hugging Face
 CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "other": OTHER}
 KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
@@ -63,14 +74,19 @@ def learn(model: nn.Module, seed: int = 1) -> nn.Module:
 
 
 def adapted(config: GPTConfig = LLAMA, name: str = "default", seed: int = 1, **lora) -> GPT:
-    return learn(add_lora(gpt(config), LoRAConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL} | lora), name), seed)
+    return learn(
+        add_lora(gpt(config), LoRAConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL} | lora), name),
+        seed,
+    )
 
 
 def three(**lora) -> GPT:
     """A model with adapters a, b and c of ranks 4, 2 and 4."""
     model = gpt()
     for seed, (name, r) in enumerate({"a": 4, "b": 2, "c": 4}.items(), 1):
-        learn(add_lora(model, LoRAConfig(**{"r": r, "lora_alpha": 8, "target_modules": ALL} | lora), name), seed)
+        learn(
+            add_lora(model, LoRAConfig(**{"r": r, "lora_alpha": 8, "target_modules": ALL} | lora), name), seed
+        )
     return model
 
 
@@ -89,7 +105,11 @@ def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def base_bits(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that belong to no adapter, under the names they had before."""
-    return {n.replace(".base.", "."): t for n, t in bits(model).items() if ".adapters." not in n and ".merged." not in n}
+    return {
+        n.replace(".base.", "."): t
+        for n, t in bits(model).items()
+        if ".adapters." not in n and ".merged." not in n
+    }
 
 
 def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
@@ -114,7 +134,10 @@ def test_training_moves_the_adapter_and_leaves_the_base_bit_for_bit(kind, idx):
     model = gpt()
     before = bits(model)
     add_lora(model, LoRAConfig(r=4, target_modules=ALL, lora_dropout=0.1, **KINDS[kind])).train()
-    start, optimizer = bits(model), torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01, weight_decay=0.1)
+    start, optimizer = (
+        bits(model),
+        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01, weight_decay=0.1),
+    )
     losses = []
     for _ in range(15):
         loss = F.cross_entropy(model(idx)[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
@@ -125,7 +148,11 @@ def test_training_moves_the_adapter_and_leaves_the_base_bit_for_bit(kind, idx):
     assert losses[-1] < losses[0] - 0.3
     assert_same_bits(base_bits(model), before)
     moved = {name for name, t in bits(model).items() if not torch.equal(t, start[name])}
-    assert moved == {name for name in start if ".adapters." in name} == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert (
+        moved
+        == {name for name in start if ".adapters." in name}
+        == {name for name, p in model.named_parameters() if p.requires_grad}
+    )
     assert all(p.grad is None for name, p in model.named_parameters() if ".adapters." not in name)
 
 
@@ -195,12 +222,16 @@ def test_the_scale_of_rslora_keeps_the_size_of_the_change_at_any_rank():
     for r in (4, 256):
         product = torch.randn(200, r, generator=generator) @ torch.randn(r, 200, generator=generator)
         sizes[r] = [(lora_scale(8, r, rs) * product).std().item() for rs in (False, True)]
-    assert sizes[256][1] == pytest.approx(sizes[4][1], rel=0.05) and sizes[256][0] == pytest.approx(sizes[4][0] / 8, rel=0.05)
+    assert sizes[256][1] == pytest.approx(sizes[4][1], rel=0.05) and sizes[256][0] == pytest.approx(
+        sizes[4][0] / 8, rel=0.05
+    )
 
 
 def test_generating_with_a_cache_is_the_same():
     model = adapted()
-    assert list(generate(model, [1, 2], 12, temperature=0)) == list(generate(model, [1, 2], 12, temperature=0, use_cache=False))
+    assert list(generate(model, [1, 2], 12, temperature=0)) == list(
+        generate(model, [1, 2], 12, temperature=0, use_cache=False)
+    )
 
 
 def test_any_model_with_linear_layers_can_be_adapted():
@@ -208,7 +239,10 @@ def test_any_model_with_linear_layers_can_be_adapted():
     model = WindowMLP(WindowMLPConfig(vocab_size=11))
     names = linear_layers(model)
     add_lora(model, LoRAConfig(r=2, target_modules=tuple(names)))
-    assert all(isinstance(layer, LoRALinear) for layer in linear_layers(model).values()) and linear_layers(model).keys() == names.keys()
+    assert (
+        all(isinstance(layer, LoRALinear) for layer in linear_layers(model).values())
+        and linear_layers(model).keys() == names.keys()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -233,13 +267,19 @@ def test_round_a_quantized_layer_it_is_the_same_adapter(scheme, kind, idx):
         for name, layer in linear_layers(base).items():
             plain.get_submodule(name).weight.copy_(layer.weight)
     packed = {name: t for name, t in bits(base).items()}
-    models = [learn(add_lora(seeded(m), LoRAConfig(r=4, target_modules=ALL, **KINDS[kind]))) for m in (base, plain)]
+    models = [
+        learn(add_lora(seeded(m), LoRAConfig(r=4, target_modules=ALL, **KINDS[kind]))) for m in (base, plain)
+    ]
     losses = [F.cross_entropy(m(idx)[:, :-1].flatten(0, 1), idx[:, 1:].flatten()) for m in models]
     for loss in losses:
         loss.backward()
     close(models[0](idx), models[1](idx))
     gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in models]
-    assert gradients[0].keys() == gradients[1].keys() == {n for n, p in base.named_parameters() if ".adapters." in n}
+    assert (
+        gradients[0].keys()
+        == gradients[1].keys()
+        == {n for n, p in base.named_parameters() if ".adapters." in n}
+    )
     for name in gradients[0]:
         close(gradients[0][name], gradients[1][name])
     assert_same_bits(base_bits(base), packed)
@@ -306,9 +346,15 @@ def test_each_row_of_a_batch_has_its_own_adapter(kind, idx):
 
 def test_rows_must_be_as_many_as_named(idx):
     model = three()
-    with adapters_by_row(model, ["a", "b"]), pytest.raises(ValueError, match="set for 2 rows, and the batch has 3"):
+    with (
+        adapters_by_row(model, ["a", "b"]),
+        pytest.raises(ValueError, match="set for 2 rows, and the batch has 3"),
+    ):
         model(idx)
-    with pytest.raises(ValueError, match="no adapter is called 'x'; there are: a, b, c"), adapters_by_row(model, ["x"]):
+    with (
+        pytest.raises(ValueError, match="no adapter is called 'x'; there are: a, b, c"),
+        adapters_by_row(model, ["x"]),
+    ):
         pass
 
 
@@ -362,7 +408,9 @@ def test_combinations_are_pefts(method, weights, tmp_path):
     theirs = peft_model("llama", "lora")
     theirs.add_adapter("other", replaced(theirs, r=4))
     learn_theirs(theirs)
-    theirs.add_weighted_adapter(["default", "other"], weights, "sum", combination_type=method, svd_full_matrices=False)
+    theirs.add_weighted_adapter(
+        ["default", "other"], weights, "sum", combination_type=method, svd_full_matrices=False
+    )
     model = from_hf(hf("llama"))
     theirs.save_pretrained(tmp_path, selected_adapters=["default", "other"])
     load_adapter(tmp_path, model, "default"), load_adapter(tmp_path / "other", model, "other")
@@ -385,7 +433,11 @@ def test_a_removed_adapter_is_gone_and_with_the_last_the_layer_too():
 
 TARGETS = {
     "gpt2": {"qkv": ["c_attn"], "attention": ["c_attn", "attn.c_proj"], "all": ["c_attn", "c_proj", "c_fc"]},
-    "llama": {"qkv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "all": "all-linear"},
+    "llama": {
+        "qkv": ["q_proj", "v_proj"],
+        "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "all": "all-linear",
+    },
 }
 BOTH = [(family, targets) for family, kinds in TARGETS.items() for targets in kinds]
 
@@ -393,20 +445,39 @@ BOTH = [(family, targets) for family, kinds in TARGETS.items() for targets in ki
 def hf(family: str):
     torch.manual_seed(3)
     if family == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=53, n_positions=24, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0))
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=53, n_positions=24, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+            )
+        )
     else:
         model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=53, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                max_position_embeddings=24, bos_token_id=0, eos_token_id=0,
+                vocab_size=53,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=24,
+                bos_token_id=0,
+                eos_token_id=0,
             )
-        )  # fmt: skip
+        )
     return shake(model).eval()
 
 
 def peft_model(family: str, kind: str, targets: str = "all", **more):
     wanted = TARGETS[family][targets]
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=wanted, task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2", **KINDS[kind], **more)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=wanted,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=family == "gpt2",
+        **KINDS[kind],
+        **more,
+    )
     torch.manual_seed(4)
     return learn(peft.get_peft_model(hf(family), config).eval())
 
@@ -427,7 +498,9 @@ def load_strictly(base, folder: Path):
     """PEFT's own loading; it warns of keys that are missing or left over, and here that is an error."""
     theirs = peft.PeftModel.from_pretrained(deepcopy(base), folder)
     result = theirs.load_adapter(folder, "again")
-    assert not result.unexpected_keys and not [key for key in result.missing_keys if "lora_" in key and ".again" in key]
+    assert not result.unexpected_keys and not [
+        key for key in result.missing_keys if "lora_" in key and ".again" in key
+    ]
     return theirs.eval()
 
 
@@ -449,14 +522,28 @@ def test_what_we_loaded_we_write_as_peft_did(family, targets, kind, tmp_path):
     save_adapter(tmp_path / "ours", load_adapter(tmp_path / "theirs", from_hf(hf(family))))
     assert_same_bits(load_file(tmp_path / "ours" / WEIGHTS), load_file(tmp_path / "theirs" / WEIGHTS))
     ours, theirs = (json.loads((tmp_path / side / CONFIG).read_text()) for side in ("ours", "theirs"))
-    for key in ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "bias"):
+    for key in (
+        "peft_type",
+        "task_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+        "bias",
+    ):
         assert ours[key] == theirs[key], key
 
 
 OURS = {
-    "all": ALL, "queries and values": ("q_proj", "v_proj"), "keys and up": ("k_proj", "up_proj"), "one layer": ("blocks.1.attn.o_proj",),
+    "all": ALL,
+    "queries and values": ("q_proj", "v_proj"),
+    "keys and up": ("k_proj", "up_proj"),
+    "one layer": ("blocks.1.attn.o_proj",),
     "one of three": ("blocks.0.attn.v_proj", "down_proj"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("error:.*(missing|unexpected|fan_in_fan_out).*")
@@ -465,7 +552,9 @@ OURS = {
 @pytest.mark.parametrize("family", TARGETS)
 def test_peft_loads_our_adapters(family, targets, kind, tmp_path, idx):
     base = hf(family)
-    model = learn(add_lora(from_hf(base), LoRAConfig(r=3, lora_alpha=5, target_modules=OURS[targets], **KINDS[kind])))
+    model = learn(
+        add_lora(from_hf(base), LoRAConfig(r=3, lora_alpha=5, target_modules=OURS[targets], **KINDS[kind]))
+    )
     theirs = load_strictly(base, save_adapter(tmp_path, model))
     assert (model(idx) - base(idx).logits).abs().max() > 0.01
     close(theirs(idx).logits, model(idx))
@@ -482,7 +571,9 @@ def test_a_key_that_is_missing_would_be_noticed(tmp_path):
 
 
 def written(folder: Path) -> set[str]:
-    return {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in load_file(folder / WEIGHTS)}
+    return {
+        key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in load_file(folder / WEIGHTS)
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -493,13 +584,20 @@ def test_what_we_write_we_read_back_bit_for_bit(config, targets, kind, tmp_path,
     again = load_adapter(save_adapter(tmp_path, model), gpt(CONFIGS[config]))
     assert_same_bits(bits(again), bits(model))
     assert torch.equal(again(idx), model(idx))
-    settings = [[layer.adapters["default"].config.scale for layer in m.modules() if isinstance(layer, LoRALinear)] for m in (again, model)]
+    settings = [
+        [layer.adapters["default"].config.scale for layer in m.modules() if isinstance(layer, LoRALinear)]
+        for m in (again, model)
+    ]
     assert settings[0] == settings[1]
 
 
 def test_peft_on_our_own_model_writes_what_we_load(tmp_path, idx):
     """A GPT that has no equivalent at Hugging Face: PEFT swaps the same linear layers in it."""
-    theirs = learn(peft.get_peft_model(gpt(OTHER), peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"])).eval())
+    theirs = learn(
+        peft.get_peft_model(
+            gpt(OTHER), peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"])
+        ).eval()
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     model = load_adapter(tmp_path / "theirs", gpt(OTHER))
     close(model(idx), theirs(idx))
@@ -507,7 +605,12 @@ def test_peft_on_our_own_model_writes_what_we_load(tmp_path, idx):
 
 
 def test_ranks_that_differ_by_layer(tmp_path, idx):
-    theirs = peft_model("llama", "rslora", rank_pattern={"down_proj": 2, r"layers\.1\.self_attn\.q_proj": 7}, alpha_pattern={"up_proj": 11})
+    theirs = peft_model(
+        "llama",
+        "rslora",
+        rank_pattern={"down_proj": 2, r"layers\.1\.self_attn\.q_proj": 7},
+        alpha_pattern={"up_proj": 11},
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     model = load_adapter(tmp_path / "theirs", from_hf(hf("llama")))
     close(model(idx), theirs(idx).logits)
@@ -522,7 +625,10 @@ def test_training_goes_as_pefts_does(family, kind, tmp_path, idx):
     theirs.save_pretrained(tmp_path)
     model = load_adapter(tmp_path, from_hf(hf(family)))
     ours = losses(model, lambda: model(idx), idx)
-    assert ours == pytest.approx(losses(theirs, lambda: theirs(idx).logits, idx), abs=1e-4) and ours[-1] < ours[0] - 0.01
+    assert (
+        ours == pytest.approx(losses(theirs, lambda: theirs(idx).logits, idx), abs=1e-4)
+        and ours[-1] < ours[0] - 0.01
+    )
 
 
 def losses(model: nn.Module, logits: Callable[[], Tensor], idx: Tensor) -> list[float]:
@@ -551,8 +657,15 @@ def test_prompts_are_pefts_both_ways(family, tmp_path, idx):
     close(model(idx), theirs(idx).logits[:, 5:])
     learn(model, seed=7)
     save_adapter(tmp_path / "ours", model)
-    assert load_file(tmp_path / "ours" / WEIGHTS).keys() == load_file(tmp_path / "theirs" / WEIGHTS).keys() == {"prompt_embeddings"}
-    close(peft.PeftModel.from_pretrained(deepcopy(base), tmp_path / "ours").eval()(idx).logits[:, 5:], model(idx))
+    assert (
+        load_file(tmp_path / "ours" / WEIGHTS).keys()
+        == load_file(tmp_path / "theirs" / WEIGHTS).keys()
+        == {"prompt_embeddings"}
+    )
+    close(
+        peft.PeftModel.from_pretrained(deepcopy(base), tmp_path / "ours").eval()(idx).logits[:, 5:],
+        model(idx),
+    )
 
 
 def test_a_prompt_of_tokens_is_those_tokens(idx):
@@ -605,7 +718,10 @@ def test_a_prompt_round_a_quantized_model(idx):
         (lambda m: add_prompt(m, 2, [53]), "from 0 to 52"),
         (lambda m: add_prompt(m, 2, []), "at least one"),
         (lambda m: add_prompt(add_prompt(m, 2).model, 2), "has a soft prompt already"),
-        (lambda m: add_prompt(m, 4)(torch.zeros(1, 21, dtype=torch.int64)), "21 tokens do not fit in block_size=20"),
+        (
+            lambda m: add_prompt(m, 4)(torch.zeros(1, 21, dtype=torch.int64)),
+            "21 tokens do not fit in block_size=20",
+        ),
     ],
 )
 def test_prompts_that_cannot_be(make, message):
@@ -619,20 +735,29 @@ def test_prompts_that_cannot_be(make, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"r": 0}, "r=0: must be at least 1"), ({"lora_alpha": 0}, "lora_alpha=0"), ({"lora_dropout": 1.0}, "lora_dropout=1.0"),
-        ({"target_modules": "q_proj"}, r"must be a tuple of names, as in \('q_proj',\)"), ({"target_modules": ()}, "target_modules is empty"),
+        ({"r": 0}, "r=0: must be at least 1"),
+        ({"lora_alpha": 0}, "lora_alpha=0"),
+        ({"lora_dropout": 1.0}, "lora_dropout=1.0"),
+        ({"target_modules": "q_proj"}, r"must be a tuple of names, as in \('q_proj',\)"),
+        ({"target_modules": ()}, "target_modules is empty"),
     ],
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         LoRAConfig(**settings)
 
 
-@pytest.mark.parametrize("targets", [("c_attn",), ("q_proj", "gate"), ("proj",), ("attn",), ("token_embedding",)])
+@pytest.mark.parametrize(
+    "targets", [("c_attn",), ("q_proj", "gate"), ("proj",), ("attn",), ("token_embedding",)]
+)
 def test_a_target_that_matches_nothing_is_an_error_with_the_names_that_exist(targets):
     model = gpt()
     with pytest.raises(
-        ValueError, match="no linear layer is called .*; there are: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+        ValueError,
+        match=(
+            "no linear layer is called .*; there are: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj,"
+            " up_proj, v_proj"
+        ),
     ):
         add_lora(model, LoRAConfig(target_modules=targets))
     assert not adapters_of(model) and all(p.requires_grad for p in model.parameters())
@@ -721,7 +846,10 @@ def without_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (dict(tensors=lambda t: {k: v[:, :-1].contiguous() for k, v in t.items()}), "another base or rank"),
         (dict(tensors=lambda t: {k: v * math.nan for k, v in t.items()}), "NaN or inf"),
         (dict(tensors=lambda t: {k: v.int() for k, v in t.items()}), "of type torch.int32"),
-        (dict(tensors=lambda t: {k.replace("lora_A", "lora_embedding_A"): v for k, v in t.items()}), "no tensor of a LoRA on linear layers"),
+        (
+            dict(tensors=lambda t: {k.replace("lora_A", "lora_embedding_A"): v for k, v in t.items()}),
+            "no tensor of a LoRA on linear layers",
+        ),
         (dict(tensors=lambda t: {}), "no layers"),
         (dict(metadata={"own": "{"}), "holds no adapter, or a damaged one"),
         (dict(metadata={"own": "[]"}), "expected JSON objects"),
@@ -752,7 +880,10 @@ def test_a_cut_or_missing_file_is_named(name, tmp_path):
 
 def test_a_prompt_of_another_base_is_refused(tmp_path):
     save_adapter(tmp_path, add_prompt(gpt(GPT2), 3))
-    for other, message in ((gpt(GPT2, seed=1), "another base"), (gpt(replace(GPT2, n_embd=64)), "another base or length")):
+    for other, message in (
+        (gpt(GPT2, seed=1), "another base"),
+        (gpt(replace(GPT2, n_embd=64)), "another base or length"),
+    ):
         with pytest.raises(ValueError, match=message):
             load_adapter(tmp_path, other)
     assert isinstance(load_adapter(tmp_path, gpt(GPT2)), PromptTuned)

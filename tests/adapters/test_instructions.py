@@ -32,15 +32,26 @@ from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from shared.training import TrainConfig, Trainer
 
-TEXT = "QUESTION:\nWhat is a fire? Who keeps the bread and the wine?\n\nANSWER:\nGood friend, 'tis hot.\n\nFor so it is, and ever was.\n\n"
+TEXT = (
+    "QUESTION:\nWhat is a fire? Who keeps the bread and the wine?\n\nANSWER:\nGood friend, 'tis hot.\n\nFor"
+    " so it is, and ever was.\n\n"
+)
 TOKENIZER = BPETokenizer.train(TEXT * 3, 300)
 SMALL = GPTConfig(vocab_size=TOKENIZER.vocab_size, block_size=96, n_layer=2, n_head=4, n_embd=32, bias=False)
 LLAMA = replace(SMALL, norm="rmsnorm", position="rope", mlp="swiglu", n_kv_head=2, tie_weights=False)
-MODELS = {"learned positions": SMALL, "rope, grouped queries": LLAMA, "window": replace(LLAMA, window=5), "qk_norm": replace(LLAMA, qk_norm=True)}
+MODELS = {
+    "learned positions": SMALL,
+    "rope, grouped queries": LLAMA,
+    "window": replace(LLAMA, window=5),
+    "qk_norm": replace(LLAMA, qk_norm=True),
+}
 
 
 def talk(question, reply, system=None):
-    return [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return [{"role": "system", "content": system}] * bool(system) + [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": reply},
+    ]
 
 
 TALKS = [
@@ -93,7 +104,10 @@ def test_the_forms_of_a_conversation(entry, expected):
         ('{"messages": "Who?"}', "must be a list"),
         ('{"messages": []}', "must end with an answer"),
         ('{"messages": [{"role": "user", "content": "Who?"}]}', "must end with an answer"),
-        ('{"messages": [{"role": "human", "content": "Who?"}]}', "role must be one of system, user, assistant, not 'human'"),
+        (
+            '{"messages": [{"role": "human", "content": "Who?"}]}',
+            "role must be one of system, user, assistant, not 'human'",
+        ),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(tmp_path, line, words):
@@ -116,7 +130,9 @@ def test_files_that_are_none(tmp_path):
 
 def test_json_escapes_and_unicode_survive(tmp_path):
     path = tmp_path / "talks.jsonl"
-    path.write_text(json.dumps({"prompt": "Où?", "response": "Là\u2028bas"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"prompt": "Où?", "response": "Là\u2028bas"}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     assert read_conversations(path) == [talk("Où?", "Là\u2028bas")]
 
 
@@ -135,18 +151,29 @@ def test_splitting_off_keeps_every_conversation_once(count):
 
 def test_a_play_reads_as_the_corpus_does():
     example = encode(PlayTemplate(TOKENIZER), TALKS[0])
-    assert TOKENIZER.decode(example.ids) == "QUESTION:\nWhat is a fire?\n\nANSWER:\nGood friend, 'tis hot.\n\n"
+    assert (
+        TOKENIZER.decode(example.ids) == "QUESTION:\nWhat is a fire?\n\nANSWER:\nGood friend, 'tis hot.\n\n"
+    )
     text = TOKENIZER.decode(example.ids) + "QUESTION"  # as it stands in running text
     assert TOKENIZER.encode(text)[: len(example.ids)] == example.ids
-    assert TOKENIZER.decode([i for i, t in zip(example.ids, example.told) if t]) == "Good friend, 'tis hot.\n\n"
+    assert (
+        TOKENIZER.decode([i for i, t in zip(example.ids, example.told) if t]) == "Good friend, 'tis hot.\n\n"
+    )
 
 
 def test_every_answer_of_a_longer_talk_is_learned():
     messages = [*talk("What?", "Fire.\n\nAnd wine.", system="Hot."), *TALKS[1]]
     example = encode(PlayTemplate(CharTokenizer.train(TEXT + "SCENE Hm")), messages)
     chars = CharTokenizer.train(TEXT + "SCENE Hm")
-    assert chars.decode(example.ids) == "SCENE:\nHot.\n\nQUESTION:\nWhat?\n\nANSWER:\nFire.\nAnd wine.\n\nQUESTION:\nWho?\n\nANSWER:\nThe wine.\n\n"
-    assert chars.decode([i for i, t in zip(example.ids, example.told) if t]) == "Fire.\nAnd wine.\n\nThe wine.\n\n"
+    assert (
+        chars.decode(example.ids)
+        == "SCENE:\nHot.\n\nQUESTION:\nWhat?\n\nANSWER:\nFire.\nAnd wine.\n\nQUESTION:\nWho?\n\nANSWER:\nThe"
+        " wine.\n\n"
+    )
+    assert (
+        chars.decode([i for i, t in zip(example.ids, example.told) if t])
+        == "Fire.\nAnd wine.\n\nThe wine.\n\n"
+    )
 
 
 def test_smollm2s_template_is_the_one_that_transformers_writes():
@@ -155,8 +182,9 @@ def test_smollm2s_template_is_the_one_that_transformers_writes():
 
     template = template_for(from_gguf(fetch("smollm2")).tokenizer)
     jinja = (
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] +"
+        " '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%"
+        " endif %}"
     )
     messages = [*talk("What?", "Fire, 3 of them.", system="Be brief."), *TALKS[1]]
     (expected,), _ = render_jinja_template(conversations=[messages], chat_template=jinja)
@@ -225,15 +253,24 @@ def test_evaluating_depends_on_no_batch_size(packed):
         assert one == pytest.approx(found[0], rel=1e-5)
     alone = [task(val=[t], pack=packed).evaluate(model, TrainConfig()) for t in TALKS]
     counts = [sum(encode(work.template, t).told) for t in TALKS]
-    assert found[0]["val_loss"] == pytest.approx(np.average([a["val_loss"] for a in alone], weights=counts), rel=1e-5)
+    assert found[0]["val_loss"] == pytest.approx(
+        np.average([a["val_loss"] for a in alone], weights=counts), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_an_epoch_has_every_example_once_and_goes_on_where_it_was(packed):
-    work, config = task([talk(f"Who is {'so ' * n}?", "wine") for n in range(20)], pack=packed, block_size=80), TrainConfig(batch_size=2, seed=3)
+    work, config = (
+        task([talk(f"Who is {'so ' * n}?", "wine") for n in range(20)], pack=packed, block_size=80),
+        TrainConfig(batch_size=2, seed=3),
+    )
     stream = work.batches(config, 0)
     batches = [next(stream) for _ in range(60)]
-    rows = [sorted(tuple(row[texts == n].tolist()) for n in texts.unique() if n) for b in batches for row, texts in zip(b.ids, b.texts)]
+    rows = [
+        sorted(tuple(row[texts == n].tolist()) for n in texts.unique() if n)
+        for b in batches
+        for row, texts in zip(b.ids, b.texts)
+    ]
     first = [text for row in rows for text in row][:20]
     assert len(first) == len(work.train) and sorted(first) == sorted(tuple(e.ids[:-1]) for e in work.train)
     later = work.batches(config, 7)
@@ -251,7 +288,10 @@ def test_what_is_too_long_is_counted_and_said():
     said = []
     work = task([*TALKS, talk("fire " * 60, "wine")], block_size=50, say=said.append)
     assert len(work.train) == 4 and len(said) == 1
-    assert said[0].startswith("1 of 5 training examples are longer than the context of 50 tokens") and "left out" in said[0]
+    assert (
+        said[0].startswith("1 of 5 training examples are longer than the context of 50 tokens")
+        and "left out" in said[0]
+    )
     with pytest.raises(ValueError, match="no training example fits into a context of 3 tokens"):
         task(block_size=3, say=said.append)
     with pytest.raises(ValueError, match="held-out example 2: .*'X'"):
@@ -261,7 +301,9 @@ def test_what_is_too_long_is_counted_and_said():
 # ---- training
 
 
-QUICK = TrainConfig(steps=12, batch_size=2, block_size=96, lr=1e-2, eval_every=4, checkpoint_every=6, weight_decay=0.0)
+QUICK = TrainConfig(
+    steps=12, batch_size=2, block_size=96, lr=1e-2, eval_every=4, checkpoint_every=6, weight_decay=0.0
+)
 
 
 def weights(model):
@@ -296,7 +338,9 @@ def test_resuming_equals_never_having_stopped(tmp_path, method):
     result = again.fit(resume=True)
     found, wanted = weights(again.model), weights(whole.model)
     assert found.keys() == wanted.keys() and all(torch.equal(found[n], t) for n, t in wanted.items())
-    assert {k: v for k, v in result.items() if "second" not in k} == {k: v for k, v in expected.items() if "second" not in k}
+    assert {k: v for k, v in result.items() if "second" not in k} == {
+        k: v for k, v in expected.items() if "second" not in k
+    }
     assert result["val_loss"] < whole.history[1]["val_loss"] if "val_loss" in whole.history[1] else True
 
 
@@ -305,15 +349,22 @@ def test_of_a_frozen_model_only_what_is_trained_is_kept(tmp_path):
     before = weights(base)
     trainer = Trainer(add_lora(base, LoRAConfig(r=2)), task(), QUICK, checkpoints=tmp_path / "c")
     trainer.fit()
-    assert (tmp_path / "c/last/model.safetensors").stat().st_size < 0.3 * sum(t.nbytes for t in before.values())
+    assert (tmp_path / "c/last/model.safetensors").stat().st_size < 0.3 * sum(
+        t.nbytes for t in before.values()
+    )
     with pytest.raises(ValueError, match="only what was trained beside a frozen model"):
         checkpoint.load(tmp_path / "c/last")
     after = base.state_dict()
-    assert all(torch.equal(after[n if n in after else n.replace("_proj.", "_proj.base.")], t) for n, t in before.items())
+    assert all(
+        torch.equal(after[n if n in after else n.replace("_proj.", "_proj.base.")], t)
+        for n, t in before.items()
+    )
 
 
 def test_the_best_evaluation_can_be_taken_and_saved_as_an_adapter(tmp_path):
-    config = replace(QUICK, steps=16, lr=1.0, schedule="constant", eval_every=2)  # far too high: the end is not the best
+    config = replace(
+        QUICK, steps=16, lr=1.0, schedule="constant", eval_every=2
+    )  # far too high: the end is not the best
     trainer = Trainer(add_lora(model_of(SMALL), LoRAConfig(r=2)), task(), config, checkpoints=tmp_path / "c")
     summary = trainer.fit()
     assert summary["best_val_loss"] < summary["val_loss"]
@@ -322,9 +373,16 @@ def test_the_best_evaluation_can_be_taken_and_saved_as_an_adapter(tmp_path):
     loaded = load_adapter(save_adapter(tmp_path / "a", model), model_of(SMALL))
     assert trainer.task.evaluate(loaded, config)["val_loss"] == summary["best_val_loss"]
     with pytest.raises(ValueError, match="is of another model"):
-        Trainer(add_lora(model_of(replace(SMALL, n_layer=1)), LoRAConfig(r=2)), task(), config, checkpoints=tmp_path / "c").take_best()
+        Trainer(
+            add_lora(model_of(replace(SMALL, n_layer=1)), LoRAConfig(r=2)),
+            task(),
+            config,
+            checkpoints=tmp_path / "c",
+        ).take_best()
     with pytest.raises(ValueError, match="does not fit"):
-        Trainer(add_lora(model_of(SMALL), LoRAConfig(r=3)), task(), config, checkpoints=tmp_path / "c").take_best()
+        Trainer(
+            add_lora(model_of(SMALL), LoRAConfig(r=3)), task(), config, checkpoints=tmp_path / "c"
+        ).take_best()
 
 
 def test_answers_are_learned_by_heart():
@@ -332,13 +390,24 @@ def test_answers_are_learned_by_heart():
     model, work = model_of(LLAMA), task(val=TALKS)
     Trainer(model, work, replace(QUICK, steps=120, eval_every=120)).fit()
     assert [answer(model, work.template, t[0]["content"]) for t in TALKS] == [t[1]["content"] for t in TALKS]
-    assert answer(model, work.template, TALKS[0][:1], max_new_tokens=3) == TOKENIZER.decode(TOKENIZER.encode(TALKS[0][1]["content"])[:3])
+    assert answer(model, work.template, TALKS[0][:1], max_new_tokens=3) == TOKENIZER.decode(
+        TOKENIZER.encode(TALKS[0][1]["content"])[:3]
+    )
 
 
 def test_the_courses_instruction_set_is_whole():
-    train, val = (read_conversations(ROOT / "weeks/09_lora" / name) for name in ("steward.jsonl", "steward_held_out.jsonl"))
+    train, val = (
+        read_conversations(ROOT / "weeks/09_lora" / name)
+        for name in ("steward.jsonl", "steward_held_out.jsonl")
+    )
     assert len(train) >= 300 and len(val) >= 30
     assert not {t[0]["content"] for t in train} & {t[0]["content"] for t in val}
     for question, reply in train + val:
-        assert reply["content"].startswith("Good friend, ") and ". For " in reply["content"] and reply["content"].endswith(".")
-        assert set(question["content"] + reply["content"]) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ !&',-.:;?")
+        assert (
+            reply["content"].startswith("Good friend, ")
+            and ". For " in reply["content"]
+            and reply["content"].endswith(".")
+        )
+        assert set(question["content"] + reply["content"]) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ !&',-.:;?"
+        )

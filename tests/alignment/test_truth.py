@@ -1,7 +1,9 @@
-"""shared/alignment/loops.py against the truth: where all answers can be listed, the optimum pi* ∝ pi_ref · exp(r / beta) is known exactly.
+"""shared/alignment/loops.py against the truth: where all answers can be listed, the optimum pi* ∝ pi_ref ·
+exp(r / beta) is known exactly.
 
-The task: a prompt of one token, answers of up to three tokens out of four, one of which ends the answer: 40 answers to each of two prompts.
-Policy, reference and values are tables with a row for everything that can have been read.
+The task: a prompt of one token, answers of up to three tokens out of four, one of which ends the answer: 40
+answers to each of two prompts. Policy, reference and values are tables with a row for everything that can
+have been read.
 """
 
 import copy
@@ -53,7 +55,9 @@ class Task:
         whole = whole[~(ended & (whole != END)).any(1)]  # behind it, only padding
         ended = (whole == END).int().cumsum(1) - (whole == END).int() > 0
         answers = len(whole)
-        self.ids = torch.stack([torch.cat([torch.full((answers, 1), p), whole], 1) for p in (0, 1)])  # [prompt, answer, time]
+        self.ids = torch.stack(
+            [torch.cat([torch.full((answers, 1), p), whole], 1) for p in (0, 1)]
+        )  # [prompt, answer, time]
         self.mask = torch.cat([torch.zeros(answers, 1, dtype=torch.bool), ~ended], 1).expand_as(self.ids)
         self.reward = torch.stack([self.score(ids, None) for ids in self.ids])
         self.optimum = (self.log_probabilities(self.reference) + self.reward / BETA).log_softmax(1)
@@ -64,7 +68,9 @@ class Task:
     @torch.no_grad()
     def log_probabilities(self, policy: nn.Module) -> Tensor:
         """Of each answer to each prompt: [prompt, answer]."""
-        return torch.stack([sequence_logprobs(policy(ids), ids, mask) for ids, mask in zip(self.ids, self.mask)]).double()
+        return torch.stack(
+            [sequence_logprobs(policy(ids), ids, mask) for ids, mask in zip(self.ids, self.mask)]
+        ).double()
 
     def distance(self, policy: nn.Module) -> float:
         """KL(policy ‖ optimum) in nats, of the prompt where it is larger."""
@@ -75,13 +81,18 @@ class Task:
         return torch.arange(n).remainder(2).unsqueeze(1)
 
     def preferences(self, step: int, n: int = 2048) -> tuple[Tensor, Tensor]:
-        """Pairs of any two answers; the better one wins as often as Bradley and Terry say. Which pairs are shown does not change the optimum, and
-        those that the reference would draw leave out what it finds unlikely, however good."""
+        """Pairs of any two answers; the better one wins as often as Bradley and Terry say. Which pairs are
+        shown does not change the optimum, and those that the reference would draw leave out what it finds
+        unlikely, however good.
+        """
         generator = torch.Generator().manual_seed(1000 + step)
         prompt = torch.randint(2, (n,), generator=generator)
         a, b = torch.randint(self.ids.size(1), (2, n), generator=generator)
         prompt, a, b = (x[a != b] for x in (prompt, a, b))  # identical answers prefer nothing
-        a_wins = torch.rand(len(a), generator=generator) < (self.reward[prompt, a] - self.reward[prompt, b]).sigmoid()
+        a_wins = (
+            torch.rand(len(a), generator=generator)
+            < (self.reward[prompt, a] - self.reward[prompt, b]).sigmoid()
+        )
         chosen, rejected = torch.where(a_wins, a, b), torch.where(a_wins, b, a)
         rows = prompt.repeat(2), torch.cat([chosen, rejected])
         return self.ids[rows], self.mask[rows]
@@ -89,18 +100,49 @@ class Task:
 
 def ppo(task: Task, seed: int = 0) -> PPO:
     config = PPOConfig(
-        steps=150, lr=0.1, beta=BETA, seed=seed, max_new_tokens=LENGTH, end=END, epochs=4, minibatches=1, value_coef=0.5, value_clip=1.0,
-    )  # fmt: skip
-    return PPO(copy.deepcopy(task.reference), Table(1), task.reference, lambda step: task.prompts(step, 512), task.score, config)
+        steps=150,
+        lr=0.1,
+        beta=BETA,
+        seed=seed,
+        max_new_tokens=LENGTH,
+        end=END,
+        epochs=4,
+        minibatches=1,
+        value_coef=0.5,
+        value_clip=1.0,
+    )
+    return PPO(
+        copy.deepcopy(task.reference),
+        Table(1),
+        task.reference,
+        lambda step: task.prompts(step, 512),
+        task.score,
+        config,
+    )
 
 
 GRPO_TRUE = GRPOConfig(
-    steps=150, lr=0.1, beta=BETA, max_new_tokens=LENGTH, end=END, epochs=4, group_size=8, scale="none", loss_type="dr_grpo", kl="reward"
+    steps=150,
+    lr=0.1,
+    beta=BETA,
+    max_new_tokens=LENGTH,
+    end=END,
+    epochs=4,
+    group_size=8,
+    scale="none",
+    loss_type="dr_grpo",
+    kl="reward",
 )
 
 
 def grpo(task: Task, seed: int = 0, config: GRPOConfig = GRPO_TRUE) -> GRPO:
-    return GRPO(copy.deepcopy(task.reference), task.reference, lambda step: task.prompts(step, 64), task.score, replace(config, seed=seed))
+    return GRPO(
+        copy.deepcopy(task.reference),
+        task.reference,
+        lambda step: task.prompts(step, 64),
+        task.score,
+        replace(config, seed=seed),
+    )
 
 
 def dpo(task: Task, seed: int = 0) -> DPO:
@@ -110,7 +152,9 @@ def dpo(task: Task, seed: int = 0) -> DPO:
 
 def test_the_task_is_what_it_says():
     task = Task(0)
-    assert task.ids.shape == (2, 40, 4) and task.log_probabilities(task.reference).exp().sum(1).tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert task.ids.shape == (2, 40, 4) and task.log_probabilities(task.reference).exp().sum(
+        1
+    ).tolist() == pytest.approx([1, 1], abs=1e-6)
     value = lambda p: (p * (task.reward - BETA * (p.log() - task.log_probabilities(task.reference)))).sum(1)
     best = value(task.optimum.exp())
     generator = torch.Generator().manual_seed(0)
@@ -130,7 +174,9 @@ def test_each_method_comes_to_the_optimum(method, seed):
 
 
 def test_grpo_as_published_comes_to_another_policy():
-    """With k3 in the loss and scores divided by their group's deviation, one beta does not mean KL(policy ‖ reference)."""
+    """With k3 in the loss and scores divided by their group's deviation, one beta does not mean KL(policy ‖
+    reference).
+    """
     task = Task(0)
     loop = grpo(task, config=replace(GRPO_TRUE, scale="group", loss_type="grpo", kl="loss"))
     loop.fit()
@@ -145,7 +191,11 @@ def test_the_kl_of_answers_has_the_true_mean_and_scatters_less_than_k1(seed):
         p, exact = log_p[prompt].exp(), (log_p[prompt].exp() * (log_p[prompt] - log_ref[prompt])).sum().item()
         with torch.no_grad():
             ours = answer_kl(policy(ids), task.reference(ids), mask).double()
-            k1 = kl_estimate(token_logprobs(policy(ids), ids), token_logprobs(task.reference(ids), ids), "k1").masked_fill(~mask[:, 1:], 0).sum(1)
+            k1 = (
+                kl_estimate(token_logprobs(policy(ids), ids), token_logprobs(task.reference(ids), ids), "k1")
+                .masked_fill(~mask[:, 1:], 0)
+                .sum(1)
+            )
         assert (p * ours).sum().item() == pytest.approx(exact, rel=1e-5) and (ours >= 0).all()
         assert (p * (ours - exact) ** 2).sum() < 0.5 * (p * (k1 - exact) ** 2).sum()
     with pytest.raises(ValueError, match="shapes differ"):
@@ -157,7 +207,9 @@ def test_the_kl_of_answers_has_the_true_mean_and_scatters_less_than_k1(seed):
 
 def test_answers_are_drawn_as_often_as_they_are_likely_and_end_where_they_end():
     task = Task(1)
-    ids, mask = draw_answers(task.reference, torch.zeros(20000, 1, dtype=torch.long), LENGTH, END, torch.Generator().manual_seed(0))
+    ids, mask = draw_answers(
+        task.reference, torch.zeros(20000, 1, dtype=torch.long), LENGTH, END, torch.Generator().manual_seed(0)
+    )
     places = {tuple(row): i for i, row in enumerate(task.ids[0].tolist())}
     found = torch.tensor([places[tuple(row)] for row in ids.tolist()])
     assert torch.equal(mask, task.mask[0][found])
@@ -177,7 +229,11 @@ def test_a_cache_changes_nothing():
     hidden = type("Plain", (nn.Module,), {"forward": lambda self, ids: forward(ids)})()
     without = draw_answers(hidden, prompts, 6, 2, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(with_cache, without))
-    assert with_cache[0].shape == (16, 9) and not with_cache[1][:, :3].any() and with_cache[1].sum(1).unique().numel() > 1
+    assert (
+        with_cache[0].shape == (16, 9)
+        and not with_cache[1][:, :3].any()
+        and with_cache[1].sum(1).unique().numel() > 1
+    )
 
 
 # ---- the loops themselves
@@ -196,12 +252,23 @@ def small_loop(method: str, log: RunLog | None = None, file=None, stop_at: int |
         return torch.randint(V, (8, 1), generator=torch.Generator().manual_seed(step))
 
     def preferences(step: int) -> tuple[Tensor, Tensor]:
-        ids = torch.cat([given(step), torch.randint(7, (8, 5), generator=torch.Generator().manual_seed(step))], 1)
+        ids = torch.cat(
+            [given(step), torch.randint(7, (8, 5), generator=torch.Generator().manual_seed(step))], 1
+        )
         return ids, torch.arange(6).expand(8, 6) >= 2
 
     score = lambda ids, mask: (ids * mask).sum(1).float()
     if method == "PPO":
-        return PPO(policy, nn.Embedding(7, 1), reference, given, score, PPOConfig(**common, **online, minibatches=2), log, file)
+        return PPO(
+            policy,
+            nn.Embedding(7, 1),
+            reference,
+            given,
+            score,
+            PPOConfig(**common, **online, minibatches=2),
+            log,
+            file,
+        )
     if method == "GRPO":
         return GRPO(policy, reference, given, score, GRPOConfig(**common, **online, group_size=4), log, file)
     return DPO(policy, reference, preferences, DPOConfig(**common), log, file)
@@ -236,11 +303,17 @@ def test_the_usual_diagnostics_are_logged(method, tmp_path):
     common = {"step", "loss", "grad_norm", "lr"}
     online = {"score", "kl", "entropy", "length", "approx_kl", "clipfrac", "ratio"}
     offline = {"accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logp"}
-    expected = {"PPO": common | online | {"explained_variance"}, "GRPO": common | online, "DPO": common | offline}[method]
+    expected = {
+        "PPO": common | online | {"explained_variance"},
+        "GRPO": common | online,
+        "DPO": common | offline,
+    }[method]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all(set(row) == expected for row in rows)
     assert all(math.isfinite(v) for row in rows for v in row.values())
     if method == "DPO":
-        assert rows[0]["loss"] == pytest.approx(math.log(2), rel=1e-6) and rows[0]["margin"] == pytest.approx(0, abs=1e-6)
+        assert rows[0]["loss"] == pytest.approx(math.log(2), rel=1e-6) and rows[0]["margin"] == pytest.approx(
+            0, abs=1e-6
+        )
     else:
         assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and 0 < rows[-1]["entropy"] < math.log(7) + 1e-6
 
@@ -258,10 +331,15 @@ def test_resuming_without_a_state_starts_anew_and_says_so(tmp_path, capsys):
     loop = small_loop("DPO", file=tmp_path / "state.safetensors")
     loop.fit(resume=True)
     assert "no state to resume from" in capsys.readouterr().out and loop.step == 6
-    assert small_loop("DPO", file=tmp_path / "state.safetensors").fit(resume=True) == loop.history[-1]  # it is done already
+    assert (
+        small_loop("DPO", file=tmp_path / "state.safetensors").fit(resume=True) == loop.history[-1]
+    )  # it is done already
 
 
-@pytest.mark.parametrize("method, changes, words", [("DPO", dict(lr=0.5), "lr=0.01 then, 0.5 now"), ("GRPO", {}, "loop=DPO then, GRPO now")])
+@pytest.mark.parametrize(
+    "method, changes, words",
+    [("DPO", dict(lr=0.5), "lr=0.01 then, 0.5 now"), ("GRPO", {}, "loop=DPO then, GRPO now")],
+)
 def test_other_settings_cannot_resume(tmp_path, method, changes, words):
     small_loop("DPO", file=tmp_path / "state.safetensors").fit()
     with pytest.raises(ValueError, match=f"cannot be resumed with other settings: .*{words}"):
@@ -291,10 +369,16 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     assert all(torch.equal(t, before[k]) for k, t in loop.policy.state_dict().items())
 
 
-@pytest.mark.parametrize("config, changes, words", [
-    (DPOConfig, dict(beta=0, steps=0), "steps=0: must be at least 1; beta=0: must be above 0"), (PPOConfig, dict(lam=1.5), "lam=1.5: must be from 0 to 1"),
-    (GRPOConfig, dict(clip=-1), "clip=-1"), (DPOConfig, dict(lr=math.nan), "lr=nan"), (PPOConfig, dict(grad_clip=-1), "grad_clip=-1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config, changes, words",
+    [
+        (DPOConfig, dict(beta=0, steps=0), "steps=0: must be at least 1; beta=0: must be above 0"),
+        (PPOConfig, dict(lam=1.5), "lam=1.5: must be from 0 to 1"),
+        (GRPOConfig, dict(clip=-1), "clip=-1"),
+        (DPOConfig, dict(lr=math.nan), "lr=nan"),
+        (PPOConfig, dict(grad_clip=-1), "grad_clip=-1"),
+    ],
+)
 def test_settings_out_of_range_are_named(config, changes, words):
     with pytest.raises(ValueError, match=f"{config.__name__}: .*{words}"):
         config(**changes)

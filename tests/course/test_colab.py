@@ -13,7 +13,10 @@ from shared.course.colab import BADGE, SETUP_ID, main, open_in_colab
 from shared.course.workspace import TOPICS
 from shared.runtime import ROOT
 
-LINUX = pytest.mark.skipif(os.name != "posix", reason="Colab runs on Linux: its paths and file:// addresses are written that way here")
+LINUX = pytest.mark.skipif(
+    os.name != "posix",
+    reason="Colab runs on Linux: its paths and file:// addresses are written that way here",
+)
 ADDRESS = "https://github.com/someone/llm-course"
 
 
@@ -35,7 +38,10 @@ def test_badge_and_cell_are_all_that_changes(notebook):
     first = cells(notebook)
     nbformat.validate(nbformat.read(notebook, 4))
     assert first[0]["source"].splitlines()[0].startswith("# Week 3")
-    assert f"{BADGE}(https://colab.research.google.com/github/someone/llm-course/blob/main/weeks/03_attention/notebook.ipynb)" in first[0]["source"]
+    assert (
+        f"{BADGE}(https://colab.research.google.com/github/someone/llm-course/blob/main/weeks/03_attention/notebook.ipynb)"
+        in first[0]["source"]
+    )
     assert first[1]["id"] == SETUP_ID and ADDRESS in first[1]["source"]
     original = cells(ROOT / "weeks/03_attention/notebook.ipynb")
     assert first[2:] == [cell for cell in original if cell["id"] != SETUP_ID][1:]
@@ -44,11 +50,19 @@ def test_badge_and_cell_are_all_that_changes(notebook):
     assert notebook.read_bytes() == before  # nothing is written twice
     open_in_colab(notebook, "https://github.com/another/name/")
     moved = notebook.read_text(encoding="utf-8")
-    assert "someone" not in moved and len(cells(notebook)) == len(first) and moved.count("colab-badge.svg") == 1
+    assert (
+        "someone" not in moved and len(cells(notebook)) == len(first) and moved.count("colab-badge.svg") == 1
+    )
 
 
 @pytest.mark.parametrize(
-    "address", ["someone/llm-course", "https://github.com/someone", "https://example.org/a/b", 'https://github.com/a/b"; print("c']
+    "address",
+    [
+        "someone/llm-course",
+        "https://github.com/someone",
+        "https://example.org/a/b",
+        'https://github.com/a/b"; print("c',
+    ],
 )
 def test_other_addresses_are_refused(notebook, address):
     before = notebook.read_bytes()
@@ -61,7 +75,9 @@ PIP = "import sys; open('pip.txt', 'a').write(' '.join(sys.argv[1:]) + '\\n')"
 
 
 def run_cell(notebook, tmp_path, inside, pip=PIP):
-    """Runs the set-up cell, then says where `shared` would come from. Colab, its disk, GitHub and pip are stood in for by files of `tmp_path`."""
+    """Runs the set-up cell, then says where `shared` would come from. Colab, its disk, GitHub and pip are
+    stood in for by files of `tmp_path`.
+    """
     code = cells(notebook)[1]["source"].replace("/content/", f"{tmp_path}/content/")
     if inside:
         code = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n" + code
@@ -69,15 +85,23 @@ def run_cell(notebook, tmp_path, inside, pip=PIP):
     (tmp_path / "pip" / "__init__.py").write_text("")
     (tmp_path / "pip" / "__main__.py").write_text(pip)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(tmp_path)}
-    env |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/origin.insteadOf", "GIT_CONFIG_VALUE_0": ADDRESS}
+    env |= {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/origin.insteadOf",
+        "GIT_CONFIG_VALUE_0": ADDRESS,
+    }
     code += "\nimport importlib.util; print(importlib.util.find_spec('shared').origin)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
 @LINUX
 def test_the_cell_fetches_and_installs_the_course_once(notebook, tmp_path):
-    git = lambda *args: subprocess.run(["git", "-C", str(tmp_path / "origin"), *args], check=True, capture_output=True)
+    git = lambda *args: subprocess.run(
+        ["git", "-C", str(tmp_path / "origin"), *args], check=True, capture_output=True
+    )
     (tmp_path / "origin" / "shared").mkdir(parents=True)
     (tmp_path / "origin" / "shared" / "__init__.py").write_text("")
     git("init", "--quiet")
@@ -86,10 +110,14 @@ def test_the_cell_fetches_and_installs_the_course_once(notebook, tmp_path):
     open_in_colab(notebook, ADDRESS)
     course = tmp_path / "content" / "llm-course"
     with pytest.raises(subprocess.CalledProcessError):
-        run_cell(notebook, tmp_path, inside=True, pip="raise SystemExit('no network')")  # what failed is done the next time
+        run_cell(
+            notebook, tmp_path, inside=True, pip="raise SystemExit('no network')"
+        )  # what failed is done the next time
     for _ in range(2):
         assert run_cell(notebook, tmp_path, inside=True) == str(course / "shared" / "__init__.py")
-    assert (tmp_path / "pip.txt").read_text().splitlines() == [f"install --quiet -e {course}[rag,serve,export] tiktoken bitsandbytes"]
+    assert (tmp_path / "pip.txt").read_text().splitlines() == [
+        f"install --quiet -e {course}[rag,serve,export] tiktoken bitsandbytes"
+    ]
 
 
 @LINUX
@@ -97,7 +125,11 @@ def test_outside_colab_the_cell_does_nothing(notebook, tmp_path):
     open_in_colab(notebook, ADDRESS)
     before = sorted(tmp_path.rglob("*"))
     assert str(tmp_path) not in run_cell(notebook, tmp_path, inside=False)
-    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "pip", tmp_path / "pip" / "__init__.py", tmp_path / "pip" / "__main__.py"]
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [
+        tmp_path / "pip",
+        tmp_path / "pip" / "__init__.py",
+        tmp_path / "pip" / "__main__.py",
+    ]
 
 
 def test_every_notebook_has_a_badge_of_the_same_repository_or_none_has(monkeypatch, tmp_path, capsys):
@@ -107,7 +139,9 @@ def test_every_notebook_has_a_badge_of_the_same_repository_or_none_has(monkeypat
         for line in cells(ROOT / "weeks" / topic / "notebook.ipynb")[0]["source"].splitlines()
         if line.startswith(BADGE)
     }
-    number = sum(any(c["id"] == SETUP_ID for c in cells(ROOT / "weeks" / topic / "notebook.ipynb")) for topic in TOPICS)
+    number = sum(
+        any(c["id"] == SETUP_ID for c in cells(ROOT / "weeks" / topic / "notebook.ipynb")) for topic in TOPICS
+    )
     assert (len(badges), number) in [(0, 0), (1, len(TOPICS))]
     monkeypatch.setattr("shared.course.colab.ROOT", tmp_path)
     for topic in TOPICS:
@@ -116,4 +150,7 @@ def test_every_notebook_has_a_badge_of_the_same_repository_or_none_has(monkeypat
     main(ADDRESS)
     assert capsys.readouterr().out == f"12 notebooks open in Colab from {ADDRESS}\n"
     for topic in TOPICS:
-        assert f"/blob/main/weeks/{topic}/notebook.ipynb)" in cells(tmp_path / "weeks" / topic / "notebook.ipynb")[0]["source"]
+        assert (
+            f"/blob/main/weeks/{topic}/notebook.ipynb)"
+            in cells(tmp_path / "weeks" / topic / "notebook.ipynb")[0]["source"]
+        )

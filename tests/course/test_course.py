@@ -17,7 +17,13 @@ from shared.runtime import ROOT
 def call(*arguments, **environment):
     import os
 
-    return subprocess.run([sys.executable, "-m", "shared.course", *arguments], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, "-m", "shared.course", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
 
 
 def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
@@ -29,7 +35,11 @@ def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
 
 def test_run_names_the_weeks_that_exist_and_fails_for_another():
     done = call("run", "--weeks", "99")
-    assert done.returncode == 2 and done.stderr.startswith("error: no week 99; there are: 1, 2") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: no week 99; there are: 1, 2")
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, capsys):
@@ -41,22 +51,35 @@ def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as stop:
         course.run(course.Run(preset="smoke"))
     out = capsys.readouterr()
-    assert stop.value.code == 1 and "failed: 01_bigram, 02_mlp" in out.err and "failed with exit status 4" in out.out
+    assert (
+        stop.value.code == 1
+        and "failed: 01_bigram, 02_mlp" in out.err
+        and "failed with exit status 4" in out.out
+    )
 
 
 def test_unknown_command_is_one_line():
     done = call("walk")
-    assert done.returncode == 2 and done.stderr == "error: usage: python -m shared.course run | status | doctor\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: usage: python -m shared.course run | status | doctor\n"
+    )
 
 
 def test_status_shows_what_is_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     folder = tmp_path / "logs" / "01_bigram" / "mine" / "laptop" / "tinyshakespeare"
     folder.mkdir(parents=True)
-    (folder / "week.json").write_text(json.dumps({"preset": "laptop", "data": "tinyshakespeare", "seconds": 1, "metrics": {"bits_per_byte": 3.5}}))
+    (folder / "week.json").write_text(
+        json.dumps(
+            {"preset": "laptop", "data": "tinyshakespeare", "seconds": 1, "metrics": {"bits_per_byte": 3.5}}
+        )
+    )
     course.status(course.Status())
     lines = capsys.readouterr().out.splitlines()
-    assert "bits per byte 3.500 (laptop, tinyshakespeare)" in next(line for line in lines if line.startswith("01_bigram"))
+    assert "bits per byte 3.500 (laptop, tinyshakespeare)" in next(
+        line for line in lines if line.startswith("01_bigram")
+    )
     assert "next: open weeks/02_mlp/notebook.ipynb" in lines[-1]
 
 
@@ -68,16 +91,25 @@ def test_results_of_a_smoke_run_give_way_to_any_other(tmp_path, monkeypatch):
         (folder / "week.json").write_text(json.dumps({"preset": preset}))
     assert workspace.week_results("01_bigram", "mine") == {"preset": "laptop"}
     assert workspace.week_results("01_bigram", "mine", "tinyshakespeare") is None
-    assert workspace.newest_logs("01_bigram", "mine") == tmp_path / "logs" / "01_bigram" / "mine" / "laptop" / "shakespeare"
+    assert (
+        workspace.newest_logs("01_bigram", "mine")
+        == tmp_path / "logs" / "01_bigram" / "mine" / "laptop" / "shakespeare"
+    )
 
 
-@pytest.mark.parametrize("versions, found", [("3.0.1, 3.0.0, 2.0", True), ("3.0.1, 2.0", False), ("13.0.0", False)])
+@pytest.mark.parametrize(
+    "versions, found", [("3.0.1, 3.0.0, 2.0", True), ("3.0.1, 2.0", False), ("13.0.0", False)]
+)
 def test_doctor_asks_pip_for_the_version_that_is_wanted(monkeypatch, versions, found):
     wheel, run, asked = Wheel("thing==3.0.0", "0" * 64, lambda opened: b""), subprocess.run, []
-    answer = subprocess.CompletedProcess([], 0, f"thing ({versions.split(',')[0]})\nAvailable versions: {versions}\n", "")
+    answer = subprocess.CompletedProcess(
+        [], 0, f"thing ({versions.split(',')[0]})\nAvailable versions: {versions}\n", ""
+    )
     monkeypatch.setattr(doctor.subprocess, "run", lambda command, **how: asked.append(command) or answer)
     assert doctor.reachable(wheel)[0] is found
-    assert run([*asked[0], "--help"], capture_output=True).returncode == 0  # this pip knows the command and its options
+    assert (
+        run([*asked[0], "--help"], capture_output=True).returncode == 0
+    )  # this pip knows the command and its options
 
 
 def test_doctor_finds_this_machine_fit(capsys):

@@ -60,7 +60,10 @@ def test_stubs_run_and_are_not_attempted(name):
     namespace = {"np": np, "torch": torch}
     exec(EXERCISES[name].stub, namespace)  # the names that solutions.py imports are enough for the signature
     assert grade(EXERCISES[name], namespace[name]).status == "not attempted"
-    assert all(p.annotation is not inspect.Parameter.empty for p in inspect.signature(EXERCISES[name].reference).parameters.values())
+    assert all(
+        p.annotation is not inspect.Parameter.empty
+        for p in inspect.signature(EXERCISES[name].reference).parameters.values()
+    )
 
 
 @ALL
@@ -79,7 +82,11 @@ def test_the_reference_solves_it(name, seed):
     assert grade(EXERCISES[name], EXERCISES[name].reference, seed).status == "solved"
 
 
-@pytest.mark.parametrize("name, mistake", [(e.name, m) for e in EXERCISES.values() for m in e.mistakes], ids=lambda p: getattr(p, "name", p))
+@pytest.mark.parametrize(
+    "name, mistake",
+    [(e.name, m) for e in EXERCISES.values() for m in e.mistakes],
+    ids=lambda p: getattr(p, "name", p),
+)
 def test_a_mistake_is_recognised(name, mistake):
     for seed in SEEDS:
         verdict = grade(EXERCISES[name], mistake.function, seed)
@@ -87,7 +94,8 @@ def test_a_mistake_is_recognised(name, mistake):
         assert mistake.name in verdict.message and mistake.why in verdict.message
 
 
-# An answer to each by another way than the reference's: PyTorch's own function, this course's module, or a plain loop.
+# An answer to each by another way than the reference's: PyTorch's own function, this course's module, or a
+# plain loop.
 
 
 def _count_pairs(tokens, vocab_size):
@@ -109,7 +117,9 @@ def _token_loss(logits, targets):
 def _token_loss_stable(logits, targets):
     powers = (logits - logits.max(-1, keepdim=True).values).exp()
     p = powers / powers.sum(-1, keepdim=True)
-    return -torch.stack([p[b, t, targets[b, t]].log() for b in range(p.size(0)) for t in range(p.size(1))]).mean()
+    return -torch.stack(
+        [p[b, t, targets[b, t]].log() for b in range(p.size(0)) for t in range(p.size(1))]
+    ).mean()
 
 
 def _inputs_and_targets(tokens, starts, block_size):
@@ -151,33 +161,45 @@ def _adamw_step(weight, gradient, first, second, step, lr, beta1, beta2, eps, we
     p = nn.Parameter(weight.clone())
     p.grad = gradient.clone()
     optimizer = torch.optim.AdamW([p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
-    optimizer.state[p] = {"step": torch.tensor(float(step - 1)), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+    optimizer.state[p] = {
+        "step": torch.tensor(float(step - 1)),
+        "exp_avg": first.clone(),
+        "exp_avg_sq": second.clone(),
+    }
     optimizer.step()
     return p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]
 
 
 def _multi_head_attention(x, q_weight, k_weight, v_weight, o_weight, n_head):
     layer = CausalSelfAttention(x.size(-1), n_head)
-    layer.load_state_dict({f"{n}_proj.weight": w for n, w in zip("qkvo", (q_weight, k_weight, v_weight, o_weight))})
+    layer.load_state_dict(
+        {f"{n}_proj.weight": w for n, w in zip("qkvo", (q_weight, k_weight, v_weight, o_weight))}
+    )
     return layer(x).detach()
 
 
 def _rotate(x, start, theta):
     """As a product of complex numbers."""
     a, b = x.double().chunk(2, dim=-1)
-    angle = torch.arange(start, start + x.size(2)).double()[:, None] * theta ** (-torch.arange(0, x.size(3), 2).double() / x.size(3))
+    angle = torch.arange(start, start + x.size(2)).double()[:, None] * theta ** (
+        -torch.arange(0, x.size(3), 2).double() / x.size(3)
+    )
     turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat([turned.real, turned.imag], dim=-1).float()
 
 
 def _gated_mlp(x, gate_weight, up_weight, down_weight):
     mlp = MLP(GPTConfig(n_head=1, n_embd=x.size(-1), mlp="swiglu", mlp_hidden=up_weight.size(0), bias=False))
-    mlp.load_state_dict({"gate_proj.weight": gate_weight, "up_proj.weight": up_weight, "down_proj.weight": down_weight})
+    mlp.load_state_dict(
+        {"gate_proj.weight": gate_weight, "up_proj.weight": up_weight, "down_proj.weight": down_weight}
+    )
     return mlp(x).detach()
 
 
 def _mlp_sublayer(x, up_weight, down_weight):
-    block = Block(GPTConfig(n_head=1, n_embd=x.size(-1), mlp="gelu", mlp_hidden=up_weight.size(0), bias=False))
+    block = Block(
+        GPTConfig(n_head=1, n_embd=x.size(-1), mlp="gelu", mlp_hidden=up_weight.size(0), bias=False)
+    )
     nn.init.zeros_(block.attn.o_proj.weight)  # the attention half adds nothing
     block.mlp.load_state_dict({"up_proj.weight": up_weight, "down_proj.weight": down_weight})
     return block(x, None, None, 0).detach()
@@ -199,7 +221,9 @@ def _window_mask(time, window):
 
 def _pair_counts(words):
     """By writing the pairs down as often as they occur."""
-    return dict(Counter(chain.from_iterable(list(zip(word, word[1:])) * times for word, times in words.items())))
+    return dict(
+        Counter(chain.from_iterable(list(zip(word, word[1:])) * times for word, times in words.items()))
+    )
 
 
 def _merge_pair(tokens, pair):
@@ -223,7 +247,9 @@ def _learn_merges(words, n):
 def _encode_piece(piece, merges):
     """tiktoken, with ranks in the order of the merges."""
     tokens = dict.fromkeys([*(bytes([i]) for i in range(256)), *(a + b for a, b in merges)])
-    theirs = tiktoken.Encoding("piece", pat_str=r"(?s).+", mergeable_ranks={t: i for i, t in enumerate(tokens)}, special_tokens={})
+    theirs = tiktoken.Encoding(
+        "piece", pat_str=r"(?s).+", mergeable_ranks={t: i for i, t in enumerate(tokens)}, special_tokens={}
+    )
     return [theirs.decode_single_token_bytes(i) for i in theirs.encode_ordinary(piece)]
 
 
@@ -268,7 +294,9 @@ def _split_c_attn(weight, bias, n_head):
         zero = layer(torch.zeros(1, len(weight)))
         columns = layer(torch.eye(len(weight))) - zero
     n = len(weight)
-    return *(columns[:, i * n : (i + 1) * n].T for i in range(3)), *(zero[0, i * n : (i + 1) * n] for i in range(3))
+    return *(columns[:, i * n : (i + 1) * n].T for i in range(3)), *(
+        zero[0, i * n : (i + 1) * n] for i in range(3)
+    )
 
 
 def _pack_documents(documents, end_of_text, block_size):
@@ -284,7 +312,10 @@ def _pack_documents(documents, end_of_text, block_size):
 
 
 def _score_choices(logits, ids, n_context, choices):
-    losses = [F.cross_entropy(x[n_context - 1 : -1], row[n_context:], reduction="sum").item() for x, row in zip(logits, ids)]
+    losses = [
+        F.cross_entropy(x[n_context - 1 : -1], row[n_context:], reduction="sum").item()
+        for x, row in zip(logits, ids)
+    ]
     scores = [-loss / len(text) for loss, text in zip(losses, choices)]
     return scores, max(range(len(scores)), key=scores.__getitem__)
 
@@ -311,9 +342,16 @@ def _autocast_dtypes(program, inputs, dtype):
     }
     dtypes = dict(inputs)
     missing, able = "torch.cuda.amp.common.amp_definitely_not_available", "torch.cuda.is_bf16_supported"
-    with patch(missing, lambda: False), patch(able, lambda: True), FakeTensorMode(), torch.autocast("cuda", dtype):
+    with (
+        patch(missing, lambda: False),
+        patch(able, lambda: True),
+        FakeTensorMode(),
+        torch.autocast("cuda", dtype),
+    ):
         for result, operation, names in program:
-            dtypes[result] = operations[operation](*(torch.zeros(4, 4, dtype=dtypes[n], device="cuda") for n in names)).dtype
+            dtypes[result] = operations[operation](
+                *(torch.zeros(4, 4, dtype=dtypes[n], device="cuda") for n in names)
+            ).dtype
     return [dtypes[result] for result, _, _ in program]
 
 
@@ -329,7 +367,9 @@ def _scaler_step(gradients, dtype, scale, good_steps, max_norm, growth_interval)
         p.grad = g.clone()
     optimizer = torch.optim.SGD(parameters)
     optimizer.register_step_pre_hook(lambda *_: received.extend(p.grad for p in parameters))
-    scaler = torch.amp.GradScaler("cpu", scale, growth_interval=growth_interval, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(
+        "cpu", scale, growth_interval=growth_interval, enabled=dtype == torch.float16
+    )
     if scaler.is_enabled():
         scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": good_steps})
     scaler.scale(torch.zeros(()))  # from here on it has its scale in a tensor
@@ -343,14 +383,20 @@ def _scaler_step(gradients, dtype, scale, good_steps, max_norm, growth_interval)
 
 def _state_bytes(parameters, precision, moments):
     """A layer of 64 weights after a step, its bytes counted."""
-    layer = nn.Linear(8, 8, bias=False).to(torch.bfloat16 if precision in ("bfloat16", "master") else torch.float32)
+    layer = nn.Linear(8, 8, bias=False).to(
+        torch.bfloat16 if precision in ("bfloat16", "master") else torch.float32
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         layer(torch.ones(1, 8, dtype=layer.weight.dtype)).sum().backward()
     trained = nn.Parameter(layer.weight.detach().float()) if precision == "master" else layer.weight
     weights = [layer.weight] if trained is layer.weight else [layer.weight, trained]
     gradient = layer.weight.grad
     trained.grad = gradient.to(trained.dtype)
-    optimizer = (torch.optim.SGD([trained]), torch.optim.SGD([trained], momentum=0.9), torch.optim.AdamW([trained]))[moments]
+    optimizer = (
+        torch.optim.SGD([trained]),
+        torch.optim.SGD([trained], momentum=0.9),
+        torch.optim.AdamW([trained]),
+    )[moments]
     optimizer.step()
     kept = [t for t in optimizer.state[trained].values() if t is not None and t.shape == trained.shape]
     return tuple(parameters * sum(t.nbytes for t in part) // 64 for part in (weights, [gradient], kept))
@@ -374,7 +420,9 @@ def _largest_batch(fits, limit):
 def _absmax_int8(weight):
     """By PyTorch's own rounding to int8 and back."""
     scales = weight.norm(math.inf, dim=1) / 127
-    back = torch.fake_quantize_per_channel_affine(weight, scales, torch.zeros(len(weight), dtype=torch.int32), 0, -127, 127)
+    back = torch.fake_quantize_per_channel_affine(
+        weight, scales, torch.zeros(len(weight), dtype=torch.int32), 0, -127, 127
+    )
     return (back / scales[:, None]).round().to(torch.int8), scales
 
 
@@ -387,18 +435,28 @@ def _int4_groups(weight, group_size, clip):
         scales.append((high - low) / 15)
         minima.append(low)
     rows = len(weight)
-    return torch.cat(codes).to(torch.uint8).view_as(weight), torch.stack(scales).view(rows, -1), torch.stack(minima).view(rows, -1)
+    return (
+        torch.cat(codes).to(torch.uint8).view_as(weight),
+        torch.stack(scales).view(rows, -1),
+        torch.stack(minima).view(rows, -1),
+    )
 
 
 def _pack_int4(codes):
     """By way of hexadecimal digits."""
-    rows = [bytes.fromhex("".join(f"{high + 8:x}{low + 8:x}" for low, high in zip(row[::2], row[1::2]))) for row in codes.tolist()]
+    rows = [
+        bytes.fromhex("".join(f"{high + 8:x}{low + 8:x}" for low, high in zip(row[::2], row[1::2])))
+        for row in codes.tolist()
+    ]
     return torch.tensor([list(row) for row in rows], dtype=torch.uint8)
 
 
 def _nf4_codes(weight, block_size, levels):
     absmax = torch.stack([block.abs().max() for block in weight.split(block_size)])
-    nearest = [min(range(16), key=lambda i: abs(levels[i] * absmax[n // block_size] - w)) for n, w in enumerate(weight)]
+    nearest = [
+        min(range(16), key=lambda i: abs(levels[i] * absmax[n // block_size] - w))
+        for n, w in enumerate(weight)
+    ]
     return torch.tensor(nearest, dtype=torch.uint8), absmax
 
 
@@ -408,8 +466,12 @@ def _int8_linear(x, x_scales, codes, scales, bias):
 
 
 def _gptq_step(weight, column, hessian, scales):
-    """Without the inverse: the change of the later columns for which the loss, the change times the Hessian times the change, is least."""
-    codes = torch.minimum(torch.maximum((weight[:, column] / scales).round(), torch.tensor(-8)), torch.tensor(7))
+    """Without the inverse: the change of the later columns for which the loss, the change times the Hessian
+    times the change, is least.
+    """
+    codes = torch.minimum(
+        torch.maximum((weight[:, column] / scales).round(), torch.tensor(-8)), torch.tensor(7)
+    )
     change = codes * scales - weight[:, column]
     later = slice(column + 1, None)
     new = weight.clone()
@@ -453,7 +515,9 @@ def _answer_targets(prompt, answer, length):
 
 
 def _join_adapters(a1, b1, a2, b2, factors):
-    return torch.tensor(factors).repeat_interleave(len(a1))[:, None] * torch.vstack([a1, a2]), torch.hstack([b1, b2])
+    return torch.tensor(factors).repeat_interleave(len(a1))[:, None] * torch.vstack([a1, a2]), torch.hstack(
+        [b1, b2]
+    )
 
 
 def _answer_logprobs(logits, ids, mask):
@@ -493,7 +557,9 @@ def _whitened_advantages(advantages, mask):
 def _clipped_policy_loss(logp, old_logp, advantages, clip):
     """By cases: a good token gains up to 1 + clip, a bad one loses down to 1 - clip."""
     ratio = torch.exp(logp) / torch.exp(old_logp)
-    return -(torch.where(advantages > 0, ratio.clamp(max=1 + clip), ratio.clamp(min=1 - clip)) * advantages).mean()
+    return -(
+        torch.where(advantages > 0, ratio.clamp(max=1 + clip), ratio.clamp(min=1 - clip)) * advantages
+    ).mean()
 
 
 def _group_relative_advantages(scores, group_size):
@@ -521,13 +587,19 @@ def _bm25_scores(counts, question, k1, b):
         score = 0.0
         for term in question.tolist():
             df = sum(other[term] > 0 for other in counts).item()
-            score += math.log1p((n - df + 0.5) / (df + 0.5)) * text[term] / (text[term] + k1 * (1 - b + b * text.sum() / mean))
+            score += (
+                math.log1p((n - df + 0.5) / (df + 0.5))
+                * text[term]
+                / (text[term] + k1 * (1 - b + b * text.sum() / mean))
+            )
         scores.append(float(score))
     return torch.tensor(scores)
 
 
 def _fused_scores(places, k):
-    return torch.tensor([sum(1 / (k + p) for p in column if p) for column in places.T.tolist()], dtype=torch.float32)
+    return torch.tensor(
+        [sum(1 / (k + p) for p in column if p) for column in places.T.tolist()], dtype=torch.float32
+    )
 
 
 def _ndcg(gains, all_gains, k):
@@ -546,12 +618,21 @@ def _word_f1(answer, right):
 
 def _store_keys(cache, lengths, new):
     """Row by row."""
-    rows = [torch.cat([row[:n], key[None], row[n + 1 :]]) for row, n, key in zip(cache, lengths.tolist(), new)]
-    return torch.stack(rows), lengths + 1, torch.tensor([[place <= n for place in range(cache.size(1))] for n in lengths.tolist()])
+    rows = [
+        torch.cat([row[:n], key[None], row[n + 1 :]]) for row, n, key in zip(cache, lengths.tolist(), new)
+    ]
+    return (
+        torch.stack(rows),
+        lengths + 1,
+        torch.tensor([[place <= n for place in range(cache.size(1))] for n in lengths.tolist()]),
+    )
 
 
 def _row_probabilities_at(logits, temperatures):
-    rows = [(row / t).softmax(0) if t else F.one_hot(row.argmax(), len(row)).float() for row, t in zip(logits, temperatures.tolist())]
+    rows = [
+        (row / t).softmax(0) if t else F.one_hot(row.argmax(), len(row)).float()
+        for row, t in zip(logits, temperatures.tolist())
+    ]
     return torch.stack(rows)
 
 
@@ -564,7 +645,12 @@ def _next_slots(slots, waiting, ended, cancelled):
 
 def _reusable_tokens(prompt, kept, chunk):
     """Chunk by chunk."""
-    return chunk * sum(1 for _ in takewhile(lambda end: prompt[:end] == kept[:end], range(chunk, min(len(prompt), len(kept) + 1), chunk)))
+    return chunk * sum(
+        1
+        for _ in takewhile(
+            lambda end: prompt[:end] == kept[:end], range(chunk, min(len(prompt), len(kept) + 1), chunk)
+        )
+    )
 
 
 def _decoded_pieces(chunks):
@@ -609,7 +695,9 @@ OTHER_ANSWERS = {
     "count_pairs": _count_pairs,
     "row_probabilities": _row_probabilities,
     "token_loss": _token_loss,
-    "loss_in_bits_per_byte": lambda loss, tokens, text_bytes: math.log2(math.e) * (loss * tokens) / text_bytes,
+    "loss_in_bits_per_byte": (
+        lambda loss, tokens, text_bytes: math.log2(math.e) * (loss * tokens) / text_bytes
+    ),
     "inputs_and_targets": _inputs_and_targets,
     "temperature_probabilities": _temperature_probabilities,
     "context_windows": _context_windows,
@@ -619,12 +707,20 @@ OTHER_ANSWERS = {
     "clip_gradients": _clip_gradients,
     "adamw_step": _adamw_step,
     "average_past": lambda x: torch.stack([x[:, : t + 1].mean(dim=1) for t in range(x.size(1))], dim=1),
-    "causal_weights": lambda scores: scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), float("-inf")).softmax(-1),
+    "causal_weights": (
+        lambda scores: scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), float("-inf")).softmax(
+            -1
+        )
+    ),
     "causal_attention": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     "split_heads": lambda x, n_head: torch.stack(x.chunk(n_head, dim=-1), dim=1),
     "sliding_window_mask": _window_mask,
     "multi_head_attention": _multi_head_attention,
-    "layer_norm": lambda x, weight, bias, eps: (x - x.mean(-1, True)) / torch.sqrt(x.var(-1, keepdim=True, correction=0) + eps) * weight + bias,
+    "layer_norm": (
+        lambda x, weight, bias, eps: (
+            (x - x.mean(-1, True)) / torch.sqrt(x.var(-1, keepdim=True, correction=0) + eps) * weight + bias
+        )
+    ),
     "rotate": _rotate,
     "gated_mlp": _gated_mlp,
     "mlp_sublayer": _mlp_sublayer,
@@ -633,7 +729,9 @@ OTHER_ANSWERS = {
     "pair_counts": _pair_counts,
     "merge_pair": _merge_pair,
     "learn_merges": _learn_merges,
-    "cut": lambda text: re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text),
+    "cut": lambda text: re.findall(
+        r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text
+    ),
     "encode_piece": _encode_piece,
     "decode_ids": _decode_ids,
     "initial_std": _initial_std,
@@ -660,7 +758,11 @@ OTHER_ANSWERS = {
     "lora_output": _lora_output,
     "lora_step": _lora_step,
     "merge_once": _merge_once,
-    "alpha_for_rank": lambda alpha, r, new_r, use_rslora: alpha / r ** (0.5 + 0.5 * (not use_rslora)) * new_r ** (0.5 + 0.5 * (not use_rslora)),
+    "alpha_for_rank": (
+        lambda alpha, r, new_r, use_rslora: (
+            alpha / r ** (0.5 + 0.5 * (not use_rslora)) * new_r ** (0.5 + 0.5 * (not use_rslora))
+        )
+    ),
     "dora_weight": _dora_weight,
     "answer_targets": _answer_targets,
     "join_adapters": _join_adapters,
@@ -675,7 +777,9 @@ OTHER_ANSWERS = {
     "first_gradient": _first_gradient,
     "window_spans": _window_spans,
     "bm25_scores": _bm25_scores,
-    "mean_embedding": lambda states, mask: F.normalize(torch.stack([s[m].mean(0) for s, m in zip(states, mask)]), dim=1),
+    "mean_embedding": lambda states, mask: F.normalize(
+        torch.stack([s[m].mean(0) for s, m in zip(states, mask)]), dim=1
+    ),
     "fused_scores": _fused_scores,
     "ndcg": _ndcg,
     "word_f1": _word_f1,
@@ -749,8 +853,14 @@ def _misses_an_argument():
         (lambda x: print(end=""), ["None", "`return`"]),
         (lambda x: x.tolist(), ["expected a tensor", "float32"]),
         (lambda x: OTHER_ANSWERS["average_past"](x).double(), ["dtype", "torch.float64", "torch.float32"]),
-        (lambda x: OTHER_ANSWERS["average_past"](x).transpose(1, 2), ["expected shape [2, 5, 3], got [2, 3, 5]", "transpose"]),
-        (lambda x: OTHER_ANSWERS["average_past"](x).flatten(), ["expected shape [2, 5, 3], got [30]", "reshape"]),
+        (
+            lambda x: OTHER_ANSWERS["average_past"](x).transpose(1, 2),
+            ["expected shape [2, 5, 3], got [2, 3, 5]", "transpose"],
+        ),
+        (
+            lambda x: OTHER_ANSWERS["average_past"](x).flatten(),
+            ["expected shape [2, 5, 3], got [30]", "reshape"],
+        ),
         (lambda x: x.mean(dim=1), ["got [2, 3]", "keepdim"]),
         (lambda x: x / 0, ["nan or inf"]),
         (lambda x: x * 0, ["values differ", "expected"]),
@@ -766,9 +876,14 @@ def test_what_is_wrong_is_said(function, words):
 def test_what_differs_is_counted_by_the_exercises_own_tolerance():
     inf = math.inf
     x, y = torch.tensor([inf, 1.0, 2.0, 1e-9]), torch.tensor([inf, 1.0, 2.5, 2e-9])
-    assert difference(y, x, 1e-5) == "shape and dtype are right, but 1 of 4 values differ, most at [2]: 2.5, expected 2."
+    assert (
+        difference(y, x, 1e-5)
+        == "shape and dtype are right, but 1 of 4 values differ, most at [2]: 2.5, expected 2."
+    )
     assert "2 of 4 values differ, most at [2]" in difference(y, x, 0)
-    assert "1 of 4 values differ, most at [0]: inf, expected -inf" in difference(x, torch.tensor([-inf, 1.0, 2.0, 1e-9]))
+    assert "1 of 4 values differ, most at [0]: inf, expected -inf" in difference(
+        x, torch.tensor([-inf, 1.0, 2.0, 1e-9])
+    )
 
 
 def test_the_line_of_a_crash_is_the_learners():
@@ -779,12 +894,20 @@ def test_the_line_of_a_crash_is_the_learners():
 @pytest.mark.parametrize(
     "name, function, words",
     [
-        ("loss_in_bits_per_byte", lambda loss, tokens, text_bytes: torch.tensor(loss), ["expected float", "got Tensor"]),
+        (
+            "loss_in_bits_per_byte",
+            lambda loss, tokens, text_bytes: torch.tensor(loss),
+            ["expected float", "got Tensor"],
+        ),
         ("loss_in_bits_per_byte", lambda loss, tokens, text_bytes: 7.5, ["expected", "got 7.5"]),
         ("clip_gradients", lambda gradients, max_norm: tuple(gradients), ["expected list", "got tuple"]),
         ("clip_gradients", lambda gradients, max_norm: gradients[:1], ["expected 3 items, got 1"]),
         ("decode_step", lambda q, k, v, past_k, past_v: (q, past_k, past_v), ["item 0", "values differ"]),
-        ("sliding_window_mask", lambda time, window: _window_mask(time, window).float(), ["torch.float32", "torch.bool"]),
+        (
+            "sliding_window_mask",
+            lambda time, window: _window_mask(time, window).float(),
+            ["torch.float32", "torch.bool"],
+        ),
         ("count_parameters", lambda *sizes: 0, ["expected 124439808, got 0"]),
         ("count_pairs", lambda tokens, vocab_size: tokens, ["expected a tensor", "array"]),
     ],
@@ -840,7 +963,10 @@ def test_hints_come_in_order_and_the_last_repeats(week, capsys):
     for _ in range(5):
         week.hint("average_past")
     hints = EXERCISES["average_past"].hints
-    shown = [f"Hint {n} of 3: {hint}" for n, hint in ((1, hints[0]), (2, hints[1]), (3, hints[2]), (3, hints[2]), (3, hints[2]))]
+    shown = [
+        f"Hint {n} of 3: {hint}"
+        for n, hint in ((1, hints[0]), (2, hints[1]), (3, hints[2]), (3, hints[2]), (3, hints[2]))
+    ]
     assert capsys.readouterr().out.splitlines() == shown
 
 
@@ -876,7 +1002,9 @@ def test_progress_of_several_weeks_is_kept_together(week, tmp_path):
     assert set(json.loads((tmp_path / "progress.json").read_text())) == {"2", "3"}
 
 
-@pytest.mark.parametrize("ask", [lambda w: w.task("attend"), lambda w: w.hint("attend"), lambda w: w.check(lambda x: x)])
+@pytest.mark.parametrize(
+    "ask", [lambda w: w.task("attend"), lambda w: w.hint("attend"), lambda w: w.check(lambda x: x)]
+)
 def test_an_unknown_exercise_is_an_error_that_names_those_there_are(week, ask):
     with pytest.raises(ValueError, match="week 3 has no exercise.*average_past.*multi_head_attention"):
         ask(week)
@@ -914,10 +1042,16 @@ def test_the_command_writes_stubs_that_are_not_attempted(copy, capsys, number):
 
 def test_the_command_grades_what_is_there(copy, capsys):
     path = copy / "weeks" / "03_attention" / "solutions.py"
-    path.write_text("def split_heads(x, n_head):\n    return x.view(x.size(0), x.size(1), n_head, -1).transpose(1, 2)\n")
+    path.write_text(
+        "def split_heads(x, n_head):\n    return x.view(x.size(0), x.size(1), n_head, -1).transpose(1, 2)\n"
+    )
     grader.main(["week", "3"])
     shown = capsys.readouterr().out
-    assert "split_heads: solved" in shown and "average_past: not in solutions.py" in shown and "week 3: 1 of 6 solved" in shown
+    assert (
+        "split_heads: solved" in shown
+        and "average_past: not in solutions.py" in shown
+        and "week 3: 1 of 6 solved" in shown
+    )
 
 
 def test_a_file_that_does_not_run_is_named(copy):
@@ -933,7 +1067,9 @@ def test_wrong_arguments_say_what_is_right(argv):
 
 
 def test_the_command_line_itself(copy):
-    """`python -m shared.course.exercise` in a copy of the package: one exercise solved, one mistaken, the rest stubs."""
+    """`python -m shared.course.exercise` in a copy of the package: one exercise solved, one mistaken, the
+    rest stubs.
+    """
     shutil.copytree(ROOT / "shared", copy / "shared", ignore=shutil.ignore_patterns("__pycache__"))
     path = copy / "weeks" / "01_bigram" / "solutions.py"
     grader.main(["week", "1"])
@@ -947,7 +1083,9 @@ def test_the_command_line_itself(copy):
         text = text[:start] + line + text[start + len("    ...  # your code here\n") :]
     path.write_text(text)
     command = [sys.executable, "-m", "shared.course.exercise", "week", "1"]
-    graded = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True)
+    graded = subprocess.run(
+        command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True
+    )
     assert graded.returncode == 0, graded.stderr
     assert "keepdim forgotten" in graded.stdout and "temperature_probabilities: solved" in graded.stdout
     assert graded.stdout.count("not attempted") == 4 and "week 1: 1 of 6 solved" in graded.stdout

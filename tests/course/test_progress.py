@@ -23,7 +23,13 @@ def learner(output):
             log.artifact(**artifact)
             log.finish()
         write_json(
-            logs / "week.json", {"preset": preset, "data": "tinyshakespeare", "seconds": 12.3, "metrics": {"bits_per_byte": 3.25, "loss": 2.0}}
+            logs / "week.json",
+            {
+                "preset": preset,
+                "data": "tinyshakespeare",
+                "seconds": 12.3,
+                "metrics": {"bits_per_byte": 3.25, "loss": 2.0},
+            },
         )
     return output
 
@@ -59,7 +65,9 @@ def test_the_learners_page_has_their_figures_beside_the_courses(learner):
     assert path == learner / "reports" / "index.html" and page.open == []
     weeks = workspace.weeks()
     assert f"2 of {len(weeks)} weeks run" in page.words
-    reference = json.loads((ROOT / "logs" / "01_bigram" / "reference" / "tinyshakespeare" / "week.json").read_text())["metrics"]
+    reference = json.loads(
+        (ROOT / "logs" / "01_bigram" / "reference" / "tinyshakespeare" / "week.json").read_text()
+    )["metrics"]
     assert f"bits per byte 3.25 {reference['bits_per_byte']:.4g}" in page.words
     assert "yes (smoke)" in page.words and page.words.count("Not run yet") == len(weeks) - 2
     assert "<script>alert('&')</script>" in page.words and "script" not in page.tags  # shown, not run
@@ -68,16 +76,23 @@ def test_the_learners_page_has_their_figures_beside_the_courses(learner):
 
 def test_what_the_page_links_is_there(learner):
     page = Page(progress.write_page().read_text(encoding="utf-8"))
-    assert len(page.sources) > 30 and all((learner / "reports" / source).resolve().is_file() for source in page.sources)
+    assert len(page.sources) > 30 and all(
+        (learner / "reports" / source).resolve().is_file() for source in page.sources
+    )
     assert {link.removeprefix("#") for link in page.links} == set(workspace.weeks()) <= page.ids
 
 
 def test_figures_are_those_of_the_same_data(output):
     """A learner who has only the plays is compared with the course's run on the plays."""
     logs = output / "logs" / "04_mini_gpt" / "mine" / "laptop" / "shakespeare"
-    write_json(logs / "week.json", {"preset": "laptop", "data": "shakespeare", "seconds": 1, "metrics": {"bits_per_byte": 2.5}})
+    write_json(
+        logs / "week.json",
+        {"preset": "laptop", "data": "shakespeare", "seconds": 1, "metrics": {"bits_per_byte": 2.5}},
+    )
     week = next(r for r in progress.collect() if r.topic == "04_mini_gpt")
-    course_run = json.loads((ROOT / "logs" / "04_mini_gpt" / "reference" / "shakespeare" / "week.json").read_text())
+    course_run = json.loads(
+        (ROOT / "logs" / "04_mini_gpt" / "reference" / "shakespeare" / "week.json").read_text()
+    )
     assert week.course.data == "shakespeare" and week.course.metrics == course_run["metrics"]
 
 

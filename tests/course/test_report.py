@@ -28,13 +28,20 @@ def test_series_holds_what_was_logged(runs):
 
 def test_curves_draw_each_run_and_the_reference(runs, tmp_path):
     alone = report.curves(tmp_path / "alone.png", [report.Curve(runs["slow"], "slow")], "One")
-    both = report.curves(tmp_path / "both.png", [report.Curve(runs["slow"], "slow")], "One", reference=[report.Curve(runs["fast"], "fast")])
+    both = report.curves(
+        tmp_path / "both.png",
+        [report.Curve(runs["slow"], "slow")],
+        "One",
+        reference=[report.Curve(runs["fast"], "fast")],
+    )
     a, b = matplotlib.image.imread(alone), matplotlib.image.imread(both)
     assert a.shape == b.shape and abs(a - b).mean() > 1e-3
 
 
 def test_a_plot_is_the_same_every_time(runs, tmp_path):
-    draw = lambda name: report.curves(tmp_path / name, [report.Curve(runs["slow"], "slow")], "One").read_bytes()
+    draw = lambda name: report.curves(
+        tmp_path / name, [report.Curve(runs["slow"], "slow")], "One"
+    ).read_bytes()
     assert draw("a.png") == draw("b.png")
 
 
@@ -60,7 +67,10 @@ It got <!-- = 04_mini_gpt/reference/toy/fast val_loss .1f -->?<!-- end -->.
 def test_fill_writes_tables_and_figures_from_the_logs(monkeypatch, runs, tmp_path):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     text = report.fill(TABLE)
-    assert "| run | loss | time (s) |\n| --- | ---: | ---: |\n| fast | 2.00 | 0.5 |\n| the slow one | 3.00 | 0.5 |\n<!-- end -->" in text
+    assert (
+        "| run | loss | time (s) |\n| --- | ---: | ---: |\n| fast | 2.00 | 0.5 |\n| the slow one | 3.00 | 0.5"
+        " |\n<!-- end -->" in text
+    )
     assert "It got <!-- = 04_mini_gpt/reference/toy/fast val_loss .1f -->2.0<!-- end -->." in text
     assert report.fill(text) == text and text.startswith("Before.")
 
@@ -76,10 +86,16 @@ def test_ladder_needs_runs_and_leaves_smoke_runs_out(monkeypatch, tmp_path):
     monkeypatch.setattr(workspace, "ROOT", tmp_path)
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     assert report.ladder(tmp_path / "ladder.png", "toy", mine=True) is None
-    for topic, preset, bits in (("01_bigram", "laptop", 3.5), ("02_mlp", "laptop", 2.5), ("03_attention", "smoke", 9.0)):
+    for topic, preset, bits in (
+        ("01_bigram", "laptop", 3.5),
+        ("02_mlp", "laptop", 2.5),
+        ("03_attention", "smoke", 9.0),
+    ):
         folder = tmp_path / "logs" / topic / "mine" / preset / "toy"
         folder.mkdir(parents=True)
-        (folder / "week.json").write_text(json.dumps({"preset": preset, "data": "toy", "seconds": 1, "metrics": {"bits_per_byte": bits}}))
+        (folder / "week.json").write_text(
+            json.dumps({"preset": preset, "data": "toy", "seconds": 1, "metrics": {"bits_per_byte": bits}})
+        )
     path = report.ladder(tmp_path / "ladder.png", "toy", mine=True)
     assert matplotlib.image.imread(path)[..., :3].std() > 0.01
 
@@ -92,6 +108,10 @@ def test_a_perplexity_stands_beside_its_loss(low, high):
     fig.canvas.draw()
     (right,) = ax.child_axes
     ticks = right.get_yticks()
-    assert 3 <= len(ticks) <= 8 and [label.get_text() for label in right.get_yticklabels()] == [f"{tick:,g}" for tick in ticks]
+    assert 3 <= len(ticks) <= 8 and [label.get_text() for label in right.get_yticklabels()] == [
+        f"{tick:,g}" for tick in ticks
+    ]
     for tick in ticks:
-        assert right.transData.transform((0, tick))[1] == pytest.approx(ax.transData.transform((0, math.log(tick)))[1], abs=0.01)
+        assert right.transData.transform((0, tick))[1] == pytest.approx(
+            ax.transData.transform((0, math.log(tick)))[1], abs=0.01
+        )

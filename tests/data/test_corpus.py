@@ -20,7 +20,9 @@ from shared.runtime import write_atomically
 from shared.tokenizers import BPETokenizer, CharTokenizer
 
 
-def sampler(tokens: int, block_size: int, batch_size: int, seed: int = 0, start_step: int = 0) -> EpochSampler:
+def sampler(
+    tokens: int, block_size: int, batch_size: int, seed: int = 0, start_step: int = 0
+) -> EpochSampler:
     return EpochSampler(TokenDataset(np.arange(tokens), block_size), batch_size, seed, start_step)
 
 
@@ -70,7 +72,9 @@ def test_token_bytes_count_utf8_bytes(tmp_path, monkeypatch):
     write_atomically(tmp_path / "t.txt", text)
     corpus = load_corpus(str(tmp_path / "t.txt"))
     assert corpus.token_bytes.tolist() == [1, 2, 3, 4]
-    assert corpus.token_bytes[torch.from_numpy(np.concatenate([corpus.train, corpus.val]).astype(np.int64))].sum() == len(text.encode())
+    assert corpus.token_bytes[
+        torch.from_numpy(np.concatenate([corpus.train, corpus.val]).astype(np.int64))
+    ].sum() == len(text.encode())
 
 
 def test_a_mark_between_documents_is_no_text():
@@ -84,7 +88,9 @@ def test_a_text_too_short_for_the_block_size_is_refused_at_once(tmp_path, monkey
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path / "cache"))
     (tmp_path / "t.txt").write_text("abcdefghij" * 10)
     assert len(load_corpus(str(tmp_path / "t.txt"), block_size=9).val) == 10
-    with pytest.raises(ValueError, match="block_size=10 is too long for a split of 10 tokens: choose at most 9"):
+    with pytest.raises(
+        ValueError, match="block_size=10 is too long for a split of 10 tokens: choose at most 9"
+    ):
         load_corpus(str(tmp_path / "t.txt"), block_size=10)
     (tmp_path / "t.txt").write_text("x")
     with pytest.raises(ValueError, match="too long for a split of 0 tokens"):
@@ -105,7 +111,9 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_place(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="--data middlemarch: neither a file nor one of tinyshakespeare, shakespeare"):
+    with pytest.raises(
+        ValueError, match="--data middlemarch: neither a file nor one of tinyshakespeare, shakespeare"
+    ):
         read_text("middlemarch")
 
 
@@ -131,7 +139,9 @@ def test_targets_are_the_inputs_shifted_by_one():
 
 
 def test_a_block_as_long_as_the_split_is_refused_and_one_less_is_not():
-    with pytest.raises(ValueError, match="block_size=10 is too long for a split of 10 tokens: choose at most 9"):
+    with pytest.raises(
+        ValueError, match="block_size=10 is too long for a split of 10 tokens: choose at most 9"
+    ):
         TokenDataset(np.arange(10), 10)
     assert len(TokenDataset(np.arange(10), 9)) == 1
     with pytest.raises(ValueError, match="too long for a split of 0 tokens"):
@@ -141,17 +151,23 @@ def test_a_block_as_long_as_the_split_is_refused_and_one_less_is_not():
 # ---- batches
 
 
-@pytest.mark.parametrize(("tokens", "block_size", "batch_size"), [(1000, 8, 4), (1001, 7, 5), (257, 16, 1), (100, 3, 31)])
+@pytest.mark.parametrize(
+    ("tokens", "block_size", "batch_size"), [(1000, 8, 4), (1001, 7, 5), (257, 16, 1), (100, 3, 31)]
+)
 def test_an_epoch_takes_windows_side_by_side_each_once_in_a_new_order(tokens, block_size, batch_size):
     source = sampler(tokens, block_size, batch_size)
     stream = iter(source)
     epochs = []
     for _ in range(3):
         starts = np.concatenate(list(islice(stream, source.batches_per_epoch)))
-        assert len(set(starts % block_size)) == 1 and len(set(starts)) == len(starts)  # so no two windows overlap
+        assert len(set(starts % block_size)) == 1 and len(set(starts)) == len(
+            starts
+        )  # so no two windows overlap
         assert starts.min() >= 0 and starts.max() + block_size < tokens
         fit = (tokens - 1 - starts[0] % block_size) // block_size
-        assert fit - batch_size - 1 < len(starts) <= fit  # less than a batch, and the one that not every phase has, is left out
+        assert (
+            fit - batch_size - 1 < len(starts) <= fit
+        )  # less than a batch, and the one that not every phase has, is left out
         assert (np.diff(starts) < 0).any() or len(starts) < 3
         epochs.append(starts.tolist())
     assert epochs[0] != epochs[1] != epochs[2]
@@ -195,13 +211,19 @@ def test_batches_hold_the_windows_that_the_sampler_chose():
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 def test_the_parts_of_all_ranks_are_the_whole_batches(world_size):
     tokens = np.random.default_rng(0).integers(0, 50, 300).astype(np.uint16)
-    parts = [batches(tokens, 6, 6, seed=4, start_step=5, rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [
+        batches(tokens, 6, 6, seed=4, start_step=5, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     for whole, *shares in islice(zip(batches(tokens, 6, 6, seed=4, start_step=5), *parts), 20):
         for i in range(2):
             assert torch.equal(torch.stack([share[i] for share in shares], dim=1).flatten(0, 1), whole[i])
 
 
-@pytest.mark.parametrize(("rank", "world_size", "words"), [(2, 2, "rank=2"), (-1, 2, "rank=-1"), (0, 4, "batch_size=6 cannot be shared by 4")])
+@pytest.mark.parametrize(
+    ("rank", "world_size", "words"),
+    [(2, 2, "rank=2"), (-1, 2, "rank=-1"), (0, 4, "batch_size=6 cannot be shared by 4")],
+)
 def test_a_rank_that_is_none_and_a_batch_that_cannot_be_shared_are_refused(rank, world_size, words):
     with pytest.raises(ValueError, match=words):
         batches(np.arange(100), 6, 6, seed=4, rank=rank, world_size=world_size)

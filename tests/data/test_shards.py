@@ -1,4 +1,6 @@
-"""shared/data/shards.py and shared/data/sources.py: the shards are what a plain loop with tiktoken makes, however many processes, kills and resumes."""
+"""shared/data/shards.py and shared/data/sources.py: the shards are what a plain loop with tiktoken makes,
+however many processes, kills and resumes.
+"""
 
 import glob
 import hashlib
@@ -40,7 +42,21 @@ from shared.tokenizers.bpe import END_OF_TEXT
 from shared.training import TrainConfig, Trainer
 
 DRAW = random.Random(5)
-WORDS = ["the", "lobster", "Zürich", "naïve", "数学", "😀", "cafe\u0301", END_OF_TEXT, "3.14", "a\x00b", "x\tY", "end \r\n", "\n\n\n\n"]
+WORDS = [
+    "the",
+    "lobster",
+    "Zürich",
+    "naïve",
+    "数学",
+    "😀",
+    "cafe\u0301",
+    END_OF_TEXT,
+    "3.14",
+    "a\x00b",
+    "x\tY",
+    "end \r\n",
+    "\n\n\n\n",
+]
 LONG = [" ".join(DRAW.choices(WORDS, k=DRAW.choice([1, 5, 20, 60, 300]))) for _ in range(300)]
 DOCUMENTS = ["", "tiny", *LONG, "", "last but long enough to be kept, surely"]
 KEPT = [text for document in DOCUMENTS if len(text := clean(document)) >= 32]
@@ -48,10 +64,14 @@ TOKENIZER = BPETokenizer.train(DOCUMENTS, 340, special_tokens=(END_OF_TEXT,))
 OTHER = BPETokenizer.train(DOCUMENTS, 340, special_tokens=(END_OF_TEXT, "<|x|>"))
 
 
-def expected(val_tokens: int, shard_tokens: int, tokens: float = float("inf"), tokenizer: BPETokenizer = TOKENIZER) -> dict[str, bytes]:
+def expected(
+    val_tokens: int, shard_tokens: int, tokens: float = float("inf"), tokenizer: BPETokenizer = TOKENIZER
+) -> dict[str, bytes]:
     """The files, by a single loop over the clean documents, with tiktoken's merging and our ranks."""
     ranks = {token: i for i, token in tokenizer.vocab.items() if i not in tokenizer.special_tokens.values()}
-    oracle = tiktoken.Encoding("ours", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens=tokenizer.special_tokens)
+    oracle = tiktoken.Encoding(
+        "ours", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens=tokenizer.special_tokens
+    )
     parts, wanted, trained = [[]], val_tokens, 0
     for text in KEPT:
         if len(parts[-1]) >= wanted:
@@ -83,7 +103,13 @@ def as_jsonl(texts: list[str]) -> str:
 @pytest.fixture
 def config(tmp_path) -> ShardConfig:
     (tmp_path / "documents.jsonl").write_text(as_jsonl(DOCUMENTS), encoding="utf-8")
-    return ShardConfig(str(tmp_path / "documents.jsonl"), str(tmp_path / "out"), val_tokens=2000, shard_tokens=5000, workers=1)
+    return ShardConfig(
+        str(tmp_path / "documents.jsonl"),
+        str(tmp_path / "out"),
+        val_tokens=2000,
+        shard_tokens=5000,
+        workers=1,
+    )
 
 
 @pytest.fixture
@@ -93,13 +119,30 @@ def built(config) -> ShardConfig:
 
 
 WIKI = [
-    "", " = First one = \n", "", " It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 lb ) , or 1 @,@ 000 g . \n", "", " = = Part @-@ time = = \n", "",
-    ' " I don \'t " , he said ; it \'s " red ( now ) " . \n', " = a line after text \n", "", " = Second = \n", "",
-    ' x = y and ... a " quote left open \n', " = Third = \n", "", " = Y = \n", "", " The last one of them , long enough too . \n",
-]  # fmt: skip
+    "",
+    " = First one = \n",
+    "",
+    " It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 lb ) , or 1 @,@ 000 g . \n",
+    "",
+    " = = Part @-@ time = = \n",
+    "",
+    ' " I don \'t " , he said ; it \'s " red ( now ) " . \n',
+    " = a line after text \n",
+    "",
+    " = Second = \n",
+    "",
+    ' x = y and ... a " quote left open \n',
+    " = Third = \n",
+    "",
+    " = Y = \n",
+    "",
+    " The last one of them , long enough too . \n",
+]
 ARTICLES = [
-    "= First one =\n\nIt weighs 0.7 – 2.2 kg (1.5 lb), or 1,000 g.\n\n== Part-time ==\n\n"
-    '"I don\'t", he said; it\'s "red (now)".\n= a line after text',
+    (
+        "= First one =\n\nIt weighs 0.7 – 2.2 kg (1.5 lb), or 1,000 g.\n\n== Part-time ==\n\n"
+        '"I don\'t", he said; it\'s "red (now)".\n= a line after text'
+    ),
     '= Second =\n\nx = y and ... a " quote left open\n= Third =',
     "= Y =\n\nThe last one of them, long enough too.",
 ]
@@ -109,11 +152,18 @@ def write_source(folder: Path, form: str) -> list[str]:
     """A folder of that form; the documents that are to be read from it, in their order."""
     folder.mkdir()
     if form == "jsonl":
-        for name, part in (("b", DOCUMENTS[200:]), ("a", DOCUMENTS[:100]), ("none", []), ("b.1", DOCUMENTS[100:200])):
+        for name, part in (
+            ("b", DOCUMENTS[200:]),
+            ("a", DOCUMENTS[:100]),
+            ("none", []),
+            ("b.1", DOCUMENTS[100:200]),
+        ):
             (folder / f"{name}.jsonl").write_text(as_jsonl(part), encoding="utf-8")
     elif form == "parquet":
         texts = [t for text in DOCUMENTS for t in (None, text)]
-        pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), folder / "a.parquet", row_group_size=17)
+        pq.write_table(
+            pa.table({"id": range(len(texts)), "text": texts}), folder / "a.parquet", row_group_size=17
+        )
     elif form == "txt":
         (folder / "README.md").write_text("not a document")
         (folder / "a.txt").write_bytes(f"\n{END_OF_TEXT}\n".join(DOCUMENTS[:200]).encode())
@@ -135,20 +185,30 @@ def test_every_form_of_source_is_read_whole_and_from_the_end_of_any_document_on(
     assert [text for _, document in whole if len(text := clean(document, wiki)) >= 32] == wanted
     if form in ("jsonl", "parquet"):  # as `datasets` reads them when it does not stream
         files = [glob.escape(str(source / name)) for name in known["files"]]
-        theirs = datasets.load_dataset(known["kind"], data_files={"train": files}, split="train", cache_dir=str(tmp_path / "cache"))
+        theirs = datasets.load_dataset(
+            known["kind"], data_files={"train": files}, split="train", cache_dir=str(tmp_path / "cache")
+        )
         assert [text for _, text in whole] == [text or "" for text in theirs["text"]]
     for at in (0, 1, 2, len(whole) // 2, len(whole) - 1):
         rest = stream_documents(str(source), known, "text", wiki, skip=whole[at][0])
         assert [d for d in rest if d[1]] == [d for d in whole[at + 1 :] if d[1]]
 
 
-@given(st.text(st.characters(codec="utf-8") | st.sampled_from("\r\n\t \x00\x0b\x85\u00a0\ufeffe\u0301"), max_size=60))
+@given(
+    st.text(
+        st.characters(codec="utf-8") | st.sampled_from("\r\n\t \x00\x0b\x85\u00a0\ufeffe\u0301"), max_size=60
+    )
+)
 def test_cleaning_does_what_it_says_once_and_for_all(text):
     once = clean(text)
     assert once == clean(once) == once.strip() == unicodedata.normalize("NFC", once) and "\n\n\n" not in once
     assert all(line == line.rstrip() for line in once.split("\n"))
     assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" or c == "\ufeff" for c in once)
-    kept = lambda s: [c for c in unicodedata.normalize("NFD", s) if not c.isspace() and unicodedata.category(c) != "Cc" and c != "\ufeff"]
+    kept = lambda s: [
+        c
+        for c in unicodedata.normalize("NFD", s)
+        if not c.isspace() and unicodedata.category(c) != "Cc" and c != "\ufeff"
+    ]
     assert sorted(kept(once)) == sorted(kept(text))
 
 
@@ -161,10 +221,20 @@ def test_the_shards_are_what_a_loop_with_tiktoken_makes_and_the_index_counts_the
     for shard in index["shards"]:
         ids, end = np.frombuffer(WANTED[shard["file"]], "<u2"), TOKENIZER.special_tokens[END_OF_TEXT]
         assert shard["tokens"] == len(ids) and shard["documents"] == (ids == end).sum() and ids[0] == end
-        assert sum(len(TOKENIZER.vocab[i]) for i in ids.tolist()) == shard["text_bytes"] + shard["documents"] * len(END_OF_TEXT)
+        assert sum(len(TOKENIZER.vocab[i]) for i in ids.tolist()) == shard["text_bytes"] + shard[
+            "documents"
+        ] * len(END_OF_TEXT)
         assert shard["sha256"] == hashlib.sha256(ids.tobytes()).hexdigest()
-    assert index["tokenizer"] == {"kind": "BPETokenizer", "fingerprint": TOKENIZER.fingerprint, "vocab_size": 340}
-    assert index["source"] == {"name": "documents.jsonl", "kind": "json", "files": {".": Path(config.source).stat().st_size}}
+    assert index["tokenizer"] == {
+        "kind": "BPETokenizer",
+        "fingerprint": TOKENIZER.fingerprint,
+        "vocab_size": 340,
+    }
+    assert index["source"] == {
+        "name": "documents.jsonl",
+        "kind": "json",
+        "files": {".": Path(config.source).stat().st_size},
+    }
     monkeypatch.setattr(shards, "stream_documents", None)  # what is finished is not read again
     assert build(config, TOKENIZER) == index
 
@@ -206,7 +276,9 @@ def test_a_run_cut_twice_at_any_moment_and_run_again_is_the_same_to_the_byte(con
         renames = at_rename(patch, 0)
         build(config, TOKENIZER)
     whole = written(config.out)
-    assert len(renames) == 3 + 2 * len(shards_in(config.out)) >= 11  # tokenizer and index, a shard and the index, the index at the end
+    assert (
+        len(renames) == 3 + 2 * len(shards_in(config.out)) >= 11
+    )  # tokenizer and index, a shard and the index, the index at the end
     for number in range(1, len(renames) + 1):
         again = replace(config, out=str(tmp_path / str(number)))
         for cut in (number, 2):
@@ -236,13 +308,26 @@ def test_sigkill_takes_the_processes_along_and_several_go_on_to_the_same_end(con
     build(config, TOKENIZER)
     TOKENIZER.save(tmp_path / "tokenizer.json")
     again = replace(config, out=str(tmp_path / "again"), workers=2)
-    flags = ["--source", again.source, "--out", again.out, "--val-tokens", "2K", "--shard-tokens", "5K", "--workers", "2"]
+    flags = [
+        "--source",
+        again.source,
+        "--out",
+        again.out,
+        "--val-tokens",
+        "2K",
+        "--shard-tokens",
+        "5K",
+        "--workers",
+        "2",
+    ]
     command = [sys.executable, "-c", KILLED, *flags, "--tokenizer", tmp_path / "tokenizer.json"]
     # The processes have the same pipes: this returns when the last of them is gone.
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
     left = written(again.out)
     assert done.returncode == -signal.SIGKILL and b"Traceback" not in done.stderr
-    assert len([name for name in left if name.endswith(".tmp")]) == 1  # the index that was about to name the second shard
+    assert (
+        len([name for name in left if name.endswith(".tmp")]) == 1
+    )  # the index that was about to name the second shard
     assert len(json.loads(left["shards.json"])["shards"]) == 1 and "train_00000.bin" in left
     (tmp_path / "again" / "train_00000.bin").write_bytes(b"the index does not name it, so it does not count")
     monkeypatch.setattr(shards, "GROUP", 2000)  # many groups, so that processes overtake each other
@@ -250,7 +335,9 @@ def test_sigkill_takes_the_processes_along_and_several_go_on_to_the_same_end(con
     assert written(again.out) == written(config.out)
 
 
-def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_when_there_is_room(config, monkeypatch, capsys):
+def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_when_there_is_room(
+    config, monkeypatch, capsys
+):
     sync, calls = os.fsync, []
 
     def full(handle):
@@ -263,21 +350,37 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_when_there_
         patch.setattr(os, "fsync", full)
         build(config, TOKENIZER)
     assert stopped.value.code == 3 and "the disk is full" in capsys.readouterr().err
-    assert sorted(written(config.out)) == ["shards.json", "tokenizer.json", "train_00000.bin", "val_00000.bin"]
+    assert sorted(written(config.out)) == [
+        "shards.json",
+        "tokenizer.json",
+        "train_00000.bin",
+        "val_00000.bin",
+    ]
     build(config, TOKENIZER)
     assert shards_in(config.out) == WANTED
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"val_tokens": 3000}, "settings: val_tokens"), ({"tokens": 9000}, "settings: tokens"), ({"form": "wikitext"}, "settings: form"),
-     ("a shorter file", "source: files"), ("another tokenizer", "tokenizer: fingerprint")],
-)  # fmt: skip
+    [
+        ({"val_tokens": 3000}, "settings: val_tokens"),
+        ({"tokens": 9000}, "settings: tokens"),
+        ({"form": "wikitext"}, "settings: form"),
+        ("a shorter file", "source: files"),
+        ("another tokenizer", "tokenizer: fingerprint"),
+    ],
+)
 def test_a_folder_begun_otherwise_is_not_gone_on_with(built, change, named):
     if change == "a shorter file":
         os.truncate(built.source, 1000)
-    with pytest.raises(ValueError, match=f"begun with another source, tokenizer or settings .*{named}.*: choose another --out"):
-        build(built if isinstance(change, str) else replace(built, **change), OTHER if change == "another tokenizer" else TOKENIZER)
+    with pytest.raises(
+        ValueError,
+        match=f"begun with another source, tokenizer or settings .*{named}.*: choose another --out",
+    ):
+        build(
+            built if isinstance(change, str) else replace(built, **change),
+            OTHER if change == "another tokenizer" else TOKENIZER,
+        )
     assert shards_in(built.out) == WANTED
 
 
@@ -287,18 +390,32 @@ def test_text_that_is_not_utf8_is_named_with_file_and_offset(config, tmp_path, k
     path.parent.mkdir()
     (path.parent / f"a.{kind}").write_bytes(good)
     path.write_bytes(good * 3 + good.replace(b"Good", b"n\xe9") + good)
-    with pytest.raises(ValueError, match=re.escape(f"{path} is not UTF-8 text: byte 0xe9 at offset {3 * len(good) + good.index(b'Good') + 1}")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            f"{path} is not UTF-8 text: byte 0xe9 at offset {3 * len(good) + good.index(b'Good') + 1}"
+        ),
+    ):
         build(replace(config, source=str(path.parent), val_tokens=1), TOKENIZER)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("not.parquet", b"PAR1 it is not PAR1"), ("broken.jsonl", b'{"text": "a"}\n{"text": \n'), ("surrogate.jsonl", b'{"text": "a \\ud800 b"}\n'),
-     ("other.jsonl", b'{"txt": "a"}\n'), ("latin.parquet", pa.array([b"abc", b"n\xe9e"]).view(pa.string()))],
-)  # fmt: skip
+    [
+        ("not.parquet", b"PAR1 it is not PAR1"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n'),
+        ("surrogate.jsonl", b'{"text": "a \\ud800 b"}\n'),
+        ("other.jsonl", b'{"txt": "a"}\n'),
+        ("latin.parquet", pa.array([b"abc", b"n\xe9e"]).view(pa.string())),
+    ],
+)
 def test_what_datasets_cannot_read_is_one_line(config, tmp_path, name, content):
     path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(pa.table({"text": content}), path)
+    (
+        path.write_bytes(content)
+        if isinstance(content, bytes)
+        else pq.write_table(pa.table({"text": content}), path)
+    )
     with pytest.raises(ValueError, match=re.escape(f"--source {path} cannot be read (")) as error:
         build(replace(config, source=str(path)), TOKENIZER)
     assert "\n" not in str(error.value) and ("byte 0xe9" in str(error.value)) == (name == "latin.parquet")
@@ -306,10 +423,18 @@ def test_what_datasets_cannot_read_is_one_line(config, tmp_path, name, content):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(None, "neither a file, nor a folder, nor one of fineweb-edu, openwebtext, wikitext-103"), (["a.csv"], "found: none"),
-     (["a.txt", "b.jsonl"], "give files that are not empty, of one kind of .jsonl, .parquet, .txt; found: a.txt, b.jsonl")],
-)  # fmt: skip
-def test_a_source_that_is_none_is_refused_and_the_folder_can_be_begun_with_another(config, tmp_path, names, message):
+    [
+        (None, "neither a file, nor a folder, nor one of fineweb-edu, openwebtext, wikitext-103"),
+        (["a.csv"], "found: none"),
+        (
+            ["a.txt", "b.jsonl"],
+            "give files that are not empty, of one kind of .jsonl, .parquet, .txt; found: a.txt, b.jsonl",
+        ),
+    ],
+)
+def test_a_source_that_is_none_is_refused_and_the_folder_can_be_begun_with_another(
+    config, tmp_path, names, message
+):
     with pytest.raises(ValueError, match="row 1 is 0, which is not a text: choose another --column"):
         build(replace(config, column="id"), TOKENIZER)
     for name in names or ():
@@ -322,12 +447,16 @@ def test_a_source_that_is_none_is_refused_and_the_folder_can_be_begun_with_anoth
     assert shards_in(config.out) == WANTED
 
 
-@pytest.mark.parametrize("val_tokens", [10, 10**6])  # one document is the whole validation split; not even that is filled
+@pytest.mark.parametrize(
+    "val_tokens", [10, 10**6]
+)  # one document is the whole validation split; not even that is filled
 def test_a_source_with_nothing_left_to_train_on_is_refused(config, tmp_path, val_tokens):
     (tmp_path / "few.jsonl").write_text(as_jsonl(["Only this one is long enough to be kept.", "tiny"]))
     few = replace(config, source=str(tmp_path / "few.jsonl"), val_tokens=val_tokens)
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"is too short: after val_tokens={few.val_tokens} nothing is left to train on"):
+        with pytest.raises(
+            ValueError, match=f"is too short: after val_tokens={few.val_tokens} nothing is left to train on"
+        ):
             build(few, TOKENIZER)
     with pytest.raises(ValueError, match="not finished"):
         open_shards(few.out)
@@ -335,10 +464,15 @@ def test_a_source_with_nothing_left_to_train_on_is_refused(config, tmp_path, val
 
 def test_a_tokenizer_must_have_end_of_text_and_fit_in_uint16(config):
     for tokenizer in (CharTokenizer("abc"), BPETokenizer.train("abc", 256)):
-        with pytest.raises(ValueError, match=re.escape(f"{type(tokenizer).__name__}) has no special token {END_OF_TEXT}")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{type(tokenizer).__name__}) has no special token {END_OF_TEXT}")
+        ):
             build(config, tokenizer)
     pairs = [(bytes([i // 256]), bytes([i % 256])) for i in range(2**16 - 256)]
-    with pytest.raises(ValueError, match=r"vocabulary of 65,537 tokens does not fit in uint16: at most 65,536 do \(ids 0 to 65,535\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"vocabulary of 65,537 tokens does not fit in uint16: at most 65,536 do \(ids 0 to 65,535\)",
+    ):
         build(config, BPETokenizer(pairs, special_tokens=(END_OF_TEXT,)))
     assert not Path(config.out).exists()
     build(config, BPETokenizer(pairs[1:], special_tokens=(END_OF_TEXT,)))
@@ -346,7 +480,11 @@ def test_a_tokenizer_must_have_end_of_text_and_fit_in_uint16(config):
 
 
 def test_a_run_that_lost_the_hub_goes_on_with_the_commit_it_was_begun_with(config, tmp_path, monkeypatch):
-    pq.write_table(pa.table({"text": DOCUMENTS, "url": ["x"] * len(DOCUMENTS)}), tmp_path / "hub.parquet", row_group_size=50)
+    pq.write_table(
+        pa.table({"text": DOCUMENTS, "url": ["x"] * len(DOCUMENTS)}),
+        tmp_path / "hub.parquet",
+        row_group_size=50,
+    )
     load, read, asked, commit = datasets.load_dataset, datasets.IterableDataset.iter, [], "c0ffee"
 
     def load_dataset(kind, data_files, **options):
@@ -358,17 +496,25 @@ def test_a_run_that_lost_the_hub_goes_on_with_the_commit_it_was_begun_with(confi
         raise ConnectionError("gone")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    info = lambda api, name, **options: huggingface_hub.hf_api.DatasetInfo(id=name, sha=commit if options["revision"] == "main" else "?", tags=[])
+    info = lambda api, name, **options: huggingface_hub.hf_api.DatasetInfo(
+        id=name, sha=commit if options["revision"] == "main" else "?", tags=[]
+    )
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
     monkeypatch.setattr(shards, "GROUP", 2000)
     config = replace(config, source="fineweb-edu")
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"fineweb-edu cannot be read \(ConnectionError: gone\): run again"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match=r"fineweb-edu cannot be read \(ConnectionError: gone\): run again"),
+    ):
         patch.setattr(datasets.IterableDataset, "iter", lost)
         build(config, TOKENIZER)
     assert 1 < len(shards_in(config.out)) < len(WANTED)
     commit = "decade"  # the data set has changed since
     index = build(config, TOKENIZER)
-    assert shards_in(config.out) == WANTED and asked == ["hf://datasets/HuggingFaceFW/fineweb-edu@c0ffee/sample/10BT/*.parquet"] * 2
+    assert (
+        shards_in(config.out) == WANTED
+        and asked == ["hf://datasets/HuggingFaceFW/fineweb-edu@c0ffee/sample/10BT/*.parquet"] * 2
+    )
     assert index["source"]["revision"] == "c0ffee" and open_shards(config.out).name == "fineweb-edu"
 
 
@@ -377,8 +523,15 @@ def test_without_a_network_or_without_datasets_one_line_says_what_to_do(config, 
     with pytest.raises(SystemExit) as stopped, errors_for_people():
         build(replace(config, source="wikitext-103"), TOKENIZER)
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.count("\n") == 1 and said.startswith("error: --source wikitext-103 cannot be read (")
-    assert said.endswith("give a local file or folder (.jsonl, .parquet, .txt): --source PATH\n") and not Path(config.out).exists()
+    assert (
+        stopped.value.code == 2
+        and said.count("\n") == 1
+        and said.startswith("error: --source wikitext-103 cannot be read (")
+    )
+    assert (
+        said.endswith("give a local file or folder (.jsonl, .parquet, .txt): --source PATH\n")
+        and not Path(config.out).exists()
+    )
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="needs the package datasets: pip install datasets"):
         build(config, TOKENIZER)
@@ -389,13 +542,19 @@ def test_sharded_tokens_are_indexed_as_one_array_is(data):
     sizes = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=5))
     whole = np.arange(sum(sizes), dtype=np.uint16)
     tokens = ShardedTokens(np.split(whole, np.cumsum(sizes)[:-1]))
-    some = slice(*data.draw(st.tuples(*[st.none() | st.integers(-20, 20)] * 2, st.sampled_from([None, 1, 2, -1, -3]))))
+    some = slice(
+        *data.draw(st.tuples(*[st.none() | st.integers(-20, 20)] * 2, st.sampled_from([None, 1, 2, -1, -3])))
+    )
     assert len(tokens) == len(whole) and list(tokens) == list(whole)
     assert tokens[some].tolist() == whole[some].tolist() and tokens[some].dtype == np.uint16
     if len(whole):
         at = st.integers(-len(whole), len(whole) - 1)
         rows = np.array(data.draw(st.lists(st.tuples(at, at, at), max_size=4)), dtype=np.int64).reshape(-1, 3)
-        assert np.array_equal(tokens[rows], whole[rows]) and tokens[rows].dtype == np.uint16 and tokens[-1] == whole[-1]
+        assert (
+            np.array_equal(tokens[rows], whole[rows])
+            and tokens[rows].dtype == np.uint16
+            and tokens[-1] == whole[-1]
+        )
     for outside in (len(whole), -len(whole) - 1, [0, len(whole)]):
         with pytest.raises(IndexError, match=f"there are {len(whole)} tokens"):
             tokens[outside]
@@ -407,25 +566,46 @@ def test_sharded_tokens_are_indexed_as_one_array_is(data):
 @pytest.mark.parametrize("block_size", [7, 6000])  # the second is longer than a shard
 def test_windows_batches_and_evaluation_are_those_of_one_array(built, block_size):
     corpus = open_shards(built.out, TOKENIZER, verify=True)
-    assert TOKENIZER.decode([*corpus.val[:].tolist(), *corpus.train[:].tolist()]) == "".join(END_OF_TEXT + text for text in KEPT)
-    whole = np.concatenate([np.frombuffer(content, "<u2") for name, content in sorted(WANTED.items()) if name.startswith("train")])
+    assert TOKENIZER.decode([*corpus.val[:].tolist(), *corpus.train[:].tolist()]) == "".join(
+        END_OF_TEXT + text for text in KEPT
+    )
+    whole = np.concatenate(
+        [
+            np.frombuffer(content, "<u2")
+            for name, content in sorted(WANTED.items())
+            if name.startswith("train")
+        ]
+    )
     for one, other in zip(fixed_windows(corpus.train, block_size), fixed_windows(whole, block_size)):
         assert torch.equal(one, other)
     for rank in range(2):
         ours = batches(corpus.train, block_size, 4, seed=3, start_step=5, rank=rank, world_size=2)
-        for (x, y), (x_one, y_one) in islice(zip(ours, batches(whole, block_size, 4, seed=3, start_step=5)), 30):
+        for (x, y), (x_one, y_one) in islice(
+            zip(ours, batches(whole, block_size, 4, seed=3, start_step=5)), 30
+        ):
             assert torch.equal(x, x_one[rank::2]) and torch.equal(y, y_one[rank::2])
     bigram = torch.nn.Embedding(340, 340)
-    assert evaluate(bigram, corpus.train, block_size, corpus.token_bytes) == evaluate(bigram, whole, block_size, corpus.token_bytes)
+    assert evaluate(bigram, corpus.train, block_size, corpus.token_bytes) == evaluate(
+        bigram, whole, block_size, corpus.token_bytes
+    )
 
 
-def test_a_training_run_on_shards_that_was_cut_goes_on_as_one_on_an_array_in_one_go(built, tmp_path, monkeypatch):
+def test_a_training_run_on_shards_that_was_cut_goes_on_as_one_on_an_array_in_one_go(
+    built, tmp_path, monkeypatch
+):
     corpus = open_shards(built.out)
-    config = TrainConfig(steps=12, batch_size=8, block_size=16, lr=1e-2, log_every=1, eval_every=6, checkpoint_every=5)
+    config = TrainConfig(
+        steps=12, batch_size=8, block_size=16, lr=1e-2, log_every=1, eval_every=6, checkpoint_every=5
+    )
 
     def trainer(data, checkpoints=None):
         torch.manual_seed(0)
-        return Trainer(GPT(GPTConfig(vocab_size=340, block_size=16, n_layer=1, n_head=2, n_embd=16)), data, config, checkpoints=checkpoints)
+        return Trainer(
+            GPT(GPTConfig(vocab_size=340, block_size=16, n_layer=1, n_head=2, n_embd=16)),
+            data,
+            config,
+            checkpoints=checkpoints,
+        )
 
     whole = trainer(replace(corpus, train=corpus.train[:], val=corpus.val[:]))
     whole.fit()
@@ -434,12 +614,18 @@ def test_a_training_run_on_shards_that_was_cut_goes_on_as_one_on_an_array_in_one
         trainer(corpus, tmp_path / "run").fit()
     resumed = trainer(corpus, tmp_path / "run")
     resumed.fit(resume=True)
-    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in t.history if row["step"] > 5] for t in (resumed, whole)]
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in t.history if row["step"] > 5]
+        for t in (resumed, whole)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 9
 
 
 def test_a_large_shard_is_mapped_and_not_read(built):
-    index, path = json.loads((Path(built.out) / "shards.json").read_text()), Path(built.out) / "train_00000.bin"
+    index, path = (
+        json.loads((Path(built.out) / "shards.json").read_text()),
+        Path(built.out) / "train_00000.bin",
+    )
     os.truncate(path, 1 << 26)
     index["shards"][1]["tokens"] = 1 << 25
     (Path(built.out) / "shards.json").write_text(json.dumps(index))
@@ -453,7 +639,9 @@ def test_a_large_shard_is_mapped_and_not_read(built):
 
 
 def test_shards_of_another_tokenizer_are_refused(built):
-    with pytest.raises(ValueError, match=r"made with another tokenizer \(BPETokenizer, 340 tokens\) than the one in use"):
+    with pytest.raises(
+        ValueError, match=r"made with another tokenizer \(BPETokenizer, 340 tokens\) than the one in use"
+    ):
         open_shards(built.out, OTHER)
     OTHER.save(Path(built.out) / "tokenizer.json")
     with pytest.raises(ValueError, match="made with another tokenizer .* than the one in .*tokenizer.json"):
@@ -462,10 +650,17 @@ def test_shards_of_another_tokenizer_are_refused(built):
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [("train_00001.bin", lambda old: bytes([old[0] ^ 1]) + old[1:]), ("train_00001.bin", lambda old: old[:-2]), ("train_00001.bin", None),
-     ("shards.json", lambda old: old.replace(b'"train_00000.bin"', b'"../documents.jsonl"')), ("shards.json", lambda old: b'{"format": 1}'),
-     ("shards.json", lambda old: old.replace(b'"format": 1', b'"format": 2')), ("shards.json", lambda old: old[:-3]), ("shards.json", None)],
-)  # fmt: skip
+    [
+        ("train_00001.bin", lambda old: bytes([old[0] ^ 1]) + old[1:]),
+        ("train_00001.bin", lambda old: old[:-2]),
+        ("train_00001.bin", None),
+        ("shards.json", lambda old: old.replace(b'"train_00000.bin"', b'"../documents.jsonl"')),
+        ("shards.json", lambda old: b'{"format": 1}'),
+        ("shards.json", lambda old: old.replace(b'"format": 1', b'"format": 2')),
+        ("shards.json", lambda old: old[:-3]),
+        ("shards.json", None),
+    ],
+)
 def test_a_damaged_folder_is_refused_and_left_as_it_is(built, name, damage):
     path = Path(built.out) / name
     content = path.read_bytes()
@@ -475,14 +670,24 @@ def test_a_damaged_folder_is_refused_and_left_as_it_is(built, name, damage):
     left = written(built.out)
     for act in (lambda: open_shards(built.out, verify=True), lambda: build(built, TOKENIZER)):
         with pytest.raises(
-            ValueError, match=r"train_00001.bin is missing, cut or damaged|no shards in .*: shards.json is|.bin files but no shards.json"
+            ValueError,
+            match=(
+                r"train_00001.bin is missing, cut or damaged|no shards in .*: shards.json is|.bin files but"
+                r" no shards.json"
+            ),
         ):
             act()
     assert written(built.out) == left
 
 
 def test_settings_that_will_not_do_are_refused():
-    with pytest.raises(ValueError, match="tokens=0: must be at least 1; workers=-1: must be at least 1; form='books': must be documents or wiki"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "tokens=0: must be at least 1; workers=-1: must be at least 1; form='books': must be documents or"
+            " wiki"
+        ),
+    ):
         ShardConfig("a", "b", tokens=0, workers=-1, form="books")
     for text in ("many", "10X", "-5", "1M2", "", "1e6", "_"):
         with pytest.raises(ValueError, match="is not a number of tokens: write 250000, 250K, 10M or 1.5B"):
@@ -492,9 +697,23 @@ def test_settings_that_will_not_do_are_refused():
 def test_it_shows_tokens_per_second_and_says_what_is_there(config, tmp_path, monkeypatch, capsys):
     TOKENIZER.save(tmp_path / "tokenizer.json")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    flags = ["--source", config.source, "--out", config.out, "--val-tokens", "2K", "--shard-tokens", "0.005M", "--workers", "1"]
+    flags = [
+        "--source",
+        config.source,
+        "--out",
+        config.out,
+        "--val-tokens",
+        "2K",
+        "--shard-tokens",
+        "0.005M",
+        "--workers",
+        "1",
+    ]
     main(parse_args(ShardConfig, [*flags, "--tokenizer", str(tmp_path / "tokenizer.json")]))
     said, total = capsys.readouterr(), sum(map(len, WANTED.values())) // 2
     assert shards_in(config.out) == WANTED
     assert re.search(rf"documents.jsonl: {total / 1000:.1f}k tokens \[.* tokens/s\]", said.err)
-    assert f"train: {total - len(WANTED['val_00000.bin']) // 2:,} tokens of " in said.out and f"open_shards({config.out!r})" in said.out
+    assert (
+        f"train: {total - len(WANTED['val_00000.bin']) // 2:,} tokens of " in said.out
+        and f"open_shards({config.out!r})" in said.out
+    )

@@ -1,7 +1,9 @@
-"""Makes tests/expectations/smollm2_greedy.json: what transformers' SmolLM2 answers, greedily and in fp32, to twenty conversations.
+"""Makes tests/expectations/smollm2_greedy.json: what transformers' SmolLM2 answers, greedily and in fp32, to
+twenty conversations.
 
-The tokenizer is Hugging Face's `tokenizers` and the template is rendered by jinja2, both from the GGUF file, so that nothing of ours has a
-part in it. From the repository's root: python -m tests.expectations.make_smollm2
+The tokenizer is Hugging Face's `tokenizers` and the template is rendered by jinja2, both from the GGUF file,
+so that nothing of ours has a part in it. From the repository's root: python -m
+tests.expectations.make_smollm2
 """
 
 import json
@@ -41,7 +43,10 @@ QUESTIONS = [
     "What is the boiling point of water?",
 ]
 CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS] + [
-    [{"role": "system", "content": "You answer in one word."}, {"role": "user", "content": "What colour is grass?"}],
+    [
+        {"role": "system", "content": "You answer in one word."},
+        {"role": "user", "content": "What colour is grass?"},
+    ],
     [
         {"role": "user", "content": "My name is Ada."},
         {"role": "assistant", "content": "Nice to meet you, Ada!"},
@@ -63,11 +68,20 @@ def metadata() -> dict:
 @cache
 def their_tokenizer() -> tokenizers.Tokenizer:
     """SmolLM2's tokenizer.json, built again: byte-level BPE with digits one by one."""
-    ggml = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata().items() if name.startswith("tokenizer.ggml.")}
+    ggml = {
+        name.removeprefix("tokenizer.ggml."): value
+        for name, value in metadata().items()
+        if name.startswith("tokenizer.ggml.")
+    }
     vocab = {token: i for i, token in enumerate(ggml["tokens"])}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [tuple(merge.split(" ")) for merge in ggml["merges"]]))
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab, [tuple(merge.split(" ")) for merge in ggml["merges"]])
+    )
     made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [tokenizers.pre_tokenizers.Digits(individual_digits=True), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            tokenizers.pre_tokenizers.Digits(individual_digits=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens([token for token, kind in zip(ggml["tokens"], ggml["token_type"]) if kind == 3])
@@ -76,7 +90,9 @@ def their_tokenizer() -> tokenizers.Tokenizer:
 
 def render(messages: list[dict[str, str]]) -> str:
     """The conversation by the file's own template, up to the assistant's answer."""
-    return jinja2.Template(metadata()["tokenizer.chat_template"]).render(messages=messages, add_generation_prompt=True)
+    return jinja2.Template(metadata()["tokenizer.chat_template"]).render(
+        messages=messages, add_generation_prompt=True
+    )
 
 
 def main() -> None:
@@ -87,9 +103,14 @@ def main() -> None:
     for messages in CONVERSATIONS:
         prompt = their_tokenizer().encode(render(messages)).ids
         out = model.generate(
-            torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=end, pad_token_id=end,
-            output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            torch.tensor([prompt]),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
         new = out.sequences[0, len(prompt) :].tolist()
         best = torch.stack(out.logits)[:, 0].topk(2).values
         margin = (best[:, 0] - best[:, 1]).min().item()

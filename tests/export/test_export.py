@@ -1,6 +1,8 @@
-"""shared/export/__main__.py, onnx_export.py and token_formats.py against transformers, tokenizers, gguf's reader and names, ONNX Runtime, and llama.cpp.
+"""shared/export/__main__.py, onnx_export.py and token_formats.py against transformers, tokenizers, gguf's
+reader and names, ONNX Runtime, and llama.cpp.
 
-The tests of llama.cpp itself are there only where its package xllamacpp is installed (requirements-test.txt); `-k llama_cpp` shows them.
+The tests of llama.cpp itself are there only where its package xllamacpp is installed (requirements-test.txt);
+`-k llama_cpp` shows them.
 """
 
 import importlib.util
@@ -62,19 +64,43 @@ CONFIGS = {
 }
 ARCHITECTURES = ["GPT2LMHeadModel", "GPT2LMHeadModel", "LlamaForCausalLM", "Qwen3ForCausalLM"]
 DIFFICULT = [
-    "", " ", "\n\n \t\r\n  x  ", "it's IT'S we'll \u2019s", "1 12 123 1234567 \u00bd \u0663", "na\u00efve \u732b\U0001f408\u200d\u2b1b e\u0301", "a" * 300, "  end  ", " \u00a0\u3000x\u2028y",
-    f"a{END_OF_TEXT}b{END_OF_TEXT}", "<|endoftext|", "x\ufffd\u0000y", "!?.,;:()[]{}$+<=>^~|\\", "\n\n", "a\n  ", " \n \nb",
-]  # fmt: skip
-PATTERNS = {"GPT-2": GPT2_PATTERN, "SmolLM": SMOLLM_PATTERN, "GPT-4": GPT4_PATTERN, "default": DEFAULT_PATTERN}
+    "",
+    " ",
+    "\n\n \t\r\n  x  ",
+    "it's IT'S we'll \u2019s",
+    "1 12 123 1234567 \u00bd \u0663",
+    "na\u00efve \u732b\U0001f408\u200d\u2b1b e\u0301",
+    "a" * 300,
+    "  end  ",
+    " \u00a0\u3000x\u2028y",
+    f"a{END_OF_TEXT}b{END_OF_TEXT}",
+    "<|endoftext|",
+    "x\ufffd\u0000y",
+    "!?.,;:()[]{}$+<=>^~|\\",
+    "\n\n",
+    "a\n  ",
+    " \n \nb",
+]
+PATTERNS = {
+    "GPT-2": GPT2_PATTERN,
+    "SmolLM": SMOLLM_PATTERN,
+    "GPT-4": GPT4_PATTERN,
+    "default": DEFAULT_PATTERN,
+}
 
 
 @cache
-def bpe(pattern: str = GPT2_PATTERN, special: tuple[str, ...] = (END_OF_TEXT,), size: int = 310) -> BPETokenizer:
+def bpe(
+    pattern: str = GPT2_PATTERN, special: tuple[str, ...] = (END_OF_TEXT,), size: int = 310
+) -> BPETokenizer:
     return BPETokenizer.train(TEXT, size, pattern, special)
 
 
 CHARACTERS = CharTokenizer.train(TEXT + "\u00e9\u20ac\\\t\r'1")
-TOKENIZERS = {"GPT-2 without biases, untied": bpe(special=(), size=320), "Llama with grouped queries": CHARACTERS}
+TOKENIZERS = {
+    "GPT-2 without biases, untied": bpe(special=(), size=320),
+    "Llama with grouped queries": CHARACTERS,
+}
 
 
 @cache
@@ -131,8 +157,13 @@ def with_zeros(model: GPT) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("name", "architecture"), list(zip(CONFIGS, ARCHITECTURES)))
 def test_transformers_loads_the_folder_and_writes_the_same_64_tokens(name, architecture, tmp_path):
     folder = save_hf_folder(tmp_path / "deep" / "m", made(name), tokenizer_of(name))
-    assert sorted(p.name for p in folder.iterdir()) == sorted(huggingface.FILES) and list(folder.parent.iterdir()) == [folder]
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(huggingface.FILES) and list(
+        folder.parent.iterdir()
+    ) == [folder]
+    theirs, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     assert type(theirs).__name__ == architecture
     with torch.inference_mode():
         same_logits(theirs(idx()).logits, made(name)(idx()))
@@ -147,7 +178,9 @@ def test_transformers_loads_the_folder_and_writes_the_same_64_tokens(name, archi
 def test_the_folder_comes_back_as_our_model_and_tokenizer(name, tmp_path):
     back = from_hf(save_hf_folder(tmp_path / "m", made(name), tokenizer_of(name)))
     expected = with_zeros(made(name))
-    assert back.state_dict().keys() == expected.keys() and all(torch.equal(t, expected[n]) for n, t in back.state_dict().items())
+    assert back.state_dict().keys() == expected.keys() and all(
+        torch.equal(t, expected[n]) for n, t in back.state_dict().items()
+    )
     assert back.tokenizer.fingerprint == tokenizer_of(name).fingerprint
 
 
@@ -161,7 +194,9 @@ def test_autotokenizer_gives_our_ids_and_our_text(pattern, tmp_path):
         assert theirs(text)["input_ids"] == ids, text
         assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode(text), text
         assert theirs.decode(ids) == ours.decode(ids)
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.special_tokens[END_OF_TEXT],) * 3
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (
+        ours.special_tokens[END_OF_TEXT],
+    ) * 3
     assert from_hf(folder).tokenizer.fingerprint == ours.fingerprint
 
 
@@ -169,7 +204,10 @@ def test_a_character_tokenizer_goes_along_and_knows_what_it_does_not_know(tmp_pa
     folder = save_hf_folder(tmp_path / "m", made("GPT-2"), CHARACTERS)
     theirs = AutoTokenizer.from_pretrained(folder)
     text = TEXT[:50] + "\u00e9\u20ac\\\t\r'1 \n  \n"
-    assert theirs(text)["input_ids"] == CHARACTERS.encode(text) and theirs.decode(CHARACTERS.encode(text)) == text
+    assert (
+        theirs(text)["input_ids"] == CHARACTERS.encode(text)
+        and theirs.decode(CHARACTERS.encode(text)) == text
+    )
     for text in ("z", "\u00e8", "a\U0001f408"):
         with pytest.raises(ValueError):
             CHARACTERS.encode(text)
@@ -180,26 +218,43 @@ def test_a_character_tokenizer_goes_along_and_knows_what_it_does_not_know(tmp_pa
 
 def test_gpt2s_vocabulary_goes_along(tmp_path):
     ours = gpt2_tokenizer()
-    model = GPT(GPTConfig(vocab_size=50304, block_size=16, n_layer=1, n_head=1, n_embd=2))  # more rows than tokens, as is usual for speed
+    model = GPT(
+        GPTConfig(vocab_size=50304, block_size=16, n_layer=1, n_head=1, n_embd=2)
+    )  # more rows than tokens, as is usual for speed
     theirs = AutoTokenizer.from_pretrained(save_hf_folder(tmp_path / "m", model, ours))
     for text in DIFFICULT:
         assert theirs(text)["input_ids"] == ours.encode(text, allowed_special="all"), text
-    assert from_gguf(to_gguf(tmp_path / "m.gguf", model, ours)).tokenizer.encode(TEXT[:500]) == ours.encode(TEXT[:500])
+    assert from_gguf(to_gguf(tmp_path / "m.gguf", model, ours)).tokenizer.encode(TEXT[:500]) == ours.encode(
+        TEXT[:500]
+    )
 
 
 def test_smollm2_with_its_chat_template(tmp_path):
     model, tokenizer = load_smollm2()
     folder = save_hf_folder(tmp_path / "m", model, tokenizer, Card(sample="Hello."))
-    theirs, their_tokens = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    theirs, their_tokens = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     for messages in CONVERSATIONS:
         got = their_tokens.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert got == chat_prompt(tokenizer, messages)
     ids = chat_prompt(tokenizer, CONVERSATIONS[1])
     expected = list(generate(model, ids, 12, temperature=0, stop=[tokenizer.special_tokens[IM_END]]))
-    out = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64), max_new_tokens=12, do_sample=False)
+    out = theirs.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+        max_new_tokens=12,
+        do_sample=False,
+    )
     new = out[0, len(ids) :].tolist()
-    assert new[: len(expected)] == expected and new[len(expected) :] in ([], [tokenizer.special_tokens[IM_END]])  # it stops by its own settings
-    assert theirs.generation_config.eos_token_id == tokenizer.special_tokens[IM_END] == their_tokens.eos_token_id
+    assert new[: len(expected)] == expected and new[len(expected) :] in (
+        [],
+        [tokenizer.special_tokens[IM_END]],
+    )  # it stops by its own settings
+    assert (
+        theirs.generation_config.eos_token_id == tokenizer.special_tokens[IM_END] == their_tokens.eos_token_id
+    )
     with torch.inference_mode():
         same_logits(theirs(torch.tensor([ids])).logits, model(torch.tensor([ids])), 1e-4)
 
@@ -214,9 +269,20 @@ def test_the_card_is_one_for_the_hub_and_says_what_is_known(tmp_path):
     card = Card("Mine", {"Trained on": "plays"}, [{"measured": "loss", "value": "1.50"}], license="mit")
     text = (save_hf_folder(tmp_path / "m", made("GPT-2"), bpe(), card) / "README.md").read_text()
     read = ModelCard(text)
-    assert (read.data.library_name, read.data.pipeline_tag, read.data.license) == ("transformers", "text-generation", "mit")
+    assert (read.data.library_name, read.data.pipeline_tag, read.data.license) == (
+        "transformers",
+        "text-generation",
+        "mit",
+    )
     parameters = sum(p.numel() for p in made("GPT-2").parameters())
-    for part in ("# Mine", "- **Trained on:** plays", "| loss | 1.50 |", f"{parameters:,}", "GPT2LMHeadModel", 'from_pretrained("m")'):
+    for part in (
+        "# Mine",
+        "- **Trained on:** plays",
+        "| loss | 1.50 |",
+        f"{parameters:,}",
+        "GPT2LMHeadModel",
+        'from_pretrained("m")',
+    ):
         assert part in text, part
     assert text.split("```text\n")[1].strip("`\n ")  # a sample, which it wrote itself
 
@@ -232,7 +298,9 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_left_alone(tmp_path)
     saved = checkpoint.save(tmp_path / "c", made("GPT-2"), bpe())
     with pytest.raises(ValueError, match="checkpoint"):
         save_hf_folder(saved, made("GPT-2"), bpe())
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before and checkpoint.load(saved).tokenizer is not None
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before and checkpoint.load(
+        saved
+    ).tokenizer is not None
 
 
 # ---- GGUF
@@ -247,14 +315,20 @@ def permuted(weight: np.ndarray, n_head: int) -> np.ndarray:
 def expected_tensors(name: str, folder: Path) -> dict[str, np.ndarray]:
     """What a GGUF file holds, from transformers' model by gguf's own table of names."""
     model, config = AutoModelForCausalLM.from_pretrained(folder), CONFIGS[name]
-    arch = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3}[model.config.model_type]
+    arch = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3}[
+        model.config.model_type
+    ]
     names = gguf.get_tensor_name_map(arch, config.n_layer)
     found = {}
     for theirs, tensor in model.state_dict().items():
         if theirs == "lm_head.weight" and config.tie_weights:
             continue
         values = tensor.numpy()
-        if model.config.model_type == "gpt2" and values.ndim == 2 and any(part in theirs for part in ("c_attn", "c_proj", "c_fc")):
+        if (
+            model.config.model_type == "gpt2"
+            and values.ndim == 2
+            and any(part in theirs for part in ("c_attn", "c_proj", "c_fc"))
+        ):
             values = values.T
         if model.config.model_type == "llama" and theirs.endswith(("q_proj.weight", "k_proj.weight")):
             values = permuted(values, config.n_head if "q_proj" in theirs else config.kv_heads)
@@ -266,13 +340,18 @@ def expected_tensors(name: str, folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ggufs_reader_finds_every_tensor_as_ggufs_own_quantizer_rounds_it(name, kind, tmp_path):
     expected = expected_tensors(name, save_hf_folder(tmp_path / "m", made(name), tokenizer_of(name)))
-    read = {t.name: t for t in GGUFReader(to_gguf(tmp_path / "m.gguf", made(name), tokenizer_of(name), kind)).tensors}
+    read = {
+        t.name: t
+        for t in GGUFReader(to_gguf(tmp_path / "m.gguf", made(name), tokenizer_of(name), kind)).tensors
+    }
     assert read.keys() == expected.keys()
     for tensor, values in expected.items():
         as_kind = Kind[kind] if values.ndim == 2 and tensor != "position_embd.weight" else Kind.F32
         assert read[tensor].tensor_type == as_kind, tensor
         assert read[tensor].shape.tolist() == list(reversed(values.shape)), tensor
-        assert np.array_equal(read[tensor].data.view(np.uint8).ravel(), quantize(values, as_kind).view(np.uint8).ravel()), tensor
+        assert np.array_equal(
+            read[tensor].data.view(np.uint8).ravel(), quantize(values, as_kind).view(np.uint8).ravel()
+        ), tensor
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -280,12 +359,25 @@ def test_a_gguf_file_comes_back_as_our_model_and_tokenizer(name, tmp_path):
     model, tokenizer = made(name), tokenizer_of(name)
     back = from_gguf(to_gguf(tmp_path / "deep" / "m.gguf", model, tokenizer, "F32"))
     expected = with_zeros(model)
-    assert back.state_dict().keys() == expected.keys() and all(torch.equal(t, expected[n]) for n, t in back.state_dict().items())
-    like = dict(norm_eps=model.config.norm_eps, bias=model.config.bias, mlp_hidden=None, zero_init=model.config.zero_init)
-    assert replace(back.config, **like) == model.config and back.config.norm_eps == np.float32(model.config.norm_eps)
+    assert back.state_dict().keys() == expected.keys() and all(
+        torch.equal(t, expected[n]) for n, t in back.state_dict().items()
+    )
+    like = dict(
+        norm_eps=model.config.norm_eps,
+        bias=model.config.bias,
+        mlp_hidden=None,
+        zero_init=model.config.zero_init,
+    )
+    assert replace(back.config, **like) == model.config and back.config.norm_eps == np.float32(
+        model.config.norm_eps
+    )
     same_logits(back(idx()), made(name)(idx()))
-    assert [back.tokenizer.encode(text) for text in TEXT.splitlines()] == [tokenizer.encode(text) for text in TEXT.splitlines()]
-    if tokenizer is CHARACTERS or tokenizer.vocab_size == model.config.vocab_size:  # else the rows left over are special tokens
+    assert [back.tokenizer.encode(text) for text in TEXT.splitlines()] == [
+        tokenizer.encode(text) for text in TEXT.splitlines()
+    ]
+    if (
+        tokenizer is CHARACTERS or tokenizer.vocab_size == model.config.vocab_size
+    ):  # else the rows left over are special tokens
         assert back.tokenizer.fingerprint == tokenizer.fingerprint
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["m.gguf"]
 
@@ -293,34 +385,55 @@ def test_a_gguf_file_comes_back_as_our_model_and_tokenizer(name, tmp_path):
 def test_a_text_ends_at_the_special_token_and_else_at_a_byte_that_is_in_no_text(tmp_path):
     def metadata(tokenizer):
         reader = GGUFReader(to_gguf(tmp_path / "m.gguf", made("GPT-2"), tokenizer))
-        return {n.removeprefix("tokenizer.ggml."): f.contents() for n, f in reader.fields.items() if n.startswith("tokenizer.")}
+        return {
+            n.removeprefix("tokenizer.ggml."): f.contents()
+            for n, f in reader.fields.items()
+            if n.startswith("tokenizer.")
+        }
 
-    with_end, without, chat = metadata(bpe()), metadata(bpe(special=(), size=320)), metadata(bpe(special=(IM_START, IM_END)))
+    with_end, without, chat = (
+        metadata(bpe()),
+        metadata(bpe(special=(), size=320)),
+        metadata(bpe(special=(IM_START, IM_END))),
+    )
     for found, bos, eos in (
         (with_end, END_OF_TEXT, END_OF_TEXT),
         (without, "\u00ff", "\u00ff"),
         (chat, IM_START, IM_END),
     ):
         assert (found["tokens"][found["bos_token_id"]], found["tokens"][found["eos_token_id"]]) == (bos, eos)
-        assert found["add_bos_token"] is found["add_eos_token"] is False and len(found["tokens"]) == len(found["token_type"]) == 320
+        assert (
+            found["add_bos_token"] is found["add_eos_token"] is False
+            and len(found["tokens"]) == len(found["token_type"]) == 320
+        )
     assert "tokenizer.chat_template" in chat and "tokenizer.chat_template" not in with_end
     assert "eos_token_id" not in metadata(CHARACTERS)
 
 
 def test_numbers_that_a_kind_cannot_hold_are_refused(tmp_path):
-    for value, message in ((7e4, "token_embd.weight has values up to 7e\\+04, and F16 can hold"), (float("nan"), "not finite")):
+    for value, message in (
+        (7e4, "token_embd.weight has values up to 7e\\+04, and F16 can hold"),
+        (float("nan"), "not finite"),
+    ):
         model = GPT(CONFIGS["GPT-2"])
         model.token_embedding.weight.data[3, 5] = value
         with pytest.raises(ValueError, match=message):
             to_gguf(tmp_path / "m.gguf", model, bpe())
     assert list(tmp_path.iterdir()) == []
-    assert from_gguf(to_gguf(tmp_path / "m.gguf", shake(GPT(CONFIGS["GPT-2"])).bfloat16(), bpe(), "F32")).norm.weight.dtype == torch.float32
+    assert (
+        from_gguf(
+            to_gguf(tmp_path / "m.gguf", shake(GPT(CONFIGS["GPT-2"])).bfloat16(), bpe(), "F32")
+        ).norm.weight.dtype
+        == torch.float32
+    )
 
 
 # ---- ONNX
 
 ONNX_ONLY = "squared ReLU, a window, one key head"
-CONFIGS_ONNX = CONFIGS | {ONNX_ONLY: GPTConfig.preset("mini", **SMALL, mlp="relu2", window=7, n_kv_head=1, position="learned")}
+CONFIGS_ONNX = CONFIGS | {
+    ONNX_ONLY: GPTConfig.preset("mini", **SMALL, mlp="relu2", window=7, n_kv_head=1, position="learned")
+}
 del CONFIGS_ONNX["GPT-2 without biases, untied"]
 
 
@@ -328,7 +441,9 @@ del CONFIGS_ONNX["GPT-2 without biases, untied"]
 def onnx(request, tmp_path_factory):
     """(our model, its file)"""
     torch.manual_seed(0)
-    model = made(request.param) if request.param in CONFIGS else shake(GPT(CONFIGS_ONNX[request.param])).eval()
+    model = (
+        made(request.param) if request.param in CONFIGS else shake(GPT(CONFIGS_ONNX[request.param])).eval()
+    )
     return request.param, model, to_onnx(tmp_path_factory.mktemp("onnx") / "m.onnx", model)
 
 
@@ -367,14 +482,19 @@ def test_inputs_and_outputs_have_the_names_that_others_use(onnx):
     assert [i.name for i in session.get_inputs()] == ["input_ids", *(f"past_key_values.{n}" for n in flat)]
     assert [o.name for o in session.get_outputs()] == ["logits", *(f"present.{n}" for n in flat)]
     shape = session.get_inputs()[1].shape
-    assert shape[1::2] == [model.config.kv_heads, model.config.head_dim] and all(isinstance(size, str) for size in shape[::2])
+    assert shape[1::2] == [model.config.kv_heads, model.config.head_dim] and all(
+        isinstance(size, str) for size in shape[::2]
+    )
 
 
 def test_weights_of_a_large_model_go_into_a_second_file(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1000)
     model = shake(GPT(GPTConfig(vocab_size=320, block_size=64, n_layer=1, n_head=2, n_embd=32))).eval()
     path = to_onnx(tmp_path / "m.onnx", model)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"] and path.stat().st_size < 200_000
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+        and path.stat().st_size < 200_000
+    )
     with torch.inference_mode():
         same_logits(OnnxModel(path)(idx().numpy(), OnnxModel(path).new_cache(2))[0], model(idx()), 1e-4)
     monkeypatch.undo()
@@ -404,7 +524,13 @@ if importlib.util.find_spec("xllamacpp"):
     def llama_cpp(path: Path) -> SimpleNamespace:
         """llama.cpp's server with the file, its keys and values in fp32 as ours are."""
         params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.fit_params = str(path), 128, 1, False, False
+        params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.fit_params = (
+            str(path),
+            128,
+            1,
+            False,
+            False,
+        )
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         server = xllamacpp.Server(params)
@@ -418,7 +544,10 @@ if importlib.util.find_spec("xllamacpp"):
             more = dict(temperature=0, samplers=["top_k"], top_k=1, repeat_penalty=1.0, cache_prompt=False)
             return ask("completion", prompt=ids, n_predict=n, return_tokens=True, n_probs=10, **more)
 
-        return SimpleNamespace(complete=complete, tokenize=lambda text: ask("tokenize", content=text, parse_special=True)["tokens"])
+        return SimpleNamespace(
+            complete=complete,
+            tokenize=lambda text: ask("tokenize", content=text, parse_special=True)["tokens"],
+        )
 
     @pytest.mark.parametrize("name", CONFIGS)
     def test_llama_cpp_writes_the_same_64_tokens_and_cuts_text_alike(name, tmp_path):
@@ -439,7 +568,9 @@ if importlib.util.find_spec("xllamacpp"):
     @pytest.mark.parametrize(("kind", "tolerance"), {"F16": 0.01, "Q8_0": 0.1, "Q4_0": 0.1}.items())
     @pytest.mark.parametrize("name", CONFIGS)
     def test_llama_cpp_reads_packed_weights_as_gguf_does(name, kind, tolerance, tmp_path):
-        """Probabilities of the next token; llama.cpp also rounds what it multiplies by, so they are close and not equal."""
+        """Probabilities of the next token; llama.cpp also rounds what it multiplies by, so they are close and
+        not equal.
+        """
         path = to_gguf(tmp_path / "m.gguf", made(name), tokenizer_of(name), kind)
         with torch.inference_mode():
             expected = from_gguf(path)(torch.tensor([prompt(name)]))[0, -1].log_softmax(-1)
@@ -453,14 +584,23 @@ if importlib.util.find_spec("xllamacpp"):
 
 NO_EQUIVALENT = {
     "a window": (replace(CONFIGS["Llama with grouped queries"], window=8), "a llama has no window=8"),
-    "squared ReLU with RoPE": (replace(CONFIGS["Llama with grouped queries"], mlp="relu2"), "a llama has no mlp='relu2'"),
+    "squared ReLU with RoPE": (
+        replace(CONFIGS["Llama with grouped queries"], mlp="relu2"),
+        "a llama has no mlp='relu2'",
+    ),
     "qk_norm in a GPT-2": (replace(CONFIGS["GPT-2"], qk_norm=True), "a gpt2 has no qk_norm=True"),
-    "qk_norm with biases": (replace(CONFIGS["Qwen3, as in week 4's modern recipe"], bias=True), "a qwen3 has no bias=True"),
+    "qk_norm with biases": (
+        replace(CONFIGS["Qwen3, as in week 4's modern recipe"], bias=True),
+        "a qwen3 has no bias=True",
+    ),
     "grouped queries in a GPT-2": (replace(CONFIGS["GPT-2"], n_kv_head=2), "a gpt2 has no n_kv_head=2"),
 }
 ONLY_GGUF = {
     "the exact GELU": (replace(CONFIGS["GPT-2"], mlp="gelu"), "a gpt2 has no mlp='gelu'"),
-    "a Llama with biases": (replace(CONFIGS["Llama with grouped queries"], bias=True), "a llama has no bias=True"),
+    "a Llama with biases": (
+        replace(CONFIGS["Llama with grouped queries"], bias=True),
+        "a llama has no bias=True",
+    ),
 }
 
 
@@ -483,7 +623,11 @@ TO = {
 }
 
 
-@pytest.mark.parametrize("change", [lambda m: quantize_model(m, "int8"), lambda m: add_lora(m, LoRAConfig())], ids=["quantized", "with adapters"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda m: quantize_model(m, "int8"), lambda m: add_lora(m, LoRAConfig())],
+    ids=["quantized", "with adapters"],
+)
 @pytest.mark.parametrize("format", TO)
 def test_swapped_layers_are_refused(format, change, tmp_path):
     model = GPT(CONFIGS["GPT-2"])
@@ -499,7 +643,10 @@ def test_swapped_layers_are_refused(format, change, tmp_path):
         (None, "a model is exported with its tokenizer"),
         (bpe(special=(), size=330), "the tokenizer has 330 tokens and the model 320"),
         (BPETokenizer.train(TEXT, 300, r"\S+|\s+"), "for cutting text"),
-        (BPETokenizer([(b"a", b"b")], special_tokens=["ab"]), "the special token 'ab' is written like an ordinary one"),
+        (
+            BPETokenizer([(b"a", b"b")], special_tokens=["ab"]),
+            "the special token 'ab' is written like an ordinary one",
+        ),
     ],
     ids=["none", "too large", "a rule of its own", "a special token like a word"],
 )
@@ -516,7 +663,13 @@ def test_more_that_gguf_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="kind='Q5_K' is not one of F32, F16, Q8_0, Q4_0"):
         to_gguf(tmp_path / "m", made("GPT-2"), bpe(), "Q5_K")
     narrow = GPT(GPTConfig(vocab_size=320, block_size=8, n_layer=1, n_head=2, n_embd=40))
-    with pytest.raises(ValueError, match="Q8_0 packs 32 weights of a row together: token_embd.weight has rows of 40, no multiple of 32: use F16"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "Q8_0 packs 32 weights of a row together: token_embd.weight has rows of 40, no multiple of 32:"
+            " use F16"
+        ),
+    ):
         to_gguf(tmp_path / "m", narrow, bpe(), "Q8_0")
     vocab = {i: bytes([i]) for i in range(128)}
     with pytest.raises(ValueError, match="llama.cpp needs a token that ends a text"):
@@ -527,7 +680,14 @@ def test_more_that_gguf_does_not_have(tmp_path):
             TO[format](tmp_path, made("GPT-2"), bpe())
 
 
-@pytest.mark.parametrize(("format", "where"), [("hf", "shared.export.huggingface.model_card"), ("gguf", "shared.export.gguf.quantize"), ("onnx", "torch.onnx.export")])
+@pytest.mark.parametrize(
+    ("format", "where"),
+    [
+        ("hf", "shared.export.huggingface.model_card"),
+        ("gguf", "shared.export.gguf.quantize"),
+        ("onnx", "torch.onnx.export"),
+    ],
+)
 def test_an_export_that_fails_leaves_what_was_there_and_nothing_else(format, where, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -540,7 +700,9 @@ def test_an_export_that_fails_leaves_what_was_there_and_nothing_else(format, whe
     monkeypatch.setattr(where, full)
     with pytest.raises(OSError, match="No space left"):
         TO[format](tmp_path / "m", made("Llama with grouped queries"), CHARACTERS)
-    assert {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before and len(list(tmp_path.iterdir())) == 1
+    assert {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 # ---- the hub
@@ -600,7 +762,12 @@ def test_what_the_hub_cannot_take_is_said(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    return checkpoint.save(tmp_path_factory.mktemp("c") / "best", made("Qwen3, as in week 4's modern recipe"), bpe(), {"val_loss": 1.2345})
+    return checkpoint.save(
+        tmp_path_factory.mktemp("c") / "best",
+        made("Qwen3, as in week 4's modern recipe"),
+        bpe(),
+        {"val_loss": 1.2345},
+    )
 
 
 def run(*args: str) -> list[str]:
@@ -612,8 +779,12 @@ def run(*args: str) -> list[str]:
 @pytest.mark.parametrize("format", ["hf", "gguf", "onnx"])
 def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path):
     out = tmp_path / "out"
-    said = run("--checkpoint", str(saved), "--format", format, "--kind", "F32", "--out", str(out), "--title", "Mine")
-    assert sorted(said) == sorted(f"wrote {path} ({path.stat().st_size:,} bytes)" for path in tmp_path.rglob("*") if path.is_file())
+    said = run(
+        "--checkpoint", str(saved), "--format", format, "--kind", "F32", "--out", str(out), "--title", "Mine"
+    )
+    assert sorted(said) == sorted(
+        f"wrote {path} ({path.stat().st_size:,} bytes)" for path in tmp_path.rglob("*") if path.is_file()
+    )
     name = "Qwen3, as in week 4's modern recipe"
     if format == "onnx":
         assert OnnxModel(out).generate([prompt(name)], NEW) == [greedy(name)]
@@ -627,18 +798,40 @@ def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path)
 
 
 def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
-    command = [sys.executable, "-m", "shared.export", "--checkpoint", str(saved), "--format", "gguf", "--kind", "F32", "--out"]
+    command = [
+        sys.executable,
+        "-m",
+        "shared.export",
+        "--checkpoint",
+        str(saved),
+        "--format",
+        "gguf",
+        "--kind",
+        "F32",
+        "--out",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "m.gguf"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, "m.gguf"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0 and done.stdout.startswith("wrote m.gguf ("), done.stderr
     assert same_tensors(from_gguf(tmp_path / "m.gguf"), made("Qwen3, as in week 4's modern recipe"))
-    done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "is a folder" in done.stderr and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [*command, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and "is a folder" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_the_command_line_refuses_what_cannot_be(saved, tmp_path):
     with pytest.raises(ValueError, match="--push uploads a Hugging Face folder, not gguf"):
-        run("--checkpoint", str(saved), "--format", "gguf", "--out", str(tmp_path / "m"), "--push", "ada/mine")
+        run(
+            "--checkpoint", str(saved), "--format", "gguf", "--out", str(tmp_path / "m"), "--push", "ada/mine"
+        )
     with pytest.raises(ValueError, match="no checkpoint in"):
         run("--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "m"))
     assert os.listdir(tmp_path) == []
@@ -648,4 +841,8 @@ def test_a_folder_of_settings_is_json_that_others_read(saved, tmp_path):
     run("--checkpoint", str(saved), "--out", str(tmp_path / "m"))
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"] and config["dtype"] == "float32"
-    assert config["eos_token_id"] == json.loads((tmp_path / "m" / "generation_config.json").read_text())["eos_token_id"] == 309
+    assert (
+        config["eos_token_id"]
+        == json.loads((tmp_path / "m" / "generation_config.json").read_text())["eos_token_id"]
+        == 309
+    )

@@ -1,4 +1,6 @@
-"""shared/models/bigram.py: counts against a plain count, and the counted table as the minimum that gradient descent looks for."""
+"""shared/models/bigram.py: counts against a plain count, and the counted table as the minimum that gradient
+descent looks for.
+"""
 
 import math
 from collections import Counter
@@ -65,13 +67,17 @@ def test_the_counted_table_is_the_minimum_of_cross_entropy():
     loss = cross_entropy(model(text[None, :-1]), text[None, 1:])
     loss.backward()
     assert model.table.weight.grad.abs().max() < 1e-7
-    entropy = -sum(c * math.log(c / counts[i].sum()) for i in range(VOCAB) for c in counts[i].tolist() if c) / (len(text) - 1)
+    entropy = -sum(
+        c * math.log(c / counts[i].sum()) for i in range(VOCAB) for c in counts[i].tolist() if c
+    ) / (len(text) - 1)
     assert loss.item() == pytest.approx(entropy, rel=1e-5)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         other = BigramModel(BigramConfig(VOCAB))
         with torch.no_grad():
-            other.table.weight.copy_(model.table.weight + 0.1 * torch.randn(VOCAB, VOCAB, generator=generator))
+            other.table.weight.copy_(
+                model.table.weight + 0.1 * torch.randn(VOCAB, VOCAB, generator=generator)
+            )
             assert cross_entropy(other(text[None, :-1]), text[None, 1:]) > loss
 
 
@@ -86,13 +92,17 @@ def test_gradient_descent_finds_the_counted_table():
         optimizer.step()
     counts = count_bigrams(text.numpy(), VOCAB)
     seen = counts.sum(1) > 0
-    torch.testing.assert_close(model.table.weight.softmax(-1)[seen], bigram_probabilities(counts, 0)[seen], atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        model.table.weight.softmax(-1)[seen], bigram_probabilities(counts, 0)[seen], atol=0.01, rtol=0
+    )
 
 
 def test_the_first_loss_is_ln_of_the_vocabulary_size():
     torch.manual_seed(0)
     idx = torch.randint(65, (8, 65))
-    assert cross_entropy(BigramModel(BigramConfig(65))(idx[:, :-1]), idx[:, 1:]).item() == pytest.approx(math.log(65), abs=0.05)
+    assert cross_entropy(BigramModel(BigramConfig(65))(idx[:, :-1]), idx[:, 1:]).item() == pytest.approx(
+        math.log(65), abs=0.05
+    )
 
 
 def test_only_the_present_token_counts():

@@ -28,17 +28,22 @@ from tests.helpers import shake
 VOCAB, BLOCK, TIME = 53, 32, 24
 
 
-
-
 def from_gpt2(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """A GPT2LMHeadModel's parameters (or their gradients) under our names."""
     ours = {}
     for name, t in theirs.items():
         name = name.removeprefix("transformer.")
         for old, new in (
-            ("wte", "token_embedding"), ("wpe", "position_embedding"), ("ln_f", "norm"), ("h.", "blocks."), ("ln_1", "attn_norm"),
-            ("ln_2", "mlp_norm"), ("attn.c_proj", "attn.o_proj"), ("mlp.c_fc", "mlp.up_proj"), ("mlp.c_proj", "mlp.down_proj"),
-        ):  # fmt: skip
+            ("wte", "token_embedding"),
+            ("wpe", "position_embedding"),
+            ("ln_f", "norm"),
+            ("h.", "blocks."),
+            ("ln_1", "attn_norm"),
+            ("ln_2", "mlp_norm"),
+            ("attn.c_proj", "attn.o_proj"),
+            ("mlp.c_fc", "mlp.up_proj"),
+            ("mlp.c_proj", "mlp.down_proj"),
+        ):
             name = name.replace(old, new)
         if "_proj.weight" in name or "c_attn.weight" in name:
             t = t.T  # Conv1D keeps [in, out]
@@ -55,9 +60,13 @@ def from_llama(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for name, t in theirs.items():
         for old, new in (
-            ("model.layers", "blocks"), ("model.embed_tokens", "token_embedding"), ("model.norm", "norm"), ("self_attn", "attn"),
-            ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "mlp_norm"),
-        ):  # fmt: skip
+            ("model.layers", "blocks"),
+            ("model.embed_tokens", "token_embedding"),
+            ("model.norm", "norm"),
+            ("self_attn", "attn"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "mlp_norm"),
+        ):
             name = name.replace(old, new)
         ours[name] = t
     return ours
@@ -76,16 +85,25 @@ def gpt2(activation: str) -> GPT2LMHeadModel:
             embd_pdrop=0,
             attn_pdrop=0,
             attn_implementation="eager",
-        )  # fmt: skip
+        )
     )
 
 
 LLAMA = dict(
-    vocab_size=VOCAB, max_position_embeddings=BLOCK, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, intermediate_size=88,
-    rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 500.0}, attn_implementation="eager",
-)  # fmt: skip
+    vocab_size=VOCAB,
+    max_position_embeddings=BLOCK,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    hidden_size=32,
+    intermediate_size=88,
+    rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    attn_implementation="eager",
+)
 OURS = dict(vocab_size=VOCAB, block_size=BLOCK, n_layer=2, n_head=4, n_embd=32)
-OUR_LLAMA = dict(OURS, norm="rmsnorm", position="rope", rope_theta=500.0, mlp="swiglu", mlp_hidden=88, bias=False)
+OUR_LLAMA = dict(
+    OURS, norm="rmsnorm", position="rope", rope_theta=500.0, mlp="swiglu", mlp_hidden=88, bias=False
+)
 
 PAIRS = {
     "GPT-2": (lambda: gpt2("gelu_new"), from_gpt2, GPTConfig(**OURS, mlp="gelu_tanh")),
@@ -93,25 +111,38 @@ PAIRS = {
     "GPT-2 with squared ReLU": (lambda: gpt2("relu2"), from_gpt2, GPTConfig(**OURS, mlp="relu2")),
     "Llama": (
         lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, num_key_value_heads=4, tie_word_embeddings=False)),
-        from_llama, GPTConfig(**OUR_LLAMA, tie_weights=False),
+        from_llama,
+        GPTConfig(**OUR_LLAMA, tie_weights=False),
     ),
     "Llama with grouped queries and tied weights": (
         lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True)),
-        from_llama, GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=True),
+        from_llama,
+        GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=True),
     ),
     "Llama with one key head and biases": (
-        lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True, mlp_bias=True)),
-        from_llama, GPTConfig(**(OUR_LLAMA | dict(bias=True)), n_kv_head=1, tie_weights=False),
+        lambda: LlamaForCausalLM(
+            LlamaConfig(
+                **LLAMA, num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
+            )
+        ),
+        from_llama,
+        GPTConfig(**(OUR_LLAMA | dict(bias=True)), n_kv_head=1, tie_weights=False),
     ),
     "Qwen3": (
-        lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False)),
-        from_llama, GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=False, qk_norm=True),
+        lambda: Qwen3ForCausalLM(
+            Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False)
+        ),
+        from_llama,
+        GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=False, qk_norm=True),
     ),
     "Mistral with a sliding window": (
-        lambda: MistralForCausalLM(MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=5, tie_word_embeddings=False)),
-        from_llama, GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=False, window=5),
+        lambda: MistralForCausalLM(
+            MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=5, tie_word_embeddings=False)
+        ),
+        from_llama,
+        GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=False, window=5),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -135,7 +166,9 @@ def test_logits_and_gradients_equal_hugging_faces(name):
     cross_entropy(got, targets).backward()
     gradients = rename({n: p.grad for n, p in theirs.named_parameters()})
     for key, p in own.items():
-        torch.testing.assert_close(p.grad, gradients[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            p.grad, gradients[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 def test_the_window_of_the_mistral_pair_is_felt():
@@ -218,7 +251,12 @@ def test_the_future_does_not_change_the_past_and_a_window_forgets(name):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
 )
 def test_presets_have_gpt2s_published_parameter_counts(name, parameters):
     with torch.device("meta"):
@@ -230,13 +268,21 @@ def test_presets_have_gpt2s_published_parameter_counts(name, parameters):
 def test_the_large_preset_is_a_llama_of_about_1_1_billion():
     config = GPTConfig.preset("gpt-1b")
     assert (config.n_layer, config.n_embd, config.n_head, config.mlp) == (24, 1536, 12, "swiglu")
-    theirs = LlamaConfig(vocab_size=50257, hidden_size=1536, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=12)
+    theirs = LlamaConfig(
+        vocab_size=50257,
+        hidden_size=1536,
+        intermediate_size=6144,
+        num_hidden_layers=24,
+        num_attention_heads=12,
+    )
     with torch.device("meta"):
         model, llama = GPT(config), LlamaForCausalLM(theirs)
     assert model.num_parameters() == llama.num_parameters() and 1.0e9 < model.num_parameters() < 1.1e9
 
 
-@pytest.mark.parametrize("changes", [{}, {"mlp": "swiglu", "n_kv_head": 1, "tie_weights": False}], ids=["GPT-2", "Llama"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mlp": "swiglu", "n_kv_head": 1, "tie_weights": False}], ids=["GPT-2", "Llama"]
+)
 def test_flops_are_those_that_torch_counts(changes):
     config = GPTConfig(vocab_size=300, block_size=64, n_layer=2, n_head=2, n_embd=32, **changes)
     model, idx = GPT(config), torch.zeros(3, 64, dtype=torch.int64)
@@ -246,8 +292,9 @@ def test_flops_are_those_that_torch_counts(changes):
 
 
 def test_the_first_loss_of_gpt2_is_what_its_first_values_say():
-    """The last norm's output is 768 numbers of about 1, the output layer's weights are N(0, 0.02²), so the logits are N(0, 768 · 0.02²):
-    their half variance, 0.15, comes on top of ln(50257) = 10.82."""
+    """The last norm's output is 768 numbers of about 1, the output layer's weights are N(0, 0.02²), so the
+    logits are N(0, 768 · 0.02²): their half variance, 0.15, comes on top of ln(50257) = 10.82.
+    """
     expected = math.log(50257) + 768 * 0.02**2 / 2
     torch.manual_seed(1)
     x, y = torch.randint(50257, (2, 1, 512))
@@ -274,7 +321,17 @@ def test_the_first_loss_is_ln_of_the_vocabulary_size(name):
 @pytest.mark.parametrize("zero_init", [False, True])
 def test_initial_values_are_those_of_the_table(zero_init):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=500, block_size=128, n_layer=3, n_head=4, n_embd=128, tie_weights=False, zero_init=zero_init))
+    model = GPT(
+        GPTConfig(
+            vocab_size=500,
+            block_size=128,
+            n_layer=3,
+            n_head=4,
+            n_embd=128,
+            tie_weights=False,
+            zero_init=zero_init,
+        )
+    )
     for name, p in model.named_parameters():
         if "norm" in name:
             assert (p == (1 if name.endswith("weight") else 0)).all(), name
@@ -338,7 +395,9 @@ def test_rope_scores_depend_on_the_distance_alone():
     model = GPT(GPTConfig(**OUR_LLAMA))
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=generator)
-    score = lambda i, j: (model.rotary.at(slice(i, i + 1))(q) * model.rotary.at(slice(j, j + 1))(k)).sum().item()
+    score = lambda i, j: (
+        (model.rotary.at(slice(i, i + 1))(q) * model.rotary.at(slice(j, j + 1))(k)).sum().item()
+    )
     assert score(20, 13) == pytest.approx(score(7, 0), abs=1e-5)
     assert score(20, 13) != pytest.approx(score(20, 12), abs=1e-3)
 

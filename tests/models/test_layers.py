@@ -1,4 +1,6 @@
-"""shared/models/layers.py against PyTorch's own layers: one row or many, in inference or training, whatever the number of threads."""
+"""shared/models/layers.py against PyTorch's own layers: one row or many, in inference or training, whatever
+the number of threads.
+"""
 
 import pytest
 import torch

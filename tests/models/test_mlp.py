@@ -13,7 +13,9 @@ VOCAB, WINDOW = 17, 5
 
 def model(seed: int = 0, **changes) -> WindowMLP:
     torch.manual_seed(seed)
-    made = WindowMLP(WindowMLPConfig(**(dict(vocab_size=VOCAB, window=WINDOW, n_embd=6, n_hidden=20) | changes)))
+    made = WindowMLP(
+        WindowMLPConfig(**(dict(vocab_size=VOCAB, window=WINDOW, n_embd=6, n_hidden=20) | changes))
+    )
     with torch.no_grad():
         for p in made.parameters():
             p.normal_(std=0.4)
@@ -32,7 +34,9 @@ def test_it_equals_a_plain_loop_over_windows(window):
             seen = [VOCAB] * window + idx[b, : t + 1].tolist()  # VOCAB is the padding's row
             x = torch.cat([table[token] + places[i] for i, token in enumerate(seen[-window:])])
             hidden = torch.tanh(net.hidden.weight @ x + net.hidden.bias)
-            torch.testing.assert_close(got[b, t], net.lm_head.weight @ hidden + net.lm_head.bias, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                got[b, t], net.lm_head.weight @ hidden + net.lm_head.bias, atol=1e-5, rtol=1e-5
+            )
             torch.testing.assert_close(net.activations(idx)[b, t], hidden, atol=1e-5, rtol=1e-5)
 
 
@@ -75,7 +79,12 @@ def test_scaled_initial_values_keep_tanh_out_of_saturation_and_naive_ones_do_not
     saturated = {}
     for init in ("scaled", "naive"):
         torch.manual_seed(0)
-        saturated[init] = (WindowMLP(WindowMLPConfig(vocab_size=65, init=init)).activations(idx).abs() > 0.97).float().mean().item()
+        saturated[init] = (
+            (WindowMLP(WindowMLPConfig(vocab_size=65, init=init)).activations(idx).abs() > 0.97)
+            .float()
+            .mean()
+            .item()
+        )
     assert saturated["scaled"] < 0.3 and saturated["naive"] > 0.8
 
 
@@ -83,13 +92,26 @@ def test_scaled_initial_values_keep_tanh_out_of_saturation_and_naive_ones_do_not
 def test_initial_values_are_those_of_the_table(init):
     torch.manual_seed(0)
     net = WindowMLP(WindowMLPConfig(vocab_size=500, n_embd=64, n_hidden=256, window=20, init=init))
-    expected = {"token_embedding": 1, "position_embedding": 0.1, "hidden": 5 / 3 / math.sqrt(64 * 20), "lm_head": 0.01}
+    expected = {
+        "token_embedding": 1,
+        "position_embedding": 0.1,
+        "hidden": 5 / 3 / math.sqrt(64 * 20),
+        "lm_head": 0.01,
+    }
     for name, std in expected.items():
-        assert getattr(net, name).weight.std().item() == pytest.approx(std if init == "scaled" else 1, rel=0.05), name
+        assert getattr(net, name).weight.std().item() == pytest.approx(
+            std if init == "scaled" else 1, rel=0.05
+        ), name
     for bias in (net.hidden.bias, net.lm_head.bias):
         assert bias.std().item() == pytest.approx(0 if init == "scaled" else 1, rel=0.15)
 
 
 def test_a_config_names_all_its_problems_at_once():
-    with pytest.raises(ValueError, match="vocab_size=0: must be at least 1; window=-1: must be at least 1; init='best': must be 'scaled' or 'naive'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "vocab_size=0: must be at least 1; window=-1: must be at least 1; init='best': must be 'scaled'"
+            " or 'naive'"
+        ),
+    ):
         WindowMLPConfig(vocab_size=0, window=-1, init="best")

@@ -1,4 +1,6 @@
-"""shared/quantization/modules.py and packing.py against bitsandbytes, gguf, PyTorch's kernels, and the laws of rounding."""
+"""shared/quantization/modules.py and packing.py against bitsandbytes, gguf, PyTorch's kernels, and the laws
+of rounding.
+"""
 
 import json
 import os
@@ -54,12 +56,25 @@ from tests.helpers import shake
 
 TOKENIZER = CharTokenizer("".join(map(chr, range(97, 97 + 53))))
 TIED = GPTConfig(vocab_size=53, block_size=32, n_layer=2, n_head=4, n_embd=64)
-UNTIED = replace(TIED, norm="rmsnorm", position="rope", mlp="swiglu", mlp_hidden=128, n_kv_head=2, bias=False, tie_weights=False)
+UNTIED = replace(
+    TIED,
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    mlp_hidden=128,
+    n_kv_head=2,
+    bias=False,
+    tie_weights=False,
+)
 CONFIGS = {"tied, with biases": TIED, "untied": UNTIED}
 SETTINGS = {
-    "int8": dict(scheme="int8"), "int8 in groups of 32": dict(scheme="int8", group_size=32), "int4": dict(scheme="int4"), "int4 in groups of 32": dict(scheme="int4", group_size=32),
-    "nf4": dict(scheme="nf4", group_size=32), "nf4 without double quantization": dict(scheme="nf4", group_size=32, double_quant=False),
-}  # fmt: skip
+    "int8": dict(scheme="int8"),
+    "int8 in groups of 32": dict(scheme="int8", group_size=32),
+    "int4": dict(scheme="int4"),
+    "int4 in groups of 32": dict(scheme="int4", group_size=32),
+    "nf4": dict(scheme="nf4", group_size=32),
+    "nf4 without double quantization": dict(scheme="nf4", group_size=32, double_quant=False),
+}
 
 
 def quiet(line: str) -> None:
@@ -78,15 +93,20 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def weights(columns: int) -> st.SearchStrategy[Tensor]:
     """Up to three rows of finite numbers, among them zeros, repeated and very unequal ones."""
     numbers = st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, -1.0, 1e-30, 127.0])
-    return st.integers(1, 3).flatmap(lambda rows: arrays(np.float32, (rows, columns), elements=numbers)).map(torch.from_numpy)
+    return (
+        st.integers(1, 3)
+        .flatmap(lambda rows: arrays(np.float32, (rows, columns), elements=numbers))
+        .map(torch.from_numpy)
+    )
 
 
 # ---- against other libraries
 
 
 def assert_nearest_but_for_their_table(ours: Tensor, theirs: Tensor) -> None:
-    """On a CPU bitsandbytes looks the nearest of 256 levels up in a table of 2¹⁶ places (on CUDA it searches, as we do): within 2⁻¹⁶ of the
-    middle between two levels it may take the other."""
+    """On a CPU bitsandbytes looks the nearest of 256 levels up in a table of 2¹⁶ places (on CUDA it searches,
+    as we do): within 2⁻¹⁶ of the middle between two levels it may take the other.
+    """
     assert (ours.int() - theirs.int()).abs().max() <= 1 and (ours != theirs).float().mean() < 0.02
 
 
@@ -96,7 +116,9 @@ def assert_nearest_but_for_their_table(ours: Tensor, theirs: Tensor) -> None:
 def test_nf4_is_bitsandbytes(shape, group_size, double_quant):
     weight = random(*shape) * random(shape[0], 1, seed=1).exp()
     weight[3] = 0
-    packed, state = bnb.quantize_4bit(weight, blocksize=group_size, quant_type="nf4", compress_statistics=double_quant)
+    packed, state = bnb.quantize_4bit(
+        weight, blocksize=group_size, quant_type="nf4", compress_statistics=double_quant
+    )
     ours = NF4Weight(weight, group_size, double_quant)
     assert torch.equal(ours.codes.flatten(), packed.flatten())
     if double_quant:
@@ -143,14 +165,22 @@ KINDS = {"q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0}
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(weights(64))
 def test_ggufs_blocks_are_those_of_gguf_byte_for_byte(kind, weight):
-    weight[weight.abs() < 1e-35] = 0  # of a block with nothing larger, 1 / d is inf, and its codes are whatever the C compiler makes of that
+    weight[weight.abs() < 1e-35] = (
+        # of a block with nothing larger, 1 / d is inf, and its codes are whatever the C compiler makes of
+        # that
+        0
+    )
     assert np.array_equal(gguf_blocks(weight, kind).numpy(), gguf.quantize(weight.numpy(), KINDS[kind]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ggufs_blocks_of_many_weights(kind):
     weight = random(300, 1024) * random(300, 1, seed=1).exp()
-    weight[0, 0:32], weight[1, 32:34], weight[1, 34:64] = 0, torch.tensor([-2.0, 2.0]), 1  # nothing; two largest, of both signs
+    weight[0, 0:32], weight[1, 32:34], weight[1, 34:64] = (
+        0,
+        torch.tensor([-2.0, 2.0]),
+        1,
+    )  # nothing; two largest, of both signs
     weight[2, :32] = torch.arange(32) - 15.5  # halves
     assert np.array_equal(gguf_blocks(weight, kind).numpy(), gguf.quantize(weight.numpy(), KINDS[kind]))
 
@@ -166,7 +196,9 @@ def test_what_ggufs_q4_1_can_express_comes_back_from_int4():
     assert torch.equal(q4_1, weight)
     packed = Int4Weight(weight, 32)
     assert torch.equal(packed.rows(slice(None)), weight)
-    assert torch.equal(packed.codes, (codes.flatten(1)[:, ::2] | codes.flatten(1)[:, 1::2] << 4).to(torch.uint8))
+    assert torch.equal(
+        packed.codes, (codes.flatten(1)[:, ::2] | codes.flatten(1)[:, 1::2] << 4).to(torch.uint8)
+    )
 
 
 # ---- how far a weight can be off
@@ -184,7 +216,9 @@ def test_int8_is_off_by_half_a_step_at_most(weight):
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(weights(64))
 def test_int4_is_off_by_half_a_step_and_the_rounding_of_its_scale_and_zero(weight):
-    """bfloat16 has 8 bits: scale and zero are off by a share of 2⁻⁹ each, the scale seven or eight times over at the ends."""
+    """bfloat16 has 8 bits: scale and zero are off by a share of 2⁻⁹ each, the scale seven or eight times over
+    at the ends.
+    """
     groups = weight.unflatten(1, (-1, 32))
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step, zero = (high - low) / 15, low + 8 * (high - low) / 15
@@ -200,7 +234,9 @@ def test_nf4_is_off_by_half_the_widest_gap_at_most(weight, double_quant):
     error = (packed.rows(slice(None)).unflatten(1, (-1, 32)) - blocks).abs()
     slack = (blocks.abs().amax(-1, keepdim=True) - absmax).abs()  # what double quantization did to the absmax
     widest = max(b - a for a, b in zip(NF4, NF4[1:]))
-    assert (error <= blocks.abs().amax(-1, keepdim=True) * (widest / 2 + 1e-5) + slack * (1 + 1e-5) + 1e-37).all()
+    assert (
+        error <= blocks.abs().amax(-1, keepdim=True) * (widest / 2 + 1e-5) + slack * (1 + 1e-5) + 1e-37
+    ).all()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -214,7 +250,10 @@ def test_of_normal_weights_as_much_is_lost_as_the_bits_allow(scheme):
 # ---- packed weights
 
 
-COMPILED = pytest.mark.skipif(os.name != "posix", reason="native.c is compiled on Linux and macOS only; elsewhere PyTorch's kernels are used")
+COMPILED = pytest.mark.skipif(
+    os.name != "posix",
+    reason="native.c is compiled on Linux and macOS only; elsewhere PyTorch's kernels are used",
+)
 
 
 @pytest.fixture(params=[pytest.param("native", marks=COMPILED), "torch", "unpacked"])
@@ -223,7 +262,9 @@ def kernels(request) -> tuple[str, ...]:
     return () if request.param == "unpacked" else (request.param,)
 
 
-def packed(weight: Tensor, scheme: str, kernels: tuple[str, ...] = packing.KERNELS, **options) -> packing.PackedWeight:
+def packed(
+    weight: Tensor, scheme: str, kernels: tuple[str, ...] = packing.KERNELS, **options
+) -> packing.PackedWeight:
     return packing.with_kernel(SCHEMES[scheme](weight, **options), kernels)
 
 
@@ -242,7 +283,9 @@ def test_rows_are_the_same_rows_however_they_are_kept(scheme, shape, kernels):
     plain, laid_out = SCHEMES[scheme](weight), packed(weight, scheme, kernels)
     index = torch.tensor([[0, 5, shape[0] - 1], [31, 32, 5]])
     assert torch.equal(laid_out.rows(slice(None)), plain.rows(slice(None)))
-    assert torch.equal(laid_out.rows(index), plain.rows(slice(None))[index]) and torch.equal(plain.rows(index), plain.rows(slice(None))[index])
+    assert torch.equal(laid_out.rows(index), plain.rows(slice(None))[index]) and torch.equal(
+        plain.rows(index), plain.rows(slice(None))[index]
+    )
     assert plain.state_dict().keys() == laid_out.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), laid_out.state_dict().values()))
     other = packed(torch.zeros(shape), scheme, kernels)
@@ -254,10 +297,18 @@ def test_rows_are_the_same_rows_however_they_are_kept(scheme, shape, kernels):
 @pytest.mark.parametrize("group_size", [32, 64, 128, None])
 @pytest.mark.parametrize("shape", [(64, 128), (53, 256), (200, 640)])
 def test_products_are_those_with_the_unpacked_weight(shape, group_size, rows, kernels):
-    """Up to the order of sums where the weight is unpacked, and for native.c with activations rounded as it does; within what bfloat16
-    activations lose for PyTorch's."""
-    layer = packed(random(*shape), "int4" if group_size else "int8", kernels, **({"group_size": group_size} if group_size else {}))
-    assert layer.kernel == (kernels[0] if kernels else None), "this machine has a C compiler, and PyTorch 2.13 its kernels for x86 and ARM"
+    """Up to the order of sums where the weight is unpacked, and for native.c with activations rounded as it
+    does; within what bfloat16 activations lose for PyTorch's.
+    """
+    layer = packed(
+        random(*shape),
+        "int4" if group_size else "int8",
+        kernels,
+        **({"group_size": group_size} if group_size else {}),
+    )
+    assert layer.kernel == (kernels[0] if kernels else None), (
+        "this machine has a C compiler, and PyTorch 2.13 its kernels for x86 and ARM"
+    )
     x = random(1, rows, shape[1], seed=1)
     weight = layer.rows(slice(None))
     few = rows <= packing.PACKED_ROWS
@@ -269,10 +320,14 @@ def test_products_are_those_with_the_unpacked_weight(shape, group_size, rows, ke
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-@pytest.mark.parametrize("x", [torch.zeros(2, 64), torch.full((1, 64), 1e-30), torch.full((1, 64), 3e4), random(2, 128)[:, ::2]])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 64), torch.full((1, 64), 1e-30), torch.full((1, 64), 3e4), random(2, 128)[:, ::2]]
+)
 def test_products_of_unusual_activations(scheme, x, kernels):
     layer = packed(random(96, 64), scheme, kernels)
-    torch.testing.assert_close(layer.product(x), F.linear(x, layer.rows(slice(None))), rtol=0.02, atol=0.05 * x.abs().max().item())
+    torch.testing.assert_close(
+        layer.product(x), F.linear(x, layer.rows(slice(None))), rtol=0.02, atol=0.05 * x.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -287,7 +342,11 @@ def test_what_is_not_finite_is_not_hidden_by_rounding(scheme, value, kernels):
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_few_rows_go_through_the_kernel_and_many_do_not(scheme, kernel, monkeypatch):
     layer, calls = packed(random(64, 64), scheme, (kernel,)), []
-    monkeypatch.setattr(type(layer), f"{kernel}_product", lambda self, x: calls.append(x.dtype) or x.new_zeros(*x.shape[:-1], 64))
+    monkeypatch.setattr(
+        type(layer),
+        f"{kernel}_product",
+        lambda self, x: calls.append(x.dtype) or x.new_zeros(*x.shape[:-1], 64),
+    )
     layer.product(random(1, 64)), layer.product(random(packing.PACKED_ROWS + 1, 64))
     assert calls == [torch.float32 if kernel == "native" else torch.bfloat16]
 
@@ -331,7 +390,10 @@ def test_a_library_that_another_user_wrote_is_not_run(monkeypatch, tmp_path, fre
 def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch, fresh, capsys):
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     quantize(gpt(TIED), "int8")
-    assert "go through PyTorch's kernel (native.c is not used: native: it needs a C compiler (cc, gcc or clang)" in capsys.readouterr().out
+    assert (
+        "go through PyTorch's kernel (native.c is not used: native: it needs a C compiler (cc, gcc or clang)"
+        in capsys.readouterr().out
+    )
 
 
 @COMPILED
@@ -373,7 +435,10 @@ def test_a_change_of_type_changes_what_is_unpacked_and_no_code_or_scale(scheme):
     layer.bfloat16()
     assert layer.weight.dtype == torch.bfloat16 and torch.equal(layer.weight, weight.bfloat16())
     assert layer(x.bfloat16()).dtype == torch.bfloat16
-    assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in layer.state_dict().items())
+    assert all(
+        torch.equal(t, before[name]) and t.dtype == before[name].dtype
+        for name, t in layer.state_dict().items()
+    )
     assert torch.equal(layer.float().weight, weight)
 
 
@@ -384,7 +449,9 @@ def test_gradients_pass_to_the_input_and_nothing_else_is_trained(scheme, rows, k
     x, out = random(rows, 64, seed=1).requires_grad_(), random(rows, 48, seed=2)
     (layer(x) * out).sum().backward()
     torch.testing.assert_close(x.grad, out @ layer.weight, atol=1e-5, rtol=1e-5)
-    assert torch.equal(layer.bias.grad, out.sum(0)) and [name for name, _ in layer.named_parameters()] == ["bias"]
+    assert torch.equal(layer.bias.grad, out.sum(0)) and [name for name, _ in layer.named_parameters()] == [
+        "bias"
+    ]
 
 
 # ---- models
@@ -401,11 +468,15 @@ def test_a_quantized_gpt_computes_with_its_unpacked_weights(config, options, ker
             unpacked.get_submodule(name).weight.data = module.weight
             linear = original.get_submodule(name)
             assert getattr(module, "bias", None) is None or torch.equal(module.bias, linear.bias)
-    idx = torch.randint(53, (3, 30), generator=torch.Generator().manual_seed(0))  # more rows than go through the kernel
+    idx = torch.randint(
+        53, (3, 30), generator=torch.Generator().manual_seed(0)
+    )  # more rows than go through the kernel
     with torch.no_grad():
         expected, got = unpacked(idx), model(idx)
         cache = model.new_cache(batch_size=3)
-        stepwise = torch.cat([model(idx[:, :20], cache), *(model(idx[:, i : i + 1], cache) for i in range(20, 30))], 1)
+        stepwise = torch.cat(
+            [model(idx[:, :20], cache), *(model(idx[:, i : i + 1], cache) for i in range(20, 30))], 1
+        )
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         assert (stepwise - expected).norm() <= (0.04 if kernels else 1e-5) * expected.norm()
         loss = (got - original(idx)).norm() / original(idx).norm()
@@ -418,7 +489,9 @@ def test_a_tied_embedding_and_the_output_layer_share_one_packed_weight(scheme):
     assert model.token_embedding.packed is model.lm_head.packed
     assert num_bytes(model) < num_bytes(quantize(gpt(replace(TIED, tie_weights=False)), scheme, say=quiet))
     names = checkpoint.unshared(model)
-    assert any(n.startswith("token_embedding") for n in names) and not any(n.startswith("lm_head") for n in names)
+    assert any(n.startswith("token_embedding") for n in names) and not any(
+        n.startswith("lm_head") for n in names
+    )
     untied = quantize(gpt(UNTIED), scheme, say=quiet)
     assert isinstance(untied.token_embedding, nn.Embedding) and isinstance(untied.lm_head, QuantizedLinear)
 
@@ -428,9 +501,15 @@ def test_bytes_are_counted_as_they_lie_on_the_disk(tmp_path):
         model = quantize(gpt(TIED), scheme, say=quiet)
         save_quantized(tmp_path / scheme, model)
         stored = load_file(tmp_path / scheme / "model.safetensors").values()
-        assert sum(t.nbytes for t in stored) == num_bytes(model) <= (tmp_path / scheme / "model.safetensors").stat().st_size
+        assert (
+            sum(t.nbytes for t in stored)
+            == num_bytes(model)
+            <= (tmp_path / scheme / "model.safetensors").stat().st_size
+        )
         held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers()) if t.numel()}
-        assert sum(held.values()) <= num_bytes(model) * 1.1 + 4096  # and in memory: no second copy of a weight
+        assert (
+            sum(held.values()) <= num_bytes(model) * 1.1 + 4096
+        )  # and in memory: no second copy of a weight
 
 
 def test_any_model_with_linear_layers_is_quantized():
@@ -439,7 +518,9 @@ def test_any_model_with_linear_layers_is_quantized():
     idx = torch.randint(53, (2, 20))
     expected = model(idx)
     got = quantize(model, "int8", say=quiet)(idx)
-    assert quantization_of(model) == {"scheme": "int8"} and 0 < (got - expected).norm() < 0.02 * expected.norm()
+    assert (
+        quantization_of(model) == {"scheme": "int8"} and 0 < (got - expected).norm() < 0.02 * expected.norm()
+    )
 
 
 @COMPILED
@@ -450,14 +531,20 @@ def test_it_is_said_how_products_are_computed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "int4: up to 64 rows at a time go through the course's kernel in C; for more" in lines[0]
     assert "int4: up to 64 rows at a time go through PyTorch's kernel; for more" in lines[1]
-    assert "nf4: no kernel multiplies by such weights here" in lines[2] and "less memory, not more speed" in lines[2]
+    assert (
+        "nf4: no kernel multiplies by such weights here" in lines[2]
+        and "less memory, not more speed" in lines[2]
+    )
 
 
 def test_a_quantized_model_writes_text_with_a_cache_and_without_the_same():
     model = quantize(gpt(TIED), "int8", say=quiet)
     packing_off = quantize(gpt(TIED), "nf4", say=quiet)
     for one in (model, packing_off):
-        ids = [list(generate(one, [1, 2, 3], 20, temperature=0, use_cache=use_cache)) for use_cache in (True, False)]
+        ids = [
+            list(generate(one, [1, 2, 3], 20, temperature=0, use_cache=use_cache))
+            for use_cache in (True, False)
+        ]
         assert ids[0] == ids[1] and len(ids[0]) == 20
 
 
@@ -465,7 +552,9 @@ def test_it_trains_nothing_but_what_was_not_quantized():
     model = quantize(gpt(TIED), "nf4", say=quiet)
     model(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert trained == {name for name, _ in model.named_parameters()} and all("norm" in n or "bias" in n or "position" in n for n in trained)
+    assert trained == {name for name, _ in model.named_parameters()} and all(
+        "norm" in n or "bias" in n or "position" in n for n in trained
+    )
 
 
 # ---- bad input
@@ -476,8 +565,14 @@ def test_it_trains_nothing_but_what_was_not_quantized():
     [
         (dict(scheme="int5"), "no scheme is called 'int5'; there are: int8, int4, nf4"),
         (dict(scheme="int4", group_size=48), "group_size=48: must be one of 32, 64, 128, 256"),
-        (dict(scheme="int4", group_size=128), "q_proj.weight has 64 columns, which groups of 128 do not divide: choose 32 or 64"),
-        (dict(scheme="int8", group_size=128), "q_proj.weight has 64 columns, which groups of 128 do not divide: choose 32 or 64"),
+        (
+            dict(scheme="int4", group_size=128),
+            "q_proj.weight has 64 columns, which groups of 128 do not divide: choose 32 or 64",
+        ),
+        (
+            dict(scheme="int8", group_size=128),
+            "q_proj.weight has 64 columns, which groups of 128 do not divide: choose 32 or 64",
+        ),
         (dict(scheme="int4", double_quant=True), "only nf4 has it"),
     ],
 )
@@ -486,11 +581,16 @@ def test_settings_that_cannot_be_are_refused_and_the_model_is_left_alone(options
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         quantize(model, **options, say=quiet)
-    assert model.state_dict().keys() == before.keys() and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys() and all(
+        torch.equal(t, before[n]) for n, t in model.state_dict().items()
+    )
 
 
 def test_a_width_that_no_group_divides_is_refused():
-    with pytest.raises(ValueError, match=r"has 40 columns, which groups of 32 do not divide: its in_features must be a multiple of 32"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 40 columns, which groups of 32 do not divide: its in_features must be a multiple of 32",
+    ):
         quantize(GPT(replace(TIED, n_embd=40)), "int4", say=quiet)
 
 
@@ -537,7 +637,11 @@ def test_a_quantized_model_comes_back_bit_for_bit(config, options, tmp_path):
     torch.manual_seed(1)
     loaded = load_quantized(tmp_path / "m")
     assert loaded.metrics == {"val_loss": 1.5} and loaded.model.tokenizer.fingerprint == TOKENIZER.fingerprint
-    assert quantization_of(loaded.model) == quantization_of(model) == json.loads((tmp_path / "m" / "config.json").read_text())["quantization"]
+    assert (
+        quantization_of(loaded.model)
+        == quantization_of(model)
+        == json.loads((tmp_path / "m" / "config.json").read_text())["quantization"]
+    )
     with torch.no_grad():
         for idx in (torch.arange(4)[None], torch.arange(30)[None]):
             assert torch.equal(loaded.model(idx), model(idx))
@@ -546,7 +650,8 @@ def test_a_quantized_model_comes_back_bit_for_bit(config, options, tmp_path):
 @COMPILED
 def test_the_file_does_not_depend_on_the_kernel(tmp_path):
     files = [
-        save_quantized(tmp_path / str(i), quantize(gpt(TIED), "int4", say=quiet, kernels=kernels)) / "model.safetensors"
+        save_quantized(tmp_path / str(i), quantize(gpt(TIED), "int4", say=quiet, kernels=kernels))
+        / "model.safetensors"
         for i, kernels in enumerate([("native",), ("torch",), ()])
     ]
     assert len({file.read_bytes() for file in files}) == 1
@@ -554,18 +659,25 @@ def test_the_file_does_not_depend_on_the_kernel(tmp_path):
 
 def test_a_checkpoint_of_another_scheme_or_of_none_is_refused(tmp_path):
     save_quantized(tmp_path / "int4", quantize(gpt(TIED), "int4", say=quiet))
-    assert quantization_of(load_quantized(tmp_path / "int4", "int4").model) == {"scheme": "int4", "group_size": 32}
+    assert quantization_of(load_quantized(tmp_path / "int4", "int4").model) == {
+        "scheme": "int4",
+        "group_size": 32,
+    }
     with pytest.raises(ValueError, match=r"is quantized by int4, not int8: quantize the original"):
         load_quantized(tmp_path / "int4", "int8")
     for load in (checkpoint.load, GPT.from_checkpoint):
         with pytest.raises(ValueError, match="is quantized: load it with shared.quantization.load_quantized"):
             load(tmp_path / "int4")
     with pytest.raises(ValueError, match="does not fit the model"):
-        checkpoint.load_weights(quantize(gpt(TIED), "int8", say=quiet), tmp_path / "int4" / "model.safetensors")
+        checkpoint.load_weights(
+            quantize(gpt(TIED), "int8", say=quiet), tmp_path / "int4" / "model.safetensors"
+        )
     with pytest.raises(ValueError, match="does not fit the model"):
         checkpoint.load_weights(gpt(TIED), tmp_path / "int4" / "model.safetensors")
     with pytest.raises(ValueError, match="does not fit the model: .*scale_zero is"):
-        checkpoint.load_weights(quantize(gpt(TIED), "int4", group_size=64, say=quiet), tmp_path / "int4" / "model.safetensors")
+        checkpoint.load_weights(
+            quantize(gpt(TIED), "int4", group_size=64, say=quiet), tmp_path / "int4" / "model.safetensors"
+        )
     checkpoint.save(tmp_path / "fp32", gpt(TIED))
     with pytest.raises(ValueError, match="is not quantized: load it with checkpoint.load"):
         load_quantized(tmp_path / "fp32")
@@ -574,7 +686,10 @@ def test_a_checkpoint_of_another_scheme_or_of_none_is_refused(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("said", ["int4", {}, {"scheme": "int5"}, {"scheme": "int4", "group_size": 33}, {"scheme": "int4", "bits": 4}])
+@pytest.mark.parametrize(
+    "said",
+    ["int4", {}, {"scheme": "int5"}, {"scheme": "int4", "group_size": 33}, {"scheme": "int4", "bits": 4}],
+)
 def test_settings_on_disk_that_describe_no_scheme_are_refused(said, tmp_path):
     save_quantized(tmp_path / "m", quantize(gpt(TIED), "int4", say=quiet))
     path = tmp_path / "m" / "config.json"
@@ -587,7 +702,9 @@ def test_settings_on_disk_that_describe_no_scheme_are_refused(said, tmp_path):
 
 
 def correlated(samples: int, columns: int, seed: int) -> Tensor:
-    return random(samples, 8, seed=seed) @ random(8, columns, seed=99) + 0.1 * random(samples, columns, seed=seed + 1)
+    return random(samples, 8, seed=seed) @ random(8, columns, seed=99) + 0.1 * random(
+        samples, columns, seed=seed + 1
+    )
 
 
 @pytest.mark.parametrize("group_size", [32, 128])
@@ -596,7 +713,9 @@ def test_gptq_rounding_keeps_products_on_inputs_it_has_not_seen(group_size):
     scale, zero = group_ranges(weight, group_size)
     nearest = Int4Weight(weight, group_size).rows(slice(None))
     rounded = gptq_round(weight, seen.T @ seen, scale, zero)
-    assert torch.equal(Int4Weight(rounded, group_size, (scale, zero)).rows(slice(None)), rounded)  # int4 can express it
+    assert torch.equal(
+        Int4Weight(rounded, group_size, (scale, zero)).rows(slice(None)), rounded
+    )  # int4 can express it
     loss = lambda w: (unseen @ (w - weight).T).square().mean()
     assert loss(rounded) < 0.3 * loss(nearest)
     assert (rounded - weight).norm() > (nearest - weight).norm()  # at the cost of the single weight
@@ -621,7 +740,12 @@ def test_gptq_recovers_at_least_half_of_what_rounding_to_nearest_loses(config):
     @torch.no_grad()
     def loss(other: GPT) -> float:
         truth = model(unseen).log_softmax(-1)
-        return F.kl_div(other(unseen).log_softmax(-1), truth, log_target=True, reduction="none").sum(-1).mean().item()
+        return (
+            F.kl_div(other(unseen).log_softmax(-1), truth, log_target=True, reduction="none")
+            .sum(-1)
+            .mean()
+            .item()
+        )
 
     nearest = loss(quantize(deepcopy(model), "int4", group_size=128, say=quiet))
     recovered = gptq(deepcopy(model), seen, group_size=128, say=quiet)
@@ -643,7 +767,11 @@ def test_gptq_gives_int4s_layout(tmp_path):
 @pytest.mark.parametrize(
     "tokens, damp, message",
     [
-        (torch.zeros(4, dtype=torch.int64), 0.01, r"tokens must be ids of shape \[texts, time\]; these are torch.int64 of shape \[4\]"),
+        (
+            torch.zeros(4, dtype=torch.int64),
+            0.01,
+            r"tokens must be ids of shape \[texts, time\]; these are torch.int64 of shape \[4\]",
+        ),
         (torch.zeros(2, 4), 0.01, "tokens must be ids"),
         (torch.zeros(2, 0, dtype=torch.int64), 0.01, "tokens must be ids"),
         (torch.zeros(2, 4, dtype=torch.int64), 0.0, "damp=0.0: must be above 0"),

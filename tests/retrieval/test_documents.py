@@ -1,4 +1,6 @@
-"""shared/retrieval/documents.py: what is read is what was written, in every kind of file; what cannot be read is said; chunks leave nothing out."""
+"""shared/retrieval/documents.py: what is read is what was written, in every kind of file; what cannot be read
+is said; chunks leave nothing out.
+"""
 
 import json
 
@@ -54,16 +56,25 @@ SECTIONS = (
     Section(("Fares",), "A ticket is 9 tallies. Children pay less."),
     Section(("Fares", "For residents"), "snake_case_stays, 2 * 3 * 4 too."),
 )
-TOKENIZER = BPETokenizer.train("the ferry leaves the harbour at noon; the later ferry leaves at night" * 3, 280)
+TOKENIZER = BPETokenizer.train(
+    "the ferry leaves the harbour at noon; the later ferry leaves at night" * 3, 280
+)
 
 
 def pdf(path, texts, password=None):
     """A PDF with a page for each text; an empty one is a page without any."""
     writer = PdfWriter()
-    font = DictionaryObject({NameObject(k): NameObject(v) for k, v in (("/Type", "/Font"), ("/Subtype", "/Type1"), ("/BaseFont", "/Helvetica"))})
+    font = DictionaryObject(
+        {
+            NameObject(k): NameObject(v)
+            for k, v in (("/Type", "/Font"), ("/Subtype", "/Type1"), ("/BaseFont", "/Helvetica"))
+        }
+    )
     for text in texts:
         page = writer.add_blank_page(300, 300)
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})})
+        page[NameObject("/Resources")] = DictionaryObject(
+            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
+        )
         if text:
             stream = DecodedStreamObject()
             lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
@@ -81,12 +92,19 @@ def test_markdown_and_html_give_the_same_sections(tmp_path, name, content):
     found = read_document(tmp_path / name)
     assert (found.source, found.title, found.sections[:3]) == (name, "The Ferry", SECTIONS)
     assert [section.headings for section in found.sections[3:]] == [("Summer",)]
-    assert [line.strip("`") for line in found.sections[3].text.split("\n") if line.strip("`")] == ["# not a heading", "x = *1*"]
+    assert [line.strip("`") for line in found.sections[3].text.split("\n") if line.strip("`")] == [
+        "# not a heading",
+        "x = *1*",
+    ]
 
 
 def test_a_text_file_is_one_section_under_its_name(tmp_path):
-    (tmp_path / "old-mill.txt").write_bytes("\ufeff# Not a heading\r\n\r\n\r\n\r\nThe miller\u00ad's  cat.\x07 ".encode())
-    assert read_document(tmp_path / "old-mill.txt") == Document("old-mill.txt", "old mill", (Section((), "# Not a heading\n\nThe miller's cat."),))
+    (tmp_path / "old-mill.txt").write_bytes(
+        "\ufeff# Not a heading\r\n\r\n\r\n\r\nThe miller\u00ad's  cat.\x07 ".encode()
+    )
+    assert read_document(tmp_path / "old-mill.txt") == Document(
+        "old-mill.txt", "old mill", (Section((), "# Not a heading\n\nThe miller's cat."),)
+    )
 
 
 def test_utf_16_is_read_by_its_mark(tmp_path):
@@ -96,8 +114,13 @@ def test_utf_16_is_read_by_its_mark(tmp_path):
 
 def test_a_pdf_is_read_page_by_page(tmp_path):
     found = read_document(pdf(tmp_path / "rules.pdf", ["Pets are wel-\ncome.", "", "Cats must stay."]))
-    assert found == Document("rules.pdf", "rules", (Section((), "Pets are welcome.", 1), Section((), "Cats must stay.", 3)))
-    assert [chunk.cite for chunk in chunk_documents([found], TOKENIZER)] == ["rules.pdf, page 1", "rules.pdf, page 3"]
+    assert found == Document(
+        "rules.pdf", "rules", (Section((), "Pets are welcome.", 1), Section((), "Cats must stay.", 3))
+    )
+    assert [chunk.cite for chunk in chunk_documents([found], TOKENIZER)] == [
+        "rules.pdf, page 1",
+        "rules.pdf, page 3",
+    ]
 
 
 def bad_files(folder):
@@ -113,9 +136,16 @@ def bad_files(folder):
     pdf(folder / "scan.pdf", ["", ""])
     pdf(folder / "locked.pdf", ["Hello"], "secret")
     return {
-        "deep/binary.md": "binary file", "latin.txt": "not UTF-8", "empty.md": "no text", "binary.html": "binary file",
-        "letter.docx": "kind .docx", "cut.pdf": "damaged or no PDF", "noise.pdf": "damaged or no PDF", "scan.pdf": "OCR", "locked.pdf": "encrypted",
-    }  # fmt: skip
+        "deep/binary.md": "binary file",
+        "latin.txt": "not UTF-8",
+        "empty.md": "no text",
+        "binary.html": "binary file",
+        "letter.docx": "kind .docx",
+        "cut.pdf": "damaged or no PDF",
+        "noise.pdf": "damaged or no PDF",
+        "scan.pdf": "OCR",
+        "locked.pdf": "encrypted",
+    }
 
 
 def test_a_bad_file_is_said_and_the_rest_goes_on(tmp_path):
@@ -145,10 +175,19 @@ def test_the_handbook_is_read_whole():
     documents, problems = load_documents(HANDBOOK)
     assert len(documents) == 64 and not problems
     sections = {(d.source, *s.headings) for d in documents for s in d.sections}
-    questions = [json.loads(line) for line in (ROOT / "weeks/11_rag/questions.jsonl").read_text().splitlines()]
+    questions = [
+        json.loads(line) for line in (ROOT / "weeks/11_rag/questions.jsonl").read_text().splitlines()
+    ]
     assert {(q["document"], q["section"]) for q in questions if q["document"]} <= sections
-    words = " ".join(" ".join([d.title, *(w for s in d.sections for w in (*s.headings[-1:], s.text))]) for d in documents).split()
-    written = " ".join(path.read_text() for path in sorted(HANDBOOK.glob("*.md"))).replace("#", " ").replace("*", "").split()
+    words = " ".join(
+        " ".join([d.title, *(w for s in d.sections for w in (*s.headings[-1:], s.text))]) for d in documents
+    ).split()
+    written = (
+        " ".join(path.read_text() for path in sorted(HANDBOOK.glob("*.md")))
+        .replace("#", " ")
+        .replace("*", "")
+        .split()
+    )
     assert sorted(words) == sorted(written)
 
 
@@ -212,20 +251,38 @@ def test_chunks_know_where_they_stand():
 
 def test_windows_are_sentences():
     text = "Is it late? No: the 17:50 leaves.\n- one\n- two, e.g. three! " + "harbour " * 70
-    chunk = chunk_documents([Document("a.md", "A", (Section((), text.strip()),))], TOKENIZER, size=700, window=60)[0]
+    chunk = chunk_documents(
+        [Document("a.md", "A", (Section((), text.strip()),))], TOKENIZER, size=700, window=60
+    )[0]
     words = [chunk.text[a:b] for a, b in chunk.windows]
-    assert words[:7] == ["Is it late?", "No:", "the 17:50 leaves.", "- one", "- two, e.g.", "three!", words[6]]
+    assert words[:7] == [
+        "Is it late?",
+        "No:",
+        "the 17:50 leaves.",
+        "- one",
+        "- two, e.g.",
+        "three!",
+        words[6],
+    ]
     assert len(words) > 7 and all(len(TOKENIZER.encode(word)) <= 60 for word in words)
     assert " ".join(words).split() == text.split()
 
 
 def test_a_sentence_goes_on_over_a_wrapped_line_and_ends_before_an_item():
-    wrapped = "The ferry leaves the harbour of the town on the island at ten\nto six\n- that is the last one of the day, which few people have ever seen\n- one more"
-    chunk = chunk_documents([Document("a.md", "A", (Section((), wrapped),))], TOKENIZER, size=700, window=200)[0]
+    wrapped = (
+        "The ferry leaves the harbour of the town on the island at ten\nto six\n- that is the last one of the"
+        " day, which few people have ever seen\n- one more"
+    )
+    chunk = chunk_documents(
+        [Document("a.md", "A", (Section((), wrapped),))], TOKENIZER, size=700, window=200
+    )[0]
     parts = wrapped.split("\n")
     assert [chunk.text[a:b] for a, b in chunk.windows] == ["\n".join(parts[:2]), *parts[2:]]
 
 
-@pytest.mark.parametrize("text, cleaned", [("a \t b", "a b"), ("a\r\nb\rc", "a\nb\nc"), (" a\n\n\n\n b ", "a\n\nb"), ("a\u00a0b\x00\u200b", "a b")])
+@pytest.mark.parametrize(
+    "text, cleaned",
+    [("a \t b", "a b"), ("a\r\nb\rc", "a\nb\nc"), (" a\n\n\n\n b ", "a\n\nb"), ("a\u00a0b\x00\u200b", "a b")],
+)
 def test_cleaning(text, cleaned):
     assert clean_text(text) == cleaned

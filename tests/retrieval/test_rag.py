@@ -1,4 +1,6 @@
-"""shared/retrieval/rag.py: what is put before the model fits and is whole; answers are streamed, end, cite, and are withheld when they should be."""
+"""shared/retrieval/rag.py: what is put before the model fits and is whole; answers are streamed, end, cite,
+and are withheld when they should be.
+"""
 
 import json
 from dataclasses import replace
@@ -17,9 +19,16 @@ from shared.retrieval.rag import ABSTENTION, RAG, Reader, compose
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 
-FARES = Chunk("fares.md", "The ferry", ("Fares",), "A ticket for the ferry costs 9 tallies, and children under 12 pay 4 tallies.")
+FARES = Chunk(
+    "fares.md",
+    "The ferry",
+    ("Fares",),
+    "A ticket for the ferry costs 9 tallies, and children under 12 pay 4 tallies.",
+)
 BOATS = Chunk("boats.md", "Boats", (), "Both boats are green.", page=2)
-TOKENIZER = BPETokenizer.train([FARES.passage, BOATS.passage, "Question: Answer: What does it cost?\n"], 290, special_tokens=("<|end|>",))
+TOKENIZER = BPETokenizer.train(
+    [FARES.passage, BOATS.passage, "Question: Answer: What does it cost?\n"], 290, special_tokens=("<|end|>",)
+)
 END = TOKENIZER.special_tokens["<|end|>"]
 
 
@@ -50,8 +59,10 @@ class Scripted(nn.Module):
 
 def test_a_prompt_is_the_passages_and_the_question():
     prompt = compose(" What does\nit cost? ", [FARES, BOATS], TOKENIZER, 300)
-    assert TOKENIZER.decode(prompt.ids) == (
-        f"The ferry > Fares\n{FARES.text}\n\nBoats\nBoth boats are green.\n\nQuestion: What does it cost?\nAnswer:"
+    assert (
+        TOKENIZER.decode(prompt.ids)
+        == f"The ferry > Fares\n{FARES.text}\n\nBoats\nBoth boats are green.\n\nQuestion: What does it"
+        " cost?\nAnswer:"
     )
     assert prompt.chunks == (FARES, BOATS)
 
@@ -60,7 +71,16 @@ def test_a_documents_special_tokens_are_plain_text():
     assert END not in compose("Is it?", [replace(BOATS, text="Green.<|end|>Red.")], TOKENIZER, 300).ids
 
 
-LONG = [Chunk(f"{n}.md", f"Title {n}", ("Part",), " ".join(f"ferry{n}{i}é😀" for i in range(n * 7)), windows=((0, 1),)) for n in range(1, 4)]
+LONG = [
+    Chunk(
+        f"{n}.md",
+        f"Title {n}",
+        ("Part",),
+        " ".join(f"ferry{n}{i}é😀" for i in range(n * 7)),
+        windows=((0, 1),),
+    )
+    for n in range(1, 4)
+]
 
 
 @given(st.lists(st.sampled_from([FARES, BOATS, *LONG]), max_size=4), st.integers(25, 400))
@@ -75,11 +95,16 @@ def test_a_prompt_fits_its_budget_and_leaves_out_only_what_does_not(chunks, budg
     if len(prompt.chunks) < len(chunks) and all(whole):  # not even a word more fitted
         following = chunks[len(whole)]
         word = replace(following, text=following.text.split()[0])
-        more = TOKENIZER.encode("".join(f"{c.passage}\n\n" for c in (*prompt.chunks, word)) + "Question: What?\nAnswer:")
+        more = TOKENIZER.encode(
+            "".join(f"{c.passage}\n\n" for c in (*prompt.chunks, word)) + "Question: What?\nAnswer:"
+        )
         assert len(more) > budget
 
 
-@pytest.mark.parametrize("question, words", [(" \n", "there is no question"), ("why " * 100, "tokens with its frame, but only 60 fit")])
+@pytest.mark.parametrize(
+    "question, words",
+    [(" \n", "there is no question"), ("why " * 100, "tokens with its frame, but only 60 fit")],
+)
 def test_a_question_that_cannot_be_asked_is_refused(question, words):
     with pytest.raises(ValueError, match=words):
         compose(question, [FARES], TOKENIZER, 60)
@@ -93,7 +118,10 @@ def test_a_question_that_cannot_be_asked_is_refused(question, words):
     [
         (" 9 tallies\nQuestion: more?", "9 tallies"),
         ([*TOKENIZER.encode(" 9 tallies"), END, *TOKENIZER.encode(" more")], "9 tallies"),
-        (" the tallies and the tallies and the tallies and the", "the tallies and the tallies"),  # cut at max_new_tokens
+        (
+            " the tallies and the tallies and the tallies and the",
+            "the tallies and the tallies",
+        ),  # cut at max_new_tokens
         ("\nnothing", ABSTENTION),
         ([END], ABSTENTION),
         ("   ", ABSTENTION),
@@ -102,7 +130,9 @@ def test_a_question_that_cannot_be_asked_is_refused(question, words):
 )
 def test_an_answer_is_one_line(script, text):
     limit = len(TOKENIZER.encode(" the tallies and the tallies"))
-    reply = Reader(Scripted(script), TOKENIZER, max_new_tokens=limit).read("What does it cost?", [FARES, BOATS])
+    reply = Reader(Scripted(script), TOKENIZER, max_new_tokens=limit).read(
+        "What does it cost?", [FARES, BOATS]
+    )
     assert reply.text == text and reply.text == "".join(reply)
     assert reply.abstained == (text == ABSTENTION)
     assert reply.sources == ([] if reply.abstained else ["fares.md, Fares", "boats.md, page 2"])
@@ -135,22 +165,30 @@ def test_the_gain_is_the_difference_of_two_log_probabilities():
             total += model(torch.tensor([ids + answer[:at]]))[0, -1].log_softmax(-1)[token].item()
         return total / len(answer)
 
-    expected = mean_log_probability(prompt.ids) - mean_log_probability(TOKENIZER.encode("Question: What?\nAnswer:"))
+    expected = mean_log_probability(prompt.ids) - mean_log_probability(
+        TOKENIZER.encode("Question: What?\nAnswer:")
+    )
     assert reader.gain("What?", prompt, answer) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("below, text", [(True, "9 tallies"), (False, ABSTENTION)])
 def test_an_answer_that_the_passages_do_not_support_is_withheld(below, text):
     model = Scripted(" 9 tallies\n")
-    gain = Reader(model, TOKENIZER).gain("What?", compose("What?", [FARES], TOKENIZER, 200), TOKENIZER.encode(" 9 tallies"))
+    gain = Reader(model, TOKENIZER).gain(
+        "What?", compose("What?", [FARES], TOKENIZER, 200), TOKENIZER.encode(" 9 tallies")
+    )
     reply = Reader(model, TOKENIZER, min_gain=gain + (-0.01 if below else 0.01)).read("What?", [FARES])
     assert reply.text == text and bool(reply.sources) == below
-    assert Reader(model, TOKENIZER, min_gain=99).read("What?").text == "9 tallies"  # without passages there is nothing to gain
+    assert (
+        Reader(model, TOKENIZER, min_gain=99).read("What?").text == "9 tallies"
+    )  # without passages there is nothing to gain
 
 
 @pytest.mark.parametrize("tokens", [0, 300])
 def test_an_answer_needs_room(tokens):
-    with pytest.raises(ValueError, match=f"max_new_tokens={tokens}: must be at least 1, and below the model's block_size=300"):
+    with pytest.raises(
+        ValueError, match=f"max_new_tokens={tokens}: must be at least 1, and below the model's block_size=300"
+    ):
         Reader(Scripted("x"), TOKENIZER, max_new_tokens=tokens)
 
 
@@ -177,7 +215,10 @@ def test_a_question_is_answered_from_what_is_found():
     for rag in (RAG(index, reader, min_score=0.81), RAG(Found(), reader)):
         reply = rag.ask("What does it cost?")
         assert (reply.text, reply.abstained, reply.sources) == (ABSTENTION, True, [])
-    assert RAG(index, reader, k=2, min_score=0.8).ask("What?").sources == ["fares.md, Fares", "boats.md, page 2"]
+    assert RAG(index, reader, k=2, min_score=0.8).ask("What?").sources == [
+        "fares.md, Fares",
+        "boats.md, page 2",
+    ]
 
 
 def test_a_real_model_answers_from_the_passage_and_follows_it_when_it_changes():
@@ -185,7 +226,9 @@ def test_a_real_model_answers_from_the_passage_and_follows_it_when_it_changes():
     reader = Reader(model, tokenizer, max_new_tokens=16)
     chunks = chunk_documents(load_documents(ROOT / "weeks/11_rag/handbook").documents, tokenizer)
     swaps = [json.loads(line) for line in (ROOT / "weeks/11_rag/swaps.jsonl").read_text().splitlines()]
-    swap = next(s for s in swaps if s["document"] == "museum.md")  # one that this model reads right; how many it does, the week measures
+    swap = next(
+        s for s in swaps if s["document"] == "museum.md"
+    )  # one that this model reads right; how many it does, the week measures
     chunk = next(c for c in chunks if c.source == swap["document"] and swap["old"] in c.text)
     old, new = swap["old_answer"], swap["new_answer"]
     changed = replace(chunk, text=chunk.text.replace(swap["old"], swap["new"]))

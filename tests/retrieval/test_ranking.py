@@ -24,16 +24,26 @@ from shared.retrieval.ranking import (
 def test_rankings_are_measured_as_ir_measures_does():
     draw = random.Random(3)
     rankings = [draw.sample(range(60), draw.choice([1, 7, 30])) for _ in range(40)]
-    gains = [{d: draw.choice([1, 2, 3]) for d in draw.sample(range(60), draw.choice([1, 2, 9]))} for _ in rankings]
-    run = [ir_measures.ScoredDoc(str(q), str(d), -place) for q, ranking in enumerate(rankings) for place, d in enumerate(ranking)]
+    gains = [
+        {d: draw.choice([1, 2, 3]) for d in draw.sample(range(60), draw.choice([1, 2, 9]))} for _ in rankings
+    ]
+    run = [
+        ir_measures.ScoredDoc(str(q), str(d), -place)
+        for q, ranking in enumerate(rankings)
+        for place, d in enumerate(ranking)
+    ]
     flat = [ir_measures.Qrel(str(q), str(d), 1) for q, g in enumerate(gains) for d in g]
     graded = [ir_measures.Qrel(str(q), str(d), n) for q, g in enumerate(gains) for d, n in g.items()]
     names = {"recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "mrr": "RR", "ndcg@10": "nDCG@10"}
     theirs = ir_measures.calc_aggregate(list(map(ir_measures.parse_measure, names.values())), flat, run)
     ours = rank_scores(rankings, [set(g) for g in gains])
-    assert {name: ours[name].mean for name in names} == pytest.approx({ours: theirs[ir_measures.parse_measure(n)] for ours, n in names.items()})
+    assert {name: ours[name].mean for name in names} == pytest.approx(
+        {ours: theirs[ir_measures.parse_measure(n)] for ours, n in names.items()}
+    )
     graded_mean = np.mean([ndcg_at(ranking, g, 10) for ranking, g in zip(rankings, gains)])
-    assert graded_mean == pytest.approx(ir_measures.calc_aggregate([ir_measures.nDCG @ 10], graded, run)[ir_measures.nDCG @ 10])
+    assert graded_mean == pytest.approx(
+        ir_measures.calc_aggregate([ir_measures.nDCG @ 10], graded, run)[ir_measures.nDCG @ 10]
+    )
 
 
 def test_rankings_by_hand():
@@ -42,7 +52,9 @@ def test_rankings_by_hand():
     assert ndcg_at("abc", "ac", 10) == pytest.approx((1 + 1 / 2) / (1 + 1 / math.log2(3)))
 
 
-@pytest.mark.parametrize("ranking, relevant, words", [("ab", "", "no id is relevant"), ("aba", "a", "comes twice")])
+@pytest.mark.parametrize(
+    "ranking, relevant, words", [("ab", "", "no id is relevant"), ("aba", "a", "comes twice")]
+)
 def test_what_cannot_be_measured_is_refused(ranking, relevant, words):
     for measure in (lambda *args: recall_at(*args, 5), reciprocal_rank, ndcg_at):
         with pytest.raises(ValueError, match=words):
@@ -52,7 +64,9 @@ def test_what_cannot_be_measured_is_refused(ranking, relevant, words):
 def test_the_interval_is_scipys():
     values = np.random.default_rng(1).random(80) < 0.8
     ours = bootstrap(values, rounds=5000)
-    theirs = scipy.stats.bootstrap([values], np.mean, n_resamples=5000, method="percentile", random_state=2).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        [values], np.mean, n_resamples=5000, method="percentile", random_state=2
+    ).confidence_interval
     assert ours.mean == values.mean()
     assert ours[1:] == pytest.approx((theirs.low, theirs.high), abs=0.013)  # one question in 80
     assert bootstrap(values) == bootstrap(values)

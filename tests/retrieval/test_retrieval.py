@@ -1,4 +1,6 @@
-"""shared/retrieval/index.py and shared/retrieval/stores.py: against numpy, bm25s and transformers; what is deleted never comes back; what is saved is the same."""
+"""shared/retrieval/index.py and shared/retrieval/stores.py: against numpy, bm25s and transformers; what is
+deleted never comes back; what is saved is the same.
+"""
 
 import hashlib
 import json
@@ -24,7 +26,9 @@ from shared.tokenizers import BPETokenizer, gpt2_tokenizer
 
 WEEK = ROOT / "weeks/11_rag"
 DOCUMENTS = load_documents(WEEK / "handbook").documents
-QUESTIONS = [q for line in (WEEK / "questions.jsonl").read_text().splitlines() if (q := json.loads(line))["document"]]
+QUESTIONS = [
+    q for line in (WEEK / "questions.jsonl").read_text().splitlines() if (q := json.loads(line))["document"]
+]
 
 
 # ---- BM25
@@ -59,7 +63,11 @@ def test_bm25_after_deleting_is_as_if_it_had_never_been():
 
 @pytest.mark.parametrize(
     "text, expected",
-    [("The FERRIES' boss", ["ferry", "boss"]), ("a bus, shoes; 17:50", ["bus", "shoes", "17", "50"]), ("Zürich's bays", ["zürich", "bay"])],
+    [
+        ("The FERRIES' boss", ["ferry", "boss"]),
+        ("a bus, shoes; 17:50", ["bus", "shoes", "17", "50"]),
+        ("Zürich's bays", ["zürich", "bay"]),
+    ],
 )
 def test_terms(text, expected):
     assert terms(text) == expected
@@ -75,7 +83,10 @@ def test_fusion_by_hand():
     found = reciprocal_rank_fusion([["a", "b", "c"], ["c", "d"]], k=1, weights=[1, 2])
     assert found == [("c", 1 / 4 + 2 / 2), ("d", 2 / 3), ("a", 1 / 2), ("b", 1 / 3)]
     assert reciprocal_rank_fusion([["x", "y"]]) == [("x", 1 / 61), ("y", 1 / 62)]
-    assert [name for name, _ in reciprocal_rank_fusion([["a", "b"], ["b", "a"]])] == ["a", "b"]  # equals as first met
+    assert [name for name, _ in reciprocal_rank_fusion([["a", "b"], ["b", "a"]])] == [
+        "a",
+        "b",
+    ]  # equals as first met
     for weights, k in (([1.0], 60), ([1.0, 1.0], -1)):
         with pytest.raises(ValueError, match="fusion needs a weight for each of the 2"):
             reciprocal_rank_fusion([["a"], ["b"]], k, weights)
@@ -109,14 +120,20 @@ def test_exact_stores_find_what_numpy_finds(kind):
     assert scores == pytest.approx(np.take_along_axis(products, order, 1), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind, effort, least", [("hnsw", 64, 0.95), ("hnsw", 600, 1.0), ("ivf", 8, 1.0), ("pq", None, 0.5)])
+@pytest.mark.parametrize(
+    "kind, effort, least", [("hnsw", 64, 0.95), ("hnsw", 600, 1.0), ("ivf", 8, 1.0), ("pq", None, 0.5)]
+)
 def test_the_others_find_most_of_it_and_more_with_more_effort(kind, effort, least):
     truth = unique(filled("flat").search(unit(50, seed=1), 10)[1])
     store = filled(kind)
     store.effort = 1
-    little = np.mean([recall_at(f, t, 10) for f, t in zip(unique(store.search(unit(50, seed=1), 10)[1]), truth)])
+    little = np.mean(
+        [recall_at(f, t, 10) for f, t in zip(unique(store.search(unit(50, seed=1), 10)[1]), truth)]
+    )
     store.effort = effort
-    much = np.mean([recall_at(f, t, 10) for f, t in zip(unique(store.search(unit(50, seed=1), 10)[1]), truth)])
+    much = np.mean(
+        [recall_at(f, t, 10) for f, t in zip(unique(store.search(unit(50, seed=1), 10)[1]), truth)]
+    )
     assert much >= least
     assert little < much if kind == "ivf" else little <= much
 
@@ -127,7 +144,9 @@ def unique(rows):
 
 
 def test_pq_is_small():
-    sizes = {kind: make_store(kind, 64, **({"pq_bytes": 8} if kind == "pq" else {})) for kind in ("flat", "pq")}
+    sizes = {
+        kind: make_store(kind, 64, **({"pq_bytes": 8} if kind == "pq" else {})) for kind in ("flat", "pq")
+    }
     for store in sizes.values():
         store.add(range(20_000), unit(20_000, dim=64))
     flat, pq = (sizes[kind].num_bytes() for kind in ("flat", "pq"))
@@ -136,7 +155,9 @@ def test_pq_is_small():
 
 @pytest.mark.parametrize("kind", STORES)
 def test_a_store_is_what_a_dictionary_would_be(kind):
-    """Any series of operations, then: what is there is found with its own vector, what is not is never returned."""
+    """Any series of operations, then: what is there is found with its own vector, what is not is never
+    returned.
+    """
     draw, store, vectors = random.Random(4), filled(kind), iter(unit(3000, seed=2))
     truth = {1000 + i: vector for i, vector in enumerate(unit(600))}
     for _ in range(25):
@@ -189,7 +210,11 @@ def test_mistakes_with_stores_are_said_and_change_nothing(kind):
     assert store.search(vectors[:1], 400)[1].shape == (1, 400)
     arrays = store.arrays()
     last = max(arrays, key=lambda name: arrays[name].nbytes)
-    for damaged in ({"ids": arrays["ids"]}, arrays | {last: arrays[last][:7]}, arrays | {"ids": arrays["ids"][:7]}):
+    for damaged in (
+        {"ids": arrays["ids"]},
+        arrays | {last: arrays[last][:7]},
+        arrays | {"ids": arrays["ids"][:7]},
+    ):
         with pytest.raises(ValueError, match="damaged|do not go together"):
             open_store(kind, DIM, store.settings, damaged)
 
@@ -207,7 +232,9 @@ def test_stores_that_cannot_be_are_refused(kind, settings, words):
         make_store(kind, DIM, **settings)
 
 
-@pytest.mark.parametrize("kind, settings, words", [("ivf", {"cells": 50}, "50 cells need"), ("pq", {}, "10 are too few: use flat")])
+@pytest.mark.parametrize(
+    "kind, settings, words", [("ivf", {"cells": 50}, "50 cells need"), ("pq", {}, "10 are too few: use flat")]
+)
 def test_too_few_vectors_to_learn_from_are_refused(kind, settings, words):
     with pytest.raises(ValueError, match=words):
         make_store(kind, DIM, **settings).add(range(10), unit(10))
@@ -226,7 +253,9 @@ class Words:
         return np.array([row / np.linalg.norm(row) for row in rows], np.float32).reshape(-1, self.dim)
 
     def direction(self, word):
-        return np.random.default_rng(int(hashlib.sha256(word.encode()).hexdigest()[:8], 16)).standard_normal(self.dim)
+        return np.random.default_rng(int(hashlib.sha256(word.encode()).hexdigest()[:8], 16)).standard_normal(
+            self.dim
+        )
 
 
 TOKENIZER = BPETokenizer.train((s.text for d in DOCUMENTS for s in d.sections), 600)
@@ -235,7 +264,9 @@ TOKENIZER = BPETokenizer.train((s.text for d in DOCUMENTS for s in d.sections), 
 @pytest.mark.parametrize("changes", [{}, {"position": "rope", "norm": "rmsnorm"}])
 def test_hidden_states_are_the_mean_over_a_texts_own_tokens(changes):
     torch.manual_seed(0)
-    model = GPT(GPTConfig.preset("nano", vocab_size=600, block_size=24, n_layer=2, dropout=0.1, **changes)).train()
+    model = GPT(
+        GPTConfig.preset("nano", vocab_size=600, block_size=24, n_layer=2, dropout=0.1, **changes)
+    ).train()
     texts = ["The ferry leaves.", "Boats", " ".join(["harbour"] * 60), "It rains again on the pier today"]
     found = HiddenStates(model, TOKENIZER, "nano", batch_size=3).embed(texts)
     assert model.training and found.shape == (4, 128) and found.dtype == np.float32
@@ -244,7 +275,9 @@ def test_hidden_states_are_the_mean_over_a_texts_own_tokens(changes):
     model.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
     with torch.no_grad():
         for text in texts:
-            assert model(torch.tensor([TOKENIZER.encode(text)[:24]])).size(-1) == 600  # the model itself keeps its head
+            assert (
+                model(torch.tensor([TOKENIZER.encode(text)[:24]])).size(-1) == 600
+            )  # the model itself keeps its head
     expected = torch.cat([torch.nn.functional.normalize(s.mean(1), dim=-1) for s in states])
     assert found == pytest.approx(expected.numpy(), abs=1e-5)
     with pytest.raises(ValueError, match="empty text"):
@@ -259,11 +292,16 @@ def minilm():
 def test_minilm_is_what_transformers_computes(minilm):
     texts = ["When does the last tram leave?", "Cats. " * 300, "The tram runs until 23:10."]
     folder = fetch("minilm-config").parent
-    tokenizer, model = transformers.AutoTokenizer.from_pretrained(folder), transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        transformers.AutoModel.from_pretrained(folder).eval(),
+    )
     expected = []
     for text in texts:
         with torch.no_grad():
-            states = model(**tokenizer(text, truncation=True, max_length=256, return_tensors="pt")).last_hidden_state
+            states = model(
+                **tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+            ).last_hidden_state
         expected.append(torch.nn.functional.normalize(states.mean(1), dim=-1)[0].numpy())
     found = minilm.embed(texts)
     assert found == pytest.approx(np.stack(expected), abs=1e-5)
@@ -274,8 +312,17 @@ def test_minilm_is_what_transformers_computes(minilm):
 def test_the_right_section_is_among_the_first_five(minilm):
     index = Index(minilm)
     index.add(chunk_documents(DOCUMENTS, gpt2_tokenizer()))
-    found = {by: [[(hit.chunk.source, *hit.chunk.headings) for hit in index.search(q["question"], 10, by)] for q in QUESTIONS] for by in WAYS}
-    scores = {by: rank_scores(rankings, [{(q["document"], q["section"])} for q in QUESTIONS]) for by, rankings in found.items()}
+    found = {
+        by: [
+            [(hit.chunk.source, *hit.chunk.headings) for hit in index.search(q["question"], 10, by)]
+            for q in QUESTIONS
+        ]
+        for by in WAYS
+    }
+    scores = {
+        by: rank_scores(rankings, [{(q["document"], q["section"])} for q in QUESTIONS])
+        for by, rankings in found.items()
+    }
     assert scores["dense"]["recall@5"].mean >= 0.95
     assert scores["bm25"]["recall@5"].mean >= 0.7
 
@@ -286,7 +333,11 @@ CHUNKS = chunk_documents(DOCUMENTS, TOKENIZER, size=100, overlap=20, window=40)
 
 
 def results(index, k=7):
-    return [[(h.chunk, round(h.score, 4)) for h in index.search(q["question"], k, by)] for q in QUESTIONS[::16] for by in WAYS]
+    return [
+        [(h.chunk, round(h.score, 4)) for h in index.search(q["question"], k, by)]
+        for q in QUESTIONS[::16]
+        for by in WAYS
+    ]
 
 
 @pytest.mark.parametrize("kind", [*FAISS_KINDS, "qdrant"])
@@ -298,10 +349,18 @@ def test_an_index_is_saved_loaded_and_goes_on(tmp_path, kind):
     assert results(again) == results(index) and again.sources == index.sources
     for each in (index, again):
         each.delete(["ferry-fares.md"])
-        each.update([replace(c, text=c.text.replace("1909", "1955")) for c in CHUNKS if c.source == "tram-line.md"])
+        each.update(
+            [replace(c, text=c.text.replace("1909", "1955")) for c in CHUNKS if c.source == "tram-line.md"]
+        )
     assert results(again) == results(index)
-    found = [hit.chunk for by in WAYS for hit in again.search("In which year was the tram line opened? Fares of the ferry", 20, by)]
-    assert not any(c.source == "ferry-fares.md" or "1909" in c.text for c in found) and any("1955" in c.text for c in found)
+    found = [
+        hit.chunk
+        for by in WAYS
+        for hit in again.search("In which year was the tram line opened? Fares of the ferry", 20, by)
+    ]
+    assert not any(c.source == "ferry-fares.md" or "1909" in c.text for c in found) and any(
+        "1955" in c.text for c in found
+    )
     Index.load(again.save(tmp_path / "index"), Words())
     assert len(list((tmp_path / "index").iterdir())) == 2  # the old vectors are gone
 
@@ -311,9 +370,19 @@ def test_sync_embeds_only_what_is_new_or_changed():
     index.add(c for c in CHUNKS if c.source != "pets.md")
     embedded, embed = [], index.embedder.embed
     index.embedder.embed = lambda texts: embedded.extend(texts) or embed(texts)
-    changed = [replace(c, text=c.text + " New.") if c.source == "radio.md" else c for c in CHUNKS if c.source != "seals.md"]
+    changed = [
+        replace(c, text=c.text + " New.") if c.source == "radio.md" else c
+        for c in CHUNKS
+        if c.source != "seals.md"
+    ]
     assert index.sync(changed) == {"added": ["pets.md"], "changed": ["radio.md"], "gone": ["seals.md"]}
-    assert embedded == [text for source in ("radio.md", "pets.md") for c in changed if c.source == source for text in c.window_texts()]
+    assert embedded == [
+        text
+        for source in ("radio.md", "pets.md")
+        for c in changed
+        if c.source == source
+        for text in c.window_texts()
+    ]
     assert index.sync(changed) == {"added": [], "changed": [], "gone": []}
     fresh = Index(Words())
     fresh.add(changed)
@@ -333,8 +402,14 @@ def test_a_kept_index_embeds_nothing_twice(tmp_path):
     embedder, embedded = counting()
     index, changes = Index.kept(tmp_path / "index", embedder, CHUNKS)
     assert not embedded and not any(changes.values())
-    assert files == {f.name: f.read_bytes() for f in (tmp_path / "index").iterdir()}  # nothing changed, nothing written
-    changed = [replace(c, text=c.text + " New.") if c.source == "radio.md" else c for c in CHUNKS if c.source != "seals.md"]
+    assert files == {
+        f.name: f.read_bytes() for f in (tmp_path / "index").iterdir()
+    }  # nothing changed, nothing written
+    changed = [
+        replace(c, text=c.text + " New.") if c.source == "radio.md" else c
+        for c in CHUNKS
+        if c.source != "seals.md"
+    ]
     embedder, embedded = counting()
     _, changes = Index.kept(tmp_path / "index", embedder, changed)
     assert changes == {"added": [], "changed": ["radio.md"], "gone": ["seals.md"]}
@@ -367,7 +442,12 @@ def test_an_index_of_another_embedder_is_refused(tmp_path):
     index.save(tmp_path)
     other = Words()
     other.name = "letters"
-    with pytest.raises(ValueError, match=r"made with the embedder words \(64 numbers\), and cannot be searched with letters \(64 numbers\)"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"made with the embedder words \(64 numbers\), and cannot be searched with letters \(64 numbers\)"
+        ),
+    ):
         Index.load(tmp_path, other)
     with pytest.raises(ValueError, match="the store takes vectors of 3 numbers, but words makes 64"):
         Index(Words(), FaissStore(3))

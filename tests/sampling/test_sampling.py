@@ -1,4 +1,6 @@
-"""shared/sampling/generate.py against Hugging Face's filters, against the probabilities it should draw with, and against a plain idea of stopping."""
+"""shared/sampling/generate.py against Hugging Face's filters, against the probabilities it should draw with,
+and against a plain idea of stopping.
+"""
 
 import os
 import random
@@ -41,7 +43,9 @@ def test_top_p_equals_hugging_faces(top_p):
 
 def test_top_k_and_then_top_p_equal_hugging_faces():
     logits = random_logits()
-    assert torch.equal(filter_logits(logits, 10, 0.8), TopPLogitsWarper(0.8)(None, TopKLogitsWarper(10)(None, logits)))
+    assert torch.equal(
+        filter_logits(logits, 10, 0.8), TopPLogitsWarper(0.8)(None, TopKLogitsWarper(10)(None, logits))
+    )
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.6, 0.95])
@@ -55,7 +59,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p):
 
 def test_no_filter_changes_nothing():
     logits = random_logits()
-    assert torch.equal(filter_logits(logits), logits) and torch.equal(filter_logits(logits, top_p=1.0), logits)
+    assert torch.equal(filter_logits(logits), logits) and torch.equal(
+        filter_logits(logits, top_p=1.0), logits
+    )
 
 
 # ---- drawing
@@ -68,7 +74,16 @@ def test_temperature_zero_takes_the_largest_and_the_first_of_equals():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 4}, {"top_p": 0.7}, {"temperature": 1.5, "top_k": 6, "top_p": 0.9}], ids=str
+    "options",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 4},
+        {"top_p": 0.7},
+        {"temperature": 1.5, "top_k": 6, "top_p": 0.9},
+    ],
+    ids=str,
 )
 def test_tokens_come_up_as_often_as_their_probabilities_say(options):
     logits, n = random_logits(1, 10, seed=3)[0] / 3, 20_000
@@ -194,7 +209,11 @@ def test_a_token_is_yielded_as_soon_as_it_cannot_belong_to_a_stop_sequence():
 
     stream = generate(Counting([3, 1, 4, 1, 5]), [0], 5, temperature=0, stop=[[1, 5]])
     seen = [(token, len(calls)) for token in stream]
-    assert seen == [(3, 1), (1, 3), (4, 3)]  # the first 1 waits until 4 has come; the second one never appears
+    assert seen == [
+        (3, 1),
+        (1, 3),
+        (4, 3),
+    ]  # the first 1 waits until 4 has come; the second one never appears
 
 
 # ---- the seed, the cache, the model's mode
@@ -219,7 +238,11 @@ def test_a_seed_gives_the_same_ids_again_and_another_seed_others():
     assert text(None) != text(None)
 
 
-@pytest.mark.parametrize("options", [{}, {"position": "rope", "n_kv_head": 1}, {"position": "rope", "window": 3}, {"block_size": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"position": "rope", "n_kv_head": 1}, {"position": "rope", "window": 3}, {"block_size": 1}],
+    ids=str,
+)
 @pytest.mark.parametrize("prompt", [1, 11, 12, 13, 40])
 def test_the_cache_changes_nothing_also_past_block_size(options, prompt):
     model = small_gpt(**options)
@@ -236,7 +259,9 @@ def test_past_block_size_the_model_goes_on_with_its_last_half():
     new = list(generate(model, list(range(10)), 9, temperature=0, use_cache=False))
     text = list(range(10)) + new
     assert fed[:3] == [text[:10], text[:11], text[:12]]
-    assert fed[3] == text[7:13] and fed[4] == text[7:14]  # 13 tokens do not fit: the last 6, then growing again
+    assert (
+        fed[3] == text[7:13] and fed[4] == text[7:14]
+    )  # 13 tokens do not fit: the last 6, then growing again
 
 
 def test_with_the_cache_only_new_tokens_are_fed():
@@ -299,13 +324,22 @@ def test_a_character_that_is_never_finished_shows_at_the_end():
 def folder(tmp_path):
     tokenizer = CharTokenizer("abcdefgh\n ")
     torch.manual_seed(0)
-    return checkpoint.save(tmp_path / "model", GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=1, n_head=2, n_embd=8)), tokenizer)
+    return checkpoint.save(
+        tmp_path / "model",
+        GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=1, n_head=2, n_embd=8)),
+        tokenizer,
+    )
 
 
 def command(*args: str, text: str | None = None) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "LLM_WEEKS_TRACE"}
     return subprocess.run(
-        [sys.executable, "-m", "shared.sampling", "--device", "cpu", *args], capture_output=True, text=True, input=text, cwd=ROOT, env=environment
+        [sys.executable, "-m", "shared.sampling", "--device", "cpu", *args],
+        capture_output=True,
+        text=True,
+        input=text,
+        cwd=ROOT,
+        env=environment,
     )
 
 
@@ -320,7 +354,9 @@ def test_the_command_line_writes_the_prompt_and_what_follows(folder):
 
 
 def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_character(folder):
-    done = command("--checkpoint", str(folder), "--max-new-tokens", "5", "--temperature", "0", text="abc\nxyz\ncab\n\n")
+    done = command(
+        "--checkpoint", str(folder), "--max-new-tokens", "5", "--temperature", "0", text="abc\nxyz\ncab\n\n"
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("> ") == 4
     assert "> abc" in done.stdout and "> cab" in done.stdout

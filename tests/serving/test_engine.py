@@ -1,4 +1,6 @@
-"""shared/serving/engine.py and slots.py: a request's tokens are those that `shared.sampling.generate` gives it alone, whoever else is there."""
+"""shared/serving/engine.py and slots.py: a request's tokens are those that `shared.sampling.generate` gives
+it alone, whoever else is there.
+"""
 
 import random
 import threading
@@ -22,7 +24,16 @@ from tests.helpers import shake
 
 VOCAB, BLOCK = 61, 96
 GPT2 = GPTConfig(vocab_size=VOCAB, block_size=BLOCK, n_layer=2, n_head=2, n_embd=32)
-LLAMA = replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu", mlp_hidden=64, n_kv_head=1, bias=False, tie_weights=False)
+LLAMA = replace(
+    GPT2,
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    mlp_hidden=64,
+    n_kv_head=1,
+    bias=False,
+    tie_weights=False,
+)
 CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "window": replace(LLAMA, window=9, qk_norm=True)}
 
 
@@ -59,9 +70,14 @@ def request(prompt: list[int], draw: random.Random) -> Request:
     """Greedy or not, with filters or without, sometimes with stop sequences."""
     stop = [draw.choices(range(VOCAB), k=draw.randint(1, 2)) for _ in range(draw.randint(0, 6))]
     return Request(
-        prompt, draw.randint(1, min(30, BLOCK - len(prompt))), draw.choice([0, 0.7, 1.0]), draw.choice([None, 5]), draw.choice([None, 0.9]),
-        draw.randint(0, 99), stop,
-    )  # fmt: skip
+        prompt,
+        draw.randint(1, min(30, BLOCK - len(prompt))),
+        draw.choice([0, 0.7, 1.0]),
+        draw.choice([None, 5]),
+        draw.choice([None, 0.9]),
+        draw.randint(0, 99),
+        stop,
+    )
 
 
 # ---- the law: alone or in any batch
@@ -83,9 +99,18 @@ def test_requests_that_arrive_at_any_time_get_what_they_would_get_alone(name, sl
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 12), st.integers(0, 3), st.booleans()), min_size=1, max_size=10), st.integers(1, 5))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.integers(0, 12), st.integers(0, 3), st.booleans()),
+        min_size=1,
+        max_size=10,
+    ),
+    st.integers(1, 5),
+)
 def test_any_order_of_arrivals_and_departures(plan, slots):
-    """Each request: length of its prompt, tokens to write, steps before the next one arrives, whether it leaves half-way."""
+    """Each request: length of its prompt, tokens to write, steps before the next one arrives, whether it
+    leaves half-way.
+    """
     model = gpt()
     engine, kept = stepped(model, slots=slots), []
     for number, (length, new, wait, leaves) in enumerate(plan):
@@ -106,7 +131,10 @@ def test_threads_that_submit_at_once_get_what_they_would_get_alone():
     model, results = gpt(), {}
     requests = [request(prompt, random.Random(i)) for i, prompt in enumerate(prompts(16, 5))]
     engine = Engine(model, slots=3, chunk=8)
-    threads = [threading.Thread(target=lambda i=i, r=r: results.update({i: ids(engine.submit(r))})) for i, r in enumerate(requests)]
+    threads = [
+        threading.Thread(target=lambda i=i, r=r: results.update({i: ids(engine.submit(r))}))
+        for i, r in enumerate(requests)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -141,7 +169,9 @@ def test_each_row_has_the_adapter_that_it_asks_for():
                 p.normal_(std=0.3)
     names = [None, "one", "two", "one", None, "two", "one"]
     requests = [Request(prompt, 10, seed=3, adapter=name) for prompt, name in zip(prompts(7, 3), names)]
-    same_prompt = [Request([1] * 40, 10, seed=3, adapter=name) for name in names]  # nor does one take over another's keys
+    same_prompt = [
+        Request([1] * 40, 10, seed=3, adapter=name) for name in names
+    ]  # nor does one take over another's keys
     engine = stepped(model)
     found = [engine.submit(r) for r in requests + same_prompt]
     run(engine)
@@ -173,7 +203,9 @@ def test_log_probabilities_of_the_prompt_and_of_what_follows(length):
     assert greedy.tolist() == [t.top[0][0] == t.id and t.top[0][1] == t.logprob for t in tokens[1:]]
     with torch.no_grad():
         best = F.log_softmax(model(torch.tensor([text]))[0, :-1], -1).topk(4)
-    torch.testing.assert_close(torch.tensor([[p for _, p in t.top] for t in tokens[1:]]), best.values, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor([[p for _, p in t.top] for t in tokens[1:]]), best.values, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_log_probabilities_are_of_the_model_whatever_the_temperature():
@@ -233,7 +265,13 @@ def test_slots_are_taken_over_again_and_again():
     requests = []
     for i in range(60):
         base = draw.choice(bases)
-        requests.append(Request([*base[: draw.randint(1, len(base))], *draw.choices(range(VOCAB), k=draw.randint(0, 4))], 4, seed=i))
+        requests.append(
+            Request(
+                [*base[: draw.randint(1, len(base))], *draw.choices(range(VOCAB), k=draw.randint(0, 4))],
+                4,
+                seed=i,
+            )
+        )
     found = [engine.submit(r) for r in requests]
     run(engine)
     assert [ids(g) for g in found] == [alone(model, r) for r in requests]
@@ -346,7 +384,9 @@ def test_a_request_whose_slot_cannot_be_prepared_is_ended_and_not_lost(monkeypat
         ids(engine.submit(Request(prompt, 2)))
     with monkeypatch.context() as broken:
         broken.setattr(engine._cache, "copy", fail)
-        with pytest.raises(RuntimeError, match="could not finish"):  # it begins as the first one did, but not so far
+        with pytest.raises(
+            RuntimeError, match="could not finish"
+        ):  # it begins as the first one did, but not so far
             ids(engine.submit(Request([*range(8), *range(30, 40)], 2)))
     r = Request([1, 2], 5, seed=1)
     assert ids(engine.submit(r)) == alone(gpt(), r) and engine.wait_idle(10)
@@ -376,7 +416,10 @@ def test_values_that_are_not_finite_do_not_outlive_their_text():
         ({"prompt": []}, "at least one token to start from"),
         ({"prompt": [VOCAB]}, f"ids go from 0 to {VOCAB - 1}"),
         ({"prompt": [-1]}, "outside the vocabulary"),
-        ({"prompt": [1] * 90, "max_new_tokens": 7}, "90 tokens of prompt and 7 new ones are 97, and this model takes 96"),
+        (
+            {"prompt": [1] * 90, "max_new_tokens": 7},
+            "90 tokens of prompt and 7 new ones are 97, and this model takes 96",
+        ),
         ({"max_new_tokens": -1}, "max_new_tokens=-1 is out of range"),
         ({"temperature": -1}, "temperature=-1 is out of range"),
         ({"top_k": 0}, "top_k=0 is out of range"),
@@ -394,7 +437,9 @@ def test_a_request_that_cannot_be_done_is_refused(change, message):
         stepped(gpt()).submit(Request(**({"prompt": [1], "max_new_tokens": 3} | change)))
 
 
-@pytest.mark.parametrize("options", [{"slots": 0}, {"chunk": 0}, {"queue": -1}, {"max_length": BLOCK + 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"slots": 0}, {"chunk": 0}, {"queue": -1}, {"max_length": BLOCK + 1}], ids=str
+)
 def test_an_engine_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Engine(gpt(), **options)

@@ -1,4 +1,6 @@
-"""shared/serving/load.py against a server whose every moment is known: a clock that ticks with each word it sends."""
+"""shared/serving/load.py against a server whose every moment is known: a clock that ticks with each word it
+sends.
+"""
 
 import asyncio
 import json
@@ -14,12 +16,18 @@ from shared.serving.load import Load, percentile
 
 
 class Stub:
-    """Sends the words that are asked for, each when all requests that are there have had one; a second of its clock for each round of them."""
+    """Sends the words that are asked for, each when all requests that are there have had one; a second of its
+    clock for each round of them.
+    """
 
     def __init__(self, monkeypatch, broken: str | None = None):
         self.now, self.busy, self.most, self.asked, self.broken = 0.0, 0, [], [], broken
         monkeypatch.setattr(load, "clock", lambda: self.now)
-        monkeypatch.setattr(load, "client", lambda url: httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app()), base_url=url))
+        monkeypatch.setattr(
+            load,
+            "client",
+            lambda url: httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app()), base_url=url),
+        )
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -48,13 +56,21 @@ class Stub:
             yield chunk([{"text": "word "}])
         self.busy -= 1
         if self.broken != "breaks off":
-            yield chunk([], {"completion_tokens": body["max_tokens"], "prompt_tokens_details": {"cached_tokens": 5}})
+            yield chunk(
+                [], {"completion_tokens": body["max_tokens"], "prompt_tokens_details": {"cached_tokens": 5}}
+            )
             yield "data: [DONE]\n\n"
 
 
 def test_throughput_asks_for_the_same_work_each_way_in_turns(monkeypatch):
     stub = Stub(monkeypatch)
-    rates = asyncio.run(load.throughput("http://stub/v1", lambda number: [number], Load(tokens=6, texts=4, at_once=(1, 4), turns=3, clients=2)))
+    rates = asyncio.run(
+        load.throughput(
+            "http://stub/v1",
+            lambda number: [number],
+            Load(tokens=6, texts=4, at_once=(1, 4), turns=3, clients=2),
+        )
+    )
     assert {n: len(values) for n, values in rates.items()} == {1: 3, 4: 3}
     assert rates[1] == pytest.approx([1.0] * 3) and min(rates[4]) > 2  # a second a word alone; four share one
     measured = stub.most[2:]
@@ -67,7 +83,9 @@ def test_throughput_asks_for_the_same_work_each_way_in_turns(monkeypatch):
 
 def test_delays_of_every_request_and_never_more_clients_than_said(monkeypatch):
     stub = Stub(monkeypatch)
-    found = asyncio.run(load.delays("http://stub/v1", lambda number: "x", Load(tokens=5, requests=7, clients=3)))
+    found = asyncio.run(
+        load.delays("http://stub/v1", lambda number: "x", Load(tokens=5, requests=7, clients=3))
+    )
     assert len(found.first) == 7 and len(found.between) == 7 * 4 and found.health
     assert max(stub.most) == 3
 
@@ -83,11 +101,17 @@ def test_a_text_is_timed_from_asking_and_knows_what_was_reused(monkeypatch):
     assert (text.tokens, text.reused, len(text.times)) == (3, 5, 3) and stub.now == 3
 
 
-@pytest.mark.parametrize("broken, words", [("refuses", "the server says 400: .*too much"), ("breaks off", "broke off a text")])
+@pytest.mark.parametrize(
+    "broken, words", [("refuses", "the server says 400: .*too much"), ("breaks off", "broke off a text")]
+)
 def test_what_the_server_does_not_do_is_said(broken, words, monkeypatch):
     Stub(monkeypatch, broken)
     with pytest.raises(ValueError, match=words):
-        asyncio.run(load.throughput("http://stub/v1", lambda number: "x", Load(tokens=2, texts=1, at_once=(1,), turns=1)))
+        asyncio.run(
+            load.throughput(
+                "http://stub/v1", lambda number: "x", Load(tokens=2, texts=1, at_once=(1,), turns=1)
+            )
+        )
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):

@@ -1,5 +1,6 @@
-"""shared/serving/page.py in a real browser: what it shows is what `shared.sampling.generate` writes, Stop ends it in the engine, nothing is fetched
-from elsewhere, and the key and the limits hold."""
+"""shared/serving/page.py in a real browser: what it shows is what `shared.sampling.generate` writes, Stop
+ends it in the engine, nothing is fetched from elsewhere, and the key and the limits hold.
+"""
 
 import math
 import os
@@ -34,17 +35,25 @@ from shared.tokenizers.bpe import END_OF_TEXT
 from tests.helpers import serving, shake
 
 CHARS = CharTokenizer.train(string.digits + string.ascii_letters + string.punctuation + " \n")
-TALKS = BPETokenizer.train("the boat is at sea, the sea is deep", 270, special_tokens=[END_OF_TEXT, IM_START, IM_END])
+TALKS = BPETokenizer.train(
+    "the boat is at sea, the sea is deep", 270, special_tokens=[END_OF_TEXT, IM_START, IM_END]
+)
 MARKUP = '<img src=x onerror="document.title=1"> ${7*7} {{value}} ![x](http://example.com/x.png)\n  two'
-DOCUMENTS = {"boats.md": f"# Boats\n\nBoth boats are green. {MARKUP}\n", "bells.md": "# Bells\n\nThe bell is struck at noon.\n"}
+DOCUMENTS = {
+    "boats.md": f"# Boats\n\nBoth boats are green. {MARKUP}\n",
+    "bells.md": "# Bells\n\nThe bell is struck at noon.\n",
+}
 expect.set_options(timeout=20_000)  # milliseconds; only a page that is wrong takes so long
 FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-).split()  # fmt: skip
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+).split()
 
 
 def gpt(tokenizer) -> GPT:
-    return shake(GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=256, n_layer=2, n_head=2, n_embd=32)))
+    return shake(
+        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=256, n_layer=2, n_head=2, n_embd=32))
+    )
 
 
 def pirate() -> GPT:
@@ -70,7 +79,9 @@ def completing(tmp_path_factory):
         (folder / name).write_text(text, encoding="utf-8")
     index = Index(HiddenStates(gpt(CHARS), CHARS, "tiny"))
     index.add(chunk_documents(load_documents(folder).documents, CHARS))
-    with page_of(create_app(pirate(), CHARS, "tiny", slots=1, queue=1, limits=Limits(tokens=200)), index) as server:
+    with page_of(
+        create_app(pirate(), CHARS, "tiny", slots=1, queue=1, limits=Limits(tokens=200)), index
+    ) as server:
         yield SimpleNamespace(**vars(server), index=index)
 
 
@@ -84,7 +95,9 @@ def chatting():
 def chromium():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        message = "the page is tested in Chromium, which is not here: install it (Debian: apt-get install chromium)"
+        message = (
+            "the page is tested in Chromium, which is not here: install it (Debian: apt-get install chromium)"
+        )
         pytest.fail(message) if os.environ.get("CI") and sys.platform == "linux" else pytest.skip(message)
     with sync_playwright() as playwright:
         offline = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
@@ -95,7 +108,9 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """Opens a server's page in a window of its own. In the end: what was fetched came from that server, and no script failed."""
+    """Opens a server's page in a window of its own. In the end: what was fetched came from that server, and
+    no script failed.
+    """
     contexts, foreign, failed = [], [], []
 
     def open_page(server, width=1200, ready="#send"):
@@ -103,7 +118,14 @@ def visit(chromium):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("request", lambda request: None if request.url.startswith((server.url, "data:", "blob:")) else foreign.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((server.url, "data:", "blob:"))
+                else foreign.append(request.url)
+            ),
+        )
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto(server.url)
         page.locator(ready).wait_for()
@@ -129,13 +151,18 @@ def ask(page, text: str, length: int = 20, seed: str = "1", wait: bool = True) -
 
 
 def said(page, who: str = "bot") -> list[str]:
-    return [message.text_content() for message in page.locator(f"#chat [data-testid={who}] .message-content").all()]
+    return [
+        message.text_content()
+        for message in page.locator(f"#chat [data-testid={who}] .message-content").all()
+    ]
 
 
 def shades(page) -> list[tuple[str, int, str]]:
     """Of each token: its text, its shade, and the share of it that is shown."""
-    return page.evaluate("""[...document.querySelectorAll('#tokens .shade')].map(t => [
-        t.firstChild.textContent, Number(t.className.match(/shade-(\\d)/)[1]), t.querySelector('.chosen').nextSibling.textContent])""")
+    return page.evaluate(
+        """[...document.querySelectorAll('#tokens .shade')].map(t => [
+        t.firstChild.textContent, Number(t.className.match(/shade-(\\d)/)[1]), t.querySelector('.chosen').nextSibling.textContent])"""
+    )
 
 
 # ---- texts and tokens
@@ -152,9 +179,15 @@ def test_a_text_goes_on_as_the_sampler_writes_it_each_token_in_its_shade(visit, 
         shares = model(torch.tensor([prompt + ids]))[0, 2:-1].softmax(-1)[range(20), ids].tolist()
     shown = shades(page)
     assert "".join(text for text, _, _ in shown).replace("↵", "") == CHARS.decode(ids).replace("\t", "⇥")
-    assert [shade for _, shade, _ in shown] == [sum(share < bound for bound in (0.5, 0.2, 0.05, 0.01)) for share in shares]
+    assert [shade for _, shade, _ in shown] == [
+        sum(share < bound for bound in (0.5, 0.2, 0.05, 0.01)) for share in shares
+    ]
     for (_, _, text), share in zip(shown, shares):
-        assert text == "under 0.1 %" if share < 0.0009 else float(text.removesuffix(" %")) == pytest.approx(100 * share, abs=0.06)
+        assert (
+            text == "under 0.1 %"
+            if share < 0.0009
+            else float(text.removesuffix(" %")) == pytest.approx(100 * share, abs=0.06)
+        )
 
 
 def test_pointing_at_a_token_names_the_likeliest(visit, completing):
@@ -172,15 +205,22 @@ def test_pointing_at_a_token_names_the_likeliest(visit, completing):
     assert shares == pytest.approx((100 * best.values).tolist(), abs=0.06)
 
 
-@pytest.mark.parametrize(("least", "shade"), [(0.51, 0), (0.5, 0), (0.21, 1), (0.06, 2), (0.02, 3), (0.001, 4), (1e-9, 4)])
+@pytest.mark.parametrize(
+    ("least", "shade"), [(0.51, 0), (0.5, 0), (0.21, 1), (0.06, 2), (0.02, 3), (0.001, 4), (1e-9, 4)]
+)
 def test_shades(least, shade):
     token = Token(5, math.log(least) + 1e-9, ((5, math.log(least) + 1e-9),))
-    assert f'class="shade shade-{shade}"' in token_view({5: b"<&"}, [token]) and "&lt;&amp;" in token_view({5: b"<&"}, [token])
+    assert f'class="shade shade-{shade}"' in token_view({5: b"<&"}, [token]) and "&lt;&amp;" in token_view(
+        {5: b"<&"}, [token]
+    )
 
 
 def test_a_conversation_is_read_as_a_whole(visit, chatting):
     page = visit(chatting)
-    assert "answers what you write" in page.locator(".title").inner_text() and not page.locator("#documents").is_visible()
+    assert (
+        "answers what you write" in page.locator(".title").inner_text()
+        and not page.locator("#documents").is_visible()
+    )
     talk, model = [], gpt(TALKS)
     ends = [[TALKS.special_tokens[token]] for token in (END_OF_TEXT, IM_END)]
     for question in ("the sea", "the boat"):
@@ -188,7 +228,9 @@ def test_a_conversation_is_read_as_a_whole(visit, chatting):
         ask(page, question, length=12)
         text = TALKS.decode(written(model, chat_prompt(TALKS, talk), 12, stop=ends))
         talk.append({"role": "assistant", "content": text})
-        assert said(page) == [m["content"].replace("\0", "") for m in talk if m["role"] == "assistant"]  # which no browser shows
+        assert said(page) == [
+            m["content"].replace("\0", "") for m in talk if m["role"] == "assistant"
+        ]  # which no browser shows
     page.locator("#new").click()
     expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
     ask(page, "the sea", length=12)
@@ -213,7 +255,9 @@ def test_an_answer_from_documents_shows_what_was_read(visit, completing):
     ask(page, question)
     (hit,) = completing.index.search(question, 1)
     prompt = compose(question, [hit.chunk], CHARS, 256 - 20)
-    text = CHARS.decode(written(use_adapters(pirate(), ()), prompt.ids, temperature=0)).lstrip().split("\n")[0]
+    text = (
+        CHARS.decode(written(use_adapters(pirate(), ()), prompt.ids, temperature=0)).lstrip().split("\n")[0]
+    )
     assert said(page) == [text or "I don't know."]
     assert page.locator("#passages cite").text_content() == hit.chunk.cite
     assert page.locator("#passages .passage").text_content() == hit.chunk.cite + prompt.chunks[0].text
@@ -297,7 +341,11 @@ def test_a_full_queue_is_said_and_the_text_is_kept(visit, completing, brake):
     filling = [completing.engine.submit(Request([1], 200)) for _ in range(2)]
     ask(page, "abc", wait=False)
     expect(page.locator("#status [role=alert]")).to_contain_text("ask again later")
-    assert page.locator("#text textarea").input_value() == "abc" and said(page, "user") == [] and page.locator("#send").is_enabled()
+    assert (
+        page.locator("#text textarea").input_value() == "abc"
+        and said(page, "user") == []
+        and page.locator("#send").is_enabled()
+    )
     for generation in filling:
         generation.cancel()
     brake.release(10)
@@ -310,9 +358,13 @@ def test_a_full_queue_is_said_and_the_text_is_kept(visit, completing, brake):
 def test_what_cannot_be_done_is_said_and_the_text_is_kept(visit, completing):
     page = visit(completing)
     for text, seed, message in (
-        (" ", "", "Type something first"), ("a" * 300, "", "longer than the 256 tokens"), ("a" * 256, "", "256 tokens of prompt"), ("é", "", "é"),
-        ("abc", "one", "The seed 'one' is no whole number"), ("abc", "-1", "Seed -1 is out of range"),
-    ):  # fmt: skip
+        (" ", "", "Type something first"),
+        ("a" * 300, "", "longer than the 256 tokens"),
+        ("a" * 256, "", "256 tokens of prompt"),
+        ("é", "", "é"),
+        ("abc", "one", "The seed 'one' is no whole number"),
+        ("abc", "-1", "Seed -1 is out of range"),
+    ):
         ask(page, text, seed=seed, wait=False)
         expect(page.locator("#status [role=alert]")).to_contain_text(message)
         assert said(page, "user") == [] and page.locator("#text textarea").input_value() == text
@@ -323,12 +375,20 @@ def test_with_a_key_nothing_is_there_without_it(visit):
         with httpx.Client(base_url=server.url) as http:
             assert "Temperature" not in http.get("/").text
             for method, path in (
-                ("GET", "/config"), ("GET", "/gradio_api/info"), ("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/upload"),
-                ("POST", "/gradio_api/run/send"), ("POST", "/gradio_api/call/send"), ("GET", "/v1/models"),
-            ):  # fmt: skip
+                ("GET", "/config"),
+                ("GET", "/gradio_api/info"),
+                ("POST", "/gradio_api/queue/join"),
+                ("POST", "/gradio_api/upload"),
+                ("POST", "/gradio_api/run/send"),
+                ("POST", "/gradio_api/call/send"),
+                ("GET", "/v1/models"),
+            ):
                 assert http.request(method, path, json={}).status_code == 401, path
             for password in ("", "open", "open sesame "):
-                assert http.post("/login", data={"username": "x", "password": password}).status_code in (400, 422)
+                assert http.post("/login", data={"username": "x", "password": password}).status_code in (
+                    400,
+                    422,
+                )
         page = visit(server, ready="input[type=password]")
         assert "API key" in page.inner_text("body")
         for password in ("open", "open sesame"):
@@ -362,8 +422,10 @@ def test_the_newest_week_with_a_checkpoint_is_served(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     assert own_checkpoint() is None
     for week, path in (
-        ("06_gpt2", "smoke/shakespeare/gpt2/best"), ("04_mini_gpt", "laptop/shakespeare/headline/best"), ("06_gpt2", "gpu/shakespeare/gpt2/best"),
-    ):  # fmt: skip
+        ("06_gpt2", "smoke/shakespeare/gpt2/best"),
+        ("04_mini_gpt", "laptop/shakespeare/headline/best"),
+        ("06_gpt2", "gpu/shakespeare/gpt2/best"),
+    ):
         folder = tmp_path / "checkpoints" / week / path
         folder.mkdir(parents=True)
         assert own_checkpoint() == (week, folder)

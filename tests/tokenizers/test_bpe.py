@@ -1,4 +1,6 @@
-"""shared/tokenizers/bpe.py against tiktoken (ids), Hugging Face's tokenizers (training), and a plain loop that recounts every pair."""
+"""shared/tokenizers/bpe.py against tiktoken (ids), Hugging Face's tokenizers (training), and a plain loop
+that recounts every pair.
+"""
 
 import json
 import random
@@ -30,7 +32,9 @@ def gpt2() -> BPETokenizer:
 def tiktokens_gpt2() -> tiktoken.Encoding:
     """tiktoken's own loader on the same two files, so that the test needs no network."""
     ranks = data_gym_to_mergeable_bpe_ranks(str(fetch("gpt2-merges")), str(fetch("gpt2-vocabulary")))
-    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
+    return tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256}
+    )
 
 
 @cache
@@ -40,14 +44,15 @@ def shakespeare() -> str:
 
 def as_tiktoken(tokenizer: BPETokenizer) -> tiktoken.Encoding:
     ranks = {token: i for i, token in tokenizer.vocab.items() if i not in tokenizer.special_tokens.values()}
-    return tiktoken.Encoding("ours", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens=tokenizer.special_tokens)
+    return tiktoken.Encoding(
+        "ours", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens=tokenizer.special_tokens
+    )
 
 
 # ---- strings that tokenizers stumble over
 
-# Python's Unicode is older than the libraries': what is a letter only since the newest version is one for `regex` and not yet for tiktoken.
-
-
+# Python's Unicode is older than the libraries': what is a letter only since the newest version is one for
+# `regex` and not yet for tiktoken.
 
 
 def test_gpt2s_ids_are_tiktokens_on_100_000_strings():
@@ -79,7 +84,9 @@ def test_a_tokenizer_of_our_own_gives_tiktokens_ids(pattern):
         assert ours.encode(text) == theirs.encode_ordinary(text), ascii(text[:100])
 
 
-@pytest.mark.parametrize("text", ["a" * 20_000, " " * 20_000, "ab" * 10_000, "中文" * 5_000], ids=["a", "space", "ab", "Chinese"])
+@pytest.mark.parametrize(
+    "text", ["a" * 20_000, " " * 20_000, "ab" * 10_000, "中文" * 5_000], ids=["a", "space", "ab", "Chinese"]
+)
 def test_a_piece_of_any_length_is_encoded_in_no_time(text):
     """The plain way takes n² steps for n bytes: here that would be minutes."""
     assert gpt2().encode(text) == tiktokens_gpt2().encode_ordinary(text)
@@ -137,14 +144,19 @@ def test_a_long_piece_is_not_kept():
     tokenizer.encode("a word and " + "x" * 100_000)
     kept = dict(tokenizer._ids_of_piece)
     assert {"a", " word", " and"} == kept.keys()
-    assert tokenizer.decode(tokenizer.encode(" " + "y" * 1000)) == " " + "y" * 1000 and dict(tokenizer._ids_of_piece) == kept
+    assert (
+        tokenizer.decode(tokenizer.encode(" " + "y" * 1000)) == " " + "y" * 1000
+        and dict(tokenizer._ids_of_piece) == kept
+    )
 
 
 # ---- training
 
 
 def plain_training(text: str, merges: int, pattern: str) -> list[tuple[bytes, bytes]]:
-    """The textbook's loop: count every pair in the whole text, merge the most frequent one everywhere, start again."""
+    """The textbook's loop: count every pair in the whole text, merge the most frequent one everywhere, start
+    again.
+    """
     pieces = [[bytes([b]) for b in piece.encode()] for piece in regex.findall(pattern, text)]
     learned = []
     for _ in range(merges):
@@ -183,7 +195,11 @@ def test_training_equals_the_plain_loop(name, pattern):
 def test_of_equally_frequent_pairs_the_greater_is_merged_first():
     assert BPETokenizer.train("ab cd ab cd", 258).merges == [(b"c", b"d"), (b"a", b"b")]
     # A token sorts after those that it begins with: (a, bb) is greater than (a, b).
-    assert BPETokenizer.train("xabb", 259, pattern=r"\S+|\s+").merges == [(b"x", b"a"), (b"xa", b"b"), (b"xab", b"b")]
+    assert BPETokenizer.train("xabb", 259, pattern=r"\S+|\s+").merges == [
+        (b"x", b"a"),
+        (b"xa", b"b"),
+        (b"xab", b"b"),
+    ]
 
 
 def test_training_agrees_with_hugging_face_where_no_two_pairs_are_equally_frequent():
@@ -223,7 +239,11 @@ def test_a_stream_of_documents_is_read_once_and_no_pair_crosses_from_one_to_the_
 
 @pytest.mark.parametrize(
     ("size", "special", "message"),
-    [(255, (), "at least 256"), (256, ("<s>",), "at least 257"), (4000, (), r"has pairs for \d+ tokens only; choose at most that")],
+    [
+        (255, (), "at least 256"),
+        (256, ("<s>",), "at least 257"),
+        (4000, (), r"has pairs for \d+ tokens only; choose at most that"),
+    ],
 )
 def test_a_size_that_cannot_be_had_is_refused(size, special, message):
     with pytest.raises(ValueError, match=f"vocab_size={size}.*{message}"):
@@ -261,7 +281,9 @@ def test_special_tokens_are_tiktokens():
     theirs = as_tiktoken(ours)
     for text in ("<|end|>", "a<|end|>b<|pad|><|end|> <|end|", "", "<|pad|>", "aa <|end|><|end|>aa"):
         for allowed in ({"<|end|>"}, set(), {"<|end|>", "<|pad|>"}):
-            assert ours.encode(text, allowed_special=allowed) == theirs.encode(text, allowed_special=allowed, disallowed_special=())
+            assert ours.encode(text, allowed_special=allowed) == theirs.encode(
+                text, allowed_special=allowed, disallowed_special=()
+            )
 
 
 def test_an_unknown_special_token_is_refused():
@@ -273,7 +295,9 @@ def test_an_unknown_special_token_is_refused():
 
 
 @pytest.mark.parametrize(
-    "tokenizer", [SPECIAL, BPETokenizer.train("1234 x1234 xxx", 258, GPT4_PATTERN), BPETokenizer([])], ids=["special", "GPT-4's pattern", "bytes"]
+    "tokenizer",
+    [SPECIAL, BPETokenizer.train("1234 x1234 xxx", 258, GPT4_PATTERN), BPETokenizer([])],
+    ids=["special", "GPT-4's pattern", "bytes"],
 )
 def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, tokenizer):
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -294,7 +318,11 @@ def test_gpt2s_own_order_of_ids_is_saved_too(tmp_path):
 
 def test_fingerprints_differ_where_ids_differ():
     text = "ab ab ac 12345"
-    kinds = [BPETokenizer.train(text, 258), BPETokenizer.train(text, 259), BPETokenizer.train(text, 258, GPT4_PATTERN)]
+    kinds = [
+        BPETokenizer.train(text, 258),
+        BPETokenizer.train(text, 259),
+        BPETokenizer.train(text, 258, GPT4_PATTERN),
+    ]
     kinds += [BPETokenizer.train(text, 259, special_tokens=("<s>",)), CharTokenizer.train(text)]
     assert len({t.fingerprint for t in kinds}) == len(kinds)
 
@@ -315,7 +343,12 @@ def test_fingerprints_differ_where_ids_differ():
 )
 def test_a_damaged_file_is_named(tmp_path, change, message):
     path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps({"kind": "BPETokenizer", "pattern": GPT2_PATTERN, "special_tokens": {}, "merges": [["a", "b"]]} | change))
+    path.write_text(
+        json.dumps(
+            {"kind": "BPETokenizer", "pattern": GPT2_PATTERN, "special_tokens": {}, "merges": [["a", "b"]]}
+            | change
+        )
+    )
     with pytest.raises(ValueError, match=message):
         BPETokenizer.load(path)
 
@@ -326,8 +359,14 @@ def test_a_damaged_file_is_named(tmp_path, change, message):
 @pytest.mark.parametrize("text", ["\ud800", "fine so far \udfff", "\udc80\ud800 pair the wrong way round"])
 def test_half_a_surrogate_pair_is_refused_with_its_place(text):
     at = next(i for i, c in enumerate(text) if 0xD800 <= ord(c) <= 0xDFFF)
-    for use in (gpt2().encode, lambda t: BPETokenizer.train(t, 256), lambda t: BPETokenizer.train(["x", t], 257)):
-        with pytest.raises(ValueError, match=rf"half a surrogate pair \(U\+{ord(text[at]):04X}\) at position {at}"):
+    for use in (
+        gpt2().encode,
+        lambda t: BPETokenizer.train(t, 256),
+        lambda t: BPETokenizer.train(["x", t], 257),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"half a surrogate pair \(U\+{ord(text[at]):04X}\) at position {at}"
+        ):
             use(text)
 
 
@@ -347,4 +386,7 @@ def test_half_a_character_is_decoded_as_tiktoken_does():
 def test_printable_tokens_are_gpt2s():
     theirs = json.loads(fetch("gpt2-vocabulary").read_text(encoding="utf-8"))
     del theirs[END_OF_TEXT]
-    assert all(bpe.to_printable(bpe.from_printable(token)) == token and gpt2().vocab[i] == bpe.from_printable(token) for token, i in theirs.items())
+    assert all(
+        bpe.to_printable(bpe.from_printable(token)) == token and gpt2().vocab[i] == bpe.from_printable(token)
+        for token, i in theirs.items()
+    )

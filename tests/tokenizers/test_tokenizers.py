@@ -54,7 +54,9 @@ def test_fingerprints_differ_where_ids_differ():
 
 
 def test_an_unknown_character_is_named_with_its_place():
-    with pytest.raises(ValueError, match=r"character 'x' \(U\+0078\) at position 3 is not in the vocabulary of 4 characters"):
+    with pytest.raises(
+        ValueError, match=r"character 'x' \(U\+0078\) at position 3 is not in the vocabulary of 4 characters"
+    ):
         CharTokenizer.train("hello").encode("helxlo?")
 
 
@@ -74,10 +76,19 @@ def test_an_empty_text_and_a_doubled_character_are_refused():
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"not json", b'{"kind": "CharTokenizer", "chars": "ab', b'{"chars": "ab"}', b"[]", b"3", b'"kind"', b"\xff\xfe",
-        b'{"kind": "CharTokenizer"}', b'{"kind": "CharTokenizer", "chars": 7}', b'{"kind": "CharTokenizer", "chars": ""}',
+        b"",
+        b"not json",
+        b'{"kind": "CharTokenizer", "chars": "ab',
+        b'{"chars": "ab"}',
+        b"[]",
+        b"3",
+        b'"kind"',
+        b"\xff\xfe",
+        b'{"kind": "CharTokenizer"}',
+        b'{"kind": "CharTokenizer", "chars": 7}',
+        b'{"kind": "CharTokenizer", "chars": ""}',
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_a_value_error_that_names_it(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
@@ -90,7 +101,9 @@ def test_a_missing_file_is_named(tmp_path):
         Tokenizer.load(tmp_path / "nowhere.json")
 
 
-@pytest.mark.parametrize("kind", ["WordTokenizer", "Tokenizer", "gpt2_tokenizer", "os", 3, ["CharTokenizer"], None])
+@pytest.mark.parametrize(
+    "kind", ["WordTokenizer", "Tokenizer", "gpt2_tokenizer", "os", 3, ["CharTokenizer"], None]
+)
 def test_an_unknown_kind_is_named_with_the_known_ones(tmp_path, kind):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"kind": kind, "chars": "ab"}))

@@ -1,4 +1,6 @@
-"""shared/training/distributed.py: two processes give the losses of one, and checkpoints do not care how many there were."""
+"""shared/training/distributed.py: two processes give the losses of one, and checkpoints do not care how many
+there were.
+"""
 
 import json
 import shutil
@@ -35,7 +37,16 @@ def together(tmp_path_factory):
         train(corpus, folder / "one-ddp", OneProcess(), stop=True)
         shutil.copytree(folder / "one-ddp", folder / "one-fsdp")
         script = Path(__file__).with_name("train_together.py")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(text), str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(script),
+            str(text),
+            str(folder),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-3000:]
         yield json.loads((folder / "losses.json").read_text()), alone, folder, corpus
@@ -59,7 +70,9 @@ def test_two_processes_go_on_where_they_or_one_had_stopped(together, kind, how):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_goes_on_where_two_had_stopped(together, kind):
     _, alone, folder, corpus = together
-    assert train(corpus, folder / f"{kind}-for-one", OneProcess(), resume=True) == pytest.approx(alone[4:], rel=1e-5)
+    assert train(corpus, folder / f"{kind}-for-one", OneProcess(), resume=True) == pytest.approx(
+        alone[4:], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +90,9 @@ def test_their_checkpoints_are_whole_and_the_same(together, kind, name):
 
 def test_recomputed_gradients_are_the_same():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=40, block_size=16, n_layer=3, n_head=2, n_embd=16, dropout=0.1, position="rope")).train()
+    model = GPT(
+        GPTConfig(vocab_size=40, block_size=16, n_layer=3, n_head=2, n_embd=16, dropout=0.1, position="rope")
+    ).train()
     idx = torch.randint(40, (2, 16))
     grads = []
     for again in (False, True):
@@ -121,7 +136,9 @@ def test_a_recomputing_model_writes_the_same_text_with_a_cache():
 def test_bf16_keeps_the_weights_in_fp32_and_computes_in_bf16(corpus):
     seen = []
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=16))
+    model = GPT(
+        GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=16)
+    )
     model.blocks[0].mlp.up_proj.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
     config = TrainConfig(steps=2, batch_size=2, block_size=16, eval_every=2, eval_windows=2)
     losses = {}
@@ -135,14 +152,24 @@ def test_bf16_keeps_the_weights_in_fp32_and_computes_in_bf16(corpus):
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_training_has_the_same_losses(corpus, recompute, monkeypatch):
-    """Traced and differentiated ahead of time as for real; only the machine code, for which one needs a compiler, is not made."""
+    """Traced and differentiated ahead of time as for real; only the machine code, for which one needs a
+    compiler, is not made.
+    """
     compiled, compile_anew = [], torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or compile_anew(module, backend="aot_eager", fullgraph=True))
-    config = TrainConfig(steps=4, batch_size=4, block_size=16, grad_accum_steps=2, log_every=1, eval_every=4, eval_windows=4)
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda module: compiled.append(module) or compile_anew(module, backend="aot_eager", fullgraph=True),
+    )
+    config = TrainConfig(
+        steps=4, batch_size=4, block_size=16, grad_accum_steps=2, log_every=1, eval_every=4, eval_windows=4
+    )
     losses = []
     for processes in (Processes(), Processes(compile_model=True, recompute=recompute)):
         torch.manual_seed(0)
-        model = GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16))
+        model = GPT(
+            GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16)
+        )
         trainer = Trainer(model, corpus, config, processes=processes)
         trainer.fit()
         losses.append([row["train_loss"] for row in trainer.history if "train_loss" in row])
@@ -157,7 +184,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(corpus):
         Trainer(torch.nn.Linear(2, 2), corpus, TrainConfig(batch_size=4), processes=Three()).fit()
 
 
-@pytest.mark.parametrize(("kind", "message"), [("ddp", "torchrun"), ("fsdp", "torchrun"), ("tensor", "must be none, ddp or fsdp")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [("ddp", "torchrun"), ("fsdp", "torchrun"), ("tensor", "must be none, ddp or fsdp")]
+)
 def test_what_cannot_be_had_is_refused(kind, message):
     with pytest.raises(ValueError, match=message):
         Processes(kind)

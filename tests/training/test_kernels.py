@@ -1,5 +1,6 @@
-"""shared/training/kernels.py against torch's cross-entropy, in Triton's interpreter: in a process of its own, because Triton looks at its
-environment once, when it is imported."""
+"""shared/training/kernels.py against torch's cross-entropy, in Triton's interpreter: in a process of its own,
+because Triton looks at its environment once, when it is imported.
+"""
 
 import re
 import subprocess
@@ -17,15 +18,28 @@ from shared.training.kernels import fused_cross_entropy
 MANY = 5000  # more than one block
 
 
-def both(rows: tuple[int, ...], vocab_size: int, dtype: torch.dtype, ignored: float, scale: float = 1.0, layout: str = "plain", hidden: int = 0):
-    """(loss, gradient of the logits) by the kernel and by torch. layout: how the logits lie in memory; hidden: so many logits at -inf."""
+def both(
+    rows: tuple[int, ...],
+    vocab_size: int,
+    dtype: torch.dtype,
+    ignored: float,
+    scale: float = 1.0,
+    layout: str = "plain",
+    hidden: int = 0,
+):
+    """(loss, gradient of the logits) by the kernel and by torch. layout: how the logits lie in memory;
+    hidden: so many logits at -inf.
+    """
     generator = torch.Generator().manual_seed(vocab_size)
     logits = scale * torch.randn(*rows, vocab_size, generator=generator)
     logits[..., :hidden] = -torch.inf
     targets = torch.randint(hidden, vocab_size, rows, generator=generator)
     targets[torch.rand(rows, generator=generator) < ignored] = -100
     found = []
-    for function in (fused_cross_entropy, lambda x, t: F.cross_entropy(x.float().flatten(0, -2), t.flatten())):
+    for function in (
+        fused_cross_entropy,
+        lambda x, t: F.cross_entropy(x.float().flatten(0, -2), t.flatten()),
+    ):
         x = logits.to(dtype, copy=True).requires_grad_()
         if layout == "padded":  # rows that are further apart than they are long
             given = F.pad(x, (0, 3))[..., :vocab_size]
@@ -64,7 +78,14 @@ def interpreter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("rows", "vocab_size", "ignored"),
-    [((5,), 65, 0.0), ((4,), 1, 0.0), ((2, 3), 4096, 0.0), ((2, 3), 4097, 0.5), ((3,), MANY, 0.0), ((2, 2, 2), 130, 0.4)],
+    [
+        ((5,), 65, 0.0),
+        ((4,), 1, 0.0),
+        ((2, 3), 4096, 0.0),
+        ((2, 3), 4097, 0.5),
+        ((3,), MANY, 0.0),
+        ((2, 2, 2), 130, 0.4),
+    ],
 )
 def test_the_kernel_equals_torch(interpreter, rows, vocab_size, dtype, ignored):
     (loss, kind, grad), (expected, _, expected_grad) = interpreter(both, rows, vocab_size, dtype, ignored)
@@ -75,7 +96,9 @@ def test_the_kernel_equals_torch(interpreter, rows, vocab_size, dtype, ignored):
 
 @pytest.mark.parametrize("layout", ["padded", "transposed"])
 def test_how_the_logits_lie_in_memory_changes_nothing(interpreter, layout):
-    (loss, _, grad), (expected, _, expected_grad) = interpreter(both, (2, 3), 70, torch.float32, 0.3, layout=layout)
+    (loss, _, grad), (expected, _, expected_grad) = interpreter(
+        both, (2, 3), 70, torch.float32, 0.3, layout=layout
+    )
     assert loss == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
 
@@ -83,7 +106,9 @@ def test_how_the_logits_lie_in_memory_changes_nothing(interpreter, layout):
 @pytest.mark.parametrize("changes", [{"scale": 1e4}, {"scale": 1e-4}, {"hidden": 4500}])
 def test_logits_that_overflow_a_plain_softmax(interpreter, changes):
     """Far apart, all alike, and a whole first block at -inf."""
-    (loss, _, grad), (expected, _, expected_grad) = interpreter(both, (3,), MANY, torch.float32, 0.0, **changes)
+    (loss, _, grad), (expected, _, expected_grad) = interpreter(
+        both, (3,), MANY, torch.float32, 0.0, **changes
+    )
     assert loss == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
 
@@ -101,13 +126,23 @@ def test_a_target_outside_the_vocabulary_gives_no_number(interpreter):
 
 def test_shapes_that_do_not_fit_are_refused(interpreter):
     messages = interpreter(refused)
-    assert len(messages) == 3 and all("give logits [..., vocab_size] and int64 targets [...]" in message for message in messages)
+    assert len(messages) == 3 and all(
+        "give logits [..., vocab_size] and int64 targets [...]" in message for message in messages
+    )
 
 
 def test_a_cpu_without_the_interpreter_is_told_what_to_do(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    program = "import torch; from shared.training.kernels import fused_cross_entropy as f; f(torch.zeros(2, 7), torch.zeros(2, dtype=torch.int64))"
+    program = (
+        "import torch; from shared.training.kernels import fused_cross_entropy as f; f(torch.zeros(2, 7),"
+        " torch.zeros(2, dtype=torch.int64))"
+    )
     hide = "import sys; sys.modules['triton'] = None; "  # as where it isn't installed
-    for before, message in (("", "runs on a CUDA GPU, not on cpu.*TRITON_INTERPRET=1"), (hide, "needs Triton .Linux.: pip install triton")):
-        run = subprocess.run([sys.executable, "-c", before + program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    for before, message in (
+        ("", "runs on a CUDA GPU, not on cpu.*TRITON_INTERPRET=1"),
+        (hide, "needs Triton .Linux.: pip install triton"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", before + program], capture_output=True, text=True, cwd=ROOT, timeout=120
+        )
         assert re.search(f"ValueError: .*{message}", run.stderr)

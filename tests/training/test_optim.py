@@ -28,7 +28,9 @@ def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: int
     return params
 
 
-def plain_muon(params: list[torch.Tensor], steps: int, lr: float, momentum: float, weight_decay: float) -> list[torch.Tensor]:
+def plain_muon(
+    params: list[torch.Tensor], steps: int, lr: float, momentum: float, weight_decay: float
+) -> list[torch.Tensor]:
     """Jordan's algorithm, one matrix at a time, in fp32."""
     generator = torch.Generator().manual_seed(9)
     params, buffers = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
@@ -67,7 +69,9 @@ def test_muon_equals_torchs_up_to_its_bf16(weight_decay):
 def test_orthogonalize_in_bf16_equals_torchs(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     theirs = _zeropower_via_newtonschulz(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7).float()
-    torch.testing.assert_close(orthogonalize(matrix[None], dtype=torch.bfloat16)[0], theirs, atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        orthogonalize(matrix[None], dtype=torch.bfloat16)[0], theirs, atol=0.03, rtol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64), (7, 50)])
@@ -149,7 +153,9 @@ def test_muon_gets_exactly_the_matrices_inside_the_model():
         expected = {n for n, _ in model.named_parameters() if n.endswith(tuple(f"{i}.weight" for i in inner))}
         assert names_in(model, muon) == {0.1: expected} and len(expected) in (1, 12, 14)
         assert adamw.param_groups[0]["peak_lr"] == 1e-3 and muon.param_groups[0]["peak_lr"] == 0.02
-    assert [type(o) for o in build_optimizers(MODELS["BigramModel"](), "muon", 1e-3, 0.02, 0.1, BETAS)] == [torch.optim.AdamW]
+    assert [type(o) for o in build_optimizers(MODELS["BigramModel"](), "muon", 1e-3, 0.02, 0.1, BETAS)] == [
+        torch.optim.AdamW
+    ]
 
 
 @pytest.mark.parametrize(
@@ -178,11 +184,17 @@ def test_adamw_with_our_groups_moves_as_torchs_with_groups_made_by_hand():
     matrices = [p for p in theirs.parameters() if p.dim() >= 2]
     rest = [p for p in theirs.parameters() if p.dim() < 2]
     reference = torch.optim.AdamW(
-        [{"params": matrices}, {"params": rest, "weight_decay": 0.0}], lr=1e-2, betas=BETAS, weight_decay=0.3, foreach=False, fused=False
+        [{"params": matrices}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=BETAS,
+        weight_decay=0.3,
+        foreach=False,
+        fused=False,
     )
     idx = torch.randint(20, (2, 8), generator=torch.Generator().manual_seed(0))
     for _ in range(5):
-        # One gradient for both: Adam blows the rounding noise of a gradient that is zero in theory up to a whole step.
+        # One gradient for both: Adam blows the rounding noise of a gradient that is zero in theory up to a
+        # whole step.
         ours.zero_grad()
         nn.functional.cross_entropy(ours(idx).flatten(0, 1), idx.flatten()).backward()
         for p, q in zip(ours.parameters(), theirs.parameters()):

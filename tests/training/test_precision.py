@@ -1,5 +1,6 @@
-"""shared/training/precision.py: fp16 against the recipe of torch's documentation, memory against torch's own tracker, tricks against what is really
-called."""
+"""shared/training/precision.py: fp16 against the recipe of torch's documentation, memory against torch's own
+tracker, tricks against what is really called.
+"""
 
 import math
 from contextlib import contextmanager
@@ -41,12 +42,16 @@ from shared.training.tricks import (
 )
 
 BF16 = Precision(torch.bfloat16)
-QUICK = TrainConfig(steps=6, batch_size=4, block_size=8, lr=1e-2, grad_clip=0.1, log_every=1, eval_every=3, eval_windows=10)
+QUICK = TrainConfig(
+    steps=6, batch_size=4, block_size=8, lr=1e-2, grad_clip=0.1, log_every=1, eval_every=3, eval_windows=10
+)
 
 
 def small_gpt(corpus) -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=16))
+    return GPT(
+        GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=16)
+    )
 
 
 def float16(scale: float = 2.0**16, growth_interval: int = 2000) -> Float16:
@@ -55,7 +60,9 @@ def float16(scale: float = 2.0**16, growth_interval: int = 2000) -> Float16:
 
 def random_corpus(vocab_size: int) -> Corpus:
     tokens = np.random.default_rng(0).integers(vocab_size, size=5000).astype(np.uint16)
-    return Corpus("random", CharTokenizer.train("".join(chr(0x10000 + i) for i in range(vocab_size))), tokens, tokens)
+    return Corpus(
+        "random", CharTokenizer.train("".join(chr(0x10000 + i) for i in range(vocab_size))), tokens, tokens
+    )
 
 
 def spoil(parameter: nn.Parameter, steps: tuple[int, ...], value: float = math.inf) -> None:
@@ -76,7 +83,9 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 # ---- number formats
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_a_precision_by_name_computes_in_its_format(name, dtype):
     chosen = precision(name)
     with chosen.autocast(torch.device("cpu")):
@@ -108,7 +117,9 @@ def test_fp16_is_the_recipe_of_torchs_documentation(corpus, scale, bad):
     trainer.fit()
 
     scaler = GradScaler("cpu", init_scale=scale, growth_interval=2)
-    (optimizer,) = build_optimizers(theirs, "adamw", config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2))
+    (optimizer,) = build_optimizers(
+        theirs, "adamw", config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
+    )
     stream, scales = batches(corpus.train, 8, 4, config.seed), []
     for step in range(10):
         for group in optimizer.param_groups:
@@ -145,9 +156,13 @@ def test_a_step_with_an_overflow_moves_no_weight_and_the_training_goes_on(corpus
     spoil(model.blocks[1].mlp.up_proj.weight, (2,), value)
     trainer = Trainer(model, corpus, replace(QUICK, optimizer=optimizer), precision=float16())
     seen, step = [weights(model)], trainer.precision.step
-    object.__setattr__(trainer.precision, "step", lambda optimizers: (step(optimizers), seen.append(weights(model))))
+    object.__setattr__(
+        trainer.precision, "step", lambda optimizers: (step(optimizers), seen.append(weights(model)))
+    )
     trainer.fit()
-    moved = [any(not torch.equal(a, b) for a, b in zip(before, after)) for before, after in zip(seen, seen[1:])]
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(before, after)) for before, after in zip(seen, seen[1:])
+    ]
     assert moved == [True, False, True, True, True, True]
     rows = [row for row in trainer.history if "lr" in row]
     assert [row["loss_scale"] for row in rows] == [2.0**16] + 5 * [2.0**15]
@@ -157,7 +172,9 @@ def test_a_step_with_an_overflow_moves_no_weight_and_the_training_goes_on(corpus
 
 def test_a_loss_that_overflows_is_skipped_too(corpus):
     model, calls = small_gpt(corpus), []
-    model.lm_head.register_forward_hook(lambda m, args, out: (calls.append(1), out * math.inf if len(calls) == 2 else out)[1])
+    model.lm_head.register_forward_hook(
+        lambda m, args, out: (calls.append(1), out * math.inf if len(calls) == 2 else out)[1]
+    )
     trainer = Trainer(model, corpus, QUICK, precision=float16())
     trainer.fit()
     rows = [row for row in trainer.history if "lr" in row]
@@ -179,14 +196,21 @@ def test_overflows_without_end_stop_the_training(corpus, chosen, step):
     """In fp16 when the scale, 4 at first, has fallen below 1."""
     model = small_gpt(corpus)
     spoil(model.blocks[0].mlp.up_proj.weight, tuple(range(1, 10)))
-    with pytest.raises(TrainingStopped, match=f"step {step}: a gradient is not finite; it began in the gradient of blocks.0.mlp.up_proj.weight"):
+    with pytest.raises(
+        TrainingStopped,
+        match=(
+            f"step {step}: a gradient is not finite; it began in the gradient of blocks.0.mlp.up_proj.weight"
+        ),
+    ):
         Trainer(model, corpus, QUICK, precision=float16(4.0) if chosen == "fp16" else chosen).fit()
 
 
 def test_what_overflows_in_fp16_alone_is_named(corpus):
     model = small_gpt(corpus)
     model.blocks[1].mlp.down_proj.weight.data.fill_(7e4)  # fp16 ends at 65504
-    with pytest.raises(TrainingStopped, match="the loss is nan; it began in the output of blocks.1.mlp.down_proj"):
+    with pytest.raises(
+        TrainingStopped, match="the loss is nan; it began in the output of blocks.1.mlp.down_proj"
+    ):
         Trainer(model, corpus, QUICK, precision=float16(1.0)).fit()
 
 
@@ -194,7 +218,13 @@ def test_a_resumed_fp16_run_equals_one_that_was_left_alone(corpus, tmp_path):
     config = replace(QUICK, steps=12, checkpoint_every=5)
 
     def make(name: str) -> Trainer:
-        return Trainer(small_gpt(corpus), corpus, config, checkpoints=tmp_path / name, precision=float16(2.0**20, growth_interval=3))
+        return Trainer(
+            small_gpt(corpus),
+            corpus,
+            config,
+            checkpoints=tmp_path / name,
+            precision=float16(2.0**20, growth_interval=3),
+        )
 
     whole, begun = make("whole"), make("begun")
     whole.fit()
@@ -210,11 +240,15 @@ def test_a_resumed_fp16_run_equals_one_that_was_left_alone(corpus, tmp_path):
         begun.fit()
     resumed = make("begun")
     resumed.fit(resume=True)
-    without_time = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows if row["step"] > 5]
+    without_time = lambda rows: [
+        {k: v for k, v in row.items() if k != "seconds"} for row in rows if row["step"] > 5
+    ]
     assert without_time(resumed.history) == without_time(whole.history)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
     scales = [row["loss_scale"] for row in whole.history if "lr" in row]
-    assert scales[0] > scales[4] and scales[-1] > min(scales)  # it fell before the checkpoint, and has grown since
+    assert scales[0] > scales[4] and scales[-1] > min(
+        scales
+    )  # it fell before the checkpoint, and has grown since
     with pytest.raises(ValueError, match="dtype=torch.float16 then, torch.float32 now"):
         Trainer(small_gpt(corpus), corpus, config, checkpoints=tmp_path / "begun").fit(resume=True)
 
@@ -239,7 +273,11 @@ def test_a_cpu_on_linux_says_whether_it_has_bf16_units(monkeypatch, tmp_path, fl
 @pytest.mark.parametrize(("speed", "found"), [(0.3, False), (1.0, False), (1.9, True)])
 def test_elsewhere_bf16_units_are_found_by_measuring(monkeypatch, speed, found):
     monkeypatch.setattr(formats.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(tricks, "matmul_peak", lambda device, dtype=torch.float32: 1e9 * (speed if dtype == torch.bfloat16 else 1))
+    monkeypatch.setattr(
+        tricks,
+        "matmul_peak",
+        lambda device, dtype=torch.float32: 1e9 * (speed if dtype == torch.bfloat16 else 1),
+    )
     has, sentence = bf16_units()
     assert has == found and f"{speed:.2f} × the speed of fp32" in sentence
 
@@ -249,7 +287,16 @@ def test_elsewhere_bf16_units_are_found_by_measuring(monkeypatch, speed, found):
 NANO = GPTConfig.preset("nano")
 WIDE = GPTConfig(vocab_size=2000, block_size=64, n_layer=3, n_head=4, n_embd=128)
 MODERN = GPTConfig.preset("mini", vocab_size=300, n_embd=64)
-GROUPED = GPTConfig(vocab_size=1000, block_size=128, n_layer=3, n_head=4, n_kv_head=2, n_embd=96, mlp="relu2", tie_weights=False)
+GROUPED = GPTConfig(
+    vocab_size=1000,
+    block_size=128,
+    n_layer=3,
+    n_head=4,
+    n_kv_head=2,
+    n_embd=96,
+    mlp="relu2",
+    tie_weights=False,
+)
 CELLS = [  # config, batch, time, dtype, recompute, optimizer, grad_accum_steps
     (NANO, 12, 64, torch.float32, False, "adamw", 1),
     (NANO, 12, 64, torch.bfloat16, False, "adamw", 1),
@@ -272,8 +319,12 @@ CELLS = [  # config, batch, time, dtype, recompute, optimizer, grad_accum_steps
 
 
 @pytest.mark.parametrize(("config", "batch", "time", "dtype", "recompute", "optimizer", "accumulate"), CELLS)
-def test_the_estimated_memory_is_what_a_step_takes(config, batch, time, dtype, recompute, optimizer, accumulate):
-    train = TrainConfig(steps=2, batch_size=batch, block_size=time, optimizer=optimizer, grad_accum_steps=accumulate)
+def test_the_estimated_memory_is_what_a_step_takes(
+    config, batch, time, dtype, recompute, optimizer, accumulate
+):
+    train = TrainConfig(
+        steps=2, batch_size=batch, block_size=time, optimizer=optimizer, grad_accum_steps=accumulate
+    )
     tracker, chosen = MemTracker(), Precision(dtype)
 
     class Tracked(Processes):
@@ -282,7 +333,13 @@ def test_the_estimated_memory_is_what_a_step_takes(config, batch, time, dtype, r
             yield
             tracker.reset_mod_stats()
 
-    trainer = Trainer(GPT(config), random_corpus(config.vocab_size), train, precision=chosen, processes=Tracked(recompute=recompute))
+    trainer = Trainer(
+        GPT(config),
+        random_corpus(config.vocab_size),
+        train,
+        precision=chosen,
+        processes=Tracked(recompute=recompute),
+    )
     trainer.model.train()
     stream = trainer.task.batches(train, 0, 0, 1)
     trainer._step(stream)
@@ -298,7 +355,9 @@ def test_the_estimated_memory_is_what_a_step_takes(config, batch, time, dtype, r
     x, y = next(stream)
     with chosen.autocast(torch.device("cpu")):
         if not recompute:
-            assert found.activations == pytest.approx(saved_bytes(trainer.model, lambda: cross_entropy(trainer.model(x), y)), rel=0.1)
+            assert found.activations == pytest.approx(
+                saved_bytes(trainer.model, lambda: cross_entropy(trainer.model(x), y)), rel=0.1
+            )
         cross_entropy(trainer.model(x), y).backward()
     assert found.parameters == sum(p.nbytes for p in trainer.model.parameters())
     assert found.gradients == sum(p.grad.nbytes for p in trainer.model.parameters())
@@ -339,7 +398,11 @@ def here(monkeypatch):
             return function(*args)
 
     monkeypatch.setattr(tricks, "in_own_process", call)
-    monkeypatch.setattr(tricks, "matmul_peak", lambda device, dtype: {torch.float32: 1e9, torch.bfloat16: 1e8, torch.float16: 1e8}[dtype])
+    monkeypatch.setattr(
+        tricks,
+        "matmul_peak",
+        lambda device, dtype: {torch.float32: 1e9, torch.bfloat16: 1e8, torch.float16: 1e8}[dtype],
+    )
     return calls
 
 
@@ -348,14 +411,30 @@ def test_each_step_of_the_ladder_does_what_it_says(here, monkeypatch, units):
     monkeypatch.setattr(tricks, "bf16_units", lambda device: (units, "why"))
     ladder = [rung for rung in LADDER if rung[0] != "compile"]
     rows = measure_ladder(TINY, TRAIN, seeds=(1, 2), ladder=ladder)
-    assert [row["step"] for row in rows] == ["eager fp32", "SDPA", "bf16", "fused AdamW", "larger batch", "gradient checkpointing"]
+    assert [row["step"] for row in rows] == [
+        "eager fp32",
+        "SDPA",
+        "bf16",
+        "fused AdamW",
+        "larger batch",
+        "gradient checkpointing",
+    ]
     sdpa, narrow, fused = ("_scaled_dot_product_flash_attention_for_cpu", "_to_copy", "_fused_adamw_")
     assert [sdpa in names for names in here] == [False] + 5 * [True]
     assert [fused in names for names in here] == 3 * [False] + 3 * [True]
     assert narrow in here[2] and (narrow in here[3]) == units  # autocast goes on where there are units for it
-    assert [row["note"] for row in rows] == [None, None, None if units else "left out below: why", None, None, None]
+    assert [row["note"] for row in rows] == [
+        None,
+        None,
+        None if units else "left out below: why",
+        None,
+        None,
+        None,
+    ]
     for row in rows:
-        assert row["tokens/s"] == pytest.approx(1000 / row["ms"] * 32 * (4 if row["step"] in ("larger batch", "gradient checkpointing") else 1))
+        assert row["tokens/s"] == pytest.approx(
+            1000 / row["ms"] * 32 * (4 if row["step"] in ("larger batch", "gradient checkpointing") else 1)
+        )
         assert row["MFU"] > 0 and row["spread"] > 0
     assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-5)
     assert rows[2]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-2)
@@ -364,9 +443,13 @@ def test_each_step_of_the_ladder_does_what_it_says(here, monkeypatch, units):
 
 
 def test_the_spread_is_that_of_the_seeds(here):
-    one, two, both = (measure_ladder(TINY, TRAIN, seeds=seeds, ladder=LADDER[:1])[0] for seeds in ((1,), (2,), (1, 2)))
+    one, two, both = (
+        measure_ladder(TINY, TRAIN, seeds=seeds, ladder=LADDER[:1])[0] for seeds in ((1,), (2,), (1, 2))
+    )
     assert one["spread"] == two["spread"] == 0
-    assert both["loss"] == pytest.approx((one["loss"] + two["loss"]) / 2) and both["spread"] == pytest.approx(abs(one["loss"] - two["loss"]))
+    assert both["loss"] == pytest.approx((one["loss"] + two["loss"]) / 2) and both["spread"] == pytest.approx(
+        abs(one["loss"] - two["loss"])
+    )
 
 
 def test_a_corpus_is_trained_on_as_the_trainer_does(here, corpus):
@@ -383,10 +466,21 @@ def test_what_the_machine_cannot_do_is_said_and_left_out_below(here, monkeypatch
         raise RuntimeError("no C++ compiler\nand a long trace")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    ladder = [("plain", {}), ("compile", {"compiled": True}), ("fp8", {"precision": "fp8"}), ("fused", {"fused": True})]
+    ladder = [
+        ("plain", {}),
+        ("compile", {"compiled": True}),
+        ("fp8", {"precision": "fp8"}),
+        ("fused", {"fused": True}),
+    ]
     plain, compiled, fp8, fused = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=ladder)
-    assert compiled == {"step": "compile", "note": "not measured, and left out below: torch.compile does not work here (no C++ compiler)"}
-    assert fp8 == {"step": "fp8", "note": "not measured, and left out below: precision='fp8': must be fp32, bf16 or fp16"}
+    assert compiled == {
+        "step": "compile",
+        "note": "not measured, and left out below: torch.compile does not work here (no C++ compiler)",
+    }
+    assert fp8 == {
+        "step": "fp8",
+        "note": "not measured, and left out below: precision='fp8': must be fp32, bf16 or fp16",
+    }
     assert fused["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
 
@@ -397,7 +491,9 @@ def out_of_memory(*args) -> None:
 def test_a_step_that_is_out_of_memory_is_said(monkeypatch):
     monkeypatch.setattr(tricks, "measure", out_of_memory)  # really in a process of its own
     rows = measure_ladder(TINY, TRAIN, ladder=[("larger batch", {"batch": 4})])
-    assert rows == [{"step": "larger batch", "note": "not measured, and left out below: out of memory with batch_size=8"}]
+    assert rows == [
+        {"step": "larger batch", "note": "not measured, and left out below: out of memory with batch_size=8"}
+    ]
 
 
 def test_a_process_of_its_own_gives_the_same_losses(here):
@@ -419,7 +515,9 @@ def test_peaks_that_are_given_are_not_measured_again(here, monkeypatch):
 
 KIND_OF = {  # what an operation is when it is done on its own
     "matrix products": lambda x: x @ x.T,
-    "attention": lambda x: nn.functional.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None]),
+    "attention": lambda x: nn.functional.scaled_dot_product_attention(
+        x[None, None], x[None, None], x[None, None]
+    ),
     "loss": lambda x: nn.functional.cross_entropy(x, torch.arange(len(x))),
     "norms": lambda x: nn.functional.rms_norm(x, x.shape[-1:]),
     "copies and casts": lambda x: x.bfloat16(),
@@ -437,8 +535,12 @@ def test_an_operation_and_its_backward_are_of_one_kind(kind, backward):
         if backward:
             out.backward(ones)
     found = time_by_kind(profiler.events())
-    assert next(k for k in found if k != "other") == kind  # "other" is the autograd engine, which takes as long as a small operation
-    assert sum(found.values()) == pytest.approx(sum(event.self_cpu_time_total for event in profiler.events()) / 1000)
+    assert (
+        next(k for k in found if k != "other") == kind
+    )  # "other" is the autograd engine, which takes as long as a small operation
+    assert sum(found.values()) == pytest.approx(
+        sum(event.self_cpu_time_total for event in profiler.events()) / 1000
+    )
 
 
 def test_the_optimizers_operations_are_the_optimizers():
@@ -453,21 +555,38 @@ def test_the_optimizers_operations_are_the_optimizers():
 def test_on_a_gpu_the_time_is_that_of_the_kernels_each_counted_once():
     def event(name, parent=None, node=-1, device=DeviceType.CPU, cuda=0, cpu=0):
         return SimpleNamespace(
-            name=name, cpu_parent=parent, sequence_nr=node, device_type=device, self_device_time_total=cuda, self_cpu_time_total=cpu
+            name=name,
+            cpu_parent=parent,
+            sequence_nr=node,
+            device_type=device,
+            self_device_time_total=cuda,
+            self_cpu_time_total=cpu,
         )
 
     linear = event("aten::linear", cpu=9000)
     product = event("aten::mm", linear, node=1, cuda=2000, cpu=50)
     backward = event("autograd::engine::evaluate_function: MmBackward0", node=1)
-    events = [linear, product, backward, event("something new", backward, cuda=3000), event("sgemm_kernel", device=DeviceType.CUDA, cuda=5000)]
+    events = [
+        linear,
+        product,
+        backward,
+        event("something new", backward, cuda=3000),
+        event("sgemm_kernel", device=DeviceType.CUDA, cuda=5000),
+    ]
     assert time_by_kind(events, cuda=True) == {"matrix products": 5.0}
 
 
-@pytest.mark.parametrize("tricks", [USUAL, Tricks("bf16"), Tricks("fp16", sdpa=True, recompute=True, batch=2)])
+@pytest.mark.parametrize(
+    "tricks", [USUAL, Tricks("bf16"), Tricks("fp16", sdpa=True, recompute=True, batch=2)]
+)
 def test_a_profile_has_the_whole_step(tricks):
     rows = profile_training(TINY, replace(TRAIN, steps=6), random_corpus(TINY.vocab_size), tricks=tricks)
     kinds = [row["kind"] for row in rows]
-    assert {"matrix products", "norms", "loss", "optimizer and clipping"} <= set(kinds) <= {*KINDS, "other", "between operations"}
+    assert (
+        {"matrix products", "norms", "loss", "optimizer and clipping"}
+        <= set(kinds)
+        <= {*KINDS, "other", "between operations"}
+    )
     assert kinds[-1] == "between operations" and "attention" in kinds
     assert all(row["ms"] >= 0 for row in rows) and sum(row["share"] for row in rows) == pytest.approx(1)
     assert rows[:-1] == sorted(rows[:-1], key=lambda row: -row["ms"])

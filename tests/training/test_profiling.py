@@ -1,4 +1,6 @@
-"""shared/training/profiling.py: against a clock that is ours, against torch's own count of operations, and in memory that is really taken."""
+"""shared/training/profiling.py: against a clock that is ours, against torch's own count of operations, and in
+memory that is really taken.
+"""
 
 import math
 import sys
@@ -40,7 +42,9 @@ def take_and_forget(megabytes: int) -> int:
 
 def test_the_peak_counts_two_operations_for_each_multiplication(monkeypatch):
     ticks = count()
-    monkeypatch.setattr(profiling, "clock", lambda: next(ticks) / 4)  # each product takes a quarter of a second
+    monkeypatch.setattr(
+        profiling, "clock", lambda: next(ticks) / 4
+    )  # each product takes a quarter of a second
     with FlopCounterMode(display=False) as counter:
         assert matmul_peak(size=64, repeats=2) == 4 * 2 * 64**3
     assert counter.get_total_flops() == 3 * 2 * 64**3
@@ -55,7 +59,9 @@ def test_a_step_costs_what_the_clock_says(monkeypatch):
     model = GPT(SMALL)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(3, 32, dtype=torch.int64)).sum().backward()
-    assert cost.flops == pytest.approx(cost.tokens_per_second * counter.get_total_flops() / (3 * 32), rel=0.01)
+    assert cost.flops == pytest.approx(
+        cost.tokens_per_second * counter.get_total_flops() / (3 * 32), rel=0.01
+    )
 
 
 def test_a_process_of_its_own_has_a_peak_of_its_own():
@@ -79,10 +85,14 @@ def test_what_a_linear_layer_keeps_is_its_input():
 def test_recomputing_keeps_a_blocks_input_only_and_gives_the_same_losses():
     config = GPTConfig(vocab_size=97, block_size=64, n_layer=12, n_head=2, n_embd=64)
     train = TrainConfig(steps=3, batch_size=4, block_size=64)
-    all_kept, recomputed = (measure_training(config, train, recompute=recompute) for recompute in (False, True))
+    all_kept, recomputed = (
+        measure_training(config, train, recompute=recompute) for recompute in (False, True)
+    )
     assert recomputed.losses == all_kept.losses
     block_inputs = 12 * 4 * 4 * 64 * 64
-    assert block_inputs < recomputed.kept < block_inputs + 4 * 4 * 64 * (3 * 97 + 4 * 64)  # and those of the two ends
+    assert (
+        block_inputs < recomputed.kept < block_inputs + 4 * 4 * 64 * (3 * 97 + 4 * 64)
+    )  # and those of the two ends
     assert recomputed.kept < all_kept.kept / 8
 
 

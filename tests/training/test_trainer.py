@@ -1,5 +1,6 @@
-"""shared/training/trainer.py: schedules against transformers', accumulation against the large batch, and a killed and resumed run against
-one that was left alone."""
+"""shared/training/trainer.py: schedules against transformers', accumulation against the large batch, and a
+killed and resumed run against one that was left alone.
+"""
 
 import copy
 import json
@@ -31,12 +32,28 @@ from shared.training import TrainConfig, Trainer, lr_at
 from shared.training.trainer import TrainingStopped
 from tests.helpers import synthetic_text
 
-QUICK = TrainConfig(steps=6, batch_size=4, block_size=8, lr=1e-2, log_every=1, eval_every=3, eval_windows=10, checkpoint_every=2)
+QUICK = TrainConfig(
+    steps=6,
+    batch_size=4,
+    block_size=8,
+    lr=1e-2,
+    log_every=1,
+    eval_every=3,
+    eval_windows=10,
+    checkpoint_every=2,
+)
 
 
 def small_gpt(corpus, **changes) -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(**(dict(vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=16) | changes)))
+    return GPT(
+        GPTConfig(
+            **(
+                dict(vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=16)
+                | changes
+            )
+        )
+    )
 
 
 # ---- schedules
@@ -59,14 +76,26 @@ def theirs(make, steps: int, **options) -> list[float]:
     ("schedule", "final_lr", "make", "options"),
     [
         ("cosine", 0.0, get_cosine_schedule_with_warmup, dict(num_training_steps=50)),
-        ("cosine", 0.1, get_cosine_with_min_lr_schedule_with_warmup, dict(num_training_steps=50, min_lr_rate=0.1)),
+        (
+            "cosine",
+            0.1,
+            get_cosine_with_min_lr_schedule_with_warmup,
+            dict(num_training_steps=50, min_lr_rate=0.1),
+        ),
         ("linear", 0.0, get_linear_schedule_with_warmup, dict(num_training_steps=50)),
         ("wsd", 0.0, get_wsd_schedule, dict(num_training_steps=50, num_decay_steps=10, decay_type="linear")),
-        ("wsd", 0.2, get_wsd_schedule, dict(num_training_steps=50, num_decay_steps=10, decay_type="linear", min_lr_ratio=0.2)),
+        (
+            "wsd",
+            0.2,
+            get_wsd_schedule,
+            dict(num_training_steps=50, num_decay_steps=10, decay_type="linear", min_lr_ratio=0.2),
+        ),
     ],
 )
 def test_the_learning_rate_equals_transformers(schedule, final_lr, make, options, warmup):
-    config = TrainConfig(steps=50, lr=1.0, schedule=schedule, final_lr=final_lr, warmup_steps=warmup, decay_fraction=0.2)
+    config = TrainConfig(
+        steps=50, lr=1.0, schedule=schedule, final_lr=final_lr, warmup_steps=warmup, decay_fraction=0.2
+    )
     expected = theirs(make, 50, num_warmup_steps=warmup, **options)
     assert [lr_at(s, config) for s in range(warmup, 51)] == pytest.approx(expected[warmup:], abs=1e-9)
     # In the warmup ours is a step ahead: a first step with learning rate 0 would be a step for nothing.
@@ -115,10 +144,16 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(corpus, accumulate
     """The same windows in pieces: in float64, so that what differs is the arithmetic and not the rounding."""
     config = replace(QUICK, batch_size=8, optimizer=optimizer)
     large = Trainer(small_gpt(corpus).double(), corpus, config)
-    pieces = Trainer(small_gpt(corpus).double(), corpus, replace(config, batch_size=8 // accumulate, grad_accum_steps=accumulate))
+    pieces = Trainer(
+        small_gpt(corpus).double(),
+        corpus,
+        replace(config, batch_size=8 // accumulate, grad_accum_steps=accumulate),
+    )
     large.fit(), pieces.fit()
     for a, b in zip(large.history, pieces.history):
-        assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx({k: v for k, v in b.items() if k != "seconds"}, rel=1e-6)
+        assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in b.items() if k != "seconds"}, rel=1e-6
+        )
     for (n, a), b in zip(large.model.named_parameters(), pieces.model.parameters()):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6, msg=lambda m, n=n: f"{n}: {m}")
 
@@ -130,7 +165,11 @@ def test_a_training_equals_the_loop_written_out(corpus):
     model = small_gpt(corpus).double()
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.99),
+        fused=True,
+    )
     for step, (x, y) in zip(range(6), batches(corpus.train, 8, 4, seed=1337)):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, trainer.config)
@@ -143,7 +182,9 @@ def test_a_training_equals_the_loop_written_out(corpus):
 
 
 def test_the_loss_falls_below_what_counting_single_characters_reaches(corpus):
-    trainer = Trainer(small_gpt(corpus), corpus, replace(QUICK, steps=150, batch_size=16, eval_every=150, eval_windows=None))
+    trainer = Trainer(
+        small_gpt(corpus), corpus, replace(QUICK, steps=150, batch_size=16, eval_every=150, eval_windows=None)
+    )
     summary = trainer.fit()
     counts = torch.bincount(torch.from_numpy(corpus.train.astype("int64"))).double()
     entropy = -(counts / counts.sum() * (counts / counts.sum()).log()).sum().item()
@@ -157,7 +198,9 @@ def test_clipping_shortens_the_gradient_and_zero_leaves_it(corpus):
         trainer = Trainer(small_gpt(corpus), corpus, replace(QUICK, steps=1, grad_clip=clip))
 
         def measure(optimizer, args, kwargs, clip=clip):
-            seen[clip] = math.sqrt(sum(p.grad.square().sum().item() for g in optimizer.param_groups for p in g["params"]))
+            seen[clip] = math.sqrt(
+                sum(p.grad.square().sum().item() for g in optimizer.param_groups for p in g["params"])
+            )
 
         trainer.optimizers[0].register_step_pre_hook(measure)
         trainer.fit()
@@ -172,13 +215,22 @@ def test_the_update_ratio_is_the_updates_std_over_the_weights(corpus):
     row = trainer.history[0]
     for n, p in trainer.model.named_parameters():
         if p.dim() >= 2:
-            assert row[f"update/{n}"] == pytest.approx(math.log10((p.detach() - before[n]).std() / before[n].std()), abs=1e-4)
+            assert row[f"update/{n}"] == pytest.approx(
+                math.log10((p.detach() - before[n]).std() / before[n].std()), abs=1e-4
+            )
     assert sum(k.startswith("update/") for k in row) == sum(p.dim() >= 2 for p in trainer.model.parameters())
 
 
 def test_any_model_of_the_course_can_be_trained(corpus):
-    summary = Trainer(BigramModel(BigramConfig(corpus.tokenizer.vocab_size)), corpus, replace(QUICK, optimizer="muon", steps=40, lr=0.1)).fit()
-    assert summary["val_loss"] < summary["first_loss"] - 0.2 and summary["parameters"] == corpus.tokenizer.vocab_size**2
+    summary = Trainer(
+        BigramModel(BigramConfig(corpus.tokenizer.vocab_size)),
+        corpus,
+        replace(QUICK, optimizer="muon", steps=40, lr=0.1),
+    ).fit()
+    assert (
+        summary["val_loss"] < summary["first_loss"] - 0.2
+        and summary["parameters"] == corpus.tokenizer.vocab_size**2
+    )
 
 
 def test_rows_come_when_the_settings_say(corpus):
@@ -201,13 +253,19 @@ def test_training_with_a_seed_is_repeatable_and_leaves_eval_mode_out_of_it(corpu
 
 
 def test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_not_just_the_last(corpus, tmp_path):
-    config = replace(QUICK, steps=12, lr=0.3, schedule="constant", eval_every=1)  # far too high: the loss jumps up and down
+    config = replace(
+        QUICK, steps=12, lr=0.3, schedule="constant", eval_every=1
+    )  # far too high: the loss jumps up and down
     trainer = Trainer(small_gpt(corpus), corpus, config, checkpoints=tmp_path / "c")
     summary = trainer.fit()
     losses = {row["step"]: row["val_loss"] for row in trainer.history if "val_loss" in row}
     best = min(losses, key=losses.get)
     assert len(losses) == 12 and 1 < best < 12
-    assert summary["best_step"] == best and summary["best_val_loss"] == losses[best] and summary["val_loss"] == losses[12]
+    assert (
+        summary["best_step"] == best
+        and summary["best_val_loss"] == losses[best]
+        and summary["val_loss"] == losses[12]
+    )
     for name, step in (("best", best), ("last", 12)):
         loaded = checkpoint.load(tmp_path / "c" / name)
         again = evaluate(loaded.model, corpus.val, 8, corpus.token_bytes, max_windows=10)
@@ -225,7 +283,10 @@ def test_without_a_folder_nothing_is_kept(corpus, tmp_path, monkeypatch):
 
 CASES = {}
 for n in range(1, 16):
-    CASES[f"adamw, killed {('before', 'half way through', 'after')[n % 3]} line {n}"] = ("adamw", ["log", n, ("before", "torn", "after")[n % 3]])
+    CASES[f"adamw, killed {('before', 'half way through', 'after')[n % 3]} line {n}"] = (
+        "adamw",
+        ["log", n, ("before", "torn", "after")[n % 3]],
+    )
 for n in range(1, 13):
     CASES[f"adamw, killed before rename {n}"] = ("adamw", ["rename", n, "before"])
 CASES["adamw, killed after the last rename"] = ("adamw", ["rename", 12, "after"])
@@ -245,7 +306,9 @@ CASES["adamw, Ctrl-C twice in step 5"] = ("adamw", ["signal", 6, int(signal.SIGI
 
 @pytest.fixture(scope="module")
 def fates(tmp_path_factory):
-    """Every case run, killed and resumed, and each optimizer's run that nobody disturbed: folder, first exit code, second exit code."""
+    """Every case run, killed and resumed, and each optimizer's run that nobody disturbed: folder, first exit
+    code, second exit code.
+    """
     root = tmp_path_factory.mktemp("fates")
     text = root / "text.txt"
     text.write_text(synthetic_text(), encoding="utf-8")
@@ -265,7 +328,9 @@ def fates(tmp_path_factory):
         (root / name).mkdir()
     environment = os.environ | {"LLM_WEEKS_DATA": str(root / "cache"), "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("train_and_die.py")
-    done = subprocess.run([sys.executable, script, text, json.dumps(jobs)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, script, text, json.dumps(jobs)], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     codes = {name: [] for name in names}
     for name, code in zip(names, json.loads(done.stdout)):
@@ -380,7 +445,9 @@ def test_lines_written_before_a_resume_are_not_lost(corpus, tmp_path):
 def test_resuming_with_other_settings_is_refused_with_both_values(corpus, tmp_path, changes, message):
     Trainer(small_gpt(corpus), corpus, QUICK, checkpoints=tmp_path / "c").fit()
     with pytest.raises(ValueError, match=f"cannot be resumed with other settings: {message}"):
-        Trainer(small_gpt(corpus), corpus, replace(QUICK, **changes), checkpoints=tmp_path / "c").fit(resume=True)
+        Trainer(small_gpt(corpus), corpus, replace(QUICK, **changes), checkpoints=tmp_path / "c").fit(
+            resume=True
+        )
 
 
 def test_resuming_with_another_model_is_refused(corpus, tmp_path):
@@ -411,7 +478,9 @@ def test_a_finished_run_resumed_gives_its_summary_again(corpus, tmp_path):
 
 
 def stopped(trainer: Trainer) -> str:
-    """The message of a training that must stop, after a check that the weights are those from before the step."""
+    """The message of a training that must stop, after a check that the weights are those from before the
+    step.
+    """
     before = {}
 
     def remember(module, args):
@@ -439,9 +508,13 @@ def at_training_step(trainer: Trainer, step: int, act) -> None:
 
 def test_a_nan_in_a_parameter_stops_the_training_and_is_named_with_its_step(corpus, tmp_path):
     trainer = Trainer(small_gpt(corpus), corpus, QUICK, checkpoints=tmp_path / "c")
-    at_training_step(trainer, 4, lambda: trainer.model.blocks[1].attn.k_proj.weight.data[3, 5].fill_(math.nan))
+    at_training_step(
+        trainer, 4, lambda: trainer.model.blocks[1].attn.k_proj.weight.data[3, 5].fill_(math.nan)
+    )
     message = stopped(trainer)
-    assert message.startswith("step 4: the loss is nan; it began in the parameter blocks.1.attn.k_proj.weight. Nothing was updated")
+    assert message.startswith(
+        "step 4: the loss is nan; it began in the parameter blocks.1.attn.k_proj.weight. Nothing was updated"
+    )
     assert f"The last checkpoint is in {tmp_path / 'c' / 'last'}" in message and "(now " in message
     assert checkpoint.load(tmp_path / "c" / "last").state["step"] == 2  # from before, and whole
 
@@ -459,13 +532,18 @@ def test_an_infinite_loss_from_finite_logits_is_named(corpus):
     trainer = Trainer(small_gpt(corpus, tie_weights=False), corpus, QUICK)
     at_training_step(trainer, 1, lambda: trainer.model.lm_head.weight.data.normal_().mul_(1e38))
     message = stopped(trainer)
-    assert message.startswith("step 1: the loss is ") and ("lm_head" in message or "the loss itself" in message)
+    assert message.startswith("step 1: the loss is ") and (
+        "lm_head" in message or "the loss itself" in message
+    )
 
 
 def test_a_gradient_that_is_not_finite_is_named(corpus):
     trainer = Trainer(small_gpt(corpus), corpus, QUICK)
     trainer.model.blocks[0].mlp.up_proj.weight.register_hook(lambda grad: grad * math.nan)
-    assert "step 1: a gradient is not finite; it began in the gradient of blocks.0.mlp.up_proj.weight." in stopped(trainer)
+    assert (
+        "step 1: a gradient is not finite; it began in the gradient of blocks.0.mlp.up_proj.weight."
+        in stopped(trainer)
+    )
 
 
 def test_finite_gradients_whose_length_overflows_stop_the_training_too(corpus):
@@ -481,12 +559,31 @@ def test_finite_gradients_whose_length_overflows_stop_the_training_too(corpus):
 def test_a_config_names_all_its_problems_at_once():
     with pytest.raises(ValueError) as error:
         TrainConfig(
-            steps=0, batch_size=-1, lr=0, muon_lr=math.nan, final_lr=2, beta1=-0.1, weight_decay=-1, eval_windows=0, optimizer="sgd", schedule="step",
+            steps=0,
+            batch_size=-1,
+            lr=0,
+            muon_lr=math.nan,
+            final_lr=2,
+            beta1=-0.1,
+            weight_decay=-1,
+            eval_windows=0,
+            optimizer="sgd",
+            schedule="step",
             seed=-5,
-        )  # fmt: skip
+        )
     for part in (
-        "steps=0", "batch_size=-1", "lr=0", "muon_lr=nan", "final_lr=2", "beta1=-0.1", "weight_decay=-1", "eval_windows=0", "'sgd'", "'step'", "seed -5",
-    ):  # fmt: skip
+        "steps=0",
+        "batch_size=-1",
+        "lr=0",
+        "muon_lr=nan",
+        "final_lr=2",
+        "beta1=-0.1",
+        "weight_decay=-1",
+        "eval_windows=0",
+        "'sgd'",
+        "'step'",
+        "seed -5",
+    ):
         assert part in str(error.value)
 
 

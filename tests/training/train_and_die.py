@@ -34,9 +34,19 @@ STEPS = 12
 
 def config(optimizer: str) -> TrainConfig:
     return TrainConfig(
-        steps=STEPS, batch_size=2, block_size=8, grad_accum_steps=2, optimizer=optimizer, lr=1e-2, warmup_steps=3, log_every=1, eval_every=4,
-        eval_windows=5, checkpoint_every=3, log_updates=True,
-    )  # fmt: skip
+        steps=STEPS,
+        batch_size=2,
+        block_size=8,
+        grad_accum_steps=2,
+        optimizer=optimizer,
+        lr=1e-2,
+        warmup_steps=3,
+        log_every=1,
+        eval_every=4,
+        eval_windows=5,
+        checkpoint_every=3,
+        log_updates=True,
+    )
 
 
 def calls(owner: object, name: str, act) -> None:
@@ -105,7 +115,11 @@ def train(job: dict, text: str) -> None:
         arrange(*job["die"])
     corpus = load_corpus(text)
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.2))
+    model = GPT(
+        GPTConfig(
+            vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.2
+        )
+    )
     folder = Path(job["folder"])
     with errors_for_people(), RunLog(folder / "log", config(job["optimizer"]), resume=job["resume"]) as log:
         trainer = Trainer(model, corpus, config(job["optimizer"]), log, folder / "checkpoints")

@@ -2,7 +2,8 @@
 
     torchrun --standalone --nproc_per_node=2 train_together.py TEXT FOLDER
 
-FOLDER/one/last is a checkpoint of one process, stopped half way. Writes FOLDER/losses.json and checkpoints to FOLDER/{ddp,fsdp,...}.
+FOLDER/one/last is a checkpoint of one process, stopped half way. Writes FOLDER/losses.json and checkpoints to
+FOLDER/{ddp,fsdp,...}.
 """
 
 import json
@@ -21,7 +22,16 @@ from shared.training.distributed import Processes, process_group
 from shared.training.execution import OneProcess
 
 CONFIG = TrainConfig(
-    steps=8, batch_size=4, block_size=16, grad_accum_steps=2, lr=1e-2, warmup_steps=2, log_every=1, eval_every=4, eval_windows=8, checkpoint_every=4
+    steps=8,
+    batch_size=4,
+    block_size=16,
+    grad_accum_steps=2,
+    lr=1e-2,
+    warmup_steps=2,
+    log_every=1,
+    eval_every=4,
+    eval_windows=8,
+    checkpoint_every=4,
 )
 
 
@@ -34,12 +44,22 @@ class StoppedAtStep4(RunLog):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train(corpus: Corpus, folder: Path, processes: OneProcess, stop: bool = False, resume: bool = False) -> list[float]:
+def train(
+    corpus: Corpus, folder: Path, processes: OneProcess, stop: bool = False, resume: bool = False
+) -> list[float]:
     """The training losses, step by step. Only the first process keeps a log, and only it is asked to stop."""
     torch.manual_seed(0)
     # Without biases: a key's bias has no gradient but rounding, which AdamW would blow up to full steps.
-    gpt = GPT(GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16, bias=False))
-    log = (StoppedAtStep4 if stop else RunLog)(folder / "log", CONFIG, resume=resume) if processes.rank == 0 else None
+    gpt = GPT(
+        GPTConfig(
+            vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16, bias=False
+        )
+    )
+    log = (
+        (StoppedAtStep4 if stop else RunLog)(folder / "log", CONFIG, resume=resume)
+        if processes.rank == 0
+        else None
+    )
     trainer = Trainer(gpt, corpus, CONFIG, log, folder, processes=processes)
     try:
         trainer.fit(resume)
@@ -55,10 +75,14 @@ def main(text: str, folder: Path) -> None:
         for parallel in ("ddp", "fsdp"):
             make = lambda parallel=parallel, **options: Processes(parallel, device, **options)
             losses[parallel] = train(corpus, folder / parallel, make())
-            losses[f"{parallel}, recomputed"] = train(corpus, folder / f"{parallel}-recomputed", make(recompute=True))
+            losses[f"{parallel}, recomputed"] = train(
+                corpus, folder / f"{parallel}-recomputed", make(recompute=True)
+            )
             train(corpus, folder / f"{parallel}-half", make(), stop=True)
             losses[f"{parallel}, resumed"] = train(corpus, folder / f"{parallel}-half", make(), resume=True)
-            losses[f"{parallel}, resumed from one process"] = train(corpus, folder / f"one-{parallel}", make(), resume=True)
+            losses[f"{parallel}, resumed from one process"] = train(
+                corpus, folder / f"one-{parallel}", make(), resume=True
+            )
             train(corpus, folder / f"{parallel}-for-one", make(), stop=True)
         if rank == 0:
             (folder / "losses.json").write_text(json.dumps(losses))

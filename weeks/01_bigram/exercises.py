@@ -61,44 +61,52 @@ COUNT_PAIRS = Exercise(
         Mistake(
             "the table is transposed",
             lambda tokens, vocab_size: _counted(tokens[1:], tokens[:-1], vocab_size),
-            "The first token of a pair chooses the row and the second the column. With the two exchanged the model learns which token came "
-            "before, and would write text backwards.",
+            "The first token of a pair chooses the row and the second the column. With the two exchanged the"
+            " model learns which token came before, and would write text backwards.",
         ),
         Mistake(
             "a repeated pair counts only once",
             _counted_once,
-            "`counts[a, b] += 1` with whole arrays for a and b adds 1 once for each different place, however often the place is named. So "
-            "the table only says which pairs occur, and a frequent pair looks no likelier than a rare one.",
+            "`counts[a, b] += 1` with whole arrays for a and b adds 1 once for each different place, however"
+            " often the place is named. So the table only says which pairs occur, and a frequent pair looks"
+            " no likelier than a rare one.",
         ),
         Mistake(
             "the text wraps round",
             lambda tokens, vocab_size: _counted(tokens, np.roll(tokens, -1), vocab_size),
-            "There is one pair too many: the last token with the first one. Nothing comes after the last token, so n tokens make n - 1 pairs.",
+            "There is one pair too many: the last token with the first one. Nothing comes after the last"
+            " token, so n tokens make n - 1 pairs.",
         ),
         Mistake(
             "every second pair is skipped",
             lambda tokens, vocab_size: _counted(tokens[: len(tokens) // 2 * 2 : 2], tokens[1::2], vocab_size),
-            "The pairs overlap: each token is the second of one pair and the first of the next. Cutting the text into separate pairs "
-            "throws half of the data away.",
+            "The pairs overlap: each token is the second of one pair and the first of the next. Cutting the"
+            " text into separate pairs throws half of the data away.",
         ),
         Mistake(
             "uint16 overflows",
             _overflowing,
-            "The place of a pair in the table, a times vocab_size plus b, was computed in the tokens' own type, uint16. Above 65,535 that "
-            "starts again from 0, without a warning, and the count lands in another pair's place. A small alphabet hides this.",
+            "The place of a pair in the table, a times vocab_size plus b, was computed in the tokens' own"
+            " type, uint16. Above 65,535 that starts again from 0, without a warning, and the count lands in"
+            " another pair's place. A small alphabet hides this.",
         ),
         Mistake(
             "counts as floats",
             lambda tokens, vocab_size: count_bigrams(tokens, vocab_size).float(),
-            "The numbers are right but the type is float32, which cannot count beyond 16,777,216: adding 1 changes nothing from there on. "
-            "Counts are whole numbers, so keep them in int64.",
+            "The numbers are right but the type is float32, which cannot count beyond 16,777,216: adding 1"
+            " changes nothing from there on. Counts are whole numbers, so keep them in int64.",
         ),
     ),
     hints=(
         "The pairs are the tokens without the last, beside the tokens without the first.",
-        "A loop over those two, adding 1 at [a, b], is right. To be fast, give each pair one number, a * vocab_size + b, and count the "
-        "numbers. Turn the ids into int64 before you multiply.",
-        "np.bincount(numbers, minlength=vocab_size**2) counts them; torch.from_numpy and .view(vocab_size, vocab_size) make the table.",
+        (
+            "A loop over those two, adding 1 at [a, b], is right. To be fast, give each pair one number, a *"
+            " vocab_size + b, and count the numbers. Turn the ids into int64 before you multiply."
+        ),
+        (
+            "np.bincount(numbers, minlength=vocab_size**2) counts them; torch.from_numpy and"
+            " .view(vocab_size, vocab_size) make the table."
+        ),
     ),
 )
 
@@ -141,42 +149,50 @@ ROW_PROBABILITIES = Exercise(
         Mistake(
             "columns instead of rows",
             lambda counts, smoothing: (counts + smoothing) / (counts + smoothing).sum(dim=0, keepdim=True),
-            "Each column sums to 1, and each row should. A row belongs to the token we have; the distribution runs over the tokens that "
-            "may follow it.",
+            "Each column sums to 1, and each row should. A row belongs to the token we have; the distribution"
+            " runs over the tokens that may follow it.",
         ),
         Mistake(
             "keepdim forgotten",
             lambda counts, smoothing: (counts + smoothing) / (counts + smoothing).sum(dim=1),
-            "Without keepdim the row sums have shape [vocab_size], and broadcasting lines them up with the columns: entry [a, b] was "
-            "divided by the sum of row b. No error, wrong probabilities.",
+            "Without keepdim the row sums have shape [vocab_size], and broadcasting lines them up with the"
+            " columns: entry [a, b] was divided by the sum of row b. No error, wrong probabilities.",
         ),
         Mistake(
             "the whole table sums to 1",
             lambda counts, smoothing: (counts + smoothing) / (counts + smoothing).sum(),
-            "This is the probability of meeting the pair (a, b) anywhere in the text. The model needs the probability of b once a is "
-            "given, so each row has to sum to 1 by itself.",
+            "This is the probability of meeting the pair (a, b) anywhere in the text. The model needs the"
+            " probability of b once a is given, so each row has to sum to 1 by itself.",
         ),
         Mistake(
             "no smoothing",
             lambda counts, smoothing: _rows(counts.float()),
-            "The smoothing was not used. A pair never seen gets probability 0 and an infinite loss, and a row without counts becomes 0/0, nan.",
+            "The smoothing was not used. A pair never seen gets probability 0 and an infinite loss, and a row"
+            " without counts becomes 0/0, nan.",
         ),
         Mistake(
             "smoothing after the division",
             lambda counts, smoothing: _rows(counts.float()) + smoothing,
-            "The smoothing was added to probabilities, so the rows sum to more than 1. It belongs to the counts: as if every pair had been "
-            "seen that many times more.",
+            "The smoothing was added to probabilities, so the rows sum to more than 1. It belongs to the"
+            " counts: as if every pair had been seen that many times more.",
         ),
         Mistake(
             "smoothing counted once in the sum",
             lambda counts, smoothing: (counts + smoothing) / (counts.sum(dim=1, keepdim=True) + smoothing),
-            "Every one of the vocab_size counts in a row grew by `smoothing`, but the sum below grew by it only once. The rows sum to more than 1.",
+            "Every one of the vocab_size counts in a row grew by `smoothing`, but the sum below grew by it"
+            " only once. The rows sum to more than 1.",
         ),
     ),
     hints=(
         "Two steps: add, then divide each row by its own sum. Print the sums of the rows of your result.",
-        "Compute the smoothed table once and take the sum of that same table along the dimension of the next token.",
-        "smoothed = counts + smoothing; then divide it by smoothed.sum(dim=1, keepdim=True). keepdim makes the sums a column, [vocab_size, 1].",
+        (
+            "Compute the smoothed table once and take the sum of that same table along the dimension of the"
+            " next token."
+        ),
+        (
+            "smoothed = counts + smoothing; then divide it by smoothed.sum(dim=1, keepdim=True). keepdim"
+            " makes the sums a column, [vocab_size, 1]."
+        ),
     ),
 )
 
@@ -189,7 +205,9 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _token_loss_cases(generator: Generator) -> list[tuple]:
-    def case(batch: int, time: int, vocab_size: int, scale: float = 2.0, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    def case(
+        batch: int, time: int, vocab_size: int, scale: float = 2.0, offset: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         logits = torch.randn(batch, time, vocab_size, generator=generator) * scale + offset
         return logits, torch.randint(vocab_size, (batch, time), generator=generator)
 
@@ -226,49 +244,62 @@ TOKEN_LOSS = Exercise(
         Mistake(
             "the logarithm is missing",
             lambda logits, targets: -_picked(logits.softmax(-1), targets).mean(),
-            "The mean probability was negated without taking its logarithm first. Only the logarithm makes the losses of single tokens add "
-            "up to the loss of the text, and makes a confident wrong guess expensive.",
+            "The mean probability was negated without taking its logarithm first. Only the logarithm makes"
+            " the losses of single tokens add up to the loss of the text, and makes a confident wrong guess"
+            " expensive.",
         ),
         Mistake(
             "the softmax is missing",
             lambda logits, targets: -_picked(logits, targets).mean(),
-            "The target's logit was used as if it were a log-probability. Without the softmax the model could lower this by raising all "
-            "logits at once, and learn nothing.",
+            "The target's logit was used as if it were a log-probability. Without the softmax the model could"
+            " lower this by raising all logits at once, and learn nothing.",
         ),
         Mistake(
             "a sum instead of a mean",
             lambda logits, targets: -_picked(logits.log_softmax(-1), targets).sum(),
-            "The losses of all positions were added up. The loss then grows with the batch, and so do the gradients: a learning rate that "
-            "fits one batch size fails at another.",
+            "The losses of all positions were added up. The loss then grows with the batch, and so do the"
+            " gradients: a learning rate that fits one batch size fails at another.",
         ),
         Mistake(
             "mean over the batch only",
             lambda logits, targets: -_picked(logits.log_softmax(-1), targets).sum() / logits.size(0),
-            "The sum was divided by the number of sequences, not by the number of tokens. This is the loss of a whole sequence; ours is per token.",
+            "The sum was divided by the number of sequences, not by the number of tokens. This is the loss of"
+            " a whole sequence; ours is per token.",
         ),
         Mistake(
             "logarithm to base 2",
             lambda logits, targets: -_picked(logits.log_softmax(-1), targets).mean() / math.log(2),
-            "The unit is bits: base 2 was used. The loss is in nats, with the natural logarithm, and perplexity is e to its power.",
+            "The unit is bits: base 2 was used. The loss is in nats, with the natural logarithm, and"
+            " perplexity is e to its power.",
         ),
         Mistake(
             "the softmax runs over time",
             lambda logits, targets: -_picked(logits.log_softmax(1), targets).mean(),
-            "The softmax has to run over the vocabulary, the last dimension. Here it ran over the positions: each token's probabilities "
-            "sum to 1 along the text, which is no distribution of the next token.",
+            "The softmax has to run over the vocabulary, the last dimension. Here it ran over the positions:"
+            " each token's probabilities sum to 1 along the text, which is no distribution of the next"
+            " token.",
         ),
         Mistake(
             "exp overflows",
             _overflowing_loss,
-            "The formula is right, but exp of a logit above 88 is infinite in float32, and infinity over infinity is nan. A softmax does "
-            "not change when the same number is taken from all logits of a row, so take away the largest first.",
+            "The formula is right, but exp of a logit above 88 is infinite in float32, and infinity over"
+            " infinity is nan. A softmax does not change when the same number is taken from all logits of a"
+            " row, so take away the largest first.",
         ),
     ),
     hints=(
-        "Three steps: log-probabilities from logits, the one of each target, their mean with the sign turned.",
-        "logits.log_softmax(-1) does the first step and cannot overflow. For the second, look up torch.gather: it wants the targets with "
-        "as many dimensions as the logits.",
-        "log_probabilities.gather(-1, targets.unsqueeze(-1)) has shape [batch, time, 1]; the loss is minus its mean.",
+        (
+            "Three steps: log-probabilities from logits, the one of each target, their mean with the sign"
+            " turned."
+        ),
+        (
+            "logits.log_softmax(-1) does the first step and cannot overflow. For the second, look up"
+            " torch.gather: it wants the targets with as many dimensions as the logits."
+        ),
+        (
+            "log_probabilities.gather(-1, targets.unsqueeze(-1)) has shape [batch, time, 1]; the loss is"
+            " minus its mean."
+        ),
     ),
 )
 
@@ -307,24 +338,26 @@ LOSS_IN_BITS_PER_BYTE = Exercise(
         Mistake(
             "still in nats",
             lambda loss, tokens, text_bytes: loss * tokens / text_bytes,
-            "This is nats per byte. A bit is the smaller unit, ln 2 = 0.693 nats, so the same loss is a larger number of bits.",
+            "This is nats per byte. A bit is the smaller unit, ln 2 = 0.693 nats, so the same loss is a"
+            " larger number of bits.",
         ),
         Mistake(
             "multiplied by ln 2",
             lambda loss, tokens, text_bytes: loss * tokens / text_bytes * math.log(2),
-            "The conversion goes the wrong way. A fair coin is one bit and 0.693 nats: from nats to bits the number must grow.",
+            "The conversion goes the wrong way. A fair coin is one bit and 0.693 nats: from nats to bits the"
+            " number must grow.",
         ),
         Mistake(
             "tokens and bytes exchanged",
             lambda loss, tokens, text_bytes: loss * text_bytes / tokens / math.log(2),
-            "The fraction is upside down. The loss of the whole text is loss * tokens, and that is shared among its bytes; a token is "
-            "usually several bytes, so the loss per byte is the smaller one.",
+            "The fraction is upside down. The loss of the whole text is loss * tokens, and that is shared"
+            " among its bytes; a token is usually several bytes, so the loss per byte is the smaller one.",
         ),
         Mistake(
             "bits per token",
             lambda loss, tokens, text_bytes: loss / math.log(2),
-            "This is bits per token: the unit is changed, but the length of the tokens is not taken into account. A tokenizer with longer "
-            "tokens would look worse, though its model may be better.",
+            "This is bits per token: the unit is changed, but the length of the tokens is not taken into"
+            " account. A tokenizer with longer tokens would look worse, though its model may be better.",
         ),
     ),
     hints=(
@@ -358,7 +391,9 @@ def _inputs_cases(generator: Generator) -> list[tuple]:
     ]
 
 
-def _cut(tokens: np.ndarray, starts: list[int], block_size: int, x_from: int = 0, y_from: int = 1) -> tuple[Tensor, Tensor]:
+def _cut(
+    tokens: np.ndarray, starts: list[int], block_size: int, x_from: int = 0, y_from: int = 1
+) -> tuple[Tensor, Tensor]:
     """Windows that begin `x_from` and `y_from` places after each start."""
     rows = np.array(starts)[:, None] + np.arange(block_size)
     ids = torch.from_numpy(tokens.astype(np.int64))
@@ -385,33 +420,38 @@ INPUTS_AND_TARGETS = Exercise(
         Mistake(
             "targets not shifted",
             lambda tokens, starts, block_size: _cut(tokens, starts, block_size, y_from=0),
-            "x and y are the same windows. A model trained on this learns to repeat the token it sees; its loss falls to nearly zero and "
-            "it writes one letter for ever.",
+            "x and y are the same windows. A model trained on this learns to repeat the token it sees; its"
+            " loss falls to nearly zero and it writes one letter for ever.",
         ),
         Mistake(
             "targets shifted the wrong way",
             lambda tokens, starts, block_size: _cut(tokens, starts, block_size, y_from=-1),
-            "y holds the token before each input, not the one after it. The model would learn to write backwards, and at start 0 the "
-            "target even comes from the end of the text.",
+            "y holds the token before each input, not the one after it. The model would learn to write"
+            " backwards, and at start 0 the target even comes from the end of the text.",
         ),
         Mistake(
             "the last target is the window's first token",
             _rolled,
-            "The window was rolled, so the last position's target is its own first token instead of the next token of the text. One target "
-            "in block_size is noise, and the loss cannot fall below that.",
+            "The window was rolled, so the last position's target is its own first token instead of the next"
+            " token of the text. One target in block_size is noise, and the loss cannot fall below that.",
         ),
         Mistake(
             "one position too few",
             _without_first_and_last,
-            "x and y were both cut from block_size tokens, so there are only block_size - 1 positions. Inputs and targets together need "
-            "block_size + 1 tokens of the text.",
+            "x and y were both cut from block_size tokens, so there are only block_size - 1 positions. Inputs"
+            " and targets together need block_size + 1 tokens of the text.",
         ),
     ),
     hints=(
         "For tokens 5 6 7 8 9 from start 0 and block_size 4, x is 5 6 7 8 and y is 6 7 8 9.",
-        "For each start, x is the slice [start : start + block_size] and y is the same slice one place further. Turn it into int64 with "
-        "astype before it becomes a tensor.",
-        "Build two lists of torch.from_numpy(tokens[a:b].astype(np.int64)), one with a = start and one with a = start + 1, and torch.stack each.",
+        (
+            "For each start, x is the slice [start : start + block_size] and y is the same slice one place"
+            " further. Turn it into int64 with astype before it becomes a tensor."
+        ),
+        (
+            "Build two lists of torch.from_numpy(tokens[a:b].astype(np.int64)), one with a = start and one"
+            " with a = start + 1, and torch.stack each."
+        ),
     ),
 )
 
@@ -447,37 +487,43 @@ TEMPERATURE_PROBABILITIES = Exercise(
         Mistake(
             "multiplied instead of divided",
             lambda logits, temperature: (logits * temperature).softmax(-1),
-            "The logits were multiplied by the temperature, so it works the wrong way round: a high temperature makes the model repeat its "
-            "favourite, a low one makes it babble.",
+            "The logits were multiplied by the temperature, so it works the wrong way round: a high"
+            " temperature makes the model repeat its favourite, a low one makes it babble.",
         ),
         Mistake(
             "applied after the softmax",
             lambda logits, temperature: logits.softmax(-1) / temperature,
-            "The probabilities were divided, not the logits. All of them shrink by the same factor, so none gains on another, and the rows "
-            "no longer sum to 1.",
+            "The probabilities were divided, not the logits. All of them shrink by the same factor, so none"
+            " gains on another, and the rows no longer sum to 1.",
         ),
         Mistake(
             "softmax twice",
             lambda logits, temperature: (logits.softmax(-1) / temperature).softmax(-1),
-            "The softmax was taken of numbers that had already been through it. Probabilities lie between 0 and 1, so the second softmax "
-            "makes them all nearly equal.",
+            "The softmax was taken of numbers that had already been through it. Probabilities lie between 0"
+            " and 1, so the second softmax makes them all nearly equal.",
         ),
         Mistake(
             "the softmax runs over the batch",
             lambda logits, temperature: (logits / temperature).softmax(0),
-            "The softmax ran over dimension 0: each token's probabilities sum to 1 over the batch. It has to run over the vocabulary, the "
-            "last dimension.",
+            "The softmax ran over dimension 0: each token's probabilities sum to 1 over the batch. It has to"
+            " run over the vocabulary, the last dimension.",
         ),
         Mistake(
             "not normalised",
             lambda logits, temperature: logits.softmax(-1) ** (1 / temperature),
-            "Raising the probabilities to the power of 1/temperature gives the right proportions, but the rows no longer sum to 1. They "
-            "have to be divided by their sums.",
+            "Raising the probabilities to the power of 1/temperature gives the right proportions, but the"
+            " rows no longer sum to 1. They have to be divided by their sums.",
         ),
     ),
     hints=(
-        "The temperature acts on the logits, before they become probabilities. Which way should a small temperature change their differences?",
-        "A small temperature should make the differences between logits larger. Which dimension do the tokens lie along?",
+        (
+            "The temperature acts on the logits, before they become probabilities. Which way should a small"
+            " temperature change their differences?"
+        ),
+        (
+            "A small temperature should make the differences between logits larger. Which dimension do the"
+            " tokens lie along?"
+        ),
         "Divide the logits by the temperature and take the softmax over dim=-1.",
     ),
 )

@@ -32,13 +32,24 @@ class Settings(WeekSettings):
     smoothing: float = 1.0
     """Added to every count, so that a pair never seen stays possible."""
     train: TrainConfig = TrainConfig(
-        steps=1500, batch_size=64, block_size=64, lr=0.1, schedule="linear", final_lr=0.0, weight_decay=0.0, grad_clip=0.0, eval_every=100
+        steps=1500,
+        batch_size=64,
+        block_size=64,
+        lr=0.1,
+        schedule="linear",
+        final_lr=0.0,
+        weight_decay=0.0,
+        grad_clip=0.0,
+        eval_every=100,
     )
 
 
 PRESETS = {
     "smoke": Settings(
-        preset="smoke", train=TrainConfig(steps=60, batch_size=16, block_size=32, lr=0.1, weight_decay=0.0, eval_every=20, eval_windows=50)
+        preset="smoke",
+        train=TrainConfig(
+            steps=60, batch_size=16, block_size=32, lr=0.1, weight_decay=0.0, eval_every=20, eval_windows=50
+        ),
     ),
     "laptop": Settings(preset="laptop"),
     "gpu": Settings(preset="gpu"),
@@ -67,7 +78,10 @@ def main(settings: Settings) -> dict[str, float]:
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
 
-    print(f"\nA sample of the bigram's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}")
+    print(
+        f"\nA sample of the bigram's text ({words:.0%} of its words occur in the text it"
+        f" learned):\n{text[:300]}"
+    )
     return work.finish(
         {
             "bits_per_byte": by_training["val_bits_per_byte"],
@@ -94,13 +108,22 @@ def draw(logs: Path, out: Path) -> list[Path]:
     fig, ax = figure(11, 10)
     counts = runs["counts"].artifacts["counts"]
     heatmap(
-        ax, [[math.log10(n + 1) for n in row] for row in counts], "How often each character follows each",
-        chars, chars, "next character", "present character", "log10(count + 1)",
-    )  # fmt: skip
+        ax,
+        [[math.log10(n + 1) for n in row] for row in counts],
+        "How often each character follows each",
+        chars,
+        chars,
+        "next character",
+        "present character",
+        "log10(count + 1)",
+    )
     heat = save_figure(fig, out / "counts.png")
     loss = curves(
         out / "loss.png",
-        [Curve(runs["network"], "network, training batch", "train_loss"), Curve(runs["network"], "network, validation")],
+        [
+            Curve(runs["network"], "network, training batch", "train_loss"),
+            Curve(runs["network"], "network, validation"),
+        ],
         "Gradient descent finds the table that counting gives",
         ylabel="loss (nats per character)",
         reference=[Curve(reference["network"], "validation")] if "network" in reference else (),

@@ -1,4 +1,6 @@
-"""The graded exercises of week 2: windows, first values, a gradient by hand, the learning rate, clipping, AdamW."""
+"""The graded exercises of week 2: windows, first values, a gradient by hand, the learning rate, clipping,
+AdamW.
+"""
 
 import math
 from collections.abc import Callable
@@ -42,32 +44,39 @@ CONTEXT_WINDOWS = Exercise(
         Mistake(
             "padded on the right",
             lambda idx, window, padding: F.pad(idx, (0, window - 1), value=padding).unfold(1, window, 1),
-            "The windows begin at the present token and look ahead. The next token, the one to be predicted, stands in the window: the "
-            "training loss falls to nearly nothing, and the model can write nothing, since when it writes there is no next token yet.",
+            "The windows begin at the present token and look ahead. The next token, the one to be predicted,"
+            " stands in the window: the training loss falls to nearly nothing, and the model can write"
+            " nothing, since when it writes there is no next token yet.",
         ),
         Mistake(
             "the present token is missing",
             lambda idx, window, padding: F.pad(idx, (window, 0), value=padding).unfold(1, window, 1)[:, :-1],
-            "The windows end one token too early. The present token is the most useful one for guessing the next, and the model does not see it.",
+            "The windows end one token too early. The present token is the most useful one for guessing the"
+            " next, and the model does not see it.",
         ),
         Mistake(
             "newest token first",
             lambda idx, window, padding: context_windows(idx, window, padding).flip(-1),
-            "The tokens are the right ones, but in reverse. Each place in the window has weights of its own, so a model trained one way "
-            "cannot read the other.",
+            "The tokens are the right ones, but in reverse. Each place in the window has weights of its own,"
+            " so a model trained one way cannot read the other.",
         ),
         Mistake(
             "padded with 0",
             lambda idx, window, padding: F.pad(idx, (window - 1, 0), value=0).unfold(1, window, 1),
-            "The places before the text hold 0, and 0 is the id of a real token. The model would believe that every text begins with a row "
-            "of that token.",
+            "The places before the text hold 0, and 0 is the id of a real token. The model would believe that"
+            " every text begins with a row of that token.",
         ),
     ),
     hints=(
         "Put window - 1 paddings before each row. Then every position has a full window.",
-        "After padding, position t's window is the slice [t : t + window] of the row. Collect these slices for all t and stack them along "
-        "a new dimension 1.",
-        "F.pad(idx, (window - 1, 0), value=padding) pads on the left; .unfold(1, window, 1) takes all windows of dimension 1.",
+        (
+            "After padding, position t's window is the slice [t : t + window] of the row. Collect these"
+            " slices for all t and stack them along a new dimension 1."
+        ),
+        (
+            "F.pad(idx, (window - 1, 0), value=padding) pads on the left; .unfold(1, window, 1) takes all"
+            " windows of dimension 1."
+        ),
     ),
 )
 
@@ -83,7 +92,14 @@ def _scaled_weights_cases(generator: Generator) -> list[tuple]:
     def noise(outputs: int, inputs: int) -> Tensor:
         return torch.randn(outputs, inputs, generator=generator)
 
-    return [(noise(3, 8), 5 / 3), (noise(6, 2), 5 / 3), (noise(4, 9), 1.0), (noise(5, 5), math.sqrt(2)), (noise(1, 16), 0.5), (noise(7, 1), 5 / 3)]
+    return [
+        (noise(3, 8), 5 / 3),
+        (noise(6, 2), 5 / 3),
+        (noise(4, 9), 1.0),
+        (noise(5, 5), math.sqrt(2)),
+        (noise(1, 16), 0.5),
+        (noise(7, 1), 5 / 3),
+    ]
 
 
 SCALED_WEIGHTS = Exercise(
@@ -97,36 +113,44 @@ SCALED_WEIGHTS = Exercise(
         Mistake(
             "outputs instead of inputs",
             lambda noise, gain: noise * (gain / math.sqrt(noise.size(0))),
-            "The scale was taken from the number of outputs. An output is a sum over the inputs, so it is their number that makes it "
-            "large; nn.Linear keeps its weight as [outputs, inputs].",
+            "The scale was taken from the number of outputs. An output is a sum over the inputs, so it is"
+            " their number that makes it large; nn.Linear keeps its weight as [outputs, inputs].",
         ),
         Mistake(
             "the root is missing",
             lambda noise, gain: noise * (gain / noise.size(1)),
-            "Variance and standard deviation are mixed up. Multiplying noise by s makes its variance s², so s is the square root of the "
-            "variance you want. Without the root the signal shrinks from layer to layer.",
+            "Variance and standard deviation are mixed up. Multiplying noise by s makes its variance s², so s"
+            " is the square root of the variance you want. Without the root the signal shrinks from layer to"
+            " layer.",
         ),
         Mistake(
             "the gain is missing",
             lambda noise, gain: noise / math.sqrt(noise.size(1)),
-            "The gain was not used. It makes up for what the nonlinearity takes away: tanh makes every value smaller, and without a gain "
-            "the signal fades with depth.",
+            "The gain was not used. It makes up for what the nonlinearity takes away: tanh makes every value"
+            " smaller, and without a gain the signal fades with depth.",
         ),
         Mistake(
             "the gain is squared",
             lambda noise, gain: noise * (gain**2 / math.sqrt(noise.size(1))),
-            "The variance is to be gain² / inputs, so the factor is its root, with the plain gain. Squared, it drives tanh further into saturation.",
+            "The variance is to be gain² / inputs, so the factor is its root, with the plain gain. Squared,"
+            " it drives tanh further into saturation.",
         ),
         Mistake(
             "multiplied by the root",
             lambda noise, gain: noise * gain * math.sqrt(noise.size(1)),
-            "The weights grow with the number of inputs, and they should shrink: a sum over more inputs is larger already. Here nearly "
-            "every tanh would be stuck at -1 or 1, where its gradient is 0.",
+            "The weights grow with the number of inputs, and they should shrink: a sum over more inputs is"
+            " larger already. Here nearly every tanh would be stuck at -1 or 1, where its gradient is 0.",
         ),
     ),
     hints=(
-        "If every value of N(0, 1) noise is multiplied by s, its standard deviation is s. Which s gives the variance asked for?",
-        "The standard deviation is the square root of gain² / inputs. Which of the two sizes of `noise` is the number of inputs?",
+        (
+            "If every value of N(0, 1) noise is multiplied by s, its standard deviation is s. Which s gives"
+            " the variance asked for?"
+        ),
+        (
+            "The standard deviation is the square root of gain² / inputs. Which of the two sizes of `noise`"
+            " is the number of inputs?"
+        ),
         "Multiply noise by gain / math.sqrt(noise.size(1)).",
     ),
 )
@@ -141,9 +165,18 @@ def logit_gradient(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _gradient_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, vocab_size: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
-        return scale * torch.randn(batch, time, vocab_size, generator=generator), torch.randint(vocab_size, (batch, time), generator=generator)
+        return scale * torch.randn(batch, time, vocab_size, generator=generator), torch.randint(
+            vocab_size, (batch, time), generator=generator
+        )
 
-    return [case(2, 3, 5), case(3, 2, 4), case(1, 4, 6), case(5, 1, 3), case(1, 1, 2), case(2, 2, 3, scale=0.0)]
+    return [
+        case(2, 3, 5),
+        case(3, 2, 4),
+        case(1, 4, 6),
+        case(5, 1, 3),
+        case(1, 1, 2),
+        case(2, 2, 3, scale=0.0),
+    ]
 
 
 LOGIT_GRADIENT = Exercise(
@@ -156,42 +189,56 @@ LOGIT_GRADIENT = Exercise(
         Mistake(
             "not divided by the number of positions",
             lambda logits, targets: logits.softmax(-1) - F.one_hot(targets, logits.size(-1)),
-            "This is the gradient of the sum of the losses. The loss is their mean, so each position counts for only 1 / (batch * time); "
-            "otherwise the step grows with the batch.",
+            "This is the gradient of the sum of the losses. The loss is their mean, so each position counts"
+            " for only 1 / (batch * time); otherwise the step grows with the batch.",
         ),
         Mistake(
             "divided by the batch only",
-            lambda logits, targets: (logits.softmax(-1) - F.one_hot(targets, logits.size(-1))) / logits.size(0),
-            "The mean runs over all positions of all sequences, batch * time of them. Dividing by the number of sequences alone makes the "
-            "gradient `time` times too large.",
+            lambda logits, targets: (
+                (logits.softmax(-1) - F.one_hot(targets, logits.size(-1))) / logits.size(0)
+            ),
+            "The mean runs over all positions of all sequences, batch * time of them. Dividing by the number"
+            " of sequences alone makes the gradient `time` times too large.",
         ),
         Mistake(
             "divided by the vocabulary too",
-            lambda logits, targets: (logits.softmax(-1) - F.one_hot(targets, logits.size(-1))) / logits.numel(),
-            "Divided by the number of logits. There is one loss per position, not one per logit: the mean has batch * time terms.",
+            lambda logits, targets: (
+                (logits.softmax(-1) - F.one_hot(targets, logits.size(-1))) / logits.numel()
+            ),
+            "Divided by the number of logits. There is one loss per position, not one per logit: the mean has"
+            " batch * time terms.",
         ),
         Mistake(
             "the sign is turned",
-            lambda logits, targets: (F.one_hot(targets, logits.size(-1)) - logits.softmax(-1)) / targets.numel(),
-            "The gradient points the wrong way: it should be positive for tokens that got too much probability. Descent subtracts it, so "
-            "this version would make the targets less likely with every step.",
+            lambda logits, targets: (
+                (F.one_hot(targets, logits.size(-1)) - logits.softmax(-1)) / targets.numel()
+            ),
+            "The gradient points the wrong way: it should be positive for tokens that got too much"
+            " probability. Descent subtracts it, so this version would make the targets less likely with"
+            " every step.",
         ),
         Mistake(
             "the target's 1 is missing",
             lambda logits, targets: logits.softmax(-1) / targets.numel(),
-            "These are the probabilities: the derivative of the softmax's denominator only. The target's own logit also stands in the "
-            "numerator, and that term is what pulls it up.",
+            "These are the probabilities: the derivative of the softmax's denominator only. The target's own"
+            " logit also stands in the numerator, and that term is what pulls it up.",
         ),
         Mistake(
             "the softmax is missing",
             lambda logits, targets: (logits - F.one_hot(targets, logits.size(-1))) / targets.numel(),
-            "The target's 1 was taken from the logits themselves. The gradient compares probabilities with what happened, so the logits "
-            "have to go through the softmax first.",
+            "The target's 1 was taken from the logits themselves. The gradient compares probabilities with"
+            " what happened, so the logits have to go through the softmax first.",
         ),
     ),
     hints=(
-        "For one position the loss is ln(sum of exp(logit)) minus the target's logit. Differentiate each of the two terms.",
-        "The first term gives the softmax, the second gives 1 at the target and 0 elsewhere. Then think of the mean.",
+        (
+            "For one position the loss is ln(sum of exp(logit)) minus the target's logit. Differentiate each"
+            " of the two terms."
+        ),
+        (
+            "The first term gives the softmax, the second gives 1 at the target and 0 elsewhere. Then think"
+            " of the mean."
+        ),
         "Subtract F.one_hot(targets, vocab_size) from logits.softmax(-1), and divide by targets.numel().",
     ),
 )
@@ -223,15 +270,23 @@ def _learning_rate_cases(generator: Generator) -> list[tuple]:
 
 def _schedule(
     warmup: Callable[[int, int], float] = lambda step, warmup_steps: (step + 1) / warmup_steps,
-    progress: Callable[[int, int, int], float] = lambda step, steps, warmup_steps: min(1.0, (step - warmup_steps) / (steps - warmup_steps)),
-    value: Callable[[float, float], float] = lambda cosine, final_fraction: final_fraction + (1 - final_fraction) * cosine,
+    progress: Callable[[int, int, int], float] = lambda step, steps, warmup_steps: min(
+        1.0, (step - warmup_steps) / (steps - warmup_steps)
+    ),
+    value: Callable[[float, float], float] = lambda cosine, final_fraction: (
+        final_fraction + (1 - final_fraction) * cosine
+    ),
 ) -> Callable:
-    """The schedule with one of its parts exchanged. value: from a cosine that falls from 1 to 0 to a fraction of the peak."""
+    """The schedule with one of its parts exchanged. value: from a cosine that falls from 1 to 0 to a fraction
+    of the peak.
+    """
 
     def rate(step: int, steps: int, warmup_steps: int, peak: float, final_fraction: float) -> float:
         if step < warmup_steps:
             return peak * warmup(step, warmup_steps)
-        return peak * value(0.5 * (1 + math.cos(math.pi * progress(step, steps, warmup_steps))), final_fraction)
+        return peak * value(
+            0.5 * (1 + math.cos(math.pi * progress(step, steps, warmup_steps))), final_fraction
+        )
 
     return rate
 
@@ -246,43 +301,65 @@ LEARNING_RATE = Exercise(
         Mistake(
             "the warmup starts at zero",
             _schedule(warmup=lambda step, warmup_steps: step / warmup_steps),
-            "The first step has learning rate 0: a batch is read, and nothing is learned from it. Counted from 0, step number `step` is "
-            "the one after `step` others.",
+            "The first step has learning rate 0: a batch is read, and nothing is learned from it. Counted"
+            " from 0, step number `step` is the one after `step` others.",
         ),
         Mistake(
             "no floor",
             _schedule(value=lambda cosine, final_fraction: cosine),
-            "The rate falls to 0, and it should end at final_fraction * peak. The last steps hardly learn anything.",
+            "The rate falls to 0, and it should end at final_fraction * peak. The last steps hardly learn"
+            " anything.",
         ),
         Mistake(
             "the floor is added on top",
             _schedule(value=lambda cosine, final_fraction: final_fraction + cosine),
-            "The end is right but the beginning is too high: after the warmup the rate jumps to (1 + final_fraction) * peak. The cosine "
-            "should run over the distance between peak and floor, not over the whole peak.",
+            "The end is right but the beginning is too high: after the warmup the rate jumps to (1 +"
+            " final_fraction) * peak. The cosine should run over the distance between peak and floor, not"
+            " over the whole peak.",
         ),
         Mistake(
             "the decay is counted from step 0",
             _schedule(progress=lambda step, steps, warmup_steps: min(1.0, step / steps)),
-            "The cosine began during the warmup, so when the warmup ends the rate drops at once. Its progress is 0 at step warmup_steps "
-            "and 1 at step `steps`.",
+            "The cosine began during the warmup, so when the warmup ends the rate drops at once. Its progress"
+            " is 0 at step warmup_steps and 1 at step `steps`.",
         ),
         Mistake(
             "the rate rises again after the end",
-            _schedule(progress=lambda step, steps, warmup_steps: (step - warmup_steps) / (steps - warmup_steps)),
-            "Past the last step the cosine goes up again. A run that is made longer would suddenly take large steps; progress must stop at 1.",
+            _schedule(
+                progress=lambda step, steps, warmup_steps: (step - warmup_steps) / (steps - warmup_steps)
+            ),
+            "Past the last step the cosine goes up again. A run that is made longer would suddenly take large"
+            " steps; progress must stop at 1.",
         ),
         Mistake(
             "a line instead of a cosine",
             lambda step, steps, warmup_steps, peak, final_fraction: lr_at(
-                step, TrainConfig(steps=steps, warmup_steps=warmup_steps, lr=peak, final_lr=final_fraction, schedule="linear")
+                step,
+                TrainConfig(
+                    steps=steps,
+                    warmup_steps=warmup_steps,
+                    lr=peak,
+                    final_lr=final_fraction,
+                    schedule="linear",
+                ),
             ),
-            "The fall is linear. The cosine stays near the peak for longer, falls fastest in the middle, and ends flat.",
+            "The fall is linear. The cosine stays near the peak for longer, falls fastest in the middle, and"
+            " ends flat.",
         ),
     ),
     hints=(
-        "Two cases, warmup and decay. For the decay, first compute how far along it we are, a number from 0 to 1.",
-        "progress = (step - warmup_steps) / (steps - warmup_steps), at most 1. Then 0.5 * (1 + cos(pi * progress)) falls from 1 to 0.",
-        "With that cosine c, the rate is peak * (final_fraction + (1 - final_fraction) * c). Use min(1.0, ...) on the progress.",
+        (
+            "Two cases, warmup and decay. For the decay, first compute how far along it we are, a number from"
+            " 0 to 1."
+        ),
+        (
+            "progress = (step - warmup_steps) / (steps - warmup_steps), at most 1. Then 0.5 * (1 + cos(pi *"
+            " progress)) falls from 1 to 0."
+        ),
+        (
+            "With that cosine c, the rate is peak * (final_fraction + (1 - final_fraction) * c). Use min(1.0,"
+            " ...) on the progress."
+        ),
     ),
 )
 
@@ -321,36 +398,46 @@ CLIP_GRADIENTS = Exercise(
         Mistake(
             "each tensor by its own norm",
             lambda gradients, max_norm: [g * min(1.0, max_norm / g.norm().item()) for g in gradients],
-            "Each tensor was clipped for itself. That shortens some and leaves others, so the whole gradient points in another direction; "
-            "and with many tensors it is still longer than max_norm.",
+            "Each tensor was clipped for itself. That shortens some and leaves others, so the whole gradient"
+            " points in another direction; and with many tensors it is still longer than max_norm.",
         ),
         Mistake(
             "single values clipped",
             lambda gradients, max_norm: [g.clamp(-max_norm, max_norm) for g in gradients],
-            "The values were cut off at max_norm one by one. That bends the gradient's direction towards a diagonal; clipping by norm "
-            "keeps the direction and changes the length only.",
+            "The values were cut off at max_norm one by one. That bends the gradient's direction towards a"
+            " diagonal; clipping by norm keeps the direction and changes the length only.",
         ),
         Mistake(
             "short gradients are made longer",
-            lambda gradients, max_norm: [g * (max_norm / math.sqrt(sum(h.square().sum().item() for h in gradients))) for g in gradients],
-            "Every gradient was scaled to length max_norm, the short ones too. Near a minimum gradients become short, and that must stay "
-            "so, or training never settles.",
+            lambda gradients, max_norm: [
+                g * (max_norm / math.sqrt(sum(h.square().sum().item() for h in gradients))) for g in gradients
+            ],
+            "Every gradient was scaled to length max_norm, the short ones too. Near a minimum gradients"
+            " become short, and that must stay so, or training never settles.",
         ),
         Mistake(
             "the norms are added up",
-            lambda gradients, max_norm: [g * min(1.0, max_norm / sum(h.norm().item() for h in gradients)) for g in gradients],
-            "The norms of the tensors were added. Lengths at right angles add as squares (3 and 4 make 5, not 7), so this is too large, "
-            "and too much is clipped.",
+            lambda gradients, max_norm: [
+                g * min(1.0, max_norm / sum(h.norm().item() for h in gradients)) for g in gradients
+            ],
+            "The norms of the tensors were added. Lengths at right angles add as squares (3 and 4 make 5, not"
+            " 7), so this is too large, and too much is clipped.",
         ),
         Mistake(
             "the root is missing",
-            lambda gradients, max_norm: [g * min(1.0, max_norm / sum(h.square().sum().item() for h in gradients)) for g in gradients],
-            "The sum of squares was taken for the norm. The norm is its square root; without it long gradients are cut far too short.",
+            lambda gradients, max_norm: [
+                g * min(1.0, max_norm / sum(h.square().sum().item() for h in gradients)) for g in gradients
+            ],
+            "The sum of squares was taken for the norm. The norm is its square root; without it long"
+            " gradients are cut far too short.",
         ),
     ),
     hints=(
         "One norm for all tensors together, and one factor for all of them.",
-        "The squared norm is the sum of the squares of all numbers in all tensors. The factor is never above 1.",
+        (
+            "The squared norm is the sum of the squares of all numbers in all tensors. The factor is never"
+            " above 1."
+        ),
         "norm = sqrt(sum of g.square().sum() over the list); multiply each g by min(1.0, max_norm / norm).",
     ),
 )
@@ -378,7 +465,15 @@ def adamw_step(
 
 
 def _adamw_cases(generator: Generator) -> list[tuple]:
-    def case(shape: tuple[int, ...], step: int, lr: float, eps: float, weight_decay: float, beta1: float = 0.9, beta2: float = 0.99) -> tuple:
+    def case(
+        shape: tuple[int, ...],
+        step: int,
+        lr: float,
+        eps: float,
+        weight_decay: float,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+    ) -> tuple:
         weight, gradient, first = (torch.randn(shape, generator=generator) for _ in range(3))
         second = torch.rand(shape, generator=generator)
         if step == 1:
@@ -396,11 +491,17 @@ def _adamw_cases(generator: Generator) -> list[tuple]:
 
 
 def _adamw(
-    correct: bool = True, decay_in_gradient: bool = False, eps_inside: bool = False, root: bool = True, decay_with_lr: bool = True
+    correct: bool = True,
+    decay_in_gradient: bool = False,
+    eps_inside: bool = False,
+    root: bool = True,
+    decay_with_lr: bool = True,
 ) -> Callable:
     """AdamW's step with one of its parts wrong."""
 
-    def step_once(weight, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay) -> tuple[Tensor, Tensor, Tensor]:
+    def step_once(
+        weight, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if decay_in_gradient:
             gradient = gradient + weight_decay * weight
         first = beta1 * first + (1 - beta1) * gradient
@@ -426,39 +527,57 @@ ADAMW_STEP = Exercise(
         Mistake(
             "no bias correction",
             _adamw(correct=False),
-            "The running means start at zero and are too small at first, the mean square most of all. Without dividing by 1 - beta**step "
-            "the first steps have the wrong size.",
+            "The running means start at zero and are too small at first, the mean square most of all. Without"
+            " dividing by 1 - beta**step the first steps have the wrong size.",
         ),
         Mistake(
             "L2 instead of decoupled decay",
             _adamw(decay_in_gradient=True),
-            "The decay was added to the gradient, which is Adam with an L2 penalty. Then it is divided by the root of the mean square like "
-            "the rest, and weights with large gradients hardly decay. In AdamW, the decay acts on the weight directly: that is the W.",
+            "The decay was added to the gradient, which is Adam with an L2 penalty. Then it is divided by the"
+            " root of the mean square like the rest, and weights with large gradients hardly decay. In AdamW,"
+            " the decay acts on the weight directly: that is the W.",
         ),
         Mistake(
             "eps inside the root",
             _adamw(eps_inside=True),
-            "eps was added before the root was taken. The root of 1e-8 is 1e-4, so where gradients are small it weighs ten thousand times more.",
+            "eps was added before the root was taken. The root of 1e-8 is 1e-4, so where gradients are small"
+            " it weighs ten thousand times more.",
         ),
         Mistake(
             "the root is missing",
             _adamw(root=False),
-            "The mean was divided by the mean square, not by its root. Adam's point is that the step does not depend on the gradient's "
-            "size, and for that numerator and denominator need the same unit.",
+            "The mean was divided by the mean square, not by its root. Adam's point is that the step does not"
+            " depend on the gradient's size, and for that numerator and denominator need the same unit.",
         ),
         Mistake(
             "the decay ignores the learning rate",
             _adamw(decay_with_lr=False),
-            "The weight shrinks by weight_decay itself. It should shrink by lr * weight_decay, a thousand times less at ordinary settings, "
-            "and less when the schedule lowers the learning rate.",
+            "The weight shrinks by weight_decay itself. It should shrink by lr * weight_decay, a thousand"
+            " times less at ordinary settings, and less when the schedule lowers the learning rate.",
         ),
     ),
     hints=(
-        "First renew both running means: beta of the old one and 1 - beta of the new value. Then correct copies of them for the step.",
-        "Keep the corrected means apart from those you return. The decay is a term of its own, next to the step, and uses the weight from before it.",
-        "m = first / (1 - beta1**step), v = second / (1 - beta2**step), weight - lr * m / (v.sqrt() + eps) - lr * weight_decay * weight.",
+        (
+            "First renew both running means: beta of the old one and 1 - beta of the new value. Then correct"
+            " copies of them for the step."
+        ),
+        (
+            "Keep the corrected means apart from those you return. The decay is a term of its own, next to"
+            " the step, and uses the weight from before it."
+        ),
+        (
+            "m = first / (1 - beta1**step), v = second / (1 - beta2**step), weight - lr * m / (v.sqrt() +"
+            " eps) - lr * weight_decay * weight."
+        ),
     ),
 )
 
 
-EXERCISES: tuple[Exercise, ...] = (CONTEXT_WINDOWS, SCALED_WEIGHTS, LOGIT_GRADIENT, LEARNING_RATE, CLIP_GRADIENTS, ADAMW_STEP)
+EXERCISES: tuple[Exercise, ...] = (
+    CONTEXT_WINDOWS,
+    SCALED_WEIGHTS,
+    LOGIT_GRADIENT,
+    LEARNING_RATE,
+    CLIP_GRADIENTS,
+    ADAMW_STEP,
+)

@@ -1,4 +1,5 @@
-"""Week 2: a neural model over a window of characters, why its first values matter, and the loop that trains everything from here on.
+"""Week 2: a neural model over a window of characters, why its first values matter, and the loop that trains
+everything from here on.
 
 python weeks/02_mlp/run.py --preset laptop
 python weeks/02_mlp/run.py --preset laptop --study window     # how much each further character of context is worth
@@ -46,22 +47,38 @@ class Settings(WeekSettings):
     """For --study window, beside the main run's own."""
     study: Literal["window"] | None = None
     train: TrainConfig = TrainConfig(
-        steps=1500, batch_size=64, block_size=64, lr=3e-3, warmup_steps=50, final_lr=0.05, weight_decay=0.01, eval_every=250, log_updates=True
+        steps=1500,
+        batch_size=64,
+        block_size=64,
+        lr=3e-3,
+        warmup_steps=50,
+        final_lr=0.05,
+        weight_decay=0.01,
+        eval_every=250,
+        log_updates=True,
     )
 
 
 PRESETS = {
     "smoke": Settings(
-        preset="smoke", n_embd=8, n_hidden=32, init_steps=20, windows=(1, 4),
-        train=TrainConfig(steps=60, batch_size=16, block_size=32, lr=3e-3, eval_every=20, eval_windows=50, log_updates=True),
+        preset="smoke",
+        n_embd=8,
+        n_hidden=32,
+        init_steps=20,
+        windows=(1, 4),
+        train=TrainConfig(
+            steps=60, batch_size=16, block_size=32, lr=3e-3, eval_every=20, eval_windows=50, log_updates=True
+        ),
     ),
     "laptop": Settings(preset="laptop"),
     "gpu": Settings(preset="gpu"),
-}  # fmt: skip
+}
 
 
 def main(settings: Settings) -> dict[str, float]:
-    """The bigram and the MLP at one budget, then two short runs with good and bad first values. Returns the week's figures."""
+    """The bigram and the MLP at one budget, then two short runs with good and bad first values. Returns the
+    week's figures.
+    """
     device = pick_device(settings.device)
     corpus = load_corpus(settings.data, block_size=settings.train.block_size)
     work = Workspace(__file__, settings, corpus.name, device)
@@ -72,13 +89,23 @@ def main(settings: Settings) -> dict[str, float]:
 
     with work.log("bigram", settings) as log:  # week 1's model, as often and on as much text
         bigram = BigramModel(BigramConfig(tokenizer.vocab_size))
-        trainer = Trainer(bigram, corpus, replace(c, lr=0.1, weight_decay=0.0, log_updates=False), log, work.checkpoints / "bigram", device, "bigram")
+        trainer = Trainer(
+            bigram,
+            corpus,
+            replace(c, lr=0.1, weight_decay=0.0, log_updates=False),
+            log,
+            work.checkpoints / "bigram",
+            device,
+            "bigram",
+        )
         before = log.finish(**trainer.fit(settings.resume))
 
     with work.log("mlp", settings) as log:
         torch.manual_seed(c.seed)
         model = WindowMLP(config)
-        result = log.finish(**Trainer(model, corpus, c, log, work.checkpoints / "mlp", device, "MLP").fit(settings.resume))
+        result = log.finish(
+            **Trainer(model, corpus, c, log, work.checkpoints / "mlp", device, "MLP").fit(settings.resume)
+        )
         text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
@@ -90,10 +117,14 @@ def main(settings: Settings) -> dict[str, float]:
             probe = WindowMLP(replace(config, init=init))
             at_start = activations(probe, corpus, c.block_size)
             short = replace(c, steps=settings.init_steps, eval_every=settings.init_steps)
-            first[init] = log.finish(**Trainer(probe, corpus, short, log, None, device, f"{init} first values").fit())
+            first[init] = log.finish(
+                **Trainer(probe, corpus, short, log, None, device, f"{init} first values").fit()
+            )
             log.artifact(start=at_start, end=activations(probe.cpu(), corpus, c.block_size))
 
-    print(f"\nA sample of the MLP's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}")
+    print(
+        f"\nA sample of the MLP's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}"
+    )
     return work.finish(
         {
             "bits_per_byte": result["val_bits_per_byte"],
@@ -116,8 +147,18 @@ def study_window(settings: Settings, corpus: Corpus, work: Workspace) -> dict[st
     for window in settings.windows:
         with work.log(f"window-{window}", settings) as log:
             torch.manual_seed(settings.train.seed)
-            model = WindowMLP(WindowMLPConfig(corpus.tokenizer.vocab_size, window, settings.n_embd, settings.n_hidden))
-            trainer = Trainer(model, corpus, settings.train, log, work.checkpoints / log.folder.name, work.device, f"window {window}")
+            model = WindowMLP(
+                WindowMLPConfig(corpus.tokenizer.vocab_size, window, settings.n_embd, settings.n_hidden)
+            )
+            trainer = Trainer(
+                model,
+                corpus,
+                settings.train,
+                log,
+                work.checkpoints / log.folder.name,
+                work.device,
+                f"window {window}",
+            )
             losses[f"window_{window}"] = log.finish(**trainer.fit(settings.resume), window=window)["val_loss"]
     draw(work.logs, work.reports)
     return losses
@@ -125,7 +166,9 @@ def study_window(settings: Settings, corpus: Corpus, work: Workspace) -> dict[st
 
 @torch.no_grad()
 def activations(model: WindowMLP, corpus: Corpus, block_size: int) -> dict:
-    """A histogram of the hidden layer's values on fixed text, and the share that is saturated (|tanh| above 0.97)."""
+    """A histogram of the hidden layer's values on fixed text, and the share that is saturated (|tanh| above
+    0.97).
+    """
     values = model.activations(fixed_windows(corpus.val, block_size, 32)[0])
     counts, edges = np.histogram(values.numpy(), bins=50, range=(-1, 1))
     return {"counts": counts, "edges": edges, "saturated": (values.abs() > 0.97).float().mean().item()}
@@ -144,12 +187,16 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 "A window of characters against one, at the same budget",
                 ylabel="validation loss (nats per character)",
                 reference=[Curve(reference[n], label) for n, label in lines if n in reference],
-            )  # fmt: skip
+            )
         )
         plots.append(draw_updates(runs["mlp"], out))
     if "init-naive" in runs:
         plots.append(draw_activations(runs, out))
-    studied = {r.summary["window"]: r.summary["val_loss"] for n, r in runs.items() if n.startswith("window-") and r.summary}
+    studied = {
+        r.summary["window"]: r.summary["val_loss"]
+        for n, r in runs.items()
+        if n.startswith("window-") and r.summary
+    }
     if len(studied) > 1:
         if "mlp" in runs and runs["mlp"].summary:  # the main run is one of the study's points
             studied[runs["mlp"].run["settings"]["window"]] = runs["mlp"].summary["val_loss"]
@@ -157,8 +204,14 @@ def draw(logs: Path, out: Path) -> list[Path]:
         xs = sorted(studied)
         ax.plot(xs, [studied[x] for x in xs], color=COLOURS[0], marker="o", linewidth=2)
         for x in xs:
-            ax.annotate(f"{studied[x]:.3f}", (x, studied[x]), xytext=(4, 8), textcoords="offset points", fontsize=9)
-        ax.set(title="What each further character of context is worth", xlabel="window (characters)", ylabel="validation loss (nats per character)")
+            ax.annotate(
+                f"{studied[x]:.3f}", (x, studied[x]), xytext=(4, 8), textcoords="offset points", fontsize=9
+            )
+        ax.set(
+            title="What each further character of context is worth",
+            xlabel="window (characters)",
+            ylabel="validation loss (nats per character)",
+        )
         ax.set_xticks(xs)
         ax.margins(y=0.12)
         plots.append(save_figure(fig, out / "window.png"))
@@ -173,7 +226,11 @@ def draw_updates(run: LoggedRun, out: Path) -> Path:
         label = name.removeprefix("update/").removesuffix(".weight").replace("_", " ")
         ax.plot(*run.series(name), color=COLOURS[i], linestyle=LINES[i % 4], label=label)
     ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: a thousandth")
-    ax.set(title="How far each step moves each matrix", xlabel="step", ylabel="log10(std of update / std of weight)")
+    ax.set(
+        title="How far each step moves each matrix",
+        xlabel="step",
+        ylabel="log10(std of update / std of weight)",
+    )
     ax.legend(frameon=False)
     return save_figure(fig, out / "updates.png")
 
@@ -186,15 +243,32 @@ def draw_activations(runs: dict[str, LoggedRun], out: Path) -> Path:
         start = run.artifacts["start"]
         total = sum(start["counts"])
         axes[0].stairs(
-            [n / total for n in start["counts"]], start["edges"], color=COLOURS[1 - i], linewidth=2, linestyle=LINES[1 - i],
+            [n / total for n in start["counts"]],
+            start["edges"],
+            color=COLOURS[1 - i],
+            linewidth=2,
+            linestyle=LINES[1 - i],
             label=f"{init}: {start['saturated']:.0%} saturated",
-        )  # fmt: skip
+        )
         xs, ys = run.series("train_loss")
         axes[1].plot(
-            xs, ys, color=COLOURS[1 - i], linestyle=LINES[1 - i], marker=MARKERS[1 - i], markersize=4, label=f"{init}: first loss {ys[0]:.2f}"
+            xs,
+            ys,
+            color=COLOURS[1 - i],
+            linestyle=LINES[1 - i],
+            marker=MARKERS[1 - i],
+            markersize=4,
+            label=f"{init}: first loss {ys[0]:.2f}",
         )
-    axes[0].set(title="Hidden activations before the first step", xlabel="tanh output", ylabel="share of values", yscale="log")
-    axes[1].set(title="The first steps", xlabel="step", ylabel="training loss (nats per character)", yscale="log")
+    axes[0].set(
+        title="Hidden activations before the first step",
+        xlabel="tanh output",
+        ylabel="share of values",
+        yscale="log",
+    )
+    axes[1].set(
+        title="The first steps", xlabel="step", ylabel="training loss (nats per character)", yscale="log"
+    )
     axes[1].set_yticks([2, 3, 5, 10, 20, 30], ["2", "3", "5", "10", "20", "30"])
     axes[1].minorticks_off()
     for ax in axes:

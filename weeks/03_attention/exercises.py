@@ -1,4 +1,6 @@
-"""The graded exercises of week 3: averages of the past, the causal mask, attention, heads, the sliding window, all of it together."""
+"""The graded exercises of week 3: averages of the past, the causal mask, attention, heads, the sliding
+window, all of it together.
+"""
 
 import math
 
@@ -23,7 +25,9 @@ def average_past(x: Tensor) -> Tensor:
 
 def _average_cases(generator: Generator) -> list[tuple]:
     shapes = (2, 5, 3), (4, 3, 7), (1, 6, 2), (3, 1, 4), (1, 2, 1)
-    return [(torch.randn(shape, generator=generator),) for shape in shapes] + [(torch.arange(1.0, 7.0).view(1, 6, 1),)]
+    return [(torch.randn(shape, generator=generator),) for shape in shapes] + [
+        (torch.arange(1.0, 7.0).view(1, 6, 1),)
+    ]
 
 
 AVERAGE_PAST = Exercise(
@@ -37,34 +41,44 @@ AVERAGE_PAST = Exercise(
         Mistake(
             "sums instead of means",
             lambda x: x.cumsum(dim=1),
-            "These are sums: late positions have larger values only because more stands before them. The weights of each position have to sum to 1.",
+            "These are sums: late positions have larger values only because more stands before them. The"
+            " weights of each position have to sum to 1.",
         ),
         Mistake(
             "divided by the whole length",
             lambda x: x.cumsum(dim=1) / x.size(1),
-            "Each sum was divided by `time`. Position t has seen t + 1 values, not all of them, so early positions come out too small.",
+            "Each sum was divided by `time`. Position t has seen t + 1 values, not all of them, so early"
+            " positions come out too small.",
         ),
         Mistake(
             "the present is left out",
             lambda x: torch.stack([x[:, :t].mean(dim=1) for t in range(x.size(1))], dim=1),
-            "Position t averages 0 to t - 1. It may and should see itself; besides, position 0 has nothing else, and the mean of nothing is nan.",
+            "Position t averages 0 to t - 1. It may and should see itself; besides, position 0 has nothing"
+            " else, and the mean of nothing is nan.",
         ),
         Mistake(
             "the average of the future",
             lambda x: torch.stack([x[:, t:].mean(dim=1) for t in range(x.size(1))], dim=1),
-            "Position t averages what comes from t on. That is the triangle on the wrong side, and the future is just what the model has to guess.",
+            "Position t averages what comes from t on. That is the triangle on the wrong side, and the future"
+            " is just what the model has to guess.",
         ),
         Mistake(
             "the average of everything",
             lambda x: x.mean(dim=1, keepdim=True).expand_as(x).clone(),
-            "All positions got the mean over the whole sequence, the future included. The limit at the present position is what makes it causal.",
+            "All positions got the mean over the whole sequence, the future included. The limit at the"
+            " present position is what makes it causal.",
         ),
     ),
     hints=(
-        "Row t of a [time, time] matrix of weights says how much position t takes from each position. Which entries are 0, and what do the "
-        "others sum to?",
+        (
+            "Row t of a [time, time] matrix of weights says how much position t takes from each position."
+            " Which entries are 0, and what do the others sum to?"
+        ),
         "torch.ones(time, time).tril() has a 1 where position t may look. Divide each row by its sum.",
-        "(weights / weights.sum(dim=1, keepdim=True)) @ x, with weights = torch.ones(time, time).tril(): the product runs over the batch by itself.",
+        (
+            "(weights / weights.sum(dim=1, keepdim=True)) @ x, with weights = torch.ones(time, time).tril():"
+            " the product runs over the batch by itself."
+        ),
     ),
 )
 
@@ -95,43 +109,48 @@ CAUSAL_WEIGHTS = Exercise(
         Mistake(
             "mask after the softmax",
             lambda scores: scores.softmax(dim=-1).masked_fill(~_visible(scores), 0.0),
-            "The softmax ran over all keys, and the future was set to 0 afterwards. The rows no longer sum to 1, and what is left still "
-            "depends on the future's scores through the denominator: the answer leaks.",
+            "The softmax ran over all keys, and the future was set to 0 afterwards. The rows no longer sum to"
+            " 1, and what is left still depends on the future's scores through the denominator: the answer"
+            " leaks.",
         ),
         Mistake(
             "masked with 0",
             lambda scores: scores.masked_fill(~_visible(scores), 0.0).softmax(dim=-1),
-            "The hidden scores were set to 0 before the softmax, and exp(0) is 1: the future still gets weight. Only minus infinity "
-            "becomes exactly 0.",
+            "The hidden scores were set to 0 before the softmax, and exp(0) is 1: the future still gets"
+            " weight. Only minus infinity becomes exactly 0.",
         ),
         Mistake(
             "the mask is upside down",
             lambda scores: _hide(scores, _visible(scores).T).softmax(dim=-1),
-            "The past is hidden and the future visible. The row is the query and the column the key, so the later keys stand to the right "
-            "of the diagonal.",
+            "The past is hidden and the future visible. The row is the query and the column the key, so the"
+            " later keys stand to the right of the diagonal.",
         ),
         Mistake(
             "the diagonal is hidden",
             lambda scores: _hide(scores, causal_mask(scores.size(-1)).tril(-1)).softmax(dim=-1),
-            "A position cannot see itself. For position 0 nothing is left, a softmax over minus infinities only, which is nan, and one nan "
-            "spoils the whole model.",
+            "A position cannot see itself. For position 0 nothing is left, a softmax over minus infinities"
+            " only, which is nan, and one nan spoils the whole model.",
         ),
         Mistake(
             "the softmax runs over the queries",
             lambda scores: _hide(scores, _visible(scores)).softmax(dim=-2),
-            "The columns sum to 1, and the rows should. Each query shares its attention among the keys, and the keys are the last dimension.",
+            "The columns sum to 1, and the rows should. Each query shares its attention among the keys, and"
+            " the keys are the last dimension.",
         ),
         Mistake(
             "no mask",
             lambda scores: scores.softmax(dim=-1),
-            "Nothing is hidden. The model can read the token that it is asked to predict: the training loss becomes very low, and the "
-            "model cannot write.",
+            "Nothing is hidden. The model can read the token that it is asked to predict: the training loss"
+            " becomes very low, and the model cannot write.",
         ),
     ),
     hints=(
         "Hide the future before the softmax, with a number that the softmax turns into exactly 0.",
         "exp(-inf) is 0. Build a boolean [time, time] that is True above the diagonal, and use masked_fill.",
-        "hidden = torch.ones(time, time, dtype=torch.bool).triu(1), then scores.masked_fill(hidden, float('-inf')).softmax(dim=-1).",
+        (
+            "hidden = torch.ones(time, time, dtype=torch.bool).triu(1), then scores.masked_fill(hidden,"
+            " float('-inf')).softmax(dim=-1)."
+        ),
     ),
 )
 
@@ -145,9 +164,18 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _attention_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, head_dim: int, value_dim: int) -> tuple[Tensor, ...]:
-        return tuple(torch.randn(batch, time, size, generator=generator) for size in (head_dim, head_dim, value_dim))
+        return tuple(
+            torch.randn(batch, time, size, generator=generator) for size in (head_dim, head_dim, value_dim)
+        )
 
-    return [case(2, 5, 8, 3), case(3, 4, 6, 6), case(1, 7, 4, 5), case(4, 1, 3, 2), case(2, 6, 16, 1), case(1, 2, 1, 1)]
+    return [
+        case(2, 5, 8, 3),
+        case(3, 4, 6, 6),
+        case(1, 7, 4, 5),
+        case(4, 1, 3, 2),
+        case(2, 6, 16, 1),
+        case(1, 2, 1, 1),
+    ]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dim: int = -1, masked: bool = True) -> Tensor:
@@ -165,43 +193,54 @@ CAUSAL_ATTENTION = Exercise(
         Mistake(
             "no 1/sqrt(d)",
             lambda q, k, v: _attend(q, k, v, 1.0),
-            "The scores were not divided by √head_dim. A product of two random vectors grows with √head_dim, so at real sizes the softmax "
-            "puts everything on one key, and hardly any gradient comes through.",
+            "The scores were not divided by √head_dim. A product of two random vectors grows with √head_dim,"
+            " so at real sizes the softmax puts everything on one key, and hardly any gradient comes"
+            " through.",
         ),
         Mistake(
             "divided by d, not by its root",
             lambda q, k, v: _attend(q, k, v, 1 / q.size(-1)),
-            "Divided by head_dim. The standard deviation of a score is √head_dim, so that is what brings it to 1; divided by head_dim "
-            "itself, all weights are nearly equal.",
+            "Divided by head_dim. The standard deviation of a score is √head_dim, so that is what brings it"
+            " to 1; divided by head_dim itself, all weights are nearly equal.",
         ),
         Mistake(
             "divided by the root of the time",
             lambda q, k, v: _attend(q, k, v, 1 / math.sqrt(q.size(1))),
-            "The scale was taken from the wrong dimension. A score is a sum over head_dim products, so the length of the text does not matter.",
+            "The scale was taken from the wrong dimension. A score is a sum over head_dim products, so the"
+            " length of the text does not matter.",
         ),
         Mistake(
             "scaled after the softmax",
             lambda q, k, v: _attend(q, k, v, 1.0) / math.sqrt(q.size(-1)),
-            "The division came after the softmax. It then only makes the output smaller, and the weights do not sum to 1; the softmax "
-            "itself stays as sharp as without a scale.",
+            "The division came after the softmax. It then only makes the output smaller, and the weights do"
+            " not sum to 1; the softmax itself stays as sharp as without a scale.",
         ),
         Mistake(
             "the future is visible",
             lambda q, k, v: _attend(q, k, v, 1 / math.sqrt(q.size(-1)), masked=False),
-            "The mask is missing. Each position mixes in the values of later ones, so the model can read the answer while it learns, and "
-            "has nothing to read when it writes.",
+            "The mask is missing. Each position mixes in the values of later ones, so the model can read the"
+            " answer while it learns, and has nothing to read when it writes.",
         ),
         Mistake(
             "the softmax runs over the queries",
             lambda q, k, v: _attend(q, k, v, 1 / math.sqrt(q.size(-1)), dim=-2),
-            "The softmax ran over the queries. For each query the weights of the keys must sum to 1, and the keys are the last dimension "
-            "of the scores.",
+            "The softmax ran over the queries. For each query the weights of the keys must sum to 1, and the"
+            " keys are the last dimension of the scores.",
         ),
     ),
     hints=(
-        "Four steps: scores, mask, softmax, mix the values. You wrote the two in the middle in causal_weights.",
-        "The scores are q @ k.transpose(-2, -1), [batch, time, time], divided by the square root of q.size(-1).",
-        "Fill the scores above the diagonal with -inf, take the softmax over dim=-1, and multiply: weights @ v.",
+        (
+            "Four steps: scores, mask, softmax, mix the values. You wrote the two in the middle in"
+            " causal_weights."
+        ),
+        (
+            "The scores are q @ k.transpose(-2, -1), [batch, time, time], divided by the square root of"
+            " q.size(-1)."
+        ),
+        (
+            "Fill the scores above the diagonal with -inf, take the softmax over dim=-1, and multiply:"
+            " weights @ v."
+        ),
     ),
 )
 
@@ -217,7 +256,14 @@ def _heads_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, n_head: int, head_dim: int) -> tuple[Tensor, int]:
         return torch.randn(batch, time, n_head * head_dim, generator=generator), n_head
 
-    return [case(2, 5, 3, 4), case(3, 2, 4, 2), case(1, 6, 2, 3), case(4, 1, 2, 5), case(2, 3, 1, 4), (torch.arange(24.0).view(1, 4, 6), 2)]
+    return [
+        case(2, 5, 3, 4),
+        case(3, 2, 4, 2),
+        case(1, 6, 2, 3),
+        case(4, 1, 2, 5),
+        case(2, 3, 1, 4),
+        (torch.arange(24.0).view(1, 4, 6), 2),
+    ]
 
 
 SPLIT_HEADS = Exercise(
@@ -230,31 +276,35 @@ SPLIT_HEADS = Exercise(
         Mistake(
             "view without transpose",
             lambda x, n_head: x.reshape(x.size(0), n_head, x.size(1), -1),
-            "The shape is right and the contents are not: a view reads the numbers in memory order, so a head got pieces of different "
-            "positions. Cut the channels first, then exchange two dimensions.",
+            "The shape is right and the contents are not: a view reads the numbers in memory order, so a head"
+            " got pieces of different positions. Cut the channels first, then exchange two dimensions.",
         ),
         Mistake(
             "the transpose is missing",
             lambda x, n_head: x.unflatten(-1, (n_head, -1)),
-            "The shape is [batch, time, n_head, head_dim]. A product of queries and keys works on the last two dimensions, so here the "
-            "heads of one position would attend to each other. Time has to stand there.",
+            "The shape is [batch, time, n_head, head_dim]. A product of queries and keys works on the last"
+            " two dimensions, so here the heads of one position would attend to each other. Time has to stand"
+            " there.",
         ),
         Mistake(
             "channels dealt out in turn",
             lambda x, n_head: x.unflatten(-1, (-1, n_head)).movedim(-1, 1),
-            "Head 0 got channels 0, n_head, 2 n_head and so on. Each head should have a block of neighbours, as in every published model; "
-            "with another order no weights from elsewhere will fit.",
+            "Head 0 got channels 0, n_head, 2 n_head and so on. Each head should have a block of neighbours,"
+            " as in every published model; with another order no weights from elsewhere will fit.",
         ),
         Mistake(
             "heads before the batch",
             lambda x, n_head: torch.stack(x.chunk(n_head, dim=-1)),
-            "The contents are right, but the heads stand in front of the batch. The shape should be [batch, n_head, time, head_dim]: "
-            "whatever comes next takes dimension 0 for the batch.",
+            "The contents are right, but the heads stand in front of the batch. The shape should be [batch,"
+            " n_head, time, head_dim]: whatever comes next takes dimension 0 for the batch.",
         ),
     ),
     hints=(
         "Two steps: the last dimension is cut in two, then two dimensions change places.",
-        "x.view(batch, time, n_head, head_dim) cuts the channels. Which two dimensions are now in the wrong order?",
+        (
+            "x.view(batch, time, n_head, head_dim) cuts the channels. Which two dimensions are now in the"
+            " wrong order?"
+        ),
         "x.view(batch, time, n_head, -1).transpose(1, 2).",
     ),
 )
@@ -268,7 +318,10 @@ def sliding_window_mask(time: int, window: int) -> Tensor:
 
 
 def _window_cases(generator: Generator) -> list[tuple]:
-    time, window = int(torch.randint(8, 12, (1,), generator=generator)), int(torch.randint(3, 6, (1,), generator=generator))
+    time, window = (
+        int(torch.randint(8, 12, (1,), generator=generator)),
+        int(torch.randint(3, 6, (1,), generator=generator)),
+    )
     return [(time, window), (5, 2), (7, 3), (6, 1), (4, 9), (1, 1), (3, 3)]
 
 
@@ -287,29 +340,34 @@ SLIDING_WINDOW_MASK = Exercise(
         Mistake(
             "one position too many",
             lambda time, window: causal_mask(time, window=window + 1),
-            "Each position sees `window` earlier ones besides itself. The present one is counted; a model trained with one window and run "
-            "with another reads keys that it has never learned to use.",
+            "Each position sees `window` earlier ones besides itself. The present one is counted; a model"
+            " trained with one window and run with another reads keys that it has never learned to use.",
         ),
         Mistake(
             "the window looks both ways",
             lambda time, window: _distance(time).abs() < window,
-            "The distance is limited on both sides, so a position sees later ones too. A window must be causal as well: no key after the query.",
+            "The distance is limited on both sides, so a position sees later ones too. A window must be"
+            " causal as well: no key after the query.",
         ),
         Mistake(
             "True means hidden",
             lambda time, window: ~causal_mask(time, window=window),
-            "The mask is inverted. Here, as in F.scaled_dot_product_attention, True means that the query may look.",
+            "The mask is inverted. Here, as in F.scaled_dot_product_attention, True means that the query may"
+            " look.",
         ),
         Mistake(
             "blocks instead of a sliding window",
-            lambda time, window: causal_mask(time) & (torch.arange(time)[:, None] // window == torch.arange(time) // window),
-            "The text was cut into blocks, and a position sees only its own block. The first position of a block then sees nothing but "
-            "itself; the window should move along with the query.",
+            lambda time, window: (
+                causal_mask(time) & (torch.arange(time)[:, None] // window == torch.arange(time) // window)
+            ),
+            "The text was cut into blocks, and a position sees only its own block. The first position of a"
+            " block then sees nothing but itself; the window should move along with the query.",
         ),
         Mistake(
             "rows and columns exchanged",
             lambda time, window: causal_mask(time, window=window).T.contiguous(),
-            "The mask is transposed: a position sees itself and the next ones, which is the future. The row is the query, the column the key.",
+            "The mask is transposed: a position sees itself and the next ones, which is the future. The row"
+            " is the query, the column the key.",
         ),
         Mistake(
             "no window",
@@ -319,9 +377,14 @@ SLIDING_WINDOW_MASK = Exercise(
     ),
     hints=(
         "Two conditions on the distance i - j between query and key, and both must hold.",
-        "The key is not later than the query: i - j is at least 0. The key is near enough: i - j is below window. torch.arange(time)[:, "
-        "None] is i as a column.",
-        "distance = torch.arange(time)[:, None] - torch.arange(time); return (distance >= 0) & (distance < window).",
+        (
+            "The key is not later than the query: i - j is at least 0. The key is near enough: i - j is below"
+            " window. torch.arange(time)[:, None] is i as a column."
+        ),
+        (
+            "distance = torch.arange(time)[:, None] - torch.arange(time); return (distance >= 0) & (distance"
+            " < window)."
+        ),
     ),
 )
 
@@ -329,7 +392,9 @@ SLIDING_WINDOW_MASK = Exercise(
 # ---- 6. all of it together
 
 
-def multi_head_attention(x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int) -> Tensor:
+def multi_head_attention(
+    x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
+) -> Tensor:
     q, k, v = (split_heads(x @ weight.T, n_head) for weight in (q_weight, k_weight, v_weight))
     out = attention_weights(q, k, causal_mask(x.size(1))) @ v  # [batch, n_head, time, head_dim]
     return out.transpose(1, 2).flatten(-2) @ o_weight.T
@@ -345,13 +410,22 @@ def _multi_head_cases(generator: Generator) -> list[tuple]:
 
 
 def _wrong_heads(
-    transposed: bool = True, scale_by: str = "head_dim", merged: bool = True, heads: bool = True, project: bool = True, masked: bool = True
+    transposed: bool = True,
+    scale_by: str = "head_dim",
+    merged: bool = True,
+    heads: bool = True,
+    project: bool = True,
+    masked: bool = True,
 ):
     """Multi-head attention with one of its parts wrong."""
 
-    def attend(x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int) -> Tensor:
+    def attend(
+        x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
+    ) -> Tensor:
         n_head = n_head if heads else 1
-        q, k, v = (split_heads(x @ (w.T if transposed else w), n_head) for w in (q_weight, k_weight, v_weight))
+        q, k, v = (
+            split_heads(x @ (w.T if transposed else w), n_head) for w in (q_weight, k_weight, v_weight)
+        )
         size = q.size(-1) if scale_by == "head_dim" else x.size(-1)
         out = _attend(q, k, v, 1 / math.sqrt(size), masked=masked)
         out = out.transpose(1, 2).flatten(-2) if merged else out.reshape(x.shape)
@@ -371,30 +445,33 @@ MULTI_HEAD_ATTENTION = Exercise(
         Mistake(
             "weights not transposed",
             _wrong_heads(transposed=False),
-            "nn.Linear keeps its weight as [outputs, inputs] and computes x @ weight.T. The matrices here are square, so x @ weight runs "
-            "without an error and gives something else.",
+            "nn.Linear keeps its weight as [outputs, inputs] and computes x @ weight.T. The matrices here are"
+            " square, so x @ weight runs without an error and gives something else.",
         ),
         Mistake(
             "scaled by the whole width",
             _wrong_heads(scale_by="n_embd"),
-            "The scores were divided by √n_embd. Each head's score is a sum over head_dim products only, so that is the size to take.",
+            "The scores were divided by √n_embd. Each head's score is a sum over head_dim products only, so"
+            " that is the size to take.",
         ),
         Mistake(
             "heads merged without a transpose",
             _wrong_heads(merged=False),
-            "The heads were put together by a reshape alone. The result has heads before time, so this mixes positions, and even lets a "
-            "position see later ones. Bring time back in front of the heads first.",
+            "The heads were put together by a reshape alone. The result has heads before time, so this mixes"
+            " positions, and even lets a position see later ones. Bring time back in front of the heads"
+            " first.",
         ),
         Mistake(
             "one big head",
             _wrong_heads(heads=False),
-            "`n_head` was not used: all channels attend together with one set of weights. A single head can look at one place only; "
-            "several are the point.",
+            "`n_head` was not used: all channels attend together with one set of weights. A single head can"
+            " look at one place only; several are the point.",
         ),
         Mistake(
             "no output projection",
             _wrong_heads(project=False),
-            "`o_weight` was not applied. Without it the heads only lie side by side; this matrix is where what they found is combined.",
+            "`o_weight` was not applied. Without it the heads only lie side by side; this matrix is where"
+            " what they found is combined.",
         ),
         Mistake(
             "the future is visible",
@@ -403,13 +480,27 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
     ),
     hints=(
-        "You have all the pieces: three products with weights, split_heads, causal_attention for each head, and split_heads in reverse.",
-        "x @ weight.T for q, k, v; view and transpose(1, 2) to [batch, n_head, time, head_dim]; scores with q.size(-1) under the root; "
-        "then undo the split.",
-        "out.transpose(1, 2).reshape(batch, time, n_embd) @ o_weight.T, where out = softmax(masked scores / √head_dim) @ v is [batch, "
-        "n_head, time, head_dim].",
+        (
+            "You have all the pieces: three products with weights, split_heads, causal_attention for each"
+            " head, and split_heads in reverse."
+        ),
+        (
+            "x @ weight.T for q, k, v; view and transpose(1, 2) to [batch, n_head, time, head_dim]; scores"
+            " with q.size(-1) under the root; then undo the split."
+        ),
+        (
+            "out.transpose(1, 2).reshape(batch, time, n_embd) @ o_weight.T, where out = softmax(masked scores"
+            " / √head_dim) @ v is [batch, n_head, time, head_dim]."
+        ),
     ),
 )
 
 
-EXERCISES: tuple[Exercise, ...] = (AVERAGE_PAST, CAUSAL_WEIGHTS, CAUSAL_ATTENTION, SPLIT_HEADS, SLIDING_WINDOW_MASK, MULTI_HEAD_ATTENTION)
+EXERCISES: tuple[Exercise, ...] = (
+    AVERAGE_PAST,
+    CAUSAL_WEIGHTS,
+    CAUSAL_ATTENTION,
+    SPLIT_HEADS,
+    SLIDING_WINDOW_MASK,
+    MULTI_HEAD_ATTENTION,
+)

@@ -39,18 +39,32 @@ class Settings(WeekSettings):
     n_embd: int = 64
     n_hidden: int = 256
     train: TrainConfig = TrainConfig(
-        steps=1500, batch_size=64, block_size=64, optimizer="muon", lr=3e-3, warmup_steps=50, final_lr=0.05, weight_decay=0.01, eval_every=250
+        steps=1500,
+        batch_size=64,
+        block_size=64,
+        optimizer="muon",
+        lr=3e-3,
+        warmup_steps=50,
+        final_lr=0.05,
+        weight_decay=0.01,
+        eval_every=250,
     )
 
 
 PRESETS = {
     "smoke": Settings(
-        preset="smoke", n_layer=2, n_head=2, n_embd=16, n_hidden=32,
-        train=TrainConfig(steps=40, batch_size=8, block_size=48, optimizer="muon", lr=3e-3, eval_every=20, eval_windows=20),
+        preset="smoke",
+        n_layer=2,
+        n_head=2,
+        n_embd=16,
+        n_hidden=32,
+        train=TrainConfig(
+            steps=40, batch_size=8, block_size=48, optimizer="muon", lr=3e-3, eval_every=20, eval_windows=20
+        ),
     ),
     "laptop": Settings(preset="laptop"),
     "gpu": Settings(preset="gpu"),
-}  # fmt: skip
+}
 
 
 def main(settings: Settings) -> dict[str, float]:
@@ -59,7 +73,14 @@ def main(settings: Settings) -> dict[str, float]:
     corpus = load_corpus(settings.data, block_size=settings.train.block_size)
     work = Workspace(__file__, settings, corpus.name, device)
     tokenizer, c = corpus.tokenizer, settings.train
-    config = AttentionLMConfig(tokenizer.vocab_size, c.block_size, settings.n_layer, settings.n_head, settings.n_embd, settings.n_hidden)
+    config = AttentionLMConfig(
+        tokenizer.vocab_size,
+        c.block_size,
+        settings.n_layer,
+        settings.n_head,
+        settings.n_embd,
+        settings.n_hidden,
+    )
 
     torch.manual_seed(c.seed)
     model = AttentionLM(config)
@@ -72,10 +93,19 @@ def main(settings: Settings) -> dict[str, float]:
                 model.cpu()
                 text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
                 words = known_words(text, tokenizer.decode(corpus.train.tolist()))
-                phrase = PHRASE[: c.block_size] if set(PHRASE) <= set(tokenizer.chars) else tokenizer.decode(corpus.val[: c.block_size].tolist())
-                log.artifact(sample=text[:400], known_words=words, tokens=phrase, attention=look(model, corpus, phrase))
+                phrase = (
+                    PHRASE[: c.block_size]
+                    if set(PHRASE) <= set(tokenizer.chars)
+                    else tokenizer.decode(corpus.val[: c.block_size].tolist())
+                )
+                log.artifact(
+                    sample=text[:400], known_words=words, tokens=phrase, attention=look(model, corpus, phrase)
+                )
 
-    print(f"\nA sample of the attention model's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}")
+    print(
+        f"\nA sample of the attention model's text ({words:.0%} of its words occur in the text it"
+        f" learned):\n{text[:300]}"
+    )
     ours, mlp = results["attention"], results["window-mlp"]
     return work.finish(
         {
@@ -95,7 +125,9 @@ def main(settings: Settings) -> dict[str, float]:
 
 
 def equal_mlp(model: AttentionLM, vocab_size: int, window: int = 8) -> WindowMLP:
-    """Week 2's model with as many parameters as `model`, or the nearest number below, by the width of its hidden layer."""
+    """Week 2's model with as many parameters as `model`, or the nearest number below, by the width of its
+    hidden layer.
+    """
     budget = sum(p.numel() for p in model.parameters())
     n_embd = 32
     fixed = (vocab_size + 1 + window) * n_embd + vocab_size  # embeddings and the output's bias
@@ -118,10 +150,24 @@ def habits(layers: list) -> list[tuple[str, int, int]]:
     found = []
     heads = [(i, j, head) for i, layer in enumerate(layers) for j, head in enumerate(layer)]
     for what, back in (("the previous character", 1), ("two characters back", 2)):
-        i, j, head = max(heads, key=lambda h: mean([row[t - back] for t, row in enumerate(h[2]) if t >= back]))
+        i, j, head = max(
+            heads, key=lambda h: mean([row[t - back] for t, row in enumerate(h[2]) if t >= back])
+        )
         strength = mean([row[t - back] for t, row in enumerate(head) if t >= back])
         found.append((f"{what}: {strength:.0%} of its weight", i, j))
-    spread = [(mean([-sum(p * math.log(p) for p in row if p > 0) / math.log(t + 1) for t, row in enumerate(h[2]) if t > 3]), h) for h in heads]
+    spread = [
+        (
+            mean(
+                [
+                    -sum(p * math.log(p) for p in row if p > 0) / math.log(t + 1)
+                    for t, row in enumerate(h[2])
+                    if t > 3
+                ]
+            ),
+            h,
+        )
+        for h in heads
+    ]
     i, j, _ = max(spread, key=lambda s: s[0])[1]
     found.append(("the widest view", i, j))
     return found
@@ -132,17 +178,24 @@ def draw(logs: Path, out: Path) -> list[Path]:
     runs, reference = read_runs(logs), reference_for(logs)
     lines = [("attention", "attention over 64"), ("window-mlp", "MLP over 8 characters")]
     loss = curves(
-        out / "loss.png", [Curve(runs[n], label) for n, label in lines], "Attention against a fixed window: equal parameters, equal steps",
-        ylabel="validation loss (nats per character)", reference=[Curve(reference[n], label) for n, label in lines if n in reference],
-    )  # fmt: skip
+        out / "loss.png",
+        [Curve(runs[n], label) for n, label in lines],
+        "Attention against a fixed window: equal parameters, equal steps",
+        ylabel="validation loss (nats per character)",
+        reference=[Curve(reference[n], label) for n, label in lines if n in reference],
+    )
     layers, text = runs["attention"].artifacts["attention"], runs["attention"].artifacts["tokens"]
     labels = [char_label(c) for c in text]
     fig, axes = figure(19, 7.2, ncols=3)
     for ax, (what, i, j) in zip(axes, habits(layers)):
-        heatmap(ax, layers[i][j], f"layer {i + 1}, head {j + 1}\n{what}", labels, labels, "looks at", "position")
+        heatmap(
+            ax, layers[i][j], f"layer {i + 1}, head {j + 1}\n{what}", labels, labels, "looks at", "position"
+        )
     fig.colorbar(axes[-1].images[0], ax=axes[-1], label="attention weight")
     heads = save_figure(fig, out / "attention.png")
-    fig, axes = figure(3.2 * len(layers[0]), 3.2 * len(layers), nrows=len(layers), ncols=len(layers[0]), squeeze=False)
+    fig, axes = figure(
+        3.2 * len(layers[0]), 3.2 * len(layers), nrows=len(layers), ncols=len(layers[0]), squeeze=False
+    )
     for i, layer in enumerate(layers):
         for j, head in enumerate(layer):
             axes[i][j].imshow(head, cmap="viridis", aspect="auto", interpolation="nearest")

@@ -1,4 +1,6 @@
-"""The graded exercises of week 4: the norm, rotary positions, the gated MLP, the residual stream, one step with a cache, counting parameters."""
+"""The graded exercises of week 4: the norm, rotary positions, the gated MLP, the residual stream, one step
+with a cache, counting parameters.
+"""
 
 import math
 
@@ -46,33 +48,39 @@ LAYER_NORM = Exercise(
     mistakes=(
         Mistake(
             "unbiased variance",
-            lambda x, weight, bias, eps: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * weight + bias,
-            "The variance was divided by n - 1, which is what x.var and x.std do unless told otherwise. LayerNorm divides by n. At width "
-            "768 the difference is small, and no published weights quite fit.",
+            lambda x, weight, bias, eps: (
+                (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * weight + bias
+            ),
+            "The variance was divided by n - 1, which is what x.var and x.std do unless told otherwise."
+            " LayerNorm divides by n. At width 768 the difference is small, and no published weights quite"
+            " fit.",
         ),
         Mistake(
             "eps outside the root",
-            lambda x, weight, bias, eps: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, unbiased=False) + eps) * weight + bias,
-            "eps was added to the standard deviation, not to the variance. Where the channels hardly differ, the two divide by quite "
-            "different numbers.",
+            lambda x, weight, bias, eps: (
+                (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, unbiased=False) + eps) * weight
+                + bias
+            ),
+            "eps was added to the standard deviation, not to the variance. Where the channels hardly differ,"
+            " the two divide by quite different numbers.",
         ),
         Mistake(
             "the mean is not taken away",
             lambda x, weight, bias, eps: x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias,
-            "This divides by the root mean square and leaves the mean in: that is RMSNorm. It is a good norm, the one that Llama uses, but "
-            "another one.",
+            "This divides by the root mean square and leaves the mean in: that is RMSNorm. It is a good norm,"
+            " the one that Llama uses, but another one.",
         ),
         Mistake(
             "normed over time",
             lambda x, weight, bias, eps: _normed(x, eps, dim=1) * weight + bias,
-            "Mean and variance were taken over the positions, dimension 1. Then each position depends on all others, the later ones too. A "
-            "norm looks at the channels of one position.",
+            "Mean and variance were taken over the positions, dimension 1. Then each position depends on all"
+            " others, the later ones too. A norm looks at the channels of one position.",
         ),
         Mistake(
             "normed over the whole sequence",
             lambda x, weight, bias, eps: _normed(x, eps, dim=(1, 2)) * weight + bias,
-            "One mean and one variance were taken for all positions together. Each position has its own; otherwise the future leaks in, "
-            "and a padded batch gives other results than a single text.",
+            "One mean and one variance were taken for all positions together. Each position has its own;"
+            " otherwise the future leaks in, and a padded batch gives other results than a single text.",
         ),
         Mistake(
             "the bias is added before the weight",
@@ -82,7 +90,10 @@ LAYER_NORM = Exercise(
     ),
     hints=(
         "Mean and variance along the last dimension, with keepdim=True so that they line up with x.",
-        "The variance is ((x - mean) ** 2).mean(-1, keepdim=True). x.var divides by n - 1 unless you pass unbiased=False. eps goes under the root.",
+        (
+            "The variance is ((x - mean) ** 2).mean(-1, keepdim=True). x.var divides by n - 1 unless you pass"
+            " unbiased=False. eps goes under the root."
+        ),
         "(x - mean) / torch.sqrt(variance + eps) * weight + bias.",
     ),
 )
@@ -97,7 +108,9 @@ def rotate(x: Tensor, start: int, theta: float) -> Tensor:
 
 
 def _rotate_cases(generator: Generator) -> list[tuple]:
-    def case(batch: int, n_head: int, time: int, head_dim: int, start: int, theta: float) -> tuple[Tensor, int, float]:
+    def case(
+        batch: int, n_head: int, time: int, head_dim: int, start: int, theta: float
+    ) -> tuple[Tensor, int, float]:
         return torch.randn(batch, n_head, time, head_dim, generator=generator), start, theta
 
     return [
@@ -109,11 +122,15 @@ def _rotate_cases(generator: Generator) -> list[tuple]:
     ]
 
 
-def _turned(x: Tensor, start: int, theta: float, sign: int = 1, interleaved: bool = False, halved: bool = False) -> Tensor:
+def _turned(
+    x: Tensor, start: int, theta: float, sign: int = 1, interleaved: bool = False, halved: bool = False
+) -> Tensor:
     """Rotary positions with one of their parts wrong."""
     pairs = x.size(-1) // 2
     frequency = theta ** (-torch.arange(pairs) / (2 * pairs if halved else pairs))
-    angle = sign * torch.outer(torch.arange(start, start + x.size(2)).float(), frequency)  # [time, head_dim / 2]
+    angle = sign * torch.outer(
+        torch.arange(start, start + x.size(2)).float(), frequency
+    )  # [time, head_dim / 2]
     cos, sin = angle.cos(), angle.sin()
     a, b = x.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
     turned = a * cos - b * sin, a * sin + b * cos
@@ -131,38 +148,41 @@ ROTATE = Exercise(
         Mistake(
             "neighbours paired instead of halves",
             lambda x, start, theta: _turned(x, start, theta, interleaved=True),
-            "Channels 0 and 1 were paired, then 2 and 3. Some models do that, but in the layout of Llama that we use channel i belongs "
-            "with i + head_dim/2. Mixing the two up with trained weights gives nonsense.",
+            "Channels 0 and 1 were paired, then 2 and 3. Some models do that, but in the layout of Llama that"
+            " we use channel i belongs with i + head_dim/2. Mixing the two up with trained weights gives"
+            " nonsense.",
         ),
         Mistake(
             "turned the wrong way",
             lambda x, start, theta: _turned(x, start, theta, sign=-1),
-            "The sign of the sine is wrong, so the pairs turn backwards. A model trained like this from the start would work; weights "
-            "trained with the usual direction would not.",
+            "The sign of the sine is wrong, so the pairs turn backwards. A model trained like this from the"
+            " start would work; weights trained with the usual direction would not.",
         ),
         Mistake(
             "positions begin at 0",
             lambda x, start, theta: _turned(x, 0, theta),
-            "`start` was not used. With a cache, a new token comes in alone, and would always be taken for the first of the text: all its "
-            "distances to the keys in the cache are wrong.",
+            "`start` was not used. With a cache, a new token comes in alone, and would always be taken for"
+            " the first of the text: all its distances to the keys in the cache are wrong.",
         ),
         Mistake(
             "positions are off by one",
             lambda x, start, theta: _turned(x, start + 1, theta),
-            "Positions were counted from start + 1. The first token stands at position 0 and is not turned at all. A shift of everything "
-            "would not change the scores, a shift of only some tokens does.",
+            "Positions were counted from start + 1. The first token stands at position 0 and is not turned at"
+            " all. A shift of everything would not change the scores, a shift of only some tokens does.",
         ),
         Mistake(
             "the frequencies fall too slowly",
             lambda x, start, theta: _turned(x, start, theta, halved=True),
-            "The exponent is -2i/head_dim for pair number i; here the 2 is missing. Then the time of the slowest turn grows with √theta, "
-            "not with theta, and far distances look like near ones.",
+            "The exponent is -2i/head_dim for pair number i; here the 2 is missing. Then the time of the"
+            " slowest turn grows with √theta, not with theta, and far distances look like near ones.",
         ),
     ),
     hints=(
         "First the angles, [time, head_dim/2]: positions times frequencies. Then cut x into its two halves.",
-        "frequency = theta ** (-torch.arange(0, head_dim, 2) / head_dim); the angles are torch.outer(positions, frequency). a, b = "
-        "x.chunk(2, dim=-1).",
+        (
+            "frequency = theta ** (-torch.arange(0, head_dim, 2) / head_dim); the angles are"
+            " torch.outer(positions, frequency). a, b = x.chunk(2, dim=-1)."
+        ),
         "With cos and sin of the angles: torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).",
     ),
 )
@@ -194,39 +214,54 @@ GATED_MLP = Exercise(
         Mistake(
             "the activation is on the wrong branch",
             lambda x, gate_weight, up_weight, down_weight: gated_mlp(x, up_weight, gate_weight, down_weight),
-            "SiLU was applied to the up branch. A model trained like this from the start would work as well: the two matrices only change "
-            "names. But the weights of Llama and SmolLM2 expect SiLU on the gate.",
+            "SiLU was applied to the up branch. A model trained like this from the start would work as well:"
+            " the two matrices only change names. But the weights of Llama and SmolLM2 expect SiLU on the"
+            " gate.",
         ),
         Mistake(
             "GELU instead of SiLU",
-            lambda x, gate_weight, up_weight, down_weight: (F.gelu(x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T,
-            "The activation is GELU, so this is GEGLU. The curves look alike, but trained weights notice the difference in every layer.",
+            lambda x, gate_weight, up_weight, down_weight: (
+                (F.gelu(x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T
+            ),
+            "The activation is GELU, so this is GEGLU. The curves look alike, but trained weights notice the"
+            " difference in every layer.",
         ),
         Mistake(
             "sigmoid instead of SiLU",
-            lambda x, gate_weight, up_weight, down_weight: ((x @ gate_weight.T).sigmoid() * (x @ up_weight.T)) @ down_weight.T,
-            "The gate is a plain sigmoid, which is the older GLU. SiLU is the gate's value times its sigmoid.",
+            lambda x, gate_weight, up_weight, down_weight: (
+                ((x @ gate_weight.T).sigmoid() * (x @ up_weight.T)) @ down_weight.T
+            ),
+            "The gate is a plain sigmoid, which is the older GLU. SiLU is the gate's value times its"
+            " sigmoid.",
         ),
         Mistake(
             "no gate",
             lambda x, gate_weight, up_weight, down_weight: F.silu(x @ up_weight.T) @ down_weight.T,
-            "`gate_weight` was not used: this is an ordinary MLP with SiLU. The product of two branches is the point of SwiGLU.",
+            "`gate_weight` was not used: this is an ordinary MLP with SiLU. The product of two branches is"
+            " the point of SwiGLU.",
         ),
         Mistake(
             "the branches are added",
-            lambda x, gate_weight, up_weight, down_weight: (F.silu(x @ gate_weight.T) + x @ up_weight.T) @ down_weight.T,
+            lambda x, gate_weight, up_weight, down_weight: (
+                (F.silu(x @ gate_weight.T) + x @ up_weight.T) @ down_weight.T
+            ),
             "The two branches were added. A sum cannot switch anything off; a gate multiplies.",
         ),
         Mistake(
             "no activation",
-            lambda x, gate_weight, up_weight, down_weight: ((x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T,
-            "The gate has no SiLU, so the branches are multiplied as they are. The gate should be nearly 0 for every negative value, and "
-            "here it changes the sign instead.",
+            lambda x, gate_weight, up_weight, down_weight: (
+                ((x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T
+            ),
+            "The gate has no SiLU, so the branches are multiplied as they are. The gate should be nearly 0"
+            " for every negative value, and here it changes the sign instead.",
         ),
     ),
     hints=(
         "Three matrix products, and between them one activation and one multiplication.",
-        "Two branches of shape [batch, time, hidden]: x @ gate_weight.T and x @ up_weight.T. Only one of them goes through F.silu.",
+        (
+            "Two branches of shape [batch, time, hidden]: x @ gate_weight.T and x @ up_weight.T. Only one of"
+            " them goes through F.silu."
+        ),
         "(F.silu(x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T.",
     ),
 )
@@ -250,7 +285,11 @@ def _mlp(x: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
 def _sublayer_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, n_embd: int, hidden: int) -> tuple[Tensor, ...]:
         x = 3 * torch.randn(batch, time, n_embd, generator=generator) + 1
-        return x, torch.randn(hidden, n_embd, generator=generator), torch.randn(n_embd, hidden, generator=generator)
+        return (
+            x,
+            torch.randn(hidden, n_embd, generator=generator),
+            torch.randn(n_embd, hidden, generator=generator),
+        )
 
     return [case(2, 3, 4, 7), case(3, 2, 6, 5), case(1, 5, 3, 8), case(4, 1, 5, 3), case(1, 1, 4, 1)]
 
@@ -266,35 +305,40 @@ MLP_SUBLAYER = Exercise(
         Mistake(
             "no residual",
             lambda x, up_weight, down_weight: _mlp(_plain_norm(x), up_weight, down_weight),
-            "x was not added. Each layer then has to pass on all that the earlier ones found, and the gradient reaches the first layer "
-            "only through all the others: deep models do not learn that way.",
+            "x was not added. Each layer then has to pass on all that the earlier ones found, and the"
+            " gradient reaches the first layer only through all the others: deep models do not learn that"
+            " way.",
         ),
         Mistake(
             "post-norm",
             lambda x, up_weight, down_weight: _plain_norm(x + _mlp(x, up_weight, down_weight)),
-            "The sum was normed, not the MLP's input. That is the block of 2017: it norms the stream itself in every layer, and without a "
-            "careful warmup a deep one does not train.",
+            "The sum was normed, not the MLP's input. That is the block of 2017: it norms the stream itself"
+            " in every layer, and without a careful warmup a deep one does not train.",
         ),
         Mistake(
             "the normed stream is added",
             lambda x, up_weight, down_weight: _plain_norm(x) + _mlp(_plain_norm(x), up_weight, down_weight),
-            "The MLP's output was added to the normed x. Only the MLP's input is normed; the stream goes past the norm untouched. Here x "
-            "was probably overwritten by its norm.",
+            "The MLP's output was added to the normed x. Only the MLP's input is normed; the stream goes past"
+            " the norm untouched. Here x was probably overwritten by its norm.",
         ),
         Mistake(
             "no norm",
             lambda x, up_weight, down_weight: x + _mlp(x, up_weight, down_weight),
-            "The MLP reads x as it is. The stream grows from layer to layer, so without a norm later layers get larger and larger inputs.",
+            "The MLP reads x as it is. The stream grows from layer to layer, so without a norm later layers"
+            " get larger and larger inputs.",
         ),
         Mistake(
             "the output is normed",
             lambda x, up_weight, down_weight: x + _plain_norm(_mlp(x, up_weight, down_weight)),
-            "The norm stands behind the MLP. Then every layer adds a vector of the same length, whether it has anything to say or not. It "
-            "belongs in front.",
+            "The norm stands behind the MLP. Then every layer adds a vector of the same length, whether it"
+            " has anything to say or not. It belongs in front.",
         ),
     ),
     hints=(
-        "Two paths: x goes straight through, and a copy goes through the norm and the MLP. They meet in a sum.",
+        (
+            "Two paths: x goes straight through, and a copy goes through the norm and the MLP. They meet in a"
+            " sum."
+        ),
         "Give the normed x a name of its own, so that x is still there for the sum.",
         "h = F.layer_norm(x, (n_embd,)); return x + F.gelu(h @ up_weight.T) @ down_weight.T.",
     ),
@@ -304,7 +348,9 @@ MLP_SUBLAYER = Exercise(
 # ---- 5. one step with a cache
 
 
-def decode_step(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def decode_step(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     keys, values = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
     return attention_weights(q, keys, None) @ values, keys, values
 
@@ -314,25 +360,40 @@ def _decode_cases(generator: Generator) -> list[tuple]:
         new = [torch.randn(batch, n_head, 1, head_dim, generator=generator) for _ in range(3)]
         return *new, *(torch.randn(batch, n_head, past, head_dim, generator=generator) for _ in range(2))
 
-    return [case(2, 3, 5, 4), case(3, 2, 2, 6), case(1, 4, 7, 3), case(2, 2, 1, 5), case(1, 2, 0, 4), case(4, 1, 3, 8)]
+    return [
+        case(2, 3, 5, 4),
+        case(3, 2, 2, 6),
+        case(1, 4, 7, 3),
+        case(2, 2, 1, 5),
+        case(1, 2, 0, 4),
+        case(4, 1, 3, 8),
+    ]
 
 
-def _without_new(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _without_new(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     _, keys, values = decode_step(q, k, v, past_k, past_v)
     return attention_weights(q, past_k, None) @ past_v, keys, values
 
 
-def _without_past(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _without_past(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     _, keys, values = decode_step(q, k, v, past_k, past_v)
     return attention_weights(q, k, None) @ v, keys, values
 
 
-def _not_kept(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _not_kept(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     out, _, _ = decode_step(q, k, v, past_k, past_v)
     return out, past_k, past_v
 
 
-def _unscaled(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _unscaled(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     return decode_step(q * math.sqrt(q.size(-1)), k, v, past_k, past_v)
 
 
@@ -347,40 +408,53 @@ DECODE_STEP = Exercise(
         Mistake(
             "the new key is forgotten",
             _without_new,
-            "The token attends to the past only. It should see itself too, as the causal mask's diagonal says; otherwise the text written "
-            "with a cache differs from the one written without.",
+            "The token attends to the past only. It should see itself too, as the causal mask's diagonal"
+            " says; otherwise the text written with a cache differs from the one written without.",
         ),
         Mistake(
             "only the new key is seen",
             _without_past,
-            "The token attends to itself alone, so its output is its own value. The past is in the cache in order to be read.",
+            "The token attends to itself alone, so its output is its own value. The past is in the cache in"
+            " order to be read.",
         ),
         Mistake(
             "the new key overwrites the last",
             lambda q, k, v, past_k, past_v: decode_step(q, k, v, past_k[:, :, :-1], past_v[:, :, :-1]),
-            "The new key and value took the place of the last ones, so the token before was lost. They belong one place further.",
+            "The new key and value took the place of the last ones, so the token before was lost. They belong"
+            " one place further.",
         ),
         Mistake(
             "the cache does not grow",
             _not_kept,
-            "The old keys and values were returned, so the next step will not know of this token. Each step has to hand on the longer cache.",
+            "The old keys and values were returned, so the next step will not know of this token. Each step"
+            " has to hand on the longer cache.",
         ),
         Mistake(
             "the new key comes first",
             lambda q, k, v, past_k, past_v: decode_step(q, past_k, past_v, k, v),
-            "The new key was put in front of the old ones. The output does not show it yet, but a sliding window, or a causal mask over "
-            "several new tokens, relies on the order of the text.",
+            "The new key was put in front of the old ones. The output does not show it yet, but a sliding"
+            " window, or a causal mask over several new tokens, relies on the order of the text.",
         ),
         Mistake(
             "no 1/sqrt(d)",
             _unscaled,
-            "The scores were not divided by √head_dim. One step with a cache must give exactly what the whole forward gives.",
+            "The scores were not divided by √head_dim. One step with a cache must give exactly what the whole"
+            " forward gives.",
         ),
     ),
     hints=(
-        "First make the cache longer by one, then attend with the one query to all of it. Does a single newest token need a mask?",
-        "torch.cat along the time dimension, dim=2, the past first. There is no later key, so there is nothing to hide.",
-        "keys = torch.cat([past_k, k], dim=2), values alike; out = (q @ keys.transpose(-2, -1) / √head_dim).softmax(-1) @ values.",
+        (
+            "First make the cache longer by one, then attend with the one query to all of it. Does a single"
+            " newest token need a mask?"
+        ),
+        (
+            "torch.cat along the time dimension, dim=2, the past first. There is no later key, so there is"
+            " nothing to hide."
+        ),
+        (
+            "keys = torch.cat([past_k, k], dim=2), values alike; out = (q @ keys.transpose(-2, -1) /"
+            " √head_dim).softmax(-1) @ values."
+        ),
     ),
 )
 
@@ -397,7 +471,13 @@ def count_parameters(vocab_size: int, block_size: int, n_layer: int, n_embd: int
 
 def _parameters_cases(generator: Generator) -> list[tuple]:
     sizes = torch.randint(2, 40, (2, 4), generator=generator).tolist()
-    return [(50257, 1024, 12, 768), (65, 64, 4, 128), (7, 3, 1, 2), (1, 1, 1, 1), *(tuple(row) for row in sizes)]
+    return [
+        (50257, 1024, 12, 768),
+        (65, 64, 4, 128),
+        (7, 3, 1, 2),
+        (1, 1, 1, 1),
+        *(tuple(row) for row in sizes),
+    ]
 
 
 COUNT_PARAMETERS = Exercise(
@@ -411,43 +491,60 @@ COUNT_PARAMETERS = Exercise(
     mistakes=(
         Mistake(
             "the output layer is counted again",
-            lambda vocab_size, block_size, n_layer, n_embd: count_parameters(vocab_size, block_size, n_layer, n_embd) + vocab_size * n_embd,
-            "The output layer has the token embedding's weight, the very same tensor, so it is counted once. For GPT-2 that is 38.6 million.",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) + vocab_size * n_embd
+            ),
+            "The output layer has the token embedding's weight, the very same tensor, so it is counted once."
+            " For GPT-2 that is 38.6 million.",
         ),
         Mistake(
             "biases are forgotten",
-            lambda vocab_size, block_size, n_layer, n_embd: count_parameters(vocab_size, block_size, n_layer, n_embd) - 9 * n_layer * n_embd,
-            "The linear layers' biases are missing: four of n_embd in the attention, one of 4 n_embd and one of n_embd in the MLP.",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) - 9 * n_layer * n_embd
+            ),
+            "The linear layers' biases are missing: four of n_embd in the attention, one of 4 n_embd and one"
+            " of n_embd in the MLP.",
         ),
         Mistake(
             "positions are forgotten",
             lambda vocab_size, block_size, n_layer, n_embd: count_parameters(vocab_size, 0, n_layer, n_embd),
-            "The position embedding is missing. It is learned in GPT-2, a vector of n_embd for each of block_size places.",
+            "The position embedding is missing. It is learned in GPT-2, a vector of n_embd for each of"
+            " block_size places.",
         ),
         Mistake(
             "the last norm is forgotten",
-            lambda vocab_size, block_size, n_layer, n_embd: count_parameters(vocab_size, block_size, n_layer, n_embd) - 2 * n_embd,
-            "One LayerNorm is missing: the one after the last block. A pre-norm stream is never normed itself, so the output layer needs a "
-            "norm before it.",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) - 2 * n_embd
+            ),
+            "One LayerNorm is missing: the one after the last block. A pre-norm stream is never normed"
+            " itself, so the output layer needs a norm before it.",
         ),
         Mistake(
             "norms have no bias",
-            lambda vocab_size, block_size, n_layer, n_embd: count_parameters(vocab_size, block_size, n_layer, n_embd) - (2 * n_layer + 1) * n_embd,
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) - (2 * n_layer + 1) * n_embd
+            ),
             "The LayerNorms were counted with a weight only. Each has a bias of n_embd as well.",
         ),
         Mistake(
             "no output projection in the attention",
             lambda vocab_size, block_size, n_layer, n_embd: (
-                count_parameters(vocab_size, block_size, n_layer, n_embd) - n_layer * (n_embd * n_embd + n_embd)
+                count_parameters(vocab_size, block_size, n_layer, n_embd)
+                - n_layer * (n_embd * n_embd + n_embd)
             ),
-            "The attention was counted with three projections. Besides queries, keys and values there is the output projection, which "
-            "combines the heads.",
+            "The attention was counted with three projections. Besides queries, keys and values there is the"
+            " output projection, which combines the heads.",
         ),
     ),
     hints=(
-        "A linear layer from a to b with a bias has a * b + b parameters, a LayerNorm 2 * n_embd. Count one block first.",
-        "A block: 4 n_embd² + 4 n_embd in the attention, 8 n_embd² + 5 n_embd in the MLP, 4 n_embd in its two norms. What is there besides "
-        "the blocks?",
+        (
+            "A linear layer from a to b with a bias has a * b + b parameters, a LayerNorm 2 * n_embd. Count"
+            " one block first."
+        ),
+        (
+            "A block: 4 n_embd² + 4 n_embd in the attention, 8 n_embd² + 5 n_embd in the MLP, 4 n_embd in its"
+            " two norms. What is there besides the blocks?"
+        ),
         "(vocab_size + block_size) * n_embd + n_layer * (12 * n_embd**2 + 13 * n_embd) + 2 * n_embd.",
     ),
 )

@@ -48,15 +48,38 @@ class Recipe:
 
 CLASSIC = Recipe(
     GPTConfig.preset("nano"),
-    TrainConfig(steps=2500, batch_size=12, block_size=64, lr=1e-3, warmup_steps=100, final_lr=0.1, beta2=0.99, eval_every=100, checkpoint_every=2500),
+    TrainConfig(
+        steps=2500,
+        batch_size=12,
+        block_size=64,
+        lr=1e-3,
+        warmup_steps=100,
+        final_lr=0.1,
+        beta2=0.99,
+        eval_every=100,
+        checkpoint_every=2500,
+    ),
 )
 MODERN = Recipe(
     GPTConfig.preset("mini", n_layer=4, block_size=64),
     TrainConfig(
-        steps=205, batch_size=12, block_size=64, optimizer="muon", lr=0.012, muon_lr=0.02, muon_momentum=0.9, schedule="linear",
-        warmup_steps=10, final_lr=0.0, weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=10, checkpoint_every=1000,
+        steps=205,
+        batch_size=12,
+        block_size=64,
+        optimizer="muon",
+        lr=0.012,
+        muon_lr=0.02,
+        muon_momentum=0.9,
+        schedule="linear",
+        warmup_steps=10,
+        final_lr=0.0,
+        weight_decay=0.0,
+        beta2=0.95,
+        grad_clip=0.0,
+        eval_every=10,
+        checkpoint_every=1000,
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +87,22 @@ class Settings(WeekSettings):
     model: GPTConfig = GPTConfig.preset("mini")
     """The headline's model; its vocabulary is the text's."""
     train: TrainConfig = TrainConfig(
-        steps=2600, batch_size=6, block_size=128, optimizer="muon", lr=0.006, muon_lr=0.02, muon_momentum=0.9, schedule="linear",
-        warmup_steps=30, final_lr=0.0, weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=520, checkpoint_every=520,
-    )  # fmt: skip
+        steps=2600,
+        batch_size=6,
+        block_size=128,
+        optimizer="muon",
+        lr=0.006,
+        muon_lr=0.02,
+        muon_momentum=0.9,
+        schedule="linear",
+        warmup_steps=30,
+        final_lr=0.0,
+        weight_decay=0.0,
+        beta2=0.95,
+        grad_clip=0.0,
+        eval_every=520,
+        checkpoint_every=520,
+    )
     classic: Recipe = CLASSIC
     """For --study speedrun."""
     modern: Recipe = MODERN
@@ -84,9 +120,15 @@ def smoke() -> Settings:
     s = Settings()
     shrink = lambda recipe: Recipe(replace(recipe.model, **tiny), replace(recipe.train, **short))
     return replace(
-        s, preset="smoke", model=replace(s.model, **tiny), train=replace(s.train, **short), classic=shrink(s.classic), modern=shrink(s.modern),
-        target=4.1, seeds=(1,),
-    )  # fmt: skip
+        s,
+        preset="smoke",
+        model=replace(s.model, **tiny),
+        train=replace(s.train, **short),
+        classic=shrink(s.classic),
+        modern=shrink(s.modern),
+        target=4.1,
+        seeds=(1,),
+    )
 
 
 PRESETS = {
@@ -95,7 +137,9 @@ PRESETS = {
     "gpu": Settings(
         preset="gpu",
         model=GPTConfig.preset("mini", n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
-        train=replace(Settings().train, steps=3000, batch_size=64, block_size=256, eval_every=250, checkpoint_every=250),
+        train=replace(
+            Settings().train, steps=3000, batch_size=64, block_size=256, eval_every=250, checkpoint_every=250
+        ),
     ),
 }
 
@@ -106,9 +150,12 @@ def main(settings: Settings) -> dict[str, float]:
     corpus = load_corpus(settings.data, block_size=settings.train.block_size)
     work = Workspace(__file__, settings, corpus.name, device)
     if settings.study:
-        return {"speedrun": study_speedrun, "ablation": study_ablation, "seeds": study_seeds, "cache": study_cache}[settings.study](
-            settings, corpus, work
-        )
+        return {
+            "speedrun": study_speedrun,
+            "ablation": study_ablation,
+            "seeds": study_seeds,
+            "cache": study_cache,
+        }[settings.study](settings, corpus, work)
 
     tokenizer = corpus.tokenizer
     with work.log("headline", settings) as log:
@@ -123,7 +170,9 @@ def main(settings: Settings) -> dict[str, float]:
         log.artifact(sample=text[:600], known_words=words, attention=maps, tokens=tokenizer.decode(prompt))
         log.finish(**result, known_words=words)
 
-    print(f"\nA sample of the GPT's text ({words:.0%} of its words occur in the text it learned):\n{text[:400]}")
+    print(
+        f"\nA sample of the GPT's text ({words:.0%} of its words occur in the text it learned):\n{text[:400]}"
+    )
     return work.finish(
         {
             "bits_per_byte": result["best_val_bits_per_byte"],
@@ -141,25 +190,47 @@ def main(settings: Settings) -> dict[str, float]:
     )
 
 
-def train(recipe: Recipe, corpus: Corpus, work: Workspace, log: RunLog, name: str, resume: bool = False) -> dict[str, float]:
-    """Trains one recipe; its summary, with `wall_seconds` for everything from the first step to the last evaluation."""
+def train(
+    recipe: Recipe, corpus: Corpus, work: Workspace, log: RunLog, name: str, resume: bool = False
+) -> dict[str, float]:
+    """Trains one recipe; its summary, with `wall_seconds` for everything from the first step to the last
+    evaluation.
+    """
     started = clock()
     torch.manual_seed(recipe.train.seed)
-    model = GPT(replace(recipe.model, vocab_size=corpus.tokenizer.vocab_size, block_size=max(recipe.model.block_size, recipe.train.block_size)))
+    model = GPT(
+        replace(
+            recipe.model,
+            vocab_size=corpus.tokenizer.vocab_size,
+            block_size=max(recipe.model.block_size, recipe.train.block_size),
+        )
+    )
     trainer = Trainer(model, corpus, recipe.train, log, work.checkpoints / log.folder.name, work.device, name)
     return {**trainer.fit(resume), "wall_seconds": clock() - started}
 
 
 def study_cache(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
-    """Greedy characters per second with the KV cache and without, from the headline's checkpoint. The text must be the same."""
+    """Greedy characters per second with the KV cache and without, from the headline's checkpoint. The text
+    must be the same.
+    """
     model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
     prompt = corpus.val[: model.config.block_size // 8].tolist()
     speed, drawn = {}, []
     for use_cache in (True, False):
-        list(generate(model, prompt, 4, temperature=0, use_cache=use_cache))  # the first calls set up what later ones reuse
+        list(
+            generate(model, prompt, 4, temperature=0, use_cache=use_cache)
+        )  # the first calls set up what later ones reuse
         started = clock()
-        drawn.append(list(generate(model, prompt, model.config.block_size - len(prompt), temperature=0, use_cache=use_cache)))
-        speed["tokens_per_second_cached" if use_cache else "tokens_per_second_uncached"] = len(drawn[-1]) / (clock() - started)
+        drawn.append(
+            list(
+                generate(
+                    model, prompt, model.config.block_size - len(prompt), temperature=0, use_cache=use_cache
+                )
+            )
+        )
+        speed["tokens_per_second_cached" if use_cache else "tokens_per_second_uncached"] = len(drawn[-1]) / (
+            clock() - started
+        )
     assert drawn[0] == drawn[1], "the KV cache changed the text"
     with work.log("cache", settings) as log:
         print("\n" + table([log.finish(**speed)]))
@@ -167,16 +238,29 @@ def study_cache(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str
 
 
 def study_speedrun(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
-    """Both recipes at one model size, until the whole validation split's loss is at most the target. Evaluation is not on the clock."""
+    """Both recipes at one model size, until the whole validation split's loss is at most the target.
+    Evaluation is not on the clock.
+    """
     rows, reached = [], {}
     for name, recipe in (("classic", settings.classic), ("modern", settings.modern)):
         with work.log(name, settings) as log:
             result = train(recipe, corpus, work, log, name, settings.resume)
             row = next((r for r in log.rows() if r.get("val_loss", math.inf) <= settings.target), None)
             reached[name] = row["seconds"] if row else None
-            at = {"target": settings.target, "target_step": row and row["step"], "target_seconds": row and row["seconds"]}
+            at = {
+                "target": settings.target,
+                "target_step": row and row["step"],
+                "target_seconds": row and row["seconds"],
+            }
             log.finish(**result, **at)
-        rows.append({"recipe": name, "step": at["target_step"], "seconds": at["target_seconds"], "last loss": result["val_loss"]})
+        rows.append(
+            {
+                "recipe": name,
+                "step": at["target_step"],
+                "seconds": at["target_seconds"],
+                "last loss": result["val_loss"],
+            }
+        )
     print(f"\nTo a validation loss of {settings.target}:\n{table(rows)}")
     draw(work.logs, work.reports)
     missed = [name for name, seconds in reached.items() if seconds is None]
@@ -202,18 +286,28 @@ ABLATIONS: dict[str, tuple[dict, dict]] = {
     **{f"AdamW, rate {lr}": ({}, {"optimizer": "adamw", "lr": lr}) for lr in (0.0005, 0.001, 0.002, 0.004)},
     "dropout 0.1": ({"dropout": 0.1}, {}),
     "cosine decay": ({}, {"schedule": "cosine", "final_lr": 0.1}),
-}  # fmt: skip
+}
 
 
 def study_ablation(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
-    """The modern recipe with one ingredient exchanged for the classic one at a time, at the same number of steps."""
+    """The modern recipe with one ingredient exchanged for the classic one at a time, at the same number of
+    steps.
+    """
     losses = {}
     for name, (model, how) in ABLATIONS.items():
         with work.log("ablation-" + name.replace(",", "").replace(" ", "-"), settings) as log:
-            recipe = Recipe(replace(settings.modern.model, **model), replace(settings.modern.train, eval_every=settings.modern.train.steps, **how))
+            recipe = Recipe(
+                replace(settings.modern.model, **model),
+                replace(settings.modern.train, eval_every=settings.modern.train.steps, **how),
+            )
             result = log.finish(**train(recipe, corpus, work, log, name, settings.resume), name=name)
             losses[name] = result["val_loss"]
-    print("\n" + table([{"recipe": n, "validation loss": v, "worse by": v - losses["modern"]} for n, v in losses.items()]))
+    print(
+        "\n"
+        + table(
+            [{"recipe": n, "validation loss": v, "worse by": v - losses["modern"]} for n, v in losses.items()]
+        )
+    )
     draw(work.logs, work.reports)
     return losses
 
@@ -224,7 +318,9 @@ def study_seeds(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str
     for seed in settings.seeds:
         with work.log(f"seed-{seed}", settings) as log:
             recipe = Recipe(settings.model, replace(settings.train, seed=seed))
-            losses[f"seed_{seed}"] = log.finish(**train(recipe, corpus, work, log, f"seed {seed}", settings.resume))["best_val_loss"]
+            losses[f"seed_{seed}"] = log.finish(
+                **train(recipe, corpus, work, log, f"seed {seed}", settings.resume)
+            )["best_val_loss"]
     draw(work.logs, work.reports)
     return losses
 
@@ -234,20 +330,25 @@ def draw(logs: Path, out: Path) -> list[Path]:
     runs, reference = read_runs(logs), reference_for(logs)
     plots = []
     if "headline" in runs:
-        lines = [("headline", f"seed {runs['headline'].run['seed']}")] + [(n, n.replace("-", " ")) for n in runs if n.startswith("seed-")]
+        lines = [("headline", f"seed {runs['headline'].run['seed']}")] + [
+            (n, n.replace("-", " ")) for n in runs if n.startswith("seed-")
+        ]
         ends = [y for n, _ in lines for y in runs[n].series("val_loss")[1][-1:]]
         plots.append(
             curves(
                 out / "loss.png",
-                [Curve(runs["headline"], "training batch", "train_loss")] + [Curve(runs[n], f"validation, {label}") for n, label in lines],
+                [Curve(runs["headline"], "training batch", "train_loss")]
+                + [Curve(runs[n], f"validation, {label}") for n, label in lines],
                 "The headline: a GPT in five minutes",
                 x="seconds",
                 xlabel="seconds of training",
                 ylabel="loss (nats per character)",
-                ylim=(None, max(ends) + 0.9) if ends else None,  # below where every curve begins: the seeds lie close together
+                ylim=(
+                    (None, max(ends) + 0.9) if ends else None
+                ),  # below where every curve begins: the seeds lie close together
                 reference=[Curve(reference["headline"], "validation")] if "headline" in reference else (),
                 levels={"nanoGPT's GPU recipe": 1.4697} if logs.name == "tinyshakespeare" else None,
-            )  # fmt: skip
+            )
         )
         plots += draw_attention(runs["headline"], out)
     if {"classic", "modern"} <= runs.keys():
@@ -261,7 +362,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 ylabel="validation loss (nats per character)",
                 levels={"target": runs["classic"].summary["target"]} if runs["classic"].summary else None,
                 reference=[Curve(reference[n], n) for n in ("modern", "classic") if n in reference],
-            )  # fmt: skip
+            )
         )
     ablated = {
         r.summary["name"]: r.summary["val_loss"]
@@ -272,12 +373,22 @@ def draw(logs: Path, out: Path) -> list[Path]:
         ordered = dict(sorted(ablated.items(), key=lambda item: item[1]))
         bottom = min(ordered.values()) - 0.02
         title = "One ingredient exchanged at a time, same number of steps"
-        plots.append(bars(out / "ablation.png", ordered, title, "validation loss (nats per character; the axis does not start at 0)", start=bottom))
+        plots.append(
+            bars(
+                out / "ablation.png",
+                ordered,
+                title,
+                "validation loss (nats per character; the axis does not start at 0)",
+                start=bottom,
+            )
+        )
     return plots
 
 
 def draw_attention(run: LoggedRun, out: Path) -> list[Path]:
-    """In up to three layers, the head with the largest single weight on a previous character, on a known phrase."""
+    """In up to three layers, the head with the largest single weight on a previous character, on a known
+    phrase.
+    """
     maps, text = run.artifacts["attention"], run.artifacts["tokens"][:24]
     if len(text) < 8:
         return []
@@ -285,11 +396,18 @@ def draw_attention(run: LoggedRun, out: Path) -> list[Path]:
     shown = maps[:: max(1, len(maps) // 3)][:3]
     fig, axes = figure(15, 5.4, ncols=len(shown), squeeze=False)
     for ax, layer in zip(axes[0], shown):
-        strongest = max(layer, key=lambda head: max(row[i - 1] for i, row in enumerate(head[: len(text)]) if i))
+        strongest = max(
+            layer, key=lambda head: max(row[i - 1] for i, row in enumerate(head[: len(text)]) if i)
+        )
         heatmap(
-            ax, [row[: len(text)] for row in strongest[: len(text)]], f"layer {maps.index(layer) + 1}, head {layer.index(strongest) + 1}",
-            labels, labels, "looks at", "position",
-        )  # fmt: skip
+            ax,
+            [row[: len(text)] for row in strongest[: len(text)]],
+            f"layer {maps.index(layer) + 1}, head {layer.index(strongest) + 1}",
+            labels,
+            labels,
+            "looks at",
+            "position",
+        )
     fig.colorbar(axes[0][-1].images[0], ax=axes[0][-1], label="attention weight")
     return [save_figure(fig, out / "attention.png")]
 

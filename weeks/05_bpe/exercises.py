@@ -1,4 +1,6 @@
-"""The graded exercises of week 5: counting pairs, merging one, learning merges, cutting a text into pieces, encoding a piece, decoding."""
+"""The graded exercises of week 5: counting pairs, merging one, learning merges, cutting a text into pieces,
+encoding a piece, decoding.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -31,7 +33,11 @@ def pair_counts(words: dict[tuple[bytes, ...], int]) -> dict[tuple[bytes, bytes]
     return _counted(words, lambda word: zip(word, word[1:]))
 
 
-def _counted(words: dict[tuple[bytes, ...], int], pairs_of: Callable[[tuple[bytes, ...]], Iterable], weighted: bool = True) -> dict[Pair, int]:
+def _counted(
+    words: dict[tuple[bytes, ...], int],
+    pairs_of: Callable[[tuple[bytes, ...]], Iterable],
+    weighted: bool = True,
+) -> dict[Pair, int]:
     counts: Counter[Pair] = Counter()
     for word, times in words.items():
         for pair in pairs_of(word):
@@ -70,35 +76,44 @@ PAIR_COUNTS = Exercise(
         Mistake(
             "how often a piece occurs is forgotten",
             lambda words: _counted(words, lambda word: zip(word, word[1:]), weighted=False),
-            "Each piece was counted once, so ` the` weighs no more than a word that occurs a single time. The merges would then fit the "
-            "dictionary, not the text.",
+            "Each piece was counted once, so ` the` weighs no more than a word that occurs a single time. The"
+            " merges would then fit the dictionary, not the text.",
         ),
         Mistake(
             "pairs reach across pieces",
             _across,
-            "The last token of a piece was paired with the first of the next. The text was cut so that no token can reach across a cut; and "
-            "`words` does not even know which piece came after which.",
+            "The last token of a piece was paired with the first of the next. The text was cut so that no"
+            " token can reach across a cut; and `words` does not even know which piece came after which.",
         ),
         Mistake(
             "pairs do not overlap",
             lambda words: _counted(words, lambda word: zip(word[::2], word[1::2])),
-            "The steps were of two tokens: low became (l, o) only, and (o, w) was never seen. Every token but the last begins a pair.",
+            "The steps were of two tokens: low became (l, o) only, and (o, w) was never seen. Every token but"
+            " the last begins a pair.",
         ),
         Mistake(
             "the last pair is lost",
             lambda words: _counted(words, lambda word: zip(word[:-1], word[1:-1])),
-            "The loop ends one pair too early. A piece of n tokens has n - 1 pairs, the last of them is (word[-2], word[-1]).",
+            "The loop ends one pair too early. A piece of n tokens has n - 1 pairs, the last of them is"
+            " (word[-2], word[-1]).",
         ),
         Mistake(
             "a pair is counted once in a piece",
             lambda words: _counted(words, lambda word: set(zip(word, word[1:]))),
-            "A pair that occurs twice in a piece was counted once, as with `if pair in word` or a set. In banana, (a, n) occurs twice.",
+            "A pair that occurs twice in a piece was counted once, as with `if pair in word` or a set. In"
+            " banana, (a, n) occurs twice.",
         ),
     ),
     hints=(
         "Two loops: over the pieces with their counts, and inside over the neighbours in a piece.",
-        "zip(word, word[1:]) gives the neighbours of one piece. words.items() gives each piece with how often it occurs.",
-        "counts = Counter(); for word, times in words.items(): for pair in zip(word, word[1:]): counts[pair] += times.",
+        (
+            "zip(word, word[1:]) gives the neighbours of one piece. words.items() gives each piece with how"
+            " often it occurs."
+        ),
+        (
+            "counts = Counter(); for word, times in words.items(): for pair in zip(word, word[1:]):"
+            " counts[pair] += times."
+        ),
     ),
 )
 
@@ -110,8 +125,17 @@ def merge_pair(tokens: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
     return _merged(tokens, lambda i: (tokens[i], tokens[i + 1]) == pair, pair)
 
 
-def _merged(tokens: list[bytes], fits: Callable[[int], bool], pair: Pair, step: int = 2, limit: int | None = None, end: int = 0) -> list[bytes]:
-    """From left to right. step: how far to go on after a merge. limit: at most so many merges. end: tokens left out at the end."""
+def _merged(
+    tokens: list[bytes],
+    fits: Callable[[int], bool],
+    pair: Pair,
+    step: int = 2,
+    limit: int | None = None,
+    end: int = 0,
+) -> list[bytes]:
+    """From left to right. step: how far to go on after a merge. limit: at most so many merges. end: tokens
+    left out at the end.
+    """
     out, i, done = [], 0, 0
     while i < len(tokens) - end:
         if i + 1 < len(tokens) and done != limit and fits(i):
@@ -155,13 +179,14 @@ MERGE_PAIR = Exercise(
         Mistake(
             "the last token is lost",
             lambda tokens, pair: _merged(tokens, lambda i: (tokens[i], tokens[i + 1]) == pair, pair, end=1),
-            "The loop looks at pairs and stops before the last token, which begins none. If it is not merged, it still has to be copied.",
+            "The loop looks at pairs and stops before the last token, which begins none. If it is not merged,"
+            " it still has to be copied.",
         ),
         Mistake(
             "the right half stays behind",
             lambda tokens, pair: _merged(tokens, lambda i: (tokens[i], tokens[i + 1]) == pair, pair, step=1),
-            "After a merge the loop went on by one token instead of two, so the right half comes again, behind the token that contains it. "
-            "The text has grown.",
+            "After a merge the loop went on by one token instead of two, so the right half comes again,"
+            " behind the token that contains it. The text has grown.",
         ),
         Mistake(
             "only the first place",
@@ -171,26 +196,42 @@ MERGE_PAIR = Exercise(
         Mistake(
             "merged from right to left",
             _merged_from_the_right,
-            "Where a pair overlaps with itself, the direction decides: a a a became a aa and should be aa a. Other tokens, other ids, and a "
-            "trained model reads something that it has never seen.",
+            "Where a pair overlaps with itself, the direction decides: a a a became a aa and should be aa a."
+            " Other tokens, other ids, and a trained model reads something that it has never seen.",
         ),
         Mistake(
             "the new token stands beside the old ones",
-            lambda tokens, pair: [t for token in merge_pair(tokens, pair) for t in ((*pair, token) if token == pair[0] + pair[1] else (token,))],
-            "The merged token was added, but the two that it is made of were not taken away: an becomes a n an. The text has changed.",
+            lambda tokens, pair: [
+                t
+                for token in merge_pair(tokens, pair)
+                for t in ((*pair, token) if token == pair[0] + pair[1] else (token,))
+            ],
+            "The merged token was added, but the two that it is made of were not taken away: an becomes a n"
+            " an. The text has changed.",
         ),
         Mistake(
             "the bytes are compared, not the tokens",
-            lambda tokens, pair: _merged(tokens, lambda i: tokens[i] + tokens[i + 1] == pair[0] + pair[1], pair),
-            "left + right was compared joined. Then (a, bc) is taken for (ab, c): the same bytes, but another pair, which has a merge of its "
-            "own or none.",
+            lambda tokens, pair: _merged(
+                tokens, lambda i: tokens[i] + tokens[i + 1] == pair[0] + pair[1], pair
+            ),
+            "left + right was compared joined. Then (a, bc) is taken for (ab, c): the same bytes, but another"
+            " pair, which has a merge of its own or none.",
         ),
     ),
     hints=(
-        "Walk along with an index. At each place: is this the pair? How far does the index go if it is, and how far if it is not?",
-        "while i < len(tokens): compare tokens[i : i + 2] with list(pair). It goes on by two after a merge and by one otherwise.",
-        "if tokens[i : i + 2] == list(pair): out.append(pair[0] + pair[1]); i += 2; else: out.append(tokens[i]); i += 1. A slice at the end is "
-        "merely shorter, so the last token needs no care.",
+        (
+            "Walk along with an index. At each place: is this the pair? How far does the index go if it is,"
+            " and how far if it is not?"
+        ),
+        (
+            "while i < len(tokens): compare tokens[i : i + 2] with list(pair). It goes on by two after a"
+            " merge and by one otherwise."
+        ),
+        (
+            "if tokens[i : i + 2] == list(pair): out.append(pair[0] + pair[1]); i += 2; else:"
+            " out.append(tokens[i]); i += 1. A slice at the end is merely shorter, so the last token needs no"
+            " care."
+        ),
     ),
 )
 
@@ -248,33 +289,47 @@ LEARN_MERGES = Exercise(
         Mistake(
             "counted only once",
             _counted_once,
-            "These are the most frequent pairs of the first count. Each merge changes the counts: it takes pairs away, and makes new ones with "
-            "the new token. So count again after each merge; otherwise no token gets longer than two bytes.",
+            "These are the most frequent pairs of the first count. Each merge changes the counts: it takes"
+            " pairs away, and makes new ones with the new token. So count again after each merge; otherwise"
+            " no token gets longer than two bytes.",
         ),
         Mistake(
             "the first of equals",
             lambda words, n: _learned(words, n, lambda counts: max(counts, key=counts.get)),
-            "Among equals this takes the pair it met first, as max and most_common do. The result then depends on the order in which the text "
-            "was read, and two people get different tokenizers from the same words.",
+            "Among equals this takes the pair it met first, as max and most_common do. The result then"
+            " depends on the order in which the text was read, and two people get different tokenizers from"
+            " the same words.",
         ),
         Mistake(
             "the smallest of equals",
-            lambda words, n: _learned(words, n, lambda counts: min(counts, key=lambda pair: (-counts[pair], pair))),
-            "Among equals the smallest pair was taken. That is a rule too, but not ours: from the first tie on, every id would differ.",
+            lambda words, n: _learned(
+                words, n, lambda counts: min(counts, key=lambda pair: (-counts[pair], pair))
+            ),
+            "Among equals the smallest pair was taken. That is a rule too, but not ours: from the first tie"
+            " on, every id would differ.",
         ),
         Mistake(
             "equals are compared joined",
-            lambda words, n: _learned(words, n, lambda counts: max(counts, key=lambda pair: (counts[pair], pair[0] + pair[1]))),
-            "Among equals, left + right was compared as one string. The pair is compared left first: (ab, a) is greater than (a, z), though aba "
-            "is smaller than az.",
+            lambda words, n: _learned(
+                words, n, lambda counts: max(counts, key=lambda pair: (counts[pair], pair[0] + pair[1]))
+            ),
+            "Among equals, left + right was compared as one string. The pair is compared left first: (ab, a)"
+            " is greater than (a, z), though aba is smaller than az.",
         ),
     ),
     hints=(
-        "You have written its two halves already: counting pairs, and merging one. What decides between equals?",
-        "Keep a dict from tuples of tokens to counts. Begin with tuple(bytes([b]) for b in word.encode()). max takes a key: the count, and "
-        "then the pair itself.",
-        "n times: counts = pair_counts(pieces); best = max(counts, key=lambda pair: (counts[pair], pair)); then build the dict anew with "
-        "tuple(merge_pair(list(word), best)) for each word.",
+        (
+            "You have written its two halves already: counting pairs, and merging one. What decides between"
+            " equals?"
+        ),
+        (
+            "Keep a dict from tuples of tokens to counts. Begin with tuple(bytes([b]) for b in"
+            " word.encode()). max takes a key: the count, and then the pair itself."
+        ),
+        (
+            "n times: counts = pair_counts(pieces); best = max(counts, key=lambda pair: (counts[pair],"
+            " pair)); then build the dict anew with tuple(merge_pair(list(word), best)) for each word."
+        ),
     ),
 )
 
@@ -289,7 +344,11 @@ def cut(text: str) -> list[str]:
 def _cut_cases(generator: Generator) -> list[tuple]:
     def case(parts: int) -> tuple[str]:
         pool = ["king", "Rome", "don't", "42", "a1b2", ", ", "--", "   ", "\n", "\n\n", " ", "?!", "we'll"]
-        return ("".join(pool[_number(generator, 0, len(pool))] + " " * _number(generator, 0, 2) for _ in range(parts)),)
+        return (
+            "".join(
+                pool[_number(generator, 0, len(pool))] + " " * _number(generator, 0, 2) for _ in range(parts)
+            ),
+        )
 
     return [
         ("To be, or not to be",),
@@ -314,32 +373,46 @@ CUT = Exercise(
         Mistake(
             "str.split",
             lambda text: text.split(),
-            "split throws the white space away, and the text cannot be had back: every character has to be in a piece. It leaves the comma "
-            "with its word as well, so `be` and `be,` have nothing in common.",
+            "split throws the white space away, and the text cannot be had back: every character has to be in"
+            " a piece. It leaves the comma with its word as well, so `be` and `be,` have nothing in common.",
         ),
         Mistake(
             "white space is lost",
             lambda text: regex.findall(r"'(?:[sdmt]|ll|ve|re)|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+", text),
-            "Words and signs are cut well, but the white space between them is gone, and with it the lines of the verse.",
+            "Words and signs are cut well, but the white space between them is gone, and with it the lines of"
+            " the verse.",
         ),
         Mistake(
             "the space is behind the word",
-            lambda text: regex.findall(r"'(?:[sdmt]|ll|ve|re) ?|\p{L}+ ?|\p{N}+ ?|[^\s\p{L}\p{N}]+ ?|\s+", text),
-            "The space went with the word before it. GPT-2 puts it in front of the next word: a model that writes word by word then needs no "
-            "token for the space, and a word is the same before a space, a comma and the end.",
+            lambda text: regex.findall(
+                r"'(?:[sdmt]|ll|ve|re) ?|\p{L}+ ?|\p{N}+ ?|[^\s\p{L}\p{N}]+ ?|\s+", text
+            ),
+            "The space went with the word before it. GPT-2 puts it in front of the next word: a model that"
+            " writes word by word then needs no token for the space, and a word is the same before a space, a"
+            " comma and the end.",
         ),
         Mistake(
             "the last of several spaces is not left to the word",
-            lambda text: regex.findall(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", text),
-            r"After several spaces the word stands alone, and its token is another than after one space. \s+(?!\S) before \s+ takes all of them but "
+            lambda text: regex.findall(
+                r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", text
+            ),
+            r"After several spaces the word stands alone, and its token is another than after one space."
+            r" \s+(?!\S) before \s+ takes all of them but "
             "the last, which goes with the word.",
         ),
     ),
     hints=(
-        "re.findall with alternatives, written a|b|c: at each place the first that fits is taken. Begin with words only: ` ?[A-Za-z]+`.",
-        r"Six alternatives in the task's order. Signs are [^\sA-Za-z0-9]. A run of white space without its last character, where text follows: "
+        (
+            "re.findall with alternatives, written a|b|c: at each place the first that fits is taken. Begin"
+            " with words only: ` ?[A-Za-z]+`."
+        ),
+        r"Six alternatives in the task's order. Signs are [^\sA-Za-z0-9]. A run of white space without its"
+        r" last character, where text follows: "
         r"\s+(?!\S). Groups must not be captured, write (?:...).",
-        're.findall(r"\'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\\sA-Za-z0-9]+|\\s+(?!\\S)|\\s+", text).',
+        (
+            're.findall(r"\'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\\sA-Za-z0-9]+|\\s+(?!\\S)|\\s+",'
+            " text)."
+        ),
     ),
 )
 
@@ -352,7 +425,12 @@ def encode_piece(piece: str, merges: list[tuple[bytes, bytes]]) -> list[bytes]:
     return [tokenizer.vocab[i] for i in tokenizer.encode(piece)]
 
 
-def _encoded(piece: str, merges: list[Pair], choose: Callable[[list[bytes], list[Pair]], Pair], limit: int | None = None) -> list[bytes]:
+def _encoded(
+    piece: str,
+    merges: list[Pair],
+    choose: Callable[[list[bytes], list[Pair]], Pair],
+    limit: int | None = None,
+) -> list[bytes]:
     """choose: one of the pairs that can be merged. limit: at most so many merges."""
     tokens, done = [bytes([b]) for b in piece.encode()], 0
     while done != limit:
@@ -401,38 +479,48 @@ ENCODE_PIECE = Exercise(
         Mistake(
             "the longest token first",
             _longest_first,
-            "This takes the longest known token from the left, as a dictionary search would. Training never saw such cuts: the order of the "
-            "merges decides, not the length of what they make.",
+            "This takes the longest known token from the left, as a dictionary search would. Training never"
+            " saw such cuts: the order of the merges decides, not the length of what they make.",
         ),
         Mistake(
             "from left to right",
             lambda piece, merges: _encoded(piece, merges, lambda tokens, able: able[0]),
-            "The leftmost pair that can be merged was merged first. It is not where a pair stands that decides, but how early it was learned.",
+            "The leftmost pair that can be merged was merged first. It is not where a pair stands that"
+            " decides, but how early it was learned.",
         ),
         Mistake(
             "the most frequent pair of the piece",
-            lambda piece, merges: _encoded(piece, merges, lambda tokens, able: max(able, key=lambda p: (able.count(p), -merges.index(p)))),
-            "The pairs of this piece were counted. Counting belongs to training; what was learned there is the order in `merges`, and it holds "
-            "for every text, however short.",
+            lambda piece, merges: _encoded(
+                piece, merges, lambda tokens, able: max(able, key=lambda p: (able.count(p), -merges.index(p)))
+            ),
+            "The pairs of this piece were counted. Counting belongs to training; what was learned there is"
+            " the order in `merges`, and it holds for every text, however short.",
         ),
         Mistake(
             "only one merge",
-            lambda piece, merges: _encoded(piece, merges, lambda tokens, able: min(able, key=merges.index), limit=1),
-            "It stopped after one merge. Each merge makes new neighbours, and these may have a merge too: go on until none has.",
+            lambda piece, merges: _encoded(
+                piece, merges, lambda tokens, able: min(able, key=merges.index), limit=1
+            ),
+            "It stopped after one merge. Each merge makes new neighbours, and these may have a merge too: go"
+            " on until none has.",
         ),
         Mistake(
             "characters instead of bytes",
             lambda piece, merges: reduce(merge_pair, merges, [c.encode() for c in piece]),
-            "The piece was taken apart into characters. Each é is two bytes, and two tokens to begin with; as one it is a token that the "
-            "vocabulary may not have, and no merge of its bytes is ever found.",
+            "The piece was taken apart into characters. Each é is two bytes, and two tokens to begin with; as"
+            " one it is a token that the vocabulary may not have, and no merge of its bytes is ever found.",
         ),
     ),
     hints=(
         "A loop: which neighbours are in `merges`, which of them comes first there, merge that one.",
-        "Ranks make it easy: {pair: rank for rank, pair in enumerate(merges)}. min over the neighbours, with the rank as key; stop when the best "
-        "has none.",
-        "Simpler still: tokens = [bytes([b]) for b in piece.encode()], then for pair in merges: tokens = merge_pair(tokens, pair). A later merge "
-        "never makes room for an earlier one.",
+        (
+            "Ranks make it easy: {pair: rank for rank, pair in enumerate(merges)}. min over the neighbours,"
+            " with the rank as key; stop when the best has none."
+        ),
+        (
+            "Simpler still: tokens = [bytes([b]) for b in piece.encode()], then for pair in merges: tokens ="
+            " merge_pair(tokens, pair). A later merge never makes room for an earlier one."
+        ),
     ),
 )
 
@@ -445,7 +533,12 @@ def decode_ids(ids: list[int], vocab: dict[int, bytes]) -> str:
 
 
 def _decode_cases(generator: Generator) -> list[tuple]:
-    vocab = dict(enumerate([bytes([i]) for i in range(256)] + [b" the", "é".encode(), " 😀".encode()[:3], b"na", "ï".encode()[:1]]))
+    vocab = dict(
+        enumerate(
+            [bytes([i]) for i in range(256)]
+            + [b" the", "é".encode(), " 😀".encode()[:3], b"na", "ï".encode()[:1]]
+        )
+    )
 
     def case(text: str) -> tuple[list[int], dict[int, bytes]]:
         ids = list(text.encode())
@@ -472,29 +565,34 @@ DECODE_IDS = Exercise(
         Mistake(
             "decoded token by token",
             lambda ids, vocab: "".join(vocab[i].decode(errors="replace") for i in ids),
-            "Each token was decoded by itself. A token may hold half a character, and both halves become � although together they are a good "
-            "é or 中. Join the bytes first, then decode once.",
+            "Each token was decoded by itself. A token may hold half a character, and both halves become �"
+            " although together they are a good é or 中. Join the bytes first, then decode once.",
         ),
         Mistake(
             "wrong bytes are dropped",
             lambda ids, vocab: b"".join(vocab[i] for i in ids).decode(errors="ignore"),
-            'errors="ignore" drops what is no character without a word. The reader of a text should see that something is missing there.',
+            'errors="ignore" drops what is no character without a word. The reader of a text should see that'
+            " something is missing there.",
         ),
         Mistake(
             "a byte taken for a character",
             lambda ids, vocab: b"".join(vocab[i] for i in ids).decode("latin-1"),
-            "Each byte became a character, as chr or latin-1 do, and é came out as Ã©. Only below 128 are bytes and characters the same.",
+            "Each byte became a character, as chr or latin-1 do, and é came out as Ã©. Only below 128 are"
+            " bytes and characters the same.",
         ),
         Mistake(
             "the space in front is stripped",
             lambda ids, vocab: b"".join(vocab[i] for i in ids).decode(errors="replace").strip(),
-            "White space at the ends was stripped. The space of ` the` belongs to the text, and to a text that goes on from an earlier one it "
-            "matters.",
+            "White space at the ends was stripped. The space of ` the` belongs to the text, and to a text"
+            " that goes on from an earlier one it matters.",
         ),
     ),
     hints=(
         "Two steps. Which of them must come first: joining or decoding?",
-        'b"".join makes one bytes object of all tokens. bytes.decode takes an argument for what cannot be decoded.',
+        (
+            'b"".join makes one bytes object of all tokens. bytes.decode takes an argument for what cannot be'
+            " decoded."
+        ),
         'b"".join(vocab[i] for i in ids).decode("utf-8", errors="replace").',
     ),
 )

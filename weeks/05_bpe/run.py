@@ -33,11 +33,26 @@ class Settings(WeekSettings):
     model: GPTConfig = GPTConfig.preset("mini")
     """Week 4's; its vocabulary is the tokenizer's."""
     train: TrainConfig = TrainConfig(
-        steps=2400, batch_size=6, block_size=128, optimizer="muon", lr=0.006, muon_lr=0.02, muon_momentum=0.9, schedule="linear",
-        warmup_steps=30, final_lr=0.0, weight_decay=0.0, beta2=0.95, grad_clip=0.0, eval_every=480, checkpoint_every=480,
-    )  # fmt: skip
+        steps=2400,
+        batch_size=6,
+        block_size=128,
+        optimizer="muon",
+        lr=0.006,
+        muon_lr=0.02,
+        muon_momentum=0.9,
+        schedule="linear",
+        warmup_steps=30,
+        final_lr=0.0,
+        weight_decay=0.0,
+        beta2=0.95,
+        grad_clip=0.0,
+        eval_every=480,
+        checkpoint_every=480,
+    )
     vocab_sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
-    """Of the plot of compression, for which the text must have pairs enough; and for --study vocab, beside the text's characters."""
+    """Of the plot of compression, for which the text must have pairs enough; and for --study vocab, beside
+    the text's characters.
+    """
     study_steps: int = 700
     """For --study vocab: how many steps the model on characters gets; the others get as much compute."""
     study: Literal["vocab"] | None = None
@@ -46,10 +61,22 @@ class Settings(WeekSettings):
 def smoke() -> Settings:
     s = Settings()
     return replace(
-        s, preset="smoke", vocab_size=280, vocab_sizes=(256, 270), study_steps=20,
+        s,
+        preset="smoke",
+        vocab_size=280,
+        vocab_sizes=(256, 270),
+        study_steps=20,
         model=replace(s.model, n_layer=2, n_head=2, n_embd=16, block_size=32),
-        train=replace(s.train, steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10),
-    )  # fmt: skip
+        train=replace(
+            s.train,
+            steps=30,
+            batch_size=4,
+            block_size=32,
+            eval_every=10,
+            eval_windows=20,
+            checkpoint_every=10,
+        ),
+    )
 
 
 PRESETS = {
@@ -60,13 +87,17 @@ PRESETS = {
         data="shakespeare",
         vocab_size=2048,
         model=GPTConfig.preset("mini", n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
-        train=replace(Settings().train, steps=3000, batch_size=64, block_size=256, eval_every=250, checkpoint_every=250),
+        train=replace(
+            Settings().train, steps=3000, batch_size=64, block_size=256, eval_every=250, checkpoint_every=250
+        ),
     ),
 }
 
 
 def main(settings: Settings) -> dict[str, float]:
-    """Trains a tokenizer on the training text and a model on its tokens, or runs the study. Returns the week's figures."""
+    """Trains a tokenizer on the training text and a model on its tokens, or runs the study. Returns the
+    week's figures.
+    """
     device = pick_device(settings.device)
     name, text = read_text(settings.data)
     work = Workspace(__file__, settings, name, device)
@@ -74,24 +105,42 @@ def main(settings: Settings) -> dict[str, float]:
         return study_vocab(settings, text, work)
 
     train_text, val_text = split_text(text)
-    TokenDataset(np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size)  # too short for bytes is too short for tokens
+    TokenDataset(
+        np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size
+    )  # too short for bytes is too short for tokens
     measured = compression(train_text, val_text, settings.vocab_sizes)
     started = clock()
     tokenizer = BPETokenizer.train(train_text, settings.vocab_size)
     tokenizer_seconds = clock() - started
     corpus = load_corpus(settings.data, tokenizer, settings.train.block_size)
     bytes_per_token = len(val_text.encode()) / len(corpus.val)
-    print(f"tokenizer: {tokenizer.vocab_size} tokens in {tokenizer_seconds:.1f} s; {bytes_per_token:.2f} bytes of held-out text a token")
+    print(
+        f"tokenizer: {tokenizer.vocab_size} tokens in {tokenizer_seconds:.1f} s; {bytes_per_token:.2f} bytes"
+        " of held-out text a token"
+    )
     with work.log("bpe", settings) as log:
         result = fit(settings.model, settings.train, corpus, work, log, "GPT on tokens", settings.resume)
         model = GPT.from_checkpoint(work.checkpoints / "bpe" / "best")
         sample = tokenizer.decode(list(generate(model, corpus.start, 1000, temperature=0.8, seed=1)))
         words = known_words(sample, train_text)
-        log.artifact(sample=sample[:1000], sentence=SENTENCE, tokens=[tokenizer.decode([i]) for i in tokenizer.encode(SENTENCE)])
+        log.artifact(
+            sample=sample[:1000],
+            sentence=SENTENCE,
+            tokens=[tokenizer.decode([i]) for i in tokenizer.encode(SENTENCE)],
+        )
         log.artifact(compression=measured)
-        log.finish(**result, known_words=words, bytes_per_token=bytes_per_token, vocab_size=tokenizer.vocab_size, tokenizer_seconds=tokenizer_seconds)
+        log.finish(
+            **result,
+            known_words=words,
+            bytes_per_token=bytes_per_token,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_seconds=tokenizer_seconds,
+        )
 
-    print(f"\nA sample of the GPT's text ({words:.0%} of its words occur in the text it learned):\n{sample[:400]}")
+    print(
+        f"\nA sample of the GPT's text ({words:.0%} of its words occur in the text it"
+        f" learned):\n{sample[:400]}"
+    )
     return work.finish(
         {
             "bits_per_byte": result["best_val_bits_per_byte"],
@@ -112,28 +161,53 @@ def main(settings: Settings) -> dict[str, float]:
     )
 
 
-def fit(config: GPTConfig, train: TrainConfig, corpus: Corpus, work: Workspace, log: RunLog, name: str, resume: bool = False) -> dict[str, float]:
-    """Trains a model on a corpus; its summary, with `wall_seconds` for everything from the first step to the last evaluation."""
+def fit(
+    config: GPTConfig,
+    train: TrainConfig,
+    corpus: Corpus,
+    work: Workspace,
+    log: RunLog,
+    name: str,
+    resume: bool = False,
+) -> dict[str, float]:
+    """Trains a model on a corpus; its summary, with `wall_seconds` for everything from the first step to the
+    last evaluation.
+    """
     started = clock()
     torch.manual_seed(train.seed)
-    model = GPT(replace(config, vocab_size=corpus.tokenizer.vocab_size, block_size=max(config.block_size, train.block_size)))
+    model = GPT(
+        replace(
+            config,
+            vocab_size=corpus.tokenizer.vocab_size,
+            block_size=max(config.block_size, train.block_size),
+        )
+    )
     trainer = Trainer(model, corpus, train, log, work.checkpoints / log.folder.name, work.device, name)
     return {**trainer.fit(resume), "wall_seconds": clock() - started}
 
 
 def compression(train_text: str, val_text: str, sizes: tuple[int, ...]) -> dict[str, list[float]]:
-    """Bytes of held-out text per token by vocabulary size. The first merges of a large tokenizer are those of a small one."""
+    """Bytes of held-out text per token by vocabulary size. The first merges of a large tokenizer are those of
+    a small one.
+    """
     merges = BPETokenizer.train(train_text, max(sizes)).merges
     smaller = [BPETokenizer(merges[: size - 256]) for size in sizes]
-    return {"sizes": list(sizes), "bytes_per_token": [len(val_text.encode()) / len(t.encode(val_text)) for t in smaller]}
+    return {
+        "sizes": list(sizes),
+        "bytes_per_token": [len(val_text.encode()) / len(t.encode(val_text)) for t in smaller],
+    }
 
 
 def study_vocab(settings: Settings, text: str, work: Workspace) -> dict[str, float]:
-    """The same model on characters and on tokens of vocabularies of several sizes; each gets the compute that characters get."""
+    """The same model on characters and on tokens of vocabularies of several sizes; each gets the compute that
+    characters get.
+    """
     train_text, val_text = split_text(text)
     rows, budget = [], 0.0
     for size in (None, *settings.vocab_sizes):
-        corpus = load_corpus(settings.data, size and BPETokenizer.train(train_text, size), settings.train.block_size)
+        corpus = load_corpus(
+            settings.data, size and BPETokenizer.train(train_text, size), settings.train.block_size
+        )
         config = replace(settings.model, vocab_size=corpus.tokenizer.vocab_size)
         with torch.device("meta"):
             cost = GPT(config).flops_per_token(settings.train.block_size)
@@ -142,9 +216,14 @@ def study_vocab(settings: Settings, text: str, work: Workspace) -> dict[str, flo
         name = f"vocab-{size}" if size else "chars"
         with work.log(name, settings) as log:
             result = fit(config, train, corpus, work, log, name, settings.resume)
-            facts = {"vocab_size": corpus.tokenizer.vocab_size, "bytes_per_token": len(val_text.encode()) / len(corpus.val)}
+            facts = {
+                "vocab_size": corpus.tokenizer.vocab_size,
+                "bytes_per_token": len(val_text.encode()) / len(corpus.val),
+            }
             log.finish(**result, **facts)
-        rows.append({"tokens": name, **facts, "steps": train.steps, "bits per byte": result["val_bits_per_byte"]})
+        rows.append(
+            {"tokens": name, **facts, "steps": train.steps, "bits per byte": result["val_bits_per_byte"]}
+        )
     print("\n" + table(rows))
     draw(work.logs, work.reports)
     return {row["tokens"]: row["bits per byte"] for row in rows}
@@ -158,14 +237,22 @@ def draw(logs: Path, out: Path) -> list[Path]:
         week_4 = read_runs(ROOT / "logs" / "04_mini_gpt" / "reference" / logs.name)
         lines = [Curve(runs["bpe"], "tokens (this week)", "val_bits_per_byte")]
         if "headline" in week_4:
-            lines.append(Curve(week_4["headline"], "characters (week 4, the course's run)", "val_bits_per_byte"))
+            lines.append(
+                Curve(week_4["headline"], "characters (week 4, the course's run)", "val_bits_per_byte")
+            )
         plots.append(
             curves(
-                out / "loss.png", lines, "The same model on tokens and on characters", x="seconds", xlabel="seconds of training",
+                out / "loss.png",
+                lines,
+                "The same model on tokens and on characters",
+                x="seconds",
+                xlabel="seconds of training",
                 ylabel="bits per byte of held-out text",
-                reference=[Curve(reference["bpe"], "tokens", "val_bits_per_byte")] if "bpe" in reference else (),
+                reference=(
+                    [Curve(reference["bpe"], "tokens", "val_bits_per_byte")] if "bpe" in reference else ()
+                ),
             )
-        )  # fmt: skip
+        )
         plots.append(draw_compression(runs["bpe"].artifacts["compression"], out))
     studied = [r.summary for n, r in runs.items() if n.startswith("vocab-") and r.summary]
     if studied and runs["chars"].summary:
@@ -182,7 +269,11 @@ def draw_compression(measured: dict[str, list[float]], out: Path) -> Path:
         ax.annotate(f"{y:.2f}", (x, y), xytext=(-4, 8), textcoords="offset points", fontsize=9, ha="right")
     ax.set_xscale("log", base=2)
     ax.set_xticks(xs, xs)
-    ax.set(title="What a larger vocabulary saves", xlabel="vocabulary (tokens, logarithmic)", ylabel="bytes of held-out text per token")
+    ax.set(
+        title="What a larger vocabulary saves",
+        xlabel="vocabulary (tokens, logarithmic)",
+        ylabel="bytes of held-out text per token",
+    )
     ax.margins(x=0.12, y=0.15)
     return save_figure(fig, out / "compression.png")
 
@@ -203,10 +294,20 @@ def draw_vocabularies(studied: list[dict], chars: dict, out: Path) -> Path:
             bbox=dict(facecolor="white", edgecolor="none", pad=1),
         )
     level = chars["val_bits_per_byte"]
-    ax.axhline(level, color=COLOURS[1], linestyle="--", linewidth=2, label=f"{chars['vocab_size']} characters: {level:.3f}")
+    ax.axhline(
+        level,
+        color=COLOURS[1],
+        linestyle="--",
+        linewidth=2,
+        label=f"{chars['vocab_size']} characters: {level:.3f}",
+    )
     ax.set_xscale("log", base=2)
     ax.set_xticks([x for x, _ in points], [x for x, _ in points])
-    ax.set(title="Vocabulary size, at equal compute", xlabel="vocabulary (tokens, logarithmic)", ylabel="bits per byte of held-out text")
+    ax.set(
+        title="Vocabulary size, at equal compute",
+        xlabel="vocabulary (tokens, logarithmic)",
+        ylabel="bits per byte of held-out text",
+    )
     ax.margins(x=0.1, y=0.2)
     ax.legend(frameon=False)
     return save_figure(fig, out / "vocab.png")

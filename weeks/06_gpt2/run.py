@@ -45,8 +45,14 @@ from shared.training.execution import ALONE, Precision
 from shared.training.profiling import CARDS, USUAL_MFU, in_own_process, matmul_peak, measure_training
 from shared.zero_shot import load_task, run_task, sliding_window
 
-PUBLISHED = {"piqa_acc_norm": 0.669}  # SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples
-GPT2 = {"lambada_acc": 0.3256, "lambada_perplexity": 40.06, "piqa_acc": 0.6289}  # GPT-2 124M under lm-eval, on all examples
+PUBLISHED = {
+    "piqa_acc_norm": 0.669
+}  # SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples
+GPT2 = {
+    "lambada_acc": 0.3256,
+    "lambada_perplexity": 40.06,
+    "piqa_acc": 0.6289,
+}  # GPT-2 124M under lm-eval, on all examples
 FULL_RUN = 10_000_000_000  # tokens: what takes GPT-2 124M to a validation loss of 3.29 on FineWeb-Edu
 
 
@@ -57,7 +63,9 @@ class Settings(BaseModelSettings):
     limit: int | None = 200
     """For --study smollm2: only the first so many examples of each task; none takes all."""
     measured: str = "gpt2"
-    """For --study cost: the preset whose steps are measured, one sequence of its block_size at a time (on a GPU 16)."""
+    """For --study cost: the preset whose steps are measured, one sequence of its block_size at a time (on a
+    GPU 16).
+    """
     study: Literal["shape", "smollm2", "cost"] | None = None
 
 
@@ -66,7 +74,11 @@ def preset(name: str, **changes: Any) -> Settings:
     return Settings(**vars(BASE_PRESETS[name]), **changes)
 
 
-PRESETS = {"smoke": preset("smoke", limit=2, measured="nano"), "laptop": preset("laptop"), "gpu": preset("gpu")}
+PRESETS = {
+    "smoke": preset("smoke", limit=2, measured="nano"),
+    "laptop": preset("laptop"),
+    "gpu": preset("gpu"),
+}
 
 
 def main(settings: Settings) -> dict[str, float]:
@@ -88,17 +100,33 @@ def study_shape(settings: Settings) -> dict[str, float]:
     """The same tokens and steps with the blocks that GPT-2 had."""
     corpus = open_corpus(settings)
     work = Workspace(__file__, settings, corpus.name, pick_device(settings.device))
-    classic = {f: getattr(GPTConfig(), f) for f in ("norm", "position", "mlp", "bias", "tie_weights", "qk_norm", "zero_init")}
+    classic = {
+        f: getattr(GPTConfig(), f)
+        for f in ("norm", "position", "mlp", "bias", "tie_weights", "qk_norm", "zero_init")
+    }
     changed = replace(settings, model=replace(settings.model, **classic))
     with work.log("shape-gpt2", changed) as log:
         result = log.finish(**train_model(changed, corpus, work, log, ALONE, "shape-gpt2"))
-    print("\n" + table([{"run": "GPT-2's own blocks", "bits per byte": result["best_val_bits_per_byte"], "seconds": result["seconds"]}]))
+    print(
+        "\n"
+        + table(
+            [
+                {
+                    "run": "GPT-2's own blocks",
+                    "bits per byte": result["best_val_bits_per_byte"],
+                    "seconds": result["seconds"],
+                }
+            ]
+        )
+    )
     draw(work.logs, work.reports)
     return result
 
 
 def study_smollm2(settings: Settings) -> dict[str, float]:
-    """A model that others trained, in our GPT: on the week's held-out text, on two tasks, and in conversation."""
+    """A model that others trained, in our GPT: on the week's held-out text, on two tasks, and in
+    conversation.
+    """
     device = pick_device(settings.device)
     name, text = study_text(settings)
     work = Workspace(__file__, settings, name, device)
@@ -107,11 +135,19 @@ def study_smollm2(settings: Settings) -> dict[str, float]:
     found = {"load_seconds": clock() - started, "parameters": model.num_parameters()}
     model.to(device)
     with work.log("smollm2", settings) as log:
-        read = sliding_window(model, tokenizer, split_text(text)[1], stride=512, block_size=1024, progress=True)
-        found |= {"bits_per_byte": read.bits_per_byte, "text_perplexity": read.perplexity, "text_tokens": read.tokens}
+        read = sliding_window(
+            model, tokenizer, split_text(text)[1], stride=512, block_size=1024, progress=True
+        )
+        found |= {
+            "bits_per_byte": read.bits_per_byte,
+            "text_perplexity": read.perplexity,
+            "text_tokens": read.tokens,
+        }
         for task in ("lambada", "piqa"):
             result = run_task(model, tokenizer, task, load_task(task)[: settings.limit], progress=True)
-            found |= {f"{task}_{metric}": value for metric, value in result.metrics.items()} | {f"{task}_examples": len(result.records)}
+            found |= {f"{task}_{metric}": value for metric, value in result.metrics.items()} | {
+                f"{task}_examples": len(result.records)
+            }
             found |= {f"{task}_{metric}_error": value for metric, value in result.standard_errors.items()}
         talk, written, writing = [], 0, clock()
         for question in QUESTIONS:
@@ -124,35 +160,62 @@ def study_smollm2(settings: Settings) -> dict[str, float]:
         log.finish(**found)
     print("\n" + "\n\n".join(f"> {question}\n{answer}" for question, answer in talk))
     rows = [
-        {"what": k, "SmolLM2 here": found[k], "standard error": found.get(f"{k}_error"), "published": PUBLISHED.get(k), "GPT-2 124M, published": GPT2.get(k)}
-        for k in ("bits_per_byte", "text_perplexity", "lambada_acc", "lambada_perplexity", "piqa_acc", "piqa_acc_norm")
-    ]  # fmt: skip
+        {
+            "what": k,
+            "SmolLM2 here": found[k],
+            "standard error": found.get(f"{k}_error"),
+            "published": PUBLISHED.get(k),
+            "GPT-2 124M, published": GPT2.get(k),
+        }
+        for k in (
+            "bits_per_byte",
+            "text_perplexity",
+            "lambada_acc",
+            "lambada_perplexity",
+            "piqa_acc",
+            "piqa_acc_norm",
+        )
+    ]
     print("\n" + table(rows))
     draw(work.logs, work.reports)
     return found
 
 
 def study_cost(settings: Settings) -> dict[str, float]:
-    """What steps of a real size take here, each kind in a process of its own; and a whole run's hours and dollars on common cards."""
+    """What steps of a real size take here, each kind in a process of its own; and a whole run's hours and
+    dollars on common cards.
+    """
     device = pick_device(settings.device)
     work = Workspace(__file__, settings, study_text(settings)[0], device)
     config = GPTConfig.preset(settings.measured)
-    train = TrainConfig(steps=6, batch_size=1, block_size=config.block_size, lr=6e-4, warmup_steps=10, beta2=0.95)
+    train = TrainConfig(
+        steps=6, batch_size=1, block_size=config.block_size, lr=6e-4, warmup_steps=10, beta2=0.95
+    )
     kinds: dict[str, dict] = {"float32": {}, "float32, recomputed": {"recompute": True}}
     if device.type == "cuda":
         train, bf16 = replace(train, steps=20, batch_size=16), {"precision": Precision(torch.bfloat16)}
         kinds |= {"bfloat16": bf16, "bfloat16, compiled": bf16 | {"compile_model": True}}
         kinds["bfloat16, compiled, recomputed"] = kinds["bfloat16, compiled"] | {"recompute": True}
-    peaks = {dtype: matmul_peak(device, dtype) for dtype in {k.get("precision", Precision()).dtype for k in kinds.values()}}
+    peaks = {
+        dtype: matmul_peak(device, dtype)
+        for dtype in {k.get("precision", Precision()).dtype for k in kinds.values()}
+    }
     steps = {}
     for name, how in kinds.items():
         peak = peaks[how.get("precision", Precision()).dtype]
         with work.log("cost-" + name.replace(", ", "-"), settings) as log:
             cost = in_own_process(measure_training, config, train, device, **how)
             steps[name] = log.finish(
-                name=name, seconds=cost.seconds, tokens_per_second=cost.tokens_per_second, mfu=cost.flops / peak, peak_flops=peak,
-                gigabytes=cost.memory and cost.memory / 1e9, kept_gigabytes=cost.kept / 1e9, first_loss=cost.losses[0], last_loss=cost.losses[-1],
-            )  # fmt: skip
+                name=name,
+                seconds=cost.seconds,
+                tokens_per_second=cost.tokens_per_second,
+                mfu=cost.flops / peak,
+                peak_flops=peak,
+                gigabytes=cost.memory and cost.memory / 1e9,
+                kept_gigabytes=cost.kept / 1e9,
+                first_loss=cost.losses[0],
+                last_loss=cost.losses[-1],
+            )
     shown = {
         "seconds": "seconds",
         "tokens_per_second": "tokens/s",
@@ -161,17 +224,43 @@ def study_cost(settings: Settings) -> dict[str, float]:
         "kept_gigabytes": "kept GB",
         "first_loss": "first loss",
     }
-    print(f"\n{settings.measured}, {train.batch_size} x {train.block_size} tokens a step, on {device_name(device)}")
-    print(table([{"step": name} | {label: step[key] for key, label in shown.items()} for name, step in steps.items()]))
-    reached = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, peak in peaks.items())
-    print(f"(MFU: of what products of matrices reach here, {reached}; kept: from the forward pass for the backward)")
+    print(
+        f"\n{settings.measured}, {train.batch_size} x {train.block_size} tokens a step, on"
+        f" {device_name(device)}"
+    )
+    print(
+        table(
+            [
+                {"step": name} | {label: step[key] for key, label in shown.items()}
+                for name, step in steps.items()
+            ]
+        )
+    )
+    reached = ", ".join(
+        f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, peak in peaks.items()
+    )
+    print(
+        f"(MFU: of what products of matrices reach here, {reached}; kept: from the forward pass for the"
+        " backward)"
+    )
     mfu = max(step["mfu"] for step in steps.values())
     bill = price_list(config, mfu)
     years = FULL_RUN / max(step["tokens_per_second"] for step in steps.values()) / (365 * 86400)
-    print(f"\n{FULL_RUN / 1e9:.0f} B tokens would take {years:.2f} years here. On cards one can rent, computed, not measured:\n{table(bill)}")
-    print(f"(at the best MFU measured above, {mfu:.2f}, and at {USUAL_MFU}, which is usual there; rents are assumptions)")
+    print(
+        f"\n{FULL_RUN / 1e9:.0f} B tokens would take {years:.2f} years here. On cards one can rent, computed,"
+        f" not measured:\n{table(bill)}"
+    )
+    print(
+        f"(at the best MFU measured above, {mfu:.2f}, and at {USUAL_MFU}, which is usual there; rents are"
+        " assumptions)"
+    )
     with work.log("cost", settings) as log:
-        flat = {f"{row['card'].replace(' ', '_')}_{key.replace(' ', '_')}": v for row in bill for key, v in row.items() if key != "card"}
+        flat = {
+            f"{row['card'].replace(' ', '_')}_{key.replace(' ', '_')}": v
+            for row in bill
+            for key, v in row.items()
+            if key != "card"
+        }
         log.artifact(bill=bill)
         log.finish(mfu=mfu, years_here=years, **flat)
     draw(work.logs, work.reports)
@@ -179,7 +268,9 @@ def study_cost(settings: Settings) -> dict[str, float]:
 
 
 def price_list(config: GPTConfig, mfu: float) -> list[dict]:
-    """Hours and dollars for FULL_RUN tokens on each card, computed from the model's FLOPs, at `mfu` and at USUAL_MFU."""
+    """Hours and dollars for FULL_RUN tokens on each card, computed from the model's FLOPs, at `mfu` and at
+    USUAL_MFU.
+    """
     with torch.device("meta"):
         flops = GPT(config).flops_per_token(config.block_size)
     rows = []
@@ -198,24 +289,45 @@ def draw(logs: Path, out: Path) -> list[Path]:
     plots = []
     if "gpt2" in runs:
         lines = [Curve(runs["gpt2"], "today's blocks (this week)", "val_bits_per_byte")]
-        lines += [Curve(runs["shape-gpt2"], "GPT-2's blocks", "val_bits_per_byte")] if "shape-gpt2" in runs else []
-        for topic, run, label in (("05_bpe", "bpe", "week 5, tokens"), ("04_mini_gpt", "headline", "week 4, characters")):
+        lines += (
+            [Curve(runs["shape-gpt2"], "GPT-2's blocks", "val_bits_per_byte")] if "shape-gpt2" in runs else []
+        )
+        for topic, run, label in (
+            ("05_bpe", "bpe", "week 5, tokens"),
+            ("04_mini_gpt", "headline", "week 4, characters"),
+        ):
             earlier = read_runs(ROOT / "logs" / topic / "reference" / logs.name)
-            lines += [Curve(earlier[run], f"{label} (the course's run)", "val_bits_per_byte")] if run in earlier else []
+            lines += (
+                [Curve(earlier[run], f"{label} (the course's run)", "val_bits_per_byte")]
+                if run in earlier
+                else []
+            )
         plots.append(
             curves(
-                out / "loss.png", lines, "Three weeks, one held-out text", x="seconds", xlabel="seconds of training",
+                out / "loss.png",
+                lines,
+                "Three weeks, one held-out text",
+                x="seconds",
+                xlabel="seconds of training",
                 ylabel="bits per byte of held-out text",
-                reference=[Curve(reference["gpt2"], "GPT-2", "val_bits_per_byte")] if "gpt2" in reference else (),
+                reference=(
+                    [Curve(reference["gpt2"], "GPT-2", "val_bits_per_byte")] if "gpt2" in reference else ()
+                ),
             )
-        )  # fmt: skip
+        )
         plots.append(
             curves(
-                out / "training.png", [Curve(runs["gpt2"], "training batch", "train_loss"), Curve(runs["gpt2"], "held-out text")],
-                "What it has learned, and what carries over", ylabel="loss (nats per token)",
-                levels={"ln(vocabulary)": math.log(runs["gpt2"].summary["vocab_size"])} if runs["gpt2"].summary else None,
+                out / "training.png",
+                [Curve(runs["gpt2"], "training batch", "train_loss"), Curve(runs["gpt2"], "held-out text")],
+                "What it has learned, and what carries over",
+                ylabel="loss (nats per token)",
+                levels=(
+                    {"ln(vocabulary)": math.log(runs["gpt2"].summary["vocab_size"])}
+                    if runs["gpt2"].summary
+                    else None
+                ),
             )
-        )  # fmt: skip
+        )
         if runs["gpt2"].summary:
             write_base_card(runs["gpt2"], logs.name, out)
     steps = [r.summary for n, r in runs.items() if n.startswith("cost-") and r.summary]
@@ -231,16 +343,31 @@ def write_base_card(run: LoggedRun, data: str, out: Path) -> Path:
     seen = train["steps"] * train["batch_size"] * train["block_size"] * train["grad_accum_steps"]
     path = f"checkpoints/06_gpt2/{settings['preset']}/{data}/gpt2/best"
     return model_card(
-        out / "model_card.md", "Week 6's GPT",
+        out / "model_card.md",
+        "Week 6's GPT",
         {
-            "What": "a small GPT that writes like its training text and knows nothing else. For learning only",
-            "Built as": f"{s['parameters']:,} parameters: {m['n_layer']} blocks, {m['n_embd']} channels, {m['n_head']} heads, {m['norm']}, {m['position']}, "
-                f"{m['mlp']}; a context of {m['block_size']} tokens",
+            "What": (
+                "a small GPT that writes like its training text and knows nothing else. For learning only"
+            ),
+            "Built as": (
+                f"{s['parameters']:,} parameters: {m['n_layer']} blocks, {m['n_embd']} channels,"
+                f" {m['n_head']} heads, {m['norm']}, {m['position']}, {m['mlp']}; a context of"
+                f" {m['block_size']} tokens"
+            ),
             "Tokens": f"{s['vocab_size']:,}, by byte-pair encoding",
-            "Trained on": f"{seen:,} tokens drawn from the training part of {data}, in {s['seconds']:,.0f} s on {run.run['device']}",
-            "How": f"{train['steps']:,} steps, optimizer {train['optimizer']}, weight decay {train['weight_decay']:g}, seed {train['seed']}",
+            "Trained on": (
+                f"{seen:,} tokens drawn from the training part of {data}, in {s['seconds']:,.0f} s on"
+                f" {run.run['device']}"
+            ),
+            "How": (
+                f"{train['steps']:,} steps, optimizer {train['optimizer']}, weight decay"
+                f" {train['weight_decay']:g}, seed {train['seed']}"
+            ),
             "Measured on": f"{train['eval_windows'] or 'all'} windows of the held-out part",
-            "Limits": "it has read nothing but this text: it invents words and facts, and the manners are those of the text",
+            "Limits": (
+                "it has read nothing but this text: it invents words and facts, and the manners are those of"
+                " the text"
+            ),
             "Licence": "that of this repository",
         },
         [
@@ -250,20 +377,32 @@ def write_base_card(run: LoggedRun, data: str, out: Path) -> Path:
             {"": "likeliest token is right", "held out": f"{s['best_val_accuracy']:.1%}"},
             {"": "its words that occur in the training text", "held out": f"{s['known_words']:.0%}"},
         ],
-        f'from shared.models.gpt import GPT\nmodel = GPT.from_checkpoint("{path}")\nprint(model.generate("ROMEO:", temperature=0.8))',
+        "from shared.models.gpt import GPT\nmodel ="
+        f' GPT.from_checkpoint("{path}")\nprint(model.generate("ROMEO:", temperature=0.8))',
         run.artifacts["sample"],
-    )  # fmt: skip
+    )
 
 
 def draw_cost(steps: list[dict], out: Path) -> Path:
     """Time and memory of each kind of step, side by side."""
     fig, axes = figure(13, 1.6 + 0.5 * len(steps), ncols=3, sharey=True)
-    names, titles = [s["name"] for s in steps], ("Time of a step", "Kept for the backward pass", "Peak memory of the process")
-    for ax, key, title, unit, colour in zip(axes, ("seconds", "kept_gigabytes", "gigabytes"), titles, ("seconds", "GB", "GB"), COLOURS):
+    names, titles = (
+        [s["name"] for s in steps],
+        (
+            "Time of a step",
+            "Kept for the backward pass",
+            "Peak memory of the process",
+        ),
+    )
+    for ax, key, title, unit, colour in zip(
+        axes, ("seconds", "kept_gigabytes", "gigabytes"), titles, ("seconds", "GB", "GB"), COLOURS
+    ):
         values = [s[key] for s in steps]
         ax.barh(names, values, color=colour)
         for i, v in enumerate(values):
-            ax.annotate(f"{v:.2f}", (v, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+            ax.annotate(
+                f"{v:.2f}", (v, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10
+            )
         ax.set(title=title, xlabel=unit)
         ax.margins(x=0.15)
     axes[0].invert_yaxis()

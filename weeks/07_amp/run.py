@@ -28,7 +28,15 @@ from shared.training.profiling import CARDS, USUAL_MFU, in_own_process, matmul_p
 from shared.training.tricks import KINDS, LADDER, PRECISIONS, USUAL, measure_ladder, profile_training
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-KEYS = {"ms": "ms", "tokens/s": "tokens_per_second", "memory": "bytes", "MFU": "mfu", "first loss": "first_loss", "loss": "loss", "spread": "spread"}
+KEYS = {
+    "ms": "ms",
+    "tokens/s": "tokens_per_second",
+    "memory": "bytes",
+    "MFU": "mfu",
+    "first loss": "first_loss",
+    "loss": "loss",
+    "spread": "spread",
+}
 """A measured row's names, and those in the logs."""
 TITLES = {"format": "the same training in each number format", "ladder": "one trick after the other"}
 NOTES = {"format": "slower here", "ladder": "left out below"}
@@ -40,7 +48,9 @@ class Settings(WeekSettings):
     """Of the tokenizer, week 5's."""
     model: GPTConfig = GPTConfig.preset("mini", block_size=256)
     """Week 6's; its vocabulary is the tokenizer's."""
-    train: TrainConfig = TrainConfig(steps=10, batch_size=3, block_size=256, lr=3e-3, warmup_steps=3, beta2=0.95)
+    train: TrainConfig = TrainConfig(
+        steps=10, batch_size=3, block_size=256, lr=3e-3, warmup_steps=3, beta2=0.95
+    )
     """What is measured: so many steps of so many tokens."""
     seeds: tuple[int, ...] = (1, 2, 3)
     formats: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
@@ -49,13 +59,23 @@ class Settings(WeekSettings):
     peak_size: int | None = None
     """Of the matrices whose product is the peak; None: 2048, on a GPU 8192."""
     memory_gb: float = 2.0
-    """For --study batch, except on a GPU: how much a step's tensors may hold, as computed. The process takes more: allocator, libraries."""
+    """For --study batch, except on a GPU: how much a step's tensors may hold, as computed. The process takes
+    more: allocator, libraries.
+    """
     study: Literal["batch", "profile"] | None = None
 
     def __post_init__(self) -> None:
-        problems = [f"{name} is empty: give at least one" for name in ("seeds", "formats", "tricks") if not getattr(self, name)]
+        problems = [
+            f"{name} is empty: give at least one"
+            for name in ("seeds", "formats", "tricks")
+            if not getattr(self, name)
+        ]
         names = [name for name, _ in LADDER]
-        problems += [f"tricks: {name!r} is not on the ladder; there are: {', '.join(names)}" for name in self.tricks if name not in names]
+        problems += [
+            f"tricks: {name!r} is not on the ladder; there are: {', '.join(names)}"
+            for name in self.tricks
+            if name not in names
+        ]
         problems += [f"train.steps={self.train.steps}: measuring needs at least 4"] * (self.train.steps < 4)
         problems += [f"memory_gb={self.memory_gb}: must be above 0"] * (not self.memory_gb > 0)
         if problems:
@@ -65,41 +85,87 @@ class Settings(WeekSettings):
 def smoke() -> Settings:
     s = Settings()
     return replace(
-        s, preset="smoke", vocab_size=280, seeds=(1, 2), formats=("fp32", "bf16"), tricks=("eager fp32", "SDPA", "larger batch"), peak_size=128,
-        memory_gb=0.0015, model=replace(s.model, n_layer=2, n_head=2, n_embd=16, block_size=32),
+        s,
+        preset="smoke",
+        vocab_size=280,
+        seeds=(1, 2),
+        formats=("fp32", "bf16"),
+        tricks=("eager fp32", "SDPA", "larger batch"),
+        peak_size=128,
+        memory_gb=0.0015,
+        model=replace(s.model, n_layer=2, n_head=2, n_embd=16, block_size=32),
         train=replace(s.train, steps=4, batch_size=2, block_size=32),
-    )  # fmt: skip
+    )
 
 
 PRESETS = {
     "smoke": smoke(),
     "laptop": Settings(),
-    "gpu": Settings(preset="gpu", model=GPTConfig.preset("gpt2"), train=replace(Settings().train, batch_size=8, block_size=1024)),
+    "gpu": Settings(
+        preset="gpu",
+        model=GPTConfig.preset("gpt2"),
+        train=replace(Settings().train, batch_size=8, block_size=1024),
+    ),
 }
 
 
 def main(settings: Settings) -> dict[str, float]:
     """Measures formats and tricks, or runs a study. Returns the week's figures."""
     device = pick_device(settings.device)
-    corpus = open_corpus(replace(BASE_PRESETS[settings.preset], data=settings.data, vocab_size=settings.vocab_size, train=settings.train))
-    corpus = replace(corpus, train=corpus.train[: 1 << 22], val=corpus.val[: 1 << 20])  # every measurement's process gets a copy
+    corpus = open_corpus(
+        replace(
+            BASE_PRESETS[settings.preset],
+            data=settings.data,
+            vocab_size=settings.vocab_size,
+            train=settings.train,
+        )
+    )
+    corpus = replace(
+        corpus, train=corpus.train[: 1 << 22], val=corpus.val[: 1 << 20]
+    )  # every measurement's process gets a copy
     config = replace(settings.model, vocab_size=corpus.tokenizer.vocab_size)
     work = Workspace(__file__, settings, corpus.name, device)
     if settings.study:
-        return {"batch": study_batch, "profile": study_profile}[settings.study](settings, work, config, corpus)
+        return {"batch": study_batch, "profile": study_profile}[settings.study](
+            settings, work, config, corpus
+        )
     units, why = bf16_units(device)
     print(f"{device_name(device)}: {why}\n")
-    peaks = {dtype: matmul_peak(device, dtype, settings.peak_size) for name, dtype in FORMATS.items() if name in (*settings.formats, "fp32", "bf16")}
-    share = lambda dtype: f"{peaks[dtype] / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')} ({peaks[dtype] / peaks[torch.float32]:.2f} x)"
+    peaks = {
+        dtype: matmul_peak(device, dtype, settings.peak_size)
+        for name, dtype in FORMATS.items()
+        if name in (*settings.formats, "fp32", "bf16")
+    }
+    share = lambda dtype: (
+        f"{peaks[dtype] / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
+        f" ({peaks[dtype] / peaks[torch.float32]:.2f} x)"
+    )
     print("products of matrices reach " + ", ".join(map(share, peaks)) + ": the peaks of MFU\n")
-    formats = measure("format", [rung for rung in PRECISIONS if rung[0] in settings.formats], settings, work, config, corpus, peaks)
-    ladder = measure("ladder", [rung for rung in LADDER if rung[0] in settings.tricks], settings, work, config, corpus, peaks)
+    formats = measure(
+        "format",
+        [rung for rung in PRECISIONS if rung[0] in settings.formats],
+        settings,
+        work,
+        config,
+        corpus,
+        peaks,
+    )
+    ladder = measure(
+        "ladder",
+        [rung for rung in LADDER if rung[0] in settings.tricks],
+        settings,
+        work,
+        config,
+        corpus,
+        peaks,
+    )
     fastest = max(ladder, key=lambda row: row["tokens_per_second"])
     rows = compare_cards(config, settings.train.block_size, fastest, device)
     with work.log("cards", settings) as log:
         log.artifact(rows=rows)
         log.finish(
-            here_tokens_per_second=rows[0]["tokens/s"], **{f"{row['where'].replace(' ', '_')}_tokens_per_second": row["tokens/s"] for row in rows[1:]}
+            here_tokens_per_second=rows[0]["tokens/s"],
+            **{f"{row['where'].replace(' ', '_')}_tokens_per_second": row["tokens/s"] for row in rows[1:]},
         )
     by_format = {row["step"]: row["ms"] for row in formats}
     return work.finish(
@@ -107,7 +173,9 @@ def main(settings: Settings) -> dict[str, float]:
             "speedup": fastest["tokens_per_second"] / ladder[0]["tokens_per_second"],
             "tokens_per_second": fastest["tokens_per_second"],
             **{f"{name}_ms": ms for name, ms in by_format.items()},
-            "bf16_time_over_fp32": by_format["bf16"] / by_format["fp32"] if {"bf16", "fp32"} <= by_format.keys() else None,
+            "bf16_time_over_fp32": (
+                by_format["bf16"] / by_format["fp32"] if {"bf16", "fp32"} <= by_format.keys() else None
+            ),
             "bf16_units": float(units),
             "first_loss": ladder[0]["first_loss"],
             "ln_vocab_size": math.log(config.vocab_size),
@@ -119,19 +187,38 @@ def main(settings: Settings) -> dict[str, float]:
 
 
 def measure(
-    kind: str, rungs: list[tuple[str, dict]], settings: Settings, work: Workspace, config: GPTConfig, corpus: Corpus, peaks: dict[torch.dtype, float]
+    kind: str,
+    rungs: list[tuple[str, dict]],
+    settings: Settings,
+    work: Workspace,
+    config: GPTConfig,
+    corpus: Corpus,
+    peaks: dict[torch.dtype, float],
 ) -> list[dict[str, Any]]:
-    """Measures rungs, keeps a run for each, prints the table, and returns the rows that could be measured, under the logs' names."""
+    """Measures rungs, keeps a run for each, prints the table, and returns the rows that could be measured,
+    under the logs' names.
+    """
     t = settings.train
-    print(f"{TITLES[kind]}: {t.steps} steps of {t.batch_size} x {t.block_size} tokens, {len(settings.seeds)} seeds", flush=True)
+    print(
+        f"{TITLES[kind]}: {t.steps} steps of {t.batch_size} x {t.block_size} tokens, {len(settings.seeds)}"
+        " seeds",
+        flush=True,
+    )
     found = measure_ladder(config, t, work.device, settings.seeds, corpus, rungs, peaks)
     for row in found:
         row["note"] = row["note"] and row["note"].replace("left out below", NOTES[kind])
-    named = [{"step": row["step"], "note": row["note"]} | {KEYS[key]: value for key, value in row.items() if key in KEYS} for row in found]
+    named = [
+        {"step": row["step"], "note": row["note"]}
+        | {KEYS[key]: value for key, value in row.items() if key in KEYS}
+        for row in found
+    ]
     rows = with_changes(named, one_base=kind == "format")
     for row in rows:
         with work.log(f"{kind}-{row['step'].replace(' ', '-')}", settings) as log:
-            log.finish(**row, **{f"{str(dtype).removeprefix('torch.')}_peak_flops": peak for dtype, peak in peaks.items()})
+            log.finish(
+                **row,
+                **{f"{str(dtype).removeprefix('torch.')}_peak_flops": peak for dtype, peak in peaks.items()},
+            )
     print(table(shown(row) for row in rows))
     print("".join(f"{row['step']}: {row['note']}\n" for row in rows if row["note"]))
     measured = [row for row in rows if "ms" in row]
@@ -141,7 +228,9 @@ def measure(
 
 
 def with_changes(rows: Sequence[dict[str, Any]], one_base: bool) -> list[dict[str, Any]]:
-    """The rows, with `change`: how many more tokens a second than the row above that was kept, or (one_base) than the first."""
+    """The rows, with `change`: how many more tokens a second than the row above that was kept, or (one_base)
+    than the first.
+    """
     changed, base = [], None
     for row in rows:
         speed = row.get("tokens_per_second")
@@ -167,19 +256,34 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare_cards(config: GPTConfig, block_size: int, fastest: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+def compare_cards(
+    config: GPTConfig, block_size: int, fastest: dict[str, Any], device: torch.device
+) -> list[dict[str, Any]]:
     """This machine's fastest row beside cards, computed from the same FLOPs; printed and returned."""
     with torch.device("meta"):
         flops = GPT(config).flops_per_token(block_size)
-    rows = [{"where": device_name(device), "tokens/s": fastest["tokens_per_second"], "MFU": fastest["mfu"], "how": f"measured ({fastest['step']})"}]
+    rows = [
+        {
+            "where": device_name(device),
+            "tokens/s": fastest["tokens_per_second"],
+            "MFU": fastest["mfu"],
+            "how": f"measured ({fastest['step']})",
+        }
+    ]
     for card, (teraflops, _) in CARDS.items():
         rows.append(
-            {"where": card, "tokens/s": teraflops * 1e12 * USUAL_MFU / flops, "MFU": USUAL_MFU, "how": "computed, not measured"}
+            {
+                "where": card,
+                "tokens/s": teraflops * 1e12 * USUAL_MFU / flops,
+                "MFU": USUAL_MFU,
+                "how": "computed, not measured",
+            }
         )
     print(f"this machine beside GPUs, {flops / 1e6:,.1f} MFLOP for each token")
     print(table(row | {"tokens/s": f"{row['tokens/s']:,.0f}", "MFU": round(row["MFU"], 2)} for row in rows))
     print(
-        f"(computed: the maker's 16-bit FLOP/s times an assumed MFU of {USUAL_MFU}. Only large models keep a GPU so busy: read upper bounds)"
+        f"(computed: the maker's 16-bit FLOP/s times an assumed MFU of {USUAL_MFU}. Only large models keep a"
+        " GPU so busy: read upper bounds)"
     )
     return rows
 
@@ -191,11 +295,24 @@ def study_batch(settings: Settings, work: Workspace, config: GPTConfig, corpus: 
         largest, fastest, rows = find_batch(config, settings.train, work.device, memory, limit=256)
         log.artifact(rows=rows)
         best = max(row["tokens/s"] for row in rows)
-        log.finish(largest=largest, fastest=fastest, tokens_per_second=best, one_tokens_per_second=rows[0]["tokens/s"], memory_gb=settings.memory_gb)
+        log.finish(
+            largest=largest,
+            fastest=fastest,
+            tokens_per_second=best,
+            one_tokens_per_second=rows[0]["tokens/s"],
+            memory_gb=settings.memory_gb,
+        )
     megabytes = lambda value: value and round(value / 1e6, 1)
-    print(table(row | {"memory": megabytes(row["memory"]), "estimate": megabytes(row["estimate"])} for row in rows) + "\n(memory in MB)")
+    print(
+        table(
+            row | {"memory": megabytes(row["memory"]), "estimate": megabytes(row["estimate"])} for row in rows
+        )
+        + "\n(memory in MB)"
+    )
     limit = f"fits into {settings.memory_gb:g} GB" if memory else "fits"
-    print(f"\nthe largest batch that {limit}: {largest} sequences; the fastest: {fastest}, {best:,.0f} tokens/s")
+    print(
+        f"\nthe largest batch that {limit}: {largest} sequences; the fastest: {fastest}, {best:,.0f} tokens/s"
+    )
     draw(work.logs, work.reports)
     return {"largest": largest, "fastest": fastest}
 
@@ -205,11 +322,25 @@ def study_profile(settings: Settings, work: Workspace, config: GPTConfig, corpus
     found = {}
     for name in [name for name in ("fp32", "bf16") if name in settings.formats]:
         with work.log(f"profile-{name}", settings) as log:
-            rows = in_own_process(profile_training, config, settings.train, corpus, work.device, replace(USUAL, precision=name))
+            rows = in_own_process(
+                profile_training, config, settings.train, corpus, work.device, replace(USUAL, precision=name)
+            )
             log.artifact(rows=rows)
-            found[name] = log.finish(ms=sum(row["ms"] for row in rows), **{row["kind"].replace(" ", "_"): row["share"] for row in rows})
+            found[name] = log.finish(
+                ms=sum(row["ms"] for row in rows),
+                **{row["kind"].replace(" ", "_"): row["share"] for row in rows},
+            )
         print(f"\none step in {name}, {found[name]['ms']:.0f} ms, on {device_name(work.device)}")
-        print(table({"kind of operation": row["kind"], "ms": round(row["ms"], 2), "percent": round(100 * row["share"], 1)} for row in rows))
+        print(
+            table(
+                {
+                    "kind of operation": row["kind"],
+                    "ms": round(row["ms"], 2),
+                    "percent": round(100 * row["share"], 1),
+                }
+                for row in rows
+            )
+        )
         if "idle" in found[name]:
             print(f"the GPU works {1 - found[name]['idle']:.0%} of the time")
     draw(work.logs, work.reports)
@@ -223,33 +354,60 @@ def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     runs = {name: run for name, run in read_runs(logs).items() if run.summary}
     plots = []
-    for kind, rungs, title in (("format", PRECISIONS, "The same training in each format"), ("ladder", LADDER, "One trick after the other")):
-        rows = [runs[name].summary for rung, _ in rungs if (name := f"{kind}-{rung.replace(' ', '-')}") in runs]
+    for kind, rungs, title in (
+        ("format", PRECISIONS, "The same training in each format"),
+        ("ladder", LADDER, "One trick after the other"),
+    ):
+        rows = [
+            runs[name].summary for rung, _ in rungs if (name := f"{kind}-{rung.replace(' ', '-')}") in runs
+        ]
         rows = [row for row in rows if "ms" in row]
         if rows:
             plots.append(save_figure(rows_figure(rows, title), out / f"{kind}.png"))
     if "batch" in runs:
         plots.append(save_figure(batch_figure(runs["batch"].artifacts["rows"]), out / "batch.png"))
-    profiles = {name.removeprefix("profile-"): run.artifacts["rows"] for name, run in runs.items() if name.startswith("profile-")}
+    profiles = {
+        name.removeprefix("profile-"): run.artifacts["rows"]
+        for name, run in runs.items()
+        if name.startswith("profile-")
+    }
     if profiles:
         plots.append(save_figure(profile_figure(profiles), out / "profile.png"))
     return plots
 
 
 def rows_figure(rows: list[dict[str, Any]], title: str) -> Any:
-    """Tokens a second, with the change against the row above, and peak memory. Pale: tried, and left out of the rows below."""
+    """Tokens a second, with the change against the row above, and peak memory. Pale: tried, and left out of
+    the rows below.
+    """
     fig, axes = figure(12, 1.7 + 0.5 * len(rows), ncols=2, sharey=True)
     for ax, key, scale, heading, unit, colour in zip(
-        axes, ("tokens_per_second", "bytes"), (1, 1e6), ("speed", "peak memory"), ("tokens a second", "megabytes"), COLOURS
+        axes,
+        ("tokens_per_second", "bytes"),
+        (1, 1e6),
+        ("speed", "peak memory"),
+        ("tokens a second", "megabytes"),
+        COLOURS,
     ):
         values = [(row[key] or 0) / scale for row in rows]
         bars = ax.barh([row["step"] for row in rows], values, color=colour)
         for i, (row, value, bar) in enumerate(zip(rows, values, bars)):
             left_out = (row["note"] or "").startswith(NOTES["ladder"])
             bar.set_alpha(0.4 if left_out else 1)
-            change = f"  ({100 * row['change']:+.0f} %)" if key == "tokens_per_second" and row["change"] is not None else ""
+            change = (
+                f"  ({100 * row['change']:+.0f} %)"
+                if key == "tokens_per_second" and row["change"] is not None
+                else ""
+            )
             change += f"\n  {NOTES['ladder']}" if left_out else ""
-            ax.annotate(f"{value:,.0f}{change}", (value, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+            ax.annotate(
+                f"{value:,.0f}{change}",
+                (value, i),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+            )
         ax.set(title=f"{title}: {heading}", xlabel=unit, xlim=(0, 1.4 * max(values) or 1))
     axes[0].invert_yaxis()
     return fig
@@ -260,11 +418,23 @@ def batch_figure(rows: list[dict[str, Any]]) -> Any:
     fig, (left, right) = figure(11, 4.2, ncols=2)
     sizes = [row["batch_size"] for row in rows]
     left.plot(sizes, [row["tokens/s"] for row in rows], color=COLOURS[0], marker=MARKERS[0], linewidth=2)
-    left.set(title="A larger batch: speed", ylabel="tokens a second", xlabel="sequences in a batch", ylim=(0, None))
-    for i, (key, label) in enumerate((("memory", "measured: the whole process"), ("estimate", "computed: the tensors of a step"))):
+    left.set(
+        title="A larger batch: speed", ylabel="tokens a second", xlabel="sequences in a batch", ylim=(0, None)
+    )
+    for i, (key, label) in enumerate(
+        (("memory", "measured: the whole process"), ("estimate", "computed: the tensors of a step"))
+    ):
         values = [row[key] / 1e6 for row in rows if row[key]]
         if values:
-            right.plot(sizes, values, color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i], linewidth=2, label=label)
+            right.plot(
+                sizes,
+                values,
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                linestyle=LINES[i],
+                linewidth=2,
+                label=label,
+            )
     right.set(title="A larger batch: peak memory", ylabel="megabytes", xlabel="sequences in a batch")
     right.set_yscale("log")
     for ax in (left, right):
@@ -278,17 +448,30 @@ def batch_figure(rows: list[dict[str, Any]]) -> Any:
 def profile_figure(profiles: dict[str, list[dict[str, Any]]]) -> Any:
     """Milliseconds of a step by kind of operation, for each format."""
     kinds = [
-        kind for kind in (*KINDS, "other", "between operations", "idle") if any(row["kind"] == kind for rows in profiles.values() for row in rows)
+        kind
+        for kind in (*KINDS, "other", "between operations", "idle")
+        if any(row["kind"] == kind for rows in profiles.values() for row in rows)
     ]
     times = {name: {row["kind"]: row["ms"] for row in rows} for name, rows in profiles.items()}
     kinds.sort(key=lambda kind: -max(t.get(kind, 0) for t in times.values()))
-    fig, axes = figure(6 * len(times) + 1, 1.6 + 0.42 * len(kinds), ncols=len(times), sharey=True, squeeze=False)
+    fig, axes = figure(
+        6 * len(times) + 1, 1.6 + 0.42 * len(kinds), ncols=len(times), sharey=True, squeeze=False
+    )
     for ax, (name, found), colour in zip(axes[0], sorted(times.items(), reverse=True), COLOURS):
         values, total = [found.get(kind, 0) for kind in kinds], sum(found.values())
         ax.barh(kinds, values, color=colour)
         for i, value in enumerate(values):
-            ax.annotate(f"{value:.1f}  ({value / total:.0%})", (value, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
-        ax.set(title=f"One step in {name}: {total:.0f} ms", xlabel="milliseconds", xlim=(0, 1.35 * max(values)))
+            ax.annotate(
+                f"{value:.1f}  ({value / total:.0%})",
+                (value, i),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+            )
+        ax.set(
+            title=f"One step in {name}: {total:.0f} ms", xlabel="milliseconds", xlim=(0, 1.35 * max(values))
+        )
     axes[0][0].invert_yaxis()
     return fig
 

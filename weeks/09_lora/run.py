@@ -1,4 +1,5 @@
-"""Week 9: LoRA. Teaches a model to answer in a certain way without changing its weights: a few numbers beside them are trained.
+"""Week 9: LoRA. Teaches a model to answer in a certain way without changing its weights: a few numbers beside
+them are trained.
 
 python weeks/09_lora/run.py --preset laptop
 python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16 --adapter.lora-alpha 32   # full, lora, qlora, dora or prompt
@@ -47,7 +48,16 @@ from shared.evaluation import evaluate
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.quantization import quantize
-from shared.runtime import ROOT, check_seed, clock, device_name, pick_device, table, write_atomically
+from shared.runtime import (
+    ROOT,
+    check_seed,
+    clock,
+    device_name,
+    device_of,
+    pick_device,
+    table,
+    write_atomically,
+)
 from shared.training import TrainConfig, Trainer
 from shared.training.base_model import BASE_PRESETS, trained_base_model
 from shared.training.profiling import peak_memory, reset_peak_memory
@@ -60,7 +70,9 @@ LEARNING_RATES = {
     "course": {"full": 5e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.5},
     "other": {"full": 1e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.05},
 }
-"""What suits a method: for the course's small model chosen on the held-out answers, from values two to three times apart; for others a guess."""
+"""What suits a method: for the course's small model chosen on the held-out answers, from values two to three
+times apart; for others a guess.
+"""
 TEXT_WINDOW = 128
 
 
@@ -80,11 +92,15 @@ def parts_of(run: str) -> tuple[str, str, str]:
 @dataclass(frozen=True)
 class Settings(WeekSettings):
     data: str = STEWARD
-    """A JSONL file of conversations: {"prompt", "response"}, Alpaca's {"instruction", "input", "output"}, or {"messages"}."""
+    """A JSONL file of conversations: {"prompt", "response"}, Alpaca's {"instruction", "input", "output"}, or
+    {"messages"}.
+    """
     held_out: str | None = None
     """The same for measuring; None: a tenth of `data`, drawn by chance (the course's own data has a file)."""
     model: str = "course"
-    """course (week 6's own), smollm2, or a path: a checkpoint of the course, a GGUF file, a Hugging Face folder."""
+    """course (week 6's own), smollm2, or a path: a checkpoint of the course, a GGUF file, a Hugging Face
+    folder.
+    """
     method: Literal["full", "lora", "qlora", "dora", "prompt"] = "lora"
     adapter: LoRAConfig = LoRAConfig(r=8, lora_alpha=16.0, target_modules=("all-linear",))
     """For lora, qlora and dora."""
@@ -121,9 +137,13 @@ class Settings(WeekSettings):
     study: Literal["compare"] | None = None
 
     def __post_init__(self) -> None:
-        problems = [f"no method is called {self.method!r}; there are: {', '.join(METHODS)}"] * (self.method not in METHODS)
+        problems = [f"no method is called {self.method!r}; there are: {', '.join(METHODS)}"] * (
+            self.method not in METHODS
+        )
         counts = ("virtual_tokens", "examples_per_step", "evaluations", "text_windows", "questions")
-        problems += [f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1]
+        problems += [
+            f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1
+        ]
         problems += [f"steps={self.steps}: must be at least 1"] * (self.steps is not None and self.steps < 1)
         problems += [f"epochs={self.epochs}: must be above 0"] * (not self.epochs > 0)
         problems += [f"lr={self.lr}: must be above 0"] * (self.lr is not None and not 0 < self.lr < math.inf)
@@ -137,7 +157,11 @@ class Settings(WeekSettings):
     @property
     def run(self) -> str:
         """What the run is called in the logs."""
-        size = {"full": "", "prompt": f"-{self.virtual_tokens}", "qlora": f"-{self.scheme}-{self.adapter.r}"}.get(self.method, f"-{self.adapter.r}")
+        size = {
+            "full": "",
+            "prompt": f"-{self.virtual_tokens}",
+            "qlora": f"-{self.scheme}-{self.adapter.r}",
+        }.get(self.method, f"-{self.adapter.r}")
         return f"{model_name(self.model)}-{self.method}{size}"
 
     def row(self, row: str) -> "Settings":
@@ -146,17 +170,35 @@ class Settings(WeekSettings):
         changed = replace(self, study=None, method=method, scheme=scheme or self.scheme)
         if method == "prompt":
             return replace(changed, virtual_tokens=int(size))
-        return changed if method == "full" else replace(changed, adapter=replace(self.adapter, r=int(size), lora_alpha=2.0 * int(size)))
+        return (
+            changed
+            if method == "full"
+            else replace(changed, adapter=replace(self.adapter, r=int(size), lora_alpha=2.0 * int(size)))
+        )
 
 
 PRESETS = {
     "smoke": Settings(
-        preset="smoke", base=BASE_PRESETS["smoke"].train, steps=6, examples_per_step=2, evaluations=2, questions=2, text_windows=8,
+        preset="smoke",
+        base=BASE_PRESETS["smoke"].train,
+        steps=6,
+        examples_per_step=2,
+        evaluations=2,
+        questions=2,
+        text_windows=8,
         compared=("full", "qlora-int8-2", "prompt-4"),
     ),
     "laptop": Settings(),
-    "gpu": Settings(preset="gpu", model="smollm2", epochs=3.0, examples_per_step=16, block_size=512, questions=40, text_windows=512),
-}  # fmt: skip
+    "gpu": Settings(
+        preset="gpu",
+        model="smollm2",
+        epochs=3.0,
+        examples_per_step=16,
+        block_size=512,
+        questions=40,
+        text_windows=512,
+    ),
+}
 
 
 def main(settings: Settings) -> dict[str, float]:
@@ -168,7 +210,9 @@ def main(settings: Settings) -> dict[str, float]:
     task, held_out = read_data(settings, model)
     template, questions = task.template, [talk[:-1] for talk in held_out[: settings.questions]]
     model.to(device)
-    before = forgotten(model, corpus, settings) | {"base_loss": task.evaluate(model, TrainConfig(), device)["val_loss"]}
+    before = forgotten(model, corpus, settings) | {
+        "base_loss": task.evaluate(model, TrainConfig(), device)["val_loss"]
+    }
     said_before = [answer(model, template, q) for q in questions]
     model = trainable(model, settings, template.prompt([{"role": "user", "content": "?"}])).to(device)
     base, own = number_of(model, trained=False), number_of(model, trained=True)
@@ -234,9 +278,17 @@ def model_name(model: str) -> str:
 
 
 def load_base(settings: Settings) -> tuple[GPT, Corpus]:
-    """The model that is to learn, and the text on which forgetting is measured. Raises ValueError where there is no model."""
+    """The model that is to learn, and the text on which forgetting is measured. Raises ValueError where there
+    is no model.
+    """
     if settings.model == "course":
-        return trained_base_model(settings.preset, data=settings.text, device=settings.device, train=settings.base, resume=settings.resume)
+        return trained_base_model(
+            settings.preset,
+            data=settings.text,
+            device=settings.device,
+            train=settings.base,
+            resume=settings.resume,
+        )
     model = load_model(settings.model)
     if model.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer: the text cannot be cut into its tokens")
@@ -255,15 +307,25 @@ def read_data(settings: Settings, model: GPT) -> tuple[Instructions, list[Conver
     room = min(settings.block_size, model.config.block_size)
     if settings.method == "prompt":
         if settings.virtual_tokens >= room:
-            raise ValueError(f"virtual_tokens={settings.virtual_tokens} leaves no room for text in a context of {room} tokens: take fewer")
+            raise ValueError(
+                f"virtual_tokens={settings.virtual_tokens} leaves no room for text in a context of {room}"
+                " tokens: take fewer"
+            )
         room -= settings.virtual_tokens
     name = f"{Path(settings.data).stem}-{len(train)}"
     # A soft prompt stands once in front of a row: each example has a row of its own.
-    return Instructions(train, held_out, template_for(model.tokenizer), room, name, pack=settings.method != "prompt"), held_out
+    return (
+        Instructions(
+            train, held_out, template_for(model.tokenizer), room, name, pack=settings.method != "prompt"
+        ),
+        held_out,
+    )
 
 
 def trainable(model: GPT, settings: Settings, prompt: list[int]) -> nn.Module:
-    """The model as the method wants it: what is trained requires gradients, the rest does not. prompt: first tokens for prompt tuning."""
+    """The model as the method wants it: what is trained requires gradients, the rest does not. prompt: first
+    tokens for prompt tuning.
+    """
     torch.manual_seed(settings.seed)
     if settings.method == "full":
         return model.requires_grad_(True)
@@ -271,13 +333,21 @@ def trainable(model: GPT, settings: Settings, prompt: list[int]) -> nn.Module:
         return add_prompt(model, settings.virtual_tokens, prompt)
     if settings.method == "qlora":
         model = quantize(model, settings.scheme)
-    return add_lora(model, replace(settings.adapter, use_dora=settings.method == "dora" or settings.adapter.use_dora))
+    return add_lora(
+        model, replace(settings.adapter, use_dora=settings.method == "dora" or settings.adapter.use_dora)
+    )
 
 
 def number_of(model: nn.Module, trained: bool) -> int:
     """Parameters that are trained, or are not; packed weights count as what they stand for."""
-    packed = {id(m.packed): m.packed.in_features * m.packed.out_features for m in model.modules() if hasattr(m, "packed")}
-    return sum(p.numel() for p in model.parameters() if p.requires_grad == trained) + (0 if trained else sum(packed.values()))
+    packed = {
+        id(m.packed): m.packed.in_features * m.packed.out_features
+        for m in model.modules()
+        if hasattr(m, "packed")
+    }
+    return sum(p.numel() for p in model.parameters() if p.requires_grad == trained) + (
+        0 if trained else sum(packed.values())
+    )
 
 
 def train_config(settings: Settings, task: Instructions) -> TrainConfig:
@@ -288,10 +358,20 @@ def train_config(settings: Settings, task: Instructions) -> TrainConfig:
     every = max(1, math.ceil(steps / settings.evaluations))
     rates = LEARNING_RATES.get(model_name(settings.model), LEARNING_RATES["other"])
     return TrainConfig(
-        steps=steps, batch_size=batch_size, block_size=task.block_size, lr=settings.lr or rates[settings.method], schedule="linear", final_lr=0.0,
-        warmup_steps=math.ceil(settings.warmup * steps), weight_decay=settings.weight_decay, beta2=0.99, seed=settings.seed, eval_every=every,
-        checkpoint_every=every, log_every=1,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=batch_size,
+        block_size=task.block_size,
+        lr=settings.lr or rates[settings.method],
+        schedule="linear",
+        final_lr=0.0,
+        warmup_steps=math.ceil(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        beta2=0.99,
+        seed=settings.seed,
+        eval_every=every,
+        checkpoint_every=every,
+        log_every=1,
+    )
 
 
 def save_learned(folder: Path, model: nn.Module, settings: Settings) -> Path:
@@ -306,16 +386,28 @@ def save_learned(folder: Path, model: nn.Module, settings: Settings) -> Path:
 
 def forgotten(model: nn.Module, corpus: Corpus, settings: Settings) -> dict[str, float]:
     """Perplexity on the old text's held-out part."""
-    device = next(model.parameters()).device
-    found = evaluate(model, corpus.val, TEXT_WINDOW, corpus.token_bytes, batch_size=8, max_windows=settings.text_windows, device=device)
+    device = device_of(model)
+    found = evaluate(
+        model,
+        corpus.val,
+        TEXT_WINDOW,
+        corpus.token_bytes,
+        batch_size=8,
+        max_windows=settings.text_windows,
+        device=device,
+    )
     return {"text_perplexity": found.perplexity}
 
 
 def in_form(replies: list[str], settings: Settings) -> float | None:
-    """Share of answers in the steward's form: "Good friend, ...", and at the end a sentence that begins with "For". None for other data."""
+    """Share of answers in the steward's form: "Good friend, ...", and at the end a sentence that begins with
+    "For". None for other data.
+    """
     if settings.data != STEWARD:
         return None
-    return sum(r.startswith("Good friend, ") and r.endswith(".") and ". For " in r for r in replies) / len(replies)
+    return sum(r.startswith("Good friend, ") and r.endswith(".") and ". For " in r for r in replies) / len(
+        replies
+    )
 
 
 def study_compare(settings: Settings) -> dict[str, float]:
@@ -329,14 +421,25 @@ def study_compare(settings: Settings) -> dict[str, float]:
         if done.returncode in (130, -2):
             raise KeyboardInterrupt
         if done.returncode:
-            raise ValueError(f"{changed.run} ended with exit status {done.returncode} after {clock() - started:.0f} s; the reason stands above")
+            raise ValueError(
+                f"{changed.run} ended with exit status {done.returncode} after {clock() - started:.0f} s; the"
+                " reason stands above"
+            )
         rows[row] = changed
     # Only the name of the text is needed here, and it is where the runs have just written.
     corpus = load_base(settings)[1]
     work = Workspace(__file__, settings, corpus.name, torch.device("cpu"))
     runs = read_runs(work.logs)
     found = {row: runs[changed.run].summary for row, changed in rows.items()}
-    print("\n" + table([{"method": row} | {label: summary.get(key) for key, label in COLUMNS.items()} for row, summary in found.items()]))
+    print(
+        "\n"
+        + table(
+            [
+                {"method": row} | {label: summary.get(key) for key, label in COLUMNS.items()}
+                for row, summary in found.items()
+            ]
+        )
+    )
     draw(work.logs, work.reports)
     return {f"{row}_loss": summary["best_val_loss"] for row, summary in found.items()}
 
@@ -345,9 +448,15 @@ def study_compare(settings: Settings) -> dict[str, float]:
 
 
 COLUMNS = {
-    "trainable": "numbers trained", "megabytes": "file (MB)", "peak_memory_gb": "peak memory (GB)", "seconds": "training (s)",
-    "base_loss": "loss before", "best_val_loss": "loss after", "in_form": "answers in form", "forgotten": "old text: perplexity up by",
-}  # fmt: skip
+    "trainable": "numbers trained",
+    "megabytes": "file (MB)",
+    "peak_memory_gb": "peak memory (GB)",
+    "seconds": "training (s)",
+    "base_loss": "loss before",
+    "best_val_loss": "loss after",
+    "in_form": "answers in form",
+    "forgotten": "old text: perplexity up by",
+}
 MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
 LABELS = {"full": "all weights", "lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "prompt": "soft prompt"}
 
@@ -384,18 +493,34 @@ def draw(logs: Path, out: Path) -> list[Path]:
     for model, runs in models.items():
         lines = [Curve(run, run_label(name)) for name, run in runs.items()]
         if any(len(run.series("val_loss")[0]) > 1 for run in runs.values()):
-            title, before = f"Held-out answers while {MODELS.get(model, model)} learns", next(iter(runs.values())).summary["base_loss"]
+            title, before = (
+                f"Held-out answers while {MODELS.get(model, model)} learns",
+                next(iter(runs.values())).summary["base_loss"],
+            )
             ylabel = "loss on held-out answers (nats per token)"
-            plots.append(curves(out / f"{model}_curves.png", lines, title, ylabel=ylabel, levels={"before": before}, ylim=(None, 1.1 * before)))
+            plots.append(
+                curves(
+                    out / f"{model}_curves.png",
+                    lines,
+                    title,
+                    ylabel=ylabel,
+                    levels={"before": before},
+                    ylim=(None, 1.1 * before),
+                )
+            )
     if models:
         plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
     return plots
 
 
 def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
-    """Above: how much is trained against how well it answers. Below: what the model forgets. A column for each model."""
+    """Above: how much is trained against how well it answers. Below: what the model forgets. A column for
+    each model.
+    """
     fig, axes = figure(7.4 * len(models), 9.2, nrows=2, ncols=len(models), squeeze=False)
-    labels = list(dict.fromkeys(run_label(name) for runs in models.values() for name in runs))  # of one colour in every column
+    labels = list(
+        dict.fromkeys(run_label(name) for runs in models.values() for name in runs)
+    )  # of one colour in every column
     for column, (model, runs) in zip(axes.T, models.items()):
         top, bottom = column
         largest = max(run.summary["seconds"] for run in runs.values())
@@ -404,21 +529,48 @@ def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
             look = dict(color=COLOURS[i % 8], marker=MARKERS[i % 8], alpha=0.75, edgecolor="black")
             top.scatter(s["trainable"], s["best_val_loss"], s=60 + 300 * s["seconds"] / largest, **look)
             memory = f", {s['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in s else ""
-            top.scatter([], [], s=70, label=f"{run_label(name)}: {s['seconds']:.0f} s{memory}, file {s['megabytes']:.3g} MB", **look)
+            top.scatter(
+                [],
+                [],
+                s=70,
+                label=f"{run_label(name)}: {s['seconds']:.0f} s{memory}, file {s['megabytes']:.3g} MB",
+                **look,
+            )
         top.set_xscale("log")
         top.margins(x=0.12, y=0.15)
-        top.set(title=f"{MODELS.get(model, model)}: how much is trained, how well it answers", xlabel="numbers trained (logarithmic)")
+        top.set(
+            title=f"{MODELS.get(model, model)}: how much is trained, how well it answers",
+            xlabel="numbers trained (logarithmic)",
+        )
         top.set_ylabel("loss on held-out answers (nats per token)")
         before = next(iter(runs.values())).summary["base_loss"]
-        top.legend(frameon=False, fontsize=9, title=f"area: time. Before training the loss is {before:.2f}", title_fontsize=9)
+        top.legend(
+            frameon=False,
+            fontsize=9,
+            title=f"area: time. Before training the loss is {before:.2f}",
+            title_fontsize=9,
+        )
         names = [run_label(name) for name in runs]
-        bottom.barh(names, [100 * run.summary["forgotten"] for run in runs.values()], color=[COLOURS[labels.index(n) % 8] for n in names])
+        bottom.barh(
+            names,
+            [100 * run.summary["forgotten"] for run in runs.values()],
+            color=[COLOURS[labels.index(n) % 8] for n in names],
+        )
         for i, run in enumerate(runs.values()):
             value = 100 * run.summary["forgotten"]
-            bottom.annotate(f"{value:+.1f} %", (max(value, 0), i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10)
+            bottom.annotate(
+                f"{value:+.1f} %",
+                (max(value, 0), i),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+            )
         bottom.invert_yaxis()
         bottom.margins(x=0.15)
-        bottom.set(title="What it costs on the old text", xlabel="increase of perplexity on held-out Shakespeare (%)")
+        bottom.set(
+            title="What it costs on the old text", xlabel="increase of perplexity on held-out Shakespeare (%)"
+        )
     return fig
 
 
@@ -428,11 +580,25 @@ def write_adapter_card(logs: Path, out: Path, settings: Settings, folder: Path) 
     layers = "all linear layers but the output" if targets == ("all-linear",) else ", ".join(targets)
     s, where = run.summary, folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     figures = [
-        {"": "loss on held-out answers (nats per token)", "before": f"{s['base_loss']:.3f}", "after": f"{s['best_val_loss']:.3f}"},
-        {"": "perplexity on the text of the base model", "before": f"{s['text_perplexity_before']:.2f}", "after": f"{s['text_perplexity']:.2f}"},
+        {
+            "": "loss on held-out answers (nats per token)",
+            "before": f"{s['base_loss']:.3f}",
+            "after": f"{s['best_val_loss']:.3f}",
+        },
+        {
+            "": "perplexity on the text of the base model",
+            "before": f"{s['text_perplexity_before']:.2f}",
+            "after": f"{s['text_perplexity']:.2f}",
+        },
     ]
     if "in_form" in s:
-        figures.append({"": "answers in the steward's form", "before": f"{s['in_form_before']:.0%}", "after": f"{s['in_form']:.0%}"})
+        figures.append(
+            {
+                "": "answers in the steward's form",
+                "before": f"{s['in_form_before']:.0%}",
+                "after": f"{s['in_form']:.0%}",
+            }
+        )
     usage = f"""from shared.adapters import load_adapter
 from shared.adapters.instructions import answer, template_for
 from shared.models.gpt import GPT
@@ -444,9 +610,15 @@ print(answer(model, template_for(model.tokenizer), "How do I keep bread from goi
         out / "model_card.md",
         f"Week 6's GPT, taught to answer {'as a steward' if settings.data == STEWARD else 'by examples'}",
         {
-            "What": f"{LABELS[settings.method]} of rank {settings.adapter.r} on {layers}: {s['trainable']:,} numbers, {s['megabytes']:.2f} MB, in PEFT's format",
+            "What": (
+                f"{LABELS[settings.method]} of rank {settings.adapter.r} on {layers}: {s['trainable']:,}"
+                f" numbers, {s['megabytes']:.2f} MB, in PEFT's format"
+            ),
             "Base": f"week 6's model, preset {settings.preset}, trained on {logs.name}",
-            "Data": f"{s['examples']:.0f} questions and answers ({settings.data}); the figures are measured on others, held out",
+            "Data": (
+                f"{s['examples']:.0f} questions and answers ({settings.data}); the figures are measured on"
+                " others, held out"
+            ),
             "Meant for": "learning how adapters work; its advice is not to be relied on",
             "Licence": "that of this repository",
         },

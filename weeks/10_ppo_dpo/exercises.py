@@ -1,5 +1,6 @@
-"""The graded exercises of week 10: an answer's log-probability, DPO's loss, a KL estimate, rewards with a penalty, GAE, whitening, PPO's clip,
-groups, and what must not be differentiated."""
+"""The graded exercises of week 10: an answer's log-probability, DPO's loss, a KL estimate, rewards with a
+penalty, GAE, whitening, PPO's clip, groups, and what must not be differentiated.
+"""
 
 from collections.abc import Callable
 
@@ -21,7 +22,9 @@ from shared.course.exercise import Exercise, Mistake
 
 
 def _mask(generator: Generator, batch: int, time: int) -> Tensor:
-    """bool [batch, time]: each row begins with at least one prompt token, has at least two of the answer, and the first row ends in padding."""
+    """bool [batch, time]: each row begins with at least one prompt token, has at least two of the answer, and
+    the first row ends in padding.
+    """
     start = torch.randint(1, time - 3, (batch, 1), generator=generator)
     end = start + 2 + (torch.rand(batch, 1, generator=generator) * (time - 1 - start)).long()
     end[0] = torch.minimum(end[0], torch.tensor(time - 1))
@@ -49,7 +52,11 @@ def _picked(logits: Tensor, ids: Tensor) -> Tensor:
 
 def _answer_cases(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
     def case(batch: int, time: int) -> tuple[Tensor, Tensor, Tensor]:
-        return _randn(generator, batch, time, 5), torch.randint(5, (batch, time), generator=generator), _mask(generator, batch, time)
+        return (
+            _randn(generator, batch, time, 5),
+            torch.randint(5, (batch, time), generator=generator),
+            _mask(generator, batch, time),
+        )
 
     return [case(*sizes) for sizes in SIZES]
 
@@ -59,33 +66,68 @@ ANSWER_LOGPROBS = Exercise(
     True at the answer's tokens. `logits` is float32 [batch, time, vocab_size], what the model said to `ids`: those at position t are about
     token t + 1. Return each answer's log-probability, the sum over its tokens, float32 [batch]. Each row has a prompt of at least one
     token.""",
-    reference=answer_logprobs, cases=_answer_cases, tolerance=1e-4,
+    reference=answer_logprobs,
+    cases=_answer_cases,
+    tolerance=1e-4,
     mistakes=(
-        Mistake("log-probabilities of the wrong position", lambda logits, ids, mask: (_picked(logits, ids) * mask).sum(1),
-            "The logits at position t were read as if they were about token t. They are about the token after it: logits[:, :-1] belong to ids[:, 1:]."),
-        Mistake("padding is counted", lambda logits, ids, mask: (token_logprobs(logits, ids) * (mask.cumsum(1) > 0)[:, 1:]).sum(1),
-            "What comes after the answer was counted too. Padding has a log-probability like any token, and long batches then look unlikely."),
-        Mistake("the prompt is counted", lambda logits, ids, mask: (token_logprobs(logits, ids) * (mask.flip(1).cumsum(1).flip(1) > 0)[:, 1:]).sum(1),
-            "The prompt's tokens were counted as well. It was given; only the answer is the model's own."),
-        Mistake("the mask is not shifted", lambda logits, ids, mask: (token_logprobs(logits, ids) * mask[:, :-1]).sum(1),
-            "The mask stayed where it was while the tokens moved by one. The log-probability with number t is about token t + 1: take mask[:, 1:]."),
-        Mistake("a mean instead of a sum", lambda logits, ids, mask: sequence_logprobs(logits, ids, mask) / mask.sum(1),
-            "This is the mean over the tokens. Probabilities of tokens multiply, so their logarithms add up."),
-        Mistake("logits instead of log-probabilities", lambda logits, ids, mask: (
-                logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]).sum(1),
-            "Logits were added up. They become log-probabilities by log_softmax over the vocabulary."),
+        Mistake(
+            "log-probabilities of the wrong position",
+            lambda logits, ids, mask: (_picked(logits, ids) * mask).sum(1),
+            "The logits at position t were read as if they were about token t. They are about the token after"
+            " it: logits[:, :-1] belong to ids[:, 1:].",
+        ),
+        Mistake(
+            "padding is counted",
+            lambda logits, ids, mask: (token_logprobs(logits, ids) * (mask.cumsum(1) > 0)[:, 1:]).sum(1),
+            "What comes after the answer was counted too. Padding has a log-probability like any token, and"
+            " long batches then look unlikely.",
+        ),
+        Mistake(
+            "the prompt is counted",
+            lambda logits, ids, mask: (
+                token_logprobs(logits, ids) * (mask.flip(1).cumsum(1).flip(1) > 0)[:, 1:]
+            ).sum(1),
+            "The prompt's tokens were counted as well. It was given; only the answer is the model's own.",
+        ),
+        Mistake(
+            "the mask is not shifted",
+            lambda logits, ids, mask: (token_logprobs(logits, ids) * mask[:, :-1]).sum(1),
+            "The mask stayed where it was while the tokens moved by one. The log-probability with number t is"
+            " about token t + 1: take mask[:, 1:].",
+        ),
+        Mistake(
+            "a mean instead of a sum",
+            lambda logits, ids, mask: sequence_logprobs(logits, ids, mask) / mask.sum(1),
+            "This is the mean over the tokens. Probabilities of tokens multiply, so their logarithms add up.",
+        ),
+        Mistake(
+            "logits instead of log-probabilities",
+            lambda logits, ids, mask: (
+                logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]
+            ).sum(1),
+            "Logits were added up. They become log-probabilities by log_softmax over the vocabulary.",
+        ),
     ),
     hints=(
         "Which position's logits predict ids[:, 1]? Leave out what has no partner, on both sides.",
-        "log_softmax(-1) of logits[:, :-1], then gather the entries at ids[:, 1:]. Which part of the mask fits?",
-        "logp = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1); return (logp * mask[:, 1:]).sum(1)."),
-)  # fmt: skip
+        (
+            "log_softmax(-1) of logits[:, :-1], then gather the entries at ids[:, 1:]. Which part of the mask"
+            " fits?"
+        ),
+        (
+            "logp = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1); return (logp *"
+            " mask[:, 1:]).sum(1)."
+        ),
+    ),
+)
 
 
 # ---- 2. DPO
 
 
-def preference_loss(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
+def preference_loss(
+    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+) -> Tensor:
     return dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta)
 
 
@@ -100,26 +142,51 @@ PREFERENCE_LOSS = Exercise(
     task="""DPO's loss for each pair. The arguments are float32 [batch]: the log-probability of the chosen and of the rejected answer, by the policy
     and by the reference. An answer's implicit reward is `beta` times its log-ratio, log policy - log reference. Return minus the log of the
     probability that the chosen answer wins, which is the sigmoid of the difference of rewards: float32 [batch].""",
-    reference=preference_loss, cases=_preference_cases,
+    reference=preference_loss,
+    cases=_preference_cases,
     mistakes=(
-        Mistake("the reference is forgotten", lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - pr)),
-            "The reference does not occur. Without it nothing holds the policy near it, and an answer that was likely from the start counts as liked."),
-        Mistake("beta behind the sigmoid", lambda pc, pr, rc, rr, beta: -beta * F.logsigmoid(pc - rc - pr + rr),
-            "beta multiplies the loss. It belongs inside, before the sigmoid: there it says how far the policy may go for a preference."),
-        Mistake("chosen and rejected swapped", lambda pc, pr, rc, rr, beta: -F.logsigmoid(-beta * (pc - rc - pr + rr)),
-            "The loss falls as the rejected answer gains. The difference is chosen minus rejected."),
-        Mistake("the reference has the wrong sign", lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - pr + rc - rr)),
-            "The reference's difference was added. Log-ratios are policy minus reference, so it is taken away: the first loss is then ln 2."),
-        Mistake("no logarithm", lambda pc, pr, rc, rr, beta: -torch.sigmoid(beta * (pc - rc - pr + rr)),
-            "This is minus the probability, not minus its logarithm. Its gradient vanishes for the pairs that are most wrong."),
-        Mistake("a reward for each answer alone", lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - rc)) - F.logsigmoid(-beta * (pr - rr)),
-            "Each answer was judged alone. A preference says only which of two is better: one sigmoid, of the difference."),
+        Mistake(
+            "the reference is forgotten",
+            lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - pr)),
+            "The reference does not occur. Without it nothing holds the policy near it, and an answer that"
+            " was likely from the start counts as liked.",
+        ),
+        Mistake(
+            "beta behind the sigmoid",
+            lambda pc, pr, rc, rr, beta: -beta * F.logsigmoid(pc - rc - pr + rr),
+            "beta multiplies the loss. It belongs inside, before the sigmoid: there it says how far the"
+            " policy may go for a preference.",
+        ),
+        Mistake(
+            "chosen and rejected swapped",
+            lambda pc, pr, rc, rr, beta: -F.logsigmoid(-beta * (pc - rc - pr + rr)),
+            "The loss falls as the rejected answer gains. The difference is chosen minus rejected.",
+        ),
+        Mistake(
+            "the reference has the wrong sign",
+            lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - pr + rc - rr)),
+            "The reference's difference was added. Log-ratios are policy minus reference, so it is taken"
+            " away: the first loss is then ln 2.",
+        ),
+        Mistake(
+            "no logarithm",
+            lambda pc, pr, rc, rr, beta: -torch.sigmoid(beta * (pc - rc - pr + rr)),
+            "This is minus the probability, not minus its logarithm. Its gradient vanishes for the pairs that"
+            " are most wrong.",
+        ),
+        Mistake(
+            "a reward for each answer alone",
+            lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - rc)) - F.logsigmoid(-beta * (pr - rr)),
+            "Each answer was judged alone. A preference says only which of two is better: one sigmoid, of the"
+            " difference.",
+        ),
     ),
     hints=(
         "Two log-ratios first: chosen and rejected, each policy minus reference.",
         "What does beta · (chosen - rejected) become under the sigmoid? Use F.logsigmoid: it stays finite.",
-        "return -F.logsigmoid(beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)))."),
-)  # fmt: skip
+        "return -F.logsigmoid(beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))).",
+    ),
+)
 
 
 # ---- 3. KL from samples
@@ -130,31 +197,54 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def _kl_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
-    return [(-torch.rand(*sizes, generator=generator), -torch.rand(*sizes, generator=generator) * 2) for sizes in SIZES]
+    return [
+        (-torch.rand(*sizes, generator=generator), -torch.rand(*sizes, generator=generator) * 2)
+        for sizes in SIZES
+    ]
 
 
 KL_K3 = Exercise(
     task="""The policy drew some tokens; how far is it from the reference? `logp` and `ref_logp`, float32 [batch, time], are the log-probabilities that
     policy and reference give to what the *policy* drew. With r = reference's probability / policy's, return r - 1 - log r for each token,
     float32 [batch, time]. Its mean over what the policy draws is KL(policy ‖ reference), and no single one is negative.""",
-    reference=kl_k3, cases=_kl_cases,
+    reference=kl_k3,
+    cases=_kl_cases,
     mistakes=(
-        Mistake("KL with the wrong sign", lambda logp, ref: (logp - ref).exp() - 1 - (logp - ref),
-            "r was taken the other way round, policy / reference. Never negative either, but its mean over what the policy draws is not the KL."),
-        Mistake("k1", lambda logp, ref: logp - ref,
-            "This is -log r: right on average, but it swings between plus and minus. r - 1 has mean zero, and adding it calms the estimate."),
-        Mistake("k2", lambda logp, ref: (logp - ref).square() / 2,
-            "This is half the square of log r. It is near for policies that are near each other, but its mean is not the KL."),
-        Mistake("the 1 is forgotten", lambda logp, ref: (ref - logp).exp() - (ref - logp),
-            "Where policy and reference agree this is 1, not 0."),
-        Mistake("the logarithm is added", lambda logp, ref: (ref - logp).exp() - 1 + (ref - logp),
-            "log r was added, so it can be negative, and its mean is minus the KL. It is r - 1 - log r."),
+        Mistake(
+            "KL with the wrong sign",
+            lambda logp, ref: (logp - ref).exp() - 1 - (logp - ref),
+            "r was taken the other way round, policy / reference. Never negative either, but its mean over"
+            " what the policy draws is not the KL.",
+        ),
+        Mistake(
+            "k1",
+            lambda logp, ref: logp - ref,
+            "This is -log r: right on average, but it swings between plus and minus. r - 1 has mean zero, and"
+            " adding it calms the estimate.",
+        ),
+        Mistake(
+            "k2",
+            lambda logp, ref: (logp - ref).square() / 2,
+            "This is half the square of log r. It is near for policies that are near each other, but its mean"
+            " is not the KL.",
+        ),
+        Mistake(
+            "the 1 is forgotten",
+            lambda logp, ref: (ref - logp).exp() - (ref - logp),
+            "Where policy and reference agree this is 1, not 0.",
+        ),
+        Mistake(
+            "the logarithm is added",
+            lambda logp, ref: (ref - logp).exp() - 1 + (ref - logp),
+            "log r was added, so it can be negative, and its mean is minus the KL. It is r - 1 - log r.",
+        ),
     ),
     hints=(
         "What is log r in terms of the two arguments?",
         "log_r = ref_logp - logp. The parts are log_r.exp(), 1 and log_r.",
-        "log_r = ref_logp - logp; return log_r.exp() - 1 - log_r."),
-)  # fmt: skip
+        "log_r = ref_logp - logp; return log_r.exp() - 1 - log_r.",
+    ),
+)
 
 
 # ---- 4. rewards with a penalty
@@ -174,7 +264,13 @@ def _at_end(scores: Tensor, mask: Tensor) -> Tensor:
 
 def _reward_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, beta: float) -> tuple:
-        return _randn(generator, batch), _randn(generator, batch, time), _randn(generator, batch, time), _mask(generator, batch, time), beta
+        return (
+            _randn(generator, batch),
+            _randn(generator, batch, time),
+            _randn(generator, batch, time),
+            _mask(generator, batch, time),
+            beta,
+        )
 
     return [case(*sizes, beta) for sizes, beta in zip(SIZES, (0.1, 0.5, 1.0, 0.3, 0.2))]
 
@@ -184,39 +280,73 @@ PENALISED_REWARDS = Exercise(
     time], are what policy and reference gave to each token; `mask` is bool [batch, time], True at the answer's tokens, each row having some.
     Each token of the answer earns -beta · (logp - ref_logp), and its last one the score as well. Return float32 [batch, time], 0 outside
     the mask.""",
-    reference=penalised_rewards, cases=_reward_cases,
+    reference=penalised_rewards,
+    cases=_reward_cases,
     mistakes=(
-        Mistake("KL with the wrong sign", lambda scores, logp, ref, mask, beta: token_rewards(scores, logp - ref, mask, -beta),
-            "The policy is paid for leaving the reference. What it made likelier than the reference did has to cost something."),
-        Mistake("the score behind the padding", lambda scores, logp, ref, mask, beta: (
-                -beta * (logp - ref) * mask + _at_end(scores, mask)),
-            "The score stands in the last column. For a shorter answer that is padding, which is masked out later: it earns nothing."),
-        Mistake("the score for every token", lambda scores, logp, ref, mask, beta: (scores[:, None] - beta * (logp - ref)) * mask,
-            "Every token earns the score, so a longer answer earns it more often: the policy learns to go on and on."),
-        Mistake("padding pays KL", lambda scores, logp, ref, mask, beta: _at_last(scores, mask) - beta * (logp - ref),
-            "Prompt and padding pay for their KL. The policy did not choose them."),
-        Mistake("no penalty", lambda scores, logp, ref, mask, beta: _at_last(scores, mask),
-            "Only the score is there. Without the penalty the policy goes wherever the score's weaknesses lead it."),
-        Mistake("the last token pays no KL", lambda scores, logp, ref, mask, beta: torch.where(
-                _at_last(torch.ones(len(mask)), mask) > 0, scores[:, None], -beta * (logp - ref) * mask),
-            "At the last token the score took the penalty's place. It is added to it."),
+        Mistake(
+            "KL with the wrong sign",
+            lambda scores, logp, ref, mask, beta: token_rewards(scores, logp - ref, mask, -beta),
+            "The policy is paid for leaving the reference. What it made likelier than the reference did has"
+            " to cost something.",
+        ),
+        Mistake(
+            "the score behind the padding",
+            lambda scores, logp, ref, mask, beta: -beta * (logp - ref) * mask + _at_end(scores, mask),
+            "The score stands in the last column. For a shorter answer that is padding, which is masked out"
+            " later: it earns nothing.",
+        ),
+        Mistake(
+            "the score for every token",
+            lambda scores, logp, ref, mask, beta: (scores[:, None] - beta * (logp - ref)) * mask,
+            "Every token earns the score, so a longer answer earns it more often: the policy learns to go on"
+            " and on.",
+        ),
+        Mistake(
+            "padding pays KL",
+            lambda scores, logp, ref, mask, beta: _at_last(scores, mask) - beta * (logp - ref),
+            "Prompt and padding pay for their KL. The policy did not choose them.",
+        ),
+        Mistake(
+            "no penalty",
+            lambda scores, logp, ref, mask, beta: _at_last(scores, mask),
+            "Only the score is there. Without the penalty the policy goes wherever the score's weaknesses"
+            " lead it.",
+        ),
+        Mistake(
+            "the last token pays no KL",
+            lambda scores, logp, ref, mask, beta: torch.where(
+                _at_last(torch.ones(len(mask)), mask) > 0, scores[:, None], -beta * (logp - ref) * mask
+            ),
+            "At the last token the score took the penalty's place. It is added to it.",
+        ),
     ),
     hints=(
         "Begin with the penalty for all tokens, masked. Then where is each row's last True?",
-        "(mask * torch.arange(time)).argmax(1) is each row's last True. Add the score there, to what stands there already.",
-        "rewards = -beta * (logp - ref_logp) * mask; last = (mask * torch.arange(mask.size(1))).argmax(1); rewards[torch.arange(len(mask)), last] "
-        "+= scores; return rewards."),
-)  # fmt: skip
+        (
+            "(mask * torch.arange(time)).argmax(1) is each row's last True. Add the score there, to what"
+            " stands there already."
+        ),
+        (
+            "rewards = -beta * (logp - ref_logp) * mask; last = (mask *"
+            " torch.arange(mask.size(1))).argmax(1); rewards[torch.arange(len(mask)), last] += scores; return"
+            " rewards."
+        ),
+    ),
+)
 
 
 # ---- 5. GAE
 
 
-def advantages_and_returns(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     return gae(rewards, values, gamma, lam)
 
 
-def _recursion(deltas: Tensor, values: Tensor, decay: float, order: Callable = reversed) -> tuple[Tensor, Tensor]:
+def _recursion(
+    deltas: Tensor, values: Tensor, decay: float, order: Callable = reversed
+) -> tuple[Tensor, Tensor]:
     """deltas, values [batch, time]."""
     running, found = torch.zeros(len(deltas)), torch.zeros_like(deltas)
     for t in order(range(deltas.size(1))):
@@ -231,7 +361,10 @@ def _deltas(rewards: Tensor, values: Tensor, gamma: float) -> Tensor:
 
 def _gae_cases(generator: Generator) -> list[tuple]:
     options = (0.9, 0.8), (0.95, 0.9), (0.8, 0.5), (0.99, 0.7), (0.7, 0.95)
-    return [(_randn(generator, *sizes), _randn(generator, *sizes), *option) for sizes, option in zip(SIZES, options)]
+    return [
+        (_randn(generator, *sizes), _randn(generator, *sizes), *option)
+        for sizes, option in zip(SIZES, options)
+    ]
 
 
 ADVANTAGES_AND_RETURNS = Exercise(
@@ -239,32 +372,72 @@ ADVANTAGES_AND_RETURNS = Exercise(
     expected, a value of 0. With delta[t] = rewards[t] + gamma · values[t + 1] - values[t], the advantage at t is the sum of (gamma · lam)ᵏ ·
     delta[t + k] over all k from 0 on. Return (advantages, returns), both float32 [batch, time]; returns = advantages + values is what the value
     model learns. It can be done in one pass.""",
-    reference=advantages_and_returns, cases=_gae_cases, tolerance=1e-4,
+    reference=advantages_and_returns,
+    cases=_gae_cases,
+    tolerance=1e-4,
     mistakes=(
-        Mistake("lambda is forgotten", lambda rewards, values, gamma, lam: _recursion(_deltas(rewards, values, gamma), values, gamma),
-            "What comes later decays by gamma only. It is gamma times lam: lam decides how far to trust the values instead of the rewards."),
-        Mistake("gamma is forgotten in the decay", lambda rewards, values, gamma, lam: _recursion(_deltas(rewards, values, gamma), values, lam),
-            "What comes later decays by lam only. It is gamma times lam."),
-        Mistake("summed from the front", lambda rewards, values, gamma, lam: _recursion(
-                _deltas(rewards, values, gamma), values, gamma * lam, order=lambda steps: steps),
-            "The sum runs over the past. A token cannot be praised for what came before it: begin at the end."),
-        Mistake("the last value goes on", lambda rewards, values, gamma, lam: _recursion(
-                rewards + gamma * torch.cat([values[:, 1:], values[:, -1:]], 1) - values, values, gamma * lam),
-            "After the last token its own value was expected once more. The answer is over, so the next value is 0."),
-        Mistake("no next value", lambda rewards, values, gamma, lam: _recursion(rewards - values, values, gamma * lam),
-            "delta lacks the next value. Each token is then charged for all the reward that is still expected after it."),
-        Mistake("returns without values", lambda rewards, values, gamma, lam: (gae(rewards, values, gamma, lam)[0],) * 2,
-            "The returns are the advantages. Those say how much better it was than expected; the value model learns the expectation, so add values."),
-        Mistake("returns of whitened advantages", lambda rewards, values, gamma, lam: (
-                whiten(gae(rewards, values, gamma, lam)[0]), whiten(gae(rewards, values, gamma, lam)[0]) + values),
-            "The advantages were whitened. That comes later, and only for the policy's loss: the value model has to learn in units of the reward."),
+        Mistake(
+            "lambda is forgotten",
+            lambda rewards, values, gamma, lam: _recursion(_deltas(rewards, values, gamma), values, gamma),
+            "What comes later decays by gamma only. It is gamma times lam: lam decides how far to trust the"
+            " values instead of the rewards.",
+        ),
+        Mistake(
+            "gamma is forgotten in the decay",
+            lambda rewards, values, gamma, lam: _recursion(_deltas(rewards, values, gamma), values, lam),
+            "What comes later decays by lam only. It is gamma times lam.",
+        ),
+        Mistake(
+            "summed from the front",
+            lambda rewards, values, gamma, lam: _recursion(
+                _deltas(rewards, values, gamma), values, gamma * lam, order=lambda steps: steps
+            ),
+            "The sum runs over the past. A token cannot be praised for what came before it: begin at the"
+            " end.",
+        ),
+        Mistake(
+            "the last value goes on",
+            lambda rewards, values, gamma, lam: _recursion(
+                rewards + gamma * torch.cat([values[:, 1:], values[:, -1:]], 1) - values, values, gamma * lam
+            ),
+            "After the last token its own value was expected once more. The answer is over, so the next value"
+            " is 0.",
+        ),
+        Mistake(
+            "no next value",
+            lambda rewards, values, gamma, lam: _recursion(rewards - values, values, gamma * lam),
+            "delta lacks the next value. Each token is then charged for all the reward that is still expected"
+            " after it.",
+        ),
+        Mistake(
+            "returns without values",
+            lambda rewards, values, gamma, lam: (gae(rewards, values, gamma, lam)[0],) * 2,
+            "The returns are the advantages. Those say how much better it was than expected; the value model"
+            " learns the expectation, so add values.",
+        ),
+        Mistake(
+            "returns of whitened advantages",
+            lambda rewards, values, gamma, lam: (
+                whiten(gae(rewards, values, gamma, lam)[0]),
+                whiten(gae(rewards, values, gamma, lam)[0]) + values,
+            ),
+            "The advantages were whitened. That comes later, and only for the policy's loss: the value model"
+            " has to learn in units of the reward.",
+        ),
     ),
     hints=(
         "advantage[t] = delta[t] + something · advantage[t + 1]. What is it?",
-        "Go through time backwards, and keep the running advantage [batch] and the following value [batch], both 0 at first.",
-        "for t in reversed(range(time)): delta = rewards[:, t] + gamma * following - values[:, t]; running = delta + gamma * lam * running; "
-        "following = values[:, t]; advantages[:, t] = running. Then return advantages, advantages + values."),
-)  # fmt: skip
+        (
+            "Go through time backwards, and keep the running advantage [batch] and the following value"
+            " [batch], both 0 at first."
+        ),
+        (
+            "for t in reversed(range(time)): delta = rewards[:, t] + gamma * following - values[:, t];"
+            " running = delta + gamma * lam * running; following = values[:, t]; advantages[:, t] = running."
+            " Then return advantages, advantages + values."
+        ),
+    ),
+)
 
 
 # ---- 6. whitening
@@ -274,41 +447,82 @@ def whitened_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
     return whiten(advantages, mask)
 
 
-def _scaled(x: Tensor, mask: Tensor, values: Tensor, power: float = 1, shift: bool = True, correction: int = 1) -> Tensor:
+def _scaled(
+    x: Tensor, mask: Tensor, values: Tensor, power: float = 1, shift: bool = True, correction: int = 1
+) -> Tensor:
     """By the mean and the standard deviation of `values`."""
     return (x - (values.mean() if shift else 0)) / values.std(correction=correction) ** power * mask
 
 
 def _whiten_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
-    return [(2 * _randn(generator, *sizes) * (1 + torch.arange(sizes[0])[:, None]) + 1.5, _mask(generator, *sizes)) for sizes in SIZES]
+    return [
+        (
+            2 * _randn(generator, *sizes) * (1 + torch.arange(sizes[0])[:, None]) + 1.5,
+            _mask(generator, *sizes),
+        )
+        for sizes in SIZES
+    ]
 
 
 WHITENED_ADVANTAGES = Exercise(
     task="""Advantages come in any size; the step should not. `advantages` is float32 [batch, time], `mask` bool [batch, time], True at the answers'
     tokens. Over all tokens of the batch that the mask lets through, make the mean 0 and the standard deviation 1 (unbiased: the sum of
     squares divided by n - 1). Return float32 [batch, time], 0 outside the mask.""",
-    reference=whitened_advantages, cases=_whiten_cases, tolerance=1e-4,
+    reference=whitened_advantages,
+    cases=_whiten_cases,
+    tolerance=1e-4,
     mistakes=(
-        Mistake("padding counts", lambda x, mask: _scaled(x, mask, x),
-            "Mean and deviation were taken over everything, padding included: how much padding a batch has then changes the step."),
-        Mistake("padding counts as zeros", lambda x, mask: _scaled(x, mask, x * mask),
-            "The masked entries were set to 0 and then counted. They pull the mean to 0 and make the deviation small."),
-        Mistake("whitened per answer, not per batch", lambda x, mask: torch.stack([_scaled(a, m, a[m]) for a, m in zip(x, mask)]),
-            "Each row was whitened by itself. A good answer and a bad one then look alike: what differs between answers is what is to be learned."),
-        Mistake("not whitened, only centred", lambda x, mask: _scaled(x, mask, x[mask], power=0),
-            "The mean is 0 but the deviation was left. The learning rate then depends on the size of the rewards."),
-        Mistake("divided by the variance", lambda x, mask: _scaled(x, mask, x[mask], power=2),
-            "Divided by the variance, not by its root: large advantages become small ones."),
-        Mistake("the mean stays", lambda x, mask: _scaled(x, mask, x[mask], shift=False),
-            "The mean was not taken off. If all advantages are positive, all tokens become likelier, the worse ones too."),
-        Mistake("biased variance", lambda x, mask: _scaled(x, mask, x[mask], correction=0),
-            "The sum of squares was divided by n. The mean was estimated from the same values, so it is n - 1."),
+        Mistake(
+            "padding counts",
+            lambda x, mask: _scaled(x, mask, x),
+            "Mean and deviation were taken over everything, padding included: how much padding a batch has"
+            " then changes the step.",
+        ),
+        Mistake(
+            "padding counts as zeros",
+            lambda x, mask: _scaled(x, mask, x * mask),
+            "The masked entries were set to 0 and then counted. They pull the mean to 0 and make the"
+            " deviation small.",
+        ),
+        Mistake(
+            "whitened per answer, not per batch",
+            lambda x, mask: torch.stack([_scaled(a, m, a[m]) for a, m in zip(x, mask)]),
+            "Each row was whitened by itself. A good answer and a bad one then look alike: what differs"
+            " between answers is what is to be learned.",
+        ),
+        Mistake(
+            "not whitened, only centred",
+            lambda x, mask: _scaled(x, mask, x[mask], power=0),
+            "The mean is 0 but the deviation was left. The learning rate then depends on the size of the"
+            " rewards.",
+        ),
+        Mistake(
+            "divided by the variance",
+            lambda x, mask: _scaled(x, mask, x[mask], power=2),
+            "Divided by the variance, not by its root: large advantages become small ones.",
+        ),
+        Mistake(
+            "the mean stays",
+            lambda x, mask: _scaled(x, mask, x[mask], shift=False),
+            "The mean was not taken off. If all advantages are positive, all tokens become likelier, the"
+            " worse ones too.",
+        ),
+        Mistake(
+            "biased variance",
+            lambda x, mask: _scaled(x, mask, x[mask], correction=0),
+            "The sum of squares was divided by n. The mean was estimated from the same values, so it is n"
+            " - 1.",
+        ),
     ),
     hints=(
         "advantages[mask] is a flat tensor of just those that count.",
-        "Tensor.std is unbiased already. Apply mean and deviation to the whole tensor, then set the rest to 0.",
-        "values = advantages[mask]; return (advantages - values.mean()) / values.std() * mask."),
-)  # fmt: skip
+        (
+            "Tensor.std is unbiased already. Apply mean and deviation to the whole tensor, then set the rest"
+            " to 0."
+        ),
+        "values = advantages[mask]; return (advantages - values.mean()) / values.std() * mask.",
+    ),
+)
 
 
 # ---- 7. PPO's clip
@@ -318,7 +532,9 @@ def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip
     return policy_loss(logp, old_logp, advantages, clip=clip)
 
 
-def _ratio_loss(ratio: Tensor, advantages: Tensor, low: float, high: float, worse: Callable = torch.minimum) -> Tensor:
+def _ratio_loss(
+    ratio: Tensor, advantages: Tensor, low: float, high: float, worse: Callable = torch.minimum
+) -> Tensor:
     return -worse(ratio * advantages, ratio.clamp(low, high) * advantages).mean()
 
 
@@ -335,29 +551,63 @@ CLIPPED_POLICY_LOSS = Exercise(
     [batch, time], are the tokens' log-probabilities now and when they were drawn; `advantages` is float32 [batch, time]. With ratio =
     probability now / then, each token's gain is the smaller of ratio · advantage and ratio clamped to 1 - clip .. 1 + clip, times advantage. Return
     minus the mean gain, a scalar.""",
-    reference=clipped_policy_loss, cases=_clip_cases,
+    reference=clipped_policy_loss,
+    cases=_clip_cases,
     mistakes=(
-        Mistake("the larger of the two", lambda logp, old, a, clip: _ratio_loss((logp - old).exp(), a, 1 - clip, 1 + clip, torch.maximum),
-            "The larger gain was taken. The clip then never holds a token back; the smaller one is the cautious one."),
-        Mistake("only the clipped one", lambda logp, old, a, clip: -((logp - old).exp().clamp(1 - clip, 1 + clip) * a).mean(),
-            "Without the unclipped gain, a token that went the wrong way beyond the clip has no gradient and cannot come back."),
-        Mistake("no clip", lambda logp, old, a, clip: -((logp - old).exp() * a).mean(),
-            "The ratio was not clamped: nothing keeps several steps on one batch from going too far."),
-        Mistake("the difference of logarithms as a ratio", lambda logp, old, a, clip: _ratio_loss(logp - old, a, 1 - clip, 1 + clip),
-            "logp - old_logp is the logarithm of the ratio. Where nothing changed it is 0, and the ratio is 1: take exp."),
-        Mistake("then over now", lambda logp, old, a, clip: _ratio_loss((old - logp).exp(), a, 1 - clip, 1 + clip),
-            "The ratio is the wrong way round: its gradient makes good tokens less likely."),
-        Mistake("a gain, not a loss", lambda logp, old, a, clip: -policy_loss(logp, old, a, clip=clip),
-            "The sign is that of a gain. An optimizer makes a loss small, and would make the policy worse."),
-        Mistake("the smaller ratio, not the smaller gain", lambda logp, old, a, clip: -(
-                torch.minimum((logp - old).exp(), (logp - old).exp().clamp(1 - clip, 1 + clip)) * a).mean(),
-            "The smaller ratio was taken before multiplying. For a negative advantage the smaller gain has the larger ratio."),
+        Mistake(
+            "the larger of the two",
+            lambda logp, old, a, clip: _ratio_loss((logp - old).exp(), a, 1 - clip, 1 + clip, torch.maximum),
+            "The larger gain was taken. The clip then never holds a token back; the smaller one is the"
+            " cautious one.",
+        ),
+        Mistake(
+            "only the clipped one",
+            lambda logp, old, a, clip: -((logp - old).exp().clamp(1 - clip, 1 + clip) * a).mean(),
+            "Without the unclipped gain, a token that went the wrong way beyond the clip has no gradient and"
+            " cannot come back.",
+        ),
+        Mistake(
+            "no clip",
+            lambda logp, old, a, clip: -((logp - old).exp() * a).mean(),
+            "The ratio was not clamped: nothing keeps several steps on one batch from going too far.",
+        ),
+        Mistake(
+            "the difference of logarithms as a ratio",
+            lambda logp, old, a, clip: _ratio_loss(logp - old, a, 1 - clip, 1 + clip),
+            "logp - old_logp is the logarithm of the ratio. Where nothing changed it is 0, and the ratio is"
+            " 1: take exp.",
+        ),
+        Mistake(
+            "then over now",
+            lambda logp, old, a, clip: _ratio_loss((old - logp).exp(), a, 1 - clip, 1 + clip),
+            "The ratio is the wrong way round: its gradient makes good tokens less likely.",
+        ),
+        Mistake(
+            "a gain, not a loss",
+            lambda logp, old, a, clip: -policy_loss(logp, old, a, clip=clip),
+            "The sign is that of a gain. An optimizer makes a loss small, and would make the policy worse.",
+        ),
+        Mistake(
+            "the smaller ratio, not the smaller gain",
+            lambda logp, old, a, clip: (
+                -(torch.minimum((logp - old).exp(), (logp - old).exp().clamp(1 - clip, 1 + clip)) * a).mean()
+            ),
+            "The smaller ratio was taken before multiplying. For a negative advantage the smaller gain has"
+            " the larger ratio.",
+        ),
     ),
     hints=(
         "The ratio of two probabilities is exp of the difference of their logarithms.",
-        "Two candidates, ratio * advantages and ratio.clamp(1 - clip, 1 + clip) * advantages. torch.minimum compares them token by token.",
-        "ratio = (logp - old_logp).exp(); return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()."),
-)  # fmt: skip
+        (
+            "Two candidates, ratio * advantages and ratio.clamp(1 - clip, 1 + clip) * advantages."
+            " torch.minimum compares them token by token."
+        ),
+        (
+            "ratio = (logp - old_logp).exp(); return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip,"
+            " 1 + clip) * advantages).mean()."
+        ),
+    ),
+)
 
 
 # ---- 8. groups
@@ -368,12 +618,17 @@ def group_relative_advantages(scores: Tensor, group_size: int) -> Tensor:
 
 
 def _grouped(groups: Tensor, correction: int = 1, power: int = 1) -> Tensor:
-    return (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True, correction=correction) + 1e-4) ** power
+    return (groups - groups.mean(1, keepdim=True)) / (
+        groups.std(1, keepdim=True, correction=correction) + 1e-4
+    ) ** power
 
 
 def _group_cases(generator: Generator) -> list[tuple[Tensor, int]]:
     def case(groups: int, size: int) -> tuple[Tensor, int]:
-        return (_randn(generator, groups, size) * (0.5 + torch.arange(groups)[:, None]) + 2 * _randn(generator, groups, 1)).flatten(), size
+        return (
+            _randn(generator, groups, size) * (0.5 + torch.arange(groups)[:, None])
+            + 2 * _randn(generator, groups, 1)
+        ).flatten(), size
 
     return [case(2, 3), case(3, 4), case(4, 2), case(5, 8), (torch.cat([torch.ones(4), case(1, 4)[0]]), 4)]
 
@@ -382,27 +637,53 @@ GROUP_RELATIVE_ADVANTAGES = Exercise(
     task="""GRPO needs no value model: an answer is compared with others to the same prompt. `scores` is float32 [prompts · group_size], the
     `group_size` answers to one prompt side by side. An answer's advantage is its score less the mean of its group, divided by the group's
     standard deviation (unbiased) plus 1e-4. Return float32, of the shape of scores. A group of equal scores gets zeros.""",
-    reference=group_relative_advantages, cases=_group_cases, tolerance=1e-4,
+    reference=group_relative_advantages,
+    cases=_group_cases,
+    tolerance=1e-4,
     mistakes=(
-        Mistake("groups of scattered answers", lambda scores, size: _grouped(scores.view(size, -1).T).T.flatten(),
-            "Each group takes every n-th answer, from different prompts. A hard prompt's answers then all look bad. Side by side is view(-1, group_size)."),
-        Mistake("the mean of the batch", lambda scores, size: (scores - scores.mean()) / (scores.std() + 1e-4),
-            "All prompts share one mean. An easy prompt's answers then all look good, whatever they are: compare within a group."),
-        Mistake("the deviation of the batch", lambda scores, size: group_advantages(scores, size, "batch"),
-            "The mean is the group's, the deviation that of the whole batch."),
-        Mistake("not divided", lambda scores, size: group_advantages(scores, size, "none"),
-            "The deviation is missing. Dr. GRPO leaves it out with good reason, but here it is asked for."),
-        Mistake("biased deviation", lambda scores, size: _grouped(scores.view(-1, size), correction=0).flatten(),
-            "The sum of squares was divided by n. Tensor.std divides by n - 1, unless told otherwise; in a group of two that is a factor of 1.4."),
-        Mistake("nothing keeps the deviation from 0", lambda scores, size: (
-                (scores.view(-1, size) - scores.view(-1, size).mean(1, keepdim=True)) / scores.view(-1, size).std(1, keepdim=True)).flatten(),
-            "Where all answers of a group score the same, this is 0 / 0. Add 1e-4 to the deviation."),
+        Mistake(
+            "groups of scattered answers",
+            lambda scores, size: _grouped(scores.view(size, -1).T).T.flatten(),
+            "Each group takes every n-th answer, from different prompts. A hard prompt's answers then all"
+            " look bad. Side by side is view(-1, group_size).",
+        ),
+        Mistake(
+            "the mean of the batch",
+            lambda scores, size: (scores - scores.mean()) / (scores.std() + 1e-4),
+            "All prompts share one mean. An easy prompt's answers then all look good, whatever they are:"
+            " compare within a group.",
+        ),
+        Mistake(
+            "the deviation of the batch",
+            lambda scores, size: group_advantages(scores, size, "batch"),
+            "The mean is the group's, the deviation that of the whole batch.",
+        ),
+        Mistake(
+            "not divided",
+            lambda scores, size: group_advantages(scores, size, "none"),
+            "The deviation is missing. Dr. GRPO leaves it out with good reason, but here it is asked for.",
+        ),
+        Mistake(
+            "biased deviation",
+            lambda scores, size: _grouped(scores.view(-1, size), correction=0).flatten(),
+            "The sum of squares was divided by n. Tensor.std divides by n - 1, unless told otherwise; in a"
+            " group of two that is a factor of 1.4.",
+        ),
+        Mistake(
+            "nothing keeps the deviation from 0",
+            lambda scores, size: (
+                (scores.view(-1, size) - scores.view(-1, size).mean(1, keepdim=True))
+                / scores.view(-1, size).std(1, keepdim=True)
+            ).flatten(),
+            "Where all answers of a group score the same, this is 0 / 0. Add 1e-4 to the deviation.",
+        ),
     ),
     hints=(
         "Give the groups a dimension of their own.",
         "groups = scores.view(-1, group_size); mean and std along dim 1, with keepdim=True.",
-        "return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()."),
-)  # fmt: skip
+        "return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten().",
+    ),
+)
 
 
 # ---- 9. what is a constant
@@ -436,31 +717,61 @@ FIRST_GRADIENT = Exercise(
     beta · k3, with ratio = policy now / policy that drew, `advantages` float32 [batch, time], and k3 = r - 1 - log r with log r = ref_logp - logp,
     `ref_logp` float32 [batch, time]. The ratio is 1, but its gradient is not 0: the policy that drew is a constant (detach). Return the
     gradient of the mean loss with respect to logits, float32 like logits. Do not change logits itself: clone it, then requires_grad_().""",
-    reference=first_gradient, cases=_constant_cases,
+    reference=first_gradient,
+    cases=_constant_cases,
     mistakes=(
-        Mistake("the old policy is not detached", lambda logits, ids, a, ref, beta: _gradient(
-                logits, ids, lambda logp: _objective(logp, logp, a, ref, beta)),
-            "Both sides of the ratio carry a gradient, and they cancel: the reward teaches nothing, only the KL is left. Detach the old one "
-            "alone: with the whole ratio detached it is the same."),
-        Mistake("the policy in the KL is detached", lambda logits, ids, a, ref, beta: _gradient(
-                logits, ids, lambda logp: _objective(logp, logp.detach(), a, ref, 0.0)),
-            "The KL has no gradient: it is measured, but does not hold the policy. The reference is the constant there."),
-        Mistake("summed, not averaged", lambda logits, ids, a, ref, beta: first_gradient(logits, ids, a, ref, beta) * ids.numel(),
-            "This is the gradient of the sum over all tokens. It is the mean that is asked for."),
-        Mistake("a gain, not a loss", lambda logits, ids, a, ref, beta: first_gradient(logits, ids, -a, ref, beta),
-            "The advantage has the wrong sign: a step down this loss makes good tokens less likely."),
-        Mistake("KL with the wrong sign", lambda logits, ids, a, ref, beta: first_gradient(logits, ids, a, ref, -beta),
-            "The KL was taken off the loss. It then drives the policy away from the reference."),
+        Mistake(
+            "the old policy is not detached",
+            lambda logits, ids, a, ref, beta: _gradient(
+                logits, ids, lambda logp: _objective(logp, logp, a, ref, beta)
+            ),
+            "Both sides of the ratio carry a gradient, and they cancel: the reward teaches nothing, only the"
+            " KL is left. Detach the old one alone: with the whole ratio detached it is the same.",
+        ),
+        Mistake(
+            "the policy in the KL is detached",
+            lambda logits, ids, a, ref, beta: _gradient(
+                logits, ids, lambda logp: _objective(logp, logp.detach(), a, ref, 0.0)
+            ),
+            "The KL has no gradient: it is measured, but does not hold the policy. The reference is the"
+            " constant there.",
+        ),
+        Mistake(
+            "summed, not averaged",
+            lambda logits, ids, a, ref, beta: first_gradient(logits, ids, a, ref, beta) * ids.numel(),
+            "This is the gradient of the sum over all tokens. It is the mean that is asked for.",
+        ),
+        Mistake(
+            "a gain, not a loss",
+            lambda logits, ids, a, ref, beta: first_gradient(logits, ids, -a, ref, beta),
+            "The advantage has the wrong sign: a step down this loss makes good tokens less likely.",
+        ),
+        Mistake(
+            "KL with the wrong sign",
+            lambda logits, ids, a, ref, beta: first_gradient(logits, ids, a, ref, -beta),
+            "The KL was taken off the loss. It then drives the policy away from the reference.",
+        ),
     ),
     hints=(
         "logp = log_softmax of the logits, gathered at ids. Which of its two uses in the ratio may move?",
         "ratio = (logp - logp.detach()).exp(). For the gradient: torch.autograd.grad(loss, logits)[0].",
-        "logits = logits.clone().requires_grad_(); logp = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1); log_r = ref_logp - logp; loss = "
-        "(-(logp - logp.detach()).exp() * advantages + beta * (log_r.exp() - 1 - log_r)).mean()."),
-)  # fmt: skip
+        (
+            "logits = logits.clone().requires_grad_(); logp = logits.log_softmax(-1).gather(-1, ids[...,"
+            " None]).squeeze(-1); log_r = ref_logp - logp; loss = (-(logp - logp.detach()).exp() * advantages"
+            " + beta * (log_r.exp() - 1 - log_r)).mean()."
+        ),
+    ),
+)
 
 
 EXERCISES: tuple[Exercise, ...] = (
-    ANSWER_LOGPROBS, PREFERENCE_LOSS, KL_K3, PENALISED_REWARDS, ADVANTAGES_AND_RETURNS, WHITENED_ADVANTAGES, CLIPPED_POLICY_LOSS,
-    GROUP_RELATIVE_ADVANTAGES, FIRST_GRADIENT,
-)  # fmt: skip
+    ANSWER_LOGPROBS,
+    PREFERENCE_LOSS,
+    KL_K3,
+    PENALISED_REWARDS,
+    ADVANTAGES_AND_RETURNS,
+    WHITENED_ADVANTAGES,
+    CLIPPED_POLICY_LOSS,
+    GROUP_RELATIVE_ADVANTAGES,
+    FIRST_GRADIENT,
+)
