@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.models.registry import MODELS
+from shared.registry import MODELS
 from shared.tokenizers.base import Tokenizer
 
 FORMS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.models.layers import Linear
-from shared.models.registry import LanguageModel, register_model
+from shared.registry import LanguageModel, register_model
 
 
 class Cache(Protocol):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.models.registry import LanguageModel, register_model
+from shared.registry import LanguageModel, register_model
 
 
 def count_bigrams(tokens: np.ndarray, vocab_size: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from shared import checkpoint
 from shared.models.attention import CausalSelfAttention, causal_mask
 from shared.models.layers import Linear, RMSNorm
-from shared.models.registry import LanguageModel, register_model
+from shared.registry import LanguageModel, register_model
 from shared.sampling.generate import generate
 
 

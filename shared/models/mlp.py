@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.models.registry import LanguageModel, register_model
+from shared.registry import LanguageModel, register_model
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shared import checkpoint
 from shared.commandline import errors_for_people, parse_args
-from shared.models.registry import import_all_models
+from shared.registry import import_all_models
 from shared.runtime import pick_device
 from shared.sampling.generate import generate, stream_text
 

@@ -46,6 +46,7 @@ def register_model(config: type) -> Callable[[type[Model]], type[Model]]:
 
 
 def import_all_models() -> None:
-    """Imports every module of `shared.models`, for programs that open a checkpoint of any week."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")
+    """Imports every module of `shared.models`, so that each registers its kind: for programs that open a checkpoint of any week."""
+    folder = Path(__file__).parent / "models"
+    for module in pkgutil.iter_modules([str(folder)]):
+        importlib.import_module(f"shared.models.{module.name}")
