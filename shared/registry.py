@@ -14,7 +14,7 @@ from torch import nn
 
 
 class LanguageModel(nn.Module):
-    """What every model of the course is: int64 [batch, time] -> float [batch, time, vocab_size], with its settings under `config`."""
+    """A model of the course: int64 [batch, time] -> float [batch, time, vocab_size], its settings under `config`."""
 
     config: Any
     """A dataclass; `block_size`, where it has one, is the longest sequence that the model takes."""
@@ -46,7 +46,7 @@ def register_model(config: type) -> Callable[[type[Model]], type[Model]]:
 
 
 def import_all_models() -> None:
-    """Imports every module of `shared.models`, so that each registers its kind: for programs that open a checkpoint of any week."""
+    """Imports every module of `shared.models`, for programs that open a checkpoint of any week."""
     folder = Path(__file__).parent / "models"
     for module in pkgutil.iter_modules([str(folder)]):
         importlib.import_module(f"shared.models.{module.name}")
