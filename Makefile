@@ -5,7 +5,8 @@
 # make report                          redraws all plots, pages and tables from the logs
 # make serve                           your model of week 6, else of week 4, else SmolLM2: API and chat page at http://127.0.0.1:8000
 # make serve MODEL=smollm2 DOCUMENTS=weeks/11_rag/handbook
-# make test, make lint                 unit tests, week scripts, notebooks; ruff and the formatting
+# make test                            lint, unit tests, week scripts, notebooks
+# make quick, make lint                the unit tests that take no time; ruff, the formatting and the types
 # make clean                           removes .venv, and every checkpoint, log and plot of your own runs
 PYTHON ?= python3
 WEEKS ?=
@@ -15,7 +16,7 @@ DOCUMENTS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help course serve test status doctor notebooks report lint clean
+.PHONY: help course serve test quick status doctor notebooks report lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -29,6 +30,9 @@ serve: $(VENV)/.course
 test: lint
 	$(RUN) -m pytest --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
 
+quick: $(VENV)/.test
+	$(RUN) -m pytest --doctest-modules shared tests -m "not slow"
+
 status doctor: $(VENV)/.course
 	$(RUN) -m shared.course $@
 
@@ -41,6 +45,7 @@ report: $(VENV)/.course
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 $(VENV)/.course: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
