@@ -1,5 +1,4 @@
-"""Week 0. What every script needs before it starts: a device, seeds, files written whole, and a log of the
-run.
+"""Week 0. What every script needs before it starts: a device, seeds, whole files and a log of the run.
 
 >>> device = pick_device("cpu")
 device: cpu (asked for)
@@ -23,14 +22,25 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-CPUINFO = Path("/proc/cpuinfo")  # Linux
+"""The repository's folder."""
+CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux names the processor."""
+DEVICE_TOLERANCE = 1e-2
+"""How far a device's losses may be from the CPU's, as a share of them.
+
+Rounding differs by about 1e-5 between devices, TF32 by 1e-3; a wrong kernel is off by far more.
+"""
 PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
+"""Those whose versions a run log keeps."""
+SEED_LIMIT = 2**32
+"""NumPy takes seeds below this."""
 
 
 # ---- devices and seeds
@@ -38,12 +48,12 @@ PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
 
 def devices() -> list[torch.device]:
     """What this machine has, best first; the CPU is always last."""
-    found = []
+    accelerators = []
     if torch.cuda.is_available():
-        found.append(torch.device("cuda"))
+        accelerators.append(torch.device("cuda"))
     if torch.backends.mps.is_available():
-        found.append(torch.device("mps"))
-    return [*found, torch.device("cpu")]
+        accelerators.append(torch.device("mps"))
+    return [*accelerators, torch.device("cpu")]
 
 
 def device_name(device: torch.device) -> str:
@@ -64,14 +74,16 @@ def _cpu_name() -> str:
 
 
 def training_losses(device: torch.device, steps: int = 20) -> list[float]:
-    """Losses of a small fixed regression on `device`: the same data, start and optimizer everywhere, so the
-    same numbers.
+    """Losses of a small fixed regression on `device`.
+
+    Data, first weights and optimizer are the same everywhere, so the losses should be too.
     """
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(64, 16, generator=generator), torch.randn(64, 4, generator=generator)
-    layers = [torch.randn(16, 32, generator=generator) / 4, torch.randn(32, 4, generator=generator) / 6]
-    x, y = x.to(device), y.to(device)
-    weights = [w.to(device).requires_grad_() for w in layers]
+    x = torch.randn(64, 16, generator=generator).to(device)
+    y = torch.randn(64, 4, generator=generator).to(device)
+    first = torch.randn(16, 32, generator=generator) / 4
+    second = torch.randn(32, 4, generator=generator) / 6
+    weights = [first.to(device).requires_grad_(), second.to(device).requires_grad_()]
     optimizer = torch.optim.AdamW(weights, lr=1e-2)
     losses = []
     for _ in range(steps):
@@ -85,19 +97,18 @@ def training_losses(device: torch.device, steps: int = 20) -> list[float]:
 
 
 def wrong_by(device: torch.device) -> float:
-    """The largest relative difference between the losses of 20 training steps on `device` and on the CPU; inf
-    for a crash.
+    """The largest relative difference between 20 training losses on `device` and on the CPU.
+
+    inf where the device crashes or a loss is not finite.
     """
     try:
-        here, there = training_losses(device), training_losses(torch.device("cpu"))
+        losses = training_losses(device)
+        expected = training_losses(torch.device("cpu"))
     except RuntimeError:
         return math.inf
-    return max(abs(a - b) / b if math.isfinite(a) else math.inf for a, b in zip(here, there))
-
-
-DEVICE_TOLERANCE = (
-    1e-2  # rounding differs by about 1e-5 between devices; TF32 by 1e-3; a wrong kernel by far more
-)
+    if not all(map(math.isfinite, losses)):
+        return math.inf
+    return max(abs(loss - right) / right for loss, right in zip(losses, expected))
 
 
 def pick_device(name: str = "auto", say: Callable[[str], None] = print) -> torch.device:
@@ -107,41 +118,44 @@ def pick_device(name: str = "auto", say: Callable[[str], None] = print) -> torch
     and not used. Raises ValueError for a device that this machine doesn't have, or that was asked for by name
     and computes wrong.
     """
-    found = devices()
     if name != "auto":
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            raise ValueError(
-                f"no device is called {name!r}; this machine has: auto, {', '.join(map(str, found))}"
-            ) from None
-        if device.type not in {d.type for d in found} or (device.index or 0) >= max(
-            1, torch.cuda.device_count()
-        ):
-            raise ValueError(
-                f"device {name!r} is not on this machine; it has: auto, {', '.join(map(str, found))}"
-            )
-        if device.type != "cpu" and wrong_by(device) > DEVICE_TOLERANCE:
-            raise ValueError(
-                f"device {name!r} computes wrong results (see `python -m shared.course doctor`): use"
-                " --device cpu"
-            )
+        device = _named_device(name)
         say(f"device: {device} (asked for)")
         return device
-    for device in found:
-        if device.type != "cpu" and wrong_by(device) > DEVICE_TOLERANCE:
-            say(
-                f"device: {device} computes wrong results, so it is not used (see `python -m shared.course"
-                " doctor`)"
-            )
-            continue
-        say(f"device: {device} ({device_name(device)})")
-        return device
+    for device in devices():
+        if _computes_right(device):
+            say(f"device: {device} ({device_name(device)})")
+            return device
+        say(
+            f"device: {device} computes wrong results, so it is not used"
+            " (see `python -m shared.course doctor`)"
+        )
     raise AssertionError("the CPU is always there")
 
 
+def _named_device(name: str) -> torch.device:
+    available = devices()
+    names = f"auto, {', '.join(map(str, available))}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device is called {name!r}; this machine has: {names}") from None
+    count = max(1, torch.cuda.device_count())
+    if device.type not in {d.type for d in available} or (device.index or 0) >= count:
+        raise ValueError(f"device {name!r} is not on this machine; it has: {names}")
+    if not _computes_right(device):
+        raise ValueError(
+            f"device {name!r} computes wrong results (see `python -m shared.course doctor`): use --device cpu"
+        )
+    return device
+
+
+def _computes_right(device: torch.device) -> bool:
+    return device.type == "cpu" or wrong_by(device) <= DEVICE_TOLERANCE
+
+
 def device_of(module: torch.nn.Module) -> torch.device:
-    """Where a model computes: the device of its first parameter, or of its first buffer (packed weights are buffers)."""
+    """Where a model computes: the device of its first parameter, or buffer (packed weights are buffers)."""
     return next(chain(module.parameters(), module.buffers())).device
 
 
@@ -155,8 +169,8 @@ def seed_everything(seed: int) -> None:
 
 def check_seed(seed: int) -> int:
     """The seed again, or ValueError for one that NumPy or torch would refuse."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed!r} is out of range: choose a whole number from 0 to {2**32 - 1}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"seed {seed!r} is out of range: choose a whole number from 0 to {SEED_LIMIT - 1}")
     return seed
 
 
@@ -164,8 +178,9 @@ def check_seed(seed: int) -> int:
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Writes a file that is either all there or not there: to a temporary name, synced, then renamed over
-    `path`.
+    """Writes a file so that `path` holds all of `data` or what it held before.
+
+    The data goes to a file of another name, is synced to disk, and that file is renamed to `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,8 +205,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSONL file. A last line cut short by a kill is left out; anything else that isn't JSON
-    raises ValueError.
+    """The rows of a JSONL file.
+
+    A last line cut short by a kill is left out; any other line that isn't JSON raises ValueError.
     """
     rows = []
     lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -208,9 +224,12 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 class RunLog:
-    """A folder that keeps a run: `run.json` (settings, versions, seed, commit, device, state),
-    `metrics.jsonl` (a line a step), and `summary.json` (what came out). Each line is on disk when `log`
-    returns, so an interrupted run keeps what it had.
+    """A folder that keeps a run: its identity, a line of metrics per step, and what came out.
+
+    `run.json` has the settings, versions, seed, commit, device and state; `metrics.jsonl` a line per call of
+    `log`; `summary.json` what `finish` is given; `artifacts.json` what `artifact` is given. Each line is on
+    disk when `log` returns, so an interrupted run keeps what it had. As a context manager it notes how a run
+    ended that did not reach `finish`.
 
     folder: made if needed. A new run replaces what an earlier one left there; with `resume`, its lines stay
     (see `rewind`).
@@ -230,22 +249,21 @@ class RunLog:
         if not resume:
             for name in ("metrics.jsonl", "summary.json", "artifacts.json"):
                 (self.folder / name).unlink(missing_ok=True)
-        self._run = {
+        training = getattr(settings, "train", settings)
+        self._run: dict[str, Any] = {
             "state": "running",
             "settings": plain(settings),
-            "seed": getattr(getattr(settings, "train", settings), "seed", None),
-            "command": (
-                " ".join(map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]])) if sys.argv[0] else None
-            ),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": getattr(training, "seed", None),
+            "command": _command_line(),
+            "started": _now(),
             "commit": commit(),
             "device": f"{torch.device(device)}: {device_name(torch.device(device))}",
             "versions": {"python": platform.python_version(), **_versions()},
             "system": platform.system(),
         }
         self._save()
-        self._file = None
-        self._board = None
+        self._file: TextIO | None = None  # metrics.jsonl, open from the first line on
+        self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -258,7 +276,7 @@ class RunLog:
         """Drops the lines after `step`: a resumed run writes them again."""
         if self._file:
             self._file.close()
-            self._file = None  # the next line opens the new file
+            self._file = None  # the next call of `log` opens the new file
         if self._metrics.exists():
             kept = [row for row in read_jsonl(self._metrics) if row["step"] <= step]
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
@@ -278,12 +296,14 @@ class RunLog:
         return read_jsonl(self._metrics) if self._metrics.exists() else []
 
     def artifact(self, **values: Any) -> None:
-        """Keeps data for plots (counts, activations, attention maps) as JSON beside the metrics; later values
-        replace earlier ones.
+        """Keeps data for plots (counts, activations, attention maps) as JSON beside the metrics.
+
+        A later value replaces an earlier one of the same name.
         """
         path = self.folder / "artifacts.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        write_atomically(path, json.dumps(kept | {k: plain(v) for k, v in values.items()}) + "\n")
+        artifacts = json.loads(path.read_text()) if path.exists() else {}
+        artifacts.update(plain(values))
+        write_atomically(path, json.dumps(artifacts) + "\n")
 
     def finish(self, **summary: Any) -> dict:
         """Writes the summary, marks the run as finished and returns the summary."""
@@ -292,25 +312,37 @@ class RunLog:
         return summary
 
     def close(self, state: str) -> None:
+        """Closes the files and writes `state` ("finished", "interrupted", "failed: ...") to `run.json`."""
         self._run["state"] = state
-        self._run["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._run["ended"] = _now()
         self._save()
         for handle in (self._file, self._board):
-            if handle:
+            if handle is not None:
                 handle.close()
-        self._file = self._board = None
+        self._file = None
+        self._board = None
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if self._run["state"] == "running":
-            self.close("interrupted" if kind in (None, KeyboardInterrupt) else f"failed: {error}")
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._run["state"] != "running":
+            return
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self.close("interrupted")
+        else:
+            self.close(f"failed: {error}")
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: dataclasses, tensors, paths and tuples turned into dicts, lists and
-    strings; floats rounded to 6 digits.
+    """`value` as JSON can hold it: dataclasses as dicts, tensors and tuples as lists, paths as strings.
+
+    Floats are rounded to 6 significant digits.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
@@ -326,51 +358,67 @@ def plain(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
+
+
+def _command_line() -> str | None:
+    """The command that started this process, as one could type it; None in an interactive session."""
+    if not sys.argv[0]:
+        return None
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def commit() -> str | None:
-    """The checkout's commit, with a + behind it when files were changed since; None outside a checkout or
-    without git.
+    """The checkout's commit, with a + behind it when tracked files were changed since.
+
+    None outside a checkout or without git.
     """
     try:
-        run = lambda *args: (
-            subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout
-        )
-        return run("rev-parse", "--short", "HEAD").strip() + (
-            "+" if run("status", "--porcelain", "-uno").strip() else ""
-        )
+        revision = _git("rev-parse", "--short", "HEAD")
+        changes = _git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{revision}+" if changes else revision
 
 
-# ---- small things
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+# ---- signals, time, tables
 
 
 @contextmanager
 def finish_first(what: str) -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM only sets a flag (call what is yielded to see it), so that `what`
-    is not torn; a second takes effect at once. Outside the main thread nothing changes: only that one may
-    handle signals.
+    """Lets a step of `what` be finished before the program is stopped.
+
+    Inside, the first Ctrl-C or SIGTERM only sets a flag, which the function that is yielded returns; a second
+    one raises KeyboardInterrupt. In a thread other than the main one nothing changes, since Python lets only
+    the main thread handle signals.
     """
-    flag = []
+    signals: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if flag:
+        if signals:
             raise KeyboardInterrupt
-        flag.append(number)
+        signals.append(number)
         print(f"\nfinishing {what} and saving; once more stops at once", flush=True)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(flag)
+        yield lambda: bool(signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -391,7 +439,13 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     """
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    show = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
-    cells = [columns] + [[show(row.get(c)) for c in columns] for row in rows]
-    widths = [max(len(r[i]) for r in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in cells)
+    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in lines]
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -23,7 +23,8 @@ from shared.runtime import (
     wrong_by,
 )
 
-CPU, MPS = torch.device("cpu"), torch.device("mps")
+CPU = torch.device("cpu")
+MPS = torch.device("mps")
 
 # ---- devices
 
@@ -50,9 +51,8 @@ def test_a_device_that_computes_wrong_is_named_and_not_used(monkeypatch, said, o
     monkeypatch.setattr(runtime, "devices", lambda: [MPS, CPU])
     monkeypatch.setattr(runtime, "wrong_by", lambda device: off)
     assert pick_device(say=said.append) == CPU
-    assert said[0].startswith("device: mps computes wrong results, so it is not used") and said[1].startswith(
-        "device: cpu"
-    )
+    assert said[0].startswith("device: mps computes wrong results, so it is not used")
+    assert said[1].startswith("device: cpu")
     with pytest.raises(ValueError, match="'mps' computes wrong results.*use --device cpu"):
         pick_device("mps", said.append)
 
@@ -61,19 +61,19 @@ def test_the_self_test_finds_a_device_whose_losses_differ(monkeypatch):
     right = runtime.training_losses(CPU)
     assert wrong_by(CPU) == 0 and right[-1] < right[0]
 
-    def losses(change):
-        monkeypatch.setattr(
-            runtime, "training_losses", lambda device, steps=20: right if device == CPU else change(right)
-        )
-        return wrong_by(MPS)
+    def wrong_by_when_mps_has(change):
+        def losses(device, steps=20):
+            return right if device == CPU else change(right)
 
-    assert losses(lambda r: [x * 1.05 for x in r]) == pytest.approx(0.05)
-    assert losses(lambda r: [*r[:-1], math.nan]) == math.inf
+        monkeypatch.setattr(runtime, "training_losses", losses)
+        return wrong_by(MPS)
 
     def crash(r):
         raise RuntimeError("kernel missing")
 
-    assert losses(crash) == math.inf
+    assert wrong_by_when_mps_has(lambda r: [x * 1.05 for x in r]) == pytest.approx(0.05)
+    assert wrong_by_when_mps_has(lambda r: [*r[:-1], math.nan]) == math.inf
+    assert wrong_by_when_mps_has(crash) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,8 @@ def test_each_line_is_on_disk_when_log_returns(tmp_path):
     log = RunLog(tmp_path)
     for step in (1, 2, 3):
         log.log(step, loss=1.0)
-        assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(
-            range(1, step + 1)
-        ) and len(log.rows()) == step
+        steps = [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
+        assert steps == list(range(1, step + 1)) and len(log.rows()) == step
     log.close("finished")
 
 
@@ -204,9 +203,8 @@ def test_a_new_run_replaces_the_old_ones_files_and_a_resumed_one_keeps_them(tmp_
         log.finish(done=1)
     with RunLog(tmp_path, resume=True) as log:
         log.log(2, loss=2.0)
-    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2] and (
-        tmp_path / "summary.json"
-    ).exists()
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "summary.json").exists()
     with RunLog(tmp_path) as log:
         assert log.rows() == [] and sorted(p.name for p in tmp_path.iterdir()) == ["run.json"]
 
@@ -217,12 +215,8 @@ def test_rewinding_drops_what_comes_after_also_in_a_log_that_is_being_written(tm
             log.log(step, loss=float(step))
         log.rewind(3)
         log.log(4, loss=40.0)
-    assert [(row["step"], row["loss"]) for row in read_jsonl(tmp_path / "metrics.jsonl")] == [
-        (1, 1.0),
-        (2, 2.0),
-        (3, 3.0),
-        (4, 40.0),
-    ]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
 
 
 def test_a_last_line_cut_short_is_left_out_and_gone_after_rewinding(tmp_path):
@@ -296,20 +290,14 @@ def test_plain_turns_everything_into_json(tmp_path):
     }
     out = plain(value)
     assert json.loads(json.dumps(out)) == out
-    assert (
-        out["f"] == 0.333333
-        and out["t"] == [1, 2]
-        and out["3"] == [1, None]
-        and out["p"] == str(tmp_path)
-        and out["inf"] == math.inf
-    )
+    assert out["t"] == [1, 2] and out["3"] == [1, None] and out["p"] == str(tmp_path)
+    assert out["f"] == 0.333333 and out["inf"] == math.inf
 
 
 # ---- a table
 
 
 def test_a_table_is_aligned_and_leaves_blank_what_a_row_does_not_have():
-    assert (
-        table([{"a": "x", "loss": 1.23456}, {"a": "long", "n": 3}])
-        == "a     loss   n\nx     1.235\nlong         3"
-    )
+    shown = table([{"a": "x", "loss": 1.23456}, {"a": "long", "n": 3}])
+    assert shown.splitlines() == ["a     loss   n", "x     1.235", "long         3"]
+    assert table([]) == ""
