@@ -1,16 +1,17 @@
-"""Week 0. The command line of every script: presets, settings from flags and files, and errors for people.
+"""Week 0. The command line of every script: presets, settings from flags and files, and one-line errors.
 
 A script hands `cli` its `main` and its presets; the settings are frozen dataclasses, and their fields are the
 flags.
 """
 
+import errno
 import json
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import MISSING, is_dataclass
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import MISSING, fields, is_dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,24 @@ import tyro
 
 from shared.runtime import devices
 
+SWITCH_VALUES = {"True": True, "true": True, "False": False, "false": False}
+
 
 def parse(presets: dict[str, Any], argv: list[str] | None = None, description: str = "") -> Any:
     """Settings from a command line. `presets` maps a name to a settings dataclass, all of one type with a
     field `preset`.
 
-    `--preset NAME` chooses where to start (none given: the hardware chooses, said aloud), `--config
+    `--preset NAME` chooses where to start (none given: the hardware chooses, and a line says so), `--config
     FILE.json` lays a file over it (as saved in a run's `run.json`, or only the fields to change), and every
     other flag is a field: `--train.lr 1e-3`, or `--lr 1e-3` where only one group of settings has such a
     field. A switch may be given a value: `--resume=True`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    name, file = _take(args, "--preset"), _take(args, "--config")
-    if name is None and not {"-h", "--help"} & set(args):
-        name = "gpu" if devices()[0].type == "cuda" and "gpu" in presets else "laptop"
-        print(
-            f"preset: {name} (chosen for this machine's {devices()[0].type}; there are: {', '.join(presets)})"
-        )
-    name = name or "laptop"
+    name = _take(args, "--preset")
+    file = _take(args, "--config")
+    if name is None:
+        asks_for_help = "-h" in args or "--help" in args
+        name = "laptop" if asks_for_help else _preset_for_this_machine(presets)
     if name not in presets:
         raise ValueError(f"no preset is called {name!r}; there are: {', '.join(presets)}")
     default = presets[name]
@@ -45,15 +46,26 @@ def parse(presets: dict[str, Any], argv: list[str] | None = None, description: s
     return parse_args(type(default), [_spelled_out(arg, default) for arg in args], description, default)
 
 
-def parse_args(kind: type, args: list[str], description: str = "", default: Any = None) -> Any:
-    """A dataclass from command-line flags. Raises ValueError, in one line, for a flag or a value that won't
-    do.
+def _preset_for_this_machine(presets: dict[str, Any]) -> str:
+    best = devices()[0].type
+    name = "gpu" if best == "cuda" and "gpu" in presets else "laptop"
+    print(f"preset: {name} (chosen for this machine's {best}; there are: {', '.join(presets)})")
+    return name
+
+
+def parse_args(kind: type, args: list[str], description: str | None = "", default: Any = None) -> Any:
+    """A dataclass of type `kind` from command-line flags.
+
+    default: an instance that the flags change; None takes the defaults of `kind`. Raises ValueError, in one
+    line, for an unknown flag or a value of the wrong type.
     """
+    program = Path(sys.argv[0]).name
     message = StringIO()
     try:
         with redirect_stderr(message):
-            extra = {} if default is None else {"default": default}
-            return tyro.cli(kind, args=args, prog=Path(sys.argv[0]).name, description=description, **extra)
+            if default is None:
+                return tyro.cli(kind, args=args, prog=program, description=description)
+            return tyro.cli(kind, args=args, prog=program, description=description, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -68,20 +80,28 @@ def flags(settings: Any, preset: Any) -> list[str]:
     >>> flags(TrainConfig(steps=5, log_updates=True, eval_windows=3), TrainConfig())
     ['--steps', '5', '--eval-windows', '3', '--log-updates']
     """
-    found, usual = [], dict(_flat(preset))
+    preset_values = dict(_flat(preset))
+    words: list[str] = []
     for path, value in _flat(settings):
-        if value == usual[path]:
+        if value == preset_values[path]:
             continue
-        group, _, field = path.replace("_", "-").rpartition(".")
-        dotted = f"--{group}." if group else "--"
         if isinstance(value, bool):
-            found.append(dotted + ("" if value else "no-") + field)
+            words.append(_flag(path, negated=not value))
         else:
-            found += [dotted + field, *map(str, value if isinstance(value, tuple) else [value])]
-    return found
+            values = value if isinstance(value, tuple) else [value]
+            words += [_flag(path), *map(str, values)]
+    return words
+
+
+def _flag(path: str, negated: bool = False) -> str:
+    """The flag of a field: "--train.warmup-steps" for "train.warmup_steps", "--no-resume" for a switch."""
+    group, dot, field = path.replace("_", "-").rpartition(".")
+    prefix = "no-" if negated else ""
+    return f"--{group}{dot}{prefix}{field}"
 
 
 def _take(args: list[str], flag: str) -> str | None:
+    """The value of `flag`, which is removed from `args`; None if it isn't there."""
     for i, arg in enumerate(args):
         if arg == flag:
             if i + 1 == len(args):
@@ -96,7 +116,7 @@ def _take(args: list[str], flag: str) -> str | None:
 
 
 def _spelled_out(arg: str, settings: Any) -> str:
-    """`--lr=1` as `--train.lr=1`, and a switch's `--resume=True` or `=False` as `--resume` or `--no-resume`."""
+    """A flag as tyro takes it: `--lr=1` as `--train.lr=1`, `--resume=False` as `--no-resume`."""
     if not arg.startswith("--"):
         return arg
     flag, equals, value = arg.partition("=")
@@ -105,21 +125,22 @@ def _spelled_out(arg: str, settings: Any) -> str:
     paths = [name] if name in values else [path for path in values if path.endswith(f".{name}")]
     if len(paths) != 1:
         return arg
-    group, _, field = paths[0].rpartition(".")
-    dotted = f"{group}." if group else ""
-    if isinstance(values[paths[0]], bool) and value in ("True", "true", "False", "false"):
-        return f"--{dotted}{'' if value in ('True', 'true') else 'no-'}{field.replace('_', '-')}"
-    return f"--{dotted}{field}{equals}{value}"
+    path = paths[0]
+    if isinstance(values[path], bool) and value in SWITCH_VALUES:
+        return _flag(path, negated=not SWITCH_VALUES[value])
+    return f"{_flag(path)}{equals}{value}"
 
 
-def _read_config(file: str) -> dict:
+def _read_config(file: str) -> dict[str, Any]:
+    """The settings in a JSON file: the whole of it, or its field `settings`, as a run.json has it."""
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--config {file} cannot be read as JSON: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    values = values.get("settings", values) if isinstance(values, dict) else values
+    except OSError as error:
+        raise ValueError(f"--config {file} cannot be read as JSON: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"--config {file} cannot be read as JSON: {error}") from None
+    if isinstance(values, dict):
+        values = values.get("settings", values)
     if not isinstance(values, dict):
         raise ValueError(
             f"--config {file} holds no settings: expected a JSON object, or a run.json with settings"
@@ -127,34 +148,36 @@ def _read_config(file: str) -> dict:
     return values
 
 
-def _overlay(settings: Any, values: dict, file: str) -> Any:
+def _overlay(settings: Any, values: dict[str, Any], file: str) -> Any:
+    """`settings` with the fields that `values` names changed, in groups of settings too."""
+    types = {field.name: str(field.type) for field in fields(settings)}
     changes = {}
     for key, value in values.items():
-        if key not in settings.__dataclass_fields__:
-            raise ValueError(
-                f"--config {file}: no setting {key!r}; there are: {', '.join(settings.__dataclass_fields__)}"
-            )
+        if key not in types:
+            raise ValueError(f"--config {file}: no setting {key!r}; there are: {', '.join(types)}")
         old = getattr(settings, key)
-        value = tuple(value) if isinstance(value, list) else value
-        if is_dataclass(old):
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"--config {file}: {key}={value!r}, but {key} is a group of settings: expected a JSON"
-                    " object"
-                )
-            value = _overlay(old, value, file)
-        elif value is None and old is not None and "None" not in str(settings.__dataclass_fields__[key].type):
-            raise ValueError(f"--config {file}: {key} must have a value, such as {old!r}")
-        elif (
-            None not in (old, value)
-            and type(value) is not type(old)
-            and (type(old), type(value)) != (float, int)
-        ):
+        if not is_dataclass(old):
+            value = tuple(value) if isinstance(value, list) else value
+            _check_config_value(f"--config {file}: {key}", old, value, optional="None" in types[key])
+            changes[key] = value
+        elif isinstance(value, dict):
+            changes[key] = _overlay(old, value, file)
+        else:
             raise ValueError(
-                f"--config {file}: {key}={value!r} is not of the kind of {old!r}, its value in the preset"
+                f"--config {file}: {key}={value!r}, but {key} is a group of settings: expected a JSON object"
             )
-        changes[key] = value
-    return type(settings)(**({f: getattr(settings, f) for f in settings.__dataclass_fields__} | changes))
+    return replace(settings, **changes)
+
+
+def _check_config_value(what: str, old: Any, value: Any, optional: bool) -> None:
+    """Raises ValueError where `value` cannot stand for `old`, the preset's: another type, or None."""
+    if value is None and old is not None and not optional:
+        raise ValueError(f"{what} must have a value, such as {old!r}")
+    if value is None or old is None or type(value) is type(old):
+        return
+    if isinstance(old, float) and type(value) is int:
+        return
+    raise ValueError(f"{what}={value!r} is not of the kind of {old!r}, its value in the preset")
 
 
 def _one_line(box: str) -> str:
@@ -178,49 +201,56 @@ def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = 
     """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit
     status that is not 0.
 
-    Of several processes that torchrun started, the first one speaks for all; errors are printed by each.
+    Of several processes that torchrun started, only the first prints; errors are printed by each.
     """
-    speaks = os.environ.get("RANK", "0") == "0"
-    with (
-        errors_for_people(),
-        open(os.devnull, "w") as nowhere,
-        nullcontext() if speaks else redirect_stdout(nowhere),
-    ):
+    with errors_for_people(), ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
         settings = parse(presets, description=description)
         for line in _description(settings):
             print(textwrap.fill(line, 120, subsequent_indent="  "))
         main(settings)
 
 
-def _description(settings: Any, group: str = "settings") -> Iterator[str]:
+def _description(settings: Any) -> Iterator[str]:
     """A line for each group of settings. Of a group inside another, only what differs from its class's
     defaults: a run's log has all.
     """
-    fields = {key: getattr(settings, key) for key in settings.__dataclass_fields__}
-    usual = (
-        {key: f.default for key, f in settings.__dataclass_fields__.items()} if group != "settings" else {}
-    )
-    shown = [f"{k}={v}" for k, v in fields.items() if not is_dataclass(v) and v != usual.get(k, MISSING)]
+    yield from _group_lines(settings, "settings", defaults={})
+
+
+def _group_lines(settings: Any, name: str, defaults: dict[str, Any]) -> Iterator[str]:
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    groups = {key: value for key, value in values.items() if is_dataclass(value)}
+    shown = [
+        f"{key}={value}"
+        for key, value in values.items()
+        if key not in groups and value != defaults.get(key, MISSING)
+    ]
     if shown:
-        yield f"{group}: {', '.join(shown)}"
-    for key, value in fields.items():
-        if is_dataclass(value):
-            yield from _description(value, key if group == "settings" else f"{group}.{key}")
+        yield f"{name}: {', '.join(shown)}"
+    for key, group in groups.items():
+        path = key if name == "settings" else f"{name}.{key}"
+        yield from _group_lines(group, path, {field.name: field.default for field in fields(group)})
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key in settings.__dataclass_fields__:
-        value = getattr(settings, key)
+    """Each field's dotted path ("train.lr") and value, in the order of the dataclasses."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
         if is_dataclass(value):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{field.name}.")
         else:
-            yield prefix + key, value
+            yield prefix + field.name, value
 
 
 @contextmanager
 def errors_for_people() -> Iterator[None]:
-    """Turns mistakes a person can mend (ValueError, by the rule of the house) into one line on stderr and
-    exit status 2, a full disk into 3, Ctrl-C into 130. With LLM_WEEKS_TRACE=1 the traceback is shown instead.
+    """Turns errors that the user can mend into one line on stderr and an exit status.
+
+    A ValueError, which is what this course's code raises for wrong input, gives status 2, a full disk 3, and
+    Ctrl-C 130. With LLM_WEEKS_TRACE=1 the traceback is shown instead.
     """
     if os.environ.get("LLM_WEEKS_TRACE"):
         yield
@@ -234,7 +264,7 @@ def errors_for_people() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno != 28:  # ENOSPC
+        if error.errno != errno.ENOSPC:
             raise
         print(
             "error: the disk is full: free some space and run again (a week's script with --resume); what was"

@@ -1,6 +1,4 @@
-"""The command line: settings from presets, files and flags, and errors for people. What argparse's users
-expect is the oracle.
-"""
+"""shared/commandline.py: settings from presets, files and flags, and errors that are one line."""
 
 from dataclasses import dataclass, field, replace
 
@@ -37,10 +35,8 @@ PRESETS = {"laptop": Settings(), "smoke": Settings("smoke", Train(steps=1))}
 
 def test_a_preset_and_flags_make_the_settings():
     assert parse(PRESETS, ["--preset", "smoke"]) == PRESETS["smoke"]
-    got = parse(
-        PRESETS,
-        ["--train.lr", "0.5", "--preset=smoke", "--stop", "a", "b", "--train.windows", "7", "--quick"],
-    )
+    line = "--train.lr 0.5 --preset=smoke --stop a b --train.windows 7 --quick"
+    got = parse(PRESETS, line.split())
     assert got == Settings("smoke", Train(steps=1, lr=0.5, windows=7), ("a", "b"), True)
 
 
@@ -93,10 +89,8 @@ def test_without_a_preset_the_hardware_chooses_and_says_so(monkeypatch, capsys):
     gpu = PRESETS | {"gpu": Settings("gpu")}
     monkeypatch.setattr(commandline, "devices", lambda: [torch.device("cpu")])
     assert parse(gpu, []).preset == "laptop"
-    assert (
-        capsys.readouterr().out
-        == "preset: laptop (chosen for this machine's cpu; there are: laptop, smoke, gpu)\n"
-    )
+    said = "preset: laptop (chosen for this machine's cpu; there are: laptop, smoke, gpu)\n"
+    assert capsys.readouterr().out == said
     monkeypatch.setattr(commandline, "devices", lambda: [torch.device("cuda"), torch.device("cpu")])
     assert parse(gpu, []).preset == "gpu" and "chosen for this machine's cuda" in capsys.readouterr().out
     assert parse(PRESETS, []).preset == "laptop"  # where there is no preset for a GPU
