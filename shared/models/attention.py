@@ -1,5 +1,5 @@
-"""Week 3. Causal self-attention: every position asks the positions before it a question and mixes their
-answers.
+"""Week 3. Causal self-attention: every position looks at itself and the positions before it, and takes a
+weighted mean of what they offer.
 
 Source: Vaswani et al., "Attention Is All You Need" (2017), section 3.2; grouped-query attention from Ainslie
 et al. (2023); the sliding window from Beltagy et al., "Longformer" (2020), as Mistral uses it.
@@ -11,32 +11,44 @@ torch.Size([2, 10, 32])
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.checks import Checks
 from shared.models.layers import Linear
 from shared.registry import LanguageModel, register_model
 
+Rotation = Callable[[Tensor], Tensor]
+"""Turns queries or keys [batch, head, time, head_dim] by their positions (RoPE)."""
+
 
 class Cache(Protocol):
-    """What attention asks of a key/value cache (`shared.models.gpt.KVCache` is the ordinary one)."""
+    """What a model asks of a key/value cache. `shared.models.gpt.KVCache` is the ordinary one."""
+
+    def positions(self, time: int) -> Tensor:
+        """The positions of the next `time` tokens: int64 [time], or [batch, time] where rows differ."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new keys and values of `layer`; returns all of that layer's, past first."""
+        """Stores the new keys and values of `layer`, and returns all of that layer's, past first."""
 
     def mask(self, time: int, window: int | None) -> Tensor | None:
-        """Which keys each of the `time` new queries may see (True: may), or None when every one sees all."""
+        """The keys that each of the `time` new queries may see (True: may), or None where each sees all."""
+
+    def advance(self, time: int) -> None:
+        """Counts `time` tokens as read, once all layers have stored theirs."""
 
 
 def causal_mask(
     time: int, past: int = 0, window: int | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Bool [time, past + time]: True where a query may look. Query i stands at position past + i, and sees
-    the keys at its own position and before, the last `window` of them if a window is given (itself counted).
+    """Bool [time, past + time]: True where a query may see a key.
+
+    Query i stands at position past + i. It sees the keys up to its own position; with a window only the last
+    `window` of them, its own included.
 
     >>> causal_mask(3).int().tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
@@ -48,10 +60,10 @@ def causal_mask(
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √head_dim) with the hidden keys at exactly zero.
+    """softmax(q kᵀ / √head_dim), with a weight of exactly zero for masked keys.
 
-    q [..., time, head_dim], k [..., keys, head_dim], mask bool [time, keys] or None -> weights [..., time,
-    keys]; each row sums to 1.
+    q: [..., time, head_dim]. k: [..., keys, head_dim]. mask: bool [time, keys], or None. Returns the weights
+    [..., time, keys]; each row sums to 1.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if mask is not None:
@@ -60,12 +72,12 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head causal self-attention. [batch, time, n_embd] -> [batch, time, n_embd].
+    """Multi-head causal self-attention: [batch, time, n_embd] -> [batch, time, n_embd].
 
     n_kv_head: fewer key/value heads than query heads (grouped-query attention); None gives each query head
     its own. window: a position sees only the last `window` positions, itself included; None sees the whole
-    past. qk_norm: builds a norm of a given size for queries and keys, per head, before any rotation (as Qwen3
-    does); None leaves them.
+    past. qk_norm: makes a norm of a given size, one for queries and one for keys, applied per head before any
+    rotation (as in Qwen3); None for no norms. Raises ValueError for sizes that do not divide.
     """
 
     def __init__(
@@ -73,6 +85,7 @@ class CausalSelfAttention(nn.Module):
         n_embd: int,
         n_head: int,
         n_kv_head: int | None = None,
+        *,
         bias: bool = False,
         dropout: float = 0.0,
         window: int | None = None,
@@ -90,8 +103,11 @@ class CausalSelfAttention(nn.Module):
                 f"n_head={n_head} query heads cannot share n_kv_head={n_kv_head} evenly: choose a divisor of"
                 f" {n_head}"
             )
-        self.n_head, self.n_kv_head, self.head_dim = n_head, n_kv_head, n_embd // n_head
-        self.dropout, self.window = dropout, window
+        self.n_head = n_head
+        self.n_kv_head = n_kv_head
+        self.head_dim = n_embd // n_head
+        self.dropout = dropout
+        self.window = window
         self.q_proj = Linear(n_embd, n_embd, bias=bias)
         self.k_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
         self.v_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
@@ -100,55 +116,55 @@ class CausalSelfAttention(nn.Module):
         self.k_norm = qk_norm(self.head_dim) if qk_norm else None
 
     def _heads(self, x: Tensor, n_head: int) -> Tensor:
+        """[batch, time, n_head * head_dim] -> [batch, n_head, time, head_dim]."""
         batch, time, _ = x.shape
-        if time == 1:  # one step less where the model writes token by token
+        if time == 1:  # spares a transposition where the model writes token by token
             return x.view(batch, n_head, 1, self.head_dim)
         return x.view(batch, time, n_head, self.head_dim).transpose(1, 2)
 
-    def qkv(
-        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, rotate: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, n_head, time, head_dim], keys and values [batch, n_kv_head, time, head_dim]."""
         q = self._heads(self.q_proj(x), self.n_head)
         k = self._heads(self.k_proj(x), self.n_kv_head)
         v = self._heads(self.v_proj(x), self.n_kv_head)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return (rotate(q), rotate(k), v) if rotate else (q, k, v)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        if rotate is not None:
+            q = rotate(q)
+            k = rotate(k)
+        return q, k, v
 
-    def weights(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The attention pattern itself, for looking at: [batch, n_head, time, time]."""
+    def weights(self, x: Tensor, rotate: Rotation | None = None) -> Tensor:
+        """The attention weights themselves, to look at: [batch, n_head, time, time]."""
         q, k, _ = self.qkv(x, rotate)
         k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
         return attention_weights(q, k, causal_mask(x.size(1), window=self.window, device=x.device))
 
     def forward(
-        self,
-        x: Tensor,
-        rotate: Callable[[Tensor], Tensor] | None = None,
-        cache: Cache | None = None,
-        layer: int = 0,
+        self, x: Tensor, rotate: Rotation | None = None, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
-        """rotate: turns queries and keys by their position (RoPE), or None. cache: past keys and values, kept
-        under `layer`.
-        """
+        """rotate: applied to queries and keys. cache: past keys and values, stored under number `layer`."""
         batch, time, _ = x.shape
         q, k, v = self.qkv(x, rotate)
-        mask, causal = None, time > 1
+        mask = None
+        is_causal = False  # PyTorch takes either a mask or this flag
         if cache is not None:
             k, v = cache.update(layer, k, v)
-            mask, causal = cache.mask(time, self.window), False
+            mask = cache.mask(time, self.window)
         elif self.window is not None and self.window < time:
-            mask, causal = causal_mask(time, window=self.window, device=x.device), False
+            mask = causal_mask(time, window=self.window, device=x.device)
+        else:
+            is_causal = time > 1
         out = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            is_causal=causal,
+            is_causal=is_causal,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_kv_head != self.n_head,
-        )
+        )  # [batch, n_head, time, head_dim]
         return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
 
 
@@ -165,20 +181,22 @@ class AttentionLMConfig:
     n_hidden: int = 256
 
     def __post_init__(self) -> None:
-        problems = [f"{n}={v}: must be at least 1" for n, v in asdict(self).items() if v < 1]
-        if problems:
-            raise ValueError("AttentionLMConfig: " + "; ".join(problems))
+        checks = Checks(self)
+        checks.at_least(1, "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_hidden")
+        checks.finish()
 
 
 @register_model(AttentionLMConfig)
 class AttentionLM(LanguageModel):
-    """Week 2's model with attention in the place of the fixed window: embeddings, layers of
-    `CausalSelfAttention` round a residual stream, and at the end one tanh layer and logits. What week 4 adds
-    is an MLP behind every attention layer.
+    """Week 2's model with attention in the place of the fixed window: int64 [batch, time] -> [batch, time,
+    vocab_size].
 
-    int64 [batch, time] -> [batch, time, vocab_size]. First values: embeddings N(0, 0.02²), linear weights
-    N(0, 1/inputs), lm_head N(0, 0.01²), so that the first loss is ln(vocab_size); biases 0.
+    Embeddings, layers of `CausalSelfAttention` that add to a residual stream, and at the end one tanh layer
+    and logits. What week 4 adds is an MLP after every attention layer. First values: embeddings N(0, 0.02²),
+    linear weights N(0, 1/inputs), lm_head N(0, 0.01²), so that the first loss is ln(vocab_size); biases 0.
     """
+
+    config: AttentionLMConfig
 
     def __init__(self, config: AttentionLMConfig):
         super().__init__()
@@ -192,21 +210,29 @@ class AttentionLM(LanguageModel):
         self.norm = nn.LayerNorm(config.n_embd)
         self.hidden = nn.Linear(config.n_embd, config.n_hidden)
         self.lm_head = nn.Linear(config.n_hidden, config.vocab_size)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The first values, as the class says."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01 if name == "lm_head" else module.in_features**-0.5)
+                std = 0.01 if name == "lm_head" else module.in_features**-0.5
+                nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward(self, idx: Tensor) -> Tensor:
-        if idx.size(1) > self.config.block_size:
+        """int64 [batch, time] -> [batch, time, vocab_size]. Raises ValueError beyond block_size tokens."""
+        time = idx.size(1)
+        block_size = self.config.block_size
+        if time > block_size:
             raise ValueError(
-                f"{idx.size(1)} tokens do not fit in block_size={self.config.block_size}: pass the last"
-                f" {self.config.block_size}"
+                f"{time} tokens do not fit in block_size={block_size}: pass the last {block_size}"
             )
-        x = self.token_embedding(idx) + self.position_embedding.weight[: idx.size(1)]  # [batch, time, n_embd]
+        x = self.token_embedding(idx) + self.position_embedding.weight[:time]  # [batch, time, n_embd]
         for norm, layer in zip(self.norms, self.layers):
             x = x + layer(norm(x))
         return self.lm_head(torch.tanh(self.hidden(self.norm(x))))
@@ -219,14 +245,11 @@ def attention_maps(model: nn.Module, idx: Tensor) -> list[Tensor]:
     """
     maps: list[Tensor] = []
 
-    def look(module: CausalSelfAttention, args: tuple, kwargs: dict) -> None:
+    def record(module: CausalSelfAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         maps.append(module.weights(args[0], kwargs.get("rotate")))
 
-    hooks = [
-        m.register_forward_pre_hook(look, with_kwargs=True)
-        for m in model.modules()
-        if isinstance(m, CausalSelfAttention)
-    ]
+    layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
         model(idx)
     finally:

@@ -1,6 +1,6 @@
 """Week 1. The bigram model: the next character depends on the present one and on nothing else.
 
-One table, reached in two ways: by counting pairs, and by gradient descent on the same table as a network.
+One table, found in two ways: by counting pairs, and by gradient descent on the same table as a network.
 
 >>> counts = count_bigrams(np.array([0, 1, 0, 1, 1]), vocab_size=2)
 >>> counts.tolist()
@@ -15,25 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shared.checks import Checks
 from shared.registry import LanguageModel, register_model
 
 
 def count_bigrams(tokens: np.ndarray, vocab_size: int) -> Tensor:
-    """How often each token follows each: int64 [vocab_size, vocab_size], the first token of a pair chooses
-    the row.
+    """How often each token follows each other one: int64 [vocab_size, vocab_size].
+
+    The first token of a pair is the row, the second the column.
     """
     pairs = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
     return torch.from_numpy(np.bincount(pairs, minlength=vocab_size**2)).view(vocab_size, vocab_size)
 
 
 def bigram_probabilities(counts: Tensor, smoothing: float = 1.0) -> Tensor:
-    """Each row of `counts` + smoothing, divided by its sum: the best table for the counted text (with
-    smoothing 0, its maximum likelihood). Smoothing keeps pairs that were never seen possible; a row without
-    any counts becomes uniform.
+    """Each row of `counts` + smoothing, divided by its sum: fp32 [vocab_size, vocab_size].
+
+    With smoothing 0 this is the table of maximum likelihood for the counted text. Smoothing keeps pairs
+    possible that were never seen. A row without any counts becomes uniform.
     """
     smoothed = counts.double() + smoothing
     empty = smoothed.sum(dim=1, keepdim=True) == 0
-    return ((smoothed + empty) / (smoothed + empty).sum(dim=1, keepdim=True)).float()
+    smoothed = smoothed.masked_fill(empty, 1.0)
+    return (smoothed / smoothed.sum(dim=1, keepdim=True)).float()
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,19 @@ class BigramConfig:
     vocab_size: int
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"BigramConfig: vocab_size={self.vocab_size}: must be at least 1")
+        checks = Checks(self)
+        checks.at_least(1, "vocab_size")
+        checks.finish()
 
 
 @register_model(BigramConfig)
 class BigramModel(LanguageModel):
-    """A row of logits for each token. int64 [batch, time] -> [batch, time, vocab_size].
+    """A row of logits for each token: int64 [batch, time] -> [batch, time, vocab_size].
 
     The table starts at N(0, 0.02²): nearly uniform, so that the first loss is ln(vocab_size).
     """
+
+    config: BigramConfig
 
     def __init__(self, config: BigramConfig):
         super().__init__()

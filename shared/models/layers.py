@@ -1,5 +1,5 @@
-"""Week 3. PyTorch's linear layer and RMSNorm, quicker on a CPU for a single row: what a model that writes
-token by token computes.
+"""Week 3. PyTorch's linear layer and RMSNorm, faster on a CPU for a single row, which is what a model
+computes that writes token by token.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,17 @@ def _is_row(x: Tensor, width: int) -> bool:
 
 
 class Linear(nn.Linear):
-    """nn.Linear. PyTorch multiplies a single row on one core, which alone cannot read the weight as fast as
-    memory gives it; here each core has a product of its own, with a part of the outputs.
+    """nn.Linear, with a single row's product divided among the cores.
+
+    PyTorch multiplies a single row on one core, which alone cannot read the weight as fast as memory delivers
+    it. Here each core computes a part of the outputs.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not _is_row(x, self.in_features):
             return super().forward(x)
-        # Found like this, and not as `self.weight`, whose way through nn.Module is long enough to be seen in
-        # a row's time.
-        parts, weight = torch.get_num_threads(), self._parameters["weight"]
+        parts = torch.get_num_threads()
+        weight = self._parameters["weight"]  # `self.weight` goes through nn.Module.__getattr__, which is slow
         if parts == 1 or self.out_features % parts or type(weight) is not nn.Parameter:
             return super().forward(x)
         row = x.reshape(1, 1, -1).expand(parts, 1, -1)
@@ -33,28 +34,35 @@ class Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def swap_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Puts other modules in the places that these names (as `named_modules` gives them) have in `model`, which changes."""
-    for name, module in replacements.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
-
-
-NOTHING = torch.zeros(())
+ZERO = torch.zeros(())
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm, in two operations for a single row rather than in a dozen."""
+    """nn.RMSNorm, with two operations for a single row instead of a dozen."""
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self._parameters["weight"]
+        if weight is None or self.eps is None or len(self.normalized_shape) > 1:
+            return super().forward(x)
         width = self.normalized_shape[0]
-        if len(self.normalized_shape) > 1 or self.eps is None or not _is_row(x, width):
+        if not _is_row(x, width):
             return super().forward(x)
         row = x.reshape(-1)
-        # x · weight · number: a product with a number alone would take longer than this.
-        return torch.addcmul(
-            NOTHING,
-            x,
-            self._parameters["weight"],
-            value=(torch.dot(row, row).item() / width + self.eps) ** -0.5,
-        )
+        inverse_rms = (torch.dot(row, row).item() / width + self.eps) ** -0.5
+        # 0 + inverse_rms * x * weight in one operation: multiplying by a number alone would be a second one.
+        return torch.addcmul(ZERO, x, weight, value=inverse_rms)
+
+
+def swap_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Replaces submodules of `model` in place.
+
+    replacements: the new modules by the names of the old ones, as `named_modules` gives them. Raises
+    AttributeError for a name that the model does not have, and ValueError for the model itself (named ""),
+    which cannot be replaced in place.
+    """
+    for name, module in replacements.items():
+        if not name:
+            raise ValueError(f"a {type(model).__name__} cannot be replaced in itself: name one of its parts")
+        model.get_submodule(name)  # or AttributeError
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)

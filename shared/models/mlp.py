@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.checks import Checks
 from shared.registry import LanguageModel, register_model
 
 
@@ -29,32 +30,28 @@ class WindowMLPConfig:
     """naive: every weight from N(0, 1), to see what goes wrong; scaled: see `WindowMLP.init_weights`."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{n}={getattr(self, n)}: must be at least 1"
-            for n in ("vocab_size", "window", "n_embd", "n_hidden")
-            if getattr(self, n) < 1
-        ]
-        if self.init not in ("scaled", "naive"):
-            problems.append(f"init={self.init!r}: must be 'scaled' or 'naive'")
-        if problems:
-            raise ValueError("WindowMLPConfig: " + "; ".join(problems))
+        checks = Checks(self)
+        checks.at_least(1, "vocab_size", "window", "n_embd", "n_hidden")
+        checks.one_of("init", ("scaled", "naive"))
+        checks.finish()
 
 
 @register_model(WindowMLPConfig)
 class WindowMLP(LanguageModel):
-    """Embeds the last `window` tokens and their places, concatenates them, one tanh layer, logits for the
-    next token.
+    """Embeds the last `window` tokens and their places, concatenates them, and computes the next token's
+    logits with one tanh layer.
 
-    int64 [batch, time] -> [batch, time, vocab_size]: each position is predicted from its own window, so any
-    `time` will do. Before the text begins stands a padding token with an embedding of its own.
+    int64 [batch, time] -> [batch, time, vocab_size]: each position is predicted from its own window, so there
+    is no limit to `time`. Before the text begins stands a padding token with an embedding of its own.
     """
+
+    config: WindowMLPConfig
 
     def __init__(self, config: WindowMLPConfig):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(
-            config.vocab_size + 1, config.n_embd
-        )  # the last row: nothing there yet
+        padding = 1  # the last row of the table: the token before the text
+        self.token_embedding = nn.Embedding(config.vocab_size + padding, config.n_embd)
         self.position_embedding = nn.Embedding(config.window, config.n_embd)
         self.hidden = nn.Linear(config.window * config.n_embd, config.n_hidden)
         self.lm_head = nn.Linear(config.n_hidden, config.vocab_size)
@@ -62,8 +59,9 @@ class WindowMLP(LanguageModel):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """The first values. naive: N(0, 1) throughout. scaled, so that tanh stays out of saturation and the
-        first loss is ln V:
+        """The first values.
+
+        naive: N(0, 1) throughout. scaled: tanh stays out of saturation and the first loss is ln V:
 
         | parameter | value |
         | --- | --- |
@@ -79,13 +77,16 @@ class WindowMLP(LanguageModel):
         nn.init.normal_(self.hidden.weight, std=1.0 if naive else 5 / 3 / self.hidden.in_features**0.5)
         nn.init.normal_(self.lm_head.weight, std=1.0 if naive else 0.01)
         for bias in (self.hidden.bias, self.lm_head.bias):
-            nn.init.normal_(bias) if naive else nn.init.zeros_(bias)
+            if naive:
+                nn.init.normal_(bias)
+            else:
+                nn.init.zeros_(bias)
 
     def activations(self, idx: Tensor) -> Tensor:
-        """The hidden layer after tanh, for looking at: [batch, time, n_hidden]."""
-        c = self.config
-        padded = F.pad(idx, (c.window - 1, 0), value=c.vocab_size)  # [batch, window - 1 + time]
-        windows = padded.unfold(1, c.window, 1)  # [batch, time, window]
+        """The hidden layer after tanh, to look at: [batch, time, n_hidden]."""
+        window = self.config.window
+        padded = F.pad(idx, (window - 1, 0), value=self.config.vocab_size)  # [batch, window - 1 + time]
+        windows = padded.unfold(1, window, 1)  # [batch, time, window]
         x = self.token_embedding(windows) + self.position_embedding.weight  # [batch, time, window, n_embd]
         return torch.tanh(self.hidden(x.flatten(-2)))
 

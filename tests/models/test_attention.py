@@ -55,9 +55,8 @@ def test_its_weights_applied_to_the_values_equal_scaled_dot_product_attention(n_
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     values = v.repeat_interleave(N_HEAD // n_kv_head, dim=1)
     torch.testing.assert_close(ours.weights(x) @ values, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        ours(x), ours.o_proj(expected.transpose(1, 2).flatten(2)), atol=1e-5, rtol=1e-5
-    )
+    mixed = ours.o_proj(expected.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours(x), mixed, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, TIME])
@@ -105,12 +104,11 @@ def test_a_window_as_long_as_the_text_changes_nothing():
 @pytest.mark.parametrize("n_kv_head", [1, 2])
 def test_grouped_queries_equal_full_heads_with_repeated_keys_and_values(n_kv_head):
     grouped, full = layer(n_kv_head=n_kv_head), layer()
-    repeat = lambda t: (
-        t.view(n_kv_head, 6, *t.shape[1:]).repeat_interleave(N_HEAD // n_kv_head, dim=0).flatten(0, 1)
-    )
-    state = {
-        n: repeat(t) if n.startswith(("k_proj", "v_proj")) else t for n, t in grouped.state_dict().items()
-    }
+    state = grouped.state_dict()
+    for name in state:
+        if name.startswith(("k_proj", "v_proj")):
+            heads = state[name].unflatten(0, (n_kv_head, 6))
+            state[name] = heads.repeat_interleave(N_HEAD // n_kv_head, dim=0).flatten(0, 1)
     full.load_state_dict(state)
     x = inputs()
     torch.testing.assert_close(grouped(x), full(x), atol=1e-5, rtol=1e-5)
@@ -139,18 +137,8 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_attention_maps_reproduce_each_layers_output(position, window):
     torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(
-            vocab_size=20,
-            block_size=TIME,
-            n_layer=3,
-            n_head=4,
-            n_kv_head=2,
-            n_embd=32,
-            position=position,
-            window=window,
-        )
-    ).eval()
+    sizes = dict(vocab_size=20, block_size=TIME, n_layer=3, n_head=4, n_kv_head=2, n_embd=32)
+    model = GPT(GPTConfig(**sizes, position=position, window=window)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.3)
@@ -165,9 +153,8 @@ def test_attention_maps_reproduce_each_layers_output(position, window):
     for weights, (module, x, out) in zip(maps, seen):
         assert weights.shape == (BATCH, 4, TIME, TIME)
         values = module.qkv(x)[2].repeat_interleave(2, dim=1)
-        torch.testing.assert_close(
-            module.o_proj((weights @ values).transpose(1, 2).flatten(2)), out, atol=1e-5, rtol=1e-5
-        )
+        mixed = module.o_proj((weights @ values).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(mixed, out, atol=1e-5, rtol=1e-5)
     assert not any(block.attn._forward_pre_hooks for block in model.blocks)  # nothing is left behind
 
 
@@ -195,9 +182,8 @@ def test_sizes_that_do_not_divide_are_refused(arguments, message):
 
 def test_the_attention_only_model_does_not_see_the_future():
     torch.manual_seed(0)
-    model = AttentionLM(
-        AttentionLMConfig(vocab_size=20, block_size=TIME, n_layer=2, n_head=4, n_embd=32)
-    ).eval()
+    config = AttentionLMConfig(vocab_size=20, block_size=TIME, n_layer=2, n_head=4, n_embd=32)
+    model = AttentionLM(config).eval()
     idx = torch.randint(20, (1, TIME))
     before = model(idx)
     for t in range(TIME):

@@ -1,6 +1,7 @@
 """shared/models/gpt.py against Hugging Face's models, and against the laws of a causal model with a cache."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,23 +29,38 @@ from tests.helpers import shake
 VOCAB, BLOCK, TIME = 53, 32, 24
 
 
+GPT2_NAMES = {
+    "wte": "token_embedding",
+    "wpe": "position_embedding",
+    "ln_f": "norm",
+    "h.": "blocks.",
+    "ln_1": "attn_norm",
+    "ln_2": "mlp_norm",
+    "attn.c_proj": "attn.o_proj",
+    "mlp.c_fc": "mlp.up_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+LLAMA_NAMES = {
+    "model.layers": "blocks",
+    "model.embed_tokens": "token_embedding",
+    "model.norm": "norm",
+    "self_attn": "attn",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "mlp_norm",
+}
+
+
+def renamed(name: str, table: dict[str, str]) -> str:
+    for old, new in table.items():
+        name = name.replace(old, new)
+    return name
+
+
 def from_gpt2(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """A GPT2LMHeadModel's parameters (or their gradients) under our names."""
     ours = {}
     for name, t in theirs.items():
-        name = name.removeprefix("transformer.")
-        for old, new in (
-            ("wte", "token_embedding"),
-            ("wpe", "position_embedding"),
-            ("ln_f", "norm"),
-            ("h.", "blocks."),
-            ("ln_1", "attn_norm"),
-            ("ln_2", "mlp_norm"),
-            ("attn.c_proj", "attn.o_proj"),
-            ("mlp.c_fc", "mlp.up_proj"),
-            ("mlp.c_proj", "mlp.down_proj"),
-        ):
-            name = name.replace(old, new)
+        name = renamed(name.removeprefix("transformer."), GPT2_NAMES)
         if "_proj.weight" in name or "c_attn.weight" in name:
             t = t.T  # Conv1D keeps [in, out]
         if "c_attn" in name:
@@ -57,36 +73,14 @@ def from_gpt2(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_llama(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The parameters (or their gradients) of Llama, Mistral or Qwen3 under our names."""
-    ours = {}
-    for name, t in theirs.items():
-        for old, new in (
-            ("model.layers", "blocks"),
-            ("model.embed_tokens", "token_embedding"),
-            ("model.norm", "norm"),
-            ("self_attn", "attn"),
-            ("input_layernorm", "attn_norm"),
-            ("post_attention_layernorm", "mlp_norm"),
-        ):
-            name = name.replace(old, new)
-        ours[name] = t
-    return ours
+    return {renamed(name, LLAMA_NAMES): t for name, t in theirs.items()}
 
 
 def gpt2(activation: str) -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCAB,
-            n_positions=BLOCK,
-            n_layer=2,
-            n_head=4,
-            n_embd=32,
-            activation_function=activation,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-            attn_implementation="eager",
-        )
-    )
+    sizes = dict(vocab_size=VOCAB, n_positions=BLOCK, n_layer=2, n_head=4, n_embd=32)
+    no_dropout = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = GPT2Config(**sizes, **no_dropout, activation_function=activation, attn_implementation="eager")
+    return GPT2LMHeadModel(config)
 
 
 LLAMA = dict(
@@ -105,40 +99,46 @@ OUR_LLAMA = dict(
     OURS, norm="rmsnorm", position="rope", rope_theta=500.0, mlp="swiglu", mlp_hidden=88, bias=False
 )
 
+
+def llama(**changes) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**LLAMA, **changes))
+
+
+def qwen3(**changes) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(Qwen3Config(**LLAMA, **changes))
+
+
+def mistral(**changes) -> MistralForCausalLM:
+    return MistralForCausalLM(MistralConfig(**LLAMA, **changes))
+
+
+# Theirs, the renaming of their parameters, and our configuration.
 PAIRS = {
     "GPT-2": (lambda: gpt2("gelu_new"), from_gpt2, GPTConfig(**OURS, mlp="gelu_tanh")),
     "GPT-2 with the exact GELU": (lambda: gpt2("gelu"), from_gpt2, GPTConfig(**OURS, mlp="gelu")),
     "GPT-2 with squared ReLU": (lambda: gpt2("relu2"), from_gpt2, GPTConfig(**OURS, mlp="relu2")),
     "Llama": (
-        lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, num_key_value_heads=4, tie_word_embeddings=False)),
+        lambda: llama(num_key_value_heads=4, tie_word_embeddings=False),
         from_llama,
         GPTConfig(**OUR_LLAMA, tie_weights=False),
     ),
     "Llama with grouped queries and tied weights": (
-        lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True)),
+        lambda: llama(num_key_value_heads=2, tie_word_embeddings=True),
         from_llama,
         GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=True),
     ),
     "Llama with one key head and biases": (
-        lambda: LlamaForCausalLM(
-            LlamaConfig(
-                **LLAMA, num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
-            )
-        ),
+        lambda: llama(num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
         from_llama,
-        GPTConfig(**(OUR_LLAMA | dict(bias=True)), n_kv_head=1, tie_weights=False),
+        GPTConfig(**OUR_LLAMA | dict(bias=True), n_kv_head=1, tie_weights=False),
     ),
     "Qwen3": (
-        lambda: Qwen3ForCausalLM(
-            Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False)
-        ),
+        lambda: qwen3(num_key_value_heads=2, head_dim=8, tie_word_embeddings=False),
         from_llama,
         GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=False, qk_norm=True),
     ),
     "Mistral with a sliding window": (
-        lambda: MistralForCausalLM(
-            MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=5, tie_word_embeddings=False)
-        ),
+        lambda: mistral(num_key_value_heads=2, sliding_window=5, tie_word_embeddings=False),
         from_llama,
         GPTConfig(**OUR_LLAMA, n_kv_head=2, tie_weights=False, window=5),
     ),
@@ -175,7 +175,7 @@ def test_the_window_of_the_mistral_pair_is_felt():
     """Without the window the same weights give other logits, so the comparison above does test it."""
     config = PAIRS["Mistral with a sliding window"][2]
     model = shake(GPT(config))
-    wide = GPT(GPTConfig(**{**config.__dict__, "window": None})).eval()
+    wide = GPT(replace(config, window=None)).eval()
     wide.load_state_dict(model.state_dict())
     idx = torch.randint(VOCAB, (1, TIME), generator=torch.Generator().manual_seed(1))
     difference = (model(idx) - wide(idx)).abs().amax(-1)[0]
@@ -268,13 +268,8 @@ def test_presets_have_gpt2s_published_parameter_counts(name, parameters):
 def test_the_large_preset_is_a_llama_of_about_1_1_billion():
     config = GPTConfig.preset("gpt-1b")
     assert (config.n_layer, config.n_embd, config.n_head, config.mlp) == (24, 1536, 12, "swiglu")
-    theirs = LlamaConfig(
-        vocab_size=50257,
-        hidden_size=1536,
-        intermediate_size=6144,
-        num_hidden_layers=24,
-        num_attention_heads=12,
-    )
+    sizes = dict(vocab_size=50257, hidden_size=1536, intermediate_size=6144)
+    theirs = LlamaConfig(**sizes, num_hidden_layers=24, num_attention_heads=12)
     with torch.device("meta"):
         model, llama = GPT(config), LlamaForCausalLM(theirs)
     assert model.num_parameters() == llama.num_parameters() and 1.0e9 < model.num_parameters() < 1.1e9
@@ -321,17 +316,8 @@ def test_the_first_loss_is_ln_of_the_vocabulary_size(name):
 @pytest.mark.parametrize("zero_init", [False, True])
 def test_initial_values_are_those_of_the_table(zero_init):
     torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(
-            vocab_size=500,
-            block_size=128,
-            n_layer=3,
-            n_head=4,
-            n_embd=128,
-            tie_weights=False,
-            zero_init=zero_init,
-        )
-    )
+    sizes = dict(vocab_size=500, block_size=128, n_layer=3, n_head=4, n_embd=128)
+    model = GPT(GPTConfig(**sizes, tie_weights=False, zero_init=zero_init))
     for name, p in model.named_parameters():
         if "norm" in name:
             assert (p == (1 if name.endswith("weight") else 0)).all(), name
@@ -387,7 +373,10 @@ def test_attentions_gradient_equals_finite_differences(options):
     layer = CausalSelfAttention(8, 2, bias=True, **options).double()
     names, values = zip(*layer.named_parameters())
     x = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
-    call = lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values)), (x,))
+
+    def call(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, values)), (x,))
+
     assert torch.autograd.gradcheck(call, (x, *values))
 
 
@@ -395,9 +384,12 @@ def test_rope_scores_depend_on_the_distance_alone():
     model = GPT(GPTConfig(**OUR_LLAMA))
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=generator)
-    score = lambda i, j: (
-        (model.rotary.at(slice(i, i + 1))(q) * model.rotary.at(slice(j, j + 1))(k)).sum().item()
-    )
+
+    def score(i: int, j: int) -> float:
+        turned_q = model.rotary.at(slice(i, i + 1))(q)
+        turned_k = model.rotary.at(slice(j, j + 1))(k)
+        return (turned_q * turned_k).sum().item()
+
     assert score(20, 13) == pytest.approx(score(7, 0), abs=1e-5)
     assert score(20, 13) != pytest.approx(score(20, 12), abs=1e-3)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.models.layers import Linear, RMSNorm
+from shared.models.layers import Linear, RMSNorm, swap_modules
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -56,8 +56,43 @@ def test_other_types_and_autocast_go_pytorchs_way(layer):
         assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_a_norm_without_a_weight_goes_pytorchs_way():
+    ours, theirs = RMSNorm(64, eps=1e-5, elementwise_affine=False), nn.RMSNorm(64, 1e-5, False)
+    x = torch.randn(1, 64)
+    with torch.inference_mode():
+        assert torch.equal(ours(x), theirs(x))
+
+
 def test_gradients_pass_through_a_single_row():
     layer, x = Linear(8, 4), torch.randn(1, 8, requires_grad=True)
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(0, keepdim=True))
     assert layer.weight.grad is not None
+
+
+def nested() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+
+
+def test_modules_are_swapped_by_name_in_place_and_no_other_is_touched():
+    model = nested()
+    outer, inner = model[1], model[1][1]
+    new = {"0": nn.Identity(), "1.0": nn.Identity()}
+    swap_modules(model, new)
+    assert model[0] is new["0"] and model[1][0] is new["1.0"]
+    assert model[1] is outer and model[1][1] is inner
+    assert [name for name, _ in model.named_modules()] == ["", "0", "1", "1.0", "1.1"]
+    x = torch.randn(3, 4)
+    assert torch.equal(model(x), x.tanh())
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("2", AttributeError), ("1.2", AttributeError), ("x.0", AttributeError), ("", ValueError)],
+)
+def test_a_name_that_is_no_part_of_the_model_is_refused(name, error):
+    model = nested()
+    before = list(model.modules())
+    with pytest.raises(error):
+        swap_modules(model, {name: nn.Identity()})
+    assert list(model.modules()) == before
