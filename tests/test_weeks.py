@@ -16,6 +16,8 @@ from shared import commandline
 from shared.adapters import load_adapter
 from shared.course import report, workspace
 from shared.data import shards
+from shared.models.gpt import GPT
+from shared.quantization import quantize
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
@@ -331,17 +333,16 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
         k: v for k, v in again.items() if "second" not in k and "memory" not in k
     }
     folder = output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / settings.run
-    base, corpus = module.load_base(settings)
+    steps = report.load_script("09_lora", "fine_tuning")
+    base, corpus = steps.load_base(settings)
     if method == "qlora":
-        base = module.quantize(base, settings.scheme)
-    model = (
-        module.GPT.from_checkpoint(folder / "model")
-        if method == "full"
-        else load_adapter(folder / "adapter", base)
-    )
-    assert module.forgotten(model.eval(), corpus, settings)["text_perplexity"] == pytest.approx(
-        once["text_perplexity"], rel=1e-5
-    )
+        base = quantize(base, settings.scheme)
+    if method == "full":
+        model = GPT.from_checkpoint(folder / "model")
+    else:
+        model = load_adapter(folder / "adapter", base)
+    perplexity = steps.text_perplexity(model.eval(), corpus, settings)
+    assert perplexity == pytest.approx(once["text_perplexity"], rel=1e-5)
 
 
 def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):

@@ -1,0 +1,198 @@
+"""The steps of week 9's experiment: the model and the data, what is trained, what is measured and kept."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from names import STEWARD, model_name
+from torch import nn
+
+from shared import checkpoint
+from shared.adapters import add_lora, save_adapter
+from shared.adapters.instructions import (
+    Conversation,
+    Instructions,
+    Template,
+    answer,
+    read_conversations,
+    split_off,
+    template_for,
+)
+from shared.adapters.prompts import add_prompt
+from shared.data.corpus import Corpus, load_corpus
+from shared.evaluation import evaluate
+from shared.models.gpt import GPT
+from shared.models.pretrained import load_model
+from shared.quantization import quantize
+from shared.runtime import ROOT, device_of
+from shared.training import TrainConfig
+from shared.training.base_model import trained_base_model
+
+if TYPE_CHECKING:
+    from run import Settings
+
+LEARNING_RATES = {
+    "course": {"full": 5e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.5},
+    "other": {"full": 1e-4, "lora": 2e-3, "qlora": 2e-3, "dora": 2e-3, "prompt": 0.05},
+}
+"""What suits a method: for the course's small model chosen on the held-out answers, from values two to three
+times apart; for others a guess.
+"""
+TEXT_WINDOW = 128
+
+
+def load_base(settings: "Settings") -> tuple[GPT, Corpus]:
+    """The model that is to learn, and the text on which forgetting is measured.
+
+    Raises ValueError where there is no such model, or it has no tokenizer.
+    """
+    if settings.model == "course":
+        return trained_base_model(
+            settings.preset,
+            data=settings.text,
+            device=settings.device,
+            train=settings.base,
+            resume=settings.resume,
+        )
+    model = load_model(settings.model)
+    if model.tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer: the text cannot be cut into its tokens")
+    return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
+
+
+def read_data(settings: "Settings", model: GPT) -> tuple[Instructions, list[Conversation]]:
+    """The task, and the held-out conversations."""
+    shipped = settings.data == STEWARD
+    train = read_conversations(ROOT / STEWARD if shipped else settings.data)
+    if settings.held_out or shipped:
+        own = Path(__file__).with_name("steward_held_out.jsonl")
+        held_out = read_conversations(settings.held_out or own)
+    else:
+        train, held_out = split_off(train, seed=settings.seed)
+        print(f"{len(held_out)} of {len(train) + len(held_out)} conversations are held out, drawn by chance")
+    name = f"{Path(settings.data).stem}-{len(train)}"
+    # A soft prompt stands once in front of a row: each example has a row of its own.
+    pack = settings.method != "prompt"
+    template = template_for(model.tokenizer)
+    return Instructions(train, held_out, template, room_for_text(settings, model), name, pack=pack), held_out
+
+
+def room_for_text(settings: "Settings", model: GPT) -> int:
+    """Tokens in a row. Raises ValueError where a soft prompt leaves none of them."""
+    room = min(settings.block_size, model.config.block_size)
+    if settings.method != "prompt":
+        return room
+    if settings.virtual_tokens >= room:
+        raise ValueError(
+            f"virtual_tokens={settings.virtual_tokens} leaves no room for text in a context of {room} tokens:"
+            " take fewer"
+        )
+    return room - settings.virtual_tokens
+
+
+def trainable(model: GPT, settings: "Settings", prompt: list[int]) -> nn.Module:
+    """The model as the method wants it: what is trained requires gradients, the rest does not.
+
+    prompt: the tokens that prompt tuning begins with.
+    """
+    torch.manual_seed(settings.seed)
+    if settings.method == "full":
+        return model.requires_grad_(True)
+    if settings.method == "prompt":
+        return add_prompt(model, settings.virtual_tokens, prompt)
+    if settings.method == "qlora":
+        model = quantize(model, settings.scheme)
+    use_dora = settings.method == "dora" or settings.adapter.use_dora
+    return add_lora(model, replace(settings.adapter, use_dora=use_dora))
+
+
+def count_trained_and_frozen(model: nn.Module) -> tuple[int, int]:
+    """Parameters that are trained, and those that are not; packed weights count as what they stand for."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    packed_layers = [module.packed for module in model.modules() if hasattr(module, "packed")]
+    packed = {
+        id(layer): layer.in_features * layer.out_features for layer in packed_layers
+    }  # shared ones once
+    return trained, frozen + sum(packed.values())
+
+
+def train_config(settings: "Settings", task: Instructions) -> TrainConfig:
+    """Steps and batch size, from the number of examples and how many of them fit in a row."""
+    rows = len(task.rows(task.train, range(len(task.train))))
+    batch_size = max(1, round(settings.examples_per_step * rows / len(task.train)))
+    steps = settings.steps or math.ceil(settings.epochs * rows / batch_size)
+    every = max(1, math.ceil(steps / settings.evaluations))
+    rates = LEARNING_RATES.get(model_name(settings.model), LEARNING_RATES["other"])
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        block_size=task.block_size,
+        lr=settings.lr or rates[settings.method],
+        schedule="linear",
+        final_lr=0.0,
+        warmup_steps=math.ceil(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        beta2=0.99,
+        seed=settings.seed,
+        eval_every=every,
+        checkpoint_every=every,
+        log_every=1,
+    )
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How a model writes, before or after."""
+
+    text_perplexity: float
+    """On the old text's held-out part."""
+    answers: list[str]
+    """To the held-out questions."""
+
+
+def observe(
+    model: nn.Module,
+    corpus: Corpus,
+    template: Template,
+    questions: list[Conversation],
+    settings: "Settings",
+) -> Behaviour:
+    """The perplexity on the old text, and the answers to `questions`, conversations that lack one."""
+    perplexity = text_perplexity(model, corpus, settings)
+    return Behaviour(perplexity, [answer(model, template, question) for question in questions])
+
+
+def text_perplexity(model: nn.Module, corpus: Corpus, settings: "Settings") -> float:
+    """Perplexity on the old text's held-out part."""
+    evaluation = evaluate(
+        model,
+        corpus.val,
+        TEXT_WINDOW,
+        corpus.token_bytes,
+        batch_size=8,
+        max_windows=settings.text_windows,
+        device=device_of(model),
+    )
+    return evaluation.perplexity
+
+
+def share_in_form(replies: list[str], settings: "Settings") -> float | None:
+    """Share of answers in the steward's form: "Good friend, ...", and at the end a sentence that begins with
+    "For". None for other data.
+    """
+    if settings.data != STEWARD:
+        return None
+    in_form = [
+        reply.startswith("Good friend, ") and ". For " in reply and reply.endswith(".") for reply in replies
+    ]
+    return sum(in_form) / len(replies)
+
+
+def save_trained(folder: Path, model: nn.Module, settings: "Settings") -> Path:
+    """Saves what was trained: the adapter in PEFT's form, or the whole model. Returns its folder."""
+    if settings.method == "full":
+        return checkpoint.save(folder / "model", model, model.tokenizer)
+    return save_adapter(folder / "adapter", model)

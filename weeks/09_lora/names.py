@@ -1,0 +1,73 @@
+"""What week 9's runs, methods and models are called: on the command line, in the logs, and for people."""
+
+import re
+from pathlib import Path
+
+STEWARD = "weeks/09_lora/steward.jsonl"
+"""The course's own questions and answers, with the held-out ones beside them in a file of their own."""
+METHODS = ("full", "lora", "qlora", "dora", "prompt")
+METHOD_LABELS = {
+    "full": "all weights",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "qlora": "QLoRA",
+    "prompt": "soft prompt",
+}
+MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
+COLUMNS = {
+    "trainable": "numbers trained",
+    "megabytes": "file (MB)",
+    "peak_memory_gb": "peak memory (GB)",
+    "seconds": "training (s)",
+    "base_loss": "loss before",
+    "best_val_loss": "loss after",
+    "in_form": "answers in form",
+    "forgotten": "old text: perplexity up by",
+}
+"""The metrics that tables show, with their headings."""
+RUN_NAME = re.compile(
+    r"""(?:^|-)(?:
+            (?P<full>full)
+          | (?P<method>lora|dora|prompt)-(?P<size>\d+)
+          | (?P<qlora>qlora)-(?:(?P<scheme>[a-z]+\d+)-)?(?P<rank>\d+)
+        )$""",
+    re.VERBOSE,
+)
+
+
+def parts_of(run: str) -> tuple[str, str, str]:
+    """Method, scheme (QLoRA's) and size of a run; "" for what it has not. Raises ValueError for another name.
+
+    >>> parts_of("my-model-qlora-nf4-8"), parts_of("full")
+    (('qlora', 'nf4', '8'), ('full', '', ''))
+    """
+    match = RUN_NAME.search(run)
+    if match is None:
+        raise ValueError(f"{run!r} is none of full, lora-RANK, dora-RANK, qlora-SCHEME-RANK, prompt-NUMBER")
+    parts = match.groupdict(default="")
+    method = parts["full"] or parts["method"] or parts["qlora"]
+    return method, parts["scheme"], parts["size"] or parts["rank"]
+
+
+def model_name(model: str) -> str:
+    """What the logs call a model that `--model` named.
+
+    >>> model_name("smollm2"), model_name("models/mine.gguf")
+    ('smollm2', 'mine')
+    """
+    return model if model in MODELS else Path(model).resolve().stem
+
+
+def run_label(run: str) -> str:
+    """A run's name for people.
+
+    >>> run_label("course-lora-8"), run_label("smollm2-prompt-16"), run_label("smollm2-qlora-nf4-8")
+    ('LoRA, rank 8', 'soft prompt of 16', 'QLoRA (nf4), rank 8')
+    """
+    method, scheme, size = parts_of(run)
+    label = METHOD_LABELS[method]
+    if scheme:
+        label += f" ({scheme})"
+    if method == "prompt":
+        return f"{label} of {size}"
+    return f"{label}, rank {size}" if size else label
