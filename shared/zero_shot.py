@@ -506,9 +506,9 @@ class LMEvalAdapter(TemplateLM):
                 self.tok_encode(context)[new_tokens - limit :] or [self.prefix_token_id],
                 new_tokens,
                 settings.get("temperature", 1.0 if settings["do_sample"] else 0.0),
-                settings.get("top_k"),
-                settings.get("top_p"),
-                list(getattr(self.tokenizer, "special_tokens", {}).values()),
+                top_k=settings.get("top_k"),
+                top_p=settings.get("top_p"),
+                stop=list(getattr(self.tokenizer, "special_tokens", {}).values()),
                 seed=0,
             )
             text = ""

@@ -1,6 +1,7 @@
 """Week 1. Writes text with a checkpoint of any week; without --prompt it asks for one, again and again.
 
-python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --prompt "ROMEO:"
+python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best \\
+    --prompt "ROMEO:"
 """
 
 import sys
@@ -8,9 +9,10 @@ from dataclasses import dataclass
 
 from shared import checkpoint
 from shared.commandline import errors_for_people, parse_args
-from shared.registry import import_all_models
+from shared.registry import LanguageModel, import_all_models
 from shared.runtime import pick_device
 from shared.sampling.generate import generate, stream_text
+from shared.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,37 @@ def main(settings: Settings) -> None:
     """Goes on from the prompt, or from each that is typed."""
     import_all_models()
     loaded = checkpoint.load(settings.checkpoint, device=pick_device(settings.device))
-    model, tokenizer = loaded.model, loaded.tokenizer
-    if tokenizer is None:
+    if loaded.tokenizer is None:
         raise ValueError(
             f"{settings.checkpoint} was saved without a tokenizer: its ids cannot be turned into text"
         )
-
-    def write(prompt: str) -> None:
-        ids = generate(
-            model,
-            tokenizer.encode(prompt),
-            settings.max_new_tokens,
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            [tokenizer.encode(s) for s in settings.stop],
-            settings.seed,
-        )
-        print(prompt, end="", flush=True)
-        for piece in stream_text(tokenizer, ids):
-            print(piece, end="", flush=True)
-        print()
-
     if settings.prompt is not None:
-        return write(settings.prompt)
+        write(loaded.model, loaded.tokenizer, settings.prompt, settings)
+        return
     print("Type the beginning of a text and press Enter; an empty line ends.")
     while prompt := input("> "):
         try:
-            write(prompt)
+            write(loaded.model, loaded.tokenizer, prompt, settings)
         except ValueError as error:  # a character the model doesn't know: say so, and ask again
             print(f"error: {error}")
+
+
+def write(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: Settings) -> None:
+    """Prints the prompt and what the model writes after it, as it is drawn."""
+    ids = generate(
+        model,
+        tokenizer.encode(prompt),
+        settings.max_new_tokens,
+        settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        stop=[tokenizer.encode(text) for text in settings.stop],
+        seed=settings.seed,
+    )
+    print(prompt, end="", flush=True)
+    for piece in stream_text(tokenizer, ids):
+        print(piece, end="", flush=True)
+    print()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,27 @@
-"""Week 1. From logits to text: temperature, top-k, top-p (nucleus; Holtzman et al., 2019), stop sequences, a
-seed, one token at a time.
+"""Week 1. From logits to text: temperature, top-k, top-p, stop sequences, a seed, one token at a time.
+
+Source of top-p (nucleus) sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2019).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from shared.registry import LanguageModel
 from shared.runtime import check_seed, device_of
-from shared.tokenizers import Tokenizer
+from shared.tokenizers.base import Tokenizer
+
+GREEDY_BELOW = 1e-6
+"""A temperature below this takes the largest logit: dividing by less would overflow."""
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Sets to -inf what may not be drawn. logits: [..., vocab_size].
+    """Sets to -inf the logits of tokens that may not be drawn. logits: [..., vocab_size].
 
     top_k keeps the k largest. top_p keeps the smallest set of largest ones whose probabilities reach p, at
     least one.
@@ -22,10 +31,11 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
         logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of all that rank higher
-        too_late = before >= top_p
-        too_late[..., 0] = False  # a top_p too small for fp32 is a 0 there
-        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, too_late)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities  # the probability of all that rank higher
+        dropped_by_rank = before >= top_p
+        dropped_by_rank[..., 0] = False  # one stays, also where top_p is so small that it is 0 in fp32
+        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, dropped_by_rank)
         logits = logits.masked_fill(dropped, float("-inf"))
     return logits
 
@@ -37,17 +47,17 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draws one id per row: [..., vocab_size] -> int64 [...]. Temperature 0 takes the largest (the first of
-    equals).
+    """Draws one id per row: [..., vocab_size] -> int64 [...].
+
+    Temperature 0 takes the largest logit, the first of equal ones. Draws are made on the CPU in fp32, so that
+    a seed means the same on every device. Raises ValueError for settings out of range.
     """
     check_sampling(temperature, top_k, top_p)
-    if temperature < 1e-6:  # dividing by less would overflow
+    if temperature < GREEDY_BELOW:
         return logits.argmax(-1)
-    # Drawn on the CPU in fp32, so that a seed means the same on every device.
     probabilities = filter_logits(logits.float().cpu() / temperature, top_k, top_p).softmax(-1)
-    drawn = torch.multinomial(
-        probabilities.flatten(0, -2) if logits.dim() > 1 else probabilities[None], 1, generator=generator
-    )
+    rows = probabilities.reshape(-1, logits.size(-1))
+    drawn = torch.multinomial(rows, 1, generator=generator)
     return drawn.view(logits.shape[:-1]).to(logits.device)
 
 
@@ -64,16 +74,17 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 def generate(
-    model: nn.Module,
+    model: LanguageModel,
     ids: Sequence[int],
     max_new_tokens: int,
     temperature: float = 1.0,
+    *,
     top_k: int | None = None,
     top_p: float | None = None,
     stop: Sequence[int | Sequence[int]] = (),
     seed: int | None = None,
     use_cache: bool = True,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yields new token ids as they are drawn, up to `max_new_tokens`.
 
     stop: tokens, or sequences of tokens, at which to end; what ended it is not yielded. seed: None draws
@@ -87,82 +98,102 @@ def generate(
         raise ValueError(f"max_new_tokens={max_new_tokens} is out of range: at least 0")
     check_sampling(temperature, top_k, top_p)
     generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(check_seed(seed))
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(check_seed(seed))
+    draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     stops = [[s] if isinstance(s, int) else list(s) for s in stop]
-
-    def draw() -> Iterator[int]:
-        for logits in _next_logits(model, tokens, use_cache):
-            yield sample(logits, temperature, top_k, top_p, generator).item()
-
-    tokens = list(ids)
-    return _until_stop(draw(), tokens, max_new_tokens, stops)
+    return _until_stop(_draw_on(model, list(ids), draw, use_cache), max_new_tokens, stops)
 
 
-def _next_logits(model: nn.Module, tokens: list[int], use_cache: bool) -> Iterator[Tensor]:
-    """Logits [vocab_size] for what follows `tokens`, a list that grows between one and the next."""
-    limit = getattr(model.config, "block_size", None)
-    device = device_of(model)
-    use_cache = use_cache and hasattr(model, "new_cache")
-    start, cache, fed = 0, None, 0
+def _draw_on(
+    model: LanguageModel, tokens: list[int], draw: Callable[[Tensor], Tensor], use_cache: bool
+) -> Generator[int, None, None]:
+    """Goes on from `tokens` without an end. Leaves the model in the mode, training or not, that it was in."""
     was_training = model.training
+    context = _Context(model, use_cache)
     try:
         while True:
-            if limit is not None and len(tokens) - start > limit:
-                start, cache = len(tokens) - max(1, limit // 2), None
-            if use_cache and cache is None:
-                cache, fed = model.new_cache(), start
-            with torch.inference_mode():
-                if model.training:  # eval() walks all modules, which takes longer than a small model's step
-                    model.eval()
-                idx = torch.tensor([tokens[fed if use_cache else start :]], device=device)
-                logits = (model(idx, cache) if use_cache else model(idx))[0, -1]
-            fed = len(tokens)
-            yield logits
+            token = int(draw(context.next_logits(tokens)))
+            tokens.append(token)
+            yield token
     finally:
         model.train(was_training)
 
 
-def split_at_stop(held: Sequence[int], stops: Sequence[Sequence[int]]) -> tuple[int, bool]:
-    """Of drawn ids that nobody has seen yet: how many may be shown, and whether a stop sequence ends here (it
-    is not shown).
+class _Context:
+    """What a model reads of a growing text: all of it, or its end where it has outgrown block_size."""
 
-    What may be the beginning of a stop sequence has to wait. Of sequences that end at the same place the
-    longest counts.
+    def __init__(self, model: LanguageModel, use_cache: bool):
+        self.model = model
+        self.device = device_of(model)
+        self.limit = getattr(model.config, "block_size", None)
+        self.new_cache = getattr(model, "new_cache", None) if use_cache else None
+        self.start = 0  # the first token that is read
+        self.cache: Any = None
+        self.cached = 0  # the tokens before this one are in the cache
+
+    def next_logits(self, tokens: list[int]) -> Tensor:
+        """Logits [vocab_size] for what follows `tokens`, which begin as those of the call before."""
+        if self.limit is not None and len(tokens) - self.start > self.limit:
+            self.start = len(tokens) - max(1, self.limit // 2)
+            self.cache = None
+        if self.new_cache is None:
+            return self._read(tokens[self.start :])
+        if self.cache is None:
+            self.cache = self.new_cache()
+            self.cached = self.start
+        new = tokens[self.cached :]
+        self.cached = len(tokens)
+        return self._read(new, self.cache)
+
+    @torch.inference_mode()
+    def _read(self, tokens: list[int], *cache: Any) -> Tensor:
+        if self.model.training:  # eval() walks all modules, which takes longer than a small model's step
+            self.model.eval()
+        idx = torch.tensor([tokens], device=self.device)
+        logits = self.model(idx, *cache)
+        return logits[0, -1]
+
+
+def split_at_stop(held: Sequence[int], stops: Sequence[list[int]]) -> tuple[int, bool]:
+    """How many of the ids that were drawn but not shown yet may be shown, and whether generation ends here.
+
+    held: those ids. Generation ends where they end in a stop sequence. A stop sequence is not shown, and what
+    may be the beginning of one has to wait. Of stop sequences that end at the same place the longest counts.
 
     >>> split_at_stop([7, 8, 1], stops=[[1, 2]]), split_at_stop([1, 2], stops=[[1, 2]])
     ((2, False), (0, True))
     """
     held = list(held)
-    ended = [len(s) for s in stops if held[-len(s) :] == s]
-    if ended:
-        return len(held) - max(ended), True
-    return (
-        len(held) - max((n for s in stops for n in range(1, len(s)) if held[-n:] == s[:n]), default=0),
-        False,
-    )
+    complete = [len(stop) for stop in stops if held[-len(stop) :] == stop]
+    if complete:
+        return len(held) - max(complete), True
+    begun = [n for stop in stops for n in range(1, len(stop)) if held[-n:] == stop[:n]]
+    return len(held) - max(begun, default=0), False
 
 
 def _until_stop(
-    drawn: Iterator[int], tokens: list[int], max_new_tokens: int, stops: list[list[int]]
-) -> Iterator[int]:
+    drawn: Generator[int, None, None], max_new_tokens: int, stops: list[list[int]]
+) -> Generator[int, None, None]:
     held: list[int] = []  # drawn, but perhaps the beginning of a stop sequence
-    for _ in range(max_new_tokens):
-        held.append(next(drawn))
-        tokens.append(held[-1])
-        ready, stopped = split_at_stop(held, stops)
-        if stopped:
-            drawn.close()
+    with closing(drawn):
+        for token in islice(drawn, max_new_tokens):
+            held.append(token)
+            ready, stopped = split_at_stop(held, stops)
+            if stopped:
+                del held[ready:]
+                break
             yield from held[:ready]
-            return
-        yield from held[:ready]
-        del held[:ready]
-    drawn.close()
+            del held[:ready]
     yield from held
 
 
-def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
-    """Pieces of text as ids come in; a character whose bytes are spread over several tokens waits until it is
-    whole.
+def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Pieces of text as ids come in.
+
+    A character whose bytes are spread over several tokens waits until it is whole.
     """
     seen: list[int] = []
     shown = ""

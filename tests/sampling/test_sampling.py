@@ -1,12 +1,11 @@
-"""shared/sampling/generate.py against Hugging Face's filters, against the probabilities it should draw with,
-and against a plain idea of stopping.
-"""
+"""shared/sampling: against Hugging Face's filters, expected counts, and a plain search for stop sequences."""
 
 import os
 import random
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,9 +42,8 @@ def test_top_p_equals_hugging_faces(top_p):
 
 def test_top_k_and_then_top_p_equal_hugging_faces():
     logits = random_logits()
-    assert torch.equal(
-        filter_logits(logits, 10, 0.8), TopPLogitsWarper(0.8)(None, TopKLogitsWarper(10)(None, logits))
-    )
+    theirs = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(10)(None, logits))
+    assert torch.equal(filter_logits(logits, 10, 0.8), theirs)
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.6, 0.95])
@@ -59,9 +57,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p):
 
 def test_no_filter_changes_nothing():
     logits = random_logits()
-    assert torch.equal(filter_logits(logits), logits) and torch.equal(
-        filter_logits(logits, top_p=1.0), logits
-    )
+    assert torch.equal(filter_logits(logits), logits)
+    assert torch.equal(filter_logits(logits, top_p=1.0), logits)
 
 
 # ---- drawing
@@ -86,7 +83,8 @@ def test_temperature_zero_takes_the_largest_and_the_first_of_equals():
     ids=str,
 )
 def test_tokens_come_up_as_often_as_their_probabilities_say(options):
-    logits, n = random_logits(1, 10, seed=3)[0] / 3, 20_000
+    logits = random_logits(1, 10, seed=3)[0] / 3
+    n = 20_000
     drawn = sample(logits.expand(n, 10), **options, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(drawn, minlength=10).double()
     allowed = logits / options.get("temperature", 1.0)
@@ -132,7 +130,7 @@ def test_a_tiny_temperature_is_as_good_as_greedy():
 )
 def test_a_setting_out_of_range_is_refused_before_the_first_token(options, message):
     with pytest.raises(ValueError, match=message):
-        generate(BigramModel(BigramConfig(5)), [1], **({"max_new_tokens": 3} | options))
+        generate(BigramModel(BigramConfig(5)), [1], **{"max_new_tokens": 3, **options})
 
 
 def test_no_prompt_is_refused():
@@ -157,7 +155,8 @@ class Script(nn.Module):
 
 
 def said(script: list[int], stop=(), n: int | None = None) -> list[int]:
-    return list(generate(Script(script), [0], len(script) if n is None else n, temperature=0, stop=stop))
+    count = len(script) if n is None else n
+    return list(generate(Script(script), [0], count, temperature=0, stop=stop))
 
 
 def test_greedy_says_what_the_model_says_up_to_max_new_tokens():
@@ -193,7 +192,8 @@ def test_random_texts_stop_where_a_plain_search_says():
         for end in range(1, 26):
             ending = [len(s) for s in stops if script[:end][-len(s) :] == s]
             if ending:
-                expected, stopped = script[: end - max(ending)], stopped + 1
+                expected = script[: end - max(ending)]
+                stopped += 1
                 break
         assert said(script, stops) == expected, (script, stops)
     assert 100 < stopped < 300
@@ -209,19 +209,19 @@ def test_a_token_is_yielded_as_soon_as_it_cannot_belong_to_a_stop_sequence():
 
     stream = generate(Counting([3, 1, 4, 1, 5]), [0], 5, temperature=0, stop=[[1, 5]])
     seen = [(token, len(calls)) for token in stream]
-    assert seen == [
-        (3, 1),
-        (1, 3),
-        (4, 3),
-    ]  # the first 1 waits until 4 has come; the second one never appears
+    # The first 1 waits until 4 has come; the second one never appears.
+    assert seen == [(3, 1), (1, 3), (4, 3)]
 
 
 # ---- the seed, the cache, the model's mode
 
 
+SMALL = GPTConfig(vocab_size=30, block_size=12, n_layer=2, n_head=2, n_embd=16)
+
+
 def small_gpt(**changes) -> GPT:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**(dict(vocab_size=30, block_size=12, n_layer=2, n_head=2, n_embd=16) | changes)))
+    model = GPT(replace(SMALL, **changes))
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.3)
@@ -230,7 +230,10 @@ def small_gpt(**changes) -> GPT:
 
 def test_a_seed_gives_the_same_ids_again_and_another_seed_others():
     model = small_gpt()
-    text = lambda seed: list(generate(model, [1, 2], 40, seed=seed))
+
+    def text(seed):
+        return list(generate(model, [1, 2], 40, seed=seed))
+
     assert text(3) == text(3) != text(4)
     torch.manual_seed(123)  # the global random state plays no part
     before = torch.get_rng_state()
@@ -259,9 +262,8 @@ def test_past_block_size_the_model_goes_on_with_its_last_half():
     new = list(generate(model, list(range(10)), 9, temperature=0, use_cache=False))
     text = list(range(10)) + new
     assert fed[:3] == [text[:10], text[:11], text[:12]]
-    assert (
-        fed[3] == text[7:13] and fed[4] == text[7:14]
-    )  # 13 tokens do not fit: the last 6, then growing again
+    # 13 tokens do not fit: the last 6, then growing again.
+    assert fed[3] == text[7:13] and fed[4] == text[7:14]
 
 
 def test_with_the_cache_only_new_tokens_are_fed():
@@ -324,11 +326,8 @@ def test_a_character_that_is_never_finished_shows_at_the_end():
 def folder(tmp_path):
     tokenizer = CharTokenizer("abcdefgh\n ")
     torch.manual_seed(0)
-    return checkpoint.save(
-        tmp_path / "model",
-        GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=1, n_head=2, n_embd=8)),
-        tokenizer,
-    )
+    model = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=1, n_head=2, n_embd=8))
+    return checkpoint.save(tmp_path / "model", model, tokenizer)
 
 
 def command(*args: str, text: str | None = None) -> subprocess.CompletedProcess:
@@ -354,9 +353,8 @@ def test_the_command_line_writes_the_prompt_and_what_follows(folder):
 
 
 def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_character(folder):
-    done = command(
-        "--checkpoint", str(folder), "--max-new-tokens", "5", "--temperature", "0", text="abc\nxyz\ncab\n\n"
-    )
+    options = ("--checkpoint", str(folder), "--max-new-tokens", "5", "--temperature", "0")
+    done = command(*options, text="abc\nxyz\ncab\n\n")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("> ") == 4
     assert "> abc" in done.stdout and "> cab" in done.stdout

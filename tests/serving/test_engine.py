@@ -63,7 +63,17 @@ def ids(generation) -> list[int]:
 def alone(model: GPT, request: Request) -> list[int]:
     """What the sampler of week 1 makes of it."""
     r = request
-    return list(generate(model, r.prompt, r.max_new_tokens, r.temperature, r.top_k, r.top_p, r.stop, r.seed))
+    drawn = generate(
+        model,
+        r.prompt,
+        r.max_new_tokens,
+        r.temperature,
+        top_k=r.top_k,
+        top_p=r.top_p,
+        stop=r.stop,
+        seed=r.seed,
+    )
+    return list(drawn)
 
 
 def request(prompt: list[int], draw: random.Random) -> Request:
