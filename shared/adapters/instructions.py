@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from shared.evaluation import cross_entropy, perplexity
 from shared.models.attention import causal_mask
-from shared.models.pretrained import IM_END, ROLES, chat_prompt, is_chat
+from shared.models.chat import IM_END, ROLES, chat_prompt, is_chat
 from shared.sampling.generate import generate
 from shared.tokenizers import Tokenizer
 from shared.training.trainer import TrainConfig

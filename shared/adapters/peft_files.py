@@ -23,7 +23,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from shared.adapters.lora import lora_scale
-from shared.models.formats import Layout, hf_config, refuse
+from shared.models.families import hf_config, refuse
+from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import write_atomically, write_json
 

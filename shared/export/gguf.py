@@ -10,9 +10,9 @@ from gguf.quants import quantize
 
 from shared.export.huggingface import ready_to_export
 from shared.export.tokenizers import gguf_tokenizer
-from shared.models.formats import GGUF_FAMILIES, exact_family, refuse
+from shared.models.families import GGUF_FAMILIES, exact_family, refuse
 from shared.models.gpt import GPT
-from shared.models.pretrained import plain_tensors
+from shared.models.weights import plain_tensors
 from shared.tokenizers import Tokenizer
 
 # ---- GGUF

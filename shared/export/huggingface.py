@@ -26,9 +26,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from shared import checkpoint
 from shared.course.report import model_card
 from shared.export.tokenizers import hf_tokenizer, hf_tokenizer_config, special_roles
-from shared.models.formats import hf_config
+from shared.models.families import hf_config
 from shared.models.gpt import GPT
-from shared.models.pretrained import plain_tensors, refuse_checkpoint, to_hf, with_biases
+from shared.models.pretrained import refuse_checkpoint, to_hf
+from shared.models.weights import plain_tensors, with_biases
 from shared.runtime import write_atomically, write_json
 from shared.sampling.generate import generate
 from shared.tokenizers import Tokenizer

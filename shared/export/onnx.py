@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.pretrained import plain_tensors
+from shared.models.weights import plain_tensors
 
 LARGEST_FILE = 1_900_000_000
 """Bytes of weights that go into the file itself: what holds an ONNX graph cannot be larger than 2 GB. More go

@@ -16,7 +16,8 @@ what each kind means.
 
 from typing import Any
 
-from shared.models.formats import (
+from shared.models.chat import IM_END, IM_START, SMOLLM_SYSTEM, is_chat
+from shared.models.tokenizer_files import (
     CONTROL,
     EVERY_CHARACTER,
     GGUF_PATTERNS,
@@ -25,7 +26,6 @@ from shared.models.formats import (
     SPLITS,
     UNUSED,
 )
-from shared.models.pretrained import IM_END, IM_START, SMOLLM_SYSTEM, is_chat
 from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, to_printable
 

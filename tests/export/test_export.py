@@ -38,9 +38,10 @@ from shared.export import huggingface, save_hf_folder, to_gguf, to_onnx
 from shared.export import onnx as onnx_export
 from shared.export.huggingface import Card, push_to_hub
 from shared.export.onnx import OnnxModel
-from shared.models.formats import DEFAULT_PATTERN, SMOLLM_PATTERN
+from shared.models.chat import IM_END, IM_START, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.pretrained import IM_END, IM_START, chat_prompt, from_gguf, from_hf, load_smollm2
+from shared.models.pretrained import from_gguf, from_hf, load_smollm2
+from shared.models.tokenizer_files import DEFAULT_PATTERN, SMOLLM_PATTERN
 from shared.quantization import quantize as quantize_model
 from shared.runtime import ROOT
 from shared.sampling import generate

@@ -29,8 +29,9 @@ from shared.course.report import (
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX
+from shared.models.chat import IM_END, QUESTIONS, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.pretrained import IM_END, QUESTIONS, chat_prompt, load_smollm2
+from shared.models.pretrained import load_smollm2
 from shared.runtime import ROOT, clock, device_name, pick_device, table
 from shared.sampling import generate
 from shared.training import TrainConfig

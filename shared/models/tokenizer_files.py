@@ -1,0 +1,218 @@
+"""Week 6. The tokenizers in others' files as ours: tokenizer.json, vocab.json with merges.txt, and GGUF.
+
+Ours cuts text by a pattern and merges bytes, or takes single characters. A tokenizer that does something else
+is refused with the reason. Week 12's export writes the same formats (`shared.export.tokenizers`).
+
+Sources: the file format of the library `tokenizers`; the GGUF specification; llama.cpp for its patterns.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shared.models.families import refuse
+from shared.tokenizers.bpe import GPT2_PATTERN, GPT4_PATTERN, PRINTABLE, BPETokenizer
+from shared.tokenizers.char import CharTokenizer
+
+SMOLLM_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+"""SmolLM2's: every digit on its own, and what lies between digits as GPT-2's pattern cuts it."""
+DEFAULT_PATTERN = (
+    r"[\p{P}$+<=>^~|]+|'(?:[sdmt]|ll|ve|re)| ?\p{L}+|[0-9]{3}|(?:(?![0-9]{3})\p{N})+|"
+    r" ?[^\s\p{L}\p{N}\p{P}$+<=>^~|]+"
+    r"|\s+(?![^\s\p{P}$+<=>^~|])|\s+"
+)
+"""What llama.cpp does for `default`: runs of punctuation, then GPT-2's pattern, then numbers in threes."""
+GGUF_PATTERNS = {"gpt-2": GPT2_PATTERN, "smollm": SMOLLM_PATTERN, "default": DEFAULT_PATTERN}
+"""Our patterns by the name that GGUF has for them (tokenizer.ggml.pre)."""
+SPLITS = {
+    GPT4_PATTERN: (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
+    ),
+    DEFAULT_PATTERN: DEFAULT_PATTERN,
+}
+"""Our patterns as Hugging Face's regular expressions, which have no possessive {1,3}+ and take $ for a line's
+end.
+"""
+EVERY_CHARACTER = r"[\s\S]"
+"""Cuts a text into its characters; with a vocabulary of those it is a character tokenizer."""
+
+# GGUF's kinds of tokens (tokenizer.ggml.token_type).
+NORMAL = 1
+CONTROL = 3
+UNUSED = 5
+
+
+class UnlikeOurs(ValueError):
+    """A tokenizer that ours cannot be; the message is the reason."""
+
+
+def tokenizer_from_json(values: Mapping[str, Any]) -> BPETokenizer | CharTokenizer:
+    """A tokenizer.json as one of ours.
+
+    Raises `UnlikeOurs` where ours cannot be it; KeyError, TypeError, AttributeError, IndexError or ValueError
+    for one that is damaged.
+    """
+    model = values["model"]
+    if _is_of_characters(values):
+        return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
+    problems = _what_ours_lacks(values)
+    pattern = _pattern(values["pre_tokenizer"])
+    if pattern is None:
+        raise UnlikeOurs("; ".join([*problems, "it cuts the text by another rule (pre_tokenizer)"]))
+    if problems:
+        raise UnlikeOurs("; ".join(problems))
+    special = {token["content"]: token["id"] for token in values["added_tokens"]}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return _bpe(model["vocab"] | special, merges, pattern, special)
+
+
+def _is_of_characters(values: Mapping[str, Any]) -> bool:
+    return (
+        values["model"].get("type") == "WordLevel"
+        and not values["added_tokens"]
+        and not values.get("normalizer")
+        and _split(values["pre_tokenizer"]) == EVERY_CHARACTER
+    )
+
+
+_MODEL_EXTRAS = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+    "ignore_merges",
+)
+"""What a tokenizer.json may ask of its BPE and ours does not have."""
+
+
+def _what_ours_lacks(values: Mapping[str, Any]) -> list[str]:
+    """What a tokenizer.json asks for besides a rule for cutting text, and ours does not have."""
+    model = values["model"]
+    problems = []
+    if model.get("type", "BPE") != "BPE":
+        problems.append(f"its model is {model['type']}")
+    problems += [f"its model has {name}={model[name]!r}" for name in _MODEL_EXTRAS if model.get(name)]
+    if values.get("normalizer"):
+        problems.append("it changes the text first (normalizer)")
+    for token in values["added_tokens"]:
+        if not token["special"] or token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+            problems.append(
+                f"the token {token['content']!r} is found in plain text, or takes the spaces round it"
+            )
+            break
+    return problems
+
+
+def tokenizer_from_merges(ids: Mapping[str, int], merges: str) -> BPETokenizer:
+    """GPT-2's two files, vocab.json and the text of merges.txt, as our BPETokenizer.
+
+    A token that no merge makes is a special one. Raises ValueError for files that are damaged.
+    """
+    pairs = [line for line in merges.split("\n") if line and not line.startswith("#version")]
+    made = {*PRINTABLE.values(), *(pair.replace(" ", "") for pair in pairs)}
+    special = {token: i for token, i in ids.items() if token not in made}
+    return _bpe(ids, pairs, GPT2_PATTERN, special)
+
+
+def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
+    """Our pattern for a pre_tokenizer of tokenizer.json, or None where it is another."""
+    if pre_tokenizer is None:
+        return None
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    before, last = steps[:-1], steps[-1]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    if not last.get("use_regex", True):
+        split = _split(before[0]) if len(before) == 1 else None
+        return next((ours for ours, theirs in SPLITS.items() if theirs == split), None)
+    if not before:
+        return GPT2_PATTERN
+    digits = before[0].get("type") == "Digits" and before[0].get("individual_digits") is True
+    return SMOLLM_PATTERN if digits and len(before) == 1 else None
+
+
+def _split(step: dict[str, Any] | None) -> str | None:
+    """The regular expression whose every match is a piece, where this is such a step of a pre_tokenizer."""
+    if step is None or step.get("type") != "Split":
+        return None
+    if step.get("behavior") != "Isolated" or step.get("invert"):
+        return None
+    return step["pattern"].get("Regex")
+
+
+def _bpe(
+    ids: Mapping[str, int], merges: Iterable[str], pattern: str, special: Mapping[str, int]
+) -> BPETokenizer:
+    tokens = sorted(ids, key=ids.__getitem__)
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        raise ValueError("the tokenizer's ids do not go from 0 up without a gap")
+    return BPETokenizer.from_printable(tokens, merges, pattern, special)
+
+
+def tokenizer_from_gguf(
+    metadata: Mapping[str, Any], vocab_size: int, where: str
+) -> BPETokenizer | CharTokenizer | None:
+    """The tokenizer in a GGUF file's metadata as ours, None where there is none.
+
+    vocab_size: the model's. Raises ValueError for one that ours cannot be.
+    """
+    prefix = "tokenizer.ggml."
+    values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    if "model" not in values:
+        return None
+    if values["model"] == "rwkv":
+        return _characters(values, where)
+    refuse(_what_ours_lacks_in_gguf(values), where)
+    tokens, kinds = values["tokens"], values["token_type"]
+    if len(tokens) != len(kinds) or len(tokens) > vocab_size:
+        raise ValueError(
+            f"{where}: {len(tokens)} tokens with {len(kinds)} kinds do not fit a model of {vocab_size} tokens"
+        )
+    for token, kind in zip(tokens, kinds):
+        if kind not in (NORMAL, CONTROL, UNUSED):
+            raise ValueError(
+                f"{where}: the token {token!r} is of kind {kind!r}, which our tokenizer does not have"
+            )
+    special = {token: i for i, token in enumerate(tokens) if kinds[i] != NORMAL}
+    try:
+        return BPETokenizer.from_printable(tokens, values["merges"], GGUF_PATTERNS[values["pre"]], special)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: its tokenizer is damaged: {error}") from None
+
+
+def _what_ours_lacks_in_gguf(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if values["model"] != "gpt2":
+        problems.append(f"its tokenizer is {values['model']!r}, and ours can only be 'gpt2' (byte-level BPE)")
+    if values.get("pre") not in tuple(GGUF_PATTERNS):
+        problems.append(
+            f"its tokenizer's rule for cutting text, tokenizer.ggml.pre={values.get('pre')!r}, is not one of"
+            f" {', '.join(GGUF_PATTERNS)}"
+        )
+    if values.get("add_space_prefix"):
+        problems.append("its tokenizer puts a space before the text")
+    for name in ("tokens", "token_type", "merges"):
+        if not isinstance(values.get(name), list):
+            problems.append(f"its tokenizer lacks {name}")
+    return problems
+
+
+_ESCAPED = re.compile(r"\\(.)")
+_UNESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+def _characters(values: Mapping[str, Any], where: str) -> CharTokenizer:
+    """RWKV's tokenizer, which takes the longest token each time: ours where each token is one character."""
+    kinds = values.get("token_type") or []
+    tokens = [
+        _ESCAPED.sub(lambda match: _UNESCAPED.get(match[1], match[1]), token)
+        for token, kind in zip(values.get("tokens") or [], kinds)
+        if kind == NORMAL
+    ]
+    if not tokens or any(len(token) != 1 for token in tokens) or NORMAL in kinds[len(tokens) :]:
+        raise ValueError(
+            f"{where}: its tokenizer is 'rwkv', which ours can only be where each token is one character"
+        )
+    return CharTokenizer("".join(tokens))
