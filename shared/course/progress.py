@@ -147,7 +147,8 @@ def collect(mine: bool = True) -> list[WeekReport]:
         docstring = ast.get_docstring(
             ast.parse((ROOT / "weeks" / topic / "run.py").read_text(encoding="utf-8"))
         )
-        about = docstring.splitlines()[0].partition(": ")[2]
+        first_paragraph = " ".join(docstring.partition("\n\n")[0].split())
+        about = first_paragraph.partition(": ")[2]
         week = Week(int(topic[:2]))
         yours = _runs(topic, "mine") if mine else None
         course = (

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import matplotlib
@@ -418,8 +419,19 @@ def load_script(topic: str, name: str = "run") -> Any:
         sys.path.remove(str(folder))
         for stem in beside:  # every week has a run.py: the next week's must not meet this one
             if stem in sys.modules:
-                sys.modules[f"weeks.{topic}.{stem}"] = sys.modules.pop(stem)
+                _rename(sys.modules.pop(stem), f"weeks.{topic}.{stem}")
         sys.modules.update(others)
+
+
+def _rename(module: ModuleType, name: str) -> None:
+    """Gives an imported module another name, which its classes and functions then have too: their source is
+    looked up by it (for one by tyro, which shows it as help).
+    """
+    for member in vars(module).values():
+        if isinstance(member, (type, FunctionType)) and member.__module__ == module.__name__:
+            member.__module__ = name
+    module.__name__ = name
+    sys.modules[name] = module
 
 
 @dataclass(frozen=True)
