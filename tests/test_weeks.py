@@ -138,7 +138,9 @@ def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, mon
             raise KeyboardInterrupt
         return measure(policy, start, settings, log)
 
+    policies = sys.modules["weeks.10_ppo_dpo.policies"]  # where the methods' runs look it up
     monkeypatch.setattr(module, "measure_policy", interrupted)
+    monkeypatch.setattr(policies, "measure_policy", interrupted)
     for path in (output / "checkpoints" / "10_ppo_dpo").rglob("*.safetensors"):
         path.unlink()
     with pytest.raises(KeyboardInterrupt):
@@ -146,6 +148,7 @@ def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, mon
     logs = output / "logs" / "10_ppo_dpo" / "mine" / "smoke" / "rhyme.txt"
     assert report.read_runs(logs)[method].run["state"] == "interrupted"
     monkeypatch.setattr(module, "measure_policy", measure)
+    monkeypatch.setattr(policies, "measure_policy", measure)
     assert module.main(replace(settings, resume=True)) == whole
 
 
