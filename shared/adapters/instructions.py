@@ -25,7 +25,7 @@ from shared.models.attention import causal_mask
 from shared.models.chat import IM_END, ROLES, chat_prompt, is_chat
 from shared.sampling.generate import generate
 from shared.tokenizers import Tokenizer
-from shared.training.trainer import TrainConfig
+from shared.training.config import TrainConfig
 
 IGNORED = -100
 """The target of a token that is not learned: PyTorch's cross-entropy leaves it out."""

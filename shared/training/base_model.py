@@ -23,9 +23,10 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT, RunLog, clock, device_name
 from shared.sampling.generate import generate
 from shared.tokenizers.bpe import BPETokenizer
+from shared.training.config import TrainConfig
 from shared.training.distributed import Processes, process_group
 from shared.training.execution import OneProcess, Precision
-from shared.training.trainer import TrainConfig, Trainer
+from shared.training.trainer import Trainer
 
 TOPIC = "06_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -190,10 +191,10 @@ def train_model(
         settings.train,
         log,
         work.checkpoints / name,
-        work.device,
-        name,
-        Precision(DTYPES[settings.dtype]),
-        processes,
+        device=work.device,
+        description=name,
+        precision=Precision(DTYPES[settings.dtype]),
+        processes=processes,
     )
     return {**trainer.fit(settings.resume), "wall_seconds": clock() - started}
 

@@ -11,7 +11,7 @@ Sources: Li et al., "PyTorch Distributed" (DDP, 2020); Zhao et al., "PyTorch FSD
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -32,10 +32,12 @@ class Processes(OneProcess):
     """How a step is carried out, for `Trainer(processes=...)`.
 
     parallel: "none" is one process. "ddp": each process has the whole model, and gradients are averaged.
-    "fsdp": each has a part of every parameter, gradient and moment, and whole layers are put together only
-    while they are used. Each process takes its own rows of every batch, so that the losses are those of one
+    "fsdp": each has a part of every parameter, gradient and moment, and layers are put together only while
+    they are used. Each process takes its own rows of every batch, so that the losses are those of one
     process. compile_model: torch.compile. recompute: keep only each block's input and compute the rest again
-    on the way back (gradient checkpointing): less memory, up to a third more work.
+    in the backward (gradient checkpointing): less memory, up to a third more work.
+
+    Raises ValueError for another way, and for several processes where torchrun has not started them.
     """
 
     def __init__(
@@ -52,39 +54,40 @@ class Processes(OneProcess):
                 f"parallel={parallel!r} needs several processes: start the script with torchrun --standalone"
                 " --nproc_per_node=N"
             )
-        self.parallel, self.device, self.compile_model, self.recompute = (
-            parallel,
-            torch.device(device),
-            compile_model,
-            recompute,
-        )
+        self.parallel = parallel
+        self.device = torch.device(device)
+        self.compile_model = compile_model
+        self.recompute = recompute
         if parallel != "none":
-            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+            self.rank = dist.get_rank()
+            self.world_size = dist.get_world_size()
 
-    def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def prepare(self, model: nn.Module) -> Callable[..., Tensor]:
         if self.recompute:
             recompute_blocks(model)
-        call: nn.Module = model
+        call = model
         if self.parallel == "ddp":
-            call = DistributedDataParallel(
-                model, device_ids=[self.device] if self.device.type == "cuda" else None
-            )
+            device_ids = [self.device] if self.device.type == "cuda" else None
+            call = DistributedDataParallel(model, device_ids=device_ids)
         elif self.parallel == "fsdp":
             mesh = init_device_mesh(self.device.type, (self.world_size,))
-            for block in model.blocks:
+            for block in blocks_of(model):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
         return torch.compile(call) if self.compile_model else call
 
     @contextmanager
-    def accumulating(self, call: Callable) -> Iterator[None]:
-        if self.parallel == "fsdp":
-            call.set_requires_gradient_sync(False)
+    def accumulating(self, call: Callable[..., Tensor]) -> Iterator[None]:
+        wrapped = getattr(call, "_orig_mod", call)  # where torch.compile keeps what it was given
+        if isinstance(wrapped, FSDPModule):
+            wrapped.set_requires_gradient_sync(False)
             yield
-            call.set_requires_gradient_sync(True)
-        else:
-            with call.no_sync() if self.parallel == "ddp" else nullcontext():
+            wrapped.set_requires_gradient_sync(True)
+        elif isinstance(wrapped, DistributedDataParallel):
+            with wrapped.no_sync():
                 yield
+        else:
+            yield
 
     def mean(self, value: float) -> float:
         if self.world_size == 1:
@@ -93,11 +96,11 @@ class Processes(OneProcess):
         dist.all_reduce(total)
         return total.item() / self.world_size
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.parallel != "none":
             dist.barrier()
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def full_tensor(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
@@ -106,16 +109,29 @@ class Processes(OneProcess):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The blocks of a GPT. Raises ValueError for a model without."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ValueError(
+            f"a {type(model).__name__} has no blocks: FSDP and recomputed activations are for models of"
+            " blocks, such as GPT"
+        )
+    return blocks
+
+
 def recompute_blocks(model: nn.Module) -> None:
     """Makes every block of a GPT forget its activations after the forward, and compute them again in the
     backward. Gradients are the same.
     """
-    for block in model.blocks:
+    for block in blocks_of(model):
         block.forward = partial(_recomputed, block.forward)
 
 
-def _recomputed(forward: Callable, *inputs: object) -> Tensor:
-    return checkpoint(forward, *inputs, use_reentrant=False) if torch.is_grad_enabled() else forward(*inputs)
+def _recomputed(forward: Callable[..., Tensor], *inputs: object) -> Tensor:
+    if torch.is_grad_enabled():
+        return checkpoint(forward, *inputs, use_reentrant=False)
+    return forward(*inputs)
 
 
 @contextmanager
@@ -126,14 +142,19 @@ def process_group(
     torchrun: one process, rank 0.
 
     With several processes on CUDA, each takes the GPU of its number on the machine. Raises ValueError where
-    there are fewer GPUs.
+    there are fewer GPUs. say: gets the lines for people, on the first process only.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if "WORLD_SIZE" not in os.environ:
         yield pick_device(device, say), 0, 1
         return
-    quiet = say if rank == 0 else lambda line: None
-    chosen = pick_device(device, quiet)
+    rank = int(os.environ.get("RANK", 0))
+    size = int(os.environ["WORLD_SIZE"])
+
+    def say_once(line: str) -> None:
+        if rank == 0:
+            say(line)
+
+    chosen = pick_device(device, say_once)
     if chosen.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
@@ -144,7 +165,7 @@ def process_group(
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    quiet(f"processes: {size}, over {dist.get_backend()}")
+    say_once(f"processes: {size}, over {dist.get_backend()}")
     try:
         yield chosen, rank, size
     finally:

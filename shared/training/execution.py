@@ -1,6 +1,4 @@
-"""Week 2. What a training step computes in, and which processes take part in it: the Trainer is handed one of
-each.
-"""
+"""Week 2. What a training step computes in, and which processes share it; the Trainer is handed both."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,72 +10,75 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Precision:
-    """What a step computes in. Other than fp32: operations that bear it are done in `dtype`, the weights stay
-    fp32 (autocast).
+    """The number format of a step: fp32, or `dtype` under autocast.
 
-    Week 7's `precision.py` has the one for fp16, which scales the loss.
+    Autocast carries out matrix products and the like in `dtype`; the weights stay fp32. Week 7's
+    `precision.py` has the format for fp16, which scales the loss.
     """
 
     dtype: torch.dtype = torch.float32
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
+        """The context in which the forward pass runs."""
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def skips(self) -> bool:
-        """Whether a step with a gradient that is not finite is left out. If not, it stops the training."""
+        """Whether a step with a gradient that is not finite is skipped; if not, it stops the training."""
         return False
 
     def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss` to those that the parameters have."""
         loss.backward()
 
     def unscale(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Gives the gradients their true size, before they are measured and clipped."""
 
     def step(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Updates the weights; `optimizers` is empty for a step that is left out."""
+        """Updates the weights; `optimizers` is empty for a step that is skipped."""
         for optimizer in optimizers:
             optimizer.step()
 
     def state(self) -> dict[str, float]:
-        """Logged, and saved for a run that goes on."""
+        """What changes from step to step: logged, and saved for a run that is resumed."""
         return {}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Takes up what `state` gave."""
+        """Takes up what `state` returned."""
 
 
 class OneProcess:
-    """Who takes part in a step: this process alone. Week 6's `distributed.py` has the others; they are handed
-    to the Trainer.
-    """
+    """The processes that share a step: this one alone. Week 6's `distributed.py` has the ones for several."""
 
-    rank, world_size = 0, 1
+    rank: int = 0
+    world_size: int = 1
 
-    def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What a step calls instead of the model. The model's own parameters go on being those that are
-        trained.
-        """
+    def prepare(self, model: nn.Module) -> Callable[..., Tensor]:
+        """What a step calls in place of the model. The parameters that are trained remain the model's own."""
         return model
 
-    def accumulating(self, call: Callable) -> AbstractContextManager:
-        """Round the batches before a step's last one: their gradients need not be exchanged yet."""
+    def accumulating(self, call: Callable[..., Tensor]) -> AbstractContextManager:
+        """The context of all batches but a step's last: their gradients need not be exchanged yet.
+
+        call: what `prepare` returned.
+        """
         return nullcontext()
 
     def mean(self, value: float) -> float:
-        """The mean over all processes."""
+        """The mean of `value` over all processes."""
         return value
 
-    def wait(self) -> None:
-        """Until all processes have come here."""
+    def barrier(self) -> None:
+        """Waits until all processes have come here."""
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of which this process may have a part only, put together."""
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """The full tensor, where this process may have only a part of it. All processes must call it."""
         return tensor
 
     def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """This process's part of a whole tensor, laid out as `like`."""
+        """This process's part of a full tensor, laid out as `like`."""
         return tensor.to(like.device)
 
 
-FP32, ALONE = Precision(), OneProcess()
+FP32 = Precision()
+ALONE = OneProcess()

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from shared.models.gpt import GPT, GPTConfig
+from shared.training.config import TrainConfig
 from shared.training.precision import precision
 from shared.training.profiling import StepCost, in_own_process
-from shared.training.trainer import TrainConfig
 from shared.training.tricks import USUAL, Tricks, measure
 
 # ---- memory

@@ -6,20 +6,18 @@ Sources: Loshchilov & Hutter (AdamW, 2019); Jordan et al., "Muon: An optimizer f
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # Jordan's quintic: steepest at 0, so that small singular values grow fastest
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Jordan's coefficients of x, x³ and x⁵: steepest at 0, so that small singular values grow fastest."""
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """Moves every singular value of each matrix near 1 (about 0.7 to 1.2), keeping its singular vectors: U S
-    Vᵀ -> about U Vᵀ.
+    """Moves every singular value of each matrix near 1 (about 0.7 to 1.2), and keeps its singular vectors:
+    U S Vᵀ -> about U Vᵀ.
 
     matrices: [count, rows, columns]. dtype: what to compute in; None takes bf16 on CUDA, where it is fast,
     fp32 elsewhere.
@@ -39,26 +37,28 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every direction of a matrix is moved by about the same amount.
 
-    For parameters of two dimensions. `torch.optim.Muon` computes the same update one matrix at a time, in
-    bf16; this one takes matrices of one shape together and in fp32 on a CPU, which is several times faster
-    there.
+    For parameters of two dimensions; ValueError for any other. `torch.optim.Muon` computes the same update
+    one matrix at a time, in bf16; this one takes matrices of one shape together and in fp32 on a CPU, which
+    is several times faster there.
     """
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[nn.Parameter],
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         ns_steps: int = 5,
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps))
+        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps)
+        super().__init__(params, defaults)
         for group in self.param_groups:
             if any(p.dim() != 2 for p in group["params"]):
                 raise ValueError("Muon is for matrices: give parameters of any other shape to AdamW")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a loss is not computed again
+        """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
@@ -66,25 +66,24 @@ class Muon(torch.optim.Optimizer):
                     # Tall and wide matrices share a batch: the update of a transpose is the transpose of the
                     # update.
                     by_shape[torch.Size(sorted(p.shape))].append(p)
-            for params in by_shape.values():
-                self._update(params, group)
+            for parameters in by_shape.values():
+                self._update(parameters, group)
 
-    def _update(self, params: list[nn.Parameter], group: dict) -> None:
-        buffers = []
-        for p in params:
+    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Updates matrices that have one shape, or its transpose, and a gradient each."""
+        for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(self.state[p]["momentum_buffer"])
-        grads = [p.grad for p in params]
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         momentum = group["momentum"]
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        updates = torch._foreach_lerp(
-            grads, buffers, momentum
-        )  # Nesterov: the gradient as it will look after this step
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        # Nesterov: the gradient as it will look after this step.
+        updates = torch._foreach_lerp(gradients, buffers, momentum)
         stacked = torch.stack([u if u.size(0) <= u.size(1) else u.mT for u in updates])
         directions = orthogonalize(stacked, group["ns_steps"]).unbind()
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for p, direction in zip(params, directions):
+        torch._foreach_mul_(tuple(parameters), 1 - group["lr"] * group["weight_decay"])
+        for p, direction in zip(parameters, directions):
             scale = max(1.0, p.size(0) / p.size(1)) ** 0.5
             p.add_(direction if p.size(0) <= p.size(1) else direction.mT, alpha=-group["lr"] * scale)
 
@@ -93,6 +92,7 @@ def build_optimizers(
     model: nn.Module,
     kind: str,
     lr: float,
+    *,
     muon_lr: float = 0.02,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
@@ -107,34 +107,28 @@ def build_optimizers(
     """
     if kind not in ("adamw", "muon"):
         raise ValueError(f"kind={kind!r}: must be adamw or muon")
-    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    linears = {
-        f"{n}.weight"
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and not n.endswith("lm_head")
-    }
-    inner = linears & params.keys() if kind == "muon" else set()
-    rest = [p for n, p in params.items() if n not in inner]
-    groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in rest)
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for_muon = _inner_matrices(model) & parameters.keys() if kind == "muon" else set()
+    inner = [p for n, p in parameters.items() if n in for_muon]
+    rest = [p for n, p in parameters.items() if n not in for_muon]
     optimizers: list[torch.optim.Optimizer] = []
     if rest:
-        optimizers.append(
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
-        )
+        groups = [
+            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        fused = all(p.device.type in ("cpu", "cuda") for p in rest)
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused))
     if inner:
-        optimizers.append(
-            Muon(
-                [p for n, p in params.items() if n in inner],
-                lr=muon_lr,
-                momentum=muon_momentum,
-                weight_decay=weight_decay,
-            )
-        )
+        optimizers.append(Muon(inner, lr=muon_lr, momentum=muon_momentum, weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _inner_matrices(model: nn.Module) -> set[str]:
+    """The names of the weights of all linear layers but the output layer."""
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    return {f"{n}.weight" for n in linears if not n.endswith("lm_head")}

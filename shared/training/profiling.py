@@ -25,9 +25,10 @@ from shared.evaluation import cross_entropy
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import clock
 from shared.tokenizers import CharTokenizer
+from shared.training.config import TrainConfig
 from shared.training.distributed import Processes
 from shared.training.execution import FP32, Precision
-from shared.training.trainer import TrainConfig, Trainer
+from shared.training.trainer import Trainer
 
 CARDS = {"T4": (65, 0.35), "L4": (121, 0.7), "RTX 4090": (165, 0.5), "A100": (312, 1.6), "H100": (989, 2.8)}
 """Peak TFLOP/s in 16 bits, dense, by the makers' data sheets, and dollars an hour to rent one: an assumption,

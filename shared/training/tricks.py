@@ -20,10 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig
+from shared.training.config import TrainConfig
 from shared.training.distributed import Processes
 from shared.training.precision import bf16_units, precision
 from shared.training.profiling import StepCost, in_own_process, matmul_peak, measure_training, peak_memory
-from shared.training.trainer import TrainConfig, Trainer
+from shared.training.trainer import Trainer
 
 # ---- what a step costs, trick by trick
 
@@ -226,11 +227,11 @@ def profile_training(
     profiler, walls = profile(activities=activities), []
 
     class Profiled(Trainer):
-        def _step(self, stream: Iterator) -> None:
+        def train_step(self, batches: Iterator) -> None:
             if self.step == train.steps - looked:
                 profiler.start()
             before = self.seconds
-            super()._step(stream)
+            super().train_step(batches)
             walls.append(self.seconds - before)
             if self.step == train.steps:
                 profiler.stop()

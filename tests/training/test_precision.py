@@ -342,10 +342,10 @@ def test_the_estimated_memory_is_what_a_step_takes(
     )
     trainer.model.train()
     stream = trainer.task.batches(train, 0, 0, 1)
-    trainer._step(stream)
+    trainer.train_step(stream)
     tracker.track_external(trainer.model, *trainer.optimizers)
     with tracker:
-        trainer._step(stream)
+        trainer.train_step(stream)
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     found = estimate_memory(config, train, dtype, recompute)
     assert found.peak == pytest.approx(peak, rel=0.1)

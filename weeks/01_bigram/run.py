@@ -72,7 +72,8 @@ def main(settings: Settings) -> dict[str, float]:
 
     with work.log("network", settings) as log:
         model = BigramModel(BigramConfig(tokenizer.vocab_size))
-        trainer = Trainer(model, corpus, c, log, work.checkpoints / "network", device, "bigram network")
+        folder = work.checkpoints / "network"
+        trainer = Trainer(model, corpus, c, log, folder, device=device, description="bigram network")
         by_training = log.finish(**trainer.fit(settings.resume))
         text = sample_text(model, corpus, 2000)
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))

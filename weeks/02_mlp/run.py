@@ -95,17 +95,17 @@ def main(settings: Settings) -> dict[str, float]:
             replace(c, lr=0.1, weight_decay=0.0, log_updates=False),
             log,
             work.checkpoints / "bigram",
-            device,
-            "bigram",
+            device=device,
+            description="bigram",
         )
         before = log.finish(**trainer.fit(settings.resume))
 
     with work.log("mlp", settings) as log:
         torch.manual_seed(c.seed)
         model = WindowMLP(config)
-        result = log.finish(
-            **Trainer(model, corpus, c, log, work.checkpoints / "mlp", device, "MLP").fit(settings.resume)
-        )
+        folder = work.checkpoints / "mlp"
+        trainer = Trainer(model, corpus, c, log, folder, device=device, description="MLP")
+        result = log.finish(**trainer.fit(settings.resume))
         text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
@@ -117,9 +117,8 @@ def main(settings: Settings) -> dict[str, float]:
             probe = WindowMLP(replace(config, init=init))
             at_start = activations(probe, corpus, c.block_size)
             short = replace(c, steps=settings.init_steps, eval_every=settings.init_steps)
-            first[init] = log.finish(
-                **Trainer(probe, corpus, short, log, None, device, f"{init} first values").fit()
-            )
+            trainer = Trainer(probe, corpus, short, log, device=device, description=f"{init} first values")
+            first[init] = log.finish(**trainer.fit())
             log.artifact(start=at_start, end=activations(probe.cpu(), corpus, c.block_size))
 
     print(
@@ -156,8 +155,8 @@ def study_window(settings: Settings, corpus: Corpus, work: Workspace) -> dict[st
                 settings.train,
                 log,
                 work.checkpoints / log.folder.name,
-                work.device,
-                f"window {window}",
+                device=work.device,
+                description=f"window {window}",
             )
             losses[f"window_{window}"] = log.finish(**trainer.fit(settings.resume), window=window)["val_loss"]
     draw(work.logs, work.reports)

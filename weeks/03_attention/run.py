@@ -87,7 +87,8 @@ def main(settings: Settings) -> dict[str, float]:
     results = {}
     for name, candidate in (("attention", model), ("window-mlp", equal_mlp(model, tokenizer.vocab_size))):
         with work.log(name, settings) as log:
-            trainer = Trainer(candidate, corpus, c, log, work.checkpoints / name, device, name)
+            folder = work.checkpoints / name
+            trainer = Trainer(candidate, corpus, c, log, folder, device=device, description=name)
             results[name] = log.finish(**trainer.fit(settings.resume))
             if name == "attention":
                 model.cpu()

@@ -205,7 +205,8 @@ def train(
             block_size=max(recipe.model.block_size, recipe.train.block_size),
         )
     )
-    trainer = Trainer(model, corpus, recipe.train, log, work.checkpoints / log.folder.name, work.device, name)
+    folder = work.checkpoints / log.folder.name
+    trainer = Trainer(model, corpus, recipe.train, log, folder, device=work.device, description=name)
     return {**trainer.fit(resume), "wall_seconds": clock() - started}
 
 

@@ -182,7 +182,8 @@ def fit(
             block_size=max(config.block_size, train.block_size),
         )
     )
-    trainer = Trainer(model, corpus, train, log, work.checkpoints / log.folder.name, work.device, name)
+    folder = work.checkpoints / log.folder.name
+    trainer = Trainer(model, corpus, train, log, folder, device=work.device, description=name)
     return {**trainer.fit(resume), "wall_seconds": clock() - started}
 
 

@@ -678,7 +678,8 @@ def study_own(settings: Settings, work: Workspace, library: Library) -> dict[str
     add_lora(model, LoRAConfig(r=32, lora_alpha=64.0, target_modules=("all-linear",))).to(work.device)
     config = replace(settings.train, block_size=task.block_size)
     with work.log(f"{library.name}-own-training", settings) as log:
-        trainer = Trainer(model, task, config, log, work.checkpoints / "own", work.device, "own")
+        folder = work.checkpoints / "own"
+        trainer = Trainer(model, task, config, log, folder, device=work.device, description="own")
         log.finish(
             examples=len(talks),
             **{part: len(chosen) for part, chosen in parts.items()},

@@ -1,0 +1,68 @@
+"""Week 2. Where numbers stop being finite, for a training that has to stop."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class TrainingStopped(ValueError):
+    """The loss or a gradient is not a finite number; the message names the step and where it began."""
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@torch.no_grad()
+def where_not_finite(
+    model: nn.Module, forward: Callable[[], object], full_tensor: Callable[[Tensor], Tensor] = _as_it_is
+) -> str | None:
+    """The first place in a forward pass with a number that is not finite: a parameter, or else the output of
+    a module; None if all of them are finite.
+
+    forward: calls the model, on the batches that are to be looked at. Attention is computed there as matrix
+    products and a softmax: some of the fused kernels turn a nan in a key into finite numbers. full_tensor:
+    gives the full parameter, where the model's is a part of it.
+    """
+    for name, parameter in model.named_parameters():
+        if not full_tensor(parameter).isfinite().all():
+            return f"the parameter {name}"
+
+    outputs: list[str] = []
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                outputs.append(name or type(model).__name__)
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"the output of {outputs[0]}" if outputs else None
+
+
+def gradient_to_blame(
+    gradients: Mapping[str, Tensor], full_tensor: Callable[[Tensor], Tensor] = _as_it_is
+) -> tuple[str, bool]:
+    """The name of the first gradient that is not finite, or of the one with the largest number where all are;
+    and whether it is finite.
+    """
+    largest_name = ""
+    largest = -1.0
+    for name, gradient in gradients.items():
+        full = full_tensor(gradient)
+        if not full.isfinite().all():
+            return name, False
+        size = full.abs().max().item()
+        if size > largest:
+            largest_name = name
+            largest = size
+    return largest_name, True

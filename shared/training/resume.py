@@ -1,0 +1,252 @@
+"""Week 2. Training that can be stopped after any step and resumed as if nothing had happened: what the
+Trainer and the loops of week 10 have in common.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from shared.runtime import RunLog, finish_first
+from shared.training.execution import ALONE, OneProcess
+
+
+class StepSettings(Protocol):
+    """What a loop's settings have at least; they are a dataclass."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
+Settings = TypeVar("Settings", bound=StepSettings)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of a run between two steps, as it is saved: all that a resumed run needs."""
+
+    weights: dict[str, Tensor]
+    """What is trained, by name."""
+    tensors: dict[str, Tensor]
+    """The optimizers' moments and the random state, by name."""
+    values: dict[str, Any]
+    """In JSON: the step, the settings, and what was measured."""
+
+
+class ResumableLoop(ABC, Generic[Settings]):
+    """A training loop: it counts and logs the steps, saves its state, stops on Ctrl-C, and can be resumed.
+
+    The state is saved every `checkpoint_every` steps, after the last one, and after the step in which Ctrl-C
+    or SIGTERM came. A resumed loop neither repeats nor skips anything: on a CPU it equals, bit for bit, one
+    that was left alone. Nothing is saved where `state_path` is None.
+
+    A subclass calls `_open` and then `_run` with what a step does, which advances `step` itself. It says what
+    a resumed run must have in common with the saved one (`_identity`), and gives its state, takes it up,
+    writes and reads it.
+    """
+
+    state_name: ClassVar[str] = "checkpoint"
+    """What messages call the saved state."""
+
+    def __init__(
+        self,
+        config: Settings,
+        state_path: Path | None,
+        log: RunLog | None,
+        *,
+        description: str,
+        processes: OneProcess = ALONE,
+    ):
+        self.config = config
+        self.state_path = state_path
+        self.log = log
+        self.description = description
+        self.processes = processes
+        self.step = 0
+        """Steps done."""
+        self.history: list[dict[str, float]] = []
+        """The rows of metrics, each with its `step`."""
+
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the saved one, in JSON: `config`, and further values."""
+
+    @abstractmethod
+    def _state(self) -> RunState:
+        """The present state; of the values, those that are neither the step nor the identity."""
+
+    @abstractmethod
+    def _take_up(self, state: RunState) -> None:
+        """Sets all that `_state` gives to what it was. Raises ValueError for the state of another model."""
+
+    @abstractmethod
+    def _write(self, state: RunState, path: Path) -> None:
+        """Saves the state, all or nothing."""
+
+    @abstractmethod
+    def _read(self, path: Path) -> RunState | None:
+        """The saved state, or None if there is none. Raises ValueError for a damaged one."""
+
+    def _begin(self) -> None:
+        """Called in place of `_take_up` for a run that starts anew."""
+
+    def _open(self, resume: bool) -> None:
+        """Takes up the saved state, if asked to and there is one, said aloud; else starts anew."""
+        if not (resume and self._restore()):
+            self._begin()
+        if self.log:
+            self.log.rewind(self.step)
+
+    def _run(self, take_step: Callable[[], float]) -> None:
+        """Takes the steps that are left. take_step: does one, counts it in `step`, and returns its loss.
+
+        Raises KeyboardInterrupt once the step in which Ctrl-C came is done and saved.
+        """
+        progress = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            desc=self.description,
+            unit="step",
+            disable=True if self.processes.rank > 0 else None,  # None: shown on a terminal only
+            leave=False,
+        )
+        with progress, finish_first("the step") as interrupted:
+            while self.step < self.config.steps:
+                loss = take_step()
+                progress.update()
+                progress.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                # Asked once, of all processes: a Ctrl-C that comes while saving ends the next step, which is
+                # then saved too.
+                stop = self.processes.mean(interrupted()) > 0
+                if stop or self._is_due(self.config.checkpoint_every):
+                    self._save()
+                if stop:
+                    raise KeyboardInterrupt
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and after the last one, is to happen now."""
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _record(self, row: Mapping[str, float]) -> None:
+        """Keeps a row of metrics in the history; the log gets what is finite, since JSON has nothing else."""
+        self.history.append({"step": self.step, **row})
+        if self.log:
+            self.log.log(self.step, **finite(row))
+
+    def _save(self) -> None:
+        if self.state_path is None:
+            return
+        state = self._state()
+        values = {"step": self.step, **self._identity(), **state.values}
+        self._write(RunState(state.weights, state.tensors, values), self.state_path)
+        self.processes.barrier()  # what the first process has written can be read by all
+
+    def _restore(self) -> bool:
+        """Takes up the saved state; False if there is none."""
+        state = None if self.state_path is None else self._read(self.state_path)
+        if state is None:
+            self._say(f"no {self.state_name} to resume from, so it starts from the beginning")
+            return False
+        try:
+            self._refuse_changes(state.values)
+            self._take_up(state)
+            self.step = state.values["step"]
+        except KeyError as missing:
+            raise ValueError(
+                f"{self.state_path} lacks {missing}, which this run needs to be resumed: it was saved by"
+                " another version of the course or by another program. Start anew without --resume"
+            ) from missing
+        self._say(f"resumed at step {self.step}")
+        return True
+
+    def _refuse_changes(self, saved: Mapping[str, Any]) -> None:
+        """Raises ValueError, with both values of each, for settings that are not those of the saved run."""
+        identity = self._identity()
+        now = _flat(identity)
+        then = _flat({name: saved[name] for name in identity})
+        changed = [
+            f"{name}={then.get(name)} then, {now.get(name)} now"
+            for name in now | then
+            if then.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.state_path} cannot be resumed with other settings: {'; '.join(changed)}."
+                " Restore them, or start anew without --resume"
+            )
+
+    def _say(self, message: str) -> None:
+        if self.processes.rank == 0:
+            print(f"{self.description}: {message}")
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `config` and the values beside it, side by side."""
+    flat: dict[str, Any] = {}
+    for name, value in identity.items():
+        if name == "config":
+            flat.update(value)
+        else:
+            flat[name] = value
+    return flat
+
+
+def finite(row: Mapping[str, float]) -> dict[str, float]:
+    """The entries of a row that are finite numbers."""
+    return {name: value for name, value in row.items() if math.isfinite(value)}
+
+
+@torch.no_grad()
+def fill(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], processes: OneProcess = ALONE) -> None:
+    """Copies saved tensors into a model's own of the same names. Raises KeyError for one that is missing."""
+    for name, tensor in own.items():
+        tensor.copy_(processes.placed(saved[name], tensor))
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[nn.Parameter, str],
+    prefix: str,
+    processes: OneProcess = ALONE,
+) -> dict[str, Tensor]:
+    """An optimizer's state by `{prefix}.{name of the parameter}.{name of the moment}`."""
+    tensors = {}
+    for parameter in _parameters(optimizer):
+        for moment, tensor in optimizer.state[parameter].items():
+            tensors[f"{prefix}.{names[parameter]}.{moment}"] = processes.full_tensor(tensor)
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[nn.Parameter, str],
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    processes: OneProcess = ALONE,
+) -> None:
+    """Takes up what `optimizer_tensors` gave; the settings of the optimizer stay as they are."""
+    state = {}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        start = f"{prefix}.{names[parameter]}."
+        moments = {}
+        for name, tensor in tensors.items():
+            if name.startswith(start):
+                # A scalar counts steps: it has no parts that several processes could have.
+                moment = processes.placed(tensor, parameter) if tensor.dim() else tensor
+                moments[name.removeprefix(start)] = moment
+        if moments:
+            state[number] = moments
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
