@@ -1,6 +1,6 @@
 """Week 12. Serves a model from the command line.
 
-    python -m shared.serving --page                    # your model of week 6, else of week 4, else SmolLM2; with a chat page
+    python -m shared.serving --page     # your model of week 6, else of week 4, else SmolLM2; with a chat page
     python -m shared.serving --page --model smollm2 --documents weeks/11_rag/handbook
     python -m shared.serving --model checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --port 8001
     python -m shared.serving --model smollm2 --quantize int8 --adapters pirate=checkpoints/pirate
@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import uvicorn
-from fastapi import FastAPI
 
 from shared.adapters.files import load_adapter
 from shared.assets import cache_folder
+from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.course.workspace import output_root
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.quantization.modules import num_bytes, quantize
 from shared.runtime import pick_device
-from shared.serving.api import create_app, describe_size
+from shared.serving.api import CompletionServer, describe_size
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
@@ -40,9 +40,9 @@ from shared.tokenizers import Tokenizer, gpt2_tokenizer
 if TYPE_CHECKING:
     from shared.retrieval.index import Index
 
-SMALL = 40_000_000
-"""Bytes of a model below which a product is over before a second core has begun: with one of 5 MB, one thread
-is as fast as two, and leaves the other core to HTTP.
+SMALL_MODEL = 40_000_000
+"""Bytes of a model whose matrix products are over before a second core has begun. With a model of 5 MB one
+thread is as fast as two, and leaves the other core to HTTP.
 """
 
 
@@ -71,8 +71,7 @@ class Settings:
     port: int = 8000
     """0 takes any that is free."""
     api_key_variable: str = "LLM_WEEKS_API_KEY"
-    """The environment variable with the key that clients must send; where it is not set, none is asked for.
-    """
+    """The environment variable with the key that clients must send; not set: none is asked for."""
     api_key_file: str | None = None
     """A file with the key instead, such as a Docker secret."""
     slots: int = 8
@@ -91,63 +90,69 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        problems = [f"adapters: {a!r} is not NAME=FOLDER" for a in self.adapters if not all(a.partition("="))]
-        if not 0 <= self.port < 2**16:
-            problems.append(f"port={self.port}: must be from 0 to 65535")
-        if self.documents and not self.page:
-            problems.append(f"documents={self.documents}: only the page answers from documents; add --page")
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"threads={self.threads}: must be at least 1")
-        if self.grace < 0:
-            problems.append(f"grace={self.grace}: must be at least 0")
-        if problems:
-            raise ValueError("; ".join(problems))
+        checks = Checks(self)
+        for adapter in self.adapters:
+            name, _, folder = adapter.partition("=")
+            checks.require(bool(name and folder), f"adapters: {adapter!r} is not NAME=FOLDER")
+        checks.between(0, 2**16 - 1, "port")
+        checks.require(
+            self.page or not self.documents,
+            f"documents={self.documents}: only the page answers from documents; add --page",
+        )
+        checks.at_least(1, "threads")
+        checks.at_least(0, "grace")
+        checks.finish()
 
 
-class Server(uvicorn.Server):
-    """Goes on listening after the first signal, so that those who ask hear that it shuts down, until its
-    texts are finished or `grace` is over.
+class GracefulServer(uvicorn.Server):
+    """After the first signal it still listens, so that clients are told that it shuts down, until the engine
+    has finished its texts or `grace` seconds are over.
     """
 
-    def __init__(self, config: uvicorn.Config, served: Engine, grace: float):
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
         super().__init__(config)
-        self._served, self._grace = served, grace
+        self._engine = engine
+        self._grace = grace
         self._deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: Any) -> None:
+        """Called by uvicorn for a signal."""
         if self._deadline is not None:
-            self.should_exit = self.force_exit = True
+            self.should_exit = True
+            self.force_exit = True
             return
         self._deadline = time.monotonic() + self._grace
-        self._served.drain()
-        print(
-            f"{signal.Signals(sig).name}: finishing {self._served.busy + self._served.waiting} texts",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._engine.drain()
+        texts = self._engine.busy + self._engine.waiting
+        print(f"{signal.Signals(sig).name}: finishing {texts} texts", file=sys.stderr, flush=True)
 
     async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn several times a second. Returns whether to stop."""
         if self._deadline is not None and not self.should_exit:
             late = time.monotonic() > self._deadline
             if late:
-                await asyncio.to_thread(self._served.close)
-            self.should_exit = late or self._served.wait_idle(0)
+                await asyncio.to_thread(self._engine.close)
+            self.should_exit = late or self._engine.wait_idle(0)
         return await super().on_tick(counter)
 
 
 def own_checkpoint() -> tuple[str, Path] | None:
-    """The newest week whose checkpoint is there, and the folder: a smoke run's only where there is no other.
-    None if there is none.
+    """The newest week that has a checkpoint, and its folder; None if there is none.
+
+    A smoke run's checkpoint counts only where there is no other.
     """
     root = output_root() / "checkpoints"
-    found = [
+    checkpoints = [
         (topic, path)
         for topic, run in (("04_mini_gpt", "headline"), ("06_gpt2", "gpt2"))
         for path in (root / topic).glob(f"*/*/{run}/best")
     ]
-    return max(
-        found, key=lambda pair: ("smoke" not in pair[1].parts, pair[0], pair[1].stat().st_mtime), default=None
-    )
+
+    def rank(checkpoint: tuple[str, Path]) -> tuple[bool, str, float]:
+        topic, path = checkpoint
+        return "smoke" not in path.parts, topic, path.stat().st_mtime
+
+    return max(checkpoints, key=rank, default=None)
 
 
 def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
@@ -161,37 +166,46 @@ def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
     if settings.quantize:
         quantize(model, settings.quantize, settings.group_size)
     for adapter in settings.adapters:
-        name, _, path = adapter.partition("=")
-        load_adapter(path, model, name)
+        name, _, folder = adapter.partition("=")
+        load_adapter(folder, model, name)
     return model, model.tokenizer
 
 
 def wanted_key(settings: Settings) -> str | None:
-    """The key that clients must send, None where none is asked for. Raises ValueError for one that is empty:
-    somebody meant there to be one.
+    """The key that clients must send, None where none is asked for.
+
+    Raises ValueError for an empty key: whoever sets one does not mean a server that is open to all.
     """
     if settings.api_key_file is None:
-        where, key = settings.api_key_variable, os.environ.get(settings.api_key_variable)
+        source = settings.api_key_variable
+        key = os.environ.get(source)
     else:
-        where = settings.api_key_file
-        try:
-            key = Path(where).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"the API key cannot be read from {where}:"
-                f" {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
-            ) from None
-    if key is not None and not key.strip():
+        source = settings.api_key_file
+        key = _read_key(source)
+    if key is None:
+        return None
+    if not key.strip():
         raise ValueError(
-            f"{where} holds an empty API key: put a key there, or take the setting away for a server"
+            f"{source} holds an empty API key: put a key there, or take the setting away for a server"
             " without one"
         )
-    return key and key.strip()
+    return key.strip()
+
+
+def _read_key(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise ValueError(f"the API key cannot be read from {path}: {reason}")
 
 
 def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
-    """The documents of a folder, as week 11 cuts and embeds them. The index is kept in the cache: the next
-    start embeds only what has changed.
+    """The documents of a folder, as week 11 cuts and embeds them.
+
+    The index is kept in the cache: the next start embeds only what has changed.
     """
     try:
         from shared.retrieval.documents import chunk_documents, load_documents
@@ -203,78 +217,82 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
             " 'llm-weeks[rag]'"
         ) from None
     chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())
-    said, path = (
-        f"documents: {len({chunk.source for chunk in chunks})} files of {documents}, {len(chunks)} passages",
-        Path(documents).resolve(),
-    )
+    files = len({chunk.source for chunk in chunks})
+    size = f"documents: {files} files of {documents}, {len(chunks)} passages"
     try:
         cache = cache_folder()
     except ValueError as error:
-        print(f"{said}, being embedded; the index is not kept: {error}", flush=True)
+        print(f"{size}, being embedded; the index is not kept: {error}", flush=True)
         index = Index(MiniLM(device))
         index.add(chunks)
         return index
+    path = Path(documents).resolve()
     folder = cache / "indexes" / f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    print(f"{said}; index in {folder}", flush=True)
-    return Index.kept(folder, MiniLM(device), chunks)[0]
+    print(f"{size}; index in {folder}", flush=True)
+    index, _ = Index.kept(folder, MiniLM(device), chunks)
+    return index
 
 
-def make_app(settings: Settings) -> FastAPI:
-    """The app, its engine waiting for requests; with `--page`, the page too."""
-    name, source = os.path.basename(os.path.normpath(settings.model)), settings.model
-    if source == "own":
-        name, source = own_checkpoint() or ("smollm2", "smollm2")
-        print(
-            (
-                "no checkpoint of weeks 4 and 6 yet: SmolLM2 instead"
-                if name == "smollm2"
-                else f"your own model: {source}"
-            ),
-            flush=True,
-        )
-    name, api_key = settings.name or name, wanted_key(settings)
-    model, tokenizer = served_model(replace(settings, model=str(source)))
+def _name_and_source(model: str) -> tuple[str, str]:
+    """What `--model` is called, and what `load_model` takes for it; says which one "own" stands for."""
+    if model != "own":
+        return os.path.basename(os.path.normpath(model)), model
+    checkpoint = own_checkpoint()
+    if checkpoint is None:
+        print("no checkpoint of weeks 4 and 6 yet: SmolLM2 instead", flush=True)
+        return "smollm2", "smollm2"
+    topic, path = checkpoint
+    print(f"your own model: {path}", flush=True)
+    return topic, str(path)
+
+
+def make_server(settings: Settings) -> CompletionServer:
+    """The server, its engine waiting for requests; with `--page`, the page too."""
+    name, source = _name_and_source(settings.model)
+    name = settings.name or name
+    api_key = wanted_key(settings)
+    model, tokenizer = served_model(replace(settings, model=source))
     index = index_of(settings.documents, pick_device(settings.device)) if settings.documents else None
-    if threads := settings.threads or (1 if num_bytes(model) < SMALL else None):
-        torch.set_num_threads(threads)
-    app = create_app(
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    elif num_bytes(model) < SMALL_MODEL:
+        torch.set_num_threads(1)
+    engine = Engine(
         model,
-        tokenizer,
-        name,
         settings.slots,
-        settings.max_length,
-        settings.chunk,
-        settings.queue,
-        settings.limits,
-        api_key,
+        max_length=settings.max_length,
+        chunk=settings.chunk,
+        queue=settings.queue,
     )
+    server = CompletionServer(engine, tokenizer, name=name, limits=settings.limits, api_key=api_key)
     if settings.page:
         from shared.serving.page import add_page  # Gradio takes seconds to import
 
-        add_page(app, index)
+        add_page(server, index)
     print(
         f"model: {name} ({describe_size(model)}); threads: {torch.get_num_threads()}; API key:"
         f" {'asked for' if api_key else 'none'}; {'page and API' if settings.page else 'API'} at the address"
         " below"
     )
-    return app
+    return server
 
 
 def main(settings: Settings) -> None:
     """Serves until a signal comes."""
     same_bits_in_every_row()
-    # In a thread that ends: OpenMP keeps helpers for every thread that has computed, and where there are more
-    # of them than cores, none waits awake for the next product any more. A step of a small model takes more
-    # than twice as long then.
+    # In a thread that ends: OpenMP keeps helper threads for every thread that has computed. Where there are
+    # more of them than cores, they no longer wait actively for the next product, and a step of a small model
+    # takes more than twice as long.
     with ThreadPoolExecutor(1) as maker:
-        app = maker.submit(make_app, settings).result()
-    config = uvicorn.Config(app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5)
+        server = maker.submit(make_server, settings).result()
+    config = uvicorn.Config(
+        server.app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5
+    )
     try:
-        Server(config, app.state.engine, settings.grace).run()
+        GracefulServer(config, server.engine, settings.grace).run()
     finally:
-        # a second signal leaves the app's own shutdown out, and Python aborts where a thread computes while
-        # it ends
-        app.state.engine.close()
+        # A second signal skips the app's own shutdown, and Python aborts where a thread computes at its exit.
+        server.engine.close()
 
 
 if __name__ == "__main__":

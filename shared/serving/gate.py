@@ -1,9 +1,9 @@
-"""Week 12. Around the server's app: limits, the key, errors in OpenAI's form, and what Prometheus is told."""
+"""Week 12. Around the server's app: limits, the API key, errors in OpenAI's form, and Prometheus' metrics."""
 
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,8 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.serving.engine import REASONS, Engine
-from shared.serving.protocol import error_form
+from shared.checks import Checks
+from shared.serving.engine import Engine
+from shared.serving.generation import REASONS
+from shared.serving.protocol import error_body
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Upper bounds of the histograms' buckets."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,16 @@ class Limits:
     """From when a request is taken on, its body read and its prompts tokenized, to the end of its texts."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}={value}: must be above 0"
-            for name, value in vars(self).items()
-            if value is not None and not value > 0
-        ]
-        if problems:
-            raise ValueError("Limits: " + "; ".join(problems))
+        checks = Checks(self)
+        checks.above(0, "body", "body_seconds", "prompt", "tokens", "texts", "seconds")
+        checks.finish()
 
 
 class ApiError(Exception):
-    """An answer that is an error, in OpenAI's form."""
+    """An answer that is an error, in OpenAI's form.
+
+    param: the field of the request that is wrong. code: a word for programs.
+    """
 
     def __init__(
         self,
@@ -56,149 +60,158 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        kinds = {401: "authentication_error", 429: "rate_limit_error"}
-        self.status, self.headers = status, headers
-        self.form = error_form(
-            message,
-            kinds.get(status, "server_error" if status >= 500 else "invalid_request_error"),
-            param,
-            code,
-        )
+        self.status = status
+        self.headers = headers
+        self.body = error_body(message, _error_type(status), param, code)
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.form, self.status, self.headers)
+        """The HTTP response."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def _error_type(status: int) -> str:
+    """The `type` that OpenAI's clients expect for an HTTP status."""
+    if status == 401:
+        return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
 
 
 class Metrics:
-    """What `/metrics` tells. A registry of its own, so that there may be several apps in a process."""
+    """What `/metrics` shows. It has a registry of its own: a process may hold several apps."""
 
-    def __init__(self, served: Engine):
+    def __init__(self, engine: Engine):
         self.registry = prometheus.CollectorRegistry()
-        make = lambda kind, name, text, **options: kind(name, text, registry=self.registry, **options)
-        seconds = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-        self.requests = make(
-            prometheus.Counter, "llm_requests", "Answers, by path and status", labelnames=("path", "status")
+        self.requests = prometheus.Counter(
+            "llm_requests", "Answers, by path and status", ("path", "status"), registry=self.registry
         )
-        self.first = make(
-            prometheus.Histogram,
+        self.first_token = prometheus.Histogram(
             "llm_time_to_first_token_seconds",
             "From when a request is taken on to its first token",
-            buckets=seconds,
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.between = make(
-            prometheus.Histogram,
+        self.between_tokens = prometheus.Histogram(
             "llm_time_between_tokens_seconds",
             "Between two tokens of a text",
-            buckets=seconds,
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        ended = make(
-            prometheus.Gauge, "llm_texts_ended", "Texts that ended, by reason", labelnames=("reason",)
+        ended = prometheus.Gauge(
+            "llm_texts_ended", "Texts that ended, by reason", ("reason",), registry=self.registry
         )
         for reason in REASONS:
-            ended.labels(reason).set_function(partial(served.ended.get, reason))
-        for name, text, read in (
-            ("llm_slots_busy", "Texts being written", lambda: served.busy),
-            ("llm_queue_length", "Requests that wait for a slot", lambda: served.waiting),
-            ("llm_prompt_tokens", "Tokens of prompts read", lambda: served.prompt_tokens),
-            (
-                "llm_reused_tokens",
-                "Tokens of prompts taken over from earlier ones",
-                lambda: served.reused_tokens,
-            ),
-            ("llm_generated_tokens", "Tokens drawn", lambda: served.generated_tokens),
-        ):
-            make(prometheus.Gauge, name, text).set_function(read)
+            ended.labels(reason).set_function(partial(engine.ended.__getitem__, reason))
+        self._gauge("llm_slots_busy", "Texts being written", lambda: engine.busy)
+        self._gauge("llm_queue_length", "Requests that wait for a slot", lambda: engine.waiting)
+        self._gauge("llm_prompt_tokens", "Tokens of prompts read", lambda: engine.prompt_tokens)
+        self._gauge(
+            "llm_reused_tokens",
+            "Tokens of prompts taken over from earlier ones",
+            lambda: engine.reused_tokens,
+        )
+        self._gauge("llm_generated_tokens", "Tokens drawn", lambda: engine.generated_tokens)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return prometheus.generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        prometheus.Gauge(name, text, registry=self.registry).set_function(read)
 
 
 class Gate:
-    """Around the app: the key, the size of bodies and the time they take, and the count of answers."""
+    """ASGI middleware around the app: checks the API key and the bodies' size and duration, counts answers.
+
+    paths: those that are counted each by its name; all others are counted as "other".
+    """
 
     def __init__(
         self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics, paths: Sequence[str]
     ):
-        self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
-        self.expected = api_key.encode() if api_key else None
+        self.app = app
+        self.limits = limits
+        self.metrics = metrics
+        self.paths = paths
+        self._expected_key = api_key.encode() if api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         path = scope["path"] if scope["path"] in self.paths else "other"
 
-        async def counted(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
-        headers = dict(scope["headers"])
-        error = None
-        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        known = (
-            not self.expected
-            or scheme.lower() == b"bearer"
-            and hmac.compare_digest(key.strip(), self.expected)
-        )
-        if scope["path"].startswith("/v1/") and not known:
-            message = "this server wants its API key, as in Authorization: Bearer KEY"
-            error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        elif (
-            headers.get(b"content-length", b"0").isdigit()
-            and int(headers.get(b"content-length", b"0")) > self.limits.body
-        ):
-            error = self._too_large()
+        error = self._refusal(scope)
         if error:
-            return await error.response()(scope, receive, counted)
+            await error.response()(scope, receive, send_counted)
+            return
         try:
-            await self.app(scope, self._limited(receive), counted)
-        except Exception:  # answered further out
+            await self.app(scope, self._limited(receive), send_counted)
+        except Exception:  # the server around this app answers it
             self.metrics.requests.labels(path, 500).inc()
             raise
 
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Why a request is refused by its headers alone; None where it is not."""
+        headers = dict(scope["headers"])
+        if scope["path"].startswith("/v1/") and not self._has_key(headers):
+            message = "this server wants its API key, as in Authorization: Bearer KEY"
+            return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.limits.body:
+            return self._too_large()
+        return None
+
+    def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
+        if self._expected_key is None:
+            return True
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._expected_key)
+
     def _too_large(self) -> ApiError:
-        return ApiError(
-            413,
-            f"the body is larger than {self.limits.body} bytes",
-            code="body_too_large",
-            headers={"Connection": "close"},
-        )
+        message = f"the body is larger than {self.limits.body} bytes"
+        return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
 
     def _limited(self, receive: Receive) -> Receive:
-        size, whole, deadline = 0, False, time.monotonic() + self.limits.body_seconds
+        """`receive`, but a body that is too large or too slow is an HTTPException."""
+        size = 0
+        complete = False
+        deadline = time.monotonic() + self.limits.body_seconds
 
-        async def limited() -> Message:
-            nonlocal size, whole
-            if whole:  # what comes now is that the client leaves
+        async def receive_limited() -> Message:
+            nonlocal size, complete
+            if complete:  # the next message says that the client leaves: it may take any time
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), max(0, deadline - time.monotonic()))
             except TimeoutError:
-                raise HTTPException(
-                    408,
-                    f"the body was not there within {self.limits.body_seconds:g} s",
-                    {"Connection": "close"},
-                ) from None
-            size, whole = size + len(message.get("body", b"")), not message.get("more_body", False)
+                late = f"the body was not there within {self.limits.body_seconds:g} s"
+                raise HTTPException(408, late, {"Connection": "close"}) from None
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if size > self.limits.body:
-                raise HTTPException(413, self._too_large().form["error"]["message"], {"Connection": "close"})
+                raise HTTPException(413, str(self._too_large()), {"Connection": "close"})
             return message
 
-        return limited
+        return receive_limited
 
 
-def invalid(error: RequestValidationError) -> ApiError:
+def invalid_body(error: RequestValidationError) -> ApiError:
     """What is wrong with a body, in one line."""
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"][1:]]
-    if first["type"] == "json_invalid":
-        return ApiError(
-            400,
-            f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}",
-            code="invalid_json",
-        )
-    if not where:
+    kind, reason = first["type"], first["msg"]
+    fields = [str(part) for part in first["loc"][1:]]
+    if kind == "json_invalid":
+        detail = first.get("ctx", {}).get("error", reason)
+        return ApiError(400, f"the body is not JSON: {detail}", code="invalid_json")
+    if not fields:
         return ApiError(400, "the body must be a JSON object, sent as Content-Type: application/json")
-    message = (
-        "this server does not know it"
-        if first["type"] == "extra_forbidden"
-        else first["msg"].removeprefix("Value error, ")
-    )
-    return ApiError(400, f"{where[0]}: {message}", where[0])
+    if kind == "extra_forbidden":
+        reason = "this server does not know it"
+    return ApiError(400, f"{fields[0]}: {reason.removeprefix('Value error, ')}", fields[0])

@@ -1,13 +1,13 @@
 """Week 12. Measures a server from outside, as its clients see it: tokens a second at so many texts at once,
 and how long they wait.
 
-    with served("smollm2") as url:                                # a server in a process of its own
-        rates = asyncio.run(throughput(url, prompts, Load()))     # {1: [22.1, ...], 8: [81.5, ...]} tokens a second
+    with served("smollm2") as url:                              # a server in a process of its own
+        rates = asyncio.run(throughput(url, prompts, Load()))   # tokens/s: {1: [22.1, ...], 8: [81.5, ...]}
         waits = asyncio.run(delays(url, prompts, Load()))
 
-Each text is `tokens` tokens long, whatever the model says, so all ways do the same work; they take turns, so
-that a slow minute of the machine does not meet one of them alone. The client shares the server's machine: on
-two cores it costs part of what is measured.
+Each text is `tokens` tokens long, whatever the model says, so every way of asking does the same work. The
+ways take turns, so that a slow minute of the machine does not affect only one of them. The client shares the
+server's machine: on two cores it costs part of what is measured.
 """
 
 import asyncio
@@ -17,18 +17,20 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
+from shared.checks import Checks
 from shared.runtime import ROOT, clock
 
 NAME = "measured"
 """What a server of `served` calls its model."""
 Prompts = Callable[[int], str | list[int]]
-"""A prompt for each number, different ones: what is the same is read only once."""
+"""A prompt for each number, all of them different: what prompts have in common is read only once."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,26 @@ class Load:
     tokens: int = 64
     """Of each text."""
     texts: int = 8
-    """So many make a measurement of throughput."""
+    """How many make one measurement of throughput."""
     at_once: tuple[int, ...] = (1, 8)
-    """So many of them at a time."""
+    """The numbers of simultaneous texts to compare."""
     turns: int = 3
-    """Of each way."""
+    """Measurements of each of these."""
     requests: int = 40
     """For the delays."""
     clients: int = 8
     """At a time, for the delays."""
 
     def __post_init__(self) -> None:
-        counts = {name: value for name, value in vars(self).items() if name != "at_once"} | {
-            f"at_once of {n}": n for n in self.at_once
-        }
-        problems = [f"{name}={value}: must be at least 1" for name, value in counts.items() if value < 1]
-        if problems:
-            raise ValueError("Load: " + "; ".join(problems))
+        checks = Checks(self)
+        checks.at_least(1, "tokens", "texts", "turns", "requests", "clients")
+        for number in self.at_once:
+            checks.require(number >= 1, f"at_once of {number}={number}: must be at least 1")
+        checks.finish()
 
 
 @dataclass(frozen=True)
-class Text:
+class TimedText:
     """When the parts of a text came, in seconds after it was asked for."""
 
     times: tuple[float, ...]
@@ -69,7 +70,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Delays:
-    """Seconds, as many clients at once have seen them."""
+    """Seconds, as several simultaneous clients have seen them."""
 
     first: list[float]
     """From asking to the first part of a text."""
@@ -81,39 +82,28 @@ class Delays:
 
 @contextmanager
 def served(model: str, *options: str) -> Iterator[str]:
-    """`python -m shared.serving` with a model and more options, until the block ends: its address, with /v1
-    at the end.
+    """Runs `python -m shared.serving` with a model and more options until the block ends.
 
-    Raises ValueError with what the server said where it does not start.
+    Yields the server's address, with /v1 at the end. Raises ValueError with what the server said where it
+    does not start.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "shared.serving",
-        "--model",
-        model,
-        "--name",
-        NAME,
-        "--port",
-        "0",
-        *options,
-    ]
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "shared.serving", "--model", model, "--name", NAME, "--port", "0"]
+    paths = [path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path]
     with subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": paths},
+        [*command, *options],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
     ) as process:
         try:
-            said = ""
-            for line in process.stderr:
-                said += line
-                if found := re.search(r"running on (http://\S+)", line):
-                    yield f"{found[1]}/v1"
+            output = ""
+            for line in process.stderr or ():
+                output += line
+                if match := re.search(r"running on (http://\S+)", line):
+                    yield f"{match[1]}/v1"
                     return
-            raise ValueError(f"the server did not start: {said.strip()}")
+            raise ValueError(f"the server did not start: {output.strip()}")
         finally:
             process.terminate()
             process.communicate()
@@ -122,16 +112,16 @@ def served(model: str, *options: str) -> Iterator[str]:
 def client(url: str) -> httpx.AsyncClient:
     """A client of the server at `url`, with the key that LLM_WEEKS_API_KEY holds, if it does."""
     key = os.environ.get("LLM_WEEKS_API_KEY")
-    return httpx.AsyncClient(
-        base_url=url, timeout=600, headers={"Authorization": f"Bearer {key}"} if key else {}
-    )
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.AsyncClient(base_url=url, timeout=600, headers=headers)
 
 
 async def write(
     http: httpx.AsyncClient, prompt: str | list[int], tokens: int, seed: int = 0, model: str = NAME
-) -> Text:
-    """Asks for one text of so many tokens, streamed. Raises ValueError with what the server says where it
-    refuses.
+) -> TimedText:
+    """Asks for one text of so many tokens, streamed.
+
+    Raises ValueError with what the server says where it refuses.
     """
     body = {
         "model": model,
@@ -139,75 +129,79 @@ async def write(
         "max_tokens": tokens,
         "temperature": 0.8,
         "seed": seed,
-        "stream": True,
         "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
-    started, times, usage = clock(), [], {}
-    async with http.stream(
-        "POST", "/completions", json=body | {"stream_options": {"include_usage": True}}
-    ) as answer:
+    started = clock()
+    times: list[float] = []
+    usage: dict[str, Any] = {}
+    async with http.stream("POST", "/completions", json=body) as answer:
         if answer.status_code != 200:
             raise ValueError(f"the server says {answer.status_code}: {(await answer.aread()).decode()}")
         async for line in answer.aiter_lines():
             if line.startswith("data: {"):
-                event = json.loads(line[6:])
+                event = json.loads(line.removeprefix("data: "))
                 if event["choices"] and event["choices"][0]["text"]:
                     times.append(clock() - started)
                 usage = event.get("usage") or usage
     if not usage:
         raise ValueError("the server broke off a text: its log says why")
-    return Text(tuple(times), usage["completion_tokens"], usage["prompt_tokens_details"]["cached_tokens"])
+    return TimedText(
+        tuple(times), usage["completion_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+    )
 
 
-async def at_a_time(number: int, jobs: Sequence[Callable[[], Awaitable[Text]]]) -> list[Text]:
-    """Runs all jobs, `number` of them at any moment."""
-    gate = asyncio.Semaphore(number)
+async def write_several(
+    http: httpx.AsyncClient, prompts: Prompts, numbers: range, *, tokens: int, at_once: int, model: str
+) -> list[TimedText]:
+    """Asks for a text of so many tokens to each prompt of these numbers, `at_once` of them at any moment."""
+    semaphore = asyncio.Semaphore(at_once)
 
-    async def one(job: Callable[[], Awaitable[Text]]) -> Text:
-        async with gate:
-            return await job()
+    async def write_one(number: int) -> TimedText:
+        async with semaphore:
+            return await write(http, prompts(number), tokens, number, model)
 
-    return await asyncio.gather(*map(one, jobs))
-
-
-def _jobs(
-    http: httpx.AsyncClient, prompts: Prompts, first: int, count: int, tokens: int, model: str
-) -> list[Callable[[], Awaitable[Text]]]:
-    return [lambda i=i: write(http, prompts(i), tokens, i, model) for i in range(first, first + count)]
+    return await asyncio.gather(*(write_one(number) for number in numbers))
 
 
 async def throughput(url: str, prompts: Prompts, load: Load, model: str = NAME) -> dict[int, list[float]]:
     """Tokens a second of `load.texts` texts, for each number of them at once, turn by turn."""
     rates: dict[int, list[float]] = {number: [] for number in load.at_once}
     async with client(url) as http:
-        await at_a_time(
-            load.clients, _jobs(http, prompts, 0, load.clients, 8, model)
-        )  # the first products of a process are slow
-        number = load.clients
+        # The first matrix products of a process are slow.
+        warm_up = range(load.clients)
+        await write_several(http, prompts, warm_up, tokens=8, at_once=load.clients, model=model)
+        first = load.clients
         for _ in range(load.turns):
-            for at_once, found in rates.items():
+            for at_once in load.at_once:
+                numbers = range(first, first + load.texts)
+                first += load.texts
                 started = clock()
-                texts = await at_a_time(at_once, _jobs(http, prompts, number, load.texts, load.tokens, model))
-                found.append(sum(text.tokens for text in texts) / (clock() - started))
-                number += load.texts
+                texts = await write_several(
+                    http, prompts, numbers, tokens=load.tokens, at_once=at_once, model=model
+                )
+                rates[at_once].append(sum(text.tokens for text in texts) / (clock() - started))
     return rates
 
 
 async def delays(url: str, prompts: Prompts, load: Load, model: str = NAME) -> Delays:
-    """What the clients of `load.requests` texts wait for, and /health beside them."""
+    """What the clients of `load.requests` texts wait for, and how long /health takes meanwhile."""
+    numbers = range(100_000, 100_000 + load.requests)  # other prompts than those of `throughput`
     health: list[float] = []
     async with client(url) as http:
-        work = asyncio.gather(
-            at_a_time(load.clients, _jobs(http, prompts, 100_000, load.requests, load.tokens, model))
+        work = asyncio.create_task(
+            write_several(http, prompts, numbers, tokens=load.tokens, at_once=load.clients, model=model)
         )
         while not work.done():
             started = clock()
             (await http.get(url.removesuffix("/v1") + "/health")).raise_for_status()
             health.append(clock() - started)
             await asyncio.wait([work], timeout=0.05)
-        texts = (await work)[0]
-    between = [b - a for text in texts for a, b in zip(text.times, text.times[1:])]
-    return Delays([text.times[0] for text in texts if text.times], between, health)
+        texts = await work
+    first = [text.times[0] for text in texts if text.times]
+    between = [later - earlier for text in texts for earlier, later in zip(text.times, text.times[1:])]
+    return Delays(first, between, health)
 
 
 def percentile(values: Sequence[float], q: float) -> float:

@@ -1,8 +1,8 @@
-"""Week 12. The page: a chat in the browser with what `create_app` serves, on the same engine and within the
-same limits.
+"""Week 12. The page: a chat in the browser with the model of a `CompletionServer`, on the same engine and
+within the same limits.
 
-    app = create_app(model, tokenizer, "my-gpt")
-    add_page(app)                            # python -m shared.serving --page does this and serves it
+    server = CompletionServer(Engine(model), tokenizer, name="my-gpt")
+    app = add_page(server)                   # python -m shared.serving --page does this and serves it
 
 A model with a chat template answers, any other goes on with what is typed. Every token that is written is
 shown in the shade of its probability, with the likeliest others. With an index of documents (week 11) the
@@ -15,87 +15,50 @@ browser fetch anything.
 
 import asyncio
 import hmac
-import math
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from html import escape
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
 
-from shared.models.pretrained import chat_prompt, is_chat
+from shared.models.chat import chat_prompt, is_chat
 from shared.retrieval.documents import Chunk
 from shared.retrieval.rag import ABSTENTION, compose
-from shared.serving.api import Answer, describe_size
-from shared.serving.engine import Draining, QueueFull, Token
+from shared.serving.answer import Answer, Update
+from shared.serving.api import CompletionServer, describe_size
+from shared.serving.engine import Draining, QueueFull
 from shared.serving.gate import ApiError
-from shared.serving.protocol import CompletionBody, token_text
+from shared.serving.page_html import CSS, chat_messages, legend, passages, problem, title, token_view
+from shared.serving.protocol import CompletionBody
 
 if TYPE_CHECKING:  # a page without documents needs no FAISS
     from shared.retrieval.index import Index
 
-SHADES = (
-    (0.5, "over 50 %"),
-    (0.2, "20 to 50 %"),
-    (0.05, "5 to 20 %"),
-    (0.01, "1 to 5 %"),
-    (0.0, "under 1 %"),
-)
-"""Least probability of each shade, and what the legend says. They grow darker: that can be told apart without
-seeing colours.
-"""
 LIKELIEST = 5
-"""So many tokens are named at each place."""
+"""How many tokens are named at each place."""
 LONGEST = 1000
 """Tokens that may be asked for; the API gives more."""
-EVERY = 0.1
-"""Seconds between two looks at a text that is being written: more often would only keep the browser busy."""
+REFRESH_SECONDS = 0.1
+"""Between two updates of a text that is being written: more would only keep the browser busy."""
 
-CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-#new { white-space: nowrap; padding-left: 0.5rem; padding-right: 0.5rem; }
-.title h1 { font-size: 1.7rem; margin: 0.6rem 0 0.2rem; }
-.title p, .hint { color: var(--body-text-color-subdued); margin: 0 !important; }
-.chat .message-content { white-space: pre-wrap; }
-.chat .top-panel { display: none; } /* its button would clear what is shown, and not what the model is given */
-#status:not(:has(.status:not(:empty))), #passages:not(:has(.passage)) { display: none; }
-.status.prose { min-height: 1.5rem; color: var(--body-text-color-subdued); }
-.status .problem { color: #7f2704; background: #fff3e6; border-left: 4px solid #b83c00; padding: 0.5rem 0.8rem; }
-.legend { display: flex; flex-wrap: wrap; gap: 0.3rem 0.5rem; align-items: center; font-size: 0.9rem; }
-.legend b { font-weight: 600; }
-#tokens, #tokens > * { overflow: visible !important; } /* the likeliest of the last line stand below it */
-.tokens.prose { position: relative; font-family: var(--font-mono); font-size: 0.95rem; line-height: 1.9; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-.shade { padding: 0.15rem 0.05rem; border-radius: 3px; color: #1a1a1a; }
-.legend .shade { padding: 0.1rem 0.5rem; border: 1px solid #d9d9d9; }
-.shade-0 { background: #ffffff; }
-.shade-1 { background: #fee6ce; }
-.shade-2 { background: #fdae6b; }
-.shade-3 { background: #b83c00; color: #ffffff; }
-.shade-4 { background: #5c1a02; color: #ffffff; }
-.tokens .shade { cursor: default; }
-.tokens .shade:hover, .tokens .shade:focus { outline: 2px solid #0072b2; }
-.likeliest { display: none; position: absolute; left: 0; margin-top: 1.8rem; z-index: 9; pointer-events: none; padding: 0.4rem 0.7rem;
-  background: #ffffff; color: #1a1a1a; border: 1px solid #0072b2; border-radius: 6px; font-size: 0.85rem; line-height: 1.5; }
-.shade:hover > .likeliest, .shade:focus > .likeliest { display: grid; grid-template-columns: auto auto; column-gap: 1.2rem; }
-.likeliest .chosen { font-weight: 700; }
-.likeliest .share { text-align: right; }
-.passage { border-left: 4px solid #0072b2; padding: 0.2rem 0.9rem; margin: 0.5rem 0; white-space: pre-wrap; }
-.passage cite { display: block; font-weight: 600; font-style: normal; }
-"""
+Conversation = list[dict[str, str]]
+"""Messages, {"role": "user" | "assistant", "content": text}, oldest first."""
+Changes = dict[Any, Any]
+"""New values of the page's components."""
 
 
-def add_page(app: FastAPI, index: "Index | None" = None) -> FastAPI:
-    """Puts the page at `/` of an app from `create_app`, before it is served. index: the documents that it can
-    answer from.
+def add_page(server: CompletionServer, index: "Index | None" = None) -> FastAPI:
+    """Puts the page at `/` of a server's app, before it is served; returns the app.
+
+    index: the documents that it can answer from.
     """
-    key = app.state.api_key
-    page = _Page(app, index).blocks
     return gr.mount_gradio_app(
-        app,
-        page,
+        server.app,
+        _Page(server, index).blocks,
         "/",
         css=CSS,
         theme=_theme(),
@@ -105,71 +68,22 @@ def add_page(app: FastAPI, index: "Index | None" = None) -> FastAPI:
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
-        auth=(lambda _, password: hmac.compare_digest(password.encode(), key.encode())) if key else None,
+        auth=_login(server.api_key),
         auth_message="The password is this server's API key; the user name may be anything.",
         max_file_size=1,  # byte: the page takes no files, but Gradio would
     )
 
 
-def token_view(vocab: Mapping[int, bytes], tokens: Sequence[Token]) -> str:
-    """HTML: each token in the shade of its probability, and to be shown when it is pointed at, the likeliest
-    at its place.
+def _login(api_key: str | None) -> Callable[[str, str], bool] | None:
+    """Checks a user name and a password for Gradio; None where nothing is asked for."""
+    if not api_key:
+        return None
+    expected = api_key.encode()
 
-    vocab: the tokenizer's. tokens: with log-probabilities. The classes are those of `CSS`.
-    """
-    return "".join(_token(vocab, token) for token in tokens)
+    def is_right(_: str, password: str) -> bool:
+        return hmac.compare_digest(password.encode(), expected)
 
-
-def _token(vocab: Mapping[int, bytes], token: Token) -> str:
-    rows = [*token.top, *([] if token.id in dict(token.top) else [(token.id, token.logprob)])]
-    likeliest = "".join(
-        f"<span{' class=chosen' if i == token.id else ''}>{_visible(vocab, i, '␣')}</span><span"
-        f" class=share>{_share(logprob)}</span>"
-        for i, logprob in rows
-    )
-    shade = next(n for n, (least, _) in enumerate(SHADES) if math.exp(token.logprob) >= least)
-    # It can take the focus, so that a tap shows what a mouse does, but a keyboard need not go through all
-    # tokens.
-    return (
-        f'<span class="shade shade-{shade}" tabindex=-1>{_visible(vocab, token.id, " ")}<span'
-        f" class=likeliest>{likeliest}</span></span>"
-    )
-
-
-def _visible(vocab: Mapping[int, bytes], i: int, space: str) -> str:
-    text = token_text(vocab, i).removeprefix("bytes:")
-    return escape(text).replace(" ", space).replace("\t", "⇥").replace("\n", "↵\n" if space == " " else "↵")
-
-
-def _share(logprob: float) -> str:
-    percent = 100 * math.exp(logprob)
-    return f"{percent:.1f} %" if percent >= 0.1 else "under 0.1 %"
-
-
-def _legend() -> str:
-    shades = "".join(f'<span class="shade shade-{n}">{text}</span>' for n, (_, text) in enumerate(SHADES))
-    return (
-        f"<div class=legend><b>Token by token</b> {shades}</div><p class=hint>Point at a token, or tap it:"
-        " what else could have stood there?</p>"
-    )
-
-
-def _passages(chunks: Sequence[Chunk]) -> str:
-    return "".join(
-        f"<div class=passage><cite>{escape(chunk.cite)}</cite>{escape(chunk.text)}</div>" for chunk in chunks
-    )
-
-
-def _problem(error: Exception | str) -> str:
-    text = str(error)
-    return f"<div class=problem role=alert>{escape(text[:1].upper() + text[1:])}</div>"
-
-
-def _seed(text: str) -> int | None:
-    try:
-        return int(text) if text.strip() else None
-    except ValueError:
-        raise ValueError(f"the seed {text!r} is no whole number: give one, or leave it empty") from None
+    return is_right
 
 
 def _theme() -> gr.Theme:
@@ -180,25 +94,119 @@ def _theme() -> gr.Theme:
         font=("system-ui", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
     )
+    # The usual grey of small print has too little contrast.
     return theme.set(
         body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600", layout_gap="10px"
-    )  # the usual grey is too light
+    )
+
+
+def _slider(
+    label: str, info: str, low: float, high: float, *, value: float, step: float = 1, elem_id: str
+) -> gr.Slider:
+    return gr.Slider(low, high, value, step=step, label=label, info=info, buttons=[], elem_id=elem_id)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a visitor sends: the text, what was said before, and the controls beside it."""
+
+    text: str
+    before: Conversation
+    model: str
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: str
+    length: int
+    from_documents: bool
+
+    @property
+    def conversation(self) -> Conversation:
+        """What was said before, and the text."""
+        return [*self.before, {"role": "user", "content": self.text}]
+
+    def body(self, ids: list[int], max_tokens: int) -> CompletionBody:
+        """The request to the server. Raises ValueError for a seed that is no number.
+
+        An answer from documents is one line of the likeliest tokens, whatever the controls say.
+        """
+        seed = _parse_seed(self.seed)
+        if self.from_documents:
+            return CompletionBody(
+                model=self.model,
+                prompt=ids,
+                max_tokens=max_tokens,
+                logprobs=LIKELIEST,
+                temperature=0.0,
+                stop="\n",
+            )
+        return CompletionBody(
+            model=self.model,
+            prompt=ids,
+            max_tokens=max_tokens,
+            logprobs=LIKELIEST,
+            temperature=float(self.temperature),
+            top_k=self.top_k or None,
+            top_p=self.top_p,
+            seed=seed,
+        )
+
+
+def _parse_seed(text: str) -> int | None:
+    try:
+        return int(text) if text.strip() else None
+    except ValueError:
+        raise ValueError(f"the seed {text!r} is no whole number: give one, or leave it empty") from None
+
+
+class _Progress:
+    """An answer as far as it is written."""
+
+    def __init__(self, vocab: Mapping[int, bytes], *, strip: bool):
+        self.text = ""
+        self.tokens_html = ""
+        self.count = 0
+        """Tokens so far."""
+        self.ended = "Stopped"
+        """Why it ended, in words."""
+        self._vocab = vocab
+        self._strip = strip  # spaces and line ends before the first word
+        self._started = time.perf_counter()
+
+    def add(self, update: Update) -> None:
+        """Takes the next piece of text."""
+        text = update.piece.text
+        if self._strip and not self.text:
+            text = text.lstrip()
+        self.text += text
+        self.tokens_html += token_view(self._vocab, [token for token, _ in update.piece.tokens])
+        self.count += len(update.piece.tokens)
+        if update.reason == "stop":
+            self.ended = "Ended by itself"
+        elif update.reason:
+            self.ended = "As long as was asked for"
+
+    def summary(self) -> str:
+        """Why it ended, and how fast it was written."""
+        seconds = time.perf_counter() - self._started
+        return f"{self.ended}: {self.count} tokens in {seconds:.1f} s, {self.count / seconds:.0f} a second"
 
 
 class _Page:
-    """The page, and what its buttons do. A conversation is a list of {"role", "content"}, which is kept here:
-    the browser only shows it.
+    """The page, and what its buttons do.
+
+    The server keeps each conversation; the browser only shows it.
     """
 
-    def __init__(self, app: FastAPI, index: "Index | None"):
-        self._state, self._index = app.state, index
-        self._vocab = app.state.tokenizer.vocab
-        self._chats = is_chat(app.state.tokenizer)
-        self._running: dict[str, Answer] = {}  # by browser tab
+    def __init__(self, server: CompletionServer, index: "Index | None"):
+        self._server = server
+        self._index = index
+        self._chats = is_chat(server.tokenizer)
+        self._running: dict[str | None, Answer] = {}  # by browser tab
         self._searching = threading.Lock()  # an embedder is not made for two threads
-        name = next(iter(app.state.models))
+        name = next(iter(server.models))
         with gr.Blocks(analytics_enabled=False, title=name) as self.blocks:
-            gr.HTML(self._title(name))
+            gr.HTML(title(name, self._description()))
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     self._build_chat()
@@ -206,20 +214,18 @@ class _Page:
                     self._build_controls()
             self._connect()
 
-    def _title(self, name: str) -> str:
-        size = f"{describe_size(self._state.engine.model)}, {self._state.engine.max_length} tokens of context"
-        kind = (
-            "It answers what you write"
-            if self._chats
-            else "It has learned no conversation: it goes on with the text that you begin"
-        )
-        return (
-            f"<div class=title><h1>{escape(name)}</h1><p>{size}. {kind}. Everything is computed by the server"
-            " that this page comes from.</p></div>"
-        )
+    def _description(self) -> str:
+        engine = self._server.engine
+        kind = "It has learned no conversation: it goes on with the text that you begin"
+        if self._chats:
+            kind = "It answers what you write"
+        return f"{describe_size(engine.model)}, {engine.max_length} tokens of context. {kind}."
 
     def _build_chat(self) -> None:
-        self._talk = gr.State([])
+        label, example = "The beginning of a text", "ROMEO:"
+        if self._chats:
+            label, example = "Your message", "Why is the sky blue?"
+        self._conversation = gr.State([])
         self._chat = gr.Chatbot(
             show_label=False,
             height=380,
@@ -230,11 +236,8 @@ class _Page:
             placeholder="What is said stands here.",
             elem_id="chat",
         )
-        what, example = (
-            ("Your message", "Why is the sky blue?") if self._chats else ("The beginning of a text", "ROMEO:")
-        )
         self._text = gr.Textbox(
-            label=what, placeholder=example, lines=1, max_lines=8, autofocus=True, elem_id="text"
+            label=label, placeholder=example, lines=1, max_lines=8, autofocus=True, elem_id="text"
         )
         with gr.Row():
             self._send = gr.Button(
@@ -244,60 +247,31 @@ class _Page:
             self._new = gr.Button("New chat" if self._chats else "Clear", min_width=80, elem_id="new")
         self._status = gr.HTML(elem_classes="status", elem_id="status")
         self._passages = gr.HTML(elem_id="passages")
-        gr.HTML(_legend())
+        gr.HTML(legend())
         self._tokens = gr.HTML(elem_classes="tokens", elem_id="tokens")
 
     def _build_controls(self) -> None:
-        models = list(self._state.models)
-        longest = min(LONGEST, self._state.limits.tokens or LONGEST, self._state.engine.max_length)
+        models = list(self._server.models)
+        longest = min(LONGEST, self._server.limits.tokens or LONGEST, self._server.engine.max_length)
+        about_documents = ""
+        if self._index is not None:
+            about_documents = f"{len(self._index.sources)} files; one line, always the likeliest tokens"
         self._model = gr.Dropdown(models, value=models[0], label="Model or adapter", elem_id="model")
         self._documents = gr.Checkbox(
             label="Answer from the documents",
-            info=self._about_documents(),
+            info=about_documents,
             value=False,
             visible=self._index is not None,
             elem_id="documents",
         )
-        self._length = gr.Slider(
-            1,
-            longest,
-            min(200, longest),
-            step=1,
-            buttons=[],
-            label="Longest answer",
-            info="in tokens",
-            elem_id="length",
-        )
-        self._temperature = gr.Slider(
-            0,
-            2,
-            0.7,
-            step=0.05,
-            buttons=[],
-            label="Temperature",
-            info="0 always takes the likeliest token",
-            elem_id="temperature",
-        )
-        self._top_k = gr.Slider(
-            0,
-            200,
-            0,
-            step=1,
-            buttons=[],
-            label="Top-k",
-            info="draw from so many of the likeliest tokens; 0: from all",
-            elem_id="top-k",
-        )
-        self._top_p = gr.Slider(
-            0.05,
-            1,
-            0.95,
-            step=0.05,
-            buttons=[],
-            label="Top-p",
-            info="draw from the likeliest tokens that together have this probability",
-            elem_id="top-p",
-        )
+        info = "in tokens"
+        self._length = _slider("Longest answer", info, 1, longest, value=min(200, longest), elem_id="length")
+        info = "0 always takes the likeliest token"
+        self._temperature = _slider("Temperature", info, 0, 2, value=0.7, step=0.05, elem_id="temperature")
+        info = "draw from so many of the likeliest tokens; 0: from all"
+        self._top_k = _slider("Top-k", info, 0, 200, value=0, elem_id="top-k")
+        info = "draw from the likeliest tokens that together have this probability"
+        self._top_p = _slider("Top-p", info, 0.05, 1, value=0.95, step=0.05, elem_id="top-p")
         self._seed = gr.Textbox(
             label="Seed",
             info="the same number writes the same text; empty: another each time",
@@ -305,15 +279,11 @@ class _Page:
             elem_id="seed",
         )
 
-    def _about_documents(self) -> str:
-        return (
-            f"{len(self._index.sources)} files; one line, always the likeliest tokens" if self._index else ""
-        )
-
     def _connect(self) -> None:
-        """Which button does what. Limits are the engine's: Gradio's own queue lets all through."""
-        free = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
-        controls = [
+        """Which button does what. Limits are the engine's: Gradio's own queue lets all requests through."""
+        inputs = {
+            self._text,
+            self._conversation,
             self._model,
             self._temperature,
             self._top_k,
@@ -321,9 +291,9 @@ class _Page:
             self._seed,
             self._length,
             self._documents,
-        ]
-        shown = [
-            self._talk,
+        }
+        outputs = [
+            self._conversation,
             self._chat,
             self._text,
             self._send,
@@ -336,149 +306,166 @@ class _Page:
         gr.on(
             [self._send.click, self._text.submit],
             self.send,
-            [self._text, self._talk, *controls],
-            shown,
+            inputs,
+            outputs,
             trigger_mode="once",
-            **free,
+            concurrency_limit=None,
+            api_visibility="private",
+            show_progress="hidden",
         )
-        self._stop.click(self.stop, **free)
-        self._new.click(self.clear, outputs=shown, **free)
+        self._stop.click(self.stop, concurrency_limit=None, api_visibility="private", show_progress="hidden")
+        self._new.click(
+            self.clear,
+            outputs=outputs,
+            concurrency_limit=None,
+            api_visibility="private",
+            show_progress="hidden",
+        )
         self.blocks.unload(self.stop)
 
-    async def send(
-        self,
-        text: str,
-        talk: list[dict[str, str]],
-        model: str,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        seed: str,
-        length: int,
-        from_documents: bool,
-        request: gr.Request,
-    ) -> AsyncIterator[dict[Any, Any]]:
-        """Writes an answer; yields what changes on the page."""
-        if not text.strip():
-            yield {self._status: _problem("type something first")}
+    async def send(self, values: Mapping[Any, Any], request: gr.Request) -> AsyncIterator[Changes]:
+        """Writes an answer. values: by component. Yields what changes on the page."""
+        question = self._read(values)
+        if not question.text.strip():
+            yield {self._status: problem("type something first")}
             return
-        before, talk = talk, [*talk, {"role": "user", "content": text}]
-        yield self._buttons(reading=True) | {
+        conversation = question.conversation
+        yield {
+            **self._buttons(reading=True),
             self._status: "Reading",
             self._passages: "",
             self._tokens: "",
-            self._chat: _said(talk),
+            self._chat: chat_messages(conversation),
         }
         try:
-            ids, chunks = await asyncio.to_thread(self._prompt, talk, length, from_documents)
-            drawing = {
-                "temperature": float(temperature),
-                "top_k": top_k or None,
-                "top_p": top_p,
-                "seed": _seed(seed),
-            }
-            drawing = {"temperature": 0.0, "stop": "\n"} if from_documents else drawing
-            room = max(1, self._state.engine.max_length - len(ids))
-            answer = await self._state.complete(
-                CompletionBody(
-                    model=model, prompt=ids, max_tokens=min(length, room), logprobs=LIKELIEST, **drawing
-                )
-            )
+            answer, chunks = await self._start(question)
         except (ApiError, QueueFull, Draining, ValueError) as error:
-            yield self._buttons() | {
-                self._status: _problem(error),
-                self._chat: _said(before),
-                self._text: text,
+            yield {
+                **self._buttons(),
+                self._status: problem(error),
+                self._chat: chat_messages(question.before),
+                self._text: question.text,
             }
             return
-        self.stop(request)
-        tab, started, looked = request.session_hash, time.perf_counter(), 0.0
-        self._running[tab] = answer
-        written, view, count, ended, problem = "", "", 0, "Stopped", ""
-        try:
-            yield self._buttons(writing=True) | {self._text: "", self._passages: _passages(chunks)}
-            async for _, piece, reason in answer.pieces():
-                written += piece.text if written or not from_documents else piece.text.lstrip()
-                view += token_view(self._vocab, [token for token, _ in piece.tokens])
-                count += len(piece.tokens)
-                if time.perf_counter() - looked > EVERY:
-                    looked = time.perf_counter()
-                    yield {
-                        self._chat: _said(talk, written),
-                        self._tokens: view,
-                        self._status: f"{count} tokens",
-                    }
-                if reason:
-                    ended = "Ended by itself" if reason == "stop" else "As long as was asked for"
-            written = written or ABSTENTION * from_documents
-        except ApiError as error:  # also where `stop` ended it, but then it is not running any more
-            problem = _problem(error) if self._running.get(tab) is answer else ""
-        finally:
-            answer.cancel()
-            if self._running.get(tab) is answer:
-                del self._running[tab]
-        seconds = time.perf_counter() - started
-        talk = [*talk, {"role": "assistant", "content": written}]
-        status = problem or f"{ended}: {count} tokens in {seconds:.1f} s, {count / seconds:.0f} a second"
-        yield self._buttons() | {
-            self._talk: talk,
-            self._chat: _said(talk),
-            self._tokens: view,
-            self._status: status,
+        progress = _Progress(self._server.vocab, strip=question.from_documents)
+        error_html = ""
+        with self._writing(answer, request) as is_wanted:
+            yield {**self._buttons(writing=True), self._text: "", self._passages: passages(chunks)}
+            try:
+                async for changes in self._follow(answer, progress, conversation):
+                    yield changes
+                progress.text = progress.text or (ABSTENTION if question.from_documents else "")
+            except ApiError as error:
+                error_html = problem(error) if is_wanted() else ""
+        conversation = [*conversation, {"role": "assistant", "content": progress.text}]
+        yield {
+            **self._buttons(),
+            self._conversation: conversation,
+            self._chat: chat_messages(conversation),
+            self._tokens: progress.tokens_html,
+            self._status: error_html or progress.summary(),
         }
 
-    def _buttons(self, reading: bool = False, writing: bool = False) -> dict[Any, Any]:
-        """Which can be pressed: what reads is over in a moment, what writes can be stopped."""
-        free = not (reading or writing)
-        return {
-            self._send: gr.Button(interactive=free),
-            self._stop: gr.Button(interactive=writing),
-            self._new: gr.Button(interactive=free),
-        }
+    async def _follow(
+        self, answer: Answer, progress: _Progress, conversation: Conversation
+    ) -> AsyncIterator[Changes]:
+        """Takes the pieces of an answer as they come; yields what changes on the page, now and then."""
+        shown = 0.0
+        async for update in answer.updates():
+            progress.add(update)
+            if time.perf_counter() - shown > REFRESH_SECONDS:
+                shown = time.perf_counter()
+                written = {"role": "assistant", "content": progress.text}
+                yield {
+                    self._chat: chat_messages([*conversation, written]),
+                    self._tokens: progress.tokens_html,
+                    self._status: f"{progress.count} tokens",
+                }
+
+    @contextmanager
+    def _writing(self, answer: Answer, request: gr.Request) -> Iterator[Callable[[], bool]]:
+        """Within `with`, Stop and a closed tab cancel the answer, and it is cancelled at the end.
+
+        Yields a function that says whether it is still wanted. The tab's earlier answer is cancelled.
+        """
+        tab = request.session_hash
+        self.stop(request)
+        self._running[tab] = answer
+
+        def is_wanted() -> bool:
+            return self._running.get(tab) is answer
+
+        try:
+            yield is_wanted
+        finally:
+            answer.cancel()
+            if is_wanted():
+                del self._running[tab]
 
     def stop(self, request: gr.Request) -> None:
         """Cancels, in the engine, what is being written for this tab."""
-        if answer := self._running.pop(request.session_hash, None):
+        answer = self._running.pop(request.session_hash, None)
+        if answer is not None:
             answer.cancel()
 
-    def clear(self) -> dict[Any, Any]:
+    def clear(self) -> Changes:
         """Forgets the conversation."""
-        return {self._talk: [], self._chat: [], self._status: "", self._passages: "", self._tokens: ""}
+        return {
+            self._conversation: [],
+            self._chat: [],
+            self._status: "",
+            self._passages: "",
+            self._tokens: "",
+        }
 
-    def _prompt(
-        self, talk: list[dict[str, str]], length: int, from_documents: bool
-    ) -> tuple[list[int], Sequence[Chunk]]:
-        """What the model is given to read, and the passages in it."""
-        state, text = self._state, talk[-1]["content"]
-        most = min(state.limits.prompt or state.engine.max_length, state.engine.max_length)
-        read = talk if self._chats and not from_documents else talk[-1:]
-        if sum(len(message["content"]) for message in read) > most * max(
-            map(len, self._vocab.values())
-        ):  # not worth the time of encoding it
-            raise ValueError(
-                f"this is longer than the {most} tokens that can be read: shorten it, or start anew"
-            )
-        if not from_documents:
-            return (chat_prompt(state.tokenizer, talk) if self._chats else state.tokenizer.encode(text)), ()
-        with self._searching:
-            hits = self._index.search(
-                text, 1
-            )  # a small model reads one passage better than several (week 11)
-        prompt = compose(
-            text,
-            [hit.chunk for hit in hits],
-            state.tokenizer,
-            min(most, state.engine.max_length - min(length, most // 4)),
+    def _buttons(self, *, reading: bool = False, writing: bool = False) -> Changes:
+        """Which can be pressed: reading is over in a moment, writing can be stopped."""
+        idle = not (reading or writing)
+        return {
+            self._send: gr.Button(interactive=idle),
+            self._stop: gr.Button(interactive=writing),
+            self._new: gr.Button(interactive=idle),
+        }
+
+    def _read(self, values: Mapping[Any, Any]) -> _Question:
+        return _Question(
+            text=values[self._text],
+            before=values[self._conversation],
+            model=values[self._model],
+            temperature=values[self._temperature],
+            top_k=values[self._top_k],
+            top_p=values[self._top_p],
+            seed=values[self._seed],
+            length=values[self._length],
+            from_documents=values[self._documents],
         )
-        return prompt.ids, prompt.chunks
 
+    async def _start(self, question: _Question) -> tuple[Answer, Sequence[Chunk]]:
+        """Has the engine begin an answer; with it, the passages that the model is given to read.
 
-def _said(talk: Sequence[Mapping[str, str]], written: str | None = None) -> list[dict[str, Any]]:
-    """As Gradio's chat shows it unchanged: it takes text for HTML, and strips what is no part of a list.
-    `written`: an answer so far.
-    """
-    coming = [] if written is None else [{"role": "assistant", "content": written}]
-    return [
-        {"role": m["role"], "content": [{"type": "text", "text": escape(m["content"], quote=False)}]}
-        for m in (*talk, *coming)
-    ]
+        Raises ApiError, QueueFull, Draining, and ValueError for what cannot be done.
+        """
+        ids, chunks = await asyncio.to_thread(self._prompt, question)
+        room = max(1, self._server.engine.max_length - len(ids))
+        answer = await self._server.complete(question.body(ids, min(question.length, room)))
+        return answer, chunks
+
+    def _prompt(self, question: _Question) -> tuple[list[int], Sequence[Chunk]]:
+        """The ids that the model is given to read, and the passages in them."""
+        tokenizer = self._server.tokenizer
+        longest = self._server.longest_prompt
+        whole = self._chats and not question.from_documents
+        read = question.conversation if whole else question.conversation[-1:]
+        if self._server.surely_exceeds(sum(len(message["content"]) for message in read), longest):
+            raise ValueError(
+                f"this is longer than the {longest} tokens that can be read: shorten it, or start anew"
+            )
+        if self._index is not None and question.from_documents:
+            with self._searching:
+                hits = self._index.search(question.text, 1)  # a small model reads one passage best (week 11)
+            room = self._server.engine.max_length - min(question.length, longest // 4)
+            prompt = compose(question.text, [hit.chunk for hit in hits], tokenizer, min(longest, room))
+            return prompt.ids, prompt.chunks
+        if self._chats:
+            return chat_prompt(tokenizer, question.conversation), ()
+        return tokenizer.encode(question.text), ()

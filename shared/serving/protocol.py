@@ -1,65 +1,62 @@
-"""Week 12. OpenAI's forms: what `/v1/completions` and `/v1/chat/completions` take and give, and the text
-between tokens and answers.
+"""Week 12. OpenAI's protocol: the bodies that `/v1/completions` and `/v1/chat/completions` take, and the JSON
+objects that they answer with.
 
 Source: OpenAI's API reference (completions, chat completions, streaming, errors). What is not supported is
 refused, not ignored.
 """
 
-import codecs
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from shared.serving.engine import Token
+from shared.serving.text import Piece, token_text
 
-# ---- requests
+MAX_STOPS = 16
+"""How many stop texts a request may name: every one of them is searched for after every token."""
+MAX_STOP_LENGTH = 1000
+"""Characters of a stop text."""
 
-STOPS, STOP_LENGTH = 16, 1000
-"""How many texts a request may name to stop at, and how long each may be: every one of them is looked for
-after every token.
-"""
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    """Whether it is a list, not empty, of values of exactly this type (a bool is no int)."""
+    return isinstance(value, list) and bool(value) and all(type(item) is kind for item in value)
 
 
 def _check_prompt(value: Any) -> Any:
-    all_are = lambda kind, values: bool(values) and all(type(v) is kind for v in values)
-    lists = isinstance(value, list)
-    if (
-        isinstance(value, str)
-        or lists
-        and (
-            all_are(str, value)
-            or all_are(int, value)
-            or all_are(list, value)
-            and all(all_are(int, v) for v in value)
-        )
-    ):
-        return value
-    raise ValueError("a prompt is a text, a list of token ids, or a list of such, not empty")
+    several = _is_list_of(list, value) and all(_is_list_of(int, item) for item in value)
+    if not (isinstance(value, str) or _is_list_of(str, value) or _is_list_of(int, value) or several):
+        raise ValueError("a prompt is a text, a list of token ids, or a list of such, not empty")
+    return value
 
 
 def _check_stop(value: Any) -> Any:
     stops = value if isinstance(value, list) else [value]
-    if len(stops) > STOPS or any(isinstance(stop, str) and len(stop) > STOP_LENGTH for stop in stops):
-        raise ValueError(f"up to {STOPS} texts of up to {STOP_LENGTH} characters each")
+    too_long = any(isinstance(stop, str) and len(stop) > MAX_STOP_LENGTH for stop in stops)
+    if too_long or len(stops) > MAX_STOPS:
+        raise ValueError(f"up to {MAX_STOPS} texts of up to {MAX_STOP_LENGTH} characters each")
     return value
 
 
-class StreamOptions(BaseModel):
-    """include_usage: a last chunk without choices says how many tokens there were."""
+class StrictModel(BaseModel):
+    """A JSON object without unknown fields, whose values have their types already."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(StrictModel):
+    """include_usage: a last chunk without choices says how many tokens there were."""
+
     include_usage: bool = False
 
 
-class Body(BaseModel):
-    """What both kinds of request have. Fields that this server cannot honour may only have the value that
-    changes nothing.
+class Body(StrictModel):
+    """The fields that both kinds of request have.
+
+    Fields that this server cannot honour may only have the value that changes nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     model: str
     temperature: float | None = None
     top_p: float | None = None
@@ -87,8 +84,19 @@ class Body(BaseModel):
 
     @property
     def stops(self) -> list[str]:
-        """The texts at which to end."""
-        return [s for s in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if s]
+        """The texts at which to end; empty ones are left out."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in stops if stop]
+
+    @property
+    def answers(self) -> int:
+        """How many answers each prompt gets."""
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
 
 class CompletionBody(Body):
@@ -102,43 +110,39 @@ class CompletionBody(Body):
     best_of: Literal[1] | None = None
 
     @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """Always as a list."""
-        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
-        return self.prompt if several else [self.prompt]
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, always as a list: texts or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [item for item in self.prompt if isinstance(item, int)]
+        return [ids] if ids else [item for item in self.prompt if not isinstance(item, int)]
 
 
-class TextPart(BaseModel):
+class TextPart(StrictModel):
     """A part of a message."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(StrictModel):
     """A message of a conversation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant"]
     content: str | list[TextPart]
     name: None = None
     refusal: None = None
 
     def plain(self) -> dict[str, str]:
-        """Role and text."""
-        return {
-            "role": self.role,
-            "content": (
-                self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-            ),
-        }
+        """Role and text, as `shared.models.chat.chat_prompt` takes them."""
+        if isinstance(self.content, str):
+            return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": "".join(part.text for part in self.content)}
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(StrictModel):
     """Only plain text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
 
 
@@ -160,191 +164,126 @@ class ChatBody(Body):
         return value
 
 
-# ---- text
+def completion_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, list[Any]]:
+    """A completion's `logprobs`.
 
-
-@dataclass(frozen=True)
-class Piece:
-    """Some text, and the tokens it came from with where each begins."""
-
-    text: str
-    tokens: tuple[tuple[Token, int], ...] = ()
-    ending: tuple[tuple[Token, int], ...] = ()
-    """Tokens that ended the text and are not in it."""
-
-    def __add__(self, other: "Piece") -> "Piece":
-        return Piece(self.text + other.text, self.tokens + other.tokens, self.ending + other.ending)
-
-
-class TextBuilder:
-    """Turns tokens into text, whole characters at a time, up to where one of `stops` begins; what may be the
-    beginning of one is held back.
-
-    offset: where in the whole answer the text begins.
-
-    >>> text = TextBuilder({0: b"a", 1: b"b", 2: b"c"}, ["bc"])
-    >>> [text.push(Token(i)).text for i in (0, 1, 1, 2)], text.stopped
-    (['a', '', 'b', ''], True)
-    """
-
-    def __init__(self, vocab: Mapping[int, bytes], stops: Sequence[str] = (), offset: int = 0):
-        self._vocab, self._stops, self._shown = vocab, stops, offset
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-        self._tokens: list[tuple[Token, int]] = []
-        self.count = 0
-        """Tokens so far."""
-        self.stopped = False
-
-    def push(self, token: Token) -> Piece:
-        """What can be shown now, perhaps nothing."""
-        self.count += 1
-        own, at = self._vocab[token.id], self._shown + len(self._held)
-        self._held += self._decoder.decode(own)
-        with suppress(
-            UnicodeDecodeError
-        ):  # bytes before it that are no character have become U+FFFD only now
-            at = self._shown + len(self._held) - len(own.decode())
-        self._tokens.append((token, at))
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            return self._show(min(found))
-        return self._show(
-            len(self._held)
-            - max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
-        )
-
-    def finish(self, ending: Sequence[Token] = ()) -> Piece:
-        """What was held back; an unfinished character is U+FFFD. ending: tokens that ended it, and are not in
-        it.
-        """
-        self._held += self._decoder.decode(b"", final=True)
-        piece = self._show(len(self._held))
-        self.count += len(ending)
-        return Piece(
-            piece.text, (*piece.tokens, *self._tokens), tuple((token, self._shown) for token in ending)
-        )
-
-    def _show(self, length: int) -> Piece:
-        text, self._held = self._held[:length], self._held[length:]
-        self._shown += length
-        count = next((i for i, (_, at) in enumerate(self._tokens) if at >= self._shown), len(self._tokens))
-        tokens, self._tokens = self._tokens[:count], self._tokens[count:]
-        return Piece(text, tuple(tokens))
-
-
-# ---- answers
-
-
-def token_text(vocab: Mapping[int, bytes], i: int) -> str:
-    """A token by itself; one that is not text alone (half a character) as OpenAI writes it.
-
-    >>> token_text({0: b"hi", 1: b"\\xe2\\x82"}, 0), token_text({0: b"hi", 1: b"\\xe2\\x82"}, 1)
-    ('hi', 'bytes:\\\\xe2\\\\x82')
-    """
-    try:
-        return vocab[i].decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{b:02x}" for b in vocab[i])
-
-
-def completion_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, list]:
-    """A completion's `logprobs`. The token itself is named among the likeliest, whether it is one of them or
-    not, and what ended the text is one of the tokens.
+    The token itself is always named among the likeliest, and the tokens that ended the text are listed too.
     """
     placed = piece.tokens + piece.ending
-    tops = []
+    tops: list[dict[str, float | None] | None] = []
     for token, _ in placed:
-        top: dict[str, float] = {}
+        if token.logprob is None:
+            tops.append(None)
+            continue
+        top: dict[str, float | None] = {}
         for i, logprob in (*token.top, (token.id, token.logprob)):
             top.setdefault(token_text(vocab, i), logprob)
-        tops.append(None if token.logprob is None else top)
+        tops.append(top)
     return {
         "tokens": [token_text(vocab, token.id) for token, _ in placed],
         "token_logprobs": [token.logprob for token, _ in placed],
         "top_logprobs": tops,
-        "text_offset": [at for _, at in placed],
+        "text_offset": [begin for _, begin in placed],
     }
 
 
 def chat_logprobs(vocab: Mapping[int, bytes], piece: Piece) -> dict[str, Any]:
     """A chat answer's `logprobs`."""
-    entry = lambda i, logprob: {"token": token_text(vocab, i), "logprob": logprob, "bytes": list(vocab[i])}
-    return {
-        "content": [
-            entry(t.id, t.logprob) | {"top_logprobs": [entry(*top) for top in t.top]} for t, _ in piece.tokens
-        ],
-        "refusal": None,
-    }
+
+    def entry(i: int, logprob: float | None) -> dict[str, Any]:
+        return {"token": token_text(vocab, i), "logprob": logprob, "bytes": list(vocab[i])}
+
+    content = []
+    for token, _ in piece.tokens:
+        top = [entry(i, logprob) for i, logprob in token.top]
+        content.append({**entry(token.id, token.logprob), "top_logprobs": top})
+    return {"content": content, "refusal": None}
 
 
-def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
-    """How many tokens there were; `cached` of the prompt's did not have to be read."""
-    details = {"cached_tokens": cached}
+def token_usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    """How many tokens there were. cached: those of the prompt that did not have to be read."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": details,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
-def error_form(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients expect it."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class CompletionForms:
-    """How texts are wrapped for /v1/completions."""
+class AnswerFormat(ABC):
+    """The JSON objects that texts are wrapped in, at once or as the chunks of a stream.
 
-    kind = chunk_kind = "text_completion"
-    prefix = "cmpl"
+    logprobs: whether they hold log-probabilities.
+    """
+
+    kind: str
+    """`object` of an answer."""
+    chunk_kind: str
+    """`object` of a chunk."""
+    prefix: str
+    """What an answer's id begins with."""
 
     def __init__(self, vocab: Mapping[int, bytes], logprobs: bool):
-        self._vocab, self._logprobs = vocab, logprobs
+        self.vocab = vocab
+        self.logprobs = logprobs
 
+    @abstractmethod
     def choice(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
-        """All of a text, or a part of it."""
-        logprobs = completion_logprobs(self._vocab, piece) if self._logprobs else None
-        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": reason}
+        """A complete text."""
 
-    delta = choice
+    @abstractmethod
+    def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
+        """A part of a text in a stream."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """What a stream sends before the text."""
+        """What a stream sends before the text; None for nothing."""
         return None
 
 
-class ChatForms:
-    """How texts are wrapped for /v1/chat/completions."""
+class CompletionFormat(AnswerFormat):
+    """The objects of /v1/completions."""
 
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
-
-    def __init__(self, vocab: Mapping[int, bytes], logprobs: bool):
-        self._vocab, self._logprobs = vocab, logprobs
-
-    def _form(self, index: int, message: dict[str, Any], piece: Piece, reason: str | None) -> dict[str, Any]:
-        return {
-            "index": index,
-            **message,
-            "logprobs": chat_logprobs(self._vocab, piece) if self._logprobs else None,
-            "finish_reason": reason,
-        }
+    kind = "text_completion"
+    chunk_kind = "text_completion"
+    prefix = "cmpl"
 
     def choice(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
-        """All of a text."""
-        return self._form(
-            index, {"message": {"role": "assistant", "content": piece.text, "refusal": None}}, piece, reason
-        )
+        """A complete text, or a part of one."""
+        logprobs = completion_logprobs(self.vocab, piece) if self.logprobs else None
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": reason}
 
     def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
-        """A part of it, empty at the end."""
-        return self._form(index, {"delta": {"content": piece.text} if piece.text else {}}, piece, reason)
+        """The same as a complete text."""
+        return self.choice(index, piece, reason)
+
+
+class ChatFormat(AnswerFormat):
+    """The objects of /v1/chat/completions."""
+
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def choice(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
+        """A complete text."""
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return {"index": index, "message": message, **self._details(piece, reason)}
+
+    def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
+        """A part of a text; the last one is empty."""
+        delta = {"content": piece.text} if piece.text else {}
+        return {"index": index, "delta": delta, **self._details(piece, reason)}
 
     def opening(self, index: int) -> dict[str, Any]:
-        """What a stream sends before the text: who speaks."""
-        return self._form(index, {"delta": {"role": "assistant", "content": ""}}, Piece(""), None)
+        """Says who speaks."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, **self._details(Piece(""), None)}
 
-
-Forms = CompletionForms | ChatForms
+    def _details(self, piece: Piece, reason: str | None) -> dict[str, Any]:
+        logprobs = chat_logprobs(self.vocab, piece) if self.logprobs else None
+        return {"logprobs": logprobs, "finish_reason": reason}

@@ -17,7 +17,8 @@ from shared.adapters.attach import use_adapters
 from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import quantize
 from shared.sampling import generate
-from shared.serving.engine import Draining, Engine, QueueFull, Request, Token
+from shared.serving.engine import Draining, Engine, QueueFull
+from shared.serving.generation import Request, Token
 from shared.serving.slots import SlotCache
 from shared.zero_shot import score_tokens
 from tests.helpers import shake
@@ -62,16 +63,15 @@ def ids(generation) -> list[int]:
 
 def alone(model: GPT, request: Request) -> list[int]:
     """What the sampler of week 1 makes of it."""
-    r = request
     drawn = generate(
         model,
-        r.prompt,
-        r.max_new_tokens,
-        r.temperature,
-        top_k=r.top_k,
-        top_p=r.top_p,
-        stop=r.stop,
-        seed=r.seed,
+        request.prompt,
+        request.max_new_tokens,
+        request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        stop=request.stop,
+        seed=request.seed,
     )
     return list(drawn)
 
@@ -82,15 +82,15 @@ def request(prompt: list[int], draw: random.Random) -> Request:
     return Request(
         prompt,
         draw.randint(1, min(30, BLOCK - len(prompt))),
-        draw.choice([0, 0.7, 1.0]),
-        draw.choice([None, 5]),
-        draw.choice([None, 0.9]),
-        draw.randint(0, 99),
-        stop,
+        temperature=draw.choice([0, 0.7, 1.0]),
+        top_k=draw.choice([None, 5]),
+        top_p=draw.choice([None, 0.9]),
+        seed=draw.randint(0, 99),
+        stop=stop,
     )
 
 
-# ---- the law: alone or in any batch
+# The law: alone or in any batch.
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -108,19 +108,13 @@ def test_requests_that_arrive_at_any_time_get_what_they_would_get_alone(name, sl
     assert engine.generated_tokens == sum(g.drawn for g in running)
 
 
+# Of a request: length of its prompt, tokens to write, steps before the next one arrives, whether it leaves.
+ARRIVALS = st.tuples(st.integers(1, 40), st.integers(0, 12), st.integers(0, 3), st.booleans())
+
+
 @settings(max_examples=25, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 40), st.integers(0, 12), st.integers(0, 3), st.booleans()),
-        min_size=1,
-        max_size=10,
-    ),
-    st.integers(1, 5),
-)
+@given(st.lists(ARRIVALS, min_size=1, max_size=10), st.integers(1, 5))
 def test_any_order_of_arrivals_and_departures(plan, slots):
-    """Each request: length of its prompt, tokens to write, steps before the next one arrives, whether it
-    leaves half-way.
-    """
     model = gpt()
     engine, kept = stepped(model, slots=slots), []
     for number, (length, new, wait, leaves) in enumerate(plan):
@@ -141,10 +135,11 @@ def test_threads_that_submit_at_once_get_what_they_would_get_alone():
     model, results = gpt(), {}
     requests = [request(prompt, random.Random(i)) for i, prompt in enumerate(prompts(16, 5))]
     engine = Engine(model, slots=3, chunk=8)
-    threads = [
-        threading.Thread(target=lambda i=i, r=r: results.update({i: ids(engine.submit(r))}))
-        for i, r in enumerate(requests)
-    ]
+
+    def submit(i: int) -> None:
+        results[i] = ids(engine.submit(requests[i]))
+
+    threads = [threading.Thread(target=submit, args=(i,)) for i in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -179,9 +174,8 @@ def test_each_row_has_the_adapter_that_it_asks_for():
                 p.normal_(std=0.3)
     names = [None, "one", "two", "one", None, "two", "one"]
     requests = [Request(prompt, 10, seed=3, adapter=name) for prompt, name in zip(prompts(7, 3), names)]
-    same_prompt = [
-        Request([1] * 40, 10, seed=3, adapter=name) for name in names
-    ]  # nor does one take over another's keys
+    # Nor does one take over another's keys:
+    same_prompt = [Request([1] * 40, 10, seed=3, adapter=name) for name in names]
     engine = stepped(model)
     found = [engine.submit(r) for r in requests + same_prompt]
     run(engine)
@@ -194,7 +188,7 @@ def test_each_row_has_the_adapter_that_it_asks_for():
     assert len({tuple(e) for e in expected[7:10]}) == 3
 
 
-# ---- log-probabilities
+# Log-probabilities.
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 40])
@@ -229,7 +223,7 @@ def test_log_probabilities_are_of_the_model_whatever_the_temperature():
     assert all(t.top == () for t in tokens)
 
 
-# ---- what was read is not read again
+# What was read is not read again.
 
 
 def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_where_they_part():
@@ -275,20 +269,16 @@ def test_slots_are_taken_over_again_and_again():
     requests = []
     for i in range(60):
         base = draw.choice(bases)
-        requests.append(
-            Request(
-                [*base[: draw.randint(1, len(base))], *draw.choices(range(VOCAB), k=draw.randint(0, 4))],
-                4,
-                seed=i,
-            )
-        )
+        begins_alike = base[: draw.randint(1, len(base))]
+        own = draw.choices(range(VOCAB), k=draw.randint(0, 4))
+        requests.append(Request([*begins_alike, *own], 4, seed=i))
     found = [engine.submit(r) for r in requests]
     run(engine)
     assert [ids(g) for g in found] == [alone(model, r) for r in requests]
     assert engine.reused_tokens == sum(g.reused for g in found) > 100
 
 
-# ---- leaving, limits, closing
+# Leaving, limits, closing.
 
 
 def test_a_cancelled_text_ends_before_the_next_step_and_its_slot_is_free():
@@ -394,10 +384,9 @@ def test_a_request_whose_slot_cannot_be_prepared_is_ended_and_not_lost(monkeypat
         ids(engine.submit(Request(prompt, 2)))
     with monkeypatch.context() as broken:
         broken.setattr(engine._cache, "copy", fail)
-        with pytest.raises(
-            RuntimeError, match="could not finish"
-        ):  # it begins as the first one did, but not so far
-            ids(engine.submit(Request([*range(8), *range(30, 40)], 2)))
+        begins_alike = Request([*range(8), *range(30, 40)], 2)  # as the second prompt, but not so far
+        with pytest.raises(RuntimeError, match="could not finish"):
+            ids(engine.submit(begins_alike))
     r = Request([1, 2], 5, seed=1)
     assert ids(engine.submit(r)) == alone(gpt(), r) and engine.wait_idle(10)
     engine.close()
@@ -420,16 +409,16 @@ def test_values_that_are_not_finite_do_not_outlive_their_text():
     assert broken.finish_reason == "error" and ids(healthy) == alone(model, r)
 
 
+TOO_LONG = "90 tokens of prompt and 7 new ones are 97, and this model takes 96"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"prompt": []}, "at least one token to start from"),
         ({"prompt": [VOCAB]}, f"ids go from 0 to {VOCAB - 1}"),
         ({"prompt": [-1]}, "outside the vocabulary"),
-        (
-            {"prompt": [1] * 90, "max_new_tokens": 7},
-            "90 tokens of prompt and 7 new ones are 97, and this model takes 96",
-        ),
+        ({"prompt": [1] * 90, "max_new_tokens": 7}, TOO_LONG),
         ({"max_new_tokens": -1}, "max_new_tokens=-1 is out of range"),
         ({"temperature": -1}, "temperature=-1 is out of range"),
         ({"top_k": 0}, "top_k=0 is out of range"),

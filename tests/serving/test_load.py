@@ -15,19 +15,26 @@ from shared.serving import load
 from shared.serving.load import Load, percentile
 
 
+def chunk(choices: list[dict], usage: dict | None = None) -> str:
+    return f"data: {json.dumps({'choices': choices, 'usage': usage})}\n\n"
+
+
 class Stub:
     """Sends the words that are asked for, each when all requests that are there have had one; a second of its
     clock for each round of them.
     """
 
     def __init__(self, monkeypatch, broken: str | None = None):
-        self.now, self.busy, self.most, self.asked, self.broken = 0.0, 0, [], [], broken
+        self.now = 0.0
+        self.busy = 0
+        self.most: list[int] = []
+        self.asked: list[dict] = []
+        self.broken = broken
         monkeypatch.setattr(load, "clock", lambda: self.now)
-        monkeypatch.setattr(
-            load,
-            "client",
-            lambda url: httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app()), base_url=url),
-        )
+        monkeypatch.setattr(load, "client", self.client)
+
+    def client(self, url: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app()), base_url=url)
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -49,28 +56,22 @@ class Stub:
     async def events(self, body):
         self.busy += 1
         self.most.append(self.busy)
-        chunk = lambda choices, usage=None: f"data: {json.dumps({'choices': choices, 'usage': usage})}\n\n"
-        for _ in range(body["max_tokens"]):
+        tokens = body["max_tokens"]
+        for _ in range(tokens):
             await asyncio.sleep(0)
             self.now += 1 / self.busy
             yield chunk([{"text": "word "}])
         self.busy -= 1
         if self.broken != "breaks off":
-            yield chunk(
-                [], {"completion_tokens": body["max_tokens"], "prompt_tokens_details": {"cached_tokens": 5}}
-            )
+            usage = {"completion_tokens": tokens, "prompt_tokens_details": {"cached_tokens": 5}}
+            yield chunk([], usage)
             yield "data: [DONE]\n\n"
 
 
 def test_throughput_asks_for_the_same_work_each_way_in_turns(monkeypatch):
     stub = Stub(monkeypatch)
-    rates = asyncio.run(
-        load.throughput(
-            "http://stub/v1",
-            lambda number: [number],
-            Load(tokens=6, texts=4, at_once=(1, 4), turns=3, clients=2),
-        )
-    )
+    asked = Load(tokens=6, texts=4, at_once=(1, 4), turns=3, clients=2)
+    rates = asyncio.run(load.throughput("http://stub/v1", lambda number: [number], asked))
     assert {n: len(values) for n, values in rates.items()} == {1: 3, 4: 3}
     assert rates[1] == pytest.approx([1.0] * 3) and min(rates[4]) > 2  # a second a word alone; four share one
     measured = stub.most[2:]
@@ -83,9 +84,8 @@ def test_throughput_asks_for_the_same_work_each_way_in_turns(monkeypatch):
 
 def test_delays_of_every_request_and_never_more_clients_than_said(monkeypatch):
     stub = Stub(monkeypatch)
-    found = asyncio.run(
-        load.delays("http://stub/v1", lambda number: "x", Load(tokens=5, requests=7, clients=3))
-    )
+    asked = Load(tokens=5, requests=7, clients=3)
+    found = asyncio.run(load.delays("http://stub/v1", lambda number: "x", asked))
     assert len(found.first) == 7 and len(found.between) == 7 * 4 and found.health
     assert max(stub.most) == 3
 
@@ -106,12 +106,9 @@ def test_a_text_is_timed_from_asking_and_knows_what_was_reused(monkeypatch):
 )
 def test_what_the_server_does_not_do_is_said(broken, words, monkeypatch):
     Stub(monkeypatch, broken)
+    asked = Load(tokens=2, texts=1, at_once=(1,), turns=1)
     with pytest.raises(ValueError, match=words):
-        asyncio.run(
-            load.throughput(
-                "http://stub/v1", lambda number: "x", Load(tokens=2, texts=1, at_once=(1,), turns=1)
-            )
-        )
+        asyncio.run(load.throughput("http://stub/v1", lambda number: "x", asked))
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):

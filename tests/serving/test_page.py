@@ -18,18 +18,20 @@ from playwright.sync_api import expect, sync_playwright
 
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.attach import use_adapters
+from shared.models.chat import IM_END, IM_START, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.pretrained import IM_END, IM_START, chat_prompt
 from shared.retrieval.documents import chunk_documents, load_documents
 from shared.retrieval.embedders import HiddenStates
 from shared.retrieval.index import Index
 from shared.retrieval.rag import compose
 from shared.sampling import generate
 from shared.serving.__main__ import Settings, own_checkpoint
-from shared.serving.api import create_app
-from shared.serving.engine import Request, Token
+from shared.serving.api import CompletionServer
+from shared.serving.engine import Engine
 from shared.serving.gate import Limits
-from shared.serving.page import add_page, token_view
+from shared.serving.generation import Request, Token
+from shared.serving.page import add_page
+from shared.serving.page_html import token_view
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 from tests.helpers import serving, shake
@@ -51,9 +53,8 @@ FLAGS = (
 
 
 def gpt(tokenizer) -> GPT:
-    return shake(
-        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=256, n_layer=2, n_head=2, n_embd=32))
-    )
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=256, n_layer=2, n_head=2, n_embd=32)
+    return shake(GPT(config))
 
 
 def pirate() -> GPT:
@@ -67,9 +68,9 @@ def written(model: GPT, ids: list[int], n: int = 20, **options) -> list[int]:
 
 
 @contextmanager
-def page_of(app, index=None):
-    with serving(add_page(app, index)) as url:
-        yield SimpleNamespace(url=url, engine=app.state.engine)
+def page_of(server: CompletionServer, index=None):
+    with serving(add_page(server, index)) as url:
+        yield SimpleNamespace(url=url, engine=server.engine)
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +80,26 @@ def completing(tmp_path_factory):
         (folder / name).write_text(text, encoding="utf-8")
     index = Index(HiddenStates(gpt(CHARS), CHARS, "tiny"))
     index.add(chunk_documents(load_documents(folder).documents, CHARS))
-    with page_of(
-        create_app(pirate(), CHARS, "tiny", slots=1, queue=1, limits=Limits(tokens=200)), index
-    ) as server:
-        yield SimpleNamespace(**vars(server), index=index)
+    engine = Engine(pirate(), slots=1, queue=1)
+    server = CompletionServer(engine, CHARS, name="tiny", limits=Limits(tokens=200))
+    with page_of(server, index) as served:
+        yield SimpleNamespace(**vars(served), index=index)
 
 
 @pytest.fixture(scope="module")
 def chatting():
-    with page_of(create_app(gpt(TALKS), TALKS, "tiny")) as server:
-        yield server
+    with page_of(CompletionServer(Engine(gpt(TALKS)), TALKS, name="tiny")) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
-        message = (
-            "the page is tested in Chromium, which is not here: install it (Debian: apt-get install chromium)"
-        )
-        pytest.fail(message) if os.environ.get("CI") and sys.platform == "linux" else pytest.skip(message)
+        message = "tests of the page need Chromium: install it (Debian: apt-get install chromium)"
+        if os.environ.get("CI") and sys.platform == "linux":
+            pytest.fail(message)
+        pytest.skip(message)
     with sync_playwright() as playwright:
         offline = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
         browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, offline])
@@ -111,21 +112,21 @@ def visit(chromium):
     """Opens a server's page in a window of its own. In the end: what was fetched came from that server, and
     no script failed.
     """
-    contexts, foreign, failed = [], [], []
+    contexts = []
+    foreign: list[str] = []
+    failed: list[str] = []
 
     def open_page(server, width=1200, ready="#send"):
         context = chromium.new_context(viewport={"width": width, "height": 900})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((server.url, "data:", "blob:"))
-                else foreign.append(request.url)
-            ),
-        )
+
+        def note_foreign(request) -> None:
+            if not request.url.startswith((server.url, "data:", "blob:")):
+                foreign.append(request.url)
+
+        page.on("request", note_foreign)
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto(server.url)
         page.locator(ready).wait_for()
@@ -151,21 +152,22 @@ def ask(page, text: str, length: int = 20, seed: str = "1", wait: bool = True) -
 
 
 def said(page, who: str = "bot") -> list[str]:
-    return [
-        message.text_content()
-        for message in page.locator(f"#chat [data-testid={who}] .message-content").all()
-    ]
+    messages = page.locator(f"#chat [data-testid={who}] .message-content").all()
+    return [message.text_content() for message in messages]
 
 
 def shades(page) -> list[tuple[str, int, str]]:
     """Of each token: its text, its shade, and the share of it that is shown."""
     return page.evaluate(
-        """[...document.querySelectorAll('#tokens .shade')].map(t => [
-        t.firstChild.textContent, Number(t.className.match(/shade-(\\d)/)[1]), t.querySelector('.chosen').nextSibling.textContent])"""
+        """[...document.querySelectorAll('#tokens .shade')].map(token => [
+            token.firstChild.textContent,
+            Number(token.className.match(/shade-(\\d)/)[1]),
+            token.querySelector('.chosen').nextSibling.textContent,
+        ])"""
     )
 
 
-# ---- texts and tokens
+# Texts and tokens.
 
 
 def test_a_text_goes_on_as_the_sampler_writes_it_each_token_in_its_shade(visit, completing):
@@ -183,11 +185,10 @@ def test_a_text_goes_on_as_the_sampler_writes_it_each_token_in_its_shade(visit, 
         sum(share < bound for bound in (0.5, 0.2, 0.05, 0.01)) for share in shares
     ]
     for (_, _, text), share in zip(shown, shares):
-        assert (
-            text == "under 0.1 %"
-            if share < 0.0009
-            else float(text.removesuffix(" %")) == pytest.approx(100 * share, abs=0.06)
-        )
+        if share < 0.0009:
+            assert text == "under 0.1 %"
+        else:
+            assert float(text.removesuffix(" %")) == pytest.approx(100 * share, abs=0.06)
 
 
 def test_pointing_at_a_token_names_the_likeliest(visit, completing):
@@ -209,18 +210,15 @@ def test_pointing_at_a_token_names_the_likeliest(visit, completing):
     ("least", "shade"), [(0.51, 0), (0.5, 0), (0.21, 1), (0.06, 2), (0.02, 3), (0.001, 4), (1e-9, 4)]
 )
 def test_shades(least, shade):
-    token = Token(5, math.log(least) + 1e-9, ((5, math.log(least) + 1e-9),))
-    assert f'class="shade shade-{shade}"' in token_view({5: b"<&"}, [token]) and "&lt;&amp;" in token_view(
-        {5: b"<&"}, [token]
-    )
+    logprob = math.log(least) + 1e-9
+    html = token_view({5: b"<&"}, [Token(5, logprob, ((5, logprob),))])
+    assert f'class="shade shade-{shade}"' in html and "&lt;&amp;" in html
 
 
 def test_a_conversation_is_read_as_a_whole(visit, chatting):
     page = visit(chatting)
-    assert (
-        "answers what you write" in page.locator(".title").inner_text()
-        and not page.locator("#documents").is_visible()
-    )
+    assert "answers what you write" in page.locator(".title").inner_text()
+    assert not page.locator("#documents").is_visible()
     talk, model = [], gpt(TALKS)
     ends = [[TALKS.special_tokens[token]] for token in (END_OF_TEXT, IM_END)]
     for question in ("the sea", "the boat"):
@@ -228,9 +226,8 @@ def test_a_conversation_is_read_as_a_whole(visit, chatting):
         ask(page, question, length=12)
         text = TALKS.decode(written(model, chat_prompt(TALKS, talk), 12, stop=ends))
         talk.append({"role": "assistant", "content": text})
-        assert said(page) == [
-            m["content"].replace("\0", "") for m in talk if m["role"] == "assistant"
-        ]  # which no browser shows
+        answers = [message["content"] for message in talk if message["role"] == "assistant"]
+        assert said(page) == [answer.replace("\0", "") for answer in answers]  # no browser shows these
     page.locator("#new").click()
     expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
     ask(page, "the sea", length=12)
@@ -245,7 +242,7 @@ def test_an_adapter_writes_its_own_text(visit, completing):
     assert said(page) == [CHARS.decode(written(use_adapters(pirate(), "pirate"), CHARS.encode("abc")))]
 
 
-# ---- documents
+# Documents.
 
 
 def test_an_answer_from_documents_shows_what_was_read(visit, completing):
@@ -255,10 +252,8 @@ def test_an_answer_from_documents_shows_what_was_read(visit, completing):
     ask(page, question)
     (hit,) = completing.index.search(question, 1)
     prompt = compose(question, [hit.chunk], CHARS, 256 - 20)
-    text = (
-        CHARS.decode(written(use_adapters(pirate(), ()), prompt.ids, temperature=0)).lstrip().split("\n")[0]
-    )
-    assert said(page) == [text or "I don't know."]
+    text = CHARS.decode(written(use_adapters(pirate(), ()), prompt.ids, temperature=0))
+    assert said(page) == [text.lstrip().split("\n")[0] or "I don't know."]
     assert page.locator("#passages cite").text_content() == hit.chunk.cite
     assert page.locator("#passages .passage").text_content() == hit.chunk.cite + prompt.chunks[0].text
 
@@ -276,7 +271,7 @@ def test_what_is_said_is_shown_as_text_and_never_as_markup(visit, completing):
     assert "<img" not in shown and "${7*7} {{value}}" in shown
 
 
-# ---- stopping
+# Stopping.
 
 
 @pytest.fixture
@@ -289,7 +284,8 @@ def brake(completing, monkeypatch):
         return step()
 
     monkeypatch.setattr(completing.engine, "step", slowly)
-    monkeypatch.setattr("shared.serving.page.EVERY", 0)  # each token is shown before there is another
+    # Each token is shown before there is another.
+    monkeypatch.setattr("shared.serving.page.REFRESH_SECONDS", 0)
     yield steps
     monkeypatch.undo()
     steps.release(1_000_000)
@@ -333,7 +329,7 @@ def test_a_closed_window_ends_it_too(visit, completing, brake):
     assert engine.ended["cancelled"] == before + 1
 
 
-# ---- what is refused
+# What is refused.
 
 
 def test_a_full_queue_is_said_and_the_text_is_kept(visit, completing, brake):
@@ -341,11 +337,9 @@ def test_a_full_queue_is_said_and_the_text_is_kept(visit, completing, brake):
     filling = [completing.engine.submit(Request([1], 200)) for _ in range(2)]
     ask(page, "abc", wait=False)
     expect(page.locator("#status [role=alert]")).to_contain_text("ask again later")
-    assert (
-        page.locator("#text textarea").input_value() == "abc"
-        and said(page, "user") == []
-        and page.locator("#send").is_enabled()
-    )
+    assert page.locator("#text textarea").input_value() == "abc"
+    assert said(page, "user") == []
+    assert page.locator("#send").is_enabled()
     for generation in filling:
         generation.cancel()
     brake.release(10)
@@ -370,26 +364,28 @@ def test_what_cannot_be_done_is_said_and_the_text_is_kept(visit, completing):
         assert said(page, "user") == [] and page.locator("#text textarea").input_value() == text
 
 
+CLOSED = [
+    ("GET", "/config"),
+    ("GET", "/gradio_api/info"),
+    ("POST", "/gradio_api/queue/join"),
+    ("POST", "/gradio_api/upload"),
+    ("POST", "/gradio_api/run/send"),
+    ("POST", "/gradio_api/call/send"),
+    ("GET", "/v1/models"),
+]
+
+
 def test_with_a_key_nothing_is_there_without_it(visit):
-    with page_of(create_app(gpt(CHARS), CHARS, "tiny", api_key="open sesame")) as server:
-        with httpx.Client(base_url=server.url) as http:
+    server = CompletionServer(Engine(gpt(CHARS)), CHARS, name="tiny", api_key="open sesame")
+    with page_of(server) as served:
+        with httpx.Client(base_url=served.url) as http:
             assert "Temperature" not in http.get("/").text
-            for method, path in (
-                ("GET", "/config"),
-                ("GET", "/gradio_api/info"),
-                ("POST", "/gradio_api/queue/join"),
-                ("POST", "/gradio_api/upload"),
-                ("POST", "/gradio_api/run/send"),
-                ("POST", "/gradio_api/call/send"),
-                ("GET", "/v1/models"),
-            ):
+            for method, path in CLOSED:
                 assert http.request(method, path, json={}).status_code == 401, path
             for password in ("", "open", "open sesame "):
-                assert http.post("/login", data={"username": "x", "password": password}).status_code in (
-                    400,
-                    422,
-                )
-        page = visit(server, ready="input[type=password]")
+                answer = http.post("/login", data={"username": "x", "password": password})
+                assert answer.status_code in (400, 422)
+        page = visit(served, ready="input[type=password]")
         assert "API key" in page.inner_text("body")
         for password in ("open", "open sesame"):
             page.locator("input:not([type=password]), textarea").first.fill("me")
@@ -403,9 +399,6 @@ def test_with_a_key_nothing_is_there_without_it(visit):
         page.context.close()
 
 
-# ---- the page as a whole
-
-
 def test_it_fits_on_a_phone(visit, completing):
     page = visit(completing, width=390)
     ask(page, "abc def " * 10, length=100)
@@ -415,7 +408,7 @@ def test_it_fits_on_a_phone(visit, completing):
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 36
 
 
-# ---- the command line
+# The command line.
 
 
 def test_the_newest_week_with_a_checkpoint_is_served(tmp_path, monkeypatch):

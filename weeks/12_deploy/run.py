@@ -45,7 +45,8 @@ from shared.models.pretrained import load_smollm2
 from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race, their_times
 from shared.runtime import clock, device_name, pick_device, table
 from shared.sampling import generate
-from shared.serving.engine import Engine, Generation, Request, same_bits_in_every_row
+from shared.serving.engine import Engine, same_bits_in_every_row
+from shared.serving.generation import Generation, Request
 from shared.serving.load import Load, client, delays, percentile, served, throughput, write
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
