@@ -1,6 +1,4 @@
-"""What several test files share: a small text, tokenized into a cache of its own; a folder for what scripts
-write; a server.
-"""
+"""What several test files share: a small text in a cache of its own, and a folder for what scripts write."""
 
 import pytest
 

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def synthetic_text(words: int = 3000) -> str:
-    """Made of thirty words in random order: about 17,000 characters in which there is something to learn."""
+    """Thirty words in random order: about 17,000 characters in which there is something to learn."""
     draw = random.Random(7)
     known = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 8))) for _ in range(30)]
     return " ".join(draw.choice(known) + draw.choice(["", "", "", ",", ".\n"]) for _ in range(words))
@@ -19,10 +19,9 @@ def synthetic_text(words: int = 3000) -> str:
 
 @contextmanager
 def serving(app):
-    """A real server on a free port."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5)
-    )
+    """Serves `app` on a free port; yields its address."""
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -37,8 +36,9 @@ def serving(app):
 
 @torch.no_grad()
 def shake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values everywhere, large enough that attention is far from uniform and that no norm or bias is
-    at its neutral value.
+    """The model with random values in every parameter, in place.
+
+    They are large enough that attention is far from uniform and that no norm or bias is at its neutral value.
     """
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
@@ -47,11 +47,10 @@ def shake(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-EVERYTHING = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn")] + [
-    "\uffff",
-    "\U0010ffff",
-    "\u0378",
-]
+ASSIGNED = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn")]
+EVERYTHING = [*ASSIGNED, "\uffff", "\U0010ffff", "\u0378"]
+WORDS = ["the", " the", "hello", "ROMEO:", " antidisestablishmentarianism", "naïve"]
+CONTRACTIONS = ["don't", "I'LL", "'ve", "'S"]
 ALPHABETS = {
     "any code point": EVERYTHING,
     "ASCII": [chr(c) for c in range(128)],
@@ -61,23 +60,13 @@ ALPHABETS = {
     "scripts": list("аящĀßſΩחשعربी中文字ひカ한글ไทย"),
     "digits": list("0123456789٣५²½Ⅷ"),
     "signs": list("'\".,;:!?-—()[]{}<>@#$%^&*_+=|\\/~`£€"),
-    "words": [
-        "the",
-        " the",
-        "don't",
-        "I'LL",
-        "'ve",
-        "'S",
-        "hello",
-        "ROMEO:",
-        " antidisestablishmentarianism",
-        "naïve",
-    ],
+    "words": WORDS + CONTRACTIONS,
     "spaces": [" ", "  ", " " * 7, " " * 40, "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\x1c", "\x85"],
 }
 
 
 def fuzz(count: int, seed: int) -> list[str]:
+    """Random strings of up to 24 parts, each drawn from one to four of the alphabets."""
     draw = random.Random(seed)
     names = list(ALPHABETS)
     strings = []

@@ -10,8 +10,7 @@ from typing import Any
 from shared.runtime import write_atomically
 
 KINDS: dict[str, type["Tokenizer"]] = {}
-"""By name: the kinds of tokenizer that `Tokenizer.load` can open. Each enters itself when its class is made.
-"""
+"""The kinds of tokenizer that `Tokenizer.load` can open, by name. A subclass enters itself."""
 
 
 class Tokenizer(ABC):
@@ -25,10 +24,12 @@ class Tokenizer(ABC):
         KINDS[cls.__name__] = cls
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. Raises ValueError for a text that the vocabulary cannot spell."""
 
     @abstractmethod
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`. Raises ValueError for an id outside the vocabulary."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -36,7 +37,8 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def from_json(cls, values: dict[str, Any]) -> "Tokenizer": ...
+    def from_json(cls, values: dict[str, Any]) -> "Tokenizer":
+        """The tokenizer that `to_json` described. Raises KeyError or TypeError for other values."""
 
     @property
     def vocab_size(self) -> int:

@@ -11,7 +11,7 @@ from shared.tokenizers.base import Tokenizer
 
 
 class CharTokenizer(Tokenizer):
-    """chars: the vocabulary, each character once; a character's id is its place in it."""
+    """One token per character; a character's id is its place in `chars`, which has each once."""
 
     def __init__(self, chars: str):
         if not chars:
@@ -28,8 +28,9 @@ class CharTokenizer(Tokenizer):
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> list[int]:
-        """One id per character. Raises ValueError, naming the character and its place, for one that is not in
-        the vocabulary.
+        """One id per character.
+
+        Raises ValueError, naming the character and its place, for one that is not in the vocabulary.
         """
         try:
             return [self._ids[c] for c in text]
@@ -41,7 +42,7 @@ class CharTokenizer(Tokenizer):
             ) from None
 
     def decode(self, ids: list[int]) -> str:
-        """The text again. Raises ValueError for an id outside the vocabulary."""
+        """The text of `ids`. Raises ValueError for an id outside the vocabulary."""
         for i in ids:
             if not 0 <= i < len(self.chars):
                 raise ValueError(f"id {i} is not in the vocabulary: ids go from 0 to {len(self.chars) - 1}")

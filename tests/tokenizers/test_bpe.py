@@ -1,11 +1,10 @@
-"""shared/tokenizers/bpe.py against tiktoken (ids), Hugging Face's tokenizers (training), and a plain loop
-that recounts every pair.
-"""
+"""shared/tokenizers/bpe.py against tiktoken (ids), Hugging Face's tokenizers and a plain loop (training)."""
 
 import json
 import random
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import regex
@@ -49,10 +48,10 @@ def as_tiktoken(tokenizer: BPETokenizer) -> tiktoken.Encoding:
     )
 
 
-# ---- strings that tokenizers stumble over
+# ---- ids
 
-# Python's Unicode is older than the libraries': what is a letter only since the newest version is one for
-# `regex` and not yet for tiktoken.
+# The strings of `fuzz` have only code points that Python's Unicode knows: what became a letter in a newer
+# version is one for `regex` and not yet for tiktoken.
 
 
 def test_gpt2s_ids_are_tiktokens_on_100_000_strings():
@@ -84,9 +83,10 @@ def test_a_tokenizer_of_our_own_gives_tiktokens_ids(pattern):
         assert ours.encode(text) == theirs.encode_ordinary(text), ascii(text[:100])
 
 
-@pytest.mark.parametrize(
-    "text", ["a" * 20_000, " " * 20_000, "ab" * 10_000, "中文" * 5_000], ids=["a", "space", "ab", "Chinese"]
-)
+LONG = {"a": "a" * 20_000, "space": " " * 20_000, "ab": "ab" * 10_000, "Chinese": "中文" * 5_000}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
 def test_a_piece_of_any_length_is_encoded_in_no_time(text):
     """The plain way takes n² steps for n bytes: here that would be minutes."""
     assert gpt2().encode(text) == tiktokens_gpt2().encode_ordinary(text)
@@ -144,10 +144,8 @@ def test_a_long_piece_is_not_kept():
     tokenizer.encode("a word and " + "x" * 100_000)
     kept = dict(tokenizer._ids_of_piece)
     assert {"a", " word", " and"} == kept.keys()
-    assert (
-        tokenizer.decode(tokenizer.encode(" " + "y" * 1000)) == " " + "y" * 1000
-        and dict(tokenizer._ids_of_piece) == kept
-    )
+    long = " " + "y" * 1000
+    assert tokenizer.decode(tokenizer.encode(long)) == long and dict(tokenizer._ids_of_piece) == kept
 
 
 # ---- training
@@ -195,11 +193,8 @@ def test_training_equals_the_plain_loop(name, pattern):
 def test_of_equally_frequent_pairs_the_greater_is_merged_first():
     assert BPETokenizer.train("ab cd ab cd", 258).merges == [(b"c", b"d"), (b"a", b"b")]
     # A token sorts after those that it begins with: (a, bb) is greater than (a, b).
-    assert BPETokenizer.train("xabb", 259, pattern=r"\S+|\s+").merges == [
-        (b"x", b"a"),
-        (b"xa", b"b"),
-        (b"xab", b"b"),
-    ]
+    merges = BPETokenizer.train("xabb", 259, pattern=r"\S+|\s+").merges
+    assert merges == [(b"x", b"a"), (b"xa", b"b"), (b"xab", b"b")]
 
 
 def test_training_agrees_with_hugging_face_where_no_two_pairs_are_equally_frequent():
@@ -215,7 +210,7 @@ def test_training_agrees_with_hugging_face_where_no_two_pairs_are_equally_freque
     for mine, their in zip(ours, expected, strict=True):
         pairs = Counter()
         for piece, n in counts.items():
-            for pair in zip(words[piece], words[piece][1:]):
+            for pair in pairwise(words[piece]):
                 pairs[pair] += n
         (_, first), (_, second) = pairs.most_common(2)
         if first == second:
@@ -281,9 +276,8 @@ def test_special_tokens_are_tiktokens():
     theirs = as_tiktoken(ours)
     for text in ("<|end|>", "a<|end|>b<|pad|><|end|> <|end|", "", "<|pad|>", "aa <|end|><|end|>aa"):
         for allowed in ({"<|end|>"}, set(), {"<|end|>", "<|pad|>"}):
-            assert ours.encode(text, allowed_special=allowed) == theirs.encode(
-                text, allowed_special=allowed, disallowed_special=()
-            )
+            expected = theirs.encode(text, allowed_special=allowed, disallowed_special=())
+            assert ours.encode(text, allowed_special=allowed) == expected
 
 
 def test_an_unknown_special_token_is_refused():
@@ -322,8 +316,9 @@ def test_fingerprints_differ_where_ids_differ():
         BPETokenizer.train(text, 258),
         BPETokenizer.train(text, 259),
         BPETokenizer.train(text, 258, GPT4_PATTERN),
+        BPETokenizer.train(text, 259, special_tokens=("<s>",)),
+        CharTokenizer.train(text),
     ]
-    kinds += [BPETokenizer.train(text, 259, special_tokens=("<s>",)), CharTokenizer.train(text)]
     assert len({t.fingerprint for t in kinds}) == len(kinds)
 
 
@@ -343,12 +338,8 @@ def test_fingerprints_differ_where_ids_differ():
 )
 def test_a_damaged_file_is_named(tmp_path, change, message):
     path = tmp_path / "tokenizer.json"
-    path.write_text(
-        json.dumps(
-            {"kind": "BPETokenizer", "pattern": GPT2_PATTERN, "special_tokens": {}, "merges": [["a", "b"]]}
-            | change
-        )
-    )
+    values = {"kind": "BPETokenizer", "pattern": GPT2_PATTERN, "special_tokens": {}, "merges": [["a", "b"]]}
+    path.write_text(json.dumps(values | change))
     with pytest.raises(ValueError, match=message):
         BPETokenizer.load(path)
 
@@ -359,15 +350,13 @@ def test_a_damaged_file_is_named(tmp_path, change, message):
 @pytest.mark.parametrize("text", ["\ud800", "fine so far \udfff", "\udc80\ud800 pair the wrong way round"])
 def test_half_a_surrogate_pair_is_refused_with_its_place(text):
     at = next(i for i, c in enumerate(text) if 0xD800 <= ord(c) <= 0xDFFF)
-    for use in (
-        gpt2().encode,
-        lambda t: BPETokenizer.train(t, 256),
-        lambda t: BPETokenizer.train(["x", t], 257),
-    ):
-        with pytest.raises(
-            ValueError, match=rf"half a surrogate pair \(U\+{ord(text[at]):04X}\) at position {at}"
-        ):
-            use(text)
+    message = rf"half a surrogate pair \(U\+{ord(text[at]):04X}\) at position {at}"
+    with pytest.raises(ValueError, match=message):
+        gpt2().encode(text)
+    with pytest.raises(ValueError, match=message):
+        BPETokenizer.train(text, 256)
+    with pytest.raises(ValueError, match=message):
+        BPETokenizer.train(["x", text], 257)
 
 
 @pytest.mark.parametrize("i", [-1, 50257])
@@ -386,7 +375,6 @@ def test_half_a_character_is_decoded_as_tiktoken_does():
 def test_printable_tokens_are_gpt2s():
     theirs = json.loads(fetch("gpt2-vocabulary").read_text(encoding="utf-8"))
     del theirs[END_OF_TEXT]
-    assert all(
-        bpe.to_printable(bpe.from_printable(token)) == token and gpt2().vocab[i] == bpe.from_printable(token)
-        for token, i in theirs.items()
-    )
+    for token, i in theirs.items():
+        assert bpe.to_printable(bpe.from_printable(token)) == token
+        assert gpt2().vocab[i] == bpe.from_printable(token)

@@ -1,4 +1,4 @@
-"""shared/tokenizers: text comes back whole, a saved tokenizer is the same tokenizer, and mistakes are named."""
+"""shared/tokenizers: text comes back whole, a saved tokenizer is the same, and mistakes are named."""
 
 import hashlib
 import json
@@ -54,9 +54,8 @@ def test_fingerprints_differ_where_ids_differ():
 
 
 def test_an_unknown_character_is_named_with_its_place():
-    with pytest.raises(
-        ValueError, match=r"character 'x' \(U\+0078\) at position 3 is not in the vocabulary of 4 characters"
-    ):
+    message = r"character 'x' \(U\+0078\) at position 3 is not in the vocabulary of 4 characters"
+    with pytest.raises(ValueError, match=message):
         CharTokenizer.train("hello").encode("helxlo?")
 
 
