@@ -9,15 +9,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from shared.alignment import dpo_loss, gae
-from shared.alignment.losses import (
-    group_advantages,
-    kl_estimate,
-    policy_loss,
-    sequence_logprobs,
-    token_logprobs,
-    token_rewards,
-    whiten,
-)
+from shared.alignment.logprobs import kl_estimate, sequence_logprobs, token_logprobs, whiten
+from shared.alignment.policy import group_advantages, policy_loss, token_rewards
 from shared.course.exercise import Exercise, Mistake
 
 
