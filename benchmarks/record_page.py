@@ -1,10 +1,11 @@
 """A film and two pictures of the chat page, from a real browser: a question, the text as it comes, its
 tokens, an answer from documents.
 
-    python -m shared.serving --page --model smollm2 --quantize int8 --group-size 64 --documents weeks/11_rag/handbook
+    python -m shared.serving --page --model smollm2 --quantize int8 --group-size 64 \\
+        --documents weeks/11_rag/handbook
     python benchmarks/record_page.py
 
-Needs Chromium and ffmpeg. The frames are those that the browser drew, each as long as it stood there.
+Needs Chromium and ffmpeg. The frames are those that the browser drew, each for as long as it was shown.
 """
 
 import base64
@@ -29,7 +30,10 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-sync",
 )
-PATIENCE = 90_000  # milliseconds, for an answer on a slow machine
+PATIENCE = 90_000
+"""Milliseconds for an answer on a slow machine."""
+LONGEST_FRAME = 3
+"""Seconds that a frame is shown where nothing moves for longer."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,11 @@ class Settings:
 
 
 class Film:
-    """The frames of a page, from when it is made."""
+    """The frames of a page, from the moment on when this object is made. They are kept in `folder`."""
 
     def __init__(self, page: Page, folder: Path):
-        self._folder, self._frames = folder, []
+        self._folder = folder
+        self._frames: list[tuple[Path, float]] = []
         self._session = page.context.new_cdp_session(page)
         self._session.on("Page.screencastFrame", self._keep)
         self._session.send("Page.startScreencast", {"format": "png", "everyNthFrame": 1})
@@ -59,38 +64,19 @@ class Film:
         self._session.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
 
     def save(self, path: Path) -> None:
-        """As WebM. Where nothing moves for long, three seconds are enough."""
+        """Ends the recording and writes it as WebM."""
         self._session.send("Page.stopScreencast")
-        ends = [at for _, at in self._frames[1:]] + [self._frames[-1][1] + 3]
-        lines = [
-            f"file '{frame}'\nduration {min(3, end - at):.3f}" for (frame, at), end in zip(self._frames, ends)
-        ]
+        last_frame, last_time = self._frames[-1]
+        ends = [time for _, time in self._frames[1:]] + [last_time + LONGEST_FRAME]
+        lines = []
+        for (frame, time), end in zip(self._frames, ends):
+            lines += [f"file '{frame}'", f"duration {min(LONGEST_FRAME, end - time):.3f}"]
+        lines.append(f"file '{last_frame}'")  # ffmpeg ignores the last duration without it
         listing = self._folder / "frames.txt"
-        listing.write_text("\n".join([*lines, f"file '{self._frames[-1][0]}'"]) + "\n", encoding="utf-8")
-        subprocess.run(
-            [
-                "ffmpeg",
-                "-y",
-                "-loglevel",
-                "error",
-                "-f",
-                "concat",
-                "-safe",
-                "0",
-                "-i",
-                str(listing),
-                "-vf",
-                "fps=12,format=yuv420p",
-                "-c:v",
-                "libvpx-vp9",
-                "-crf",
-                "36",
-                "-b:v",
-                "0",
-                str(path),
-            ],
-            check=True,
-        )
+        listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        source = ["-f", "concat", "-safe", "0", "-i", str(listing)]
+        codec = ["-vf", "fps=12,format=yuv420p", "-c:v", "libvpx-vp9", "-crf", "36", "-b:v", "0"]
+        subprocess.run(["ffmpeg", "-y", "-loglevel", "error", *source, *codec, str(path)], check=True)
 
 
 def visit(browser: Browser, settings: Settings, width: int, height: int) -> Page:
@@ -116,7 +102,7 @@ def ask(page: Page, question: str) -> None:
 
 
 def point(page: Page, number: int) -> None:
-    """At a token."""
+    """Points at a token, long enough to read what it shows."""
     token = page.locator("#tokens .shade").nth(number)
     token.scroll_into_view_if_needed()
     token.hover()

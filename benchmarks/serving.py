@@ -3,23 +3,23 @@ delays that a client sees.
 
     python benchmarks/serving.py --model smollm2
     python benchmarks/serving.py --model smollm2 --quantize int8 --group-size 64
-    python benchmarks/serving.py --url http://127.0.0.1:8000/v1 --model-name smollm2     # a server that runs already
+    python benchmarks/serving.py --url http://127.0.0.1:8000/v1 --model-name smollm2    # it runs already
 
-Without a URL, `python -m shared.serving` is started for it, in a process of its own. Prompts are different
-beginnings, so that nothing is read only once.
+Without a URL, `python -m shared.serving` is started for it, in a process of its own. Every prompt begins
+differently, so that each is read as a whole.
 """
 
 import asyncio
 import statistics
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from shared.commandline import errors_for_people, parse_args
 from shared.runtime import device_name, table
-from shared.serving.load import NAME, Load, delays, percentile, served, throughput
+from shared.serving.load import NAME, Delays, Load, delays, percentile, served, throughput
 
 WORDS = (
     "the ship sailed north for nine days before anyone on board saw land and when they did it was not the"
@@ -44,38 +44,36 @@ class Settings:
     load: Load = Load()
 
 
-def main(s: Settings) -> None:
-    """Prints the rates with their ratio, and the delays."""
-    load, name = s.load, (s.model_name or s.model) if s.url else NAME
-    prompts = lambda number: " ".join(
-        [f"{number}.", *(WORDS[(number * 7 + i) % len(WORDS)] for i in range(s.words))]
-    )
-    options = [
-        f"--{flag}={value}"
-        for flag, value in (("quantize", s.quantize), ("group-size", s.group_size))
-        if value
+def server_of(settings: Settings) -> AbstractContextManager[str]:
+    """The address of the server that is measured: one that runs already, or a new process."""
+    if settings.url:
+        return nullcontext(settings.url)
+    options = [f"--slots={max(settings.load.at_once)}"]
+    if settings.quantize:
+        options.append(f"--quantize={settings.quantize}")
+    if settings.group_size:
+        options.append(f"--group-size={settings.group_size}")
+    return served(settings.model, *options)
+
+
+def print_rates(rates: dict[int, list[float]]) -> None:
+    """Tokens a second for each number of texts at once, and their ratio turn by turn."""
+    rows = [
+        {"at once": number, "tokens/s, median": statistics.median(values), "best": max(values)}
+        for number, values in rates.items()
     ]
-    with nullcontext(s.url) if s.url else served(s.model, f"--slots={max(load.at_once)}", *options) as url:
-        rates = asyncio.run(throughput(url, prompts, load, name))
-        found = asyncio.run(delays(url, prompts, load, name))
+    print(f"\n{table(rows)}")
+    few, many = min(rates), max(rates)
+    ratios = [b / a for a, b in zip(rates[few], rates[many])]
     print(
-        f"{device_name(torch.device('cpu'))}; {load.texts} texts of {load.tokens} tokens, {load.turns} turns;"
-        f" prompts of {s.words + 1} words"
-    )
-    print(
-        "\n"
-        + table(
-            [
-                {"at once": n, "tokens/s, median": statistics.median(values), "best": max(values)}
-                for n, values in rates.items()
-            ]
-        )
-    )
-    ratios = [b / a for a, b in zip(rates[min(rates)], rates[max(rates)])]
-    print(
-        f"\n{max(rates)} at once / {min(rates)}: {statistics.median(ratios):.2f} (from {min(ratios):.2f} to"
+        f"\n{many} at once / {few}: {statistics.median(ratios):.2f} (from {min(ratios):.2f} to"
         f" {max(ratios):.2f})"
     )
+
+
+def print_delays(waits: Delays, load: Load) -> None:
+    """Milliseconds that clients wait."""
+    kinds = {"to the first token": waits.first, "between tokens": waits.between, "/health": waits.health}
     rows = [
         {
             "ms": name,
@@ -83,16 +81,32 @@ def main(s: Settings) -> None:
             "p95": 1000 * percentile(values, 0.95),
             "most": 1000 * max(values),
         }
-        for name, values in (
-            ("to the first token", found.first),
-            ("between tokens", found.between),
-            ("/health", found.health),
-        )
+        for name, values in kinds.items()
     ]
+    print(f"\n{load.requests} requests of {load.tokens} tokens, {load.clients} clients at a time\n")
+    print(table(rows))
+
+
+def main(settings: Settings) -> None:
+    """Prints the rates with their ratio, and the delays."""
+    load = settings.load
+    model = NAME
+    if settings.url:
+        model = settings.model_name or settings.model
+
+    def prompt(number: int) -> str:
+        words = [WORDS[(number * 7 + i) % len(WORDS)] for i in range(settings.words)]
+        return " ".join([f"{number}.", *words])
+
+    with server_of(settings) as url:
+        rates = asyncio.run(throughput(url, prompt, load, model))
+        waits = asyncio.run(delays(url, prompt, load, model))
     print(
-        f"\n{load.requests} requests of {load.tokens} tokens, {load.clients} clients at a time\n\n"
-        + table(rows)
+        f"{device_name(torch.device('cpu'))}; {load.texts} texts of {load.tokens} tokens, {load.turns} turns;"
+        f" prompts of {settings.words + 1} words"
     )
+    print_rates(rates)
+    print_delays(waits, load)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ import yaml
 from packaging.requirements import Requirement
 
 from shared.commandline import parse_args
+from shared.course.structure import Structure, source_files
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT
 from shared.serving.__main__ import Settings, wanted_key
 from shared.serving.api import create_app
 from shared.tokenizers import CharTokenizer
-from tests.test_architecture import SHARED, imports
 
 DOCS = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
@@ -39,15 +39,16 @@ SERVICE = COMPOSE["services"]["server"]
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/image.yml").read_text(encoding="utf-8"))
 SHELL = [step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+STRUCTURE = Structure.read()
 MAKES_A_MODEL = re.search(r"<<'END'\n(.*?)\nEND", "\n".join(SHELL), re.DOTALL)[1]
 
 
 def instructions() -> list[tuple[str, str]]:
     """Of the Dockerfile: (name, what follows), a line each."""
-    text = re.sub(
-        r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE
-    ).replace("\\\n", " ")
-    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    without_comments = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
+    lines = without_comments.replace("\\\n", " ").splitlines()
+    return [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
 
 
 IMAGE = instructions()
@@ -57,11 +58,9 @@ HEALTHCHECK = json.loads(dict(LAST)["HEALTHCHECK"].partition("CMD ")[2])
 
 
 def blocks(*languages: str) -> list[str]:
-    return [
-        text
-        for language, text in re.findall(r"^```(\w+)\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
-        if language in languages
-    ]
+    """The page's blocks of code in these languages."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
 
 
 def plain(text: str) -> str:
@@ -74,36 +73,34 @@ def seconds(text: str) -> int:
 
 
 def pods() -> dict:
-    return next(d for d in map(yaml.safe_load, blocks("yaml")) if d.get("kind") == "Deployment")["spec"][
-        "template"
-    ]["spec"]
+    """What Kubernetes runs."""
+    documents = [yaml.safe_load(text) for text in blocks("yaml")]
+    deployment = next(d for d in documents if d.get("kind") == "Deployment")
+    return deployment["spec"]["template"]["spec"]
 
 
 @pytest.fixture(scope="module")
 def app():
-    tokenizer = CharTokenizer("ab")
-    app = create_app(GPT(GPTConfig(vocab_size=2, block_size=8, n_layer=1, n_head=1, n_embd=4)), tokenizer)
+    model = GPT(GPTConfig(vocab_size=2, block_size=8, n_layer=1, n_head=1, n_embd=4))
+    app = create_app(model, CharTokenizer("ab"))
     yield app
-    app.state.engine.close()
+    app.state.server.engine.close()
 
 
-# ---- the server's own words
+# The server's own words.
 
 
 def commands() -> list[tuple[str, list[str]]]:
     """(module, arguments) of every command of this course that the page, the image, compose or the workflow
     names.
     """
-    found = [
-        ("shared.serving", [*ENTRYPOINT[3:], *CMD]),
-        ("shared.serving", [*ENTRYPOINT[3:], *map(plain, SERVICE["command"])]),
-    ]
-    found.append(("shared.serving", [*ENTRYPOINT[3:], *pods()["containers"][0]["args"]]))
-    found += [
-        ("shared.serving", d["services"]["server"]["command"])
-        for d in map(yaml.safe_load, blocks("yaml"))
-        if "services" in d
-    ]
+    defaults = ENTRYPOINT[3:]
+    served = [[*defaults, *CMD], [*defaults, *map(plain, SERVICE["command"])]]
+    served.append([*defaults, *pods()["containers"][0]["args"]])
+    for document in map(yaml.safe_load, blocks("yaml")):
+        if "services" in document:
+            served.append(document["services"]["server"]["command"])
+    found = [("shared.serving", arguments) for arguments in served]
     for line in "\n".join([*blocks("sh", "ini"), *SHELL]).replace("\\\n", " ").splitlines():
         if "python -m shared." in line:
             words = shlex.split(line, comments=True)
@@ -118,8 +115,8 @@ def test_the_commands_are_found():
 
 @pytest.mark.parametrize(("module", "arguments"), commands())
 def test_every_command_is_one_that_the_course_knows(module, arguments):
-    package = f"{module}.__main__" if SHARED[module].name == "__init__.py" else module
-    parse_args(importlib.import_module(package).Settings, arguments)
+    script = f"{module}.__main__" if module in STRUCTURE.packages else module
+    parse_args(importlib.import_module(script).Settings, arguments)
 
 
 def test_every_setting_in_the_text_is_one_of_the_server():
@@ -131,31 +128,25 @@ def test_every_setting_in_the_text_is_one_of_the_server():
 
 
 def test_every_metric_that_the_page_names_is_told(app):
-    told = {sample.name for family in _registry(app).collect() for sample in family.samples} | {
-        "llm_requests_total"
-    }
+    registry = app.state.server.metrics.registry
+    told = {sample.name for family in registry.collect() for sample in family.samples}
+    told.add("llm_requests_total")
     named = set(re.findall(r"`?(llm_\w+)", DOCS))
     assert len(named) >= 8 and {n for n in named if n not in told and f"{n}_count" not in told} == set()
 
 
-def _registry(app):
-    return next(m.kwargs["metrics"].registry for m in app.user_middleware if "metrics" in m.kwargs)
-
-
 def test_every_path_that_is_probed_or_proxied_is_one_of_the_app(app):
     paths = {route.path for route in app.routes}
-    probes = [
-        probe["httpGet"]["path"] for key, probe in pods()["containers"][0].items() if key.endswith("Probe")
-    ]
+    container = pods()["containers"][0]
+    probes = [probe["httpGet"]["path"] for key, probe in container.items() if key.endswith("Probe")]
     health = re.search(r"'GET', '([^']+)'", HEALTHCHECK[-1])[1]
     asked = re.findall(r"http://127\.0\.0\.1:8000(/[\w/]+)", DOCS + "\n".join(SHELL))
     assert len(probes) == 3 and len(asked) >= 3 and {*probes, health, *asked} <= paths
-    assert all(
-        any(path.startswith(prefix) for path in paths) for prefix in re.findall(r"location (/\w+/)", DOCS)
-    )
+    prefixes = re.findall(r"location (/\w+/)", DOCS)
+    assert all(any(path.startswith(prefix) for path in paths) for prefix in prefixes)
 
 
-# ---- they agree with each other
+# They agree with each other.
 
 
 def test_one_port_everywhere():
@@ -166,22 +157,25 @@ def test_one_port_everywhere():
     container = pods()["containers"][0]
     assert container["ports"] == [{"containerPort": port}]
     assert {probe["httpGet"]["port"] for key, probe in container.items() if key.endswith("Probe")} == {port}
-    assert set(re.findall(r"proxy_pass http://[\d.]+:(\d+)|reverse_proxy \S+ [\d.]+:(\d+)", DOCS)) == {
-        (str(port), ""),
-        ("", str(port)),
-    }
+    assert set(re.findall(r"proxy_pass http://[\d.]+:(\d+)", DOCS)) == {str(port)}
+    assert set(re.findall(r"reverse_proxy \S+ [\d.]+:(\d+)", DOCS)) == {str(port)}
 
 
 def test_nobody_kills_it_before_its_grace_is_over():
-    grace = lambda arguments: parse_args(Settings, arguments).grace + 10
-    assert seconds(SERVICE["stop_grace_period"]) >= grace([*ENTRYPOINT[3:], *map(plain, SERVICE["command"])])
+
+    def needed_seconds(arguments: list[str]) -> float:
+        return parse_args(Settings, arguments).grace + 10
+
+    command = [*ENTRYPOINT[3:], *map(plain, SERVICE["command"])]
+    assert seconds(SERVICE["stop_grace_period"]) >= needed_seconds(command)
     service = next(text for text in blocks("ini") if "ExecStart" in text)
-    assert int(re.search(r"TimeoutStopSec=(\d+)", service)[1]) >= grace(
-        ["--model", "smollm2", "--grace", re.search(r"--grace (\d+)", service)[1]]
-    )
+    grace = re.search(r"--grace (\d+)", service)[1]
+    timeout = int(re.search(r"TimeoutStopSec=(\d+)", service)[1])
+    assert timeout >= needed_seconds(["--model", "smollm2", "--grace", grace])
     pod = pods()
-    waits = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] >= waits + grace(pod["containers"][0]["args"])
+    container = pod["containers"][0]
+    waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= waits + needed_seconds(container["args"])
 
 
 def test_proxies_allow_what_the_server_allows():
@@ -191,36 +185,25 @@ def test_proxies_allow_what_the_server_allows():
 
 
 def test_the_page_describes_the_variables_that_compose_reads():
-    read = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text(encoding="utf-8"))) | {
-        Settings("smollm2").api_key_variable
-    }
-    described = re.search(r"\| variable .*?\n\n", DOCS, re.DOTALL)[0]
-    assert {
-        name
-        for row in described.strip().splitlines()[2:]
-        for name in re.findall(r"`(\w+)`", row.split("|")[1])
-    } == read
-    assert (
-        Settings("smollm2").api_key_variable in SERVICE["environment"]
-    )  # without a value: passed on where it is set
+    key_variable = Settings("smollm2").api_key_variable
+    read = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text(encoding="utf-8")))
+    rows = re.search(r"\| variable .*?\n\n", DOCS, re.DOTALL)[0].strip().splitlines()[2:]
+    described = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert described == read | {key_variable}
+    assert key_variable in SERVICE["environment"]  # without a value: passed on where it is set
 
 
-# ---- who may do what
+# Who may do what.
 
 
 def test_the_image_does_not_run_as_root_and_may_write_in_two_places():
     assert int(dict(LAST)["USER"]) > 0 and SERVICE["user"] == dict(LAST)["USER"]
-    assert (
-        SERVICE["read_only"]
-        and SERVICE["cap_drop"] == ["ALL"]
-        and SERVICE["security_opt"] == ["no-new-privileges:true"]
-    )
+    assert SERVICE["read_only"] and SERVICE["cap_drop"] == ["ALL"]
+    assert SERVICE["security_opt"] == ["no-new-privileges:true"]
     writable = [v for v in SERVICE["volumes"] if isinstance(v, str) or not v["read_only"]]
     assert writable == ["data:/data"] and SERVICE["tmpfs"] == ["/tmp"] and "data" in COMPOSE["volumes"]
-    assert (
-        f"LLM_WEEKS_DATA={dict(LAST)['VOLUME']}"
-        in " ".join(value for name, value in LAST if name == "ENV").split()
-    )
+    variables = " ".join(value for name, value in LAST if name == "ENV").split()
+    assert f"LLM_WEEKS_DATA={dict(LAST)['VOLUME']}" in variables
     assert SERVICE["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}
     mounted = next(v["target"] for v in SERVICE["volumes"] if not isinstance(v, str))
     assert mounted == dict(LAST)["WORKDIR"]  # so that --model NAME is a folder there
@@ -228,34 +211,25 @@ def test_the_image_does_not_run_as_root_and_may_write_in_two_places():
 
 def test_only_what_is_copied_reaches_the_image():
     """Whatever else lies in the folder, keys and checkpoints among it, Docker is not even shown."""
-    rules = [
-        line
-        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#")
-    ]
-    copied = [
-        word for name, rest in IMAGE if name == "COPY" and "--from" not in rest for word in rest.split()[:-1]
-    ]
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    copies = [rest.split() for name, rest in IMAGE if name == "COPY" and "--from" not in rest]
+    copied = [path for *paths, _ in copies for path in paths]
     assert rules[0] == "*" and sorted(rule[1:] for rule in rules if rule.startswith("!")) == sorted(copied)
     assert all((ROOT / path).exists() for path in copied)
-    assert not any(
-        name == "ADD" or re.search("KEY|TOKEN|PASSWORD|SECRET", rest)
-        for name, rest in IMAGE
-        if name != "HEALTHCHECK"
-    )
+    for name, rest in IMAGE:
+        assert name != "ADD"
+        assert name == "HEALTHCHECK" or not re.search("KEY|TOKEN|PASSWORD|SECRET", rest)
 
 
 def test_the_workflow_may_do_no_more_than_it_must():
     assert WORKFLOW["permissions"] == {"contents": "read"}
     jobs = WORKFLOW["jobs"]
     assert "permissions" not in jobs["test"] and jobs["publish"]["permissions"] == {"packages": "write"}
-    assert (
-        jobs["publish"]["needs"] == "test"
-        and jobs["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
-    )
-    assert not any(
-        "${{" in script for script in SHELL
-    )  # what others name (a branch, a tag) is no part of a program
+    assert jobs["publish"]["needs"] == "test"
+    assert jobs["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    # What others name (a branch, a tag) is no part of a program.
+    assert not any("${{" in script for script in SHELL)
     assert all("timeout-minutes" in job for job in jobs.values())
 
 
@@ -263,7 +237,7 @@ def test_every_block_of_yaml_on_the_page_can_be_read():
     assert len([yaml.safe_load(text) for text in blocks("yaml")]) == 3
 
 
-# ---- what is installed
+# What is installed.
 
 
 def needed(tree: ast.Module) -> ast.Module:
@@ -284,15 +258,16 @@ def needed(tree: ast.Module) -> ast.Module:
 
 
 def reachable(start: str) -> dict[str, ast.Module]:
-    """The modules of `shared` that importing `start` may import, now or later, with the packages they lie in."""
-    found: dict[str, ast.Module] = {}
+    """The modules of `shared` that importing `start` may import, now or later, with their packages."""
+    files = source_files()
+    modules: dict[str, ast.Module] = {}
     left = [start]
     while left:
         name = left.pop()
-        if name in SHARED and name not in found:
-            found[name] = needed(ast.parse(SHARED[name].read_text(encoding="utf-8")))
-            left += [*imports(found[name]), name.rpartition(".")[0]]
-    return found
+        if name in files and name not in modules:
+            modules[name] = needed(ast.parse(files[name].read_text(encoding="utf-8")))
+            left += [*STRUCTURE.imports(modules[name]), name.rpartition(".")[0]]
+    return modules
 
 
 def foreign(tree: ast.Module) -> set[str]:
@@ -326,38 +301,31 @@ DISTRIBUTIONS = cache(importlib.metadata.packages_distributions)
 
 
 def missing(tree: ast.Module, distributions: set[str]) -> set[str]:
-    return {
-        name
-        for name in foreign(tree)
-        if not distributions & {normal(d) for d in DISTRIBUTIONS().get(name, [])}
-    }
+    """The packages that a module imports and none of these distributions has."""
+
+    def is_there(name: str) -> bool:
+        return any(normal(distribution) in distributions for distribution in DISTRIBUTIONS().get(name, []))
+
+    return {name for name in foreign(tree) if not is_there(name)}
 
 
 def extras() -> set[str]:
     """What the Dockerfile installs beside the package's own dependencies."""
     assert '".[$EXTRAS]"' in dict(IMAGE[: -len(LAST)])["RUN"]
-    return set(
-        next(
-            value.removeprefix("EXTRAS=")
-            for name, value in IMAGE
-            if name == "ARG" and value.startswith("EXTRAS=")
-        ).split(",")
-    )
+    arguments = [value for name, value in IMAGE if name == "ARG"]
+    (names,) = (value.removeprefix("EXTRAS=") for value in arguments if value.startswith("EXTRAS="))
+    return set(names.split(","))
 
 
 def test_the_image_holds_everything_that_the_server_imports():
     project = PROJECT["project"]
-    distributions = installed(
-        project["dependencies"] + [d for extra in extras() for d in project["optional-dependencies"][extra]]
-    )
+    chosen = [d for extra in extras() for d in project["optional-dependencies"][extra]]
+    distributions = installed(project["dependencies"] + chosen)
     modules = reachable("shared.serving.__main__")
-    assert {
-        "shared.serving.engine",
-        "shared.models.gpt",
-        "shared.models",
-        "shared.quantization.native",
-    } <= modules.keys()
-    assert {name: gap for name, tree in modules.items() if (gap := missing(tree, distributions))} == {}
+    assert {"shared.serving.engine", "shared.serving.page", "shared.quantization.native"} <= modules.keys()
+    assert {"shared.models", "shared.models.gpt", "shared.adapters.files"} <= modules.keys()
+    gaps = {name: missing(tree, distributions) for name, tree in modules.items()}
+    assert {name: gap for name, gap in gaps.items() if gap} == {}
     assert missing(modules["shared.serving.gate"], installed(project["dependencies"])) == {
         "fastapi",
         "prometheus_client",
@@ -367,16 +335,16 @@ def test_the_image_holds_everything_that_the_server_imports():
 
 def test_the_package_holds_all_its_files():
     """A wheel has no file that is not named, and no folder that is no package."""
-    data = PROJECT["tool"]["setuptools"]["package-data"]["shared"]
+    data = PROJECT["tool"]["setuptools"]["package-data"]
     for path in (ROOT / "shared").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
-            inside = path.relative_to(ROOT / "shared").as_posix()
-            assert (path.parent / "__init__.py").exists() and (
-                path.suffix == ".py" or any(fnmatch.fnmatch(inside, p) for p in data)
-            ), inside
+            assert (path.parent / "__init__.py").exists(), path
+            package = ".".join(path.parent.relative_to(ROOT).parts)
+            named = any(fnmatch.fnmatch(path.name, pattern) for pattern in data.get(package, []))
+            assert path.suffix == ".py" or named, path
 
 
-# ---- the key
+# The key.
 
 
 def test_the_key_comes_from_a_file_or_from_the_environment(tmp_path, monkeypatch):
@@ -401,26 +369,17 @@ def test_a_key_that_was_meant_but_is_not_there_opens_no_door(tmp_path, monkeypat
         wanted_key(Settings("m"))
 
 
-# ---- what the image runs
+# What the image runs.
 
 
 def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.skipif(
-    os.name != "posix", reason="the image is Linux's, and Windows has no SIGTERM to end it with"
-)
-def test_what_the_image_runs_answers_what_the_workflow_asks_and_ends_cleanly(tmp_path):
-    """The Dockerfile's entry point and health check, its environment and its folders, with the workflow's
-    model and question.
-    """
-    models, site, data = (tmp_path / name for name in ("models", "site", "data"))
-    shutil.copytree(ROOT / "shared", site / "shared", ignore=shutil.ignore_patterns("__pycache__"))
-    models.mkdir()
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("LLM_WEEKS_TRACE", "LLM_WEEKS_API_KEY")
-    } | {
+def environment_of_the_image(site: Path, data: Path) -> dict[str, str]:
+    """The Dockerfile's variables, for a package in `site` and data in `data`."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("LLM_WEEKS_TRACE", "LLM_WEEKS_API_KEY")}
+    return kept | {
         "HOME": str(data),
         "LLM_WEEKS_DATA": str(data),
         "PYTHONPATH": str(site),
@@ -428,50 +387,56 @@ def test_what_the_image_runs_answers_what_the_workflow_asks_and_ends_cleanly(tmp
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def port_of(server: subprocess.Popen) -> str:
+    """The port that a starting server says it listens on."""
+    output = ""
+    while "running on" not in output:
+        line = server.stderr.readline()
+        assert line, output
+        output += line
+    return re.search(r"running on http://127\.0\.0\.1:(\d+)", output)[1]
+
+
+def check_answers(port: str, environment: dict[str, str]) -> None:
+    """The image's health check succeeds, and the workflow's question is answered to those with the key."""
+    check = HEALTHCHECK[-1].replace("8000", port)
+    subprocess.run([sys.executable, *HEALTHCHECK[1:-1], check], env=environment, check=True)
+    question = json.loads(re.search(r"-d '(\{.*?\})'", "\n".join(SHELL))[1])
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    answer = httpx.post(url, json=question, headers={"Authorization": "Bearer secret"}).json()
+    assert answer["usage"]["completion_tokens"] == question["max_tokens"]
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert httpx.post(url, json=question).status_code == 401
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the image is Linux's, and Windows has no SIGTERM")
+def test_what_the_image_runs_answers_what_the_workflow_asks_and_ends_cleanly(tmp_path):
+    """The Dockerfile's entry point and health check, its environment and its folders, with the workflow's
+    model and question.
+    """
+    models, site, data = (tmp_path / name for name in ("models", "site", "data"))
+    shutil.copytree(ROOT / "shared", site / "shared", ignore=shutil.ignore_patterns("__pycache__"))
+    models.mkdir()
+    environment = environment_of_the_image(site, data)
     making = MAKES_A_MODEL.replace("/out/", f"{models}/")
     subprocess.run([sys.executable, "-"], input=making, text=True, env=environment, check=True)
     (models / "torch.py").write_text("raise SystemExit('a mounted file was imported')")
     (tmp_path / "key").write_text("secret\n")
     before = tree(models), tree(site)
-    arguments = [
-        "--model",
-        "tiny",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-        "--api-key-file",
-        str(tmp_path / "key"),
-    ]
-    command = [sys.executable, *ENTRYPOINT[1:], *arguments]
+    options = ["--model", "tiny", "--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
+    key = ["--api-key-file", str(tmp_path / "key")]
     with subprocess.Popen(
-        command, cwd=models, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [sys.executable, *ENTRYPOINT[1:], *options, *key],
+        cwd=models,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     ) as server:
         try:
-            said = ""
-            while "running on" not in said:
-                line = server.stderr.readline()
-                assert line, said
-                said += line
-            port = re.search(r"running on http://127\.0\.0\.1:(\d+)", said)[1]
-            subprocess.run(
-                [sys.executable, *HEALTHCHECK[1:-1], HEALTHCHECK[-1].replace("8000", port)],
-                env=environment,
-                check=True,
-            )
-            asked = json.loads(re.search(r"-d '(\{.*?\})'", "\n".join(SHELL))[1])
-            answer = httpx.post(
-                f"http://127.0.0.1:{port}/v1/completions",
-                json=asked,
-                headers={"Authorization": "Bearer secret"},
-            ).json()
-            assert (
-                answer["usage"]["completion_tokens"] == asked["max_tokens"]
-                and answer["choices"][0]["finish_reason"] == "length"
-            )
-            assert httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=asked).status_code == 401
+            check_answers(port_of(server), environment)
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0
         finally:
