@@ -4,23 +4,17 @@ they were.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shared.models.gpt import GPT
+from shared.quantization.kernels import how_computed, with_kernel
 from shared.quantization.modules import check_model, check_settings, put_packed
-from shared.quantization.packing import (
-    Int4Weight,
-    PackedWeight,
-    group_ranges,
-    how_computed,
-    int4_codes,
-    with_kernel,
-)
+from shared.quantization.packing import Int4Weight, PackedWeight, group_ranges, int4_codes
 from shared.runtime import device_of
-
-# ---- GPTQ
 
 
 @torch.no_grad()
@@ -28,7 +22,7 @@ def gptq(
     model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, say: Callable[[str], None] = print
 ) -> GPT:
     """`quantize(model, "int4")` with codes that keep the layers' outputs on `tokens`, rather than each weight
-    (Frantar et al., "GPTQ", 2022).
+    (Frantar et al., "GPTQ", 2022). Returns the same model.
 
     tokens: int64 [texts, time], text as the model will meet it; ten thousand are enough for a small model.
     damp: what is added to the diagonal of a layer's Hessian, as a share of its mean. Layers are rounded in
@@ -51,37 +45,59 @@ def gptq(
     was_training = model.training
     model.eval()
     streams, arguments = _block_inputs(model, tokens.to(device).split(1))
-
-    def round_linears(
-        parent: nn.Module, names: Sequence[str], run: Callable[[], object]
-    ) -> dict[str, PackedWeight]:
-        linears = {name: parent.get_submodule(name) for name in names}
-        packed = {}
-        for name, hessian in _hessians(linears, run).items():
-            ranges = group_ranges(linears[name].weight, group_size)
-            packed[name] = with_kernel(
-                Int4Weight(gptq_round(linears[name].weight, hessian, *ranges, damp), group_size, ranges)
-            )
-            put_packed(parent, name, packed[name])
-        return packed
-
     for block, rest in zip(model.blocks, arguments):
-        run = lambda block=block, rest=rest, streams=streams: [block(x, *rest) for x in streams]
-        for names in _by_input(block, lambda block=block, rest=rest, x=streams[0]: block(x, *rest)):
-            round_linears(block, names, run)
+        run = partial(_run_block, block, streams, rest)
+        for names in _linears_by_input(block, partial(_run_block, block, streams[:1], rest)):
+            _round_linears(block, names, run, group_size, damp)
         streams = run()
-    packed = round_linears(model, ["lm_head"], lambda: [model.lm_head(model.norm(x)) for x in streams])
+    run = partial(_run_head, model, streams)
+    packed = _round_linears(model, ["lm_head"], run, group_size, damp)
     if model.config.tie_weights:
         put_packed(model, "token_embedding", packed["lm_head"])
     return model.train(was_training)
 
 
+def _run_block(block: nn.Module, streams: Sequence[Tensor], rest: tuple[Any, ...]) -> list[Tensor]:
+    """What the block makes of the residual stream of each text."""
+    return [block(x, *rest) for x in streams]
+
+
+def _run_head(model: GPT, streams: Sequence[Tensor]) -> list[Tensor]:
+    return [model.lm_head(model.norm(x)) for x in streams]
+
+
+def _round_linears(
+    parent: nn.Module, names: Sequence[str], run: Callable[[], object], group_size: int, damp: float
+) -> dict[str, PackedWeight]:
+    """Quantizes these layers of `parent`, which read the same tensor in `run()`. Returns their weights."""
+    linears = {name: module for name, module in _linears(parent).items() if name in names}
+    packed: dict[str, PackedWeight] = {}
+    for name, hessian in _hessians(linears, run).items():
+        weight = linears[name].weight
+        ranges = group_ranges(weight, group_size)
+        rounded = gptq_round(weight, hessian, *ranges, damp)
+        packed[name] = with_kernel(Int4Weight(rounded, group_size, ranges))
+        put_packed(parent, name, packed[name])
+    return packed
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+
+
 @contextmanager
-def _inputs_seen(modules: Mapping[str, nn.Module], see: Callable[[str, tuple], None]) -> Iterator[None]:
-    """Inside, `see` hears the name and the arguments of each call of one of `modules`."""
-    hooks = [
-        m.register_forward_pre_hook(lambda _, args, name=name: see(name, args)) for name, m in modules.items()
-    ]
+def _calls_seen(
+    modules: Mapping[str, nn.Module], see: Callable[[str, tuple[Any, ...]], None]
+) -> Iterator[None]:
+    """Inside, `see` gets the name and the arguments of each call of one of `modules`."""
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            see(name, args)
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(hook_of(name)) for name, module in modules.items()]
     try:
         yield
     finally:
@@ -89,44 +105,55 @@ def _inputs_seen(modules: Mapping[str, nn.Module], see: Callable[[str, tuple], N
             hook.remove()
 
 
-def _by_input(block: nn.Module, run: Callable[[], object]) -> list[list[str]]:
+def _linears_by_input(block: nn.Module, run: Callable[[], object]) -> list[list[str]]:
     """The block's linear layers in the order in which `run()` calls them, those together that read the same
     tensor.
     """
-    calls: list[tuple[Tensor, list[str]]] = []
+    groups: list[tuple[Tensor, list[str]]] = []
 
-    def note(name: str, x: Tensor) -> None:
-        if calls and calls[-1][0] is x:
-            calls[-1][1].append(name)
+    def note(name: str, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if groups and groups[-1][0] is x:
+            groups[-1][1].append(name)
         else:
-            calls.append((x, [name]))
+            groups.append((x, [name]))
 
-    linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
-    with _inputs_seen(linears, lambda name, args: note(name, args[0])):
+    with _calls_seen(_linears(block), note):
         run()
-    return [names for _, names in calls]
+    return [names for _, names in groups]
 
 
-def _block_inputs(model: GPT, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple]]:
-    """What the first block reads of each text [1, time, n_embd], and what each block is told besides."""
-    calls: dict[str, list[tuple]] = {str(i): [] for i in range(len(model.blocks))}
-    with _inputs_seen(dict(model.blocks.named_children()), lambda name, args: calls[name].append(args)):
+def _block_inputs(model: GPT, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Any, ...]]]:
+    """What the first block reads of each text [1, time, n_embd], and the other arguments of each block."""
+    blocks = dict(model.blocks.named_children())
+    calls: dict[str, list[tuple[Any, ...]]] = {name: [] for name in blocks}
+
+    def note(name: str, args: tuple[Any, ...]) -> None:
+        calls[name].append(args)
+
+    with _calls_seen(blocks, note):
         for text in texts:
             model(text)
-    return [args[0] for args in calls["0"]], [found[0][1:] for found in calls.values()]
+    first = next(iter(calls.values()))
+    return [args[0] for args in first], [of_block[0][1:] for of_block in calls.values()]
 
 
-def _hessians(linears: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
-    """xᵀx over all inputs that each of `linears` gets in `run()`: [in_features, in_features] each."""
+def _hessians(linears: Mapping[str, nn.Linear], run: Callable[[], object]) -> dict[str, Tensor]:
+    """xᵀx over all inputs that each of `linears` gets in `run()`: fp32 [in_features, in_features] each."""
     sums: dict[str, Tensor] = {}
 
-    def add(name: str, x: Tensor) -> None:
-        x = x.flatten(0, -2).float()
-        sums[name] = sums.get(name, 0) + x.T @ x
+    def add(name: str, args: tuple[Any, ...]) -> None:
+        x = args[0].flatten(0, -2).float()
+        product = x.T @ x
+        sums[name] = sums[name] + product if name in sums else product
 
-    with _inputs_seen(linears, lambda name, args: add(name, args[0])):
+    with _calls_seen(linears, add):
         run()
     return sums
+
+
+COLUMNS = 128
+"""So many columns are rounded before those behind them are corrected, all at once."""
 
 
 @torch.no_grad()
@@ -134,28 +161,36 @@ def gptq_round(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, dam
     """`weight` [out, in] rounded to what int4 with these scales and zeros can express, so that its products
     change little: fp32 [out, in].
 
-    hessian [in, in]: xᵀx summed over inputs x. Column after column is rounded to nearest, and the columns not
-    yet rounded make up for what that did to the products. The columns of the largest inputs come first, while
-    many are left to make up for them; the groups stay where they are (act-order with static groups, in the
-    authors' code).
+    hessian: [in, in], xᵀx summed over inputs x. scale, zero: [out, groups]. Column after column is rounded to
+    nearest, and the columns not yet rounded make up for what that did to the products. The columns of the
+    largest inputs come first, while many are left to make up for them; the groups stay where they are
+    (act-order with static groups, in the authors' code).
     """
     order = hessian.diag().argsort(descending=True)
     group = order // (weight.size(1) // scale.size(1))
-    h = hessian[order][:, order].double()
-    mean = h.diag().mean()
-    h.diagonal().add_(damp * mean if mean > 0 else 1.0)
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
+    upper = _inverse_root(hessian[order][:, order], damp)
     w, scale, zero = weight.float()[:, order], scale.float(), zero.float()
-    for start in range(
-        0, len(order), 128
-    ):  # what lies behind these columns waits for the sum of their corrections
-        end = min(start + 128, len(order))
+    for start in range(0, len(order), COLUMNS):
+        end = min(start + COLUMNS, len(order))
         errors = w.new_empty(len(w), end - start)
         for i in range(start, end):
             s, z = scale[:, group[i]], zero[:, group[i]]
             value = (int4_codes(w[:, i], s, z) - 8) * s + z
-            errors[:, i - start] = (w[:, i] - value) / upper[i, i]
+            error = (w[:, i] - value) / upper[i, i]
             w[:, i] = value
-            w[:, i + 1 : end] -= errors[:, i - start, None] * upper[i, i + 1 : end]
+            w[:, i + 1 : end] -= error[:, None] * upper[i, i + 1 : end]
+            errors[:, i - start] = error
         w[:, end:] -= errors @ upper[start:end, end:]
     return w[:, order.argsort()]
+
+
+def _inverse_root(hessian: Tensor, damp: float) -> Tensor:
+    """The upper Cholesky factor of the inverse of the damped Hessian: fp32 [in, in].
+
+    Row i says how much the columns behind i make up for a change of column i.
+    """
+    h = hessian.to(torch.float64, copy=True)
+    mean = h.diag().mean()
+    h.diagonal().add_(damp * mean if mean > 0 else 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    return torch.linalg.cholesky(inverse, upper=True).float()

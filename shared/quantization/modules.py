@@ -1,9 +1,9 @@
 """Week 8. Quantization: the linear layers of a model, and the embedding tied to one, in 8 or 4 bits, in
 memory and on disk.
 
-`quantize` rounds each weight to the nearest that its scheme can express; `gptq` rounds so that the layers'
-outputs stay (Frantar et al., "GPTQ", 2022). Activations, norms and biases stay as they are. Quantized weights
-are not trained, but gradients pass to their input.
+`quantize` rounds each weight to the nearest that its scheme can express; `shared.quantization.gptq` rounds so
+that the layers' outputs stay (Frantar et al., "GPTQ", 2022). Activations, norms and biases stay as they are.
+Quantized weights are not trained, but gradients pass to their input.
 
 >>> from shared.models.gpt import GPTConfig
 >>> model = quantize(GPT(GPTConfig.preset("nano")), "int8", say=lambda line: None)
@@ -11,9 +11,9 @@ are not trained, but gradients pass to their input.
 ('QuantizedLinear', {'scheme': 'int8'})
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,23 +21,16 @@ from torch import Tensor, nn
 from shared import checkpoint
 from shared.models.gpt import GPT
 from shared.models.layers import swap_modules
-from shared.quantization.packing import (
-    GROUP_SIZES,
-    KERNELS,
-    SCHEMES,
-    PackedWeight,
-    check_weight,
-    how_computed,
-    with_kernel,
-)
+from shared.quantization.kernels import KERNELS, how_computed, with_kernel
+from shared.quantization.packing import GROUP_SIZES, SCHEMES, PackedWeight, check_weight
 from shared.runtime import device_of
-from shared.tokenizers import Tokenizer
+from shared.tokenizers.base import Tokenizer
 
-# ---- modules
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class _Product(torch.autograd.Function):
-    """Keeps the packed weight for the backward, not the unpacked one."""
+    """x · weightᵀ. Keeps the packed weight for the backward, not the unpacked one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: PackedWeight) -> Tensor:
@@ -50,17 +43,21 @@ class _Product(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Module):
-    """x · weightᵀ + bias with a packed weight: [..., in_features] -> [..., out_features]. Differentiable in
-    x; the weight is not trained.
+    """x · weightᵀ + bias with a packed weight: [..., in_features] -> [..., out_features].
+
+    Differentiable in x; the weight is not trained.
     """
+
+    packed: PackedWeight
 
     def __init__(self, packed: PackedWeight, bias: nn.Parameter | None = None):
         super().__init__()
-        self.packed, self.bias = packed, bias
-        self._product = (
-            packed.product
-        )  # found without nn.Module.__getattr__, which is slow enough to be seen at batch 1
-        self.in_features, self.out_features = packed.in_features, packed.out_features
+        self.packed = packed
+        self.bias = bias
+        self.in_features = packed.in_features
+        self.out_features = packed.out_features
+        # `self.packed` goes through nn.Module.__getattr__, which is slow enough to be seen at batch 1.
+        self._product = packed.product
 
     @property
     def weight(self) -> Tensor:
@@ -68,26 +65,29 @@ class QuantizedLinear(nn.Module):
         return self.packed.rows(slice(None))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features], in x's type."""
         y = _Product.apply(x, self.packed) if x.requires_grad else self._product(x)
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
-        settings = ", ".join(f"{k}={v!r}" for k, v in self.packed.settings.items())
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None},"
-            f" {settings}"
-        )
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.packed.settings.items())
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, {settings}"
 
 
 class QuantizedEmbedding(nn.Module):
-    """Rows of a packed weight by number: int64 [...] -> fp32 [..., embedding_dim]. Where weights are tied,
-    the linear layer has the same one.
+    """Rows of a packed weight by number: int64 [...] -> fp32 [..., embedding_dim].
+
+    Where weights are tied, the linear layer has the same packed weight.
     """
+
+    packed: PackedWeight
 
     def __init__(self, packed: PackedWeight):
         super().__init__()
         self.packed = packed
-        self.num_embeddings, self.embedding_dim = packed.out_features, packed.in_features
+        self.num_embeddings = packed.out_features
+        self.embedding_dim = packed.in_features
 
     @property
     def weight(self) -> Tensor:
@@ -95,94 +95,106 @@ class QuantizedEmbedding(nn.Module):
         return self.packed.rows(slice(None))
 
     def forward(self, idx: Tensor) -> Tensor:
+        """int64 [...] -> [..., embedding_dim]."""
         return self.packed.rows(idx)
 
 
-# ---- whole models
-
-
 def quantize(
-    model: nn.Module,
+    model: Module,
     scheme: str,
     group_size: int | None = None,
     double_quant: bool | None = None,
+    *,
     say: Callable[[str], None] = print,
     kernels: tuple[str, ...] = KERNELS,
-) -> nn.Module:
+) -> Module:
     """Swaps every nn.Linear of `model`, and an embedding that shares one's weight, for its quantized form;
     returns the same model.
 
     scheme: "int8", "int4" or "nf4". group_size: how many weights of a row share a scale, 32, 64, 128 or 256;
     if not given, 32 for int4, 64 for nf4 and the whole row for int8. double_quant: nf4 only, True if not
-    given. `say` hears how products with such weights are computed here; kernels: what may do that on a CPU,
-    the first that works here (PyTorch's has no int8 in groups). Raises ValueError, the model untouched, for
-    another scheme or setting, a group size that does not divide a layer's in_features, weights that are not
-    finite, and a model that has no linear layers or is quantized already.
+    given. say: gets a line on how products with such weights are computed here. kernels: what may compute
+    them on a CPU; the first that works is used (PyTorch's has no int8 in groups). Raises ValueError, the
+    model untouched, for another scheme or setting, a group size that does not divide a layer's in_features,
+    weights that are not finite, and a model that has no linear layers or is quantized already.
     """
     settings = check_settings(scheme, group_size, double_quant)
     check_model(model, settings.get("group_size", 1))
     if scheme == "int8" and group_size:
         kernels = tuple(kernel for kernel in kernels if kernel != "torch")
     say(how_computed(scheme, device_of(model), kernels))
-    return _quantize_linears(model, settings, kernels)
+    _quantize_linears(model, settings, kernels)
+    return model
 
 
 def check_settings(scheme: str, group_size: int | None, double_quant: bool | None) -> dict[str, Any]:
+    """The scheme and its settings with their defaults filled in, as checkpoints keep them.
+
+    Raises ValueError for a scheme that does not exist, or a setting that it does not have.
+    """
     if scheme not in SCHEMES:
         raise ValueError(f"no scheme is called {scheme!r}; there are: {', '.join(SCHEMES)}")
     if scheme != "nf4" and double_quant is not None:
         raise ValueError(f"double_quant={double_quant}: only nf4 has it; leave it out, or choose nf4")
     if group_size not in (None, *GROUP_SIZES):
         raise ValueError(f"group_size={group_size}: must be one of {', '.join(map(str, GROUP_SIZES))}")
-    settings: dict[str, Any] = {"scheme": scheme}
-    if group_size or scheme != "int8":
-        settings["group_size"] = group_size or {"int4": 32, "nf4": 64}[scheme]
-    if scheme == "nf4":
-        settings["double_quant"] = double_quant is None or double_quant
-    return settings
+    if scheme == "int8":
+        return {"scheme": scheme, "group_size": group_size} if group_size else {"scheme": scheme}
+    if scheme == "int4":
+        return {"scheme": scheme, "group_size": group_size or 32}
+    return {"scheme": scheme, "group_size": group_size or 64, "double_quant": double_quant is not False}
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def check_model(model: nn.Module, group_size: int) -> None:
+    """Raises ValueError for a model that cannot be quantized in groups of this size."""
     done = quantization_of(model)
     if done:
         raise ValueError(f"this model is quantized already ({done['scheme']}): quantize the original")
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = _linears(model)
     if not linears:
         raise ValueError(f"this {type(model).__name__} has no linear layers to quantize")
-    for name, module in linears.items():
-        check_weight(f"{name}.weight", module.weight, group_size)
-
-
-def _quantize_linears(
-    model: nn.Module, settings: dict[str, Any], kernels: tuple[str, ...] = KERNELS
-) -> nn.Module:
-    scheme, options = settings["scheme"], {k: v for k, v in settings.items() if k != "scheme"}
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    embeddings = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     for name, linear in linears.items():
-        packed = with_kernel(SCHEMES[scheme](linear.weight.detach(), **options), kernels)
-        for other in [name, *(n for n, m in embeddings.items() if m.weight is linear.weight)]:
-            put_packed(model, other, packed)
-    return model
+        check_weight(f"{name}.weight", linear.weight, group_size)
+
+
+def _quantize_linears(model: nn.Module, settings: dict[str, Any], kernels: tuple[str, ...]) -> None:
+    scheme = SCHEMES[settings["scheme"]]
+    options = {name: value for name, value in settings.items() if name != "scheme"}
+    embeddings = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    for name, linear in _linears(model).items():
+        packed = with_kernel(scheme(linear.weight.detach(), **options), kernels)
+        put_packed(model, name, packed)
+        for other, embedding in embeddings.items():
+            if embedding.weight is linear.weight:
+                put_packed(model, other, packed)
 
 
 def put_packed(model: nn.Module, name: str, packed: PackedWeight) -> None:
     """Puts a packed weight in the place of the linear layer or embedding called `name`."""
     old = model.get_submodule(name)
-    new = QuantizedEmbedding(packed) if isinstance(old, nn.Embedding) else QuantizedLinear(packed, old.bias)
+    new: QuantizedLinear | QuantizedEmbedding
+    if isinstance(old, nn.Linear):
+        new = QuantizedLinear(packed, old.bias)
+    else:
+        new = QuantizedEmbedding(packed)
     swap_modules(model, {name: new.train(old.training)})
 
 
 def quantization_of(model: nn.Module) -> dict[str, Any] | None:
-    """What `quantize` was told ("scheme" and the settings that go with it); None for a model that is not
-    quantized.
-    """
-    return next((m.settings for m in model.modules() if isinstance(m, PackedWeight)), None)
+    """The scheme of a quantized model and its settings; None for a model that is not quantized."""
+    packed = (module for module in model.modules() if isinstance(module, PackedWeight))
+    first = next(packed, None)
+    return None if first is None else first.settings
 
 
 def num_bytes(model: nn.Module) -> int:
-    """Bytes of all tensors that a checkpoint of `model` holds, quantized or not, what is shared counted once."""
-    return sum(t.numel() * t.element_size() for t in checkpoint.unshared(model).values())
+    """Bytes of all tensors that a checkpoint of `model` holds, a shared one counted once."""
+    tensors = checkpoint.unshared(model).values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def save_quantized(
@@ -199,19 +211,17 @@ def save_quantized(
     settings = quantization_of(model)
     if settings is None:
         raise ValueError("this model is not quantized: save it with checkpoint.save, or quantize it first")
-    return checkpoint.save(folder, model, tokenizer, metrics, more={"quantization": settings})
+    return checkpoint.save(folder, model, tokenizer, metrics, more={ENTRY: settings})
 
 
 def load_quantized(
     folder: str | Path, scheme: str | None = None, device: torch.device | str = "cpu"
 ) -> checkpoint.Checkpoint:
-    """The model that `save_quantized` wrote, ready to run, with its tokenizer and metrics; a GPT has its
-    tokenizer under `tokenizer` too.
+    """`checkpoint.load` of a quantized model, and of no other; a GPT has its tokenizer under `tokenizer` too.
 
     scheme: if given, the checkpoint must be of this one. Raises ValueError for one of another scheme, for one
     that is not quantized, and where `checkpoint.load` does.
     """
-
     loaded = checkpoint.load(folder, device=device)
     settings = quantization_of(loaded.model)
     if settings is None:
@@ -228,13 +238,14 @@ def load_quantized(
     return loaded
 
 
-def _rebuild(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
-    """A new model in the form that `save_quantized` saved: the weights come afterwards."""
-    if (
-        not isinstance(settings, dict)
-        or "scheme" not in settings
-        or not settings.keys() <= {"scheme", "group_size", "double_quant"}
-    ):
+ENTRY = "quantization"
+"""Where a checkpoint's config.json has the scheme and its settings."""
+
+
+def _quantized_form(model: nn.Module, settings: Any) -> nn.Module:
+    """A new model in the form that `save_quantized` saved. Its weights mean nothing until they are loaded."""
+    known = {"scheme", "group_size", "double_quant"}
+    if not isinstance(settings, dict) or "scheme" not in settings or not settings.keys() <= known:
         raise ValueError(
             "a checkpoint's quantization must give scheme, and may give group_size and double_quant, not"
             f" {settings!r}"
@@ -242,4 +253,4 @@ def _rebuild(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     return quantize(model, **settings, say=lambda line: None)
 
 
-checkpoint.register_form("quantization", _rebuild)
+checkpoint.register_form(ENTRY, _quantized_form)  # from here on `checkpoint.load` opens such checkpoints

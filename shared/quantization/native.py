@@ -1,8 +1,9 @@
-"""Week 8. Products with packed weights, computed by native.c, which is compiled on this machine the first
-time it is needed.
+"""Week 8. Products with packed weights, computed by native.c, which is compiled on this machine when it is
+first needed.
 
 PyTorch's own kernels for packed weights compute in floating point, and take about twice as long on a CPU with
-AVX2. No compiler, no harm: `library` says why it has none, and `packing` goes on with PyTorch's.
+AVX2. Where there is no compiler, `library` raises with the reason, and `shared.quantization.kernels` takes
+PyTorch's.
 """
 
 import ctypes
@@ -22,87 +23,93 @@ from shared.assets import cache_folder
 from shared.runtime import CPUINFO
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = (["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], [])
-"""Tried in this order: not every compiler knows the processor it runs on, or comes with OpenMP, without which
-one core does it all.
+FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], [])
+"""Tried in this order. Not every compiler knows the processor it runs on, or comes with OpenMP, without which
+one core computes alone.
 """
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The functions of native.c. They are compiled into the folder that assets are kept in, once for each
-    version, user and kind of processor.
+    """The functions of native.c.
 
-    Raises RuntimeError, with the reason, where that does not work.
+    They are compiled into the folder that assets are kept in, once for each version, user and kind of
+    processor. Raises RuntimeError, with the reason, where that does not work.
     """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    compiler = _compiler()
     if os.name != "posix" or compiler is None:
         raise RuntimeError("it needs a C compiler (cc, gcc or clang) on Linux or macOS")
-    flags_of_cpu = (
-        [line for line in CPUINFO.read_text().splitlines() if line.startswith(("flags", "Features"))][:1]
-        if CPUINFO.exists()
-        else []
-    )
-    version = repr(
-        (
-            SOURCE.read_text(),
-            compiler,
-            FLAGS,
-            platform.platform(),
-            platform.machine(),
-            platform.node(),
-            os.getuid(),
-            flags_of_cpu,
-        )
-    )
     try:
-        path = cache_folder() / "native" / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}.so"
+        path = cache_folder() / "native" / f"{_version(compiler)}.so"
         if not path.exists():
             _compile(compiler, path)
-        if path.stat().st_uid not in (
-            0,
-            os.getuid(),
-        ):  # assets may be shared; code is run only where we or root wrote it
+        # The folder may be shared with other users: only code that we or root wrote is run.
+        if path.stat().st_uid not in (0, os.getuid()):
             raise OSError(f"{path} belongs to another user")
-        found = ctypes.CDLL(str(path))
+        functions = ctypes.CDLL(str(path))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"its compiled form could not be written or read: {error}") from None
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    found.product_int8.argtypes = [pointer, number, number, pointer, pointer, number, number, pointer, number]
-    found.product_int4.argtypes = [pointer, number, number, pointer, pointer, number, number, pointer, number]
-    found.product_nf4.argtypes = [
-        pointer,
-        *[number] * 2,
-        *[pointer] * 4,
-        ctypes.c_float,
-        number,
-        number,
-        pointer,
-        number,
-    ]
-    return found
+    _declare(functions)
+    return functions
+
+
+def _compiler() -> str | None:
+    for name in (os.environ.get("CC", "cc"), "gcc", "clang"):
+        path = shutil.which(name)
+        if path:
+            return path
+    return None
+
+
+def _version(compiler: str) -> str:
+    """A hash of all that decides what the compiled form is."""
+    features: list[str] = []
+    if CPUINFO.exists():
+        lines = CPUINFO.read_text().splitlines()
+        features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
+    machine = (platform.platform(), platform.machine(), platform.node(), os.getuid(), features)
+    version = repr((SOURCE.read_text(), compiler, FLAGS, *machine))
+    return hashlib.sha256(version.encode()).hexdigest()[:16]
 
 
 def _compile(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    complaint = ""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder) / path.name
         for flags in FLAGS:
             command = [compiler, "-O3", *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(new), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode == 0:
-                return os.replace(new, path)  # whole or not at all, whoever else compiles it at this moment
-    raise RuntimeError(f"{compiler} could not compile it: {done.stderr.strip()[:300]}")
+                os.replace(new, path)  # atomic: another process may compile it at the same moment
+                return
+            complaint = done.stderr.strip()[:300]
+    raise RuntimeError(f"{compiler} could not compile it: {complaint}")
+
+
+def _declare(functions: ctypes.CDLL) -> None:
+    """Tells ctypes the types of the parameters, in the order of native.c."""
+    address, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+    for name in ("product_int8", "product_int4"):
+        function = getattr(functions, name)
+        function.argtypes = [address, number, number, address, address, number, number, address, number]
+    functions.product_nf4.argtypes = [
+        *(address, number, number),  # x
+        *(address, address, address, address, real),  # codes, and the blocks' absmax
+        *(number, number, address, number),  # group size, y, threads
+    ]
 
 
 def product_int8(x: Tensor, codes: Tensor, scale: Tensor, n_out: int, group_size: int) -> Tensor:
-    """x · (scale · codes)ᵀ: x [..., in], codes int8 [n_out, in], scale fp32 [n_out, in / group_size] -> [...,
-    n_out] in x's type. 32 must divide group_size.
+    """x · (scale · codes)ᵀ: [..., in] -> [..., n_out], in x's type.
 
-    Every 32 neighbours of x are rounded to int8 over their largest magnitude first, which moves none by more
-    than 1/254 of that.
+    codes: int8 [n_out, in]. scale: fp32 [n_out, in / group_size]. 32 must divide group_size. Before the
+    product, each 32 neighbours of x are rounded to int8 with a scale of their own, which moves none by more
+    than 1/254 of their largest magnitude.
     """
-    rows, n, y = x.float().contiguous(), x.size(-1), torch.empty(*x.shape[:-1], n_out)
+    rows = x.float().contiguous()
+    n = x.size(-1)
+    y = torch.empty(*x.shape[:-1], n_out)
     failed = library().product_int8(
         rows.data_ptr(),
         x.numel() // n,
@@ -114,16 +121,18 @@ def product_int8(x: Tensor, codes: Tensor, scale: Tensor, n_out: int, group_size
         y.data_ptr(),
         get_num_threads(),
     )
-    return y if not failed and x.dtype == torch.float32 else _finish(x, y, failed)
+    return _result(x, y, failed)
 
 
 def product_int4(x: Tensor, codes: Tensor, scale_zero: Tensor, n_out: int, group_size: int) -> Tensor:
-    """x · weightᵀ for int4's weights: codes uint8 [n_out, in / 2], low nibbles first; scale_zero bfloat16
-    [n_out, in / group_size, 2].
+    """x · weightᵀ for int4's weights: [..., in] -> [..., n_out], in x's type.
 
-    Shapes, and how x is rounded: as in `product_int8`.
+    codes: uint8 [n_out, in / 2], low nibbles first. scale_zero: bfloat16 [n_out, in / group_size, 2]. x is
+    rounded as in `product_int8`.
     """
-    rows, n, y = x.float().contiguous(), x.size(-1), torch.empty(*x.shape[:-1], n_out)
+    rows = x.float().contiguous()
+    n = x.size(-1)
+    y = torch.empty(*x.shape[:-1], n_out)
     failed = library().product_int4(
         rows.data_ptr(),
         x.numel() // n,
@@ -135,7 +144,7 @@ def product_int4(x: Tensor, codes: Tensor, scale_zero: Tensor, n_out: int, group
         y.data_ptr(),
         get_num_threads(),
     )
-    return y if not failed and x.dtype == torch.float32 else _finish(x, y, failed)
+    return _result(x, y, failed)
 
 
 def product_nf4(
@@ -144,18 +153,22 @@ def product_nf4(
     absmax: Tensor,
     n_out: int,
     group_size: int,
-    double: tuple[Tensor, Tensor, float] | None,
+    *,
+    double: tuple[Tensor, Tensor, float] | None = None,
 ) -> Tensor:
-    """x · weightᵀ for NF4's weights, up to 1/65534 of a block's absmax in each level: codes uint8 [n_out, in
-    / 2], high nibbles first; absmax fp32 [n_out, in / group_size], or, with double = (levels fp32 [256],
-    scale fp32 for each 256 blocks, offset), uint8.
+    """x · weightᵀ for NF4's weights: [..., in] -> [..., n_out], in x's type.
 
-    Shapes, and how x is rounded: as in `product_int8`.
+    codes: uint8 [n_out, in / 2], high nibbles first. absmax: fp32 [n_out, in / group_size]; with double
+    quantization, uint8 codes of it. double: for those, the levels fp32 [256], the scale fp32 of each 256
+    blocks, and the offset. x is rounded as in `product_int8`, and each level by up to 1/65534 of its block's
+    absmax.
     """
-    rows, n, y = x.float().contiguous(), x.size(-1), torch.empty(*x.shape[:-1], n_out)
-    levels, scale, offset = (
-        (double[0].data_ptr(), double[1].data_ptr(), double[2]) if double else (None, None, 0.0)
-    )
+    rows = x.float().contiguous()
+    n = x.size(-1)
+    y = torch.empty(*x.shape[:-1], n_out)
+    levels, scale, offset = None, None, 0.0
+    if double is not None:
+        levels, scale, offset = double[0].data_ptr(), double[1].data_ptr(), double[2]
     failed = library().product_nf4(
         rows.data_ptr(),
         x.numel() // n,
@@ -170,10 +183,10 @@ def product_nf4(
         y.data_ptr(),
         get_num_threads(),
     )
-    return y if not failed and x.dtype == torch.float32 else _finish(x, y, failed)
+    return _result(x, y, failed)
 
 
-def _finish(x: Tensor, y: Tensor, failed: int) -> Tensor:
+def _result(x: Tensor, y: Tensor, failed: int) -> Tensor:
     if failed:
         raise MemoryError(f"no memory left for a product with {tuple(x.shape)}")
-    return y.to(x.dtype)
+    return y if x.dtype == torch.float32 else y.to(x.dtype)
