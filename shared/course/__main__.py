@@ -6,6 +6,7 @@ python -m shared.course doctor
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from shared.course.exercise import Week
 from shared.course.workspace import choose, headline, output_root, relative, week_results, weeks
 from shared.runtime import ROOT, clock, devices, table
 
-# ---- run
+STOPPED = 130
+"""The exit status of a script that Ctrl-C ended (see `errors_for_people`)."""
 
 
 @dataclass(frozen=True)
@@ -32,45 +34,48 @@ class Run:
 
 
 def run(settings: Run) -> None:
-    """Each week in a process of its own; a week that fails is named, the others run all the same, and the
-    exit status is 1.
+    """Runs each week in a process of its own, draws the ladder, and prints a table.
+
+    A week that fails is named, the others run all the same, and the exit status is 1.
     """
     preset = settings.preset or ("gpu" if devices()[0].type == "cuda" else "laptop")
-    rows, failed = [], []
-    chosen = choose(settings.weeks)
-    for number, topic in enumerate(chosen, 1):
-        print(f"\n=== {topic} ({number} of {len(chosen)}, preset {preset}) ===", flush=True)
+    topics = choose(settings.weeks)
+    rows = []
+    failed = []
+    for number, topic in enumerate(topics, 1):
+        print(f"\n=== {topic} ({number} of {len(topics)}, preset {preset}) ===", flush=True)
         started = clock()
-        code = subprocess.run(
-            [sys.executable, str(ROOT / "weeks" / topic / "run.py"), "--preset", preset], cwd=ROOT
-        ).returncode
-        if code in (130, -2):
-            raise KeyboardInterrupt
-        row = {"week": topic, "time": f"{clock() - started:.0f} s"}
-        if code:
+        exit_status = _run_week(topic, preset)
+        if exit_status:
             failed.append(topic)
-            row["result"] = f"failed with exit status {code}"
-        else:
-            metrics = week_results(topic, "mine", preset=preset)["metrics"]
-            row |= {
-                "result": headline(metrics),
-                "plots": f"{relative(output_root() / 'reports' / topic / 'mine')}{os.sep}",
-            }
-        rows.append(row)
-    subprocess.run(
-        [sys.executable, "-m", "shared.course.report", "--mine"], cwd=ROOT, check=True
-    )  # the ladder, over all weeks
+        row = {"week": topic, "time": f"{clock() - started:.0f} s"}
+        rows.append(row | _outcome(topic, preset, exit_status))
+    subprocess.run([sys.executable, "-m", "shared.course.report", "--mine"], cwd=ROOT, check=True)
     print("\n" + table(rows))
     if failed:
-        print(
-            f"\nfailed: {', '.join(failed)}; run one alone with: python weeks/{failed[0]}/run.py --preset"
-            f" {preset}",
-            file=sys.stderr,
-        )
+        again = f"python weeks/{failed[0]}/run.py --preset {preset}"
+        print(f"\nfailed: {', '.join(failed)}; run one alone with: {again}", file=sys.stderr)
         raise SystemExit(1)
 
 
-# ---- status
+def _run_week(topic: str, preset: str) -> int:
+    """The exit status of a week's script. Raises KeyboardInterrupt where Ctrl-C ended it."""
+    command = [sys.executable, str(ROOT / "weeks" / topic / "run.py"), "--preset", preset]
+    exit_status = subprocess.run(command, cwd=ROOT).returncode
+    if exit_status in (STOPPED, -signal.SIGINT):
+        raise KeyboardInterrupt
+    return exit_status
+
+
+def _outcome(topic: str, preset: str, exit_status: int) -> dict[str, str]:
+    """What the table says of a week that was run."""
+    if exit_status:
+        return {"result": f"failed with exit status {exit_status}"}
+    results = week_results(topic, "mine", preset=preset)
+    if results is None:
+        return {"result": "no results"}
+    plots = relative(output_root() / "reports" / topic / "mine")
+    return {"result": headline(results["metrics"]), "plots": f"{plots}{os.sep}"}
 
 
 @dataclass(frozen=True)
@@ -80,31 +85,32 @@ class Status:
 
 def status(settings: Status) -> None:
     """Prints a row a week, and what comes next."""
-    rows = []
-    for topic in weeks():
-        mine = week_results(topic, "mine")
-        week = Week(int(topic[:2]))
-        row = {
-            "week": topic,
-            "done": "yes" if mine else "no",
-            "exercises": f"{len(week.solved())} of {len(week.exercises)}",
-        }
-        if mine:
-            course = week_results(topic, "reference", mine["data"])
-            figure = next(iter(mine["metrics"]))
-            row["yours"] = (
-                f"{figure.replace('_', ' ')} {mine['metrics'][figure]:.3f} ({mine['preset']}, {mine['data']})"
-            )
-            row["course"] = (
-                f"{course['metrics'][figure]:.3f}"
-                if course and figure in course["metrics"]
-                else "none on this data"
-            )
-        rows.append(row)
+    rows = [_week_status(topic) for topic in weeks()]
     print(table(rows))
-    later = [r["week"] for r in rows if r["done"] == "no"]
+    later = [row["week"] for row in rows if row["done"] == "no"]
     if later:
         print(f"\nnext: open weeks/{later[0]}/notebook.ipynb, or run: python weeks/{later[0]}/run.py")
+
+
+def _week_status(topic: str) -> dict[str, str]:
+    week = Week(int(topic[:2]))
+    row = {
+        "week": topic,
+        "done": "no",
+        "exercises": f"{len(week.solved())} of {len(week.exercises)}",
+    }
+    mine = week_results(topic, "mine")
+    if mine is None:
+        return row
+    name, value = next(iter(mine["metrics"].items()))
+    row["done"] = "yes"
+    row["yours"] = f"{name.replace('_', ' ')} {value:.3f} ({mine['preset']}, {mine['data']})"
+    course = week_results(topic, "reference", mine["data"])
+    if course and name in course["metrics"]:
+        row["course"] = f"{course['metrics'][name]:.3f}"
+    else:
+        row["course"] = "none on this data"
+    return row
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -115,11 +121,11 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def main(argv: list[str]) -> None:
-    """Runs one of COMMANDS."""
+    """Runs the command that `argv` begins with, one of COMMANDS, with settings from the rest."""
     if not argv or argv[0] not in COMMANDS:
         raise ValueError(f"usage: python -m shared.course {' | '.join(COMMANDS)}")
-    kind, function = COMMANDS[argv[0]]
-    function(parse_args(kind, argv[1:], kind.__doc__))
+    settings, command = COMMANDS[argv[0]]
+    command(parse_args(settings, argv[1:], settings.__doc__))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Week 0. Looks over this machine for what would keep the course from running, and says how to mend it."""
+"""Week 0. Checks this machine for what would keep the course from running, and says how to mend it."""
 
 import os
 import platform
@@ -8,15 +8,12 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import requests
 import torch
 
-from shared.assets import ASSETS, cache_folder, cached
+from shared.assets import ASSETS, Asset, Wheel, cache_folder, cached
 from shared.runtime import DEVICE_TOLERANCE, ROOT, device_name, devices, table, wrong_by
-
-# ---- doctor
 
 
 @dataclass(frozen=True)
@@ -29,144 +26,155 @@ class Doctor:
 
 @dataclass
 class Findings:
-    """What doctor found, a row each; a bad one is followed by its cure."""
+    """What `doctor` found: a row for each check, and below a bad one a row with its cure."""
 
     rows: list[dict[str, str]] = field(default_factory=list)
+    problems: int = 0
+    """Of those that keep the course from running."""
 
-    def add(self, what: str, good: bool, found: str, cure: str = "", fatal: bool = True) -> None:
-        self.rows.append(
-            {"check": what, "": "ok" if good else "PROBLEM" if fatal else "note", "found": found}
-        )
+    def add(self, what: str, good: bool, found: str, *, cure: str, fatal: bool = True) -> None:
+        """Notes a check. fatal: whether the course cannot run where it is bad."""
+        mark = "ok"
+        if not good:
+            mark = "PROBLEM" if fatal else "note"
+        self.rows.append({"check": what, "": mark, "found": found})
         if not good:
             self.rows.append({"check": "", "": "", "found": f"-> {cure}"})
+            self.problems += fatal
 
 
 def doctor(settings: Doctor) -> None:
-    """Prints each finding with its cure; exit status 1 if there is a problem that keeps the course from
-    running.
+    """Prints each finding, and the cure of a bad one.
+
+    The exit status is 1 if there is a problem that keeps the course from running.
     """
-    f = Findings()
-    f.add(
+    findings = Findings()
+    check_versions(findings)
+    for device in devices():
+        check_device(findings, device)
+    check_space(findings)
+    for name, asset in ASSETS.items():
+        check_asset(findings, name, asset, settings.offline)
+    check_jupyter(findings)
+    print(table(findings.rows))
+    if findings.problems:
+        print(f"\n{findings.problems} problems")
+        raise SystemExit(1)
+    print("\nready: nothing here keeps the course from running")
+
+
+def check_versions(findings: Findings) -> None:
+    """Python's and PyTorch's versions."""
+    findings.add(
         "Python",
         sys.version_info >= (3, 11),
         platform.python_version(),
-        "install Python 3.11 or newer, delete .venv and run make course again",
+        cure="install Python 3.11 or newer, delete .venv and run make course again",
     )
-    pinned = next(
-        (
-            line.strip()
-            for line in (ROOT / "requirements.txt").read_text().splitlines()
-            if line.startswith("torch==")
-        ),
-        "torch",
-    )
-    have = torch.__version__.split("+")[0]
-    f.add(
+    requirements = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = next((line.strip() for line in requirements if line.startswith("torch==")), "torch")
+    installed = torch.__version__.split("+")[0]
+    findings.add(
         "PyTorch",
-        f"torch=={have}" == pinned,
+        f"torch=={installed}" == pinned,
         f"{torch.__version__}, the course is tested with {pinned}",
-        f"pip install {pinned}",
+        cure=f"pip install {pinned}",
         fatal=False,
     )
-    for device in devices():
-        if device.type == "cpu":
-            threads = torch.get_num_threads()
-            f.add(
-                "device cpu",
-                threads > 1,
-                f"{device_name(device)}",
-                "only one thread: unset OMP_NUM_THREADS if you set it",
-                fatal=False,
-            )
-        else:
-            off = wrong_by(device)
-            f.add(
-                f"device {device}",
-                off <= DEVICE_TOLERANCE,
-                f"{device_name(device)}; 20 training steps differ from the CPU's by {off:.1e}",
-                "it computes wrong results and will not be used; update its driver and PyTorch (--device cpu"
-                " is chosen until then)",
-                fatal=False,
-            )
-    folder = cache_folder()
-    free = shutil.disk_usage(folder).free / 1e9
-    f.add(
+
+
+def check_device(findings: Findings, device: torch.device) -> None:
+    """Whether the CPU has several threads, or an accelerator computes right."""
+    if device.type == "cpu":
+        findings.add(
+            "device cpu",
+            torch.get_num_threads() > 1,
+            device_name(device),
+            cure="only one thread: unset OMP_NUM_THREADS if you set it",
+            fatal=False,
+        )
+        return
+    difference = wrong_by(device)
+    findings.add(
+        f"device {device}",
+        difference <= DEVICE_TOLERANCE,
+        f"{device_name(device)}; 20 training steps differ from the CPU's by {difference:.1e}",
+        cure=(
+            "it computes wrong results and will not be used; update its driver and PyTorch (--device cpu is"
+            " chosen until then)"
+        ),
+        fatal=False,
+    )
+
+
+def check_space(findings: Findings) -> None:
+    """Room on the disk that the cache lies on, and memory."""
+    free = shutil.disk_usage(cache_folder()).free / 1e9
+    findings.add(
         "disk",
         free > 5,
         f"{free:.0f} GB free for data and checkpoints",
-        "the twelve weeks need about 5 GB: free some space, or set LLM_WEEKS_DATA",
+        cure="the twelve weeks need about 5 GB: free some space, or set LLM_WEEKS_DATA",
     )
     memory = total_memory()
-    if memory:
-        f.add(
+    if memory is not None:
+        findings.add(
             "memory",
             memory > 3.5,
             f"{memory:.0f} GB",
-            "the laptop presets need up to 4 GB: close other programs, or use --preset smoke",
+            cure="the laptop presets need up to 4 GB: close other programs, or use --preset smoke",
             fatal=False,
         )
-    for name, asset in ASSETS.items():
-        if cached(name):
-            f.add(name, True, "in the cache, checksum right")
-        elif settings.offline:
-            f.add(
-                name,
-                False,
-                "not in the cache",
-                f"run once with a network, or put {asset.file} into {folder} by hand",
-                fatal=False,
-            )
-        else:
-            for source in asset.sources:
-                good, found = reachable(source)
-                cure = f"another source is tried next; by hand: put {asset.file} into {folder}"
-                f.add(
-                    name,
-                    good,
-                    found,
-                    cure + (f"; without it, {asset.fallback} is used" if asset.fallback else ""),
-                    fatal=False,
-                )
-    kernel = subprocess.run(
-        [sys.executable, "-c", "import ipykernel, jupyterlab"], capture_output=True, text=True
-    )
-    cure = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
-    f.add(
+
+
+def check_asset(findings: Findings, name: str, asset: Asset, offline: bool) -> None:
+    """Whether a file is in the cache or, unless offline, can be had from its sources."""
+    folder = cache_folder()
+    if cached(name):
+        findings.add(name, True, "in the cache, checksum right", cure="")
+        return
+    if offline:
+        cure = f"run once with a network, or put {asset.file} into {folder} by hand"
+        findings.add(name, False, "not in the cache", cure=cure, fatal=False)
+        return
+    cure = f"another source is tried next; by hand: put {asset.file} into {folder}"
+    if asset.fallback:
+        cure += f"; without it, {asset.fallback} is used"
+    for source in asset.sources:
+        good, found = reachable(source)
+        findings.add(name, good, found, cure=cure, fatal=False)
+
+
+def check_jupyter(findings: Findings) -> None:
+    """Whether this Python can run the notebooks."""
+    command = [sys.executable, "-c", "import ipykernel, jupyterlab"]
+    good = subprocess.run(command, capture_output=True).returncode == 0
+    findings.add(
         "Jupyter kernel",
-        kernel.returncode == 0,
-        "ipykernel and jupyterlab are installed" if kernel.returncode == 0 else "missing",
-        cure,
+        good,
+        "ipykernel and jupyterlab are installed" if good else "missing",
+        cure=f"{Path(sys.executable).name} -m pip install -r requirements.txt",
     )
-    print(table(f.rows))
-    problems = sum(row[""] == "PROBLEM" for row in f.rows)
-    print(f"\n{problems} problems" if problems else "\nready: nothing here keeps the course from running")
-    if problems:
-        raise SystemExit(1)
 
 
-def reachable(source: Any) -> tuple[bool, str]:
+def reachable(source: str | Wheel) -> tuple[bool, str]:
     """Whether a source answers, and what to say about it."""
-    if not isinstance(source, str):
-        name, _, version = source.requirement.partition("==")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "index",
-            "versions",
-            name,
-            "--disable-pip-version-check",
-            "--retries",
-            "0",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        good = done.returncode == 0 and version in re.findall(r"[\w.]+", done.stdout)
+    if isinstance(source, Wheel):
+        good = _pip_finds(source.requirement)
         return good, f"{source}: {'pip finds it' if good else 'pip does not find it'}"
     try:
         answer = requests.head(source, timeout=10, allow_redirects=True)
-        return answer.ok, f"{source}: {'answers' if answer.ok else f'answers {answer.status_code}'}"
     except requests.RequestException:
         return False, f"{source}: cannot be reached"
+    return answer.ok, f"{source}: {'answers' if answer.ok else f'answers {answer.status_code}'}"
+
+
+def _pip_finds(requirement: str) -> bool:
+    name, _, version = requirement.partition("==")
+    command = [sys.executable, "-m", "pip", "index", "versions", name]
+    command += ["--disable-pip-version-check", "--retries", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode == 0 and version in re.findall(r"[\w.]+", done.stdout)
 
 
 def total_memory() -> float | None:

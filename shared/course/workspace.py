@@ -1,5 +1,4 @@
-"""Week 0. Where a week keeps its things: its settings, its folders of logs, plots and checkpoints, and the
-runs found there.
+"""Week 0. A week's settings, its folders of logs, plots and checkpoints, and the runs found there.
 
 A week writes `logs/NN_topic/mine/PRESET/DATA/RUN`, `reports/NN_topic/mine/` and
 `checkpoints/NN_topic/PRESET/DATA/RUN`, none of which git tracks. The runs that the course ships are in
@@ -8,7 +7,7 @@ A week writes `logs/NN_topic/mine/PRESET/DATA/RUN`, `reports/NN_topic/mine/` and
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,8 @@ from typing import Any
 import torch
 import tyro
 
-from shared.runtime import (
-    ROOT,
-    RunLog,
-    clock,
-    table,
-    write_json,
-)
+from shared.course.style import style
+from shared.runtime import ROOT, RunLog, clock, table, write_json
 
 TOPICS = (
     "01_bigram",
@@ -63,32 +57,43 @@ def output_root() -> Path:
 
 
 class Workspace:
-    """A week's folders for one script run. `data` is the name of the data set that is really used."""
+    """A week's folders for one run of its script."""
 
     def __init__(self, script: str | Path, settings: WeekSettings, data: str, device: torch.device):
-        self.topic, self.settings, self.data, self.device = (
-            Path(script).resolve().parent.name,
-            settings,
-            data,
-            device,
-        )
-        root = output_root()
+        """script: the week's run.py. data: the name of the data set that is really used."""
+        self.topic = Path(script).resolve().parent.name
+        self.settings = settings
+        self.data = data
+        self.device = device
         owner = Path("reference", data) if settings.reference else Path("mine", settings.preset, data)
+        root = output_root()
         self.logs = root / "logs" / self.topic / owner
-        self.reports = root / "reports" / self.topic / ("" if settings.reference else "mine")
-        if settings.reference and data != "tinyshakespeare":
+        self.reports = root / "reports" / self.topic
+        if not settings.reference:
+            self.reports /= "mine"
+        elif data != "tinyshakespeare":
             self.reports /= data
         self.checkpoints = root / "checkpoints" / self.topic / settings.preset / data
         self._started = clock()
 
     def log(self, run: str, settings: Any = None) -> RunLog:
-        """The run log called `run`."""
-        s = self.settings
-        return RunLog(self.logs / run, settings or s, self.device, resume=s.resume, tensorboard=s.tensorboard)
+        """The run log called `run`. settings: what it says of how the run was made; none: the week's."""
+        return RunLog(
+            self.logs / run,
+            settings or self.settings,
+            self.device,
+            resume=self.settings.resume,
+            tensorboard=self.settings.tensorboard,
+        )
 
-    def finish(self, metrics: dict[str, float], draw: Callable[[Path, Path], list[Path]]) -> dict[str, float]:
-        """Writes the week's figures, draws its plots from the logs, and prints both."""
-        metrics = {k: v for k, v in metrics.items() if v is not None}
+    def finish(
+        self, metrics: Mapping[str, float | None], draw: Callable[[Path, Path], list[Path]]
+    ) -> dict[str, float]:
+        """Writes the week's figures, draws its plots from the logs, and prints both.
+
+        metrics: those that are None were not measured, and are left out of what is returned.
+        """
+        measured = {name: value for name, value in metrics.items() if value is not None}
         seconds = clock() - self._started
         write_json(
             self.logs / "week.json",
@@ -96,19 +101,21 @@ class Workspace:
                 "preset": self.settings.preset,
                 "data": self.data,
                 "seconds": round(seconds, 1),
-                "metrics": metrics,
+                "metrics": measured,
             },
         )
-        plots = draw(self.logs, self.reports)
-        print("\n" + table([{"metric": k, "value": v} for k, v in metrics.items()]))
+        with style():
+            plots = draw(self.logs, self.reports)
+        print("\n" + table([{"metric": name, "value": value} for name, value in measured.items()]))
         print(
             f"\n{self.topic}: {seconds:.0f} s; logs in {relative(self.logs)}, {len(plots)} plots in"
             f" {relative(self.reports)}"
         )
-        return metrics
+        return measured
 
 
 def relative(path: Path) -> Path:
+    """The path as seen from the repository, where it lies inside."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
@@ -117,42 +124,47 @@ def weeks() -> list[str]:
     return [t for t in TOPICS if (ROOT / "weeks" / t / "run.py").exists()]
 
 
-def choose(numbers: tuple[int, ...]) -> list[str]:
-    """Topics by week number, all that exist if none is given. Raises ValueError for a week that doesn't
-    exist.
-    """
-    there = {int(t[:2]): t for t in weeks()}
-    missing = [n for n in numbers if n not in there]
+def choose(numbers: Sequence[int]) -> list[str]:
+    """Topics by week number, all if none is given. Raises ValueError for a week that doesn't exist."""
+    available = {int(topic[:2]): topic for topic in weeks()}
+    missing = [number for number in numbers if number not in available]
     if missing:
-        raise ValueError(f"no week {', '.join(map(str, missing))}; there are: {', '.join(map(str, there))}")
-    return [there[n] for n in sorted(set(numbers))] if numbers else list(there.values())
+        unknown = ", ".join(map(str, missing))
+        raise ValueError(f"no week {unknown}; there are: {', '.join(map(str, available))}")
+    chosen = sorted(set(numbers)) or list(available)
+    return [available[number] for number in chosen]
 
 
 def newest_logs(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> Path | None:
-    """The folder with the logs of a week's newest run; None if there is none. owner: "reference" (the
-    course's) or "mine".
+    """The folder with the logs of a week's newest run; None if there is none.
 
-    data, preset: only runs with these. Smoke runs count only where nothing else is there: they prove that a
-    week runs, no more.
+    owner: "reference" (the course's) or "mine". data, preset: only runs with these. Smoke runs count only
+    where nothing else is there: they show that a week runs, no more.
     """
     root = (ROOT if owner == "reference" else output_root()) / "logs" / topic / owner
-    found = [
-        p
-        for p in root.rglob("week.json")
-        if data in (None, p.parent.name) and preset in (None, p.parent.parent.name)
-    ]
-    newest = max(
-        found, key=lambda p: ("smoke" not in p.relative_to(root).parts, p.stat().st_mtime), default=None
-    )
-    return newest and newest.parent
+
+    def wanted(folder: Path) -> bool:
+        return data in (None, folder.name) and preset in (None, folder.parent.name)
+
+    def rank(folder: Path) -> tuple[bool, float]:
+        is_smoke = "smoke" in folder.relative_to(root).parts
+        return not is_smoke, (folder / "week.json").stat().st_mtime
+
+    folders = [path.parent for path in root.rglob("week.json")]
+    return max(filter(wanted, folders), key=rank, default=None)
 
 
-def week_results(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> dict | None:
-    """What the run of `newest_logs` came to (its `week.json`)."""
+def week_results(
+    topic: str, owner: str, data: str | None = None, preset: str | None = None
+) -> dict[str, Any] | None:
+    """The `week.json` of the run that `newest_logs` finds: its preset, data, seconds and metrics."""
     logs = newest_logs(topic, owner, data, preset)
-    return logs and json.loads((logs / "week.json").read_text(encoding="utf-8"))
+    if logs is None:
+        return None
+    return json.loads((logs / "week.json").read_text(encoding="utf-8"))
 
 
-def headline(metrics: dict[str, float]) -> str:
-    """A week's first figures in words."""
-    return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in list(metrics.items())[:2])
+def headline(metrics: Mapping[str, float]) -> str:
+    """A week's first two figures in words."""
+    first = list(metrics.items())[:2]
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in first)

@@ -144,9 +144,9 @@ def _write_card(
         path,
         card.title,
         facts | dict(card.facts),
-        figures,
-        usage,
-        card.sample or _sample(model, tokenizer, start),
+        figures=figures,
+        usage=usage,
+        sample=card.sample or _sample(model, tokenizer, start),
     )
     head = {"library_name": "transformers", "pipeline_tag": "text-generation"} | (
         {"license": card.license} if card.license else {}

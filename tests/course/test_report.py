@@ -2,12 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
 
+import matplotlib
 import matplotlib.image
 import pytest
 
-from shared.course import report, workspace
-from shared.runtime import RunLog
+from shared.course import markdown, report, workspace
+from shared.course.style import STYLE, style, use_style
+from shared.runtime import ROOT, RunLog
 
 
 @pytest.fixture
@@ -27,22 +31,55 @@ def test_series_holds_what_was_logged(runs):
 
 
 def test_curves_draw_each_run_and_the_reference(runs, tmp_path):
-    alone = report.curves(tmp_path / "alone.png", [report.Curve(runs["slow"], "slow")], "One")
-    both = report.curves(
-        tmp_path / "both.png",
-        [report.Curve(runs["slow"], "slow")],
-        "One",
-        reference=[report.Curve(runs["fast"], "fast")],
-    )
+    slow = report.Curve(runs["slow"], "slow")
+    fast = report.Curve(runs["fast"], "fast")
+    alone = report.curves(tmp_path / "alone.png", [slow], "One")
+    both = report.curves(tmp_path / "both.png", [slow], "One", reference=[fast])
     a, b = matplotlib.image.imread(alone), matplotlib.image.imread(both)
     assert a.shape == b.shape and abs(a - b).mean() > 1e-3
 
 
 def test_a_plot_is_the_same_every_time(runs, tmp_path):
-    draw = lambda name: report.curves(
-        tmp_path / name, [report.Curve(runs["slow"], "slow")], "One"
-    ).read_bytes()
-    assert draw("a.png") == draw("b.png")
+    lines = [report.Curve(runs["slow"], "slow")]
+    first, again = (report.curves(tmp_path / name, lines, "One") for name in ("a.png", "b.png"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def draw_everything(runs, folder):
+    """A plot of each kind, and one that a week puts together itself."""
+    report.curves(folder / "curves.png", [report.Curve(runs["slow"], "slow")], "One", levels={"a": 3.0})
+    report.bars(folder / "bars.png", {"a": 1.0, "b": 2.0}, "Two", "loss", errors={"a": 0.5})
+    with style():
+        fig, (left, right) = report.figure(ncols=2)
+        report.heatmap(left, [[0, 1], [2, 3]], "Three", "ab", "cd", xlabel="x", ylabel="y", unit="z")
+        right.plot([1, 2], label="line")
+        right.annotate("a text", (0, 1))
+        right.legend()
+        report.save_figure(fig, folder / "own.png")
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_drawing_leaves_matplotlibs_parameters_as_they_were(runs, tmp_path):
+    before = dict(matplotlib.rcParams)
+    plots = draw_everything(runs, tmp_path / "a")
+    assert dict(matplotlib.rcParams) == before and len(plots) == 3
+    with matplotlib.rc_context({"font.size": 20, "axes.grid": False, "grid.alpha": 1}):  # another host's
+        assert dict(matplotlib.rcParams) != before
+        assert draw_everything(runs, tmp_path / "b") == plots
+
+
+def test_importing_the_course_leaves_matplotlibs_parameters_as_they_were():
+    code = (
+        "import matplotlib; before = dict(matplotlib.rcParams); import shared.course.report;"
+        " assert dict(matplotlib.rcParams) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_notebook_can_ask_for_the_style_of_all_its_plots():
+    with matplotlib.rc_context():
+        use_style()
+        assert {name: matplotlib.rcParams[name] for name in STYLE} == STYLE
 
 
 def test_reference_is_of_the_same_week_and_data(monkeypatch, runs, tmp_path):
@@ -62,40 +99,38 @@ stale
 
 It got <!-- = 04_mini_gpt/reference/toy/fast val_loss .1f -->?<!-- end -->.
 """
+FILLED = """\
+| run | loss | time (s) |
+| --- | ---: | ---: |
+| fast | 2.00 | 0.5 |
+| the slow one | 3.00 | 0.5 |
+<!-- end -->"""
 
 
 def test_fill_writes_tables_and_figures_from_the_logs(monkeypatch, runs, tmp_path):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    text = report.fill(TABLE)
-    assert (
-        "| run | loss | time (s) |\n| --- | ---: | ---: |\n| fast | 2.00 | 0.5 |\n| the slow one | 3.00 | 0.5"
-        " |\n<!-- end -->" in text
-    )
+    monkeypatch.setattr(markdown, "ROOT", tmp_path)
+    text = markdown.fill(TABLE)
+    assert FILLED in text
     assert "It got <!-- = 04_mini_gpt/reference/toy/fast val_loss .1f -->2.0<!-- end -->." in text
-    assert report.fill(text) == text and text.startswith("Before.")
+    assert markdown.fill(text) == text and text.startswith("Before.")
 
 
 def test_fill_names_a_marker_without_a_log(monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(markdown, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="04_mini_gpt/reference/toy"):
-        report.fill(TABLE)
+        markdown.fill(TABLE)
 
 
 def test_ladder_needs_runs_and_leaves_smoke_runs_out(monkeypatch, tmp_path):
-
     monkeypatch.setattr(workspace, "ROOT", tmp_path)
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     assert report.ladder(tmp_path / "ladder.png", "toy", mine=True) is None
-    for topic, preset, bits in (
-        ("01_bigram", "laptop", 3.5),
-        ("02_mlp", "laptop", 2.5),
-        ("03_attention", "smoke", 9.0),
-    ):
+    runs = (("01_bigram", "laptop", 3.5), ("02_mlp", "laptop", 2.5), ("03_attention", "smoke", 9.0))
+    for topic, preset, bits in runs:
         folder = tmp_path / "logs" / topic / "mine" / preset / "toy"
         folder.mkdir(parents=True)
-        (folder / "week.json").write_text(
-            json.dumps({"preset": preset, "data": "toy", "seconds": 1, "metrics": {"bits_per_byte": bits}})
-        )
+        week = {"preset": preset, "data": "toy", "seconds": 1, "metrics": {"bits_per_byte": bits}}
+        (folder / "week.json").write_text(json.dumps(week))
     path = report.ladder(tmp_path / "ladder.png", "toy", mine=True)
     assert matplotlib.image.imread(path)[..., :3].std() > 0.01
 
@@ -108,10 +143,24 @@ def test_a_perplexity_stands_beside_its_loss(low, high):
     fig.canvas.draw()
     (right,) = ax.child_axes
     ticks = right.get_yticks()
-    assert 3 <= len(ticks) <= 8 and [label.get_text() for label in right.get_yticklabels()] == [
-        f"{tick:,g}" for tick in ticks
-    ]
+    labels = [label.get_text() for label in right.get_yticklabels()]
+    assert 3 <= len(ticks) <= 8 and labels == [f"{tick:,g}" for tick in ticks]
     for tick in ticks:
-        assert right.transData.transform((0, tick))[1] == pytest.approx(
-            ax.transData.transform((0, math.log(tick)))[1], abs=0.01
-        )
+        height = ax.transData.transform((0, math.log(tick)))[1]
+        assert right.transData.transform((0, tick))[1] == pytest.approx(height, abs=0.01)
+
+
+def test_scripts_of_two_weeks_are_kept_apart(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    for topic in ("01_a", "02_b"):
+        folder = tmp_path / "weeks" / topic
+        folder.mkdir(parents=True)
+        (folder / "names.py").write_text(f'NAME = "{topic}"\n')
+        (folder / "run.py").write_text("from names import NAME\n\n\nclass Settings:\n    name = NAME\n")
+    before = list(sys.path)
+    first, second = report.load_script("01_a"), report.load_script("02_b")
+    assert (first.NAME, second.NAME) == ("01_a", "02_b")
+    assert first.Settings.__module__ == "weeks.01_a.run" and sys.modules["weeks.01_a.run"] is first
+    assert not {"run", "names"} & sys.modules.keys() and sys.path == before
+    with pytest.raises(ModuleNotFoundError):
+        report.load_script("01_a", "figures")

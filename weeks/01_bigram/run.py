@@ -114,9 +114,9 @@ def draw(logs: Path, out: Path) -> list[Path]:
         "How often each character follows each",
         chars,
         chars,
-        "next character",
-        "present character",
-        "log10(count + 1)",
+        xlabel="next character",
+        ylabel="present character",
+        unit="log10(count + 1)",
     )
     heat = save_figure(fig, out / "counts.png")
     loss = curves(

@@ -190,7 +190,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
     fig, axes = figure(19, 7.2, ncols=3)
     for ax, (what, i, j) in zip(axes, habits(layers)):
         heatmap(
-            ax, layers[i][j], f"layer {i + 1}, head {j + 1}\n{what}", labels, labels, "looks at", "position"
+            ax, layers[i][j], f"layer {i + 1}, head {j + 1}\n{what}", labels, labels, xlabel="looks at", ylabel="position"
         )
     fig.colorbar(axes[-1].images[0], ax=axes[-1], label="attention weight")
     heads = save_figure(fig, out / "attention.png")

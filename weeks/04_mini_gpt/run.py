@@ -406,8 +406,8 @@ def draw_attention(run: LoggedRun, out: Path) -> list[Path]:
             f"layer {maps.index(layer) + 1}, head {layer.index(strongest) + 1}",
             labels,
             labels,
-            "looks at",
-            "position",
+            xlabel="looks at",
+            ylabel="position",
         )
     fig.colorbar(axes[0][-1].images[0], ax=axes[0][-1], label="attention weight")
     return [save_figure(fig, out / "attention.png")]

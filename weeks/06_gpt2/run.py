@@ -371,16 +371,16 @@ def write_base_card(run: LoggedRun, data: str, out: Path) -> Path:
             ),
             "Licence": "that of this repository",
         },
-        [
+        figures=[
             {"": "bits per byte", "held out": f"{s['best_val_bits_per_byte']:.3f}"},
             {"": "loss (nats per token)", "held out": f"{s['best_val_loss']:.3f}"},
             {"": "perplexity", "held out": f"{s['best_val_perplexity']:.2f}"},
             {"": "likeliest token is right", "held out": f"{s['best_val_accuracy']:.1%}"},
             {"": "its words that occur in the training text", "held out": f"{s['known_words']:.0%}"},
         ],
-        "from shared.models.gpt import GPT\nmodel ="
+        usage="from shared.models.gpt import GPT\nmodel ="
         f' GPT.from_checkpoint("{path}")\nprint(model.generate("ROMEO:", temperature=0.8))',
-        run.artifacts["sample"],
+        sample=run.artifacts["sample"],
     )
 
 

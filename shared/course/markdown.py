@@ -1,0 +1,78 @@
+"""Week 0. Tables and figures in Markdown that are filled in from the logs.
+
+Text between markers is generated. A table has a row for each run, a column for each `key|heading|format`:
+
+    <!-- table 04_mini_gpt/reference/tinyshakespeare classic,modern
+        "best_val_loss|validation loss|.3f, seconds|time (s)|.0f" -->
+    <!-- end -->
+
+with the marker on one line; `name=label` gives a run another name in the table. A single figure is
+
+    <!-- = 04_mini_gpt/reference/tinyshakespeare/modern best_val_loss .3f -->1.497<!-- end -->
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shared.runtime import ROOT
+
+TABLE = re.compile(r"(<!-- table (\S+) (\S+) \"([^\"]*)\" -->\n).*?(<!-- end -->)", re.S)
+VALUE = re.compile(r"(<!-- = (\S+) (\S+) (\S+) -->).*?(<!-- end -->)", re.S)
+DOCUMENTS = ("README.md", "weeks/*/log.md", "reports/*.md", "docs/*.md", "docs/posts/*.md")
+
+
+def documents() -> list[Path]:
+    """The Markdown files whose figures come from logs."""
+    return [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
+
+
+def fill(text: str) -> str:
+    """Markdown with every marked table and figure taken from `logs/` anew.
+
+    Raises ValueError, naming the marker, where its log isn't there.
+    """
+    return VALUE.sub(_or_name_marker(_figure), TABLE.sub(_or_name_marker(_table), text))
+
+
+def _or_name_marker(replace: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
+    def careful(match: re.Match[str]) -> str:
+        try:
+            return replace(match)
+        except (FileNotFoundError, KeyError) as error:
+            marker = match[0].splitlines()[0]
+            raise ValueError(f"{marker}: {error!r}") from None
+
+    return careful
+
+
+def _figure(match: re.Match[str]) -> str:
+    head, run, key, format, end = match.groups()
+    return f"{head}{_logged(ROOT / 'logs' / run, key):{format}}{end}"
+
+
+def _table(match: re.Match[str]) -> str:
+    head, folder, names, spec, end = match.groups()
+    keys, headings, formats = zip(*(map(str.strip, column.split("|")) for column in spec.split(", ")))
+    lines = [_row(["run", *headings]), "| --- |" + " ---: |" * len(headings)]
+    for name in names.split(","):
+        name, _, label = name.partition("=")
+        run = ROOT / "logs" / folder / name
+        cells = [f"{_logged(run, key):{format}}" for key, format in zip(keys, formats)]
+        lines.append(_row([label.replace("_", " ") or name, *cells]))
+    return head + "\n".join(lines) + "\n" + end
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _logged(folder: Path, key: str) -> Any:
+    """A value of a week's results, where the folder holds a week's runs, or of a run's summary."""
+    week = folder / "week.json"
+    if not week.exists():
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))[key]
+    results = json.loads(week.read_text(encoding="utf-8"))
+    return {**results["metrics"], "week_seconds": results["seconds"]}[key]
