@@ -162,7 +162,7 @@ static Sum add_nf4(const uint8_t *codes, const int8_t *x, float scale, Sum sum) 
 #define INLINE static inline __attribute__((always_inline))
 
 /* The products of one row of a weight with `rows` rows of activations, from `first` on. Where these functions
-   are inlined, `rows` is a constant. A scale, or a pair of scale and zero, is for `per` groups of a weight. */
+   are inlined, `rows` is a constant. A scale, or a pair of scale and zero, is for `per` groups. */
 
 INLINE void dots_int8(const int8_t *weight, const float *scale, int per, const Rows *x, int first,
                       const int rows, float *y) {

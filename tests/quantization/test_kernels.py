@@ -1,0 +1,98 @@
+"""shared/quantization/native.py and kernels.py: what is compiled, whose code runs, which kernel is used."""
+
+import os
+
+import pytest
+import torch
+
+from shared.quantization import native, quantize
+from shared.quantization.kernels import find_kernel
+from shared.quantization.modules import save_quantized
+from tests.quantization.helpers import COMPILED, TIED, gpt, packed, quiet, random
+
+
+@COMPILED
+def test_a_kernel_that_is_missing_or_computes_wrong_is_not_used(monkeypatch, fresh):
+    assert find_kernel("nf4", ("torch",)) == (None, "torch: it does not know nf4")
+    monkeypatch.setattr(native, "product_int8", lambda x, *weight: x.new_zeros(2, 64))
+    assert find_kernel("int8") == ("torch", "native: it computes something else here")
+    monkeypatch.delattr(torch, "_weight_int8pack_mm")
+    find_kernel.cache_clear()
+    kernel, reason = find_kernel("int8")
+    assert kernel is None and "_weight_int8pack_mm" in reason
+
+
+@COMPILED
+def test_a_library_that_another_user_wrote_is_not_run(monkeypatch, tmp_path, fresh):
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
+    uid = os.getuid()
+    if uid == 0:
+        native.library()
+        native.library.cache_clear()
+        (path,) = (tmp_path / "native").glob("*.so")
+        os.chown(path, 12345, -1)
+    else:  # only root can give a file away: here we are another user than its writer from the start
+        monkeypatch.setattr(native.os, "getuid", lambda: uid + 1)
+    with pytest.raises(RuntimeError, match="belongs to another user"):
+        native.library()
+
+
+@COMPILED
+def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch, fresh, capsys):
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    quantize(gpt(TIED), "int8")
+    reason = "native.c is not used: native: it needs a C compiler (cc, gcc or clang)"
+    assert f"go through PyTorch's kernel ({reason}" in capsys.readouterr().out
+
+
+@COMPILED
+def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh, tmp_path):
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
+    x, codes, scale = torch.ones(1, 32), torch.ones(3, 32, dtype=torch.int8), torch.ones(3, 1)
+    for _ in range(2):
+        native.library.cache_clear()
+        torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 32.0))
+        assert len(list((tmp_path / "native").iterdir())) == 1
+    changed = tmp_path / "native.c"
+    changed.write_text(native.SOURCE.read_text().replace("= dots[r];", "= 2 * dots[r];"))
+    monkeypatch.setattr(native, "SOURCE", changed)
+    native.library.cache_clear()
+    torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 64.0))
+    changed.write_text("this is not C")
+    native.library.cache_clear()
+    with pytest.raises(RuntimeError, match="could not compile it"):
+        native.library()
+    assert len(list((tmp_path / "native").iterdir())) == 2
+
+
+@COMPILED
+def test_the_c_without_avx2_computes_the_same(monkeypatch, fresh, tmp_path):
+    x, layers = random(5, 256), [packed(random(70, 256), scheme, ("native",)) for scheme in ("int8", "int4")]
+    expected = [layer.product(x) for layer in layers]
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ([],))
+    native.library.cache_clear()
+    for layer, other in zip(layers, expected):
+        torch.testing.assert_close(layer.product(x), other, rtol=1e-4, atol=1e-4)
+
+
+@COMPILED
+def test_it_is_said_how_products_are_computed(capsys):
+    quantize(gpt(TIED), "int4", kernels=("native",))
+    quantize(gpt(TIED), "int4", kernels=("torch",))
+    quantize(gpt(TIED), "nf4", kernels=("torch",))
+    lines = capsys.readouterr().out.splitlines()
+    assert "int4: up to 64 rows at a time go through the course's kernel in C; for more" in lines[0]
+    assert "int4: up to 64 rows at a time go through PyTorch's kernel; for more" in lines[1]
+    assert "nf4: no kernel multiplies by such weights here" in lines[2]
+    assert "less memory, not more speed" in lines[2]
+
+
+@COMPILED
+def test_the_file_does_not_depend_on_the_kernel(tmp_path):
+    contents = set()
+    for kernels in (("native",), ("torch",), ()):
+        model = quantize(gpt(TIED), "int4", say=quiet, kernels=kernels)
+        folder = save_quantized(tmp_path / "_".join(("m", *kernels)), model)
+        contents.add((folder / "model.safetensors").read_bytes())
+    assert len(contents) == 1
