@@ -14,7 +14,7 @@ from torch import nn
 
 
 class LanguageModel(nn.Module):
-    """A model of the course: int64 [batch, time] -> [batch, time, vocab_size], its settings under `config`."""
+    """A model of the course: int64 [batch, time] -> [batch, time, vocab_size], with settings in `config`."""
 
     config: Any
     """A dataclass; `block_size`, where it has one, is the longest sequence that the model takes."""

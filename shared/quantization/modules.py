@@ -242,7 +242,7 @@ ENTRY = "quantization"
 """Where a checkpoint's config.json has the scheme and its settings."""
 
 
-def _quantized_form(model: nn.Module, settings: Any) -> nn.Module:
+def _quantized_form(model: Module, settings: Any) -> Module:
     """A new model in the form that `save_quantized` saved. Its weights mean nothing until they are loaded."""
     known = {"scheme", "group_size", "double_quant"}
     if not isinstance(settings, dict) or "scheme" not in settings or not settings.keys() <= known:
