@@ -18,8 +18,10 @@ from shared.course import report, workspace
 from shared.data import shards
 from shared.models.gpt import GPT
 from shared.quantization import quantize
+from shared.retrieval.documents import chunk_documents, load_documents
+from shared.retrieval.ranking import holds_answer
 from shared.runtime import ROOT
-from shared.tokenizers import BPETokenizer
+from shared.tokenizers import BPETokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
 WEEKS = workspace.weeks()
@@ -481,15 +483,15 @@ def test_week_11_refuses_an_index_of_another_model(output, folders, text_file):
 def test_week_11_keeps_a_section_of_pythons_reference_once(tmp_path):
     from pydoc_data.topics import topics
 
-    module = report.load_script("11_rag")
-    module.write_python_reference(tmp_path)
-    documents = module.load_documents(tmp_path).documents
+    week = report.load_script("11_rag", "library")
+    week.write_python_reference(tmp_path)
+    documents = load_documents(tmp_path).documents
     texts = [tuple(s.text.split()) for d in documents for s in d.sections]
     assert len(set(texts)) == len(texts) and len(documents) > 0.9 * len(topics)
-    chunks = module.chunk_documents(documents, module.gpt2_tokenizer())
-    asked, _ = module.questions("python", chunks)
-    library = module.Library("python", chunks, None, asked, [])
-    assert len(asked) >= 40 and all(module.holds_answer(library.right(q).text, q["answers"]) for q in asked)
+    chunks = chunk_documents(documents, gpt2_tokenizer())
+    asked, _ = week.read_questions("python", chunks)
+    library = week.Library("python", chunks, None, asked, [])
+    assert len(asked) >= 40 and all(holds_answer(library.right(q).text, q["answers"]) for q in asked)
 
 
 def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):
@@ -697,7 +699,7 @@ def test_week_11_studies_show_what_an_index_costs_and_what_a_small_model_learns(
         for name, run in report.read_runs(REFERENCE / "11_rag" / "reference" / "tinyshakespeare").items()
     }
     assert runs["index-flat"]["vectors"] >= 100_000 and runs["index-flat"]["recall"] == 1
-    for kind, efforts in report.load_script("11_rag").EFFORTS.items():
+    for kind, efforts in report.load_script("11_rag", "names").EFFORTS.items():
         recalls = [runs[f"index-{kind}-{effort}"]["recall"] for effort in efforts if effort]
         assert recalls == sorted(recalls) and (not recalls or recalls[-1] > 0.95)
     assert (

@@ -1,0 +1,196 @@
+"""Week 11's plots, made from logs."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from names import CONDITIONS, EFFORTS, MEASURES, RETRIEVERS, WINDOWS
+
+from shared.course.report import COLOURS, LoggedRun, figure, read_runs, save_figure
+from shared.retrieval.ranking import RANKING_METRICS
+
+DOCUMENTS = {"handbook": "the handbook", "python": "Python's reference"}
+OWN = ("rule", "untrained", "without", "retrieved", "right", "smollm2")
+MEASURE_LABELS = {
+    "exact": "exact match",
+    "f1": "token F1",
+    "holds": "the right one is in it",
+    "mrr": "MRR",
+    "ndcg@10": "nDCG@10",
+}
+SIGNALS = {
+    "score": "the passage's score (cosine)",
+    "gain": "the answer's gain (nats per token; -1 or less: none was given)",
+}
+STORE_LABELS = {"flat": "Flat", "pq": "PQ", "ivf": "IVF, cells searched", "hnsw": "HNSW, candidates kept"}
+
+
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    runs = {name: run for name, run in read_runs(logs).items() if run.summary}
+    plots = []
+    for data in DOCUMENTS:
+        plots += draw_documents(data, runs, out)
+    if "handbook-example" in runs:
+        fig = example_figure(runs["handbook-example"].artifacts)
+        plots.append(save_figure(fig, out / "handbook_example.png"))
+    stores = [run.summary for name, run in runs.items() if name.startswith("index-")]
+    if stores:
+        plots.append(save_figure(index_figure(stores), out / "index.png"))
+    return plots
+
+
+def draw_documents(data: str, runs: dict[str, LoggedRun], out: Path) -> list[Path]:
+    """What was measured on some documents: finding, windows, answers, the own model, abstention."""
+    title = DOCUMENTS[data]
+    every = "all-" if f"{data}-all-answer-right" in runs else ""  # all questions, rather than some
+    window_names = [name.replace(" ", "-") for name in WINDOWS]
+    groups = (
+        ("finding", "find", RETRIEVERS, RANKING_METRICS, "Finding the right section in"),
+        ("windows", "windows", window_names, RANKING_METRICS, "What is embedded by itself:"),
+        ("answers", f"{every}answer", CONDITIONS, tuple(MEASURES), "SmolLM2's answers from"),
+        ("own", "own", OWN, tuple(MEASURES), "Answers from one sentence of"),
+    )
+    plots = []
+    for plot, prefix, names, measures, what in groups:
+        keys = [f"{data}-{prefix}-{name}" for name in names]
+        rows = [runs[key].summary for key in keys if key in runs]
+        if rows:
+            plots.append(draw_grouped_bars(out / f"{data}_{plot}.png", rows, measures, f"{what} {title}"))
+    abstain = runs.get(f"{data}-{every}abstain")
+    if abstain:
+        plots.append(save_figure(abstention_figure(abstain), out / f"{data}_abstention.png"))
+    return plots
+
+
+def draw_grouped_bars(path: Path, rows: Sequence[dict], measures: Sequence[str], title: str) -> Path:
+    """A group of bars for each measure, a bar for each row, with their intervals."""
+    fig, ax = figure(10, 5.2)
+    width = 0.84 / len(rows)
+    for i, (row, colour) in enumerate(zip(rows, COLOURS)):
+        means, lows, highs = np.array(
+            [[row[key], row[f"{key}_low"], row[f"{key}_high"]] for key in measures]
+        ).T
+        places = np.arange(len(measures)) + (i - (len(rows) - 1) / 2) * width
+        ax.bar(
+            places,
+            means,
+            width,
+            yerr=[means - lows, highs - means],
+            color=colour,
+            edgecolor="white",
+            label=row["name"],
+            capsize=2,
+            ecolor="#444444",
+        )
+        for x, mean, high in zip(places, means, highs):
+            ax.annotate(
+                f"{mean:.2f}",
+                (x, high),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8 if len(rows) < 5 else 7,
+            )
+    asked = f"{rows[0]['questions']} questions, " if "questions" in rows[0] else ""
+    ax.set(
+        title=f"{title} ({asked}95 % intervals)",
+        xticks=range(len(measures)),
+        xticklabels=[MEASURE_LABELS.get(key, key) for key in measures],
+    )
+    highest = max(row[f"{key}_high"] for row in rows for key in measures)
+    ax.set_ylim(0, min(1.08, 1.12 * highest))
+    ax.set(ylabel="share of questions, or mean", xlabel="measure")
+    ax.grid(False, axis="x")
+    columns = len(rows) if len(rows) < 5 else 3
+    fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=columns, loc="outside lower center")
+    return save_figure(fig, path)
+
+
+def abstention_figure(run: LoggedRun) -> Any:
+    """How two signals lie where there is an answer and where there is none."""
+    fig, axes = figure(11, 4.2, ncols=2)
+    for ax, (key, label) in zip(axes, SIGNALS.items()):
+        with_answer = [max(value, -1) for value in run.artifacts[key]["answerable"]]
+        without = [max(value, -1) for value in run.artifacts[key]["unanswerable"]]
+        edges = np.linspace(min(*with_answer, *without), max(*with_answer, *without), 21)
+        _shares(ax, with_answer, edges, "there is an answer", color=COLOURS[0], alpha=0.6)
+        look = dict(color=COLOURS[1], histtype="step", linewidth=2.5)
+        _shares(ax, without, edges, "there is none", **look)
+        threshold = run.summary[f"{key}_threshold"]
+        ax.axvline(threshold, color="#555555", linestyle="--", label="threshold: less is withheld")
+        title = f"AUC {run.summary[f'{key}_auc']:.2f} (0.5 is chance)"
+        ax.set(title=title, xlabel=label, ylabel="share of the questions")
+    fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+    fig.suptitle("Do two signals tell questions with an answer from those without?")
+    return fig
+
+
+def _shares(ax: Any, values: Sequence[float], edges: np.ndarray, name: str, **look: Any) -> None:
+    """A histogram whose bars add up to 1."""
+    weights = np.full(len(values), 1 / len(values))
+    ax.hist(values, edges, weights=weights, label=f"{name} ({len(values)})", **look)
+
+
+def example_figure(seen: dict[str, Any]) -> Any:
+    """A question on its way: the sections that are near, the sentences of the nearest, the answer.
+
+    seen: as the run's artifacts have it.
+    """
+    sections = [textwrap.fill(cite, 30) for cite, _ in seen["hits"]]
+    sentences = [textwrap.fill(text, 62) for text, _ in seen["sentences"]]
+    height = 2.8 + 0.26 * sum(text.count("\n") + 1.6 for text in sentences)
+    fig, (left, right) = figure(15, height, ncols=2, width_ratios=(1, 1))
+    _bars_of_scores(left, sections, [score for _, score in seen["hits"]], "1. The nearest sections")
+    nearness = [score for _, score in seen["sentences"]]
+    _bars_of_scores(right, sentences, nearness, "2. The nearest one's sentences")
+    fig.suptitle(seen["question"], fontsize=14, fontweight="bold")
+    fig.supxlabel(f"3. SmolLM2 answers: {seen['answer']}   [{'; '.join(seen['sources'])}]", fontsize=13)
+    return fig
+
+
+def _bars_of_scores(ax: Any, names: Sequence[str], scores: Sequence[float], title: str) -> None:
+    """A horizontal bar for each name, the highest in another colour."""
+    best = int(np.argmax(scores))
+    colours = [COLOURS[0] if i == best else COLOURS[4] for i in range(len(names))]
+    ax.barh(range(len(names)), scores, color=colours)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.invert_yaxis()
+    for i, score in enumerate(scores):
+        place = (max(score, 0), i)
+        ax.annotate(f"{score:.2f}", place, xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.margins(x=0.14)
+    ax.grid(False, axis="y")
+    ax.set(title=title, xlabel="cosine with the question")
+
+
+def index_figure(stores: Sequence[dict]) -> Any:
+    """Recall against time, and what a vector takes. stores: the runs' summaries."""
+    fig, (ax, size) = figure(12, 4.8, ncols=2, width_ratios=(2, 1))
+    kinds: dict[str, list[dict]] = {kind: [] for kind in EFFORTS}
+    for store in sorted(stores, key=lambda store: store["milliseconds"]):
+        kinds[store["name"].split("-")[0]].append(store)
+    for colour, marker, (kind, rows) in zip(COLOURS, "osD^", kinds.items()):
+        times, recalls = [row["milliseconds"] for row in rows], [row["recall"] for row in rows]
+        ax.plot(times, recalls, marker=marker, color=colour, label=STORE_LABELS[kind])
+        for row in rows if len(rows) > 1 else []:
+            effort = row["name"].partition("-")[2]
+            place = (row["milliseconds"], row["recall"])
+            ax.annotate(effort, place, xytext=(6, -13), textcoords="offset points", fontsize=9)
+    ax.set(
+        xscale="log",
+        xlabel="milliseconds for a question, one at a time",
+        ylabel="recall@10 (Flat is the truth)",
+    )
+    ax.xaxis.set_major_formatter("{x:,g}")
+    ax.margins(y=0.1)
+    ax.set_title(f"{stores[0]['vectors']:,} vectors of 384 numbers")
+    ax.legend(frameon=False, loc="lower right")
+    measured = {kind: rows[0]["bytes"] for kind, rows in kinds.items() if rows}
+    size.bar([STORE_LABELS[kind].split(",")[0] for kind in measured], measured.values(), color=COLOURS)
+    for i, value in enumerate(measured.values()):
+        size.annotate(f"{value:,.0f}", (i, value), xytext=(0, 3), textcoords="offset points", ha="center")
+    size.set(title="What a vector takes", ylabel="bytes, ids included", xlabel="store")
+    return fig

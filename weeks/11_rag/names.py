@@ -1,0 +1,23 @@
+"""What week 11 compares, and what its runs are called: in the logs, in tables and in plots."""
+
+from shared.retrieval.ranking import exact_match, holds_answer, token_f1
+
+RETRIEVERS = {"bm25": "BM25", "dense": "MiniLM", "hybrid": "BM25 + MiniLM", "own": "week 6's model"}
+CONDITIONS = {
+    "without": "without passages",
+    "retrieved": "with what was found",
+    "right": "with the right passage",
+}
+MEASURES = {"exact": exact_match, "f1": token_f1, "holds": holds_answer}
+"""Of answers: each is given an answer and the right ones."""
+WINDOWS = {
+    "whole chunk": None,
+    "128 tokens": (128, 16),
+    "64 tokens": (64, 16),
+    "32 tokens": (32, 8),
+    "two sentences": 2,
+    "sentence": 1,
+}
+"""What is embedded by itself: pieces of so many tokens with an overlap, or so many sentences."""
+EFFORTS = {"flat": (None,), "pq": (None,), "ivf": (1, 4, 16, 64, 256), "hnsw": (16, 64, 256)}
+"""How hard each store searches; None: there is nothing to choose."""
