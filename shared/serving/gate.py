@@ -41,7 +41,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         checks = Checks(self)
-        checks.above(0, "body", "body_seconds", "prompt", "tokens", "texts", "seconds")
+        checks.above(0, *vars(self))
         checks.finish()
 
 

@@ -116,7 +116,7 @@ def client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=600, headers=headers)
 
 
-async def write(
+async def ask_for_text(
     http: httpx.AsyncClient, prompt: str | list[int], tokens: int, seed: int = 0, model: str = NAME
 ) -> TimedText:
     """Asks for one text of so many tokens, streamed.
@@ -152,17 +152,17 @@ async def write(
     )
 
 
-async def write_several(
+async def ask_for_texts(
     http: httpx.AsyncClient, prompts: Prompts, numbers: range, *, tokens: int, at_once: int, model: str
 ) -> list[TimedText]:
     """Asks for a text of so many tokens to each prompt of these numbers, `at_once` of them at any moment."""
     semaphore = asyncio.Semaphore(at_once)
 
-    async def write_one(number: int) -> TimedText:
+    async def ask_one(number: int) -> TimedText:
         async with semaphore:
-            return await write(http, prompts(number), tokens, number, model)
+            return await ask_for_text(http, prompts(number), tokens, number, model)
 
-    return await asyncio.gather(*(write_one(number) for number in numbers))
+    return await asyncio.gather(*(ask_one(number) for number in numbers))
 
 
 async def throughput(url: str, prompts: Prompts, load: Load, model: str = NAME) -> dict[int, list[float]]:
@@ -171,14 +171,14 @@ async def throughput(url: str, prompts: Prompts, load: Load, model: str = NAME) 
     async with client(url) as http:
         # The first matrix products of a process are slow.
         warm_up = range(load.clients)
-        await write_several(http, prompts, warm_up, tokens=8, at_once=load.clients, model=model)
+        await ask_for_texts(http, prompts, warm_up, tokens=8, at_once=load.clients, model=model)
         first = load.clients
         for _ in range(load.turns):
             for at_once in load.at_once:
                 numbers = range(first, first + load.texts)
                 first += load.texts
                 started = clock()
-                texts = await write_several(
+                texts = await ask_for_texts(
                     http, prompts, numbers, tokens=load.tokens, at_once=at_once, model=model
                 )
                 rates[at_once].append(sum(text.tokens for text in texts) / (clock() - started))
@@ -191,7 +191,7 @@ async def delays(url: str, prompts: Prompts, load: Load, model: str = NAME) -> D
     health: list[float] = []
     async with client(url) as http:
         work = asyncio.create_task(
-            write_several(http, prompts, numbers, tokens=load.tokens, at_once=load.clients, model=model)
+            ask_for_texts(http, prompts, numbers, tokens=load.tokens, at_once=load.clients, model=model)
         )
         while not work.done():
             started = clock()

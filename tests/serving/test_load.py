@@ -95,7 +95,7 @@ def test_a_text_is_timed_from_asking_and_knows_what_was_reused(monkeypatch):
 
     async def one():
         async with load.client("http://stub/v1") as http:
-            return await load.write(http, "x", 3)
+            return await load.ask_for_text(http, "x", 3)
 
     text = asyncio.run(one())
     assert (text.tokens, text.reused, len(text.times)) == (3, 5, 3) and stub.now == 3

@@ -47,7 +47,7 @@ from shared.runtime import clock, device_name, pick_device, table
 from shared.sampling import generate
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.generation import Generation, Request
-from shared.serving.load import Load, client, delays, percentile, served, throughput, write
+from shared.serving.load import Load, ask_for_text, client, delays, percentile, served, throughput
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
 
@@ -302,10 +302,10 @@ async def first_tokens(url: str, prompts: Prompts) -> tuple[list[float], list[fl
     """
     found: tuple[list[float], list[float]] = [], []
     async with client(url) as http:
-        await write(http, prompts.pair(0)[1], 2)
+        await ask_for_text(http, prompts.pair(0)[1], 2)
         for number in range(1, 1 + prompts.settings.shared_prompts):
             for times, prompt, again in zip(found, prompts.pair(number), (False, True)):
-                text = await write(http, prompt, 2)
+                text = await ask_for_text(http, prompt, 2)
                 if bool(text.reused) != again:
                     raise ValueError(
                         f"{text.reused} tokens of a prompt were reused, where {'some' if again else 'none'}"
