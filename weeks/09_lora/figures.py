@@ -16,6 +16,7 @@ from shared.course.report import (
     read_runs,
     save_figure,
 )
+from shared.course.style import style
 from shared.course.workspace import relative
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     models = runs_of(logs)
     plots = []
-    for model, runs in models.items():
-        if any(len(run.series("val_loss")[0]) > 1 for run in runs.values()):
-            plots.append(draw_learning(model, runs, out))
-    if models:
-        plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
+    with style():
+        for model, runs in models.items():
+            if any(len(run.series("val_loss")[0]) > 1 for run in runs.values()):
+                plots.append(draw_learning(model, runs, out))
+        if models:
+            plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
     return plots
 
 

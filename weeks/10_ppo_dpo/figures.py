@@ -18,6 +18,7 @@ from shared.course.report import (
     reference_for,
     save_figure,
 )
+from shared.course.style import style
 from shared.course.workspace import output_root
 
 if TYPE_CHECKING:
@@ -45,14 +46,15 @@ def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     runs = {name: run for name, run in read_runs(logs).items() if run.summary}
     plots = []
-    if {"base", *METHODS} <= runs.keys():
-        plots.append(draw_rewards(runs, reference_for(logs), out))
-        plots.append(draw_diagnostics(runs, out))
-        plots.append(draw_frontier(runs, out))
-    if {"hacking-held", "hacking-free"} <= runs.keys():
-        plots.append(draw_hacking(runs, out))
-    if SMOL in runs:
-        plots.append(draw_lengths(runs[SMOL], out))
+    with style():
+        if {"base", *METHODS} <= runs.keys():
+            plots.append(draw_rewards(runs, reference_for(logs), out))
+            plots.append(draw_diagnostics(runs, out))
+            plots.append(draw_frontier(runs, out))
+        if {"hacking-held", "hacking-free"} <= runs.keys():
+            plots.append(draw_hacking(runs, out))
+        if SMOL in runs:
+            plots.append(draw_lengths(runs[SMOL], out))
     return plots
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from names import CONDITIONS, EFFORTS, MEASURES, RETRIEVERS, WINDOWS
 
 from shared.course.report import COLOURS, LoggedRun, figure, read_runs, save_figure
+from shared.course.style import style
 from shared.retrieval.ranking import RANKING_METRICS
 
 DOCUMENTS = {"handbook": "the handbook", "python": "Python's reference"}
@@ -31,14 +32,15 @@ def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     runs = {name: run for name, run in read_runs(logs).items() if run.summary}
     plots = []
-    for data in DOCUMENTS:
-        plots += draw_documents(data, runs, out)
-    if "handbook-example" in runs:
-        fig = example_figure(runs["handbook-example"].artifacts)
-        plots.append(save_figure(fig, out / "handbook_example.png"))
-    stores = [run.summary for name, run in runs.items() if name.startswith("index-")]
-    if stores:
-        plots.append(save_figure(index_figure(stores), out / "index.png"))
+    with style():
+        for data in DOCUMENTS:
+            plots += draw_documents(data, runs, out)
+        if "handbook-example" in runs:
+            fig = example_figure(runs["handbook-example"].artifacts)
+            plots.append(save_figure(fig, out / "handbook_example.png"))
+        stores = [run.summary for name, run in runs.items() if name.startswith("index-")]
+        if stores:
+            plots.append(save_figure(index_figure(stores), out / "index.png"))
     return plots
 
 
