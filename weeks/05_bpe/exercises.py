@@ -10,16 +10,12 @@ import regex
 import torch
 from torch import Generator
 
-from shared.course.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake, random_int
 from shared.tokenizers.bpe import GPT2_PATTERN, BPETokenizer
 
 WHOLE = r"(?s).+"  # a pattern that cuts nothing: a text is one piece
 
 Pair = tuple[bytes, bytes]
-
-
-def _number(generator: Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (1,), generator=generator))
 
 
 def _letters(generator: Generator, length: int, alphabet: str) -> str:
@@ -52,8 +48,8 @@ def _across(words: dict[tuple[bytes, ...], int]) -> dict[Pair, int]:
 
 def _count_cases(generator: Generator) -> list[tuple]:
     def case(words: int, length: int, alphabet: str) -> tuple[dict]:
-        drawn = [_letters(generator, _number(generator, 1, length + 1), alphabet) for _ in range(words)]
-        return ({tuple(c.encode() for c in word): _number(generator, 2, 9) for word in drawn},)
+        drawn = [_letters(generator, random_int(generator, 1, length + 1), alphabet) for _ in range(words)]
+        return ({tuple(c.encode() for c in word): random_int(generator, 2, 9) for word in drawn},)
 
     return [
         ({(b"l", b"o", b"w"): 5, (b"l", b"o", b"w", b"e", b"r"): 2},),
@@ -264,8 +260,8 @@ def _counted_once(words: dict[str, int], n: int) -> list[Pair]:
 
 def _learn_cases(generator: Generator) -> list[tuple]:
     def case(words: int, alphabet: str, n: int) -> tuple[dict[str, int], int]:
-        drawn = [_letters(generator, _number(generator, 4, 8), alphabet) for _ in range(words)]
-        return {word: _number(generator, 1, 6) for word in drawn}, n
+        drawn = [_letters(generator, random_int(generator, 4, 8), alphabet) for _ in range(words)]
+        return {word: random_int(generator, 1, 6) for word in drawn}, n
 
     return [
         ({"low": 5, "lower": 2, "newest": 6, "widest": 3}, 6),
@@ -346,7 +342,8 @@ def _cut_cases(generator: Generator) -> list[tuple]:
         pool = ["king", "Rome", "don't", "42", "a1b2", ", ", "--", "   ", "\n", "\n\n", " ", "?!", "we'll"]
         return (
             "".join(
-                pool[_number(generator, 0, len(pool))] + " " * _number(generator, 0, 2) for _ in range(parts)
+                pool[random_int(generator, 0, len(pool))] + " " * random_int(generator, 0, 2)
+                for _ in range(parts)
             ),
         )
 
@@ -542,7 +539,9 @@ def _decode_cases(generator: Generator) -> list[tuple]:
 
     def case(text: str) -> tuple[list[int], dict[int, bytes]]:
         ids = list(text.encode())
-        return [i for n in ids for i in ([n, _number(generator, 256, 260)] if n == ord("_") else [n])], vocab
+        return [
+            i for n in ids for i in ([n, random_int(generator, 256, 260)] if n == ord("_") else [n])
+        ], vocab
 
     return [
         ([256, 32, *"café".encode()], vocab),  # é in two tokens

@@ -10,15 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from shared.course.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake, random_int
 from shared.data.corpus import fixed_windows
 from shared.models.formats import HF_GPT2
 from shared.models.gpt import GPT, MODERN, GPTConfig
-
-
-def _number(generator: Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (1,), generator=generator))
-
 
 # ---- 1. first weights
 
@@ -39,9 +34,9 @@ def _block(name: str) -> int:
 
 def _std_cases(generator: Generator) -> list[tuple]:
     def case(module: str, *sizes: int) -> tuple[str, tuple[int, ...], int]:
-        n_layer, n_embd = _number(generator, 4, 20), 4 * _number(generator, 2, 40)
+        n_layer, n_embd = random_int(generator, 4, 20), 4 * random_int(generator, 2, 40)
         return (
-            f"blocks.{_number(generator, 0, n_layer - 1)}.{module}",
+            f"blocks.{random_int(generator, 0, n_layer - 1)}.{module}",
             tuple(size * n_embd for size in sizes),
             n_layer,
         )
@@ -141,10 +136,10 @@ def _groups(shapes: dict[str, tuple[int, ...]], decays: Callable[[str], bool]) -
 def _decay_cases(generator: Generator) -> list[tuple]:
     def case(**settings: object) -> tuple[dict[str, tuple[int, ...]]]:
         sizes = dict(
-            vocab_size=_number(generator, 20, 90),
-            n_layer=_number(generator, 1, 4),
+            vocab_size=random_int(generator, 20, 90),
+            n_layer=random_int(generator, 1, 4),
             n_head=2,
-            n_embd=4 * _number(generator, 2, 9),
+            n_embd=4 * random_int(generator, 2, 9),
         )
         with torch.device("meta"):
             model = GPT(GPTConfig(**sizes, **settings))
@@ -413,7 +408,7 @@ def _pack_cases(generator: Generator) -> list[tuple]:
     def case(
         documents: int, longest: int, end_of_text: int, block_size: int
     ) -> tuple[list[list[int]], int, int]:
-        lengths = [_number(generator, block_size, longest + 1) for _ in range(documents)]
+        lengths = [random_int(generator, block_size, longest + 1) for _ in range(documents)]
         return (
             [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths],
             end_of_text,
@@ -530,7 +525,7 @@ def _choice_cases(generator: Generator) -> list[tuple]:
             torch.randint(9, (n,), generator=generator),
         )
         begin, context = draw(n_context)
-        rows = [draw(_number(generator, 1, 6)) for _ in choices]
+        rows = [draw(random_int(generator, 1, 6)) for _ in choices]
         return (
             [torch.cat([begin, x]) for x, _ in rows],
             [torch.cat([context, ids]) for _, ids in rows],
@@ -631,12 +626,12 @@ def _flops(n_layer: int, n_embd: int, vocab_size: int, block_size: int) -> int:
 def _mfu_cases(generator: Generator) -> list[tuple]:
     def case() -> tuple:
         sizes = (
-            _number(generator, 2, 24),
-            64 * _number(generator, 1, 12),
-            _number(generator, 256, 50000),
-            64 * _number(generator, 1, 16),
+            random_int(generator, 2, 24),
+            64 * random_int(generator, 1, 12),
+            random_int(generator, 256, 50000),
+            64 * random_int(generator, 1, 16),
         )
-        speed, used = float(_number(generator, 1000, 100000)), _number(generator, 10, 60) / 100
+        speed, used = float(random_int(generator, 1000, 100000)), random_int(generator, 10, 60) / 100
         return *sizes, speed, _flops(*sizes) * speed / used
 
     return [

@@ -10,13 +10,9 @@ from functools import reduce
 import torch
 from torch import Generator, Tensor, nn
 
-from shared.course.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake, random_int
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
-def _number(generator: Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (1,), generator=generator))
 
 
 # ---- 1. rounding to 16 bits
@@ -146,12 +142,12 @@ def _autocast_cases(generator: Generator) -> list[tuple]:
     def case(dtype: torch.dtype) -> tuple:
         names, program = ["w", "x"], []
         for i in range(8):
-            operation = [*_OPERATIONS][_number(generator, 0, len(_OPERATIONS))]
+            operation = [*_OPERATIONS][random_int(generator, 0, len(_OPERATIONS))]
             program.append(
                 (
                     f"t{i}",
                     operation,
-                    [names[_number(generator, 0, len(names))] for _ in range(_OPERATIONS[operation])],
+                    [names[random_int(generator, 0, len(names))] for _ in range(_OPERATIONS[operation])],
                 )
             )
             names.append(f"t{i}")
@@ -388,10 +384,10 @@ def _kept(choose: Callable) -> Callable:
 
 def _scaler_cases(generator: Generator) -> list[tuple]:
     def case(dtype: torch.dtype, good_steps: int, length: float, broken: float = 0.0) -> tuple:
-        scale = 2.0 ** _number(generator, 6, 14)
+        scale = 2.0 ** random_int(generator, 6, 14)
         gradients = [torch.randn(3, 4, generator=generator) + 2, torch.randn(4, generator=generator) + 2]
         gradients = [g * length * (scale if dtype == FP16 else 1) for g in gradients]
-        gradients[1][_number(generator, 0, 4)] += broken
+        gradients[1][random_int(generator, 0, 4)] += broken
         return gradients, dtype, scale, good_steps, 5.0, 10
 
     return [
@@ -503,7 +499,7 @@ def _bytes(
 
 
 def _bytes_cases(generator: Generator) -> list[tuple]:
-    draw = lambda: _number(generator, 1000, 10**9)
+    draw = lambda: random_int(generator, 1000, 10**9)
     return [
         *((124_439_808, p, 2) for p in _BYTES),
         (draw(), "autocast", 2),
@@ -619,7 +615,7 @@ def _bisected(fits: Callable[[int], bool], low: int, high: int, tried: list[int]
 
 
 def _batch_cases(generator: Generator) -> list[tuple]:
-    draw = lambda low, high: _number(generator, low, high)
+    draw = lambda low, high: random_int(generator, low, high)
     return [
         (UpTo(11), 1000),
         (UpTo(32), 512),

@@ -7,13 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from shared.course.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake, random_int
 from shared.quantization.packing import NF4, absmax_int8, nearest_levels
-
-
-def _number(generator: Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (1,), generator=generator))
-
 
 # ---- 1. int8, one scale for each output
 
@@ -617,11 +612,11 @@ def _tokens_per_second(weights: int, bits: float, bandwidth: float, giga: float 
 def _limit_cases(generator: Generator) -> list[tuple]:
     def case(bits: int, group_size: int, scale_bits: float) -> tuple:
         sizes = (
-            1000 * _number(generator, 500, 200000),
-            100 * _number(generator, 10, 500),
-            64 * _number(generator, 2, 30),
+            1000 * random_int(generator, 500, 200000),
+            100 * random_int(generator, 10, 500),
+            64 * random_int(generator, 2, 30),
         )
-        return *sizes, bits, group_size, scale_bits, _number(generator, 50, 900) / 10
+        return *sizes, bits, group_size, scale_bits, random_int(generator, 50, 900) / 10
 
     return [
         (106168320, 49152, 576, 4, 32, 16.0, 19.2),

@@ -7,11 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from shared.course.exercise import Exercise, Mistake
-
-
-def _number(generator: Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (1,), generator=generator))
+from shared.course.exercise import Exercise, Mistake, random_int
 
 
 def _adapter(generator: Generator, inputs: int, outputs: int, r: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -348,8 +344,8 @@ def _alpha_cases(generator: Generator) -> list[tuple[float, int, int, bool]]:
         (6.0, 12, 4, False),
     ]
     for use_rslora in (False, True):
-        r = _number(generator, 2, 20)
-        cases.append((float(_number(generator, 3, 40)), r, r + _number(generator, 1, 50), use_rslora))
+        r = random_int(generator, 2, 20)
+        cases.append((float(random_int(generator, 3, 40)), r, r + random_int(generator, 1, 50), use_rslora))
     return cases
 
 

@@ -7,12 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from shared.course.exercise import Exercise, Mistake
-
-
-def _number(generator: Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (1,), generator=generator))
-
+from shared.course.exercise import Exercise, Mistake, random_int
 
 # ---- 1. windows with overlap
 
@@ -46,7 +41,7 @@ WINDOW_SPANS = Exercise(
         (11, 4, 1),
         (3, 8, 2),
         (0, 4, 2),
-        (_number(generator, 40, 80), 9, 4),
+        (random_int(generator, 40, 80), 9, 4),
         (20, 5, 0),
     ],
     mistakes=(
@@ -350,8 +345,8 @@ def _discounted(gains: list[float], discount: Callable = lambda place: math.log2
 
 def _ndcg_cases(generator: Generator) -> list[tuple[list[float], list[float], int]]:
     def case(found: int, missed: int, k: int) -> tuple[list[float], list[float], int]:
-        gains = [float(_number(generator, 0, 4)) for _ in range(found - 1)] + [1.0]
-        return gains, [*gains, *(float(_number(generator, 1, 4)) for _ in range(missed))], k
+        gains = [float(random_int(generator, 0, 4)) for _ in range(found - 1)] + [1.0]
+        return gains, [*gains, *(float(random_int(generator, 1, 4)) for _ in range(missed))], k
 
     return [
         ([0.0, 1.0, 3.0, 0.0, 2.0], [1.0, 3.0, 2.0, 2.0], 3),
@@ -426,7 +421,7 @@ def _f1(common: float, answer: list[str], right: list[str]) -> float:
 
 def _f1_cases(generator: Generator) -> list[tuple[list[str], list[str]]]:
     draw = lambda n: [
-        ("tram", "ferry", "nine", "tallies", "harbour")[_number(generator, 0, 5)] for _ in range(n)
+        ("tram", "ferry", "nine", "tallies", "harbour")[random_int(generator, 0, 5)] for _ in range(n)
     ]
     return [
         (["nine", "nine", "tallies"], ["nine", "tallies"]),

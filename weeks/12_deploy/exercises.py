@@ -9,12 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from shared.course.exercise import Exercise, Mistake
-
-
-def _number(generator: Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (1,), generator=generator))
-
+from shared.course.exercise import Exercise, Mistake, random_int
 
 # ---- 1. rows of different lengths in one cache
 
@@ -373,12 +368,12 @@ def _byte_cases(generator: Generator) -> list[tuple[list[bytes]]]:
     def case(text: str, largest: int, cut: int = 0) -> tuple[list[bytes]]:
         data, chunks = text.encode()[: -cut or None], []
         while data:
-            n = _number(generator, 1, largest + 1)
+            n = random_int(generator, 1, largest + 1)
             chunks.append(data[:n])
             data = data[n:]
         return (chunks,)
 
-    draw = lambda n: "".join(_CHARACTERS[_number(generator, 0, len(_CHARACTERS))] for _ in range(n))
+    draw = lambda n: "".join(_CHARACTERS[random_int(generator, 0, len(_CHARACTERS))] for _ in range(n))
     return [
         (["€".encode()[:1], "€".encode()[1:], b" 5"],),
         case("漢字 🙂 " + draw(6), 1),
@@ -493,13 +488,13 @@ def _stop_cases(generator: Generator) -> list[tuple[list[str], str]]:
     def case(text: str, stop: str, largest: int) -> tuple[list[str], str]:
         pieces = []
         while text:
-            n = _number(generator, 1, largest + 1)
+            n = random_int(generator, 1, largest + 1)
             pieces.append(text[:n])
             text = text[n:]
         return pieces, stop
 
     words = lambda n: " ".join(
-        ("tram", "ferry", "nine", "of", "User")[_number(generator, 0, 5)] for _ in range(n)
+        ("tram", "ferry", "nine", "of", "User")[random_int(generator, 0, 5)] for _ in range(n)
     )
     return [
         (["Yes", ".", "\n\n", "User", ": And", " then"], "\n\nUser:"),
@@ -598,12 +593,12 @@ def _event_cases(generator: Generator) -> list[tuple[list[bytes]]]:
     def case(stream: str, largest: int) -> tuple[list[bytes]]:
         data, chunks = stream.encode(), []
         while data:
-            n = _number(generator, 1, largest + 1)
+            n = random_int(generator, 1, largest + 1)
             chunks.append(data[:n])
             data = data[n:]
         return (chunks,)
 
-    words = lambda: ("tram", "ferry", "nine €", "{}", "[DONE]")[_number(generator, 0, 5)]
+    words = lambda: ("tram", "ferry", "nine €", "{}", "[DONE]")[random_int(generator, 0, 5)]
     event = lambda *lines: "".join(f"data: {line}\n" for line in lines) + "\n"
     keep_alive = ": still here\n\n"
     return [
@@ -688,7 +683,7 @@ def _rank(values: list[float], q: float) -> float:
 def _delay_cases(generator: Generator) -> list[tuple[list[list[float]], float]]:
     def case(texts: int, q: float) -> tuple[list[list[float]], float]:
         delays = [
-            torch.rand(_number(generator, 6, 14), generator=generator) ** 3 * (1 + 3 * i)
+            torch.rand(random_int(generator, 6, 14), generator=generator) ** 3 * (1 + 3 * i)
             for i in range(texts)
         ]
         return [(0.5 + 2 * i + d.cumsum(0)).tolist() for i, d in enumerate(delays)], q
