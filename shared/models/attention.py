@@ -182,7 +182,8 @@ class AttentionLMConfig:
 
     def __post_init__(self) -> None:
         checks = Checks(self)
-        checks.at_least(1, "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_hidden")
+        checks.at_least(1, "vocab_size", "block_size", "n_layer")
+        checks.at_least(1, "n_head", "n_embd", "n_hidden")
         checks.finish()
 
 
