@@ -2,8 +2,9 @@
 twenty conversations.
 
 The tokenizer is Hugging Face's `tokenizers` and the template is rendered by jinja2, both from the GGUF file,
-so that nothing of ours has a part in it. From the repository's root: python -m
-tests.expectations.make_smollm2
+so that nothing of ours has a part in it. From the repository's root:
+
+    python -m tests.expectations.make_smollm2
 """
 
 import json
@@ -21,7 +22,11 @@ from shared.assets import fetch
 
 FILE = Path(__file__).parent / "smollm2_greedy.json"
 NEW_TOKENS = 24
-LEAST_MARGIN = 0.01  # between the best and the second logit: rounding is 1,000 times smaller, on any machine
+LEAST_MARGIN = 0.01
+"""Between the best and the second logit: rounding is 1,000 times smaller, on any machine."""
+
+CONTROL = 3
+"""GGUF's kind of a special token."""
 
 QUESTIONS = [
     "Why is the sky blue?",
@@ -68,23 +73,17 @@ def metadata() -> dict:
 @cache
 def their_tokenizer() -> tokenizers.Tokenizer:
     """SmolLM2's tokenizer.json, built again: byte-level BPE with digits one by one."""
-    ggml = {
-        name.removeprefix("tokenizer.ggml."): value
-        for name, value in metadata().items()
-        if name.startswith("tokenizer.ggml.")
-    }
-    vocab = {token: i for i, token in enumerate(ggml["tokens"])}
-    made = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab, [tuple(merge.split(" ")) for merge in ggml["merges"]])
+    tokens, kinds, merges = (
+        metadata()[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges")
     )
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Digits(individual_digits=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, level])
     made.decoder = tokenizers.decoders.ByteLevel()
-    made.add_special_tokens([token for token, kind in zip(ggml["tokens"], ggml["token_type"]) if kind == 3])
+    made.add_special_tokens([token for token, kind in zip(tokens, kinds) if kind == CONTROL])
     return made
 
 
