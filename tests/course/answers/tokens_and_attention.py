@@ -1,0 +1,189 @@
+"""Answers to the exercises of weeks 1 to 4."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shared.models.attention import CausalSelfAttention
+from shared.models.gpt import GPT, MLP, Block, GPTConfig
+from tests.course.answers.register import answer
+
+# ---- week 1
+
+
+@answer
+def count_pairs(tokens, vocab_size):
+    counts = torch.zeros(vocab_size, vocab_size, dtype=torch.int64)
+    for a, b in zip(tokens[:-1].tolist(), tokens[1:].tolist()):
+        counts[a, b] += 1
+    return counts
+
+
+@answer
+def row_probabilities(counts, smoothing):
+    smoothed = counts + smoothing
+    return smoothed / smoothed.sum(dim=1, keepdim=True)
+
+
+@answer
+def token_loss(logits, targets):
+    return -logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).mean()
+
+
+@answer
+def loss_in_bits_per_byte(loss, tokens, text_bytes):
+    return math.log2(math.e) * (loss * tokens) / text_bytes
+
+
+@answer
+def inputs_and_targets(tokens, starts, block_size):
+    def windows(offset):
+        cuts = [tokens[start + offset : start + offset + block_size] for start in starts]
+        return torch.from_numpy(np.stack(cuts).astype(np.int64))
+
+    return windows(0), windows(1)
+
+
+@answer
+def temperature_probabilities(logits, temperature):
+    powers = logits.softmax(-1) ** (1 / temperature)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+# ---- week 2
+
+
+@answer
+def context_windows(idx, window, padding):
+    padded = torch.cat([torch.full((idx.size(0), window - 1), padding), idx], dim=1)
+    return torch.stack([padded[:, t : t + window] for t in range(idx.size(1))], dim=1)
+
+
+@answer
+def scaled_weights(noise, gain):
+    return noise * math.sqrt(gain**2 / noise.shape[1])
+
+
+@answer
+def logit_gradient(logits, targets):
+    logits = logits.clone().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), logits)[0]
+
+
+@answer
+def learning_rate(step, steps, warmup_steps, peak, final_fraction):
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / (steps - warmup_steps))
+    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@answer
+def clip_gradients(gradients, max_norm):
+    parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients]
+    for p, g in zip(parameters, gradients):
+        p.grad = g.clone()
+    nn.utils.clip_grad_norm_(parameters, max_norm)
+    return [p.grad for p in parameters]
+
+
+@answer
+def adamw_step(weight, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay):
+    p = nn.Parameter(weight.clone())
+    p.grad = gradient.clone()
+    optimizer = torch.optim.AdamW([p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+    optimizer.state[p] = {
+        "step": torch.tensor(float(step - 1)),
+        "exp_avg": first.clone(),
+        "exp_avg_sq": second.clone(),
+    }
+    optimizer.step()
+    return p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]
+
+
+# ---- week 3
+
+
+@answer
+def average_past(x):
+    return torch.stack([x[:, : t + 1].mean(dim=1) for t in range(x.size(1))], dim=1)
+
+
+@answer
+def causal_weights(scores):
+    return scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), float("-inf")).softmax(-1)
+
+
+@answer
+def causal_attention(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+@answer
+def split_heads(x, n_head):
+    return torch.stack(x.chunk(n_head, dim=-1), dim=1)
+
+
+@answer
+def sliding_window_mask(time, window):
+    return torch.tensor([[i - window < j <= i for j in range(time)] for i in range(time)])
+
+
+@answer
+def multi_head_attention(x, q_weight, k_weight, v_weight, o_weight, n_head):
+    layer = CausalSelfAttention(x.size(-1), n_head)
+    weights = {"q": q_weight, "k": k_weight, "v": v_weight, "o": o_weight}
+    layer.load_state_dict({f"{name}_proj.weight": weight for name, weight in weights.items()})
+    return layer(x).detach()
+
+
+# ---- week 4
+
+
+@answer
+def layer_norm(x, weight, bias, eps):
+    return (x - x.mean(-1, True)) / torch.sqrt(x.var(-1, keepdim=True, correction=0) + eps) * weight + bias
+
+
+@answer
+def rotate(x, start, theta):
+    """As a product of complex numbers."""
+    a, b = x.double().chunk(2, dim=-1)
+    positions = torch.arange(start, start + x.size(2)).double()
+    speeds = theta ** (-torch.arange(0, x.size(3), 2).double() / x.size(3))
+    angle = positions[:, None] * speeds
+    turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], dim=-1).float()
+
+
+@answer
+def gated_mlp(x, gate_weight, up_weight, down_weight):
+    mlp = MLP(GPTConfig(n_head=1, n_embd=x.size(-1), mlp="swiglu", mlp_hidden=up_weight.size(0), bias=False))
+    weights = {"gate": gate_weight, "up": up_weight, "down": down_weight}
+    mlp.load_state_dict({f"{name}_proj.weight": weight for name, weight in weights.items()})
+    return mlp(x).detach()
+
+
+@answer
+def mlp_sublayer(x, up_weight, down_weight):
+    config = GPTConfig(n_head=1, n_embd=x.size(-1), mlp="gelu", mlp_hidden=up_weight.size(0), bias=False)
+    block = Block(config)
+    nn.init.zeros_(block.attn.o_proj.weight)  # the attention half adds nothing
+    block.mlp.load_state_dict({"up_proj.weight": up_weight, "down_proj.weight": down_weight})
+    return block(x, None, None, 0).detach()
+
+
+@answer
+def decode_step(q, k, v, past_k, past_v):
+    keys = torch.cat([past_k, k], dim=2)
+    values = torch.cat([past_v, v], dim=2)
+    return F.scaled_dot_product_attention(q, keys, values), keys, values
+
+
+@answer
+def count_parameters(vocab_size, block_size, n_layer, n_embd):
+    with torch.device("meta"):
+        return GPT(GPTConfig(vocab_size, block_size, n_layer, 1, n_embd)).num_parameters()
