@@ -1,17 +1,17 @@
-"""Week 0. Lets the notebooks be opened in Google Colab, where a notebook arrives without the repository that
-it belongs to.
+"""Week 0. Lets the notebooks be opened in Google Colab, where a notebook comes without its repository.
 
     python -m shared.course.colab https://github.com/OWNER/NAME
 
 writes into each notebook a badge that opens it there, and one cell that fetches the rest and installs it.
 Outside Colab the cell does nothing. To be run once the repository has its public address, and again when that
-changes. Kept in Colab is only what is downloaded from it.
+changes. What a run writes in Colab is lost unless it is downloaded from there.
 """
 
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from shared.commandline import errors_for_people
 from shared.course.workspace import TOPICS
@@ -38,42 +38,45 @@ if "google.colab" in sys.modules:
 
 
 def open_in_colab(path: str | Path, address: str) -> None:
-    """Writes the badge under a notebook's title and the set-up cell before its code, in place of those that
-    are there.
+    """Writes the badge under a notebook's title and the set-up cell before its code, or replaces them.
 
     `address` is https://github.com/OWNER/NAME; the notebook is taken to be at weeks/FOLDER/notebook.ipynb of
     its branch main. Raises ValueError for another address.
     """
+    path = Path(path)
     match = re.fullmatch(r"https://github\.com/([\w.-]+/([\w.-]+?))(?:\.git)?/?", address)
     if not match:
         raise ValueError(
             f"{address!r} is not the address of a repository that Colab can open: give"
             " https://github.com/OWNER/NAME"
         )
-    path, (repository, name) = Path(path), match.groups()
+    repository, name = match.groups()
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["id"] != SETUP_ID]
-    title, *rest = re.sub(rf"\n\n{re.escape(BADGE)}.*", "", "".join(cells[0]["source"])).split("\n")
-    badge = f"{BADGE}(https://colab.research.google.com/github/{repository}/blob/main/weeks/{path.parent.name}/{path.name})"
+    source = "".join(cells[0]["source"])
+    title, *rest = re.sub(rf"\n\n{re.escape(BADGE)}.*", "", source).split("\n")
+    target = f"{repository}/blob/main/weeks/{path.parent.name}/{path.name}"
+    badge = f"{BADGE}(https://colab.research.google.com/github/{target})"
     cells[0]["source"] = "\n".join([title, "", badge, *rest]).splitlines(keepends=True)
-    setup = SETUP.format(name=name, address=f"https://github.com/{repository}").splitlines(keepends=True)
-    cells.insert(
-        1,
-        {
-            "cell_type": "code",
-            "execution_count": None,
-            "id": SETUP_ID,
-            "metadata": {},
-            "outputs": [],
-            "source": setup,
-        },
-    )
+    setup = SETUP.format(name=name, address=f"https://github.com/{repository}")
+    cells.insert(1, _code_cell(setup))
     notebook["cells"] = cells
     write_atomically(path, json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
 
 
+def _code_cell(source: str) -> dict[str, Any]:
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": SETUP_ID,
+        "metadata": {},
+        "outputs": [],
+        "source": source.splitlines(keepends=True),
+    }
+
+
 def main(address: str) -> None:
-    """Every week's notebook."""
+    """Opens every week's notebook in Colab."""
     for topic in TOPICS:
         open_in_colab(ROOT / "weeks" / topic / "notebook.ipynb", address)
     print(f"{len(TOPICS)} notebooks open in Colab from {address}")

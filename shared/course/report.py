@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 
 from shared.commandline import errors_for_people, parse_args
 from shared.course.markdown import documents, fill
-from shared.course.progress import NAMES, collect, markdown_page, write_page
+from shared.course.progress import NAMES, collect
+from shared.course.progress_page import markdown_page, write_page
 from shared.course.style import style
 from shared.course.workspace import TOPICS, newest_logs, output_root, week_results, weeks
 from shared.runtime import ROOT, read_jsonl, write_atomically

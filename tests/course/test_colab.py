@@ -1,7 +1,6 @@
 """Opening the notebooks in Colab. Oracles: nbformat's schema, git, and the notebook as it was."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -38,10 +37,8 @@ def test_badge_and_cell_are_all_that_changes(notebook):
     first = cells(notebook)
     nbformat.validate(nbformat.read(notebook, 4))
     assert first[0]["source"].splitlines()[0].startswith("# Week 3")
-    assert (
-        f"{BADGE}(https://colab.research.google.com/github/someone/llm-course/blob/main/weeks/03_attention/notebook.ipynb)"
-        in first[0]["source"]
-    )
+    target = "someone/llm-course/blob/main/weeks/03_attention/notebook.ipynb"
+    assert f"{BADGE}(https://colab.research.google.com/github/{target})" in first[0]["source"]
     assert first[1]["id"] == SETUP_ID and ADDRESS in first[1]["source"]
     original = cells(ROOT / "weeks/03_attention/notebook.ipynb")
     assert first[2:] == [cell for cell in original if cell["id"] != SETUP_ID][1:]
@@ -50,20 +47,14 @@ def test_badge_and_cell_are_all_that_changes(notebook):
     assert notebook.read_bytes() == before  # nothing is written twice
     open_in_colab(notebook, "https://github.com/another/name/")
     moved = notebook.read_text(encoding="utf-8")
-    assert (
-        "someone" not in moved and len(cells(notebook)) == len(first) and moved.count("colab-badge.svg") == 1
-    )
+    assert "someone" not in moved and moved.count("colab-badge.svg") == 1
+    assert len(cells(notebook)) == len(first)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "someone/llm-course",
-        "https://github.com/someone",
-        "https://example.org/a/b",
-        'https://github.com/a/b"; print("c',
-    ],
-)
+NOT_A_REPOSITORY = ("someone/llm-course", "https://github.com/someone", "https://example.org/a/b")
+
+
+@pytest.mark.parametrize("address", [*NOT_A_REPOSITORY, 'https://github.com/a/b"; print("c'])
 def test_other_addresses_are_refused(notebook, address):
     before = notebook.read_bytes()
     with pytest.raises(ValueError, match=r"give https://github\.com/OWNER/NAME"):
@@ -75,8 +66,9 @@ PIP = "import sys; open('pip.txt', 'a').write(' '.join(sys.argv[1:]) + '\\n')"
 
 
 def run_cell(notebook, tmp_path, inside, pip=PIP):
-    """Runs the set-up cell, then says where `shared` would come from. Colab, its disk, GitHub and pip are
-    stood in for by files of `tmp_path`.
+    """Runs the set-up cell, and returns where `shared` would be imported from.
+
+    Files in `tmp_path` stand in for Colab, its disk, GitHub and pip.
     """
     code = cells(notebook)[1]["source"].replace("/content/", f"{tmp_path}/content/")
     if inside:
@@ -99,9 +91,10 @@ def run_cell(notebook, tmp_path, inside, pip=PIP):
 
 @LINUX
 def test_the_cell_fetches_and_installs_the_course_once(notebook, tmp_path):
-    git = lambda *args: subprocess.run(
-        ["git", "-C", str(tmp_path / "origin"), *args], check=True, capture_output=True
-    )
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path / "origin"), *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
     (tmp_path / "origin" / "shared").mkdir(parents=True)
     (tmp_path / "origin" / "shared" / "__init__.py").write_text("")
     git("init", "--quiet")
@@ -110,9 +103,8 @@ def test_the_cell_fetches_and_installs_the_course_once(notebook, tmp_path):
     open_in_colab(notebook, ADDRESS)
     course = tmp_path / "content" / "llm-course"
     with pytest.raises(subprocess.CalledProcessError):
-        run_cell(
-            notebook, tmp_path, inside=True, pip="raise SystemExit('no network')"
-        )  # what failed is done the next time
+        run_cell(notebook, tmp_path, inside=True, pip="raise SystemExit('no network')")
+    # What failed is done the next time.
     for _ in range(2):
         assert run_cell(notebook, tmp_path, inside=True) == str(course / "shared" / "__init__.py")
     assert (tmp_path / "pip.txt").read_text().splitlines() == [
@@ -133,16 +125,14 @@ def test_outside_colab_the_cell_does_nothing(notebook, tmp_path):
 
 
 def test_every_notebook_has_a_badge_of_the_same_repository_or_none_has(monkeypatch, tmp_path, capsys):
-    badges = {
-        re.sub(r"/blob/.*", "", line)
-        for topic in TOPICS
-        for line in cells(ROOT / "weeks" / topic / "notebook.ipynb")[0]["source"].splitlines()
-        if line.startswith(BADGE)
-    }
-    number = sum(
-        any(c["id"] == SETUP_ID for c in cells(ROOT / "weeks" / topic / "notebook.ipynb")) for topic in TOPICS
-    )
-    assert (len(badges), number) in [(0, 0), (1, len(TOPICS))]
+    badges = set()
+    set_up = []
+    for topic in TOPICS:
+        every = cells(ROOT / "weeks" / topic / "notebook.ipynb")
+        lines = [line for line in every[0]["source"].splitlines() if line.startswith(BADGE)]
+        badges |= {line.partition("/blob/")[0] for line in lines}
+        set_up += [topic for cell in every if cell["id"] == SETUP_ID]
+    assert (len(badges), len(set_up)) in [(0, 0), (1, len(TOPICS))]
     monkeypatch.setattr("shared.course.colab.ROOT", tmp_path)
     for topic in TOPICS:
         (tmp_path / "weeks" / topic).mkdir(parents=True)
@@ -150,7 +140,5 @@ def test_every_notebook_has_a_badge_of_the_same_repository_or_none_has(monkeypat
     main(ADDRESS)
     assert capsys.readouterr().out == f"12 notebooks open in Colab from {ADDRESS}\n"
     for topic in TOPICS:
-        assert (
-            f"/blob/main/weeks/{topic}/notebook.ipynb)"
-            in cells(tmp_path / "weeks" / topic / "notebook.ipynb")[0]["source"]
-        )
+        head = cells(tmp_path / "weeks" / topic / "notebook.ipynb")[0]["source"]
+        assert f"/blob/main/weeks/{topic}/notebook.ipynb)" in head

@@ -1,29 +1,25 @@
 """The commands of the course: run, status, doctor."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from shared import commandline
 from shared.assets import Wheel
 from shared.course import __main__ as course
 from shared.course import doctor, workspace
+from shared.course.report import load_script
 from shared.runtime import ROOT
 
 
 def call(*arguments, **environment):
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-m", "shared.course", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
+    command = [sys.executable, "-m", "shared.course", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
 
 
 def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
@@ -35,11 +31,8 @@ def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
 
 def test_run_names_the_weeks_that_exist_and_fails_for_another():
     done = call("run", "--weeks", "99")
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("error: no week 99; there are: 1, 2")
-        and len(done.stderr.splitlines()) == 1
-    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: no week 99; there are: 1, 2")
 
 
 def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, capsys):
@@ -51,35 +44,26 @@ def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as stop:
         course.run(course.Run(preset="smoke"))
     out = capsys.readouterr()
-    assert (
-        stop.value.code == 1
-        and "failed: 01_bigram, 02_mlp" in out.err
-        and "failed with exit status 4" in out.out
-    )
+    assert stop.value.code == 1 and "failed: 01_bigram, 02_mlp" in out.err
+    assert "failed with exit status 4" in out.out
 
 
 def test_unknown_command_is_one_line():
     done = call("walk")
-    assert (
-        done.returncode == 2
-        and done.stderr == "error: usage: python -m shared.course run | status | doctor\n"
-    )
+    assert done.returncode == 2
+    assert done.stderr == "error: usage: python -m shared.course run | status | doctor\n"
 
 
 def test_status_shows_what_is_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     folder = tmp_path / "logs" / "01_bigram" / "mine" / "laptop" / "tinyshakespeare"
     folder.mkdir(parents=True)
-    (folder / "week.json").write_text(
-        json.dumps(
-            {"preset": "laptop", "data": "tinyshakespeare", "seconds": 1, "metrics": {"bits_per_byte": 3.5}}
-        )
-    )
+    week = {"preset": "laptop", "data": "tinyshakespeare", "seconds": 1, "metrics": {"bits_per_byte": 3.5}}
+    (folder / "week.json").write_text(json.dumps(week))
     course.status(course.Status())
     lines = capsys.readouterr().out.splitlines()
-    assert "bits per byte 3.500 (laptop, tinyshakespeare)" in next(
-        line for line in lines if line.startswith("01_bigram")
-    )
+    (bigram,) = [line for line in lines if line.startswith("01_bigram")]
+    assert "bits per byte 3.500 (laptop, tinyshakespeare)" in bigram
     assert "next: open weeks/02_mlp/notebook.ipynb" in lines[-1]
 
 
@@ -91,25 +75,30 @@ def test_results_of_a_smoke_run_give_way_to_any_other(tmp_path, monkeypatch):
         (folder / "week.json").write_text(json.dumps({"preset": preset}))
     assert workspace.week_results("01_bigram", "mine") == {"preset": "laptop"}
     assert workspace.week_results("01_bigram", "mine", "tinyshakespeare") is None
-    assert (
-        workspace.newest_logs("01_bigram", "mine")
-        == tmp_path / "logs" / "01_bigram" / "mine" / "laptop" / "shakespeare"
-    )
+    newest = tmp_path / "logs" / "01_bigram" / "mine" / "laptop" / "shakespeare"
+    assert workspace.newest_logs("01_bigram", "mine") == newest
 
 
-@pytest.mark.parametrize(
-    "versions, found", [("3.0.1, 3.0.0, 2.0", True), ("3.0.1, 2.0", False), ("13.0.0", False)]
-)
+PIP_ANSWERS = [("3.0.1, 3.0.0, 2.0", True), ("3.0.1, 2.0", False), ("13.0.0", False)]
+
+
+@pytest.mark.parametrize("versions, found", PIP_ANSWERS)
 def test_doctor_asks_pip_for_the_version_that_is_wanted(monkeypatch, versions, found):
-    wheel, run, asked = Wheel("thing==3.0.0", "0" * 64, lambda opened: b""), subprocess.run, []
-    answer = subprocess.CompletedProcess(
-        [], 0, f"thing ({versions.split(',')[0]})\nAvailable versions: {versions}\n", ""
-    )
-    monkeypatch.setattr(doctor.subprocess, "run", lambda command, **how: asked.append(command) or answer)
-    assert doctor.reachable(wheel)[0] is found
-    assert (
-        run([*asked[0], "--help"], capture_output=True).returncode == 0
-    )  # this pip knows the command and its options
+    commands = []
+
+    def pip(command, **options):
+        commands.append(command)
+        newest = versions.split(",")[0]
+        return subprocess.CompletedProcess(
+            command, 0, f"thing ({newest})\nAvailable versions: {versions}\n", ""
+        )
+
+    wheel = Wheel("thing==3.0.0", "0" * 64, lambda archive: b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor.subprocess, "run", pip)
+        assert doctor.reachable(wheel)[0] is found
+    # This machine's pip knows the command and its options.
+    assert subprocess.run([*commands[0], "--help"], capture_output=True).returncode == 0
 
 
 def test_doctor_finds_this_machine_fit(capsys):
@@ -121,8 +110,6 @@ def test_doctor_finds_this_machine_fit(capsys):
 
 
 def test_doctor_names_a_device_that_computes_wrong_and_its_cure(monkeypatch, capsys):
-    import torch
-
     monkeypatch.setattr(doctor, "devices", lambda: [torch.device("mps"), torch.device("cpu")])
     monkeypatch.setattr(doctor, "wrong_by", lambda device: 0.3)
     monkeypatch.setattr(doctor, "device_name", lambda device: "a device")
@@ -140,8 +127,6 @@ def test_doctor_fails_on_a_full_disk(monkeypatch, capsys):
 
 
 def test_every_preset_of_every_week_is_there():
-    from shared.course.report import load_script
-
     for topic in workspace.weeks():
         presets = load_script(topic).PRESETS
         assert tuple(presets) == workspace.PRESETS and all(s.preset == name for name, s in presets.items())
