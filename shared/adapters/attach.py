@@ -1,14 +1,13 @@
-"""Week 9. Adapters: a few trainable numbers beside a model that stays as it is.
+"""Week 9. Adapters on a model: a few trainable numbers beside weights that stay as they are.
 
 LoRA (Hu et al., 2021) adds to a weight a product of two thin matrices, W + scale · B A; rsLoRA
 (Kalajdzievski, 2023) scales it by alpha / √r; DoRA (Liu et al., 2024) learns each row's length apart from its
-direction; QLoRA (Dettmers et al., 2023) is LoRA round a quantized layer, and so needs nothing of its own;
-prompt tuning (Lester et al., 2021) learns embeddings that stand before the text. Linear layers are swapped
-for ones that hold adapters, and the model does not know. Files are those of the library PEFT.
+direction; QLoRA (Dettmers et al., 2023) is LoRA on a quantized layer, and needs no code of its own. Linear
+layers are swapped for `LoRALinear`, which holds the adapters; the rest of the model stays the same.
 
->>> from shared.models.gpt import GPTConfig
+>>> from shared.models.gpt import GPT, GPTConfig
 >>> model = add_lora(GPT(GPTConfig.preset("nano")), LoRAConfig(r=4, target_modules=("q_proj", "v_proj")))
->>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # 4 layers of two matrices [128, 128], 4 · (128 + 128) each
+>>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # 4 layers, 2 matrices, 4 · (128 + 128)
 8192
 >>> type(merge_lora(model).blocks[0].attn.q_proj).__name__
 'Linear'
@@ -20,55 +19,61 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from shared.adapters.lora import LoRA, LoRAConfig, LoRALinear
+from shared.adapters.lora import BaseLayer, LoRA, LoRAConfig, LoRALinear
 from shared.models.layers import swap_modules
 from shared.quantization.modules import QuantizedLinear
 
 OUTPUT = "lm_head"
 """The layer that "all-linear" leaves out."""
 
+Module = TypeVar("Module", bound=nn.Module)
 
-# ---- adapters on a model
+
+# ---- the layers of a model
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module) -> dict[str, BaseLayer | LoRALinear]:
     """The linear layers by name: plain, quantized, or with adapters (then without what is inside)."""
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, BaseLayer | LoRALinear] = {}
     for name, module in model.named_modules():
-        if (
-            isinstance(module, (nn.Linear, QuantizedLinear, LoRALinear))
-            and name.rpartition(".")[0] not in found
-        ):
-            found[name] = module
-    return found
+        parent = name.rpartition(".")[0]
+        if isinstance(module, (nn.Linear, QuantizedLinear, LoRALinear)) and parent not in layers:
+            layers[name] = module
+    return layers
 
 
-def base_layer(layer: nn.Module) -> nn.Module:
+def base_layer(layer: BaseLayer | LoRALinear) -> BaseLayer:
+    """The layer itself, without adapters."""
     return layer.base if isinstance(layer, LoRALinear) else layer
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    return {name: m for name, m in linear_layers(model).items() if isinstance(m, LoRALinear)}
+    """The layers that have adapters, by name."""
+    layers = linear_layers(model)
+    return {name: layer for name, layer in layers.items() if isinstance(layer, LoRALinear)}
 
 
 def adapters_of(model: nn.Module) -> dict[str, LoRAConfig]:
-    """The configuration of each adapter on `model`, by name (of its first layer, where a file gave layers
-    different ranks).
+    """The configuration of each adapter on `model`, by name.
+
+    Where a file gave layers different ranks, it is that of the first layer.
     """
-    found: dict[str, LoRAConfig] = {}
+    configs: dict[str, LoRAConfig] = {}
     for layer in adapted_layers(model).values():
-        for name, adapter in layer.adapters.items():
-            found.setdefault(name, adapter.config)
-    return found
+        for name in layer.adapters:
+            configs.setdefault(name, layer.adapter(name).config)
+    return configs
 
 
 def _targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The names of the layers that `wanted` matches, each once. Raises ValueError where one matches none."""
     layers = linear_layers(model)
-    found: dict[str, None] = {}
+    targets: list[str] = []
     for target in wanted:
         if target == "all-linear":
             matches = [name for name in layers if name != OUTPUT and not name.endswith(f".{OUTPUT}")]
@@ -80,12 +85,15 @@ def _targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
                 f"target_modules: no linear layer is called {target!r}; there are:"
                 f" {', '.join(existing) or 'none'}"
             )
-        found |= dict.fromkeys(matches)
-    return list(found)
+        targets += matches
+    return list(dict.fromkeys(targets))
+
+
+# ---- checks
 
 
 def check_new(model: nn.Module, names: Iterable[str], adapter: str) -> None:
-    """Raises ValueError where an adapter of this name cannot be put on these layers."""
+    """Raises ValueError where an adapter called `adapter` cannot be put on the layers `names`."""
     if not re.fullmatch(r"\w[\w-]*", adapter) or hasattr(nn.ModuleDict(), adapter):
         raise ValueError(
             f"an adapter cannot be called {adapter!r}: choose letters, digits, _ and -, and no name such as"
@@ -97,74 +105,29 @@ def check_new(model: nn.Module, names: Iterable[str], adapter: str) -> None:
             " it first"
         )
     check_unmerged(model)
-    owners = Counter(
-        id(t)
-        for m in model.modules()
-        for t in (*m._parameters.values(), *m._modules.values())
-        if t is not None
-    )
+    layers = linear_layers(model)
+    owners = _count_owners(model)
     for name in names:
-        base = base_layer(model.get_submodule(name))
-        if any(
-            owners[id(t)] > 1
-            for t in (getattr(base, "packed", None), base._parameters.get("weight"))
-            if t is not None
-        ):
+        base = base_layer(layers[name])
+        weight = base.packed if isinstance(base, QuantizedLinear) else base.weight
+        if owners[id(weight)] > 1:
             raise ValueError(
                 f"{name} shares its weight with another layer, which an adapter would change too once merged:"
                 " leave it out"
             )
 
 
-def put_adapters(model: nn.Module, name: str, adapter: str, config: LoRAConfig) -> LoRA:
-    layer = model.get_submodule(name)
-    if not isinstance(layer, LoRALinear):
-        layer = LoRALinear(layer).train(layer.training)
-        swap_modules(model, {name: layer})
-    layer.adapters[adapter] = LoRA(layer.base, config).train(layer.training)
-    return layer.adapters[adapter]
-
-
-def add_lora(model: nn.Module, config: LoRAConfig, name: str = "default") -> nn.Module:
-    """Puts a new adapter on the layers that `config` names, and returns the same model, which computes what
-    it did before.
-
-    All of the model is frozen but this adapter, the only one in use from here on. Its first values come from
-    torch's generator. Raises ValueError, the model untouched, for targets that match no linear layer (with
-    the names that there are), a layer whose weight is another's too (tied embeddings), and a name that is
-    taken.
-    """
-    names = _targets(model, config.target_modules)
-    check_new(model, names, name)
-    for target in names:
-        put_adapters(model, target, name, config)
-    return use_adapters(model, name)
-
-
-def use_adapters(model: nn.Module, names: str | Sequence[str] | Mapping[str, float]) -> nn.Module:
-    """From here on the adapters of these names are in use, their changes added up; a mapping gives each a
-    share. () is the base alone.
-
-    Only what is in use is trained. Raises ValueError for a name that no adapter has, and while adapters are
-    merged.
-    """
-    shares = (
-        dict(names)
-        if isinstance(names, Mapping)
-        else dict.fromkeys([names] if isinstance(names, str) else names, 1.0)
-    )
-    layers = adapted_layers(model)
-    check_known(model, shares)
-    check_unmerged(model)
-    model.requires_grad_(False)
-    for layer in layers.values():
-        layer.in_use = {name: share for name, share in shares.items() if name in layer.adapters}
-        for name in layer.in_use:
-            layer.adapters[name].requires_grad_(True)
-    return model
+def _count_owners(model: nn.Module) -> Counter[int]:
+    """How many modules have each parameter or module, by its id, as their own."""
+    owners: Counter[int] = Counter()
+    for module in model.modules():
+        members = chain(module._parameters.values(), module._modules.values())
+        owners.update(id(member) for member in members if member is not None)
+    return owners
 
 
 def check_known(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises ValueError for a name that no adapter on `model` has."""
     known = adapters_of(model)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -172,12 +135,65 @@ def check_known(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def check_unmerged(model: nn.Module) -> None:
+    """Raises ValueError while adapters are merged into `model`."""
     if any(layer.merged is not None for layer in adapted_layers(model).values()):
         raise ValueError("adapters are merged into this model: unmerge_lora it first")
 
 
+# ---- adding and using
+
+
+def put_adapter(model: nn.Module, layer_name: str, name: str, config: LoRAConfig) -> LoRA:
+    """Puts a new adapter `name` on one layer of `model`, and returns it."""
+    layer = model.get_submodule(layer_name)
+    if not isinstance(layer, LoRALinear):
+        assert isinstance(layer, (nn.Linear, QuantizedLinear)), f"{layer_name} is no linear layer"
+        layer = LoRALinear(layer).train(layer.training)
+        swap_modules(model, {layer_name: layer})
+    adapter = LoRA(layer.base, config).train(layer.training)
+    layer.adapters[name] = adapter
+    return adapter
+
+
+def add_lora(model: Module, config: LoRAConfig, name: str = "default") -> Module:
+    """Puts a new adapter on the layers that `config` names, and returns the same model.
+
+    It computes what it did before. All of the model is frozen but this adapter, the only one in use from here
+    on. Its first values come from torch's generator. Raises ValueError, the model untouched, for targets that
+    match no linear layer (with the names that there are), a layer whose weight is another's too (tied
+    embeddings), and a name that is taken.
+    """
+    names = _targets(model, config.target_modules)
+    check_new(model, names, name)
+    for target in names:
+        put_adapter(model, target, name, config)
+    return use_adapters(model, name)
+
+
+def use_adapters(model: Module, names: str | Sequence[str] | Mapping[str, float]) -> Module:
+    """From here on the adapters of these names are in use, their changes added up; returns the same model.
+
+    A mapping gives each a share; () is the base alone. Only what is in use is trained. Raises ValueError for
+    a name that no adapter has, and while adapters are merged.
+    """
+    if isinstance(names, str):
+        shares = {names: 1.0}
+    elif isinstance(names, Mapping):
+        shares = dict(names)
+    else:
+        shares = dict.fromkeys(names, 1.0)
+    check_known(model, shares)
+    check_unmerged(model)
+    model.requires_grad_(False)
+    for layer in adapted_layers(model).values():
+        layer.in_use = {name: share for name, share in shares.items() if name in layer.adapters}
+        for name in layer.in_use:
+            layer.adapters[name].requires_grad_(True)
+    return model
+
+
 @contextmanager
-def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
+def adapters_by_row(model: Module, names: Sequence[str | None]) -> Iterator[Module]:
     """Within `with`, row i of a batch is computed with the adapter names[i] alone, None being the base.
 
     Raises ValueError for an unknown name, while adapters are merged, and, when the model is called, for a
@@ -196,33 +212,10 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
             layer.rows = rows
 
 
-def merge_lora(model: nn.Module, keep: bool = False) -> nn.Module:
-    """Adds the adapters in use to the weights, and returns the same model: plain layers that cost what they
-    did without adapters.
+def remove_adapter(model: Module, name: str) -> Module:
+    """Removes an adapter; a layer that has no other is the base again. Returns the same model.
 
-    keep=False takes all adapters away, those not in use as well. With keep=True they stay, the base beside
-    them, and `unmerge_lora` goes back. A quantized layer becomes one in fp32: rounded again, it would lose
-    part of what was learned. Merging again changes nothing.
-    """
-    for name, layer in adapted_layers(model).items():
-        layer.merge()
-        if not keep:
-            swap_modules(model, {name: layer.merged})
-    return model
-
-
-def unmerge_lora(model: nn.Module) -> nn.Module:
-    """Undoes `merge_lora(model, keep=True)`: base and adapters are, bit for bit, what they were. Returns the
-    same model.
-    """
-    for layer in adapted_layers(model).values():
-        layer.merged = None
-    return model
-
-
-def remove_adapter(model: nn.Module, name: str) -> nn.Module:
-    """Takes an adapter away; a layer that has no other is the base again. Returns the same model. Raises
-    ValueError for an unknown name.
+    Raises ValueError for an unknown name, and while adapters are merged.
     """
     check_known(model, [name])
     check_unmerged(model)
@@ -235,70 +228,128 @@ def remove_adapter(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
+# ---- merging
+
+
+def merge_lora(model: Module, keep: bool = False) -> Module:
+    """Adds the adapters in use to the weights, and returns the same model.
+
+    Its layers are then plain, and cost what they did without adapters. keep=False removes all adapters, those
+    not in use as well. With keep=True they stay, the base beside them, and `unmerge_lora` goes back. A
+    quantized layer becomes one in fp32: rounded again, it would lose part of what was learned. Merging again
+    changes nothing.
+    """
+    for name, layer in adapted_layers(model).items():
+        layer.merge()
+        if not keep and layer.merged is not None:
+            swap_modules(model, {name: layer.merged})
+    return model
+
+
+def unmerge_lora(model: Module) -> Module:
+    """Undoes `merge_lora(model, keep=True)`; returns the same model.
+
+    Base and adapters are, bit for bit, what they were.
+    """
+    for layer in adapted_layers(model).values():
+        layer.merged = None
+    return model
+
+
+# ---- several adapters made one
+
+
 @torch.no_grad()
 def combine_adapters(
-    model: nn.Module, shares: Mapping[str, float], name: str, method: str = "cat", rank: int | None = None
-) -> nn.Module:
-    """Makes a new adapter `name` of LoRA adapters on the model, in the proportions `shares`, and uses it.
-    Returns the same model.
+    model: Module, shares: Mapping[str, float], name: str, method: str = "cat", rank: int | None = None
+) -> Module:
+    """Makes one new adapter, `name`, of LoRA adapters in the proportions `shares`, and uses it.
 
-    method "cat": A's one below the other, B's side by side. Exactly Σ share · scale · B A, and the ranks add
-    up. "svd": of that sum the nearest matrix of rank `rank` (the largest of the ranks, if not given): what is
-    lost is the singular values left out, and no matrix of that rank loses less (Eckart & Young, 1936).
-    "linear": A and B are added up, each multiplied by √(share · scale). Of (Σ B) (Σ A) only the products of
-    the same adapter are wanted; those of one's B with another's A, the cross terms, come in too. Cheap, and
-    exact for one adapter alone; two equal ones, at a half each, become one that is twice as strong. Raises
-    ValueError for an unknown adapter or method, DoRA (whose changes are no such products), and different
-    ranks with "linear".
+    Returns the same model. method:
+
+    - "cat": the A's one below the other, the B's side by side. Exactly Σ share · scale · B A; the ranks add
+      up.
+    - "svd": the nearest matrix of rank `rank` to that sum (the largest of the ranks, if not given). The
+      singular values left out are lost, and no matrix of that rank loses less (Eckart & Young, 1936).
+    - "linear": A and B are added up, each multiplied by √(share · scale). In (Σ B) (Σ A) only the products of
+      one adapter's B with its own A are wanted; the cross terms, of one's B with another's A, come in too. It
+      is cheap, and exact for a single adapter; two equal ones, at a half each, become one that is twice as
+      strong.
+
+    Raises ValueError for an unknown adapter or method, for DoRA (whose changes are no such products), and for
+    different ranks with "linear".
     """
     configs = adapters_of(model)
     check_known(model, shares)
-    if method not in ("cat", "svd", "linear") or not shares:
+    _check_combination([configs[part] for part in shares], method, rank)
+    combined: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, layer in adapted_layers(model).items():
+        parts = [(layer.adapter(part), share) for part, share in shares.items() if part in layer.adapters]
+        if parts:
+            combined[path] = _combine(parts, method, rank)
+    targets = tuple(dict.fromkeys(chain.from_iterable(configs[part].target_modules for part in shares)))
+    check_new(model, combined, name)
+    for path, (a, b) in combined.items():
+        config = LoRAConfig(r=len(a), lora_alpha=len(a), target_modules=targets)  # a scale of 1
+        adapter = put_adapter(model, path, name, config)
+        adapter.lora_A.copy_(a)
+        adapter.lora_B.copy_(b)
+    return use_adapters(model, name)
+
+
+def _check_combination(configs: Sequence[LoRAConfig], method: str, rank: int | None) -> None:
+    """Raises ValueError where adapters of these configurations cannot be combined by this method."""
+    if method not in ("cat", "svd", "linear") or not configs:
         raise ValueError(
-            f"method={method!r} with {len(shares)} adapters: choose cat, svd or linear, and at least one"
+            f"method={method!r} with {len(configs)} adapters: choose cat, svd or linear, and at least one"
             " adapter"
         )
-    if any(configs[other].use_dora for other in shares):
+    if any(config.use_dora for config in configs):
         raise ValueError(
             "DoRA adapters cannot be combined into one: their change of a weight is no product of thin"
             " matrices; use several at once"
         )
     if rank is not None and (method != "svd" or rank < 1):
         raise ValueError(f"rank={rank} with method={method!r}: only svd has it, and it is at least 1")
-    made: dict[str, tuple[Tensor, Tensor]] = {}
-    for path, layer in adapted_layers(model).items():
-        parts = [(layer.adapters[other], share) for other, share in shares.items() if other in layer.adapters]
-        if parts:
-            made[path] = _combined(parts, method, rank)
-    targets = tuple(dict.fromkeys(chain.from_iterable(configs[other].target_modules for other in shares)))
-    check_new(model, made, name)
-    for path, (a, b) in made.items():
-        adapter = put_adapters(
-            model, path, name, LoRAConfig(r=len(a), lora_alpha=len(a), target_modules=targets)
-        )
-        adapter.lora_A.copy_(a)
-        adapter.lora_B.copy_(b)
-    return use_adapters(model, name)
 
 
-def _combined(parts: Sequence[tuple[LoRA, float]], method: str, rank: int | None) -> tuple[Tensor, Tensor]:
-    """A and B of the combination, whose scale is 1."""
+def _combine(parts: Sequence[tuple[LoRA, float]], method: str, rank: int | None) -> tuple[Tensor, Tensor]:
+    """A and B of the combination of one layer's adapters, each with its share; its scale is 1."""
     if method == "linear":
-        if len({adapter.config.r for adapter, _ in parts}) > 1:
-            raise ValueError("linear adds matrices of the same rank only: combine with cat or svd")
-        factors = [share * adapter.config.scale for adapter, share in parts]
-        a = sum(
-            math.copysign(math.sqrt(abs(f)), f) * adapter.lora_A for (adapter, _), f in zip(parts, factors)
-        )
-        return a, sum(math.sqrt(abs(f)) * adapter.lora_B for (adapter, _), f in zip(parts, factors))
+        return _added(parts)
     a = torch.cat([share * adapter.config.scale * adapter.lora_A for adapter, share in parts])
     b = torch.cat([adapter.lora_B for adapter, _ in parts], dim=1)
     if method == "cat":
         return a, b
-    # The singular values of B A are those of the small matrix between two orthogonal ones.
-    rank = min(rank or max(adapter.config.r for adapter, _ in parts), *b.shape, a.size(1))
+    return _truncated(a, b, rank or max(adapter.config.r for adapter, _ in parts))
+
+
+def _added(parts: Sequence[tuple[LoRA, float]]) -> tuple[Tensor, Tensor]:
+    """Σ √|f| A, signed, and Σ √|f| B, where f = share · scale."""
+    if len({adapter.config.r for adapter, _ in parts}) > 1:
+        raise ValueError("linear adds matrices of the same rank only: combine with cat or svd")
+    first, _ = parts[0]
+    a = torch.zeros_like(first.lora_A)
+    b = torch.zeros_like(first.lora_B)
+    for adapter, share in parts:
+        factor = share * adapter.config.scale
+        root = math.sqrt(abs(factor))
+        a += math.copysign(root, factor) * adapter.lora_A
+        b += root * adapter.lora_B
+    return a, b
+
+
+def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A and B of the nearest matrix to B A that has this rank.
+
+    B A's singular values are those of a small matrix: with QR decompositions B = Q₁ R₁ and Aᵀ = Q₂ R₂ it is
+    Q₁ (R₁ R₂ᵀ) Q₂ᵀ.
+    """
+    rank = min(rank, *b.shape, a.size(1))
     left, r_left = torch.linalg.qr(b.double())
     right, r_right = torch.linalg.qr(a.double().T)
     u, s, v = torch.linalg.svd(r_left @ r_right.T)
     root = s[:rank].sqrt()
-    return (root[:, None] * v[:rank] @ right.T).float(), (left @ u[:, :rank] * root).float()
+    thin_a = root[:, None] * v[:rank] @ right.T
+    thin_b = left @ u[:, :rank] * root
+    return thin_a.float(), thin_b.float()

@@ -1,4 +1,4 @@
-"""Week 9. A linear layer with low-rank adapters: LoRA, rsLoRA and DoRA, round a plain or a quantized layer.
+"""Week 9. A linear layer with low-rank adapters: LoRA, rsLoRA and DoRA, on a plain or a quantized layer.
 
 Sources: Hu et al., "LoRA" (2021); Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with
 LoRA" (2023); Liu et al., "DoRA" (2024); Dettmers et al., "QLoRA" (2023).
@@ -17,13 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.checks import Checks
 from shared.models.layers import Linear
+from shared.quantization.modules import QuantizedLinear
 from shared.runtime import device_of
+
+BaseLayer = nn.Linear | QuantizedLinear
+"""What an adapter can be put on."""
 
 
 def lora_scale(alpha: float, r: int, use_rslora: bool) -> float:
-    """What B A is multiplied by: alpha / r (Hu et al., 2021), or alpha / √r, which does not shrink with the
-    rank (Kalajdzievski, 2023).
+    """The factor of B A: alpha / r (Hu et al., 2021), or with rsLoRA alpha / √r (Kalajdzievski, 2023).
+
+    With rsLoRA the size of the change does not shrink as the rank grows.
 
     >>> lora_scale(16, 64, False), lora_scale(16, 64, True)
     (0.25, 2.0)
@@ -51,43 +57,48 @@ class LoRAConfig:
     """Learn the length of each row of the weight too."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if isinstance(self.target_modules, str):
-            problems.append(
-                f"target_modules={self.target_modules!r}: must be a tuple of names, as in"
-                f" ({self.target_modules!r},)"
-            )
-        elif not self.target_modules:
-            problems.append("target_modules is empty: name at least one linear layer")
-        object.__setattr__(self, "target_modules", tuple(self.target_modules))  # JSON has lists
-        if self.r < 1:
-            problems.append(f"r={self.r}: must be at least 1")
-        if not self.lora_alpha > 0:
-            problems.append(f"lora_alpha={self.lora_alpha}: must be above 0")
-        if not 0 <= self.lora_dropout < 1:
-            problems.append(f"lora_dropout={self.lora_dropout}: must be from 0 up to, not including, 1")
-        if problems:
-            raise ValueError("LoRAConfig: " + "; ".join(problems))
+        checks = Checks(self)
+        targets: object = self.target_modules  # may be a list, from JSON, or by mistake a single name
+        checks.require(
+            not isinstance(targets, str),
+            f"target_modules={targets!r}: must be a tuple of names, as in ({targets!r},)",
+        )
+        checks.require(bool(targets), "target_modules is empty: name at least one linear layer")
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        checks.at_least(1, "r")
+        checks.above(0, "lora_alpha")
+        checks.below(1, "lora_dropout")
+        checks.finish()
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         return lora_scale(self.lora_alpha, self.r, self.use_rslora)
 
 
 class LoRA(nn.Module):
-    """One adapter of one linear layer. A is random and B zero, so that it changes nothing until it is
-    trained.
+    """One adapter of one linear layer.
+
+    A is random and B zero, so the adapter changes nothing until it is trained.
     """
 
-    def __init__(self, base: nn.Module, config: LoRAConfig):
+    lora_A: nn.Parameter
+    """[r, in_features]"""
+    lora_B: nn.Parameter
+    """[out_features, r]"""
+    magnitude: nn.Parameter | None
+    """DoRA's lengths of the weight's rows, [out_features]; None for LoRA."""
+
+    def __init__(self, base: BaseLayer, config: LoRAConfig):
         super().__init__()
         self.config = config
         device = device_of(base)
         self.lora_A = nn.Parameter(torch.empty(config.r, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.r, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear and PEFT
-        self.magnitude = nn.Parameter(_row_lengths(base.weight.detach().float())) if config.use_dora else None
+        self.magnitude = None
+        if config.use_dora:
+            self.magnitude = nn.Parameter(_row_lengths(base.weight.detach().float()))
         self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
 
     def product(self) -> Tensor:
@@ -102,9 +113,10 @@ class LoRA(nn.Module):
         directed = weight + self.product()
         return (self.magnitude / _row_lengths(directed)).unsqueeze(1) * directed - weight
 
-    def forward(self, x: Tensor, y: Tensor, base: nn.Module) -> Tensor:
-        """What the adapter adds to the base's output: x [..., in_features], y = base(x) [..., out_features]
-        -> [..., out_features].
+    def forward(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
+        """What the adapter adds to the base's output.
+
+        x [..., in_features], y = base(x) [..., out_features] -> [..., out_features].
         """
         dropped = self.dropout(x.to(self.lora_A.dtype))
         change = F.linear(F.linear(dropped, self.lora_A) * self.config.scale, self.lora_B)
@@ -122,37 +134,53 @@ class LoRA(nn.Module):
 
 
 def _row_lengths(weight: Tensor) -> Tensor:
-    return weight.norm(dim=1).clamp_min(1e-12)  # rows of a layer that starts at zero
+    """[rows, columns] -> [rows]; at least 1e-12, for the rows of a layer that starts at zero."""
+    return weight.norm(dim=1).clamp_min(1e-12)
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, plain or quantized, and its adapters by name: base(x) + Σ weight · adapter(x), over
-    those in use.
+    """A linear layer, plain or quantized, and its adapters by name.
+
+    It computes base(x) + Σ share · adapter(x), over the adapters in use.
     """
 
-    def __init__(self, base: nn.Module):
+    base: BaseLayer
+    in_features: int
+    out_features: int
+    merged: nn.Module | None
+    """What computes in the place of the sum while the adapters are merged."""
+
+    def __init__(self, base: BaseLayer):
         super().__init__()
         self.base = base
-        self.in_features, self.out_features = base.in_features, base.out_features
+        self.in_features = base.in_features
+        self.out_features = base.out_features
         self.adapters = nn.ModuleDict()
         self.in_use: dict[str, float] = {}
+        """The shares of the adapters in use, by name."""
         self.rows: tuple[str | None, ...] | None = None
         """An adapter for each row of the batch, instead of `in_use`."""
-        self.merged: nn.Module | None = None
-        """What computes while the adapters are merged."""
+        self.merged = None
+
+    def adapter(self, name: str) -> LoRA:
+        """The adapter of this name. Raises KeyError where this layer has none."""
+        adapter = self.adapters[name]
+        assert isinstance(adapter, LoRA)
+        return adapter
 
     @property
     def weight(self) -> Tensor:
-        """The weight with the adapters in use: [out_features, in_features]; the base's own where there are
-        none.
+        """The weight with the adapters in use: [out_features, in_features].
+
+        Where none is in use it is the base's own.
         """
         base = self.base.weight
-        changes = [share * self.adapters[name].weight_change(base) for name, share in self.in_use.items()]
+        changes = [share * self.adapter(name).weight_change(base) for name, share in self.in_use.items()]
         return (base.float() + sum(changes)).to(base.dtype) if changes else base
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """The base's: adapters leave it."""
+        """The base's: adapters do not change it."""
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,28 +189,32 @@ class LoRALinear(nn.Module):
             return self.merged(x)
         y = self.base(x)
         if self.rows is not None:
-            return self._by_row(x, y)
+            return self._by_row(x, y, self.rows)
         changes = [self.adapters[name](x, y, self.base) * share for name, share in self.in_use.items()]
         return y + sum(changes) if changes else y
 
-    def _by_row(self, x: Tensor, y: Tensor) -> Tensor:
-        if len(x) != len(self.rows):
+    def _by_row(self, x: Tensor, y: Tensor, rows: tuple[str | None, ...]) -> Tensor:
+        """y = base(x) with, for each row of the batch, the change by the adapter that `rows` names."""
+        if len(x) != len(rows):
             raise ValueError(
-                f"adapters are set for {len(self.rows)} rows, and the batch has {len(x)}: name one (or None)"
+                f"adapters are set for {len(rows)} rows, and the batch has {len(x)}: name one (or None)"
                 " for each row"
             )
         out = y
-        for name in sorted(set(self.rows) & set(self.adapters)):
-            index = torch.tensor([i for i, row in enumerate(self.rows) if row == name], device=x.device)
-            # Of all rows, though only some are wanted: thin products cost little, and round alike whatever
-            # the others ask for.
-            out = out.index_add(0, index, self.adapters[name](x, y, self.base)[index])
+        names = {name for name in rows if name is not None and name in self.adapters}
+        for name in sorted(names):
+            index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
+            # All rows are computed, though only some are wanted: thin products cost little, and so a row is
+            # rounded alike whichever adapters the other rows have.
+            change = self.adapters[name](x, y, self.base)
+            out = out.index_add(0, index, change[index])
         return out
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Puts a plain layer with `weight` in the place of the sum. A base whose adapters are not in use
-        stays what it is.
+        """Puts a plain layer with `weight` in the place of the sum.
+
+        Where no adapter is in use, the base itself computes.
         """
         if self.merged is not None:
             return
@@ -192,5 +224,5 @@ class LoRALinear(nn.Module):
         with torch.device("meta"):
             merged = Linear(self.in_features, self.out_features, bias=False)
         merged.weight = nn.Parameter(self.weight, requires_grad=False)
-        merged.bias = self.base.bias
+        merged.register_parameter("bias", self.base.bias)
         self.merged = merged.train(self.training)

@@ -1,5 +1,6 @@
-"""Week 9. Prompt tuning (Lester et al., 2021): learned embeddings that stand before the text; the model stays
-as it is.
+"""Week 9. Prompt tuning (Lester et al., "The Power of Scale", 2021): learned embeddings before the text.
+
+The model itself stays as it is.
 """
 
 import math
@@ -9,31 +10,42 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from shared.models.gpt import GPT, KVCache
+from shared.models.gpt import GPT, GPTConfig, KVCache
+from shared.models.layers import swap_modules
+from shared.quantization.modules import QuantizedEmbedding
+from shared.registry import LanguageModel
 from shared.runtime import device_of
-
-# ---- soft prompts
 
 
 class SoftPrompt(nn.Module):
-    """A token embedding with further rows: token num_embeddings + i is row i of `prompt`. int64 [...] ->
-    [..., n_embd].
+    """A token embedding with further rows: int64 [...] -> [..., n_embd].
+
+    Token num_embeddings + i is row i of `prompt`.
     """
 
-    def __init__(self, base: nn.Module, prompt: Tensor):
+    base: nn.Embedding | QuantizedEmbedding
+
+    def __init__(self, base: nn.Embedding | QuantizedEmbedding, prompt: Tensor):
         super().__init__()
-        self.base, self.prompt = base, nn.Parameter(prompt)
+        self.base = base
+        self.prompt = nn.Parameter(prompt)
 
     def forward(self, idx: Tensor) -> Tensor:
+        """int64 [...] -> [..., n_embd], in the type of the base's rows."""
         beyond = idx - self.base.num_embeddings
         rows = self.base(idx.where(beyond < 0, 0))
         return torch.where(beyond.unsqueeze(-1) < 0, rows, self.prompt[beyond.clamp(min=0)].to(rows.dtype))
 
 
-class PromptTuned(nn.Module):
-    """A GPT with trained embeddings before every text. It is called as the GPT is, and returns logits for the
-    text only.
+class PromptTuned(LanguageModel):
+    """A GPT with trained embeddings before every text.
+
+    It is called as the GPT is, and returns logits for the text only. prompt: their first values,
+    [num_virtual_tokens, n_embd]. Raises ValueError for a prompt that fills block_size, and for a model that
+    has one already.
     """
+
+    config: GPTConfig
 
     def __init__(self, model: GPT, prompt: Tensor):
         super().__init__()
@@ -48,17 +60,25 @@ class PromptTuned(nn.Module):
         self.model = model.requires_grad_(False)
         self.config = replace(model.config, block_size=model.config.block_size - length)
         self.tokenizer = model.tokenizer
-        model.token_embedding = SoftPrompt(model.token_embedding, prompt)
+        swap_modules(model, {"token_embedding": SoftPrompt(model.token_embedding, prompt)})
         self.train(model.training)
+
+    @property
+    def embedding(self) -> SoftPrompt:
+        """The model's token embedding, which holds the prompt."""
+        embedding = self.model.token_embedding
+        assert isinstance(embedding, SoftPrompt)
+        return embedding
 
     @property
     def prompt(self) -> nn.Parameter:
         """[num_virtual_tokens, n_embd], the only thing that is trained."""
-        return self.model.token_embedding.prompt
+        return self.embedding.prompt
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """int64 [batch, time] -> float [batch, time, vocab_size]. Raises ValueError when the text does not
-        fit beside the prompt.
+        """int64 [batch, time] -> float [batch, time, vocab_size].
+
+        Raises ValueError when the text does not fit beside the prompt.
         """
         if cache is not None and cache.length:
             return self.model(idx, cache)
@@ -68,7 +88,8 @@ class PromptTuned(nn.Module):
                 " model's without the prompt"
             )
         virtual = torch.arange(len(self.prompt), device=idx.device) + self.config.vocab_size
-        return self.model(torch.cat([virtual.expand(len(idx), -1), idx], dim=1), cache)[:, len(virtual) :]
+        with_prompt = torch.cat([virtual.expand(len(idx), -1), idx], dim=1)
+        return self.model(with_prompt, cache)[:, len(virtual) :]
 
     def new_cache(self, batch_size: int = 1, max_length: int | None = None) -> KVCache:
         """An empty cache of the model's: the prompt takes its first places."""
@@ -78,8 +99,7 @@ class PromptTuned(nn.Module):
 
 
 def add_prompt(model: GPT, num_virtual_tokens: int, ids: Sequence[int] | None = None) -> PromptTuned:
-    """Freezes `model`, and puts that many trainable embeddings before every text (Lester et al., "The Power
-    of Scale", 2021).
+    """Freezes `model`, and puts that many trainable embeddings before every text.
 
     ids: tokens whose embeddings are the first values, repeated or cut to length (a text that says what to
     do); if not given, random ones of the vocabulary. `result.model` is the same model, and without the prompt
@@ -88,10 +108,13 @@ def add_prompt(model: GPT, num_virtual_tokens: int, ids: Sequence[int] | None = 
     """
     if num_virtual_tokens < 1:
         raise ValueError(f"num_virtual_tokens={num_virtual_tokens}: must be at least 1")
-    if ids is not None and not (len(ids) and all(0 <= i < model.config.vocab_size for i in ids)):
-        raise ValueError(f"ids must be tokens from 0 to {model.config.vocab_size - 1}, at least one")
-    chosen = (
-        torch.randint(model.config.vocab_size, (num_virtual_tokens,)) if ids is None else torch.tensor(ids)
-    )
-    chosen = chosen.repeat(math.ceil(num_virtual_tokens / len(chosen)))[:num_virtual_tokens]
-    return PromptTuned(model, model.token_embedding(chosen.to(device_of(model))).detach().float().clone())
+    vocab_size = model.config.vocab_size
+    if ids is None:
+        first = torch.randint(vocab_size, (num_virtual_tokens,))
+    elif len(ids) and all(0 <= i < vocab_size for i in ids):
+        repeats = math.ceil(num_virtual_tokens / len(ids))
+        first = torch.tensor(ids).repeat(repeats)[:num_virtual_tokens]
+    else:
+        raise ValueError(f"ids must be tokens from 0 to {vocab_size - 1}, at least one")
+    prompt = model.token_embedding(first.to(device_of(model))).detach().float().clone()
+    return PromptTuned(model, prompt)
