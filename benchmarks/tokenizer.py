@@ -1,7 +1,8 @@
-"""How fast our BPE is beside Hugging Face's `tokenizers` (Rust), tiktoken (Rust) and the plain loop: one
-text, one run.
+"""How fast our BPE is beside Hugging Face's `tokenizers` (Rust), tiktoken (Rust) and the plain loop.
 
-    python benchmarks/tokenizer.py                 # on `shakespeare`, 5 MB: train 4,096 tokens, encode with GPT-2's vocabulary
+    python benchmarks/tokenizer.py
+
+trains 4,096 tokens on `shakespeare`, 5 MB, and encodes it with GPT-2's vocabulary.
 
 The plain loop (count every pair of the whole text, merge one, start again) would train for hours. It is timed
 on a few merges of the whole text as bytes, and on a few of the text as it is after the last merge, when it is
@@ -42,6 +43,7 @@ class Settings:
 
 
 def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    """How long `work` takes: the median of some runs."""
     times = []
     for _ in range(repeats):
         started = clock()
@@ -51,87 +53,109 @@ def seconds(work: Callable[[], object], repeats: int = 1) -> float:
 
 
 def plain_loop(pieces: list[list[int]], merges: int) -> None:
-    """The textbook's training loop. New tokens get ids from 10⁶ on."""
+    """The textbook's training loop, on `pieces` in place. New tokens get ids from 10⁶ on."""
     for new in range(10**6, 10**6 + merges):
         counts: dict[tuple[int, int], int] = {}
         for piece in pieces:
             for pair in zip(piece, piece[1:]):
                 counts[pair] = counts.get(pair, 0) + 1
-        best = max(counts, key=counts.get)
+        left, right = max(counts, key=counts.__getitem__)
         for k, piece in enumerate(pieces):
-            if best[0] in piece:
-                out, i = [], 0
-                while i < len(piece):
-                    if piece[i] == best[0] and piece[i + 1 : i + 2] == [best[1]]:
-                        out.append(new)
-                        i += 2
-                    else:
-                        out.append(piece[i])
-                        i += 1
-                pieces[k] = out
+            if left in piece:
+                pieces[k] = merged(piece, left, right, new)
 
 
-def training(text: str, s: Settings) -> list[dict]:
+def merged(piece: list[int], left: int, right: int, new: int) -> list[int]:
+    """A piece with `new` in the place of each `left` that `right` follows."""
+    out = []
+    i = 0
+    while i < len(piece):
+        if piece[i] == left and piece[i + 1 : i + 2] == [right]:
+            out.append(new)
+            i += 2
+        else:
+            out.append(piece[i])
+            i += 1
+    return out
+
+
+def training(text: str, settings: Settings) -> list[dict]:
     """A row for each way to train `vocab_size` tokens."""
-    hugging_face = lambda: tokenizers.ByteLevelBPETokenizer().train_from_iterator(
-        [text], s.vocab_size, min_frequency=1, show_progress=False
-    )
-    ours = seconds(lambda: BPETokenizer.train(text, s.vocab_size), s.repeats)
-    theirs = seconds(hugging_face, s.repeats)
-    trained = BPETokenizer.train(text, s.vocab_size)
-    first = [list(piece.encode()) for piece in regex.findall(GPT2_PATTERN, text)]
-    last = [trained.encode(piece) for piece in regex.findall(GPT2_PATTERN, text)]
-    plain = min(
-        seconds(lambda: plain_loop(first, s.plain_merges)), seconds(lambda: plain_loop(last, s.plain_merges))
-    )
-    plain *= (s.vocab_size - 256) / s.plain_merges
+
+    def train_hugging_face() -> None:
+        tokenizer = tokenizers.ByteLevelBPETokenizer()
+        tokenizer.train_from_iterator([text], settings.vocab_size, min_frequency=1, show_progress=False)
+
+    ours = seconds(lambda: BPETokenizer.train(text, settings.vocab_size), settings.repeats)
+    theirs = seconds(train_hugging_face, settings.repeats)
+    trained = BPETokenizer.train(text, settings.vocab_size)
+    pieces = regex.findall(GPT2_PATTERN, text)
+    first = [list(piece.encode()) for piece in pieces]
+    last = [trained.encode(piece) for piece in pieces]
+    at_first = seconds(lambda: plain_loop(first, settings.plain_merges))
+    at_last = seconds(lambda: plain_loop(last, settings.plain_merges))
+    plain = min(at_first, at_last) * (settings.vocab_size - 256) / settings.plain_merges
     rows = [("ours", ours), ("tokenizers (Rust)", theirs), ("the plain loop, at least", plain)]
     return [{"training": name, "seconds": time, "times ours": time / ours} for name, time in rows]
 
 
-def encoding(text: str, s: Settings) -> list[dict]:
-    """A row for each way to encode with GPT-2's vocabulary. Each run starts with a new tokenizer that has
-    seen no word yet.
+def encoding(text: str, settings: Settings) -> list[dict]:
+    """A row for each way to encode with GPT-2's vocabulary.
+
+    Each run starts with a new tokenizer that has seen no word yet.
     """
-    vocabulary, merges = str(fetch("gpt2-vocabulary")), str(fetch("gpt2-merges"))
-    ranks = data_gym_to_mergeable_bpe_ranks(merges, vocabulary)
-    with tempfile.TemporaryDirectory() as folder:  # `tokenizers` wants these names
-        paths = [
-            str(copy(vocabulary, Path(folder, "vocab.json"))),
-            str(copy(merges, Path(folder, "merges.txt"))),
-        ]
-        hugging_face = [tokenizers.ByteLevelBPETokenizer(*paths) for _ in range(s.repeats)]
-    special = {END_OF_TEXT: 50256}
-    open_ai = [
-        tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-        for _ in range(s.repeats)
-    ]
+    repeats = range(settings.repeats)
     encoders = {
-        "ours": [gpt2_tokenizer().encode for _ in range(s.repeats)],
-        "tokenizers (Rust)": [lambda t, one=one: one.encode(t).ids for one in hugging_face],
-        "tiktoken (Rust)": [one.encode_ordinary for one in open_ai],
+        "ours": [gpt2_tokenizer().encode for _ in repeats],
+        "tokenizers (Rust)": [hugging_face_encoder() for _ in repeats],
+        "tiktoken (Rust)": [tiktoken_encoder() for _ in repeats],
     }
     size = len(text.encode()) / 1e6
-    speed, ids = {}, {}
+    speeds: dict[str, float] = {}
+    ids: dict[str, list[int]] = {}
     for name, fresh in encoders.items():
         times = []
         for encode in fresh:
             started = clock()
             ids[name] = encode(text)
             times.append(clock() - started)
-        speed[name] = size / statistics.median(times)
+        speeds[name] = size / statistics.median(times)
     assert ids["ours"] == ids["tiktoken (Rust)"] == ids["tokenizers (Rust)"], "the three do not agree"
-    return [{"encoding": name, "MB/s": mb, "ours / theirs": speed["ours"] / mb} for name, mb in speed.items()]
+    ours = speeds["ours"]
+    return [
+        {"encoding": name, "MB/s": speed, "ours / theirs": ours / speed} for name, speed in speeds.items()
+    ]
 
 
-def main(s: Settings) -> None:
+def hugging_face_encoder() -> Callable[[str], list[int]]:
+    """The `encode` of a new ByteLevelBPETokenizer with GPT-2's vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = copy(fetch("gpt2-vocabulary"), Path(folder, "vocab.json"))  # the names that it reads
+        merges = copy(fetch("gpt2-merges"), Path(folder, "merges.txt"))
+        tokenizer = tokenizers.ByteLevelBPETokenizer(str(vocabulary), str(merges))
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text).ids
+
+    return encode
+
+
+def tiktoken_encoder() -> Callable[[str], list[int]]:
+    """The `encode_ordinary` of a new tiktoken.Encoding with GPT-2's vocabulary."""
+    ranks = data_gym_to_mergeable_bpe_ranks(str(fetch("gpt2-merges")), str(fetch("gpt2-vocabulary")))
+    special = {END_OF_TEXT: 50256}
+    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return encoding.encode_ordinary
+
+
+def main(settings: Settings) -> None:
     """Prints both tables."""
     text = fetch("shakespeare").read_text(encoding="utf-8")
     print(
-        f"{device_name(torch.device('cpu'))}; {len(text.encode()) / 1e6:.1f} MB of text, {s.vocab_size}"
-        f" tokens, median of {s.repeats} runs"
+        f"{device_name(torch.device('cpu'))}; {len(text.encode()) / 1e6:.1f} MB of text,"
+        f" {settings.vocab_size} tokens, median of {settings.repeats} runs"
     )
-    print("\n" + table(training(text, s)) + "\n\n" + table(encoding(text, s)))
+    print("\n" + table(training(text, settings)) + "\n\n" + table(encoding(text, settings)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """How long a training step takes, beside a plain loop round the same model: one machine, one run, in turns.
 
-    python benchmarks/training.py                  # nanoGPT's CPU sizes: 4 layers, 128 wide, batch 12, context 64
+    python benchmarks/training.py
+
+takes nanoGPT's CPU sizes: 4 layers, 128 wide, batch 12, context 64.
 
 The plain loop is what one writes first: attention and GPT-2's GELU written out as in the papers, one Linear
 for queries, keys and values, windows cut one by one, AdamW as it comes. It is timed a second time with
@@ -37,22 +39,28 @@ class Settings:
 
 
 def gelu(x: Tensor) -> Tensor:
+    """GPT-2's approximation of the GELU, written out."""
     return 0.5 * x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
 
 
 class PlainBlock(nn.Module):
-    def __init__(self, c: GPTConfig, activation: Callable[[Tensor], Tensor]):
+    """A block of GPT-2 without biases: attention and an MLP, each behind a LayerNorm, added to the input."""
+
+    def __init__(self, config: GPTConfig, activation: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.n_head = c.n_head
-        self.ln_1, self.ln_2 = nn.LayerNorm(c.n_embd, bias=False), nn.LayerNorm(c.n_embd, bias=False)
-        self.qkv = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False)
-        self.proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
-        self.up = nn.Linear(c.n_embd, 4 * c.n_embd, bias=False)
+        width = config.n_embd
+        self.n_head = config.n_head
+        self.ln_1 = nn.LayerNorm(width, bias=False)
+        self.ln_2 = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
         self.activation = activation
-        self.down = nn.Linear(4 * c.n_embd, c.n_embd, bias=False)
-        self.register_buffer("mask", torch.tril(torch.ones(c.block_size, c.block_size)))
+        self.down = nn.Linear(4 * width, width, bias=False)
+        self.register_buffer("mask", torch.tril(torch.ones(config.block_size, config.block_size)))
 
     def attention(self, x: Tensor) -> Tensor:
+        """Causal attention with several heads: [batch, time, channels] -> the same."""
         batch, time, channels = x.shape
         q, k, v = (
             part.view(batch, time, self.n_head, -1).transpose(1, 2)
@@ -73,66 +81,74 @@ class PlainGPT(nn.Module):
 
     def __init__(self, model: GPT, activation: Callable[[Tensor], Tensor]):
         super().__init__()
-        c = model.config
-        self.tokens, self.positions = (
-            nn.Embedding(c.vocab_size, c.n_embd),
-            nn.Embedding(c.block_size, c.n_embd),
-        )
-        self.blocks = nn.ModuleList(PlainBlock(c, activation) for _ in range(c.n_layer))
-        self.ln = nn.LayerNorm(c.n_embd, bias=False)
-        self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
+        config = model.config
+        self.tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(PlainBlock(config, activation) for _ in range(config.n_layer))
+        self.ln = nn.LayerNorm(config.n_embd, bias=False)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tokens.weight = self.head.weight
-        with torch.no_grad():
-            self.tokens.weight.copy_(model.token_embedding.weight)
-            self.positions.weight.copy_(model.position_embedding.weight)
-            for mine, other in zip(self.blocks, model.blocks):
-                a = other.attn
-                mine.qkv.weight.copy_(torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight]))
-                mine.proj.weight.copy_(a.o_proj.weight)
-                mine.up.weight.copy_(other.mlp.up_proj.weight)
-                mine.down.weight.copy_(other.mlp.down_proj.weight)
+        self.copy_weights(model)
+
+    @torch.no_grad()
+    def copy_weights(self, model: GPT) -> None:
+        """Takes the weights of our model. Its norms' are 1, as here."""
+        self.tokens.weight.copy_(model.token_embedding.weight)
+        self.positions.weight.copy_(model.position_embedding.weight)
+        for mine, other in zip(self.blocks, model.blocks):
+            attn = other.attn
+            qkv = torch.cat([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight])
+            mine.qkv.weight.copy_(qkv)
+            mine.proj.weight.copy_(attn.o_proj.weight)
+            mine.up.weight.copy_(other.mlp.up_proj.weight)
+            mine.down.weight.copy_(other.mlp.down_proj.weight)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits [batch, time, vocab_size] and, with targets, the loss."""
         x = self.tokens(idx) + self.positions(torch.arange(idx.size(1)))
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.ln(x))
-        return logits, (
-            None
-            if targets is None
-            else F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
-        )
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
 
 
-def plain_loop(model: PlainGPT, data: np.ndarray, c: TrainConfig) -> list[float]:
-    """Seconds of each step."""
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warmup, then a cosine down to a tenth."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return config.lr * (0.1 + 0.9 * 0.5 * (1 + cos(pi * progress)))
+
+
+def windows(data: np.ndarray, starts: Tensor, block_size: int) -> Tensor:
+    """[batch, block_size]: the tokens from each start on."""
+    cuts = [data[start : start + block_size].astype(np.int64) for start in starts]
+    return torch.stack([torch.from_numpy(cut) for cut in cuts])
+
+
+def plain_loop(model: PlainGPT, data: np.ndarray, config: TrainConfig) -> list[float]:
+    """Trains as one writes it first. Returns the seconds of each step."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=c.lr,
-        betas=(c.beta1, c.beta2),
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
     )
     model.train()
     times = []
-    for step in range(c.steps):
+    for step in range(config.steps):
         started = clock()
-        if step < c.warmup_steps:
-            lr = c.lr * (step + 1) / c.warmup_steps
-        else:
-            lr = c.lr * (
-                0.1 + 0.9 * 0.5 * (1 + cos(pi * (step - c.warmup_steps) / (c.steps - c.warmup_steps)))
-            )
         for group in optimizer.param_groups:
-            group["lr"] = lr
-        starts = torch.randint(len(data) - c.block_size, (c.batch_size,))
-        x = torch.stack([torch.from_numpy(data[i : i + c.block_size].astype(np.int64)) for i in starts])
-        y = torch.stack(
-            [torch.from_numpy(data[i + 1 : i + 1 + c.block_size].astype(np.int64)) for i in starts]
-        )
+            group["lr"] = learning_rate(step, config)
+        starts = torch.randint(len(data) - config.block_size, (config.batch_size,))
+        x = windows(data, starts, config.block_size)
+        y = windows(data, starts + 1, config.block_size)
         _, loss = model(x, y)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
@@ -140,37 +156,51 @@ def plain_loop(model: PlainGPT, data: np.ndarray, c: TrainConfig) -> list[float]
     return times
 
 
-def main(s: Settings) -> None:
+def main(settings: Settings) -> None:
     """Prints the times of a step, and their ratios."""
-    config = GPTConfig.preset("nano", block_size=s.train.block_size)
-    torch.manual_seed(s.train.seed)
+    train = settings.train
+    config = GPTConfig.preset("nano", block_size=train.block_size)
+    torch.manual_seed(train.seed)
     ours = GPT(config)
     plain = {
         "the plain loop": PlainGPT(ours, gelu),
         "with PyTorch's GELU": PlainGPT(ours, nn.GELU(approximate="tanh")),
     }
-    data = np.random.default_rng(s.train.seed).integers(config.vocab_size, size=10**6).astype(np.uint16)
-    idx = torch.from_numpy(data[: s.train.block_size].astype(np.int64))[None]
+    data = np.random.default_rng(train.seed).integers(config.vocab_size, size=10**6).astype(np.uint16)
+    idx = torch.from_numpy(data[: train.block_size].astype(np.int64))[None]
     for model in plain.values():
         torch.testing.assert_close(model(idx)[0], ours(idx))
     times: dict[str, list[float]] = {name: [] for name in ("ours", *plain)}
-    for _ in range(s.turns):
+    for _ in range(settings.turns):
         for name, model in plain.items():
-            times[name].append(statistics.median(plain_loop(model, data, s.train)[1:]))
-        times["ours"].append(measure_training(config, s.train).seconds)
-    flops = ours.flops_per_token(s.train.block_size) * s.train.batch_size * s.train.block_size
-    peak = matmul_peak()
+            times[name].append(statistics.median(plain_loop(model, data, train)[1:]))
+        times["ours"].append(measure_training(config, train).seconds)
+    flops = ours.flops_per_token(train.block_size) * train.batch_size * train.block_size
+    print(
+        f"{device_name(torch.device('cpu'))}; {train.batch_size} × {train.block_size} tokens a step,"
+        f" {settings.turns} turns of {train.steps} steps"
+    )
+    print("\n" + table(comparison(times, flops / matmul_peak())))
+
+
+def comparison(times: dict[str, list[float]], seconds_at_peak: float) -> list[dict]:
+    """A row for each way to train: its times, its share of the peak, and our time over its, turn by turn."""
     rows = []
     for name, seconds in times.items():
-        ratios = [a / b for a, b in zip(times["ours"], seconds)]
-        row = {"step": name, "ms, median": 1000 * statistics.median(seconds), "ms, best": 1000 * min(seconds)}
-        row |= {"MFU": flops / statistics.median(seconds) / peak, "ours / this": statistics.median(ratios)}
-        rows.append(row | {"lowest": min(ratios), "highest": max(ratios)})
-    print(
-        f"{device_name(torch.device('cpu'))}; {s.train.batch_size} × {s.train.block_size} tokens a step,"
-        f" {s.turns} turns of {s.train.steps} steps"
-    )
-    print("\n" + table(rows))
+        median = statistics.median(seconds)
+        ratios = [ours / this for ours, this in zip(times["ours"], seconds)]
+        rows.append(
+            {
+                "step": name,
+                "ms, median": 1000 * median,
+                "ms, best": 1000 * min(seconds),
+                "MFU": seconds_at_peak / median,
+                "ours / this": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.course.structure import PICTURE, Structure, picture, room_of, source_files
+from shared.course.structure import PICTURE, Structure, component_of, picture, source_files
 from shared.runtime import ROOT
 
 SHARED = source_files()
@@ -84,25 +84,24 @@ def test_the_rule_about_imports_can_be_broken(line, expected):
         assert len(broken) == 1 and expected in broken[0]
 
 
-def test_between_rooms_imports_go_one_way():
-    order = list(STRUCTURE.rooms())
-    assert {room_of(name) for name in MODULES} == set(order)
-    assert [pair for pair in STRUCTURE.arrows() if order.index(pair[0]) <= order.index(pair[1])] == []
+def test_between_components_imports_go_one_way():
+    order = list(STRUCTURE.components())
+    assert {component_of(name) for name in MODULES} == set(order)
+    assert [pair for pair in STRUCTURE.dependencies() if order.index(pair[0]) <= order.index(pair[1])] == []
 
 
-def test_the_picture_of_the_rooms_is_that_of_the_imports():
+def test_the_picture_of_the_components_is_that_of_the_imports():
     assert (ROOT / PICTURE).read_text(encoding="utf-8") == picture(STRUCTURE), (
         "run python -m shared.course.structure"
     )
 
 
-def test_the_page_about_the_architecture_names_every_room_with_its_weeks():
+def test_the_page_about_the_architecture_names_every_component_with_its_weeks():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for room, weeks in STRUCTURE.rooms().items():
-        row = next(
-            (line for line in page.splitlines() if line.startswith((f"| `{room}/`", f"| `{room}.py`"))), None
-        )
-        assert row is not None, f"{room} has no row in docs/architecture.md"
+    for component, weeks in STRUCTURE.components().items():
+        starts = (f"| `{component}/`", f"| `{component}.py`")
+        row = next((line for line in page.splitlines() if line.startswith(starts)), None)
+        assert row is not None, f"{component} has no row in docs/architecture.md"
         first, last = row.split("|")[2].strip().replace("–", ",").split(",")[0], row.split("|")[2].strip()
         assert first == str(weeks[0]) and last.endswith(str(weeks[-1])), row
 

@@ -2,7 +2,7 @@
 
     python -m shared.course.structure     # draws docs/images/architecture.svg again
 
-A *room* is a package of `shared` or a module at its top. Rooms stand in the order of the weeks.
+A *component* is a package of `shared` or a module at its top level. Components are ordered by their weeks.
 """
 
 import ast
@@ -83,32 +83,33 @@ class Structure:
                 return self._defining_module(node.module or "", name)
         raise ValueError(f"{module} has no {name}")
 
-    def rooms(self) -> dict[str, list[int]]:
-        """Each room's weeks; the rooms by their first week, and within a week what others need first."""
+    def components(self) -> dict[str, list[int]]:
+        """Each component's weeks. Components are in the order of their first weeks, then of their imports."""
         weeks: dict[str, set[int]] = defaultdict(set)
         for module in self.modules():
-            weeks[room_of(module)].add(self.week(module) or 0)
-        arrows = self.arrows()
+            weeks[component_of(module)].add(self.week(module) or 0)
+        dependencies = self.dependencies()
 
-        def height(room: str) -> int:
-            return max((1 + height(other) for here, other in arrows if here == room), default=0)
+        def height(component: str) -> int:
+            below = [other for here, other in dependencies if here == component]
+            return max((1 + height(other) for other in below), default=0)
 
-        order = sorted(weeks, key=lambda room: (min(weeks[room]), height(room), room))
-        return {room: sorted(weeks[room]) for room in order}
+        order = sorted(weeks, key=lambda component: (min(weeks[component]), height(component), component))
+        return {component: sorted(weeks[component]) for component in order}
 
-    def arrows(self) -> set[tuple[str, str]]:
-        """Pairs of rooms of which the first imports from the second."""
+    def dependencies(self) -> set[tuple[str, str]]:
+        """Pairs of components of which the first imports from the second."""
         pairs = {
-            (room_of(module), room_of(other))
+            (component_of(module), component_of(other))
             for module in self.modules()
             for other in self.imports(self.trees[module])
             if other.startswith("shared.")
         }
-        return {(room, other) for room, other in pairs if room != other}
+        return {(component, other) for component, other in pairs if component != other}
 
 
-def room_of(module: str) -> str:
-    """The room that a module lies in: "training" for shared.training.optim."""
+def component_of(module: str) -> str:
+    """The component that a module lies in: "training" for shared.training.optim."""
     return module.split(".")[1]
 
 
@@ -128,13 +129,13 @@ DIAGONAL = "#e7ebef"
 
 
 def picture(structure: Structure) -> str:
-    """The arrows between rooms as a matrix, in SVG: a dot where the row's room imports from the column's.
+    """The dependencies as a matrix, in SVG: a dot where the row's component imports from the column's.
 
     Where imports go one way, all dots lie on one side of the diagonal.
     """
-    rooms = structure.rooms()
-    names = list(rooms)
-    arrows = structure.arrows()
+    components = structure.components()
+    names = list(components)
+    dependencies = structure.dependencies()
     side = CELL * len(names)
     width, height = LEFT + side + 90, TOP + side + 50
     parts = [
@@ -144,21 +145,21 @@ def picture(structure: Structure) -> str:
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         _text(12, 26, "What each part of shared imports", INK, 'font-size="17" font-weight="600"'),
         _text(12, 48, "A dot: the row imports from the column."),
-        _text(12, 66, f"{len(names)} rooms, {len(arrows)} arrows."),
+        _text(12, 66, f"{len(names)} components, {len(dependencies)} dependencies."),
     ]
-    for row, room in enumerate(reversed(names)):
+    for row, component in enumerate(reversed(names)):
         y = TOP + row * CELL
-        parts.append(_text(12, y + 18, f"week {', '.join(map(str, rooms[room]))}"))
-        parts.append(_text(LEFT - 8, y + 18, room, INK, 'text-anchor="end"'))
-        parts += [_cell(LEFT + column * CELL, y, room == other) for column, other in enumerate(names)]
+        parts.append(_text(12, y + 18, f"week {', '.join(map(str, components[component]))}"))
+        parts.append(_text(LEFT - 8, y + 18, component, INK, 'text-anchor="end"'))
+        parts += [_cell(LEFT + column * CELL, y, component == other) for column, other in enumerate(names)]
         parts += [
-            _dot(LEFT + names.index(other) * CELL, y, room, other)
-            for here, other in sorted(arrows)
-            if here == room
+            _dot(LEFT + names.index(other) * CELL, y, component, other)
+            for here, other in sorted(dependencies)
+            if here == component
         ]
-    for column, room in enumerate(names):
+    for column, component in enumerate(names):
         place = f'transform="translate({LEFT + column * CELL + 17} {TOP - 8}) rotate(-60)"'
-        parts.append(_text(0, 0, room, INK, place))
+        parts.append(_text(0, 0, component, INK, place))
     parts.append(_text(12, TOP + side + 30, "Made from the imports by python -m shared.course.structure."))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -172,8 +173,8 @@ def _cell(x: int, y: int, diagonal: bool) -> str:
     return f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="{fill}" stroke="{LINE}"/>'
 
 
-def _dot(x: int, y: int, room: str, other: str) -> str:
-    title = f"<title>{room} imports {other}</title>"
+def _dot(x: int, y: int, component: str, other: str) -> str:
+    title = f"<title>{component} imports {other}</title>"
     return f'<circle cx="{x + CELL // 2}" cy="{y + CELL // 2}" r="6" fill="{DOT}">{title}</circle>'
 
 

@@ -99,7 +99,7 @@ def test_the_cell_fetches_and_installs_the_course_once(notebook, tmp_path):
     (tmp_path / "origin" / "shared" / "__init__.py").write_text("")
     git("init", "--quiet")
     git("add", ".")
-    git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "--message", "course")
+    git(*"-c user.name=a -c user.email=a@b.c commit --quiet --message course".split())
     open_in_colab(notebook, ADDRESS)
     course = tmp_path / "content" / "llm-course"
     with pytest.raises(subprocess.CalledProcessError):

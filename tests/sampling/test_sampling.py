@@ -343,7 +343,8 @@ def command(*args: str, text: str | None = None) -> subprocess.CompletedProcess:
 
 
 def test_the_command_line_writes_the_prompt_and_what_follows(folder):
-    done = command("--checkpoint", str(folder), "--prompt", "abc", "--max-new-tokens", "20", "--seed", "1")
+    options = "--prompt abc --max-new-tokens 20 --seed 1".split()
+    done = command("--checkpoint", str(folder), *options)
     assert done.returncode == 0 and done.stderr == ""
     said, text = done.stdout.split("\n", 1)
     assert said == "device: cpu (asked for)"
@@ -353,8 +354,8 @@ def test_the_command_line_writes_the_prompt_and_what_follows(folder):
 
 
 def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_character(folder):
-    options = ("--checkpoint", str(folder), "--max-new-tokens", "5", "--temperature", "0")
-    done = command(*options, text="abc\nxyz\ncab\n\n")
+    options = "--max-new-tokens 5 --temperature 0".split()
+    done = command("--checkpoint", str(folder), *options, text="abc\nxyz\ncab\n\n")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("> ") == 4
     assert "> abc" in done.stdout and "> cab" in done.stdout
