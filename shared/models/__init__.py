@@ -1,3 +1,1 @@
-"""Models. Each takes ids int64 [batch, time] and gives logits [batch, time, vocab_size], and knows its
-`config`.
-"""
+"""Models: int64 [batch, time] -> logits [batch, time, vocab_size], with their settings under `config`."""
