@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.registry import MODELS
+from shared.registry import MODELS, LanguageModel
 from shared.tokenizers.base import Tokenizer
 
-FORMS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {}
+FORMS: dict[str, Callable[[LanguageModel, Any], LanguageModel]] = {}
 """By entry of config.json: what gives a new model the form that the saved tensors are for. Filled by
 `register_form`.
 """
 
 
-def register_form(entry: str, rebuild: Callable[[nn.Module, Any], nn.Module]) -> None:
+def register_form(entry: str, rebuild: Callable[[LanguageModel, Any], LanguageModel]) -> None:
     """Lets `load` open checkpoints that were saved with `more={entry: value}`: rebuild(new model, value)
     returns the model in that form.
     """
@@ -39,7 +39,7 @@ def register_form(entry: str, rebuild: Callable[[nn.Module, Any], nn.Module]) ->
 class Checkpoint:
     """What `load` finds in a folder."""
 
-    model: nn.Module
+    model: LanguageModel
     tokenizer: Tokenizer | None
     metrics: dict[str, float]
     """What was measured when it was saved."""
@@ -52,7 +52,7 @@ class Checkpoint:
 
 def save(
     folder: str | Path,
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer | None = None,
     metrics: dict[str, float] | None = None,
     tensors: dict[str, Tensor] | None = None,
@@ -73,8 +73,9 @@ def save(
         )
         if tokenizer is not None:
             tokenizer.save(new / "tokenizer.json")
-        config = {"model": _kind(model), "config": asdict(model.config), "metrics": metrics or {}}
-        config["tokenizer"] = tokenizer and tokenizer.fingerprint
+        config: dict[str, Any] = {"model": _kind(model), "config": asdict(model.config)}
+        config["metrics"] = metrics or {}
+        config["tokenizer"] = None if tokenizer is None else tokenizer.fingerprint
         config |= more or {}
         (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if state is not None:
@@ -214,7 +215,7 @@ def read_metrics(folder: str | Path) -> dict[str, float]:
 
 
 def load_learned(
-    folder: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None
+    folder: str | Path, model: LanguageModel, tokenizer: Tokenizer | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """What a run kept of `model`: the tensors that `learned` names, the training state's tensors, its JSON
     (both empty where none was saved).

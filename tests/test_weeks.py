@@ -768,7 +768,7 @@ def test_week_12_serves_many_at_once_and_other_programs_write_the_same():
 @pytest.mark.parametrize("path", report.documents(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_figures_in_prose_come_from_the_logs(path):
     text = path.read_text(encoding="utf-8")
-    assert report.fill(text) == text, (
+    assert report.refill(text) == text, (
         f"{path.relative_to(ROOT)} is not what the logs say: run python -m shared.course.report"
     )
 

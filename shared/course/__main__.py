@@ -16,7 +16,7 @@ from typing import Any, Literal
 from shared.commandline import errors_for_people, parse_args
 from shared.course.doctor import Doctor, doctor
 from shared.course.exercise import Week
-from shared.course.workspace import choose, headline, output_root, relative, week_results, weeks
+from shared.course.workspace import choose, first_figures, output_root, relative, week_results, weeks
 from shared.runtime import ROOT, clock, devices, table
 
 STOPPED = 130
@@ -75,7 +75,7 @@ def _outcome(topic: str, preset: str, exit_status: int) -> dict[str, str]:
     if results is None:
         return {"result": "no results"}
     plots = relative(output_root() / "reports" / topic / "mine")
-    return {"result": headline(results["metrics"]), "plots": f"{plots}{os.sep}"}
+    return {"result": first_figures(results["metrics"]), "plots": f"{plots}{os.sep}"}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def documents() -> list[Path]:
     return [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
 
 
-def fill(text: str) -> str:
+def refill(text: str) -> str:
     """Markdown with every marked table and figure taken from `logs/` anew.
 
     Raises ValueError, naming the marker, where its log isn't there.

@@ -24,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from shared.commandline import errors_for_people, parse_args
-from shared.course.markdown import documents, fill
+from shared.course.markdown import documents, refill
 from shared.course.progress import NAMES, collect
 from shared.course.progress_page import markdown_page, write_page
 from shared.course.style import style
@@ -440,7 +440,7 @@ def _refill_documents() -> None:
         if not path.exists():  # a link that leads nowhere
             continue
         old = path.read_text(encoding="utf-8")
-        new = fill(old)
+        new = refill(old)
         if new != old:
             write_atomically(path, new)
             print(f"refilled {path.relative_to(ROOT)}")

@@ -164,7 +164,7 @@ def week_results(
     return json.loads((logs / "week.json").read_text(encoding="utf-8"))
 
 
-def headline(metrics: Mapping[str, float]) -> str:
+def first_figures(metrics: Mapping[str, float]) -> str:
     """A week's first two figures in words."""
     first = list(metrics.items())[:2]
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in first)

@@ -68,9 +68,7 @@ class GPTConfig:
         checks.one_of("mlp", ("gelu", "gelu_tanh", "relu2", "swiglu"))
         if not checks.problems:  # sizes below 1 divide nothing
             self._check_heads(checks)
-        checks.require(
-            0 <= self.dropout < 1, f"dropout={self.dropout}: must be from 0 up to, not including, 1"
-        )
+        checks.below(1, "dropout")
         checks.finish()
 
     def _check_heads(self, checks: Checks) -> None:

@@ -23,6 +23,7 @@ from shared.models.gpt import GPT
 from shared.models.layers import swap_modules
 from shared.quantization.kernels import KERNELS, how_computed, with_kernel
 from shared.quantization.packing import GROUP_SIZES, SCHEMES, PackedWeight, check_weight
+from shared.registry import LanguageModel
 from shared.runtime import device_of
 from shared.tokenizers.base import Tokenizer
 
@@ -199,7 +200,7 @@ def num_bytes(model: nn.Module) -> int:
 
 def save_quantized(
     folder: str | Path,
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer | None = None,
     metrics: dict[str, float] | None = None,
 ) -> Path:

@@ -107,18 +107,18 @@ FILLED = """\
 <!-- end -->"""
 
 
-def test_fill_writes_tables_and_figures_from_the_logs(monkeypatch, runs, tmp_path):
+def test_refill_writes_tables_and_figures_from_the_logs(monkeypatch, runs, tmp_path):
     monkeypatch.setattr(markdown, "ROOT", tmp_path)
-    text = markdown.fill(TABLE)
+    text = markdown.refill(TABLE)
     assert FILLED in text
     assert "It got <!-- = 04_mini_gpt/reference/toy/fast val_loss .1f -->2.0<!-- end -->." in text
-    assert markdown.fill(text) == text and text.startswith("Before.")
+    assert markdown.refill(text) == text and text.startswith("Before.")
 
 
-def test_fill_names_a_marker_without_a_log(monkeypatch, tmp_path):
+def test_refill_names_a_marker_without_a_log(monkeypatch, tmp_path):
     monkeypatch.setattr(markdown, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="04_mini_gpt/reference/toy"):
-        markdown.fill(TABLE)
+        markdown.refill(TABLE)
 
 
 def test_ladder_needs_runs_and_leaves_smoke_runs_out(monkeypatch, tmp_path):
