@@ -3,6 +3,7 @@ answers only; two adapters in one.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -12,9 +13,10 @@ from shared.course.exercise import Exercise, Mistake, random_int
 
 def _adapter(generator: Generator, inputs: int, outputs: int, r: int) -> tuple[Tensor, Tensor, Tensor]:
     """A weight, and an A and a B that have been trained."""
-    return tuple(
-        torch.randn(size, generator=generator) for size in ((outputs, inputs), (r, inputs), (outputs, r))
-    )
+    weight = torch.randn(outputs, inputs, generator=generator)
+    a = torch.randn(r, inputs, generator=generator)
+    b = torch.randn(outputs, r, generator=generator)
+    return weight, a, b
 
 
 # ---- 1. first values
@@ -25,17 +27,18 @@ def first_values(noise_a: Tensor, noise_b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
-    sizes = (6, 4, 2), (8, 5, 3), (16, 16, 4), (12, 7, 2), (10, 3, 5)
-    return [
-        (torch.randn(r, n, generator=generator), torch.randn(out, r, generator=generator))
-        for n, out, r in sizes
-    ]
+    def case(inputs: int, outputs: int, r: int) -> tuple[Tensor, Tensor]:
+        noise_a = torch.randn(r, inputs, generator=generator)
+        return noise_a, torch.randn(outputs, r, generator=generator)
+
+    return [case(6, 4, 2), case(8, 5, 3), case(16, 16, 4), case(12, 7, 2), case(10, 3, 5)]
 
 
 FIRST_VALUES = Exercise(
-    task="""LoRA adds B A to a weight. Before the first step the model must compute exactly what it did, and yet have something to learn from.
-    `noise_a` is float32 [r, in] and `noise_b` float32 [out, r], both drawn from N(0, 1). Return (A, B), of these shapes: A has a variance of
-    1/in, so that A x is about as large as x, and B is what makes the sum start where the base is. You need not use both noises.""",
+    task="""LoRA adds B A to a weight. Before the first step the model must compute exactly what it did, and
+    yet have something to learn from. `noise_a` is float32 [r, in] and `noise_b` float32 [out, r], both drawn
+    from N(0, 1). Return (A, B), of these shapes: A has a variance of 1/in, so that A x is about as large as
+    x, and B is what makes the sum start where the base is. You need not use both noises.""",
     reference=first_values,
     cases=_first_cases,
     mistakes=(
@@ -93,13 +96,15 @@ def lora_output(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, alpha: float) -
     return _output(x, weight, a, b, alpha / len(a))
 
 
-def _output(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, base: float = 1.0) -> Tensor:
+def _output(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, *, base: float = 1.0) -> Tensor:
+    """base: what the base's own output is multiplied by."""
     return base * (x @ weight.T) + scale * (x @ a.T @ b.T)
 
 
 def _output_cases(generator: Generator) -> list[tuple]:
     def case(rows: int, inputs: int, outputs: int, r: int, alpha: float) -> tuple:
-        return torch.randn(rows, inputs, generator=generator), *_adapter(generator, inputs, outputs, r), alpha
+        x = torch.randn(rows, inputs, generator=generator)
+        return x, *_adapter(generator, inputs, outputs, r), alpha
 
     return [
         case(2, 6, 4, 2, 3.0),
@@ -111,8 +116,9 @@ def _output_cases(generator: Generator) -> list[tuple]:
 
 
 LORA_OUTPUT = Exercise(
-    task="""A linear layer with an adapter. `x` is float32 [batch, in], `weight` [out, in] is the layer's, as nn.Linear has it, `a` [r, in] and
-    `b` [out, r] are the adapter's. Return x weightᵀ plus the adapter's part, which is multiplied by alpha / r: float32 [batch, out].""",
+    task="""A linear layer with an adapter. `x` is float32 [batch, in], `weight` [out, in] is the layer's, as
+    nn.Linear has it, `a` [r, in] and `b` [out, r] are the adapter's. Return x weightᵀ plus the adapter's
+    part, which is multiplied by alpha / r: float32 [batch, out].""",
     reference=lora_output,
     cases=_output_cases,
     mistakes=(
@@ -140,12 +146,12 @@ LORA_OUTPUT = Exercise(
         ),
         Mistake(
             "scale on both parts",
-            lambda x, w, a, b, alpha: _output(x, w, a, b, alpha / len(a), alpha / len(a)),
+            lambda x, w, a, b, alpha: _output(x, w, a, b, alpha / len(a), base=alpha / len(a)),
             "The base's output was multiplied by the scale too. The base stays what it is.",
         ),
         Mistake(
             "base left out",
-            lambda x, w, a, b, alpha: _output(x, w, a, b, alpha / len(a), 0.0),
+            lambda x, w, a, b, alpha: _output(x, w, a, b, alpha / len(a), base=0.0),
             "Only the adapter's part is there. It is what changes: add it to x @ weight.T.",
         ),
     ),
@@ -164,53 +170,63 @@ LORA_OUTPUT = Exercise(
 # ---- 3. a step of training
 
 
-def lora_step(
+def lora_step(  # noqa: PLR0917  # what a learner writes, called by position
     x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, lr: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return weight, a - lr * scale * (b.T @ grad.T @ x), b - lr * scale * (grad.T @ (x @ a.T))
+    new_a = a - lr * scale * (b.T @ grad.T @ x)
+    new_b = b - lr * scale * (grad.T @ (x @ a.T))
+    return weight, new_a, new_b
+
+
+def _base_too(x: Tensor, grad: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, new_a, new_b = lora_step(x, grad, weight, *rest)
+    lr = rest[-1]
+    return weight - lr * grad.T @ x, new_a, new_b
 
 
 def _b_before_a(
-    x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, lr: float
+    x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, *rest: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    new_b = lora_step(x, grad, weight, a, b, scale, lr)[2]
-    return weight, lora_step(x, grad, weight, a, new_b, scale, lr)[1], new_b
+    new_b = lora_step(x, grad, weight, a, b, *rest)[2]
+    return weight, lora_step(x, grad, weight, a, new_b, *rest)[1], new_b
+
+
+def _only_b(x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return weight, a, lora_step(x, grad, weight, a, *rest)[2]
 
 
 def _step_cases(generator: Generator) -> list[tuple]:
-    def case(rows: int, inputs: int, outputs: int, r: int, scale: float, lr: float) -> tuple:
-        x, grad = (torch.randn(rows, n, generator=generator) for n in (inputs, outputs))
+    def case(rows: int, inputs: int, outputs: int, r: int, *, scale: float, lr: float) -> tuple:
+        x = torch.randn(rows, inputs, generator=generator)
+        grad = torch.randn(rows, outputs, generator=generator)
         return x, grad, *_adapter(generator, inputs, outputs, r), scale, lr
 
-    sizes = (
-        (3, 6, 4, 2, 0.5, 0.1),
-        (4, 5, 7, 3, 2.0, 0.05),
-        (2, 8, 8, 2, 4.0, 0.02),
-        (6, 4, 9, 1, 0.25, 0.2),
-        (5, 7, 3, 3, 1.5, 0.1),
-    )
-    return [case(*s) for s in sizes]
+    return [
+        case(3, 6, 4, 2, scale=0.5, lr=0.1),
+        case(4, 5, 7, 3, scale=2.0, lr=0.05),
+        case(2, 8, 8, 2, scale=4.0, lr=0.02),
+        case(6, 4, 9, 1, scale=0.25, lr=0.2),
+        case(5, 7, 3, 3, scale=1.5, lr=0.1),
+    ]
 
 
 LORA_STEP = Exercise(
-    task="""One step of gradient descent for y = x weightᵀ + scale · x aᵀ bᵀ. `x` is float32 [n, in], `grad` [n, out] is the loss's gradient
-    with respect to y, `weight` is [out, in], `a` [r, in], `b` [out, r]. What LoRA trains moves against its gradient, `lr` times; the rest
-    stays. Return (weight, a, b) after the step. Change none of the arguments in place.""",
+    task="""One step of gradient descent for y = x weightᵀ + scale · x aᵀ bᵀ. `x` is float32 [n, in], `grad`
+    [n, out] is the loss's gradient with respect to y, `weight` is [out, in], `a` [r, in], `b` [out, r]. What
+    LoRA trains moves against its gradient, `lr` times; the rest stays. Return (weight, a, b) after the step.
+    Change none of the arguments in place.""",
     reference=lora_step,
     cases=_step_cases,
     mistakes=(
         Mistake(
             "base not frozen",
-            lambda x, grad, weight, *rest: (
-                weight - rest[-1] * grad.T @ x,
-                *lora_step(x, grad, weight, *rest)[1:],
-            ),
+            _base_too,
             "The weight moved as well. Then it is full fine-tuning: the adapter alone no longer holds what"
             " was learned, and the file that you save and put on the original base is worthless.",
         ),
         Mistake(
             "scale forgotten in the gradient",
-            lambda x, grad, weight, a, b, scale, lr: lora_step(x, grad, weight, a, b, 1.0, lr),
+            lambda x, grad, weight, a, b, scale, lr: lora_step(x, grad, weight, a, b, scale=1.0, lr=lr),
             "The gradients lack the factor `scale`: y contains scale times B A, so by the chain rule each"
             " gradient does too.",
         ),
@@ -222,16 +238,12 @@ LORA_STEP = Exercise(
         ),
         Mistake(
             "only B is trained",
-            lambda x, grad, weight, a, b, scale, lr: (
-                weight,
-                a,
-                lora_step(x, grad, weight, a, b, scale, lr)[2],
-            ),
+            _only_b,
             "A stayed as it was. LoRA trains both; with B alone it is another method, LoRA-FA.",
         ),
         Mistake(
             "uphill",
-            lambda x, grad, weight, a, b, scale, lr: lora_step(x, grad, weight, a, b, scale, -lr),
+            lambda x, grad, weight, a, b, scale, lr: lora_step(x, grad, weight, a, b, scale=scale, lr=-lr),
             "The step goes along the gradient, so that the loss grows. Subtract.",
         ),
         Mistake(
@@ -257,7 +269,9 @@ LORA_STEP = Exercise(
 
 
 def merge_once(weight: Tensor, a: Tensor, b: Tensor, scale: float, merged: bool) -> tuple[Tensor, bool]:
-    return (weight.clone() if merged else weight + scale * (b @ a)), True
+    if merged:
+        return weight.clone(), True
+    return weight + scale * (b @ a), True
 
 
 def _merge_cases(generator: Generator) -> list[tuple]:
@@ -274,9 +288,10 @@ def _merge_cases(generator: Generator) -> list[tuple]:
 
 
 MERGE_ONCE = Exercise(
-    task="""Merged into the weight, an adapter costs nothing when the model runs. `weight` is float32 [size, size], `a` [r, size], `b` [size, r].
-    If `merged` is False, add the adapter to the weight, times `scale`. If it is True, that has been done already: calling twice must
-    change nothing. Return (weight, merged) as they are afterwards. Do not change the arguments in place.""",
+    task="""Merged into the weight, an adapter costs nothing when the model runs. `weight` is float32 [size,
+    size], `a` [r, size], `b` [size, r]. If `merged` is False, add the adapter to the weight, times `scale`.
+    If it is True, that has been done already: calling twice must change nothing. Return (weight, merged) as
+    they are afterwards. Do not change the arguments in place.""",
     reference=merge_once,
     cases=_merge_cases,
     mistakes=(
@@ -288,15 +303,12 @@ MERGE_ONCE = Exercise(
         ),
         Mistake(
             "scale forgotten",
-            lambda weight, a, b, scale, merged: (weight.clone() if merged else weight + b @ a, True),
+            lambda weight, a, b, scale, merged: merge_once(weight, a, b, 1.0, merged),
             "B A was added without its scale. The merged model then differs from the one that was trained.",
         ),
         Mistake(
             "A B for B A",
-            lambda weight, a, b, scale, merged: (
-                weight.clone() if merged else weight + scale * (b @ a).T,
-                True,
-            ),
+            lambda weight, a, b, scale, merged: merge_once(weight, b.T, a.T, scale, merged),
             "What was added is transposed. The weight is [out, in]: b [out, r] comes first. With a square"
             " weight no error tells you.",
         ),
@@ -333,7 +345,8 @@ MERGE_ONCE = Exercise(
 
 
 def alpha_for_rank(alpha: float, r: int, new_r: int, use_rslora: bool) -> float:
-    return alpha * (math.sqrt(new_r / r) if use_rslora else new_r / r)
+    ratio = new_r / r
+    return alpha * math.sqrt(ratio) if use_rslora else alpha * ratio
 
 
 def _alpha_cases(generator: Generator) -> list[tuple[float, int, int, bool]]:
@@ -350,9 +363,10 @@ def _alpha_cases(generator: Generator) -> list[tuple[float, int, int, bool]]:
 
 
 ALPHA_FOR_RANK = Exercise(
-    task="""An adapter of rank `r` was trained with `alpha`. It is rewritten as one of rank `new_r` that computes the same: rows of A and
-    columns of B that are zero are added or taken away. The scale of B A, which is alpha / r for LoRA and alpha / √r for rsLoRA (`use_rslora`),
-    must not change. Return the alpha to write into the new file, a float.""",
+    task="""An adapter of rank `r` was trained with `alpha`. It is rewritten as one of rank `new_r` that
+    computes the same: rows of A and columns of B that are zero are added or taken away. The scale of B A,
+    which is alpha / r for LoRA and alpha / √r for rsLoRA (`use_rslora`), must not change. Return the alpha to
+    write into the new file, a float.""",
     reference=alpha_for_rank,
     cases=_alpha_cases,
     mistakes=(
@@ -408,14 +422,21 @@ def dora_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: T
 
 def _dora(directed: Tensor, magnitude: Tensor, lengths: Tensor | None = None) -> Tensor:
     """lengths: what each row is divided by, its own length if not given."""
-    lengths = directed.norm(dim=1) if lengths is None else lengths
+    if lengths is None:
+        lengths = directed.norm(dim=1)
     return (magnitude / lengths)[:, None] * directed
+
+
+def _normed_columns(w: Tensor, a: Tensor, b: Tensor, s: float, m: Tensor) -> Tensor:
+    directed = w + s * (b @ a)
+    return directed / directed.norm(dim=0) * m[:, None]
 
 
 def _dora_cases(generator: Generator) -> list[tuple]:
     def case(inputs: int, outputs: int, r: int, scale: float) -> tuple:
         weight, a, b = _adapter(generator, inputs, outputs, r)
-        return weight, a, b, scale, weight.norm(dim=1) * (0.5 + torch.rand(outputs, generator=generator))
+        magnitude = weight.norm(dim=1) * (0.5 + torch.rand(outputs, generator=generator))
+        return weight, a, b, scale, magnitude
 
     return [
         case(4, 4, 2, 0.5),
@@ -427,9 +448,10 @@ def _dora_cases(generator: Generator) -> list[tuple]:
 
 
 DORA_WEIGHT = Exercise(
-    task="""DoRA learns a row's direction and its length apart. `weight` is float32 [out, in], `a` [r, in], `b` [out, r], `magnitude` [out], one
-    length for each output. The direction of a row is that of weight + scale · b a; its length is the magnitude. Return the weight that the
-    layer computes with: float32 [out, in].""",
+    task="""DoRA learns a row's direction and its length apart. `weight` is float32 [out, in], `a` [r, in],
+    `b` [out, r], `magnitude` [out], one length for each output. The direction of a row is that of weight +
+    scale · b a; its length is the magnitude. Return the weight that the layer computes with: float32 [out,
+    in].""",
     reference=dora_weight,
     cases=_dora_cases,
     mistakes=(
@@ -441,7 +463,7 @@ DORA_WEIGHT = Exercise(
         ),
         Mistake(
             "columns instead of rows",
-            lambda w, a, b, s, m: (w + s * (b @ a)) / (w + s * (b @ a)).norm(dim=0) * m[:, None],
+            _normed_columns,
             "The lengths were taken along dim 0. The paper speaks of columns; its code and PEFT take one"
             " length for each output, and in nn.Linear an output is a row.",
         ),
@@ -492,30 +514,41 @@ def answer_targets(prompt: Tensor, answer: Tensor, length: int) -> tuple[Tensor,
 
 
 def _targets(
-    prompt: Tensor, answer: Tensor, length: int, hidden: int, shift: int = 1, padding: int = -100
+    prompt: Tensor, answer: Tensor, length: int, hidden: int, *, shift: int = 1, padding: int = -100
 ) -> tuple[Tensor, Tensor]:
-    """hidden: how many targets at the beginning do not count."""
+    """hidden: how many targets at the beginning do not count. shift: how far a target is ahead of what is
+    read. padding: the targets behind the text.
+    """
     ids = torch.cat([prompt, answer])
-    inputs, targets = torch.zeros(length, dtype=torch.int64), torch.full((length,), padding)
+    inputs = torch.zeros(length, dtype=torch.int64)
+    targets = torch.full((length,), padding)
     inputs[: len(ids) - 1] = ids[:-1]
     targets[: len(ids) - 1] = ids[shift : len(ids) - 1 + shift]
     targets[:hidden] = -100
     return inputs, targets
 
 
+def _prompt_counts(prompt: Tensor, answer: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    inputs, right = answer_targets(prompt, answer, length)
+    everything = _targets(prompt, answer, length, 0)[1]
+    return inputs, torch.where(right == -100, everything, -100)
+
+
 def _target_cases(generator: Generator) -> list[tuple[Tensor, Tensor, int]]:
     def case(prompt: int, answer: int, padding: int) -> tuple[Tensor, Tensor, int]:
-        draw = lambda n: torch.randint(1, 50, (n,), generator=generator)
-        return draw(prompt), draw(answer), prompt + answer - 1 + padding
+        prompt_ids = torch.randint(1, 50, (prompt,), generator=generator)
+        answer_ids = torch.randint(1, 50, (answer,), generator=generator)
+        return prompt_ids, answer_ids, prompt + answer - 1 + padding
 
     return [case(3, 2, 2), case(4, 4, 0), case(2, 6, 3), case(6, 1, 1), case(5, 3, 4)]
 
 
 ANSWER_TARGETS = Exercise(
-    task="""A model is to learn to answer, not to ask. `prompt` and `answer` are int64 [n] and [m], tokens of one text, of which the answer
-    comes second. Return (inputs, targets), both int64 [length]: position t reads inputs[t] and is to predict targets[t], the next token. Where
-    that token belongs to the prompt, the target is -100, which cross_entropy leaves out. The text gives n + m - 1 positions; those up to
-    `length` are padded, inputs with 0 and targets with -100.""",
+    task="""A model is to learn to answer, not to ask. `prompt` and `answer` are int64 [n] and [m], tokens of
+    one text, of which the answer comes second. Return (inputs, targets), both int64 [length]: position t
+    reads inputs[t] and is to predict targets[t], the next token. Where that token belongs to the prompt, the
+    target is -100, which cross_entropy leaves out. The text gives n + m - 1 positions; those up to `length`
+    are padded, inputs with 0 and targets with -100.""",
     reference=answer_targets,
     cases=_target_cases,
     mistakes=(
@@ -538,7 +571,7 @@ ANSWER_TARGETS = Exercise(
         ),
         Mistake(
             "not shifted",
-            lambda prompt, answer, length: _targets(prompt, answer, length, len(prompt), 0),
+            lambda prompt, answer, length: _targets(prompt, answer, length, len(prompt), shift=0),
             "targets[t] is inputs[t]. A position that reads a token can copy it, and the loss falls to zero"
             " without anything learned.",
         ),
@@ -550,14 +583,7 @@ ANSWER_TARGETS = Exercise(
         ),
         Mistake(
             "the answer is hidden, not the prompt",
-            lambda prompt, answer, length: (
-                answer_targets(prompt, answer, length)[0],
-                torch.where(
-                    answer_targets(prompt, answer, length)[1] == -100,
-                    _targets(prompt, answer, length, 0)[1],
-                    -100,
-                ),
-            ),
+            _prompt_counts,
             "The targets of the answer are -100 and those of the prompt count: it is the other way round.",
         ),
     ),
@@ -586,8 +612,9 @@ def join_adapters(
 
 def _join_cases(generator: Generator) -> list[tuple]:
     def case(inputs: int, outputs: int, r: int, factors: tuple[float, float]) -> tuple:
-        first, second = (_adapter(generator, inputs, outputs, r)[1:] for _ in range(2))
-        return *first, *second, factors
+        _, a1, b1 = _adapter(generator, inputs, outputs, r)
+        _, a2, b2 = _adapter(generator, inputs, outputs, r)
+        return a1, b1, a2, b2, factors
 
     return [
         case(5, 4, 2, (0.7, 1.5)),
@@ -599,9 +626,10 @@ def _join_cases(generator: Generator) -> list[tuple]:
 
 
 JOIN_ADAPTERS = Exercise(
-    task="""Two adapters of rank r become one of rank 2 r that adds exactly factors[0] · b1 a1 + factors[1] · b2 a2 (a factor is an adapter's
-    share times its scale). `a1` and `a2` are float32 [r, in], `b1` and `b2` [out, r]. Return (a, b): a is [2 r, in] and has the factors in
-    it, b is [out, 2 r]. The first adapter comes first.""",
+    task="""Two adapters of rank r become one of rank 2 r that adds exactly factors[0] · b1 a1 + factors[1] ·
+    b2 a2 (a factor is an adapter's share times its scale). `a1` and `a2` are float32 [r, in], `b1` and `b2`
+    [out, r]. Return (a, b): a is [2 r, in] and has the factors in it, b is [out, 2 r]. The first adapter
+    comes first.""",
     reference=join_adapters,
     cases=_join_cases,
     mistakes=(

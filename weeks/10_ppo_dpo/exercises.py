@@ -43,22 +43,36 @@ def _picked(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
+def _padding_counted(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    from_answer_on = mask.cumsum(1) > 0
+    return (token_logprobs(logits, ids) * from_answer_on[:, 1:]).sum(1)
+
+
+def _prompt_counted(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    up_to_answers_end = mask.flip(1).cumsum(1).flip(1) > 0
+    return (token_logprobs(logits, ids) * up_to_answers_end[:, 1:]).sum(1)
+
+
+def _logits_summed(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    picked = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return (picked * mask[:, 1:]).sum(1)
+
+
 def _answer_cases(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
     def case(batch: int, time: int) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            _randn(generator, batch, time, 5),
-            torch.randint(5, (batch, time), generator=generator),
-            _mask(generator, batch, time),
-        )
+        logits = _randn(generator, batch, time, 5)
+        ids = torch.randint(5, (batch, time), generator=generator)
+        return logits, ids, _mask(generator, batch, time)
 
     return [case(*sizes) for sizes in SIZES]
 
 
 ANSWER_LOGPROBS = Exercise(
-    task="""How likely is an answer, given its prompt? `ids` is int64 [batch, time]: a prompt, its answer, then padding. `mask` is bool [batch, time],
-    True at the answer's tokens. `logits` is float32 [batch, time, vocab_size], what the model said to `ids`: those at position t are about
-    token t + 1. Return each answer's log-probability, the sum over its tokens, float32 [batch]. Each row has a prompt of at least one
-    token.""",
+    task="""How likely is an answer, given its prompt? `ids` is int64 [batch, time]: a prompt, its answer,
+    then padding. `mask` is bool [batch, time], True at the answer's tokens. `logits` is float32 [batch, time,
+    vocab_size], what the model said to `ids`: those at position t are about token t + 1. Return each answer's
+    log-probability, the sum over its tokens, float32 [batch]. Each row has a prompt of at least one token.
+   """,
     reference=answer_logprobs,
     cases=_answer_cases,
     tolerance=1e-4,
@@ -71,15 +85,13 @@ ANSWER_LOGPROBS = Exercise(
         ),
         Mistake(
             "padding is counted",
-            lambda logits, ids, mask: (token_logprobs(logits, ids) * (mask.cumsum(1) > 0)[:, 1:]).sum(1),
+            _padding_counted,
             "What comes after the answer was counted too. Padding has a log-probability like any token, and"
             " long batches then look unlikely.",
         ),
         Mistake(
             "the prompt is counted",
-            lambda logits, ids, mask: (
-                token_logprobs(logits, ids) * (mask.flip(1).cumsum(1).flip(1) > 0)[:, 1:]
-            ).sum(1),
+            _prompt_counted,
             "The prompt's tokens were counted as well. It was given; only the answer is the model's own.",
         ),
         Mistake(
@@ -95,9 +107,7 @@ ANSWER_LOGPROBS = Exercise(
         ),
         Mistake(
             "logits instead of log-probabilities",
-            lambda logits, ids, mask: (
-                logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]
-            ).sum(1),
+            _logits_summed,
             "Logits were added up. They become log-probabilities by log_softmax over the vocabulary.",
         ),
     ),
@@ -126,15 +136,17 @@ def preference_loss(
 
 def _preference_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, beta: float) -> tuple:
-        return *(-5 * torch.rand(batch, generator=generator) - 1 for _ in range(4)), beta
+        logprobs = [-5 * torch.rand(batch, generator=generator) - 1 for _ in range(4)]
+        return *logprobs, beta
 
     return [case(1, 0.5), case(3, 0.1), case(5, 0.3), case(4, 1.0), case(2, 2.0)]
 
 
 PREFERENCE_LOSS = Exercise(
-    task="""DPO's loss for each pair. The arguments are float32 [batch]: the log-probability of the chosen and of the rejected answer, by the policy
-    and by the reference. An answer's implicit reward is `beta` times its log-ratio, log policy - log reference. Return minus the log of the
-    probability that the chosen answer wins, which is the sigmoid of the difference of rewards: float32 [batch].""",
+    task="""DPO's loss for each pair. The arguments are float32 [batch]: the log-probability of the chosen and
+    of the rejected answer, by the policy and by the reference. An answer's implicit reward is `beta` times
+    its log-ratio, log policy - log reference. Return minus the log of the probability that the chosen answer
+    wins, which is the sigmoid of the difference of rewards: float32 [batch].""",
     reference=preference_loss,
     cases=_preference_cases,
     mistakes=(
@@ -197,9 +209,10 @@ def _kl_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
 
 
 KL_K3 = Exercise(
-    task="""The policy drew some tokens; how far is it from the reference? `logp` and `ref_logp`, float32 [batch, time], are the log-probabilities that
-    policy and reference give to what the *policy* drew. With r = reference's probability / policy's, return r - 1 - log r for each token,
-    float32 [batch, time]. Its mean over what the policy draws is KL(policy ‖ reference), and no single one is negative.""",
+    task="""The policy drew some tokens; how far is it from the reference? `logp` and `ref_logp`, float32
+    [batch, time], are the log-probabilities that policy and reference give to what the *policy* drew. With r
+    = reference's probability / policy's, return r - 1 - log r for each token, float32 [batch, time]. Its mean
+    over what the policy draws is KL(policy ‖ reference), and no single one is negative.""",
     reference=kl_k3,
     cases=_kl_cases,
     mistakes=(
@@ -255,24 +268,27 @@ def _at_end(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([torch.zeros(len(mask), mask.size(1) - 1), scores.unsqueeze(1)], 1)
 
 
+def _score_replaces_penalty(scores: Tensor, logp: Tensor, ref: Tensor, mask: Tensor, beta: float) -> Tensor:
+    is_last = _at_last(torch.ones(len(mask)), mask) > 0
+    return torch.where(is_last, scores[:, None], -beta * (logp - ref) * mask)
+
+
 def _reward_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, beta: float) -> tuple:
-        return (
-            _randn(generator, batch),
-            _randn(generator, batch, time),
-            _randn(generator, batch, time),
-            _mask(generator, batch, time),
-            beta,
-        )
+        scores = _randn(generator, batch)
+        logp = _randn(generator, batch, time)
+        ref_logp = _randn(generator, batch, time)
+        return scores, logp, ref_logp, _mask(generator, batch, time), beta
 
     return [case(*sizes, beta) for sizes, beta in zip(SIZES, (0.1, 0.5, 1.0, 0.3, 0.2))]
 
 
 PENALISED_REWARDS = Exercise(
-    task="""PPO wants a reward for each token, but an answer is scored as a whole. `scores` is float32 [batch]; `logp` and `ref_logp`, float32 [batch,
-    time], are what policy and reference gave to each token; `mask` is bool [batch, time], True at the answer's tokens, each row having some.
-    Each token of the answer earns -beta · (logp - ref_logp), and its last one the score as well. Return float32 [batch, time], 0 outside
-    the mask.""",
+    task="""PPO wants a reward for each token, but an answer is scored as a whole. `scores` is float32
+    [batch]; `logp` and `ref_logp`, float32 [batch, time], are what policy and reference gave to each token;
+    `mask` is bool [batch, time], True at the answer's tokens, each row having some. Each token of the answer
+    earns -beta · (logp - ref_logp), and its last one the score as well. Return float32 [batch, time], 0
+    outside the mask.""",
     reference=penalised_rewards,
     cases=_reward_cases,
     mistakes=(
@@ -307,9 +323,7 @@ PENALISED_REWARDS = Exercise(
         ),
         Mistake(
             "the last token pays no KL",
-            lambda scores, logp, ref, mask, beta: torch.where(
-                _at_last(torch.ones(len(mask)), mask) > 0, scores[:, None], -beta * (logp - ref) * mask
-            ),
+            _score_replaces_penalty,
             "At the last token the score took the penalty's place. It is added to it.",
         ),
     ),
@@ -340,31 +354,50 @@ def advantages_and_returns(
 def _recursion(
     deltas: Tensor, values: Tensor, decay: float, order: Callable = reversed
 ) -> tuple[Tensor, Tensor]:
-    """deltas, values [batch, time]."""
-    running, found = torch.zeros(len(deltas)), torch.zeros_like(deltas)
+    """deltas, values: [batch, time]. order: in which the steps are gone through."""
+    running, advantages = torch.zeros(len(deltas)), torch.zeros_like(deltas)
     for t in order(range(deltas.size(1))):
         running = deltas[:, t] + decay * running
-        found[:, t] = running
-    return found, found + values
+        advantages[:, t] = running
+    return advantages, advantages + values
 
 
 def _deltas(rewards: Tensor, values: Tensor, gamma: float) -> Tensor:
     return rewards + gamma * F.pad(values[:, 1:], (0, 1)) - values
 
 
+def _last_value_goes_on(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    following = torch.cat([values[:, 1:], values[:, -1:]], 1)
+    return _recursion(rewards + gamma * following - values, values, gamma * lam)
+
+
+def _returns_without_values(
+    rewards: Tensor, values: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    advantages = gae(rewards, values, gamma, lam)[0]
+    return advantages, advantages
+
+
+def _whitened_too_early(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    advantages = whiten(gae(rewards, values, gamma, lam)[0])
+    return advantages, advantages + values
+
+
 def _gae_cases(generator: Generator) -> list[tuple]:
-    options = (0.9, 0.8), (0.95, 0.9), (0.8, 0.5), (0.99, 0.7), (0.7, 0.95)
-    return [
-        (_randn(generator, *sizes), _randn(generator, *sizes), *option)
-        for sizes, option in zip(SIZES, options)
-    ]
+    decays = (0.9, 0.8), (0.95, 0.9), (0.8, 0.5), (0.99, 0.7), (0.7, 0.95)
+    cases = []
+    for sizes, (gamma, lam) in zip(SIZES, decays):
+        rewards = _randn(generator, *sizes)
+        cases.append((rewards, _randn(generator, *sizes), gamma, lam))
+    return cases
 
 
 ADVANTAGES_AND_RETURNS = Exercise(
-    task="""How much better was a token than expected? `rewards` and `values` are float32 [batch, time]; after the last token nothing more is
-    expected, a value of 0. With delta[t] = rewards[t] + gamma · values[t + 1] - values[t], the advantage at t is the sum of (gamma · lam)ᵏ ·
-    delta[t + k] over all k from 0 on. Return (advantages, returns), both float32 [batch, time]; returns = advantages + values is what the value
-    model learns. It can be done in one pass.""",
+    task="""How much better was a token than expected? `rewards` and `values` are float32 [batch, time]; after
+    the last token nothing more is expected, a value of 0. With delta[t] = rewards[t] + gamma · values[t + 1]
+    - values[t], the advantage at t is the sum of (gamma · lam)ᵏ · delta[t + k] over all k from 0 on. Return
+    (advantages, returns), both float32 [batch, time]; returns = advantages + values is what the value model
+    learns. It can be done in one pass.""",
     reference=advantages_and_returns,
     cases=_gae_cases,
     tolerance=1e-4,
@@ -390,9 +423,7 @@ ADVANTAGES_AND_RETURNS = Exercise(
         ),
         Mistake(
             "the last value goes on",
-            lambda rewards, values, gamma, lam: _recursion(
-                rewards + gamma * torch.cat([values[:, 1:], values[:, -1:]], 1) - values, values, gamma * lam
-            ),
+            _last_value_goes_on,
             "After the last token its own value was expected once more. The answer is over, so the next value"
             " is 0.",
         ),
@@ -404,16 +435,13 @@ ADVANTAGES_AND_RETURNS = Exercise(
         ),
         Mistake(
             "returns without values",
-            lambda rewards, values, gamma, lam: (gae(rewards, values, gamma, lam)[0],) * 2,
+            _returns_without_values,
             "The returns are the advantages. Those say how much better it was than expected; the value model"
             " learns the expectation, so add values.",
         ),
         Mistake(
             "returns of whitened advantages",
-            lambda rewards, values, gamma, lam: (
-                whiten(gae(rewards, values, gamma, lam)[0]),
-                whiten(gae(rewards, values, gamma, lam)[0]) + values,
-            ),
+            _whitened_too_early,
             "The advantages were whitened. That comes later, and only for the policy's loss: the value model"
             " has to learn in units of the reward.",
         ),
@@ -441,26 +469,32 @@ def whitened_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def _scaled(
-    x: Tensor, mask: Tensor, values: Tensor, power: float = 1, shift: bool = True, correction: int = 1
+    x: Tensor, mask: Tensor, values: Tensor, *, power: float = 1, shift: bool = True, correction: int = 1
 ) -> Tensor:
-    """By the mean and the standard deviation of `values`."""
-    return (x - (values.mean() if shift else 0)) / values.std(correction=correction) ** power * mask
+    """By the mean and the standard deviation of `values`.
+
+    power: of the deviation, by which is divided. shift: take the mean off. correction: n minus this divides
+    the sum of squares.
+    """
+    if shift:
+        x = x - values.mean()
+    return x / values.std(correction=correction) ** power * mask
 
 
 def _whiten_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
-    return [
-        (
-            2 * _randn(generator, *sizes) * (1 + torch.arange(sizes[0])[:, None]) + 1.5,
-            _mask(generator, *sizes),
-        )
-        for sizes in SIZES
-    ]
+    def case(batch: int, time: int) -> tuple[Tensor, Tensor]:
+        row_scales = 1 + torch.arange(batch)[:, None]
+        advantages = 2 * _randn(generator, batch, time) * row_scales + 1.5
+        return advantages, _mask(generator, batch, time)
+
+    return [case(*sizes) for sizes in SIZES]
 
 
 WHITENED_ADVANTAGES = Exercise(
-    task="""Advantages come in any size; the step should not. `advantages` is float32 [batch, time], `mask` bool [batch, time], True at the answers'
-    tokens. Over all tokens of the batch that the mask lets through, make the mean 0 and the standard deviation 1 (unbiased: the sum of
-    squares divided by n - 1). Return float32 [batch, time], 0 outside the mask.""",
+    task="""Advantages come in any size; the step should not. `advantages` is float32 [batch, time], `mask`
+    bool [batch, time], True at the answers' tokens. Over all tokens of the batch that the mask lets through,
+    make the mean 0 and the standard deviation 1 (unbiased: the sum of squares divided by n - 1). Return
+    float32 [batch, time], 0 outside the mask.""",
     reference=whitened_advantages,
     cases=_whiten_cases,
     tolerance=1e-4,
@@ -531,18 +565,25 @@ def _ratio_loss(
     return -worse(ratio * advantages, ratio.clamp(low, high) * advantages).mean()
 
 
+def _smaller_ratio(logp: Tensor, old: Tensor, a: Tensor, clip: float) -> Tensor:
+    ratio = (logp - old).exp()
+    return -(torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)) * a).mean()
+
+
 def _clip_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, clip: float) -> tuple:
-        old = -torch.rand(batch, time, generator=generator)
-        return old + 0.6 * _randn(generator, batch, time), old, _randn(generator, batch, time), clip
+        old_logp = -torch.rand(batch, time, generator=generator)
+        logp = old_logp + 0.6 * _randn(generator, batch, time)
+        return logp, old_logp, _randn(generator, batch, time), clip
 
     return [case(*sizes, clip) for sizes, clip in zip(SIZES, (0.2, 0.1, 0.3, 0.2, 0.15))]
 
 
 CLIPPED_POLICY_LOSS = Exercise(
-    task="""PPO learns from the same answers several times, as long as the policy stays near the one that drew them. `logp` and `old_logp`, float32
-    [batch, time], are the tokens' log-probabilities now and when they were drawn; `advantages` is float32 [batch, time]. With ratio =
-    probability now / then, each token's gain is the smaller of ratio · advantage and ratio clamped to 1 - clip .. 1 + clip, times advantage. Return
+    task="""PPO learns from the same answers several times, as long as the policy stays near the one that drew
+    them. `logp` and `old_logp`, float32 [batch, time], are the tokens' log-probabilities now and when they
+    were drawn; `advantages` is float32 [batch, time]. With ratio = probability now / then, each token's gain
+    is the smaller of ratio · advantage and ratio clamped to 1 - clip .. 1 + clip, times advantage. Return
     minus the mean gain, a scalar.""",
     reference=clipped_policy_loss,
     cases=_clip_cases,
@@ -582,9 +623,7 @@ CLIPPED_POLICY_LOSS = Exercise(
         ),
         Mistake(
             "the smaller ratio, not the smaller gain",
-            lambda logp, old, a, clip: (
-                -(torch.minimum((logp - old).exp(), (logp - old).exp().clamp(1 - clip, 1 + clip)) * a).mean()
-            ),
+            _smaller_ratio,
             "The smaller ratio was taken before multiplying. For a negative advantage the smaller gain has"
             " the larger ratio.",
         ),
@@ -610,26 +649,28 @@ def group_relative_advantages(scores: Tensor, group_size: int) -> Tensor:
     return group_advantages(scores, group_size)
 
 
-def _grouped(groups: Tensor, correction: int = 1, power: int = 1) -> Tensor:
-    return (groups - groups.mean(1, keepdim=True)) / (
-        groups.std(1, keepdim=True, correction=correction) + 1e-4
-    ) ** power
+def _grouped(groups: Tensor, correction: int = 1, epsilon: float = 1e-4) -> Tensor:
+    """groups: [prompts, group_size]. epsilon: what keeps the deviation from 0."""
+    deviation = groups.std(1, keepdim=True, correction=correction) + epsilon
+    return (groups - groups.mean(1, keepdim=True)) / deviation
 
 
 def _group_cases(generator: Generator) -> list[tuple[Tensor, int]]:
     def case(groups: int, size: int) -> tuple[Tensor, int]:
-        return (
-            _randn(generator, groups, size) * (0.5 + torch.arange(groups)[:, None])
-            + 2 * _randn(generator, groups, 1)
-        ).flatten(), size
+        spread = 0.5 + torch.arange(groups)[:, None]
+        scores = _randn(generator, groups, size) * spread + 2 * _randn(generator, groups, 1)
+        return scores.flatten(), size
 
-    return [case(2, 3), case(3, 4), case(4, 2), case(5, 8), (torch.cat([torch.ones(4), case(1, 4)[0]]), 4)]
+    cases = [case(2, 3), case(3, 4), case(4, 2), case(5, 8)]
+    all_equal = torch.ones(4)
+    return [*cases, (torch.cat([all_equal, case(1, 4)[0]]), 4)]
 
 
 GROUP_RELATIVE_ADVANTAGES = Exercise(
-    task="""GRPO needs no value model: an answer is compared with others to the same prompt. `scores` is float32 [prompts · group_size], the
-    `group_size` answers to one prompt side by side. An answer's advantage is its score less the mean of its group, divided by the group's
-    standard deviation (unbiased) plus 1e-4. Return float32, of the shape of scores. A group of equal scores gets zeros.""",
+    task="""GRPO needs no value model: an answer is compared with others to the same prompt. `scores` is
+    float32 [prompts · group_size], the `group_size` answers to one prompt side by side. An answer's advantage
+    is its score less the mean of its group, divided by the group's standard deviation (unbiased) plus 1e-4.
+    Return float32, of the shape of scores. A group of equal scores gets zeros.""",
     reference=group_relative_advantages,
     cases=_group_cases,
     tolerance=1e-4,
@@ -664,10 +705,7 @@ GROUP_RELATIVE_ADVANTAGES = Exercise(
         ),
         Mistake(
             "nothing keeps the deviation from 0",
-            lambda scores, size: (
-                (scores.view(-1, size) - scores.view(-1, size).mean(1, keepdim=True))
-                / scores.view(-1, size).std(1, keepdim=True)
-            ).flatten(),
+            lambda scores, size: _grouped(scores.view(-1, size), epsilon=0.0).flatten(),
             "Where all answers of a group score the same, this is 0 / 0. Add 1e-4 to the deviation.",
         ),
     ),
@@ -695,37 +733,40 @@ def _objective(logp: Tensor, old_logp: Tensor, advantages: Tensor, ref_logp: Ten
     return (-(logp - old_logp).exp() * advantages + beta * kl_estimate(logp, ref_logp)).mean()
 
 
+def _nothing_detached(logits: Tensor, ids: Tensor, a: Tensor, ref: Tensor, beta: float) -> Tensor:
+    return _gradient(logits, ids, lambda logp: _objective(logp, logp, a, ref, beta))
+
+
 def _constant_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, beta: float) -> tuple:
         ids = torch.randint(4, (batch, time), generator=generator)
         ref_logp = _picked(_randn(generator, batch, time, 4), ids)
-        return _randn(generator, batch, time, 4), ids, _randn(generator, batch, time), ref_logp, beta
+        logits = _randn(generator, batch, time, 4)
+        return logits, ids, _randn(generator, batch, time), ref_logp, beta
 
     return [case(*sizes, beta) for sizes, beta in zip(SIZES, (0.1, 0.5, 1.0, 0.3, 0.2))]
 
 
 FIRST_GRADIENT = Exercise(
-    task="""At the first step after drawing, the policy is still the one that drew, so one forward pass gives both log-probabilities. `logits` is
-    float32 [batch, time, vocab_size], `ids` int64 [batch, time]; here logits[b, t] are about ids[b, t]. The loss of a token is -ratio · advantage +
-    beta · k3, with ratio = policy now / policy that drew, `advantages` float32 [batch, time], and k3 = r - 1 - log r with log r = ref_logp - logp,
-    `ref_logp` float32 [batch, time]. The ratio is 1, but its gradient is not 0: the policy that drew is a constant (detach). Return the
-    gradient of the mean loss with respect to logits, float32 like logits. Do not change logits itself: clone it, then requires_grad_().""",
+    task="""At the first step after drawing, the policy is still the one that drew, so one forward pass gives
+    both log-probabilities. `logits` is float32 [batch, time, vocab_size], `ids` int64 [batch, time]; here
+    logits[b, t] are about ids[b, t]. The loss of a token is -ratio · advantage + beta · k3, with ratio =
+    policy now / policy that drew, `advantages` float32 [batch, time], and k3 = r - 1 - log r with log r =
+    ref_logp - logp, `ref_logp` float32 [batch, time]. The ratio is 1, but its gradient is not 0: the policy
+    that drew is a constant (detach). Return the gradient of the mean loss with respect to logits, float32
+    like logits. Do not change logits itself: clone it, then requires_grad_().""",
     reference=first_gradient,
     cases=_constant_cases,
     mistakes=(
         Mistake(
             "the old policy is not detached",
-            lambda logits, ids, a, ref, beta: _gradient(
-                logits, ids, lambda logp: _objective(logp, logp, a, ref, beta)
-            ),
+            _nothing_detached,
             "Both sides of the ratio carry a gradient, and they cancel: the reward teaches nothing, only the"
             " KL is left. Detach the old one alone: with the whole ratio detached it is the same.",
         ),
         Mistake(
             "the policy in the KL is detached",
-            lambda logits, ids, a, ref, beta: _gradient(
-                logits, ids, lambda logp: _objective(logp, logp.detach(), a, ref, 0.0)
-            ),
+            lambda logits, ids, a, ref, beta: first_gradient(logits, ids, a, ref, 0.0),
             "The KL has no gradient: it is measured, but does not hold the policy. The reference is the"
             " constant there.",
         ),

@@ -17,9 +17,9 @@ def window_spans(tokens: int, size: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _spans(
-    tokens: int, size: int, overlap: int, tail: bool = False, full: bool = False, step: int | None = None
+    tokens: int, size: int, overlap: int, *, tail: bool = False, full: bool = False, step: int | None = None
 ) -> list[tuple[int, int]]:
-    """tail: go on after the end was reached. full: only whole windows."""
+    """tail: go on after the end was reached. full: only whole windows. step: from one start to the next."""
     spans, start = [], 0
     while start < tokens:
         end = min(start + size, tokens)
@@ -31,19 +31,18 @@ def _spans(
     return spans
 
 
+def _span_cases(generator: Generator) -> list[tuple[int, int, int]]:
+    tokens = random_int(generator, 40, 80)
+    return [(10, 4, 1), (11, 4, 1), (3, 8, 2), (0, 4, 2), (tokens, 9, 4), (20, 5, 0)]
+
+
 WINDOW_SPANS = Exercise(
-    task="""A text of `tokens` tokens is cut into windows of at most `size`, and each window begins with the last `overlap` tokens of the one
-    before. Return a list of (start, end), end not included. The last window ends where the text does, and may be shorter; there is none
-    after it. No tokens give no windows. `overlap` is below `size`.""",
+    task="""A text of `tokens` tokens is cut into windows of at most `size`, and each window begins with the
+    last `overlap` tokens of the one before. Return a list of (start, end), end not included. The last window
+    ends where the text does, and may be shorter; there is none after it. No tokens give no windows. `overlap`
+    is below `size`.""",
     reference=window_spans,
-    cases=lambda generator: [
-        (10, 4, 1),
-        (11, 4, 1),
-        (3, 8, 2),
-        (0, 4, 2),
-        (random_int(generator, 40, 80), 9, 4),
-        (20, 5, 0),
-    ],
+    cases=_span_cases,
     mistakes=(
         Mistake(
             "a window inside the last one",
@@ -86,33 +85,46 @@ def bm25_scores(counts: Tensor, question: Tensor, k1: float, b: float) -> Tensor
     return _bm25(counts, question, k1, b)
 
 
+def _idf(counts: Tensor) -> Tensor:
+    n, df = len(counts), (counts > 0).sum(0)
+    return torch.log(1 + (n - df + 0.5) / (df + 0.5))
+
+
 def _bm25(
     counts: Tensor,
     question: Tensor,
     k1: float,
     b: float,
-    rare: Callable | None = None,
-    soft: bool = True,
-    mean: Callable = torch.mean,
+    *,
+    idf: Callable[[Tensor], Tensor] = _idf,
+    saturated: bool = True,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
 ) -> Tensor:
-    n, df, length = len(counts), (counts > 0).sum(0), counts.sum(1, keepdim=True)
-    idf = rare(n, df) if rare else torch.log(1 + (n - df + 0.5) / (df + 0.5))
-    part = counts / (counts + k1 * (1 - b + b * length / mean(length))) if soft else counts
-    return (idf * part)[:, question].sum(1)
+    """idf: of the counts. saturated: tf / (tf + ...), rather than tf. mean: of the lengths."""
+    part = counts
+    if saturated:
+        length = counts.sum(1, keepdim=True)
+        part = counts / (counts + k1 * (1 - b + b * length / mean(length)))
+    return (idf(counts) * part)[:, question].sum(1)
+
+
+def _idf_of_occurrences(counts: Tensor) -> Tensor:
+    n, occurrences = len(counts), counts.sum(0)
+    return torch.log(1 + (n - occurrences.clamp(max=n) + 0.5) / (occurrences + 0.5))
+
+
+def _idf_without_1(counts: Tensor) -> Tensor:
+    n, df = len(counts), (counts > 0).sum(0)
+    return torch.log((n - df + 0.5) / (df + 0.5))
 
 
 def _bm25_cases(generator: Generator) -> list[tuple[Tensor, Tensor, float, float]]:
     def case(n: int, terms: int, k1: float, b: float) -> tuple[Tensor, Tensor, float, float]:
-        counts = torch.randint(0, 4, (n, terms), generator=generator) * torch.randint(
-            0, 2, (n, terms), generator=generator
-        )
+        counts = torch.randint(0, 4, (n, terms), generator=generator)
+        counts *= torch.randint(0, 2, (n, terms), generator=generator)  # half of them 0
         counts[:, 0] = torch.arange(1, n + 1)  # texts of different length, and a term that is in all
-        return (
-            counts.float(),
-            torch.tensor([0, *torch.randperm(terms - 1, generator=generator)[:3].add(1).tolist()]),
-            k1,
-            b,
-        )
+        others = 1 + torch.randperm(terms - 1, generator=generator)[:3]
+        return counts.float(), torch.tensor([0, *others.tolist()]), k1, b
 
     return [
         case(4, 6, 1.2, 0.75),
@@ -124,46 +136,37 @@ def _bm25_cases(generator: Generator) -> list[tuple[Tensor, Tensor, float, float
 
 
 BM25_SCORES = Exercise(
-    task="""`counts` is float32 [texts, terms]: how often each text has each term. `question` is int64 [asked], the terms asked for, all different.
-    Return float32 [texts]: the sum over the question's terms of idf * tf / (tf + k1 * (1 - b + b * length / mean length)). tf is the term's count in
-    the text, a text's length is the sum of its counts, the mean is over all texts, and idf = ln(1 + (n - df + 0.5) / (df + 0.5)) with n texts, df of
-    which have the term. No text is empty.""",
+    task="""`counts` is float32 [texts, terms]: how often each text has each term. `question` is int64
+    [asked], the terms asked for, all different. Return float32 [texts]: the sum over the question's terms of
+    idf * tf / (tf + k1 * (1 - b + b * length / mean length)). tf is the term's count in the text, a text's
+    length is the sum of its counts, the mean is over all texts, and idf = ln(1 + (n - df + 0.5) / (df + 0.5))
+    with n texts, df of which have the term. No text is empty.""",
     reference=bm25_scores,
     cases=_bm25_cases,
     mistakes=(
         Mistake(
             "no idf",
             lambda counts, question, k1, b: _bm25(
-                counts, question, k1, b, rare=lambda n, df: torch.ones(len(df))
+                counts, question, k1, b, idf=lambda counts: torch.ones(counts.size(1))
             ),
             "All terms count the same. A word that is in every text then decides as much as the one name that"
             " is in a single text.",
         ),
         Mistake(
             "idf from occurrences",
-            lambda counts, question, k1, b: _bm25(
-                counts,
-                question,
-                k1,
-                b,
-                rare=lambda n, df: torch.log(
-                    1 + (n - counts.sum(0).clamp(max=n) + 0.5) / (counts.sum(0) + 0.5)
-                ),
-            ),
+            lambda counts, question, k1, b: _bm25(counts, question, k1, b, idf=_idf_of_occurrences),
             "df is how many texts have the term, not how often it occurs: a text that says a word ten times"
             " is still one text.",
         ),
         Mistake(
             "idf without 1 +",
-            lambda counts, question, k1, b: _bm25(
-                counts, question, k1, b, rare=lambda n, df: torch.log((n - df + 0.5) / (df + 0.5))
-            ),
+            lambda counts, question, k1, b: _bm25(counts, question, k1, b, idf=_idf_without_1),
             "Without the 1 inside, the logarithm is negative for a term that more than half of the texts"
             " have: having it would be held against them.",
         ),
         Mistake(
             "no saturation",
-            lambda counts, question, k1, b: _bm25(counts, question, k1, b, soft=False),
+            lambda counts, question, k1, b: _bm25(counts, question, k1, b, saturated=False),
             "The count itself is used. A text that repeats a word then wins; tf / (tf + ...) lets the tenth"
             " occurrence matter less than the first.",
         ),
@@ -198,7 +201,12 @@ BM25_SCORES = Exercise(
 
 
 def mean_embedding(states: Tensor, mask: Tensor) -> Tensor:
-    return _unit((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+    return _unit(_mean(states, mask))
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Over the real tokens."""
+    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def _unit(x: Tensor, dim: int = 1) -> Tensor:
@@ -215,9 +223,10 @@ def _pool_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
 
 
 MEAN_EMBEDDING = Exercise(
-    task="""`states` is float32 [batch, time, channel]: a model's hidden states for a batch of texts, padded to one length. `mask` is bool [batch,
-    time], True for real tokens; every text has at least one. Return float32 [batch, channel]: for each text the mean over its real tokens,
-    scaled to length 1, so that a product of two of them is their cosine.""",
+    task="""`states` is float32 [batch, time, channel]: a model's hidden states for a batch of texts, padded
+    to one length. `mask` is bool [batch, time], True for real tokens; every text has at least one. Return
+    float32 [batch, channel]: for each text the mean over its real tokens, scaled to length 1, so that a
+    product of two of them is their cosine.""",
     reference=mean_embedding,
     cases=_pool_cases,
     mistakes=(
@@ -229,13 +238,13 @@ MEAN_EMBEDDING = Exercise(
         ),
         Mistake(
             "not of length 1",
-            lambda states, mask: (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+            _mean,
             "The mean is right, but its length is not 1: with inner products, texts with long vectors would"
             " be near to everything.",
         ),
         Mistake(
             "scaled before the mean",
-            lambda states, mask: (_unit(states, 2) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+            lambda states, mask: _mean(_unit(states, dim=2), mask),
             "Each token's state was scaled to length 1. It is the mean that has to be: a mean of unit vectors"
             " is shorter than 1.",
         ),
@@ -247,7 +256,7 @@ MEAN_EMBEDDING = Exercise(
         ),
         Mistake(
             "scaled over the batch",
-            lambda states, mask: _unit((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), 0),
+            lambda states, mask: _unit(_mean(states, mask), dim=0),
             "The norm goes over the texts of the batch. It belongs over the channels of each text.",
         ),
     ),
@@ -287,8 +296,9 @@ def _fusion_cases(generator: Generator) -> list[tuple[Tensor, float]]:
 
 
 FUSED_SCORES = Exercise(
-    task="""`places` is int64 [retrievers, texts]: where each retriever ranks each text, 1 for its best, and 0 where it did not find it. Return
-    float32 [texts], the scores of reciprocal rank fusion: the sum of 1 / (k + place) over the retrievers that found the text.""",
+    task="""`places` is int64 [retrievers, texts]: where each retriever ranks each text, 1 for its best, and 0
+    where it did not find it. Return float32 [texts], the scores of reciprocal rank fusion: the sum of 1 / (k
+    + place) over the retrievers that found the text.""",
     reference=fused_scores,
     cases=_fusion_cases,
     mistakes=(
@@ -339,14 +349,27 @@ def ndcg(gains: list[float], all_gains: list[float], k: int) -> float:
     return _discounted(gains[:k]) / _discounted(sorted(all_gains, reverse=True)[:k])
 
 
-def _discounted(gains: list[float], discount: Callable = lambda place: math.log2(place + 1)) -> float:
-    return sum(gain / discount(place) for place, gain in enumerate(gains, 1))
+def _discounted(gains: list[float]) -> float:
+    return sum(gain / math.log2(place + 1) for place, gain in enumerate(gains, 1))
+
+
+def _ndcg_of_found(gains: list[float], all_gains: list[float], k: int) -> float:
+    best = _discounted(sorted(gains, reverse=True)[:k])
+    return _discounted(gains[:k]) / max(best, 1e-9)
+
+
+def _ndcg_with_log_of_place(gains: list[float], all_gains: list[float], k: int) -> float:
+    def discounted(gains: list[float]) -> float:
+        return sum(gain / max(1.0, math.log2(place)) for place, gain in enumerate(gains[:k], 1))
+
+    return discounted(gains) / discounted(sorted(all_gains, reverse=True))
 
 
 def _ndcg_cases(generator: Generator) -> list[tuple[list[float], list[float], int]]:
     def case(found: int, missed: int, k: int) -> tuple[list[float], list[float], int]:
-        gains = [float(random_int(generator, 0, 4)) for _ in range(found - 1)] + [1.0]
-        return gains, [*gains, *(float(random_int(generator, 1, 4)) for _ in range(missed))], k
+        found_gains = [float(random_int(generator, 0, 4)) for _ in range(found - 1)] + [1.0]
+        missed_gains = [float(random_int(generator, 1, 4)) for _ in range(missed)]
+        return found_gains, found_gains + missed_gains, k
 
     return [
         ([0.0, 1.0, 3.0, 0.0, 2.0], [1.0, 3.0, 2.0, 2.0], 3),
@@ -358,26 +381,22 @@ def _ndcg_cases(generator: Generator) -> list[tuple[list[float], list[float], in
 
 
 NDCG = Exercise(
-    task="""`gains` has the gain of each text that was found, best place first: 0 for one that does not help. `all_gains` has the gains of all texts
-    that there are to be found, in any order, at least one above 0. Return nDCG@k: the discounted gain of the first k found, over that of the first k in the
-    best order. At place p, counted from 1, a gain counts 1 / log2(p + 1).""",
+    task="""`gains` has the gain of each text that was found, best place first: 0 for one that does not help.
+    `all_gains` has the gains of all texts that there are to be found, in any order, at least one above 0.
+    Return nDCG@k: the discounted gain of the first k found, over that of the first k in the best order. At
+    place p, counted from 1, a gain counts 1 / log2(p + 1).""",
     reference=ndcg,
     cases=_ndcg_cases,
     mistakes=(
         Mistake(
             "best order of what was found",
-            lambda gains, all_gains, k: (
-                _discounted(gains[:k]) / max(_discounted(sorted(gains, reverse=True)[:k]), 1e-9)
-            ),
+            _ndcg_of_found,
             "The best order is made of what was found. A ranking that misses half of the texts then looks"
             " perfect. Use all_gains.",
         ),
         Mistake(
             "log2 of the place",
-            lambda gains, all_gains, k: (
-                _discounted(gains[:k], lambda p: max(1.0, math.log2(p)))
-                / _discounted(sorted(all_gains, reverse=True)[:k], lambda p: max(1.0, math.log2(p)))
-            ),
+            _ndcg_with_log_of_place,
             "Gains are divided by log2(p), and by 1 at place 1, so the first two places count the same."
             " Divide by log2(p + 1).",
         ),
@@ -412,17 +431,37 @@ NDCG = Exercise(
 
 
 def word_f1(answer: list[str], right: list[str]) -> float:
-    return _f1((Counter(answer) & Counter(right)).total(), answer, right)
+    return _f1(_common(answer, right), answer, right)
+
+
+def _common(answer: list[str], right: list[str]) -> int:
+    return (Counter(answer) & Counter(right)).total()
 
 
 def _f1(common: float, answer: list[str], right: list[str]) -> float:
     return 2 * common / (len(answer) + len(right)) if common else 0.0
 
 
+def _f1_of_sets(answer: list[str], right: list[str]) -> float:
+    answer, right = list(set(answer)), list(set(right))
+    return _f1(_common(answer, right), answer, right)
+
+
+def _recall(answer: list[str], right: list[str]) -> float:
+    common = _common(answer, right)
+    return common / len(right) if common else 0.0
+
+
+def _precision(answer: list[str], right: list[str]) -> float:
+    return _recall(right, answer)
+
+
 def _f1_cases(generator: Generator) -> list[tuple[list[str], list[str]]]:
-    draw = lambda n: [
-        ("tram", "ferry", "nine", "tallies", "harbour")[random_int(generator, 0, 5)] for _ in range(n)
-    ]
+    words = ("tram", "ferry", "nine", "tallies", "harbour")
+
+    def draw(n: int) -> list[str]:
+        return [words[random_int(generator, 0, len(words))] for _ in range(n)]
+
     return [
         (["nine", "nine", "tallies"], ["nine", "tallies"]),
         (draw(6), draw(3)),
@@ -434,15 +473,16 @@ def _f1_cases(generator: Generator) -> list[tuple[list[str], list[str]]]:
 
 
 WORD_F1 = Exercise(
-    task="""`answer` and `right` are lists of words, normalised already. Return the token F1 of SQuAD: with `common` words in both, a word that comes
-    twice in both counted twice, precision is common / len(answer), recall common / len(right), and F1 their harmonic mean, 2PR / (P + R). Where nothing is
-    in common, or a list is empty, it is 0.""",
+    task="""`answer` and `right` are lists of words, normalised already. Return the token F1 of SQuAD: with
+    `common` words in both, a word that comes twice in both counted twice, precision is common / len(answer),
+    recall common / len(right), and F1 their harmonic mean, 2PR / (P + R). Where nothing is in common, or a
+    list is empty, it is 0.""",
     reference=word_f1,
     cases=_f1_cases,
     mistakes=(
         Mistake(
             "sets of words",
-            lambda answer, right: _f1(len(set(answer) & set(right)), list(set(answer)), list(set(right))),
+            _f1_of_sets,
             "Sets forget how often a word comes, so an answer that says everything three times loses nothing."
             " Use Counter.",
         ),
@@ -454,25 +494,18 @@ WORD_F1 = Exercise(
         ),
         Mistake(
             "recall only",
-            lambda answer, right: (
-                word_f1(answer, right) and (Counter(answer) & Counter(right)).total() / len(right)
-            ),
+            _recall,
             "This is recall: a long answer that happens to hold the right words gets 1. Precision is the"
             " other half.",
         ),
         Mistake(
             "precision only",
-            lambda answer, right: (
-                word_f1(answer, right) and (Counter(answer) & Counter(right)).total() / len(answer)
-            ),
+            _precision,
             "This is precision: a single right word gets 1, even if most of the answer is missing.",
         ),
         Mistake(
             "arithmetic mean",
-            lambda answer, right: (
-                word_f1(answer, right)
-                and (Counter(answer) & Counter(right)).total() * (1 / len(answer) + 1 / len(right)) / 2
-            ),
+            lambda answer, right: (_precision(answer, right) + _recall(answer, right)) / 2,
             "This is the plain mean of precision and recall. The harmonic mean stays low while one of the two"
             " is low.",
         ),

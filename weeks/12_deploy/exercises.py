@@ -5,79 +5,102 @@ text, stop texts, events, delays.
 import codecs
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from shared.course.exercise import Exercise, Mistake, random_int
 
+Whole = TypeVar("Whole", str, bytes)
+
+
+def _parts(whole: Whole, largest: int, generator: Generator) -> list[Whole]:
+    """A text or bytes, cut by chance into parts of at most `largest`."""
+    parts = []
+    while whole:
+        n = random_int(generator, 1, largest + 1)
+        parts.append(whole[:n])
+        whole = whole[n:]
+    return parts
+
+
 # ---- 1. rows of different lengths in one cache
 
 
 def store_keys(cache: Tensor, lengths: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _stored(cache, lengths, lengths, new, lengths + 1)
+    return _stored(cache, lengths, new, places=lengths, seen=lengths + 1)
 
 
 def _stored(
-    cache: Tensor, lengths: Tensor, places: Tensor, new: Tensor, after: Tensor, seen: Tensor | None = None
+    cache: Tensor, lengths: Tensor, new: Tensor, *, places: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """places: where the new keys go. seen: how many keys each row may look at."""
     cache = cache.clone()
     cache[torch.arange(len(cache)), places] = new
-    seen = lengths + 1 if seen is None else seen
-    return cache, after, torch.arange(cache.size(1)) < seen[:, None]
+    return cache, lengths + 1, torch.arange(cache.size(1)) < seen[:, None]
+
+
+def _one_place(cache: Tensor, lengths: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    longest = lengths.max().expand_as(lengths)
+    return _stored(cache, lengths, new, places=longest, seen=lengths + 1)
+
+
+def _longest_mask(cache: Tensor, lengths: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    longest = lengths.max().expand_as(lengths)
+    return _stored(cache, lengths, new, places=lengths, seen=longest + 1)
+
+
+def _not_advanced(cache: Tensor, lengths: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    stored, _, mask = store_keys(cache, lengths, new)
+    return stored, lengths, mask
 
 
 def _cache_cases(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
     def case(rows: int, time: int, channel: int) -> tuple[Tensor, Tensor, Tensor]:
         lengths = torch.randperm(time - 2, generator=generator)[:rows] + 1
-        return (
-            torch.randn(rows, time, channel, generator=generator),
-            lengths,
-            torch.randn(rows, channel, generator=generator),
-        )
+        cache = torch.randn(rows, time, channel, generator=generator)
+        return cache, lengths, torch.randn(rows, channel, generator=generator)
 
     return [case(2, 5, 3), case(3, 6, 2), case(4, 9, 4), case(2, 8, 1), case(5, 12, 3)]
 
 
 STORE_KEYS = Exercise(
-    task="""Several texts share one cache, one row each. `cache` is float32 [rows, time, channel], of which row i holds `lengths[i]` keys (int64 [rows]); what lies
-    behind them is old and means nothing. `new` is float32 [rows, channel], the key of each row's newest token. Return three things: the cache with the new keys
-    stored, a new tensor; the new lengths; and bool [rows, time], which keys each row's newest token may see.""",
+    task="""Several texts share one cache, one row each. `cache` is float32 [rows, time, channel], of which
+    row i holds `lengths[i]` keys (int64 [rows]); what lies behind them is old and means nothing. `new` is
+    float32 [rows, channel], the key of each row's newest token. Return three things: the cache with the new
+    keys stored, a new tensor; the new lengths; and bool [rows, time], which keys each row's newest token may
+    see.""",
     reference=store_keys,
     cases=_cache_cases,
     mistakes=(
         Mistake(
             "one position for all rows",
-            lambda cache, lengths, new: _stored(
-                cache, lengths, lengths.max().expand_as(lengths), new, lengths + 1
-            ),
+            _one_place,
             "Every key was stored at the place that the longest row has come to. Each row has a length of its"
             " own; the shorter ones now have a gap with old keys in it.",
         ),
         Mistake(
             "position not advanced",
-            lambda cache, lengths, new: _stored(cache, lengths, lengths, new, lengths),
+            _not_advanced,
             "The lengths are still the old ones. The next token is stored over this one, and stands at the"
             " same position: the text forgets as it is written.",
         ),
         Mistake(
             "the last key overwritten",
-            lambda cache, lengths, new: _stored(cache, lengths, lengths - 1, new, lengths + 1),
+            lambda cache, lengths, new: _stored(cache, lengths, new, places=lengths - 1, seen=lengths + 1),
             "The new key is at lengths - 1, where the row's last one was. With n keys, they are at 0 to n -"
             " 1, and n is free.",
         ),
         Mistake(
             "the new token does not see itself",
-            lambda cache, lengths, new: _stored(cache, lengths, lengths, new, lengths + 1, lengths),
+            lambda cache, lengths, new: _stored(cache, lengths, new, places=lengths, seen=lengths),
             "The mask ends before the new key. A token sees itself too; at the first step it would see"
             " nothing at all.",
         ),
         Mistake(
             "the mask of the longest row",
-            lambda cache, lengths, new: _stored(
-                cache, lengths, lengths, new, lengths + 1, lengths.max().expand_as(lengths) + 1
-            ),
+            _longest_mask,
             "All rows may look as far as the longest one. The shorter rows then see what an earlier text has"
             " left in their slot.",
         ),
@@ -103,6 +126,17 @@ def row_probabilities_at(logits: Tensor, temperatures: Tensor) -> Tensor:
     return torch.where(temperatures[:, None] > 0, warm, greedy)
 
 
+def _multiplied(logits: Tensor, temperatures: Tensor) -> Tensor:
+    warm = (logits * temperatures[:, None]).softmax(-1)
+    return torch.where(temperatures[:, None] > 0, warm, row_probabilities_at(logits, temperatures))
+
+
+def _all_greedy(logits: Tensor, temperatures: Tensor) -> Tensor:
+    if (temperatures == 0).any():
+        temperatures = torch.zeros_like(temperatures)
+    return row_probabilities_at(logits, temperatures)
+
+
 def _temperature_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
     def case(temperatures: list[float], vocab: int) -> tuple[Tensor, Tensor]:
         logits = torch.randn(len(temperatures), vocab, generator=generator) * 2
@@ -119,8 +153,9 @@ def _temperature_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
 
 
 ROW_PROBABILITIES_AT = Exercise(
-    task="""Each request has a temperature of its own. `logits` is float32 [rows, vocab], `temperatures` float32 [rows]. Return float32 [rows, vocab]: the
-    probabilities to draw from, softmax(logits / temperature) in each row. Temperature 0 is greedy: all the probability on the largest logit, the first one
+    task="""Each request has a temperature of its own. `logits` is float32 [rows, vocab], `temperatures`
+    float32 [rows]. Return float32 [rows, vocab]: the probabilities to draw from, softmax(logits /
+    temperature) in each row. Temperature 0 is greedy: all the probability on the largest logit, the first one
     where two are equal.""",
     reference=row_probabilities_at,
     cases=_temperature_cases,
@@ -146,18 +181,12 @@ ROW_PROBABILITIES_AT = Exercise(
         ),
         Mistake(
             "multiplied by the temperature",
-            lambda logits, temperatures: torch.where(
-                temperatures[:, None] > 0,
-                (logits * temperatures[:, None]).softmax(-1),
-                row_probabilities_at(logits, temperatures),
-            ),
+            _multiplied,
             "The logits were multiplied. A high temperature must make the choice more even, so divide.",
         ),
         Mistake(
             "all greedy where one is",
-            lambda logits, temperatures: row_probabilities_at(
-                logits, torch.zeros_like(temperatures) if (temperatures == 0).any() else temperatures
-            ),
+            _all_greedy,
             "As soon as one request is greedy, all are. Choose row by row, with torch.where.",
         ),
     ),
@@ -178,23 +207,49 @@ ROW_PROBABILITIES_AT = Exercise(
 def next_slots(
     slots: list[str], waiting: list[str], ended: list[str], cancelled: list[str]
 ) -> tuple[list[str], list[str]]:
-    return _filled(
-        [s if s not in (*ended, *cancelled) else "" for s in slots],
-        [w for w in waiting if w not in cancelled],
-    )
+    return _filled(_left(slots, [*ended, *cancelled]), _without(waiting, cancelled))
+
+
+def _left(slots: list[str], gone: list[str]) -> list[str]:
+    """The slots, those of who has gone free."""
+    return ["" if name in gone else name for name in slots]
+
+
+def _without(names: list[str], gone: list[str]) -> list[str]:
+    return [name for name in names if name not in gone]
 
 
 def _filled(slots: list[str], waiting: list[str], last: bool = False) -> tuple[list[str], list[str]]:
-    waiting = list(waiting)
-    return [s or (waiting.pop(-1 if last else 0) if waiting else "") for s in slots], waiting
+    """last: the last in line comes first."""
+    filled, waiting = list(slots), list(waiting)
+    for i, name in enumerate(slots):
+        if not name and waiting:
+            filled[i] = waiting.pop(-1 if last else 0)
+    return filled, waiting
 
 
 def _static(
     slots: list[str], waiting: list[str], ended: list[str], cancelled: list[str]
 ) -> tuple[list[str], list[str]]:
-    left = [s if s not in (*ended, *cancelled) else "" for s in slots]
-    waiting = [w for w in waiting if w not in cancelled]
-    return (left, waiting) if any(left) else _filled(left, waiting)
+    left, queue = _left(slots, [*ended, *cancelled]), _without(waiting, cancelled)
+    if any(left):
+        return left, queue
+    return _filled(left, queue)
+
+
+def _last_first(
+    slots: list[str], waiting: list[str], ended: list[str], cancelled: list[str]
+) -> tuple[list[str], list[str]]:
+    return _filled(_left(slots, [*ended, *cancelled]), _without(waiting, cancelled), last=True)
+
+
+def _moved_up(
+    slots: list[str], waiting: list[str], ended: list[str], cancelled: list[str]
+) -> tuple[list[str], list[str]]:
+    left = _left(slots, [*ended, *cancelled])
+    going_on = [name for name in left if name]
+    free = [""] * (len(left) - len(going_on))
+    return _filled(going_on + free, _without(waiting, cancelled))
 
 
 def _slot_cases(generator: Generator) -> list[tuple[list[str], list[str], list[str], list[str]]]:
@@ -222,17 +277,18 @@ def _slot_cases(generator: Generator) -> list[tuple[list[str], list[str], list[s
 
 
 NEXT_SLOTS = Exercise(
-    task="""Between two steps of the engine. `slots` has the name of the request that is written in each slot, "" for a free one. `waiting` has those that wait,
-    first come first. `ended` have written their last token in the step before; the clients of `cancelled` have gone: they may be in a slot or in the
-    queue. Return the new slots and the new queue: all of those have left, and every free slot is given to the next in line, the first slots
-    first. A text that goes on keeps its slot: its keys lie there.""",
+    task="""Between two steps of the engine. `slots` has the name of the request that is written in each slot,
+    "" for a free one. `waiting` has those that wait, first come first. `ended` have written their last token
+    in the step before; the clients of `cancelled` have gone: they may be in a slot or in the queue. Return
+    the new slots and the new queue: all of those have left, and every free slot is given to the next in line,
+    the first slots first. A text that goes on keeps its slot: its keys lie there.""",
     reference=next_slots,
     cases=_slot_cases,
     mistakes=(
         Mistake(
             "slot leaked after a cancel",
             lambda slots, waiting, ended, cancelled: next_slots(
-                slots, [w for w in waiting if w not in cancelled], ended, []
+                slots, _without(waiting, cancelled), ended, []
             ),
             "A request whose client has gone keeps its slot, and nobody will ever end it. After as many such"
             " clients as there are slots, the server stands still.",
@@ -245,28 +301,18 @@ NEXT_SLOTS = Exercise(
         ),
         Mistake(
             "a cancelled request is let in",
-            lambda slots, waiting, ended, cancelled: _filled(
-                [s if s not in (*ended, *cancelled) else "" for s in slots], waiting
-            ),
+            lambda slots, waiting, ended, cancelled: _filled(_left(slots, [*ended, *cancelled]), waiting),
             "One that was cancelled while it waited gets a slot all the same, and writes for nobody. Look for"
             " it in the queue too.",
         ),
         Mistake(
             "last come, first served",
-            lambda slots, waiting, ended, cancelled: _filled(
-                [s if s not in (*ended, *cancelled) else "" for s in slots],
-                [w for w in waiting if w not in cancelled],
-                last=True,
-            ),
+            _last_first,
             "The slots go to those who came last. On a busy server the first in line may wait for ever.",
         ),
         Mistake(
             "texts change their slots",
-            lambda slots, waiting, ended, cancelled: _filled(
-                [s for s in slots if s and s not in (*ended, *cancelled)]
-                + [""] * sum(not s or s in (*ended, *cancelled) for s in slots),
-                [w for w in waiting if w not in cancelled],
-            ),
+            _moved_up,
             "The texts that go on have moved up to the front. Their keys and values are still where they"
             " were: each now reads another text's.",
         ),
@@ -298,9 +344,13 @@ def _common(prompt: list[int], kept: list[int]) -> int:
 
 def _prefix_cases(generator: Generator) -> list[tuple[list[int], list[int], int]]:
     def case(common: int, more: int, kept: int, chunk: int) -> tuple[list[int], list[int], int]:
-        draw = lambda n: torch.randint(0, 50, (n,), generator=generator).tolist()
+        def draw(n: int) -> list[int]:
+            return torch.randint(0, 50, (n,), generator=generator).tolist()
+
         begin = draw(common)
-        return [*begin, *([50] * bool(more)), *draw(more)], [*begin, *([51] * bool(kept)), *draw(kept)], chunk
+        prompt = [*begin, 50, *draw(more)] if more else list(begin)
+        others = [*begin, 51, *draw(kept)] if kept else list(begin)
+        return prompt, others, chunk
 
     same = case(12, 0, 0, 4)
     mixed = torch.randint(0, 50, (16,), generator=generator).tolist()
@@ -309,9 +359,11 @@ def _prefix_cases(generator: Generator) -> list[tuple[list[int], list[int], int]
 
 
 REUSABLE_TOKENS = Exercise(
-    task="""A slot still holds the keys of the tokens `kept`, a list of ids, from a request that has ended. A new prompt comes, also a list of ids. Return how many
-    of the prompt's tokens need not be read: as many as both begin with, rounded down to a multiple of `chunk` (prompts are read in whole chunks, and
-    another cut would round differently). The last token of the prompt must always be read: the logits behind it are what is asked for.""",
+    task="""A slot still holds the keys of the tokens `kept`, a list of ids, from a request that has ended. A
+    new prompt comes, also a list of ids. Return how many of the prompt's tokens need not be read: as many as
+    both begin with, rounded down to a multiple of `chunk` (prompts are read in whole chunks, and another cut
+    would round differently). The last token of the prompt must always be read: the logits behind it are what
+    is asked for.""",
     reference=reusable_tokens,
     cases=_prefix_cases,
     mistakes=(
@@ -361,19 +413,23 @@ def decoded_pieces(chunks: list[bytes]) -> list[str]:
     return [*(decoder.decode(chunk) for chunk in chunks), decoder.decode(b"", final=True)]
 
 
+def _whole_text_each_time(chunks: list[bytes]) -> list[str]:
+    so_far = [b"".join(chunks[: i + 1]) for i in range(len(chunks))]
+    return [*(data.decode(errors="replace") for data in so_far), ""]
+
+
 _CHARACTERS = "ab é߀漢字🙂👍🏽."
 
 
 def _byte_cases(generator: Generator) -> list[tuple[list[bytes]]]:
     def case(text: str, largest: int, cut: int = 0) -> tuple[list[bytes]]:
-        data, chunks = text.encode()[: -cut or None], []
-        while data:
-            n = random_int(generator, 1, largest + 1)
-            chunks.append(data[:n])
-            data = data[n:]
-        return (chunks,)
+        """cut: bytes that are missing at the end."""
+        data = text.encode()
+        return (_parts(data[: len(data) - cut], largest, generator),)
 
-    draw = lambda n: "".join(_CHARACTERS[random_int(generator, 0, len(_CHARACTERS))] for _ in range(n))
+    def draw(n: int) -> str:
+        return "".join(_CHARACTERS[random_int(generator, 0, len(_CHARACTERS))] for _ in range(n))
+
     return [
         (["€".encode()[:1], "€".encode()[1:], b" 5"],),
         case("漢字 🙂 " + draw(6), 1),
@@ -384,10 +440,11 @@ def _byte_cases(generator: Generator) -> list[tuple[list[bytes]]]:
 
 
 DECODED_PIECES = Exercise(
-    task="""A byte-level tokenizer's tokens are bytes, and a character outside ASCII has up to four of them: a token may end in the middle of one. `chunks` are the
-    bytes of the tokens, in order. Return a list of texts: for each chunk what can be shown now, which may be "", and one more for the end. A
-    character is shown with the chunk that completes it. What is still incomplete at the end becomes one "\N{REPLACEMENT CHARACTER}". All bytes before it are
-    valid UTF-8.""",
+    task="""A byte-level tokenizer's tokens are bytes, and a character outside ASCII has up to four of them: a
+    token may end in the middle of one. `chunks` are the bytes of the tokens, in order. Return a list of
+    texts: for each chunk what can be shown now, which may be "", and one more for the end. A character is
+    shown with the chunk that completes it. What is still incomplete at the end becomes one
+    "\N{REPLACEMENT CHARACTER}". All bytes before it are valid UTF-8.""",
     reference=decoded_pieces,
     cases=_byte_cases,
     mistakes=(
@@ -416,9 +473,7 @@ DECODED_PIECES = Exercise(
         ),
         Mistake(
             "the whole text each time",
-            lambda chunks: (
-                [b"".join(chunks[: i + 1]).decode(errors="replace") for i in range(len(chunks))] + [""]
-            ),
+            _whole_text_each_time,
             "Each item is all of the text so far, and not what is new. Whoever adds them up reads everything"
             " many times.",
         ),
@@ -444,22 +499,30 @@ def shown_pieces(pieces: list[str], stop: str) -> list[str]:
     return _shown(pieces, stop)
 
 
+def _may_begin(held: str, stop: str) -> int:
+    """Characters of the longest end of `held` that is a beginning of `stop`."""
+    return max((n for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+
+
 def _shown(
-    pieces: list[str], stop: str, hold: Callable[[str], int] | None = None, keep: int = 0, rest: bool = True
+    pieces: list[str],
+    stop: str,
+    *,
+    hold: Callable[[str, str], int] = _may_begin,
+    keep: int = 0,
+    rest: bool = True,
 ) -> list[str]:
     """hold: how many characters of the text so far to hold back. keep: how many of the stop's to show. rest:
     show what is held at the end.
     """
-    held, shown = "", []
+    held = ""
+    shown: list[str] = []
     for piece in pieces:
         held += piece
         if stop in held:
-            return [*shown, held[: held.find(stop) + keep], *[""] * (len(pieces) - len(shown))]
-        n = (
-            hold(held)
-            if hold
-            else max((n for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
-        )
+            after = [""] * (len(pieces) - len(shown))
+            return [*shown, held[: held.find(stop) + keep], *after]
+        n = hold(held, stop)
         shown.append(held[: len(held) - n])
         held = held[len(held) - n :]
     return [*shown, held if rest else ""]
@@ -478,24 +541,23 @@ def _late(pieces: list[str], stop: str) -> list[str]:
     """Shows first and looks then."""
     so_far = ""
     for i, piece in enumerate(pieces):
-        before, so_far = len(so_far), so_far + piece
+        before = len(so_far)
+        so_far += piece
         if stop in so_far:
-            return [*pieces[:i], so_far[before : max(before, so_far.find(stop))], *[""] * (len(pieces) - i)]
+            until_stop = so_far[before : max(before, so_far.find(stop))]
+            return [*pieces[:i], until_stop, *[""] * (len(pieces) - i)]
     return [*pieces, ""]
 
 
 def _stop_cases(generator: Generator) -> list[tuple[list[str], str]]:
-    def case(text: str, stop: str, largest: int) -> tuple[list[str], str]:
-        pieces = []
-        while text:
-            n = random_int(generator, 1, largest + 1)
-            pieces.append(text[:n])
-            text = text[n:]
-        return pieces, stop
+    vocabulary = ("tram", "ferry", "nine", "of", "User")
 
-    words = lambda n: " ".join(
-        ("tram", "ferry", "nine", "of", "User")[random_int(generator, 0, 5)] for _ in range(n)
-    )
+    def case(text: str, stop: str, largest: int) -> tuple[list[str], str]:
+        return _parts(text, largest, generator), stop
+
+    def words(n: int) -> str:
+        return " ".join(vocabulary[random_int(generator, 0, len(vocabulary))] for _ in range(n))
+
     return [
         (["Yes", ".", "\n\n", "User", ": And", " then"], "\n\nUser:"),
         (["well \n", "\nUs", "ually", "\n"], "\n\nUser:"),
@@ -507,10 +569,11 @@ def _stop_cases(generator: Generator) -> list[tuple[list[str], str]]:
 
 
 SHOWN_PIECES = Exercise(
-    task="""A client asks that its text ends before the text `stop`. `pieces` are the parts of the text as they are written. Return a list, one item longer: for
-    each piece what is sent to the client when it comes, and what is sent at the end. Nothing of `stop` may ever be sent, nor anything behind it (send "" for
-    those pieces). Hold back no more than needed: of what has come, the longest end that is a beginning of `stop`. What was held back and was not the stop
-    is sent as soon as that is known.""",
+    task="""A client asks that its text ends before the text `stop`. `pieces` are the parts of the text as
+    they are written. Return a list, one item longer: for each piece what is sent to the client when it comes,
+    and what is sent at the end. Nothing of `stop` may ever be sent, nor anything behind it (send "" for those
+    pieces). Hold back no more than needed: of what has come, the longest end that is a beginning of `stop`.
+    What was held back and was not the stop is sent as soon as that is known.""",
     reference=shown_pieces,
     cases=_stop_cases,
     mistakes=(
@@ -528,7 +591,7 @@ SHOWN_PIECES = Exercise(
         ),
         Mistake(
             "held back more than needed",
-            lambda pieces, stop: _shown(pieces, stop, hold=lambda held: min(len(held), len(stop) - 1)),
+            lambda pieces, stop: _shown(pieces, stop, hold=lambda held, stop: min(len(held), len(stop) - 1)),
             "The last len(stop) - 1 characters are always held back, also where they are no beginning of the"
             " stop text. The client sees everything late.",
         ),
@@ -565,41 +628,43 @@ def event_data(chunks: list[bytes]) -> list[str]:
     return _events(b"".join(chunks).decode())
 
 
-def _events(
-    stream: str,
-    end: str = "\n\n",
-    join: str | None = "\n",
-    comments: bool = False,
-    cut: int = 1,
-    rest: bool = False,
-) -> list[str]:
-    """end: what ends an event. join: between its data lines, None for the last alone. cut: blanks to take
-    off. rest: what no empty line ended counts too.
-    """
-    found, events = [], stream.split(end)
-    for event in events if rest else events[:-1]:
-        lines = [
-            line.removeprefix("data:")
-            for line in event.split("\n")
-            if line.startswith("data:") or comments and line
-        ]
-        lines = [line.removeprefix(" ") if cut else line for line in lines]
+def _events(stream: str, *, comments: bool = False, rest: bool = False) -> list[str]:
+    """comments: count as data too. rest: so does what no empty line has ended."""
+    events = stream.split("\n\n")
+    if not rest:
+        events.pop()
+    found = []
+    for event in events:
+        lines = [line for line in event.split("\n") if line.startswith("data:") or (comments and line)]
         if lines:
-            found.append(lines[-1] if join is None else join.join(lines))
+            found.append("\n".join(line.removeprefix("data:").removeprefix(" ") for line in lines))
+    return found
+
+
+def _chunks_as_events(chunks: list[bytes]) -> list[str]:
+    texts = [chunk.decode(errors="replace") for chunk in chunks]
+    return [text.strip().removeprefix("data:").strip() for text in texts if text.startswith("data:")]
+
+
+def _lines_as_events(chunks: list[bytes]) -> list[str]:
+    found = []
+    for line in b"".join(chunks).decode().split("\n")[:-1]:
+        found += _events(line, rest=True)
     return found
 
 
 def _event_cases(generator: Generator) -> list[tuple[list[bytes]]]:
-    def case(stream: str, largest: int) -> tuple[list[bytes]]:
-        data, chunks = stream.encode(), []
-        while data:
-            n = random_int(generator, 1, largest + 1)
-            chunks.append(data[:n])
-            data = data[n:]
-        return (chunks,)
+    vocabulary = ("tram", "ferry", "nine €", "{}", "[DONE]")
 
-    words = lambda: ("tram", "ferry", "nine €", "{}", "[DONE]")[random_int(generator, 0, 5)]
-    event = lambda *lines: "".join(f"data: {line}\n" for line in lines) + "\n"
+    def case(stream: str, largest: int) -> tuple[list[bytes]]:
+        return (_parts(stream.encode(), largest, generator),)
+
+    def words() -> str:
+        return vocabulary[random_int(generator, 0, len(vocabulary))]
+
+    def event(*lines: str) -> str:
+        return "".join(f"data: {line}\n" for line in lines) + "\n"
+
     keep_alive = ": still here\n\n"
     return [
         case(event("one") + event(words()), 4),
@@ -611,28 +676,24 @@ def _event_cases(generator: Generator) -> list[tuple[list[bytes]]]:
 
 
 EVENT_DATA = Exercise(
-    task="""You are the client of a stream of server-sent events. `chunks` are the bytes as the network delivers them, cut anywhere, UTF-8. An event is one or more lines
-    and ends with an empty line. Lines that begin with "data:" are its data, without that and without one blank behind it; several are joined with a line
-    break. Lines that begin with a colon are comments, which keep the connection alive: an event of comments alone is none. Lines end in "\\n" here.
-    Return the data of all complete events, a list of str; what no empty line has ended is left out.""",
+    task="""You are the client of a stream of server-sent events. `chunks` are the bytes as the network
+    delivers them, cut anywhere, UTF-8. An event is one or more lines and ends with an empty line. Lines that
+    begin with "data:" are its data, without that and without one blank behind it; several are joined with a
+    line break. Lines that begin with a colon are comments, which keep the connection alive: an event of
+    comments alone is none. Lines end in "\\n" here. Return the data of all complete events, a list of str;
+    what no empty line has ended is left out.""",
     reference=event_data,
     cases=_event_cases,
     mistakes=(
         Mistake(
             "each chunk is an event",
-            lambda chunks: [
-                c.decode(errors="replace").strip().removeprefix("data:").strip()
-                for c in chunks
-                if c.decode(errors="replace").startswith("data:")
-            ],
+            _chunks_as_events,
             "A chunk is what the network happened to deliver: half an event, or three. Join them, and cut at"
             " empty lines.",
         ),
         Mistake(
             "each line is an event",
-            lambda chunks: [
-                e for line in b"".join(chunks).decode().split("\n")[:-1] for e in _events(line, rest=True)
-            ],
+            _lines_as_events,
             "Two data lines without an empty line between them are one event: join them with a line break.",
         ),
         Mistake(
@@ -680,21 +741,40 @@ def _rank(values: list[float], q: float) -> float:
     return sorted(values)[math.ceil(q * len(values)) - 1]
 
 
+def _not_sorted(times: list[list[float]], q: float) -> float:
+    delays = _between(times)
+    return delays[math.ceil(q * len(delays)) - 1]
+
+
+def _from_the_wrong_end(times: list[list[float]], q: float) -> float:
+    delays = sorted(_between(times), reverse=True)
+    return delays[math.ceil(q * len(delays)) - 1]
+
+
+def _across_texts(times: list[list[float]], q: float) -> float:
+    if len(times) == 1:
+        return _rank(_between(times), q)
+    moments = sorted(moment for text in times for moment in text)
+    return _rank(_between([moments]), q)
+
+
 def _delay_cases(generator: Generator) -> list[tuple[list[list[float]], float]]:
     def case(texts: int, q: float) -> tuple[list[list[float]], float]:
-        delays = [
-            torch.rand(random_int(generator, 6, 14), generator=generator) ** 3 * (1 + 3 * i)
-            for i in range(texts)
-        ]
-        return [(0.5 + 2 * i + d.cumsum(0)).tolist() for i, d in enumerate(delays)], q
+        times = []
+        for i in range(texts):
+            tokens = random_int(generator, 6, 14)
+            delays = torch.rand(tokens, generator=generator) ** 3 * (1 + 3 * i)
+            times.append((0.5 + 2 * i + delays.cumsum(0)).tolist())
+        return times, q
 
     return [case(3, 0.5), case(2, 0.95), case(4, 0.9), case(3, 0.25), case(1, 0.75)]
 
 
 DELAY_PERCENTILE = Exercise(
-    task="""`times` has a list for each text: the moments at which its tokens came, in seconds after it was asked for. Return the percentile of the delays between two
-    tokens of a text, over all texts together: the smallest delay that at least a share `q` of all delays do not exceed (the nearest rank: with n delays, number
-    ceil(q * n) in order). The time to the first token is another measure, and does not count here.""",
+    task="""`times` has a list for each text: the moments at which its tokens came, in seconds after it was
+    asked for. Return the percentile of the delays between two tokens of a text, over all texts together: the
+    smallest delay that at least a share `q` of all delays do not exceed (the nearest rank: with n delays,
+    number ceil(q * n) in order). The time to the first token is another measure, and does not count here.""",
     reference=delay_percentile,
     cases=_delay_cases,
     mistakes=(
@@ -718,21 +798,18 @@ DELAY_PERCENTILE = Exercise(
         ),
         Mistake(
             "not sorted",
-            lambda times, q: _between(times)[math.ceil(q * len(_between(times))) - 1],
+            _not_sorted,
             "The delays are in the order in which they came. The rank counts in order of size.",
         ),
         Mistake(
             "from the wrong end",
-            lambda times, q: sorted(_between(times), reverse=True)[math.ceil(q * len(_between(times))) - 1],
+            _from_the_wrong_end,
             "The largest come first here, so that the 95th percentile is among the shortest delays. Sort"
             " upwards.",
         ),
         Mistake(
             "delays across texts",
-            lambda times, q: _rank(
-                _between([sorted(t for text in times for t in text)]) if len(times) > 1 else _between(times),
-                q,
-            ),
+            _across_texts,
             "The moments of all texts were mixed before the differences were taken. These are the pauses of"
             " the server; a reader sees only one text.",
         ),
