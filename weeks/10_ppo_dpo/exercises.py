@@ -71,8 +71,8 @@ ANSWER_LOGPROBS = Exercise(
     task="""How likely is an answer, given its prompt? `ids` is int64 [batch, time]: a prompt, its answer,
     then padding. `mask` is bool [batch, time], True at the answer's tokens. `logits` is float32 [batch, time,
     vocab_size], what the model said to `ids`: those at position t are about token t + 1. Return each answer's
-    log-probability, the sum over its tokens, float32 [batch]. Each row has a prompt of at least one token.
-   """,
+    log-probability, the sum over its tokens, float32 [batch]. Each row has a prompt of at least one
+    token.""",
     reference=answer_logprobs,
     cases=_answer_cases,
     tolerance=1e-4,
