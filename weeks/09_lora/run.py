@@ -1,13 +1,13 @@
 """Week 9: LoRA. Teaches a model to answer in a certain way without changing its weights: a few numbers beside
 them are trained.
 
-python weeks/09_lora/run.py --preset laptop
+    python weeks/09_lora/run.py --preset laptop
     # another method: full, lora, qlora, dora or prompt
-python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16 --adapter.lora-alpha 32
+    python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16 --adapter.lora-alpha 32
     # another model, your own data
-python weeks/09_lora/run.py --preset laptop --model smollm2 --data my_questions.jsonl
+    python weeks/09_lora/run.py --preset laptop --model smollm2 --data my_questions.jsonl
     # all methods; with --model smollm2 on the real model
-python weeks/09_lora/run.py --preset laptop --study compare
+    python weeks/09_lora/run.py --preset laptop --study compare
 """
 
 import gc

@@ -2,20 +2,20 @@
 from.
 
     # how well it finds, and how well it answers
-python weeks/11_rag/run.py --preset laptop
-python weeks/11_rag/run.py --ask "When does the last ferry leave?"
+    python weeks/11_rag/run.py --preset laptop
+    python weeks/11_rag/run.py --ask "When does the last ferry leave?"
     # your own documents, question after question
-python weeks/11_rag/run.py --data path/to/folder --interactive
+    python weeks/11_rag/run.py --data path/to/folder --interactive
     # the same measurements on Python's language reference
-python weeks/11_rag/run.py --data python
+    python weeks/11_rag/run.py --data python
     # every question, not a sample
-python weeks/11_rag/run.py --study answers
+    python weeks/11_rag/run.py --study answers
     # what to embed, chosen on one half of the handbook, measured on the other
-python weeks/11_rag/run.py --study windows
+    python weeks/11_rag/run.py --study windows
     # recall against latency and bytes, 100,000 vectors
-python weeks/11_rag/run.py --study index
+    python weeks/11_rag/run.py --study index
     # week 6's model learns to answer from a sentence
-python weeks/11_rag/run.py --study own
+    python weeks/11_rag/run.py --study own
 """
 
 from dataclasses import dataclass, replace

@@ -1,13 +1,13 @@
 """Week 12: deployment. The learner's own model behind a server, measured from outside, and in the files that
 other programs read.
 
-python weeks/12_deploy/run.py --preset laptop
+    python weeks/12_deploy/run.py --preset laptop
     # a real model behind the server, in fp32 and in int8
-python weeks/12_deploy/run.py --preset laptop --study smollm2
+    python weeks/12_deploy/run.py --preset laptop --study smollm2
     # and in other programs
-python weeks/12_deploy/run.py --preset laptop --study smollm2-programs
+    python weeks/12_deploy/run.py --preset laptop --study smollm2-programs
     # serves your model, until Ctrl-C
-python -m shared.serving --model checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best
+    python -m shared.serving --model checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best
 """
 
 from dataclasses import dataclass, replace
