@@ -1,13 +1,13 @@
 """Week 10: PPO, DPO and GRPO. The learner's own model learns to exclaim: preferences, a reward model, and
 three methods side by side.
 
-python weeks/10_ppo_dpo/run.py --preset laptop
+    python weeks/10_ppo_dpo/run.py --preset laptop
     # each method at further betas: reward against KL
-python weeks/10_ppo_dpo/run.py --preset laptop --study frontier
+    python weeks/10_ppo_dpo/run.py --preset laptop --study frontier
     # the KL term taken away
-python weeks/10_ppo_dpo/run.py --preset laptop --study hacking
+    python weeks/10_ppo_dpo/run.py --preset laptop --study hacking
     # DPO on a real model, which learns to be brief
-python weeks/10_ppo_dpo/run.py --preset laptop --study smollm2
+    python weeks/10_ppo_dpo/run.py --preset laptop --study smollm2
 """
 
 from dataclasses import dataclass, replace
