@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shared.alignment.logprobs import answer_kl, kl_estimate, sequence_logprobs, token_logprobs
 from shared.alignment.loops import DPO, GRPO, PPO, DPOConfig, GRPOConfig, PPOConfig, draw_answers
-from shared.alignment.losses import answer_kl, kl_estimate, sequence_logprobs, token_logprobs
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import RunLog, read_jsonl
 
@@ -28,6 +28,12 @@ def code(ids: Tensor) -> Tensor:
     places = torch.arange(ids.size(1))
     number = (ids.unsqueeze(1) * V ** (places.unsqueeze(1) - places).clamp(min=0)).tril().sum(-1)
     return number + (V ** (places + 1) - V) // (V - 1)
+
+
+def after_the_end(answers: Tensor) -> Tensor:
+    """True for each token behind a row's first END."""
+    ends = (answers == END).int()
+    return ends.cumsum(1) - ends > 0
 
 
 class Table(nn.Module):
@@ -50,15 +56,13 @@ class Task:
         with torch.no_grad():
             self.reference.rows.copy_(0.7 * torch.randn(self.reference.rows.shape, generator=generator))
         self.rewards = torch.randn(V ** (LENGTH + 1), generator=generator)
-        whole = torch.cartesian_prod(*[torch.arange(V)] * LENGTH)
-        ended = (whole == END).int().cumsum(1) - (whole == END).int() > 0  # behind the first END
-        whole = whole[~(ended & (whole != END)).any(1)]  # behind it, only padding
-        ended = (whole == END).int().cumsum(1) - (whole == END).int() > 0
-        answers = len(whole)
-        self.ids = torch.stack(
-            [torch.cat([torch.full((answers, 1), p), whole], 1) for p in (0, 1)]
-        )  # [prompt, answer, time]
-        self.mask = torch.cat([torch.zeros(answers, 1, dtype=torch.bool), ~ended], 1).expand_as(self.ids)
+        answers = torch.cartesian_prod(*[torch.arange(V)] * LENGTH)
+        answers = answers[~(after_the_end(answers) & (answers != END)).any(1)]  # after END, only END again
+        count = len(answers)
+        with_prompts = [torch.cat([torch.full((count, 1), prompt), answers], 1) for prompt in (0, 1)]
+        self.ids = torch.stack(with_prompts)  # [prompt, answer, time]
+        prompt_mask = torch.zeros(count, 1, dtype=torch.bool)
+        self.mask = torch.cat([prompt_mask, ~after_the_end(answers)], 1).expand_as(self.ids)
         self.reward = torch.stack([self.score(ids, None) for ids in self.ids])
         self.optimum = (self.log_probabilities(self.reference) + self.reward / BETA).log_softmax(1)
 
@@ -68,14 +72,13 @@ class Task:
     @torch.no_grad()
     def log_probabilities(self, policy: nn.Module) -> Tensor:
         """Of each answer to each prompt: [prompt, answer]."""
-        return torch.stack(
-            [sequence_logprobs(policy(ids), ids, mask) for ids, mask in zip(self.ids, self.mask)]
-        ).double()
+        rows = [sequence_logprobs(policy(ids), ids, mask) for ids, mask in zip(self.ids, self.mask)]
+        return torch.stack(rows).double()
 
     def distance(self, policy: nn.Module) -> float:
         """KL(policy ‖ optimum) in nats, of the prompt where it is larger."""
-        found = self.log_probabilities(policy)
-        return (found.exp() * (found - self.optimum)).sum(1).max().item()
+        logp = self.log_probabilities(policy)
+        return (logp.exp() * (logp - self.optimum)).sum(1).max().item()
 
     def prompts(self, step: int, n: int = 256) -> Tensor:
         return torch.arange(n).remainder(2).unsqueeze(1)
@@ -89,10 +92,8 @@ class Task:
         prompt = torch.randint(2, (n,), generator=generator)
         a, b = torch.randint(self.ids.size(1), (2, n), generator=generator)
         prompt, a, b = (x[a != b] for x in (prompt, a, b))  # identical answers prefer nothing
-        a_wins = (
-            torch.rand(len(a), generator=generator)
-            < (self.reward[prompt, a] - self.reward[prompt, b]).sigmoid()
-        )
+        odds = (self.reward[prompt, a] - self.reward[prompt, b]).sigmoid()
+        a_wins = torch.rand(len(a), generator=generator) < odds
         chosen, rejected = torch.where(a_wins, a, b), torch.where(a_wins, b, a)
         rows = prompt.repeat(2), torch.cat([chosen, rejected])
         return self.ids[rows], self.mask[rows]
@@ -117,7 +118,7 @@ def ppo(task: Task, seed: int = 0) -> PPO:
         task.reference,
         lambda step: task.prompts(step, 512),
         task.score,
-        config,
+        config=config,
     )
 
 
@@ -152,10 +153,13 @@ def dpo(task: Task, seed: int = 0) -> DPO:
 
 def test_the_task_is_what_it_says():
     task = Task(0)
-    assert task.ids.shape == (2, 40, 4) and task.log_probabilities(task.reference).exp().sum(
-        1
-    ).tolist() == pytest.approx([1, 1], abs=1e-6)
-    value = lambda p: (p * (task.reward - BETA * (p.log() - task.log_probabilities(task.reference)))).sum(1)
+    ref_logp = task.log_probabilities(task.reference)
+    assert task.ids.shape == (2, 40, 4)
+    assert ref_logp.exp().sum(1).tolist() == pytest.approx([1, 1], abs=1e-6)
+
+    def value(p: Tensor) -> Tensor:
+        return (p * (task.reward - BETA * (p.log() - ref_logp))).sum(1)
+
     best = value(task.optimum.exp())
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):  # every other policy earns less
@@ -188,15 +192,15 @@ def test_the_kl_of_answers_has_the_true_mean_and_scatters_less_than_k1(seed):
     task, policy = Task(seed), Task(seed + 100).reference
     log_p, log_ref = (task.log_probabilities(model) for model in (policy, task.reference))
     for prompt, (ids, mask) in enumerate(zip(task.ids, task.mask)):
-        p, exact = log_p[prompt].exp(), (log_p[prompt].exp() * (log_p[prompt] - log_ref[prompt])).sum().item()
+        p = log_p[prompt].exp()
+        exact = (p * (log_p[prompt] - log_ref[prompt])).sum().item()
         with torch.no_grad():
+            logp = token_logprobs(policy(ids), ids)
+            ref_logp = token_logprobs(task.reference(ids), ids)
             ours = answer_kl(policy(ids), task.reference(ids), mask).double()
-            k1 = (
-                kl_estimate(token_logprobs(policy(ids), ids), token_logprobs(task.reference(ids), ids), "k1")
-                .masked_fill(~mask[:, 1:], 0)
-                .sum(1)
-            )
-        assert (p * ours).sum().item() == pytest.approx(exact, rel=1e-5) and (ours >= 0).all()
+            k1 = kl_estimate(logp, ref_logp, "k1").masked_fill(~mask[:, 1:], 0).sum(1)
+        assert (p * ours).sum().item() == pytest.approx(exact, rel=1e-5)
+        assert (ours >= 0).all()
         assert (p * (ours - exact) ** 2).sum() < 0.5 * (p * (k1 - exact) ** 2).sum()
     with pytest.raises(ValueError, match="shapes differ"):
         answer_kl(policy(ids), task.reference(ids)[:, :2], mask)
@@ -207,14 +211,14 @@ def test_the_kl_of_answers_has_the_true_mean_and_scatters_less_than_k1(seed):
 
 def test_answers_are_drawn_as_often_as_they_are_likely_and_end_where_they_end():
     task = Task(1)
-    ids, mask = draw_answers(
-        task.reference, torch.zeros(20000, 1, dtype=torch.long), LENGTH, END, torch.Generator().manual_seed(0)
-    )
-    places = {tuple(row): i for i, row in enumerate(task.ids[0].tolist())}
-    found = torch.tensor([places[tuple(row)] for row in ids.tolist()])
-    assert torch.equal(mask, task.mask[0][found])
+    prompts = torch.zeros(20000, 1, dtype=torch.long)
+    ids, mask = draw_answers(task.reference, prompts, LENGTH, END, torch.Generator().manual_seed(0))
+    numbers = {tuple(row): i for i, row in enumerate(task.ids[0].tolist())}
+    drawn = torch.tensor([numbers[tuple(row)] for row in ids.tolist()])
+    assert torch.equal(mask, task.mask[0][drawn])
     p = task.log_probabilities(task.reference)[0].exp()
-    assert ((found.bincount(minlength=40) / 20000 - p).abs() < 4 * (p * (1 - p) / 20000).sqrt() + 1e-4).all()
+    frequencies = drawn.bincount(minlength=40) / 20000
+    assert ((frequencies - p).abs() < 4 * (p * (1 - p) / 20000).sqrt() + 1e-4).all()
 
 
 def small_gpt(seed: int = 0) -> GPT:
@@ -229,11 +233,9 @@ def test_a_cache_changes_nothing():
     hidden = type("Plain", (nn.Module,), {"forward": lambda self, ids: forward(ids)})()
     without = draw_answers(hidden, prompts, 6, 2, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(with_cache, without))
-    assert (
-        with_cache[0].shape == (16, 9)
-        and not with_cache[1][:, :3].any()
-        and with_cache[1].sum(1).unique().numel() > 1
-    )
+    ids, mask = with_cache
+    assert ids.shape == (16, 9)
+    assert not mask[:, :3].any() and mask.sum(1).unique().numel() > 1
 
 
 # ---- the loops themselves
@@ -252,26 +254,20 @@ def small_loop(method: str, log: RunLog | None = None, file=None, stop_at: int |
         return torch.randint(V, (8, 1), generator=torch.Generator().manual_seed(step))
 
     def preferences(step: int) -> tuple[Tensor, Tensor]:
-        ids = torch.cat(
-            [given(step), torch.randint(7, (8, 5), generator=torch.Generator().manual_seed(step))], 1
-        )
-        return ids, torch.arange(6).expand(8, 6) >= 2
+        answers = torch.randint(7, (8, 5), generator=torch.Generator().manual_seed(step))
+        return torch.cat([given(step), answers], 1), torch.arange(6).expand(8, 6) >= 2
 
-    score = lambda ids, mask: (ids * mask).sum(1).float()
+    def score(ids: Tensor, mask: Tensor) -> Tensor:
+        return (ids * mask).sum(1).float()
+
     if method == "PPO":
-        return PPO(
-            policy,
-            nn.Embedding(7, 1),
-            reference,
-            given,
-            score,
-            PPOConfig(**common, **online, minibatches=2),
-            log,
-            file,
-        )
+        config = PPOConfig(**common, **online, minibatches=2)
+        value = nn.Embedding(7, 1)
+        return PPO(policy, value, reference, given, score, config=config, log=log, file=file)
     if method == "GRPO":
-        return GRPO(policy, reference, given, score, GRPOConfig(**common, **online, group_size=4), log, file)
-    return DPO(policy, reference, preferences, DPOConfig(**common), log, file)
+        config = GRPOConfig(**common, **online, group_size=4)
+        return GRPO(policy, reference, given, score, config, log=log, file=file)
+    return DPO(policy, reference, preferences, DPOConfig(**common), log, file=file)
 
 
 METHODS = pytest.mark.parametrize("method", ["PPO", "GRPO", "DPO"])
@@ -311,9 +307,8 @@ def test_the_usual_diagnostics_are_logged(method, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all(set(row) == expected for row in rows)
     assert all(math.isfinite(v) for row in rows for v in row.values())
     if method == "DPO":
-        assert rows[0]["loss"] == pytest.approx(math.log(2), rel=1e-6) and rows[0]["margin"] == pytest.approx(
-            0, abs=1e-6
-        )
+        assert rows[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
+        assert rows[0]["margin"] == pytest.approx(0, abs=1e-6)
     else:
         assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and 0 < rows[-1]["entropy"] < math.log(7) + 1e-6
 
@@ -331,9 +326,8 @@ def test_resuming_without_a_state_starts_anew_and_says_so(tmp_path, capsys):
     loop = small_loop("DPO", file=tmp_path / "state.safetensors")
     loop.fit(resume=True)
     assert "no state to resume from" in capsys.readouterr().out and loop.step == 6
-    assert (
-        small_loop("DPO", file=tmp_path / "state.safetensors").fit(resume=True) == loop.history[-1]
-    )  # it is done already
+    done = small_loop("DPO", file=tmp_path / "state.safetensors")
+    assert done.fit(resume=True) == loop.history[-1]
 
 
 @pytest.mark.parametrize(

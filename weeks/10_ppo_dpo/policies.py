@@ -11,8 +11,9 @@ from preferences import Start, answer_texts, learned_rewards, pair_batches, rule
 from torch import Generator, Tensor, nn
 
 from shared import checkpoint
-from shared.alignment.loops import DPO, GRPO, PPO, AlignmentLoop, OnlineConfig, draw_answers
+from shared.alignment.base_loop import AlignmentLoop
 from shared.alignment.logprobs import answer_kl
+from shared.alignment.loops import DPO, GRPO, PPO, OnlineConfig, draw_answers
 from shared.alignment.rewards import answer_rewards, shuffled
 from shared.course.workspace import Workspace
 from shared.evaluation import known_words

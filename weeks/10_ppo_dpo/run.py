@@ -19,7 +19,8 @@ from policies import SAMPLES, align, measure_policy, show_policies
 from preferences import prepare
 from studies import STUDIES, study_brief
 
-from shared.alignment.loops import DPOConfig, GRPOConfig, LoopConfig, OnlineConfig, PPOConfig
+from shared.alignment.base_loop import LoopConfig
+from shared.alignment.loops import DPOConfig, GRPOConfig, OnlineConfig, PPOConfig
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.report import read_runs

@@ -1,0 +1,20 @@
+"""The rows of week 8's tables: what they are called in the logs, and for people."""
+
+ROWS = ("int8", "int8-groups", "int4", "int4-gptq", "int4-wide", "int4-wide-gptq", "nf4")
+GPTQ = "-gptq"
+GROUP = 64
+"""Weights that share a scale in rows with "groups" in their name. int8 has otherwise one scale for each row
+of a matrix, and int4 groups of `settings.group_size`.
+"""
+SMOL = "smollm2-"
+"""What the study's runs begin with."""
+
+
+def label_of(name: str) -> str:
+    """A row's name for people.
+
+    >>> label_of("smollm2-int4-gptq"), label_of("torchao-int8")
+    ('int4 GPTQ', 'torchao int8')
+    """
+    label = name.removeprefix(SMOL).replace("groups", f"groups of {GROUP}").replace("wide", "wide groups")
+    return label.replace(GPTQ, " GPTQ").replace("-", " ")
