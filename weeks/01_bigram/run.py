@@ -5,19 +5,10 @@ python weeks/01_bigram/run.py --preset laptop
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
+
+from figures import draw
 
 from shared.commandline import cli
-from shared.course.report import (
-    Curve,
-    char_label,
-    curves,
-    figure,
-    heatmap,
-    read_runs,
-    reference_for,
-    save_figure,
-)
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import evaluate, known_words
@@ -100,37 +91,6 @@ def main(settings: Settings) -> dict[str, float]:
 
 def sample_text(model: BigramModel, corpus: Corpus, length: int = 300) -> str:
     return corpus.tokenizer.decode(list(generate(model, corpus.start, length, seed=1)))
-
-
-def draw(logs: Path, out: Path) -> list[Path]:
-    """The week's plots, from its logs."""
-    runs, reference = read_runs(logs), reference_for(logs)
-    chars = [char_label(c) for c in runs["counts"].artifacts["chars"]]
-    fig, ax = figure(11, 10)
-    counts = runs["counts"].artifacts["counts"]
-    heatmap(
-        ax,
-        [[math.log10(n + 1) for n in row] for row in counts],
-        "How often each character follows each",
-        chars,
-        chars,
-        xlabel="next character",
-        ylabel="present character",
-        unit="log10(count + 1)",
-    )
-    heat = save_figure(fig, out / "counts.png")
-    loss = curves(
-        out / "loss.png",
-        [
-            Curve(runs["network"], "network, training batch", "train_loss"),
-            Curve(runs["network"], "network, validation"),
-        ],
-        "Gradient descent finds the table that counting gives",
-        ylabel="loss (nats per character)",
-        reference=[Curve(reference["network"], "validation")] if "network" in reference else (),
-        levels={"counting, validation": runs["counts"].summary["val_loss"], "ln V": math.log(len(chars))},
-    )
-    return [heat, loss]
 
 
 if __name__ == "__main__":

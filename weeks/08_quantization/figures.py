@@ -7,6 +7,7 @@ from typing import Any
 from names import GPTQ, GROUP, ROWS, SMOL, label_of
 
 from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, model_card, read_runs, save_figure
+from shared.course.style import style
 from shared.runtime import ROOT
 
 Rows = dict[str, dict[str, float]]
@@ -34,6 +35,7 @@ def rows_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
     return models
 
 
+@style()
 def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     models = {
@@ -173,6 +175,4 @@ def write_card(logs: Path, out: Path, scheme: str, folder: Path) -> Path:
     )
     title = f"Week 6's GPT in {scheme}"
     sample = runs[scheme].artifacts["sample"]
-    return model_card(
-        out / "model_card.md", title, facts, figures=figures, usage=usage, sample=sample
-    )
+    return model_card(out / "model_card.md", title, facts, figures=figures, usage=usage, sample=sample)

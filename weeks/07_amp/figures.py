@@ -1,0 +1,140 @@
+"""Week 7's plots, drawn from its logs alone."""
+
+from pathlib import Path
+from typing import Any
+
+from shared.course.report import COLOURS, LINES, MARKERS, figure, read_runs, save_figure
+from shared.course.style import style
+from shared.training.tricks import KINDS, LADDER, PRECISIONS
+
+NOTES = {"format": "slower here", "ladder": "left out below"}
+
+
+# ---- plots
+
+
+@style()
+def draw(logs: Path, out: Path) -> list[Path]:
+    """The week's plots, from its logs."""
+    runs = {name: run for name, run in read_runs(logs).items() if run.summary}
+    plots = []
+    for kind, rungs, title in (
+        ("format", PRECISIONS, "The same training in each format"),
+        ("ladder", LADDER, "One trick after the other"),
+    ):
+        rows = [
+            runs[name].summary for rung, _ in rungs if (name := f"{kind}-{rung.replace(' ', '-')}") in runs
+        ]
+        rows = [row for row in rows if "ms" in row]
+        if rows:
+            plots.append(save_figure(rows_figure(rows, title), out / f"{kind}.png"))
+    if "batch" in runs:
+        plots.append(save_figure(batch_figure(runs["batch"].artifacts["rows"]), out / "batch.png"))
+    profiles = {
+        name.removeprefix("profile-"): run.artifacts["rows"]
+        for name, run in runs.items()
+        if name.startswith("profile-")
+    }
+    if profiles:
+        plots.append(save_figure(profile_figure(profiles), out / "profile.png"))
+    return plots
+
+
+def rows_figure(rows: list[dict[str, Any]], title: str) -> Any:
+    """Tokens a second, with the change against the row above, and peak memory. Pale: tried, and left out of
+    the rows below.
+    """
+    fig, axes = figure(12, 1.7 + 0.5 * len(rows), ncols=2, sharey=True)
+    for ax, key, scale, heading, unit, colour in zip(
+        axes,
+        ("tokens_per_second", "bytes"),
+        (1, 1e6),
+        ("speed", "peak memory"),
+        ("tokens a second", "megabytes"),
+        COLOURS,
+    ):
+        values = [(row[key] or 0) / scale for row in rows]
+        bars = ax.barh([row["step"] for row in rows], values, color=colour)
+        for i, (row, value, bar) in enumerate(zip(rows, values, bars)):
+            left_out = (row["note"] or "").startswith(NOTES["ladder"])
+            bar.set_alpha(0.4 if left_out else 1)
+            change = (
+                f"  ({100 * row['change']:+.0f} %)"
+                if key == "tokens_per_second" and row["change"] is not None
+                else ""
+            )
+            change += f"\n  {NOTES['ladder']}" if left_out else ""
+            ax.annotate(
+                f"{value:,.0f}{change}",
+                (value, i),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+            )
+        ax.set(title=f"{title}: {heading}", xlabel=unit, xlim=(0, 1.4 * max(values) or 1))
+    axes[0].invert_yaxis()
+    return fig
+
+
+def batch_figure(rows: list[dict[str, Any]]) -> Any:
+    """Tokens a second, and memory with its estimate, against the batch size."""
+    fig, (left, right) = figure(11, 4.2, ncols=2)
+    sizes = [row["batch_size"] for row in rows]
+    left.plot(sizes, [row["tokens/s"] for row in rows], color=COLOURS[0], marker=MARKERS[0], linewidth=2)
+    left.set(
+        title="A larger batch: speed", ylabel="tokens a second", xlabel="sequences in a batch", ylim=(0, None)
+    )
+    for i, (key, label) in enumerate(
+        (("memory", "measured: the whole process"), ("estimate", "computed: the tensors of a step"))
+    ):
+        values = [row[key] / 1e6 for row in rows if row[key]]
+        if values:
+            right.plot(
+                sizes,
+                values,
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                linestyle=LINES[i],
+                linewidth=2,
+                label=label,
+            )
+    right.set(title="A larger batch: peak memory", ylabel="megabytes", xlabel="sequences in a batch")
+    right.set_yscale("log")
+    for ax in (left, right):
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sizes, sizes)
+        ax.minorticks_off()
+    right.legend(frameon=False)
+    return fig
+
+
+def profile_figure(profiles: dict[str, list[dict[str, Any]]]) -> Any:
+    """Milliseconds of a step by kind of operation, for each format."""
+    kinds = [
+        kind
+        for kind in (*KINDS, "other", "between operations", "idle")
+        if any(row["kind"] == kind for rows in profiles.values() for row in rows)
+    ]
+    times = {name: {row["kind"]: row["ms"] for row in rows} for name, rows in profiles.items()}
+    kinds.sort(key=lambda kind: -max(t.get(kind, 0) for t in times.values()))
+    fig, axes = figure(
+        6 * len(times) + 1, 1.6 + 0.42 * len(kinds), ncols=len(times), sharey=True, squeeze=False
+    )
+    for ax, (name, found), colour in zip(axes[0], sorted(times.items(), reverse=True), COLOURS):
+        values, total = [found.get(kind, 0) for kind in kinds], sum(found.values())
+        ax.barh(kinds, values, color=colour)
+        for i, value in enumerate(values):
+            ax.annotate(
+                f"{value:.1f}  ({value / total:.0%})",
+                (value, i),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+            )
+        ax.set(
+            title=f"One step in {name}: {total:.0f} ms", xlabel="milliseconds", xlim=(0, 1.35 * max(values))
+        )
+    axes[0][0].invert_yaxis()
+    return fig
