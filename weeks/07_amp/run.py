@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from figures import NOTES, draw
+from studies import study_batch, study_profile
 
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
@@ -21,10 +22,9 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import device_name, pick_device, table
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, open_corpus
-from shared.training.memory import find_batch
 from shared.training.precision import bf16_units
-from shared.training.profiling import CARDS, USUAL_MFU, in_own_process, matmul_peak
-from shared.training.tricks import LADDER, PRECISIONS, USUAL, measure_ladder, profile_training
+from shared.training.profiling import CARDS, USUAL_MFU, matmul_peak
+from shared.training.tricks import LADDER, PRECISIONS, measure_ladder
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEYS = {
@@ -284,65 +284,6 @@ def compare_cards(
         " GPU so busy: read upper bounds)"
     )
     return rows
-
-
-def study_batch(settings: Settings, work: Workspace, config: GPTConfig, corpus: Corpus) -> dict[str, float]:
-    """The largest batch within the memory, and the one with the most tokens a second."""
-    memory = None if work.device.type == "cuda" else int(settings.memory_gb * 1e9)
-    with work.log("batch", settings) as log:
-        largest, fastest, rows = find_batch(config, settings.train, work.device, memory, limit=256)
-        log.artifact(rows=rows)
-        best = max(row["tokens/s"] for row in rows)
-        log.finish(
-            largest=largest,
-            fastest=fastest,
-            tokens_per_second=best,
-            one_tokens_per_second=rows[0]["tokens/s"],
-            memory_gb=settings.memory_gb,
-        )
-    megabytes = lambda value: value and round(value / 1e6, 1)
-    print(
-        table(
-            row | {"memory": megabytes(row["memory"]), "estimate": megabytes(row["estimate"])} for row in rows
-        )
-        + "\n(memory in MB)"
-    )
-    limit = f"fits into {settings.memory_gb:g} GB" if memory else "fits"
-    print(
-        f"\nthe largest batch that {limit}: {largest} sequences; the fastest: {fastest}, {best:,.0f} tokens/s"
-    )
-    draw(work.logs, work.reports)
-    return {"largest": largest, "fastest": fastest}
-
-
-def study_profile(settings: Settings, work: Workspace, config: GPTConfig, corpus: Corpus) -> dict[str, float]:
-    """Where a step's time goes, by torch.profiler, in fp32 and in bf16."""
-    found = {}
-    for name in [name for name in ("fp32", "bf16") if name in settings.formats]:
-        with work.log(f"profile-{name}", settings) as log:
-            rows = in_own_process(
-                profile_training, config, settings.train, corpus, work.device, replace(USUAL, precision=name)
-            )
-            log.artifact(rows=rows)
-            found[name] = log.finish(
-                ms=sum(row["ms"] for row in rows),
-                **{row["kind"].replace(" ", "_"): row["share"] for row in rows},
-            )
-        print(f"\none step in {name}, {found[name]['ms']:.0f} ms, on {device_name(work.device)}")
-        print(
-            table(
-                {
-                    "kind of operation": row["kind"],
-                    "ms": round(row["ms"], 2),
-                    "percent": round(100 * row["share"], 1),
-                }
-                for row in rows
-            )
-        )
-        if "idle" in found[name]:
-            print(f"the GPU works {1 - found[name]['idle']:.0%} of the time")
-    draw(work.logs, work.reports)
-    return {f"{name}_ms": summary["ms"] for name, summary in found.items()}
 
 
 if __name__ == "__main__":
