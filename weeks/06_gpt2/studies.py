@@ -17,6 +17,7 @@ from shared.runtime import clock, device_name, pick_device, table
 from shared.sampling import generate
 from shared.training import TrainConfig
 from shared.training.base_model import (
+    BASE_PRESETS,
     open_corpus,
     train_model,
 )
@@ -40,7 +41,7 @@ FULL_RUN = 10_000_000_000  # tokens: what takes GPT-2 124M to a validation loss 
 
 def study_text(settings: "Settings") -> tuple[str, str]:
     """The name and the text that a study reads. Shards hold no text: then tinyshakespeare, said aloud."""
-    if settings.data == PRESETS["gpu"].data or (Path(settings.data) / INDEX).exists():
+    if settings.data == BASE_PRESETS["gpu"].data or (Path(settings.data) / INDEX).exists():
         print(f"{settings.data} is a folder for shards, which hold no text: this study takes tinyshakespeare")
         return read_text("tinyshakespeare")
     return read_text(settings.data)
