@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 
 from figures import draw
-
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, load_corpus

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from figures import draw
 
+from figures import draw
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, load_corpus

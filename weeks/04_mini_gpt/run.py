@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from figures import draw
-from studies import Recipe, study_ablation, study_cache, study_seeds, study_speedrun, train
 
+from figures import draw
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import load_corpus
@@ -24,6 +23,7 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig
+from studies import Recipe, study_ablation, study_cache, study_seeds, study_speedrun, train
 
 TARGET = 1.886  # what nanoGPT's CPU recipe reaches on tinyshakespeare
 PHRASE = "First Citizen:\nBefore we proceed any further, hear me speak.\n"

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from figures import ABLATIONS, draw
 
+from figures import ABLATIONS, draw
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig

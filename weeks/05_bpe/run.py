@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from figures import draw
 
+from figures import draw
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, split_text

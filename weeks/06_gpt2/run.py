@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from figures import draw
-from studies import study_cost, study_shape, study_smollm2
-
 from shared.commandline import cli
 from shared.training.base_model import (
     BASE_PRESETS,
     BaseModelSettings,
     train_base_model,
 )
+from studies import study_cost, study_shape, study_smollm2
 
 
 @dataclass(frozen=True)

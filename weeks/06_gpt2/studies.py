@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from figures import draw
 
+from figures import draw
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from figures import NOTES, draw
-from studies import study_batch, study_profile
 
+from figures import NOTES, draw
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus
@@ -25,6 +24,7 @@ from shared.training.base_model import BASE_PRESETS, open_corpus
 from shared.training.precision import bf16_units
 from shared.training.profiling import CARDS, USUAL_MFU, matmul_peak
 from shared.training.tricks import LADDER, PRECISIONS, measure_ladder
+from studies import study_batch, study_profile
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEYS = {

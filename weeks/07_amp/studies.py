@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from figures import draw
-
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPTConfig

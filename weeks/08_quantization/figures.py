@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from names import GPTQ, GROUP, ROWS, SMOL, label_of
-
 from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, model_card, read_runs, save_figure
 from shared.course.style import style
 from shared.runtime import ROOT

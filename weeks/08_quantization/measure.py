@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from names import GPTQ, GROUP, label_of
 from torch import Tensor, nn
 
+from names import GPTQ, GROUP, label_of
 from shared import checkpoint
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, TokenDataset

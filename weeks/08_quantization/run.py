@@ -24,8 +24,6 @@ from measure import (
     window_by_window,
 )
 from names import ROWS
-from studies import STUDIES
-
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.report import read_runs
@@ -39,6 +37,7 @@ from shared.sampling import generate
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
 from shared.training.profiling import bandwidth
+from studies import STUDIES
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
+
 from figures import draw
 from measure import (
     compared,
@@ -20,8 +22,6 @@ from measure import (
 )
 from names import SMOL
 from other_libraries import quiet_libraries, with_others, with_transformers
-from torch import nn
-
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, TokenDataset, fixed_windows, load_corpus, read_text, split_text

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from names import METHOD_LABELS, MODELS, STEWARD, model_name, parts_of, run_label
-
 from shared.course.report import (
     COLOURS,
     MARKERS,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from names import STEWARD, model_name
 from torch import nn
 
+from names import STEWARD, model_name
 from shared import checkpoint
 from shared.adapters import add_lora, save_adapter
 from shared.adapters.instructions import (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
 from figures import draw, write_adapter_card
 from fine_tuning import (
     count_trained_and_frozen,
@@ -28,8 +29,6 @@ from fine_tuning import (
     trainable,
 )
 from names import COLUMNS, METHODS, STEWARD, model_name, parts_of
-from studies import STUDIES
-
 from shared.adapters import LoRAConfig
 from shared.checks import Checks
 from shared.commandline import cli
@@ -39,6 +38,7 @@ from shared.runtime import device_name, pick_device, table, write_atomically
 from shared.training import TrainConfig, Trainer
 from shared.training.base_model import BASE_PRESETS
 from shared.training.profiling import peak_memory, reset_peak_memory
+from studies import STUDIES
 
 HEADLINE = (
     "best_val_loss",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
 from figures import draw
 from fine_tuning import load_base
 from names import COLUMNS
-
 from shared.commandline import flags
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace

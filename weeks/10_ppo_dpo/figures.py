@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from names import METHODS, NAMES, SMOL
 
+from names import METHODS, NAMES, SMOL
 from shared.course.report import (
     COLOURS,
     LINES,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from names import NAMES
-from preferences import Start, answer_texts, learned_rewards, pair_batches, rule_reward
 from torch import Generator, Tensor, nn
 
+from names import NAMES
+from preferences import Start, answer_texts, learned_rewards, pair_batches, rule_reward
 from shared import checkpoint
 from shared.alignment.base_loop import AlignmentLoop
 from shared.alignment.logprobs import answer_kl

@@ -17,8 +17,6 @@ from figures import draw, write_aligned_card
 from names import METHODS, NAMES, SMOL
 from policies import SAMPLES, align, measure_policy, show_policies
 from preferences import prepare
-from studies import STUDIES, study_brief
-
 from shared.alignment.base_loop import LoopConfig
 from shared.alignment.loops import DPOConfig, GRPOConfig, OnlineConfig, PPOConfig
 from shared.checks import Checks
@@ -28,6 +26,7 @@ from shared.course.workspace import WeekSettings, Workspace
 from shared.runtime import pick_device, write_atomically
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
+from studies import STUDIES, study_brief
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Generator, nn
+
 from figures import draw
 from names import METHODS, SMOL
 from policies import SAMPLES, align, show_policies
 from preferences import Start, pair_batches
-from torch import Generator, nn
-
 from shared.adapters import LoRAConfig, add_lora, save_adapter
 from shared.alignment.loops import DPO, draw_answers
 from shared.alignment.rewards import Pair

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 import torch
-from library import make_reader, open_library
 
+from library import make_reader, open_library
 from shared.retrieval.rag import RAG, Reply
 
 if TYPE_CHECKING:

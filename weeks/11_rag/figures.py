@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from names import CONDITIONS, EFFORTS, MEASURES, RETRIEVERS, WINDOWS
 
+from names import CONDITIONS, EFFORTS, MEASURES, RETRIEVERS, WINDOWS
 from shared.course.report import COLOURS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 from shared.retrieval.ranking import RANKING_METRICS

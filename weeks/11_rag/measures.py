@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from library import HERE, Library, Place, home, make_reader, own_embedder, place
-from names import CONDITIONS, MEASURES, RETRIEVERS
 from sklearn.metrics import roc_auc_score
 
+from library import HERE, Library, Place, home, make_reader, own_embedder, place
+from names import CONDITIONS, MEASURES, RETRIEVERS
 from shared.course.workspace import Workspace
 from shared.retrieval.documents import Chunk
 from shared.retrieval.index import Index

@@ -25,8 +25,6 @@ from asking import converse
 from figures import draw
 from library import open_library
 from measures import measure_library
-from studies import STUDIES
-
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
@@ -34,6 +32,7 @@ from shared.retrieval.stores import STORES
 from shared.runtime import pick_device
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, open_corpus
+from studies import STUDIES
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
 from library import Library, home, kept_folder, make_reader, open_library, own_model
 from measures import grade_answers, measure_answers, ranking, sentence_scores, with_bounds, with_intervals
 from names import EFFORTS, WINDOWS
-from safetensors.torch import load_file, save
 from sentences import gaps, has_digit, named, sentence_of, talk_on, talks_on
-from torch import nn
-
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.instructions import Conversation, Instructions, answer, template_for
 from shared.course.workspace import Workspace

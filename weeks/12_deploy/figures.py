@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
-from names import NAMES, OWN, PROGRAMS, SMOL
 
+from names import NAMES, OWN, PROGRAMS, SMOL
 from shared.course.report import COLOURS, LINES, MARKERS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
 from names import NAMES, OWN, PROGRAMS, SMOL
 from prompts import Prompts
-
 from shared import checkpoint
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace

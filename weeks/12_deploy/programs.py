@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import requests
 import torch
+
 from names import NAMES
 from prompts import Prompts
-
 from shared import checkpoint
 from shared.course.workspace import Workspace
 from shared.export import save_hf_folder, to_gguf, to_onnx

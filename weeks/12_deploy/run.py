@@ -18,8 +18,6 @@ from measures import CHUNK, measure_server, same_alone, show_served, watch_slots
 from names import OWN
 from programs import race_programs
 from prompts import Prompts
-from studies import STUDIES
-
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
@@ -28,6 +26,7 @@ from shared.serving.engine import same_bits_in_every_row
 from shared.serving.load import Load
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
+from studies import STUDIES
 
 WAITING = ("first_p50", "first_p95", "between_p50", "between_p95", "health_p95", "fresh", "reused")
 """The metrics of delays that the week keeps."""

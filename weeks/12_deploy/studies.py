@@ -9,7 +9,6 @@ from measures import measure_server, same_alone, show_served
 from names import SMOL
 from programs import race_programs
 from prompts import Prompts
-
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
 from shared.models.gpt import GPT
