@@ -63,7 +63,7 @@ def test_a_module_imports_only_from_its_own_week_or_an_earlier_one_and_never_wee
     [
         ("from shared.models.gpt import GPT", "imports shared.models.gpt (week 4)"),
         ("from shared.training import Trainer", "imports shared.training.trainer (week 2)"),
-        ("def f():\n    from shared.training import lr_at", "imports shared.training.trainer (week 2)"),
+        ("def f():\n    from shared.training import lr_at", "imports shared.training.config (week 2)"),
         ("import shared.models", "imports shared.models (week None)"),
         ("def f():\n    import shared.models as models", "imports shared.models (week None)"),
         ("from weeks.week import x", "imports weeks.week"),
