@@ -1,5 +1,4 @@
-"""Week 1. How good a language model is, in the field's units: loss in nats per token, perplexity, bits per
-byte, accuracy.
+"""Week 1. How good a language model is: loss in nats per token, perplexity, bits per byte, accuracy.
 
 Bits per byte is the one that compares models with different tokenizers: it asks how many bits the model needs
 for each byte of the original text (Shannon, "Prediction and Entropy of Printed English", 1951).
@@ -18,8 +17,9 @@ from shared.data.corpus import fixed_windows
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats. logits [batch, time, vocab_size], targets int64 [batch, time] ->
-    scalar.
+    """Mean negative log-likelihood in nats, a scalar.
+
+    logits: [batch, time, vocab_size]. targets: int64 [batch, time].
     """
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
@@ -34,8 +34,9 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    """A loss in nats per token as bits per byte of text. `tokens` were predicted, and stand for `text_bytes`
-    bytes.
+    """A loss in nats per token as bits per byte of text.
+
+    So many tokens were predicted, and stand for so many bytes.
 
     >>> bits_per_byte(math.log(2), tokens=100, text_bytes=200)
     0.5
@@ -57,7 +58,8 @@ class Evaluation:
     """How many were predicted."""
 
     def as_metrics(self, prefix: str = "val_") -> dict[str, float]:
-        return {prefix + k: v for k, v in asdict(self).items() if k != "tokens"}
+        """All but `tokens`, by name, with the prefix before each name."""
+        return {prefix + name: value for name, value in asdict(self).items() if name != "tokens"}
 
 
 @torch.no_grad()
@@ -66,6 +68,7 @@ def evaluate(
     tokens: np.ndarray,
     block_size: int,
     token_bytes: Tensor,
+    *,
     batch_size: int = 32,
     max_windows: int | None = None,
     device: torch.device | str = "cpu",
@@ -73,37 +76,42 @@ def evaluate(
     """Measures `model` on windows of `tokens` that lie side by side, the same ones every time.
 
     Each token but the split's first (and what fills no last window) is predicted once, from those before it
-    in its window. max_windows: fewer, spread evenly over the split; None takes the whole split. The model
-    comes back in the mode (train or eval) it was in.
+    in its window. token_bytes: how many bytes of text each token stands for, int64 [vocab_size]. max_windows:
+    fewer, spread evenly over the split; None takes the whole split. The model comes back in the mode (train
+    or eval) it was in.
     """
-    x, y = fixed_windows(tokens, block_size, max_windows)
+    ids, targets = fixed_windows(tokens, block_size, max_windows)
     was_training = model.training
     model.eval()
-    loss, right = 0.0, 0
-    for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
-        xb, yb = xb.to(device), yb.to(device)
-        logits = model(xb)
-        loss += cross_entropy(logits, yb).item() * yb.numel()
-        right += (logits.argmax(-1) == yb).sum().item()
+    loss = 0.0
+    correct = 0
+    for batch, wanted in zip(ids.split(batch_size), targets.split(batch_size)):
+        wanted = wanted.to(device)
+        logits = model(batch.to(device))
+        loss += cross_entropy(logits, wanted).item() * wanted.numel()
+        correct += int((logits.argmax(-1) == wanted).sum())
     model.train(was_training)
-    count = y.numel()
+    count = targets.numel()
     mean = loss / count
     return Evaluation(
         loss=mean,
         perplexity=perplexity(mean),
-        bits_per_byte=bits_per_byte(mean, count, int(token_bytes[y].sum())),
-        accuracy=right / count,
+        bits_per_byte=bits_per_byte(mean, count, int(token_bytes[targets].sum())),
+        accuracy=correct / count,
         tokens=count,
     )
 
 
 def known_words(sample: str, text: str) -> float:
-    """Share of the words in `sample` that occur in `text`: a crude measure of how far a model's spelling
-    reaches. nan without words.
+    """Share of the words in `sample` that occur in `text`; nan without words.
+
+    A crude measure of how far a model's spelling reaches.
 
     >>> known_words("the kqng, the king", "long live the king")
     0.75
     """
     words = re.findall(r"[A-Za-z']+", sample)
-    known = set(re.findall(r"[A-Za-z']+", text))
-    return sum(w in known for w in words) / len(words) if words else math.nan
+    if not words:
+        return math.nan
+    vocabulary = set(re.findall(r"[A-Za-z']+", text))
+    return sum(word in vocabulary for word in words) / len(words)

@@ -1,12 +1,12 @@
 """Week 6. The course's own model: a small GPT-2 on its own tokens, which weeks 7 to 12 go on with.
 
-model, corpus = trained_base_model("laptop", data="tinyshakespeare")    # the best checkpoint; trained first
-where there is none
+    model, corpus = trained_base_model("laptop", data="tinyshakespeare")
+
+That is the best checkpoint; where there is none, the model is trained first.
 """
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +30,15 @@ from shared.training.trainer import Trainer
 
 TOPIC = "06_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Draw = Callable[[Path, Path], list[Path]]
+"""Makes plots from logs, given the folders of logs and of plots; returns their files."""
 
 
 @dataclass(frozen=True)
 class BaseModelSettings(WeekSettings):
-    """How the course's model is trained. `data` may also be a folder of shards, as `python -m
-    shared.data.shards` writes it.
+    """How the course's model is trained.
+
+    `data` may also be a folder of shards, as `python -m shared.data.shards` writes it.
     """
 
     vocab_size: int = 1024
@@ -69,22 +72,18 @@ class BaseModelSettings(WeekSettings):
 
 
 def _smoke() -> BaseModelSettings:
-    s = BaseModelSettings()
-    return replace(
-        s,
-        preset="smoke",
-        vocab_size=280,
-        model=replace(s.model, n_layer=2, n_head=2, n_embd=64),
-        train=replace(
-            s.train,
-            steps=30,
-            batch_size=4,
-            block_size=32,
-            eval_every=10,
-            eval_windows=20,
-            checkpoint_every=10,
-        ),
+    laptop = BaseModelSettings()
+    train = replace(
+        laptop.train,
+        steps=30,
+        batch_size=4,
+        block_size=32,
+        eval_every=10,
+        eval_windows=20,
+        checkpoint_every=10,
     )
+    model = replace(laptop.model, n_layer=2, n_head=2, n_embd=64)
+    return replace(laptop, preset="smoke", vocab_size=280, model=model, train=train)
 
 
 BASE_PRESETS = {
@@ -122,18 +121,16 @@ def open_corpus(settings: BaseModelSettings) -> Corpus:
         raise ValueError(
             f"there are no shards in {settings.data} yet. Make them first (20 GB of tokens): {command}"
         )
-    train_text, val_text = split_text(read_text(settings.data)[1])
-    TokenDataset(
-        np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size
-    )  # too short for bytes is too short for tokens
-    return load_corpus(
-        settings.data, BPETokenizer.train(train_text, settings.vocab_size), settings.train.block_size
-    )
+    _, text = read_text(settings.data)
+    train_text, val_text = split_text(text)
+    block_size = settings.train.block_size
+    # Before the tokenizer is trained: what is too short in bytes is too short in tokens.
+    TokenDataset(np.frombuffer(val_text.encode(), np.uint8), block_size)
+    return load_corpus(settings.data, BPETokenizer.train(train_text, settings.vocab_size), block_size)
 
 
 def trained_base_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
-    """The model and its text: the best checkpoint at this preset; trained first where it is not there, said
-    aloud.
+    """The model and its text: the best checkpoint at this preset; trained first where there is none.
 
     changes: settings other than the preset's, such as data, device, train and resume.
     """
@@ -147,27 +144,33 @@ def trained_base_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
         )
         train_base_model(settings)
     model = checkpoint.load(folder, corpus.tokenizer).model
+    if not isinstance(model, GPT):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, not a GPT")
     model.tokenizer = corpus.tokenizer
     return model, corpus
 
 
-def train_base_model(
-    settings: BaseModelSettings, draw: Callable[[Path, Path], list[Path]] = lambda logs, reports: []
-) -> dict[str, float]:
-    """Trains the model, lets it write, and keeps the week's figures, which are returned (an empty dict on
-    processes but the first).
+def _draw_nothing(logs: Path, reports: Path) -> list[Path]:
+    return []
 
-    draw: makes the week's plots from its logs, given the folders of logs and of plots; without it none are
-    drawn.
+
+def train_base_model(settings: BaseModelSettings, draw: Draw = _draw_nothing) -> dict[str, float]:
+    """Trains the model, lets it write, and keeps the week's figures.
+
+    They are returned, on the first process; on the others an empty dict is. draw: makes the week's plots from
+    its logs, given the folders of logs and of plots; without it none are drawn.
     """
     with process_group(settings.device) as (device, rank, size):
         corpus = open_corpus(settings)
         work = Workspace(ROOT / "weeks" / TOPIC / "run.py", settings, corpus.name, device)
         kind = settings.parallel or ("ddp" if size > 1 else "none")
         processes = Processes(kind, device, settings.compile_model, settings.recompute)
-        with work.log("gpt2", settings) if rank == 0 else nullcontext() as log:
+        if rank > 0:
+            train_model(settings, corpus, work, None, processes)
+            return {}
+        with work.log("gpt2", settings) as log:
             result = train_model(settings, corpus, work, log, processes)
-            return _finish(corpus, work, log, result, draw) if rank == 0 else {}
+            return _finish(corpus, work, log, result, draw)
 
 
 def train_model(
@@ -176,11 +179,10 @@ def train_model(
     work: Workspace,
     log: RunLog | None,
     processes: OneProcess,
+    *,
     name: str = "gpt2",
 ) -> dict[str, float]:
-    """Trains on a corpus; the summary, with `wall_seconds` for everything from the first step to the last
-    evaluation.
-    """
+    """Trains on a corpus; returns the summary, with `wall_seconds` for everything, evaluations included."""
     started = clock()
     torch.manual_seed(settings.train.seed)
     block_size = max(settings.model.block_size, settings.train.block_size)
@@ -200,14 +202,11 @@ def train_model(
 
 
 def _finish(
-    corpus: Corpus,
-    work: Workspace,
-    log: RunLog,
-    result: dict[str, float],
-    draw: Callable[[Path, Path], list[Path]],
+    corpus: Corpus, work: Workspace, log: RunLog, result: dict[str, float], draw: Draw
 ) -> dict[str, float]:
     """Lets the best checkpoint write, and closes the week."""
-    model, tokenizer = GPT.from_checkpoint(work.checkpoints / "gpt2" / "best", work.device), corpus.tokenizer
+    model = GPT.from_checkpoint(work.checkpoints / "gpt2" / "best", work.device)
+    tokenizer = corpus.tokenizer
     sample = tokenizer.decode(list(generate(model, corpus.start, 600, temperature=0.8, top_p=0.95, seed=1)))
     words = known_words(sample, tokenizer.decode(corpus.train[: 2**20].tolist()))
     log.artifact(sample=sample)

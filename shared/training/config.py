@@ -57,7 +57,8 @@ class TrainConfig:
         checks.at_least(1, "steps", "batch_size", "block_size", "grad_accum_steps")
         checks.at_least(1, "log_every", "eval_every", "checkpoint_every")
         checks.above(0, "lr", "muon_lr")
-        checks.between(0, 1, "final_lr", "decay_fraction", "beta1", "beta2", "muon_momentum")
+        checks.between(0, 1, "final_lr", "decay_fraction")
+        checks.between(0, 1, "beta1", "beta2", "muon_momentum")
         checks.not_negative("weight_decay", "grad_clip", "warmup_steps")
         checks.require(
             self.eval_windows is None or self.eval_windows >= 1,

@@ -1,5 +1,4 @@
-"""Week 7. A GPU kernel of our own, in Triton: cross-entropy over the vocabulary in one pass, without the
-softmax ever being written down.
+"""Week 7. A GPU kernel of our own, in Triton: cross-entropy without the softmax ever being written down.
 
 PyTorch's cross-entropy writes the log-softmax of all logits, as large as they are and in fp32, and reads it
 again. Here a program per row walks over the row in blocks, and keeps two numbers: the largest logit so far,
@@ -13,6 +12,8 @@ starts, it runs on a CPU, slowly, for tests and for looking inside.
 Sources: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018); Tillet et al., "Triton"
 (2019); Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,12 +30,20 @@ LARGEST_BLOCK = 4096
 if triton is not None:
 
     @triton.jit
-    def _forward(
-        logits, targets, losses, log_sums, row_stride, vocab_size, ignore_index, BLOCK: tl.constexpr
-    ):
+    def _forward(  # noqa: PLR0917 - Triton passes a kernel's arguments by position
+        logits: tl.tensor,
+        targets: tl.tensor,
+        losses: tl.tensor,
+        log_sums: tl.tensor,
+        row_stride: tl.tensor,
+        vocab_size: tl.tensor,
+        ignore_index: tl.tensor,
+        BLOCK: tl.constexpr,
+    ) -> None:
         row = tl.program_id(0)
         logits += row.to(tl.int64) * row_stride  # past 2³¹ elements in a large batch
-        m, s = -float("inf"), 0.0
+        m = -float("inf")
+        s = 0.0
         for start in range(0, vocab_size, BLOCK):
             columns = start + tl.arange(0, BLOCK)
             x = tl.load(logits + columns, mask=columns < vocab_size, other=-float("inf")).to(tl.float32)
@@ -44,33 +53,38 @@ if triton is not None:
             m = new
         log_sum = m + tl.log(s)
         target = tl.load(targets + row)
-        x = tl.load(logits + target, mask=(target >= 0) & (target < vocab_size), other=float("nan")).to(
-            tl.float32
-        )
+        in_vocabulary = (target >= 0) & (target < vocab_size)
+        x = tl.load(logits + target, mask=in_vocabulary, other=float("nan")).to(tl.float32)
         tl.store(losses + row, tl.where(target == ignore_index, 0.0, log_sum - x))
         tl.store(log_sums + row, log_sum)
 
     @triton.jit
-    def _backward(
-        logits, targets, log_sums, scale, grads, row_stride, vocab_size, ignore_index, BLOCK: tl.constexpr
-    ):
+    def _backward(  # noqa: PLR0917 - Triton passes a kernel's arguments by position
+        logits: tl.tensor,
+        targets: tl.tensor,
+        log_sums: tl.tensor,
+        scale: tl.tensor,
+        grads: tl.tensor,
+        row_stride: tl.tensor,
+        vocab_size: tl.tensor,
+        ignore_index: tl.tensor,
+        BLOCK: tl.constexpr,
+    ) -> None:
         row = tl.program_id(0)
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = columns < vocab_size
         target = tl.load(targets + row)
-        x = tl.load(logits + row.to(tl.int64) * row_stride + columns, mask=inside, other=-float("inf")).to(
-            tl.float32
-        )
+        logits += row.to(tl.int64) * row_stride
+        grads += row.to(tl.int64) * vocab_size
+        x = tl.load(logits + columns, mask=inside, other=-float("inf")).to(tl.float32)
         grad = tl.exp(x - tl.load(log_sums + row)) - tl.where(columns == target, 1.0, 0.0)
         grad = tl.where(target == ignore_index, 0.0, grad * tl.load(scale))
-        tl.store(
-            grads + row.to(tl.int64) * vocab_size + columns, grad.to(grads.dtype.element_ty), mask=inside
-        )
+        tl.store(grads + columns, grad.to(grads.dtype.element_ty), mask=inside)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
         rows, vocab_size = logits.shape
         losses, log_sums = torch.empty(2, rows, device=logits.device, dtype=torch.float32)
         block = min(LARGEST_BLOCK, triton.next_power_of_2(vocab_size))
@@ -79,11 +93,12 @@ class _FusedCrossEntropy(torch.autograd.Function):
         )
         count = (targets != ignore_index).sum()
         ctx.save_for_backward(logits, targets, log_sums, count)
-        ctx.block, ctx.ignore_index = block, ignore_index
+        ctx.block = block
+        ctx.ignore_index = ignore_index
         return losses.sum() / count
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, log_sums, count = ctx.saved_tensors
         rows, vocab_size = logits.shape
         grads = torch.empty(rows, vocab_size, device=logits.device, dtype=logits.dtype)
@@ -117,9 +132,8 @@ def fused_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -10
             "fused_cross_entropy needs Triton (Linux): pip install triton, or use"
             " torch.nn.functional.cross_entropy"
         )
-    if not logits.is_cuda and isinstance(
-        _forward, triton.JITFunction
-    ):  # in the interpreter it is of another class
+    interpreted = not isinstance(_forward, triton.JITFunction)
+    if not logits.is_cuda and not interpreted:
         raise ValueError(
             f"fused_cross_entropy runs on a CUDA GPU, not on {logits.device}: use"
             " torch.nn.functional.cross_entropy there, or set TRITON_INTERPRET=1 before Python starts to run"
@@ -131,6 +145,6 @@ def fused_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -10
             "give logits [..., vocab_size] and int64 targets [...]"
         )
     rows = logits.reshape(-1, logits.size(-1))
-    return _FusedCrossEntropy.apply(
-        rows if rows.stride(1) == 1 else rows.contiguous(), targets.reshape(-1), ignore_index
-    )
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    return _FusedCrossEntropy.apply(rows, targets.reshape(-1), ignore_index)

@@ -3,8 +3,10 @@
 Source: Korthikanti et al., "Reducing Activation Recomputation" (2022), for the count of activations.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,15 +16,16 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.training.config import TrainConfig
 from shared.training.precision import precision
 from shared.training.profiling import StepCost, in_own_process
-from shared.training.tricks import USUAL, Tricks, measure
+from shared.training.tricks import USUAL, Tricks, measure_tricks
 
-# ---- memory
+# ---- the estimate
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of the tensors of one process that trains, without what the allocator and the libraries take for
-    themselves.
+    """Bytes of the tensors of one process that trains.
+
+    What the allocator and the libraries take for themselves comes on top.
     """
 
     parameters: int
@@ -37,78 +40,202 @@ class MemoryEstimate:
 def estimate_memory(
     config: GPTConfig, train: TrainConfig, dtype: torch.dtype = torch.float32, recompute: bool = False
 ) -> MemoryEstimate:
-    """What training this model takes, computed from the shapes alone. dtype, recompute: as the step's
-    precision and `Processes` have them.
+    """What training this model takes, computed from the shapes alone.
 
-    Raises ValueError for dropout and for a window, whose attention keeps other tensors than these.
+    dtype, recompute: as the step's precision and `Processes` have them. Raises ValueError for dropout and for
+    a window, whose attention keeps other tensors than these.
     """
     if config.dropout or config.window:
         raise ValueError(
             f"dropout={config.dropout}, window={config.window}: the estimate knows neither; set dropout to 0"
             " and window to none"
         )
-    with torch.device("meta"):  # shapes without memory
-        model = GPT(config)
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    inner = (
-        [sorted(m.weight.shape) for n, m in linears.items() if n != "lm_head"]
-        if train.optimizer == "muon"
-        else []
-    )
-    weights = 4 * model.num_parameters()
-    state = 2 * weights - 4 * sum(a * b for a, b in inner)
-
-    c, kv, hidden, heads, v = (
-        config.n_embd,
-        config.kv_heads * config.head_dim,
-        config.hidden,
-        config.n_head,
-        config.vocab_size,
-    )
-    amp = dtype != torch.float32
-    e, gated, rms = 2 if amp else 4, config.mlp == "swiglu", config.norm == "rmsnorm"
-    tokens = train.batch_size * train.block_size
-    norm = (
-        8 * c + 4 if rms else 4 * c + 8
-    )  # the input and, per token, its statistics; RMSNorm the normed input too
-    # Autocast narrows a norm's output once for each linear layer that reads it, and each keeps its copy.
-    inputs = 2 * c * (4 + gated) if amp else 8 * c
-    attention = (
-        e * (2 * c + 2 * kv) + 4 * heads
-    )  # queries, keys, values, result; per head the softmax's log-sum
-    if config.qk_norm:
-        attention += (
-            8 * (c + kv) + 4 * (heads + config.kv_heads) + e * c
-        )  # and the result once more, in another order
-    mlp = e * hidden * (4 if gated else 2)
-    block = tokens * (2 * norm + inputs + attention + mlp)
-    copies = amp * 2 * sum(m.weight.numel() for m in linears.values())  # of the weights, narrowed
-    logits = tokens * 4 * v  # the log of the softmax, in fp32
-    ends = tokens * (norm + e * c + 16) + logits
-    own = tokens * 4 * c  # a block's input
-    activations = ends + (
-        config.n_layer * own + amp * 2 * c * v if recompute else config.n_layer * block + copies
-    )
-
-    # Where the peak can be: at the loss; in the backward of the last block; in that of the first, or of the
-    # embedding; in Muon's step.
-    embedding = 4 * c * v
-    in_block = tokens * (4 * c + e * hidden * (2 if gated or config.mlp == "relu2" else 1)) + (
-        block - own if recompute else 0
-    )
-    forward = activations + max(2 * logits, recompute * copies + tokens * (e * v + 4 * v * amp))
-    last = activations - logits + embedding + in_block
-    first = weights + max(in_block + (own if recompute else block), 2 * embedding * config.tie_weights)
-    held = weights if train.grad_accum_steps > 1 else 0  # the gradients of the batches before
-    # Muon stacks the matrices of one shape, and works on several such stacks at once.
-    muon = max((inner.count([a, b]) * 4 * (4 * a * b + 2 * a * a) for a, b in inner), default=0)
+    step = _Step(config, train, dtype != torch.float32, recompute)
     return MemoryEstimate(
-        weights,
-        weights,
-        state,
-        activations,
-        weights + state + max(held + forward, held + last, first, weights + muon),
+        parameters=step.weights,
+        gradients=step.weights,
+        optimizer=step.optimizer,
+        activations=step.activations,
+        peak=step.peak,
     )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A training step whose tensors are counted, in bytes.
+
+    A number takes 4 bytes; under autocast, those that matrix products and attention read and write take 2.
+    """
+
+    config: GPTConfig
+    train: TrainConfig
+    amp: bool
+    """Whether matrix products and the like are computed in 16 bits, under autocast."""
+    recompute: bool
+
+    @cached_property
+    def model(self) -> GPT:
+        with torch.device("meta"):  # shapes without memory
+            return GPT(self.config)
+
+    @cached_property
+    def linears(self) -> dict[str, nn.Linear]:
+        return {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+
+    @cached_property
+    def muon_shapes(self) -> list[tuple[int, int]]:
+        """The shapes of Muon's matrices, each with its smaller side first."""
+        if self.train.optimizer != "muon":
+            return []
+        inner = [linear for name, linear in self.linears.items() if name != "lm_head"]
+        return [(min(m.weight.shape), max(m.weight.shape)) for m in inner]
+
+    @property
+    def tokens(self) -> int:
+        return self.train.batch_size * self.train.block_size
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in a matrix product's result."""
+        return 2 if self.amp else 4
+
+    # Weights and their optimizers.
+
+    @cached_property
+    def weights(self) -> int:
+        return 4 * self.model.num_parameters()
+
+    @property
+    def optimizer(self) -> int:
+        """AdamW has two moments for each weight, Muon one."""
+        return 2 * self.weights - sum(4 * rows * columns for rows, columns in self.muon_shapes)
+
+    @property
+    def embedding(self) -> int:
+        """The gradient of the embedding, or of the output layer."""
+        return 4 * self.config.n_embd * self.config.vocab_size
+
+    @property
+    def narrowed_weights(self) -> int:
+        """Autocast's copies of the linear layers' weights."""
+        if not self.amp:
+            return 0
+        return sum(2 * linear.weight.numel() for linear in self.linears.values())
+
+    # What a token leaves for the backward.
+
+    @property
+    def norm(self) -> int:
+        """A norm keeps its input and, for each token, its statistics; RMSNorm the normed input too."""
+        if self.config.norm == "rmsnorm":
+            return 8 * self.config.n_embd + 4
+        return 4 * self.config.n_embd + 8
+
+    @property
+    def linear_inputs(self) -> int:
+        """The two norms' outputs, as the linear layers that read them keep them."""
+        if not self.amp:
+            return 2 * 4 * self.config.n_embd
+        # Autocast narrows a norm's output once for each linear layer that reads it, and each keeps its copy.
+        readers = 5 if self.config.mlp == "swiglu" else 4
+        return 2 * self.config.n_embd * readers
+
+    @property
+    def attention(self) -> int:
+        """Queries, keys, values and the result; for each head the softmax's log-sum."""
+        config = self.config
+        keys = config.kv_heads * config.head_dim
+        kept = self.width * (2 * config.n_embd + 2 * keys) + 4 * config.n_head
+        if config.qk_norm:
+            # Both norms' inputs and statistics; and the result once more, in another order.
+            kept += 8 * (config.n_embd + keys) + 4 * (config.n_head + config.kv_heads)
+            kept += self.width * config.n_embd
+        return kept
+
+    @property
+    def mlp(self) -> int:
+        hidden_tensors = 4 if self.config.mlp == "swiglu" else 2
+        return self.width * self.config.hidden * hidden_tensors
+
+    # What the whole batch leaves for the backward.
+
+    @property
+    def block(self) -> int:
+        """A block's activations."""
+        return self.tokens * (2 * self.norm + self.linear_inputs + self.attention + self.mlp)
+
+    @property
+    def block_input(self) -> int:
+        return self.tokens * 4 * self.config.n_embd
+
+    @property
+    def logits(self) -> int:
+        """The log of the softmax, in fp32."""
+        return self.tokens * 4 * self.config.vocab_size
+
+    @cached_property
+    def activations(self) -> int:
+        """Of all blocks, of the last norm, the output layer and the loss."""
+        ends = self.tokens * (self.norm + self.width * self.config.n_embd + 16) + self.logits
+        if not self.recompute:
+            return ends + self.config.n_layer * self.block + self.narrowed_weights
+        narrowed_output_layer = 2 * self.config.n_embd * self.config.vocab_size if self.amp else 0
+        return ends + self.config.n_layer * self.block_input + narrowed_output_layer
+
+    # Where the peak can be, beyond weights and moments.
+
+    @property
+    def peak(self) -> int:
+        # The gradients of the batches before are there from the second one of a step on.
+        accumulated = self.weights if self.train.grad_accum_steps > 1 else 0
+        candidates = [
+            accumulated + self.at_the_loss,
+            accumulated + self.in_the_last_block,
+            self.in_the_first_layers,
+            self.in_muons_step,
+        ]
+        return self.weights + self.optimizer + max(candidates)
+
+    @property
+    def at_the_loss(self) -> int:
+        """At the end of the forward, or at the beginning of the backward."""
+        forward = self.tokens * self.width * self.config.vocab_size
+        if self.amp:
+            forward += self.logits  # the logits in 16 bits, and in fp32
+        if self.recompute:
+            forward += self.narrowed_weights
+        return self.activations + max(2 * self.logits, forward)
+
+    @property
+    def in_the_last_block(self) -> int:
+        """In its backward, when the logits are gone."""
+        return self.activations - self.logits + self.embedding + self.block_backward
+
+    @property
+    def in_the_first_layers(self) -> int:
+        """In the backward of the first block, or of the embedding, when all other gradients are there."""
+        in_block = self.block_backward + (self.block_input if self.recompute else self.block)
+        tied_gradients = 2 * self.embedding if self.config.tie_weights else 0
+        return self.weights + max(in_block, tied_gradients)
+
+    @property
+    def block_backward(self) -> int:
+        """What the backward of a block holds besides what the forward kept."""
+        config = self.config
+        hidden_tensors = 2 if config.mlp in ("swiglu", "relu2") else 1
+        held = self.tokens * (4 * config.n_embd + self.width * config.hidden * hidden_tensors)
+        if self.recompute:
+            held += self.block - self.block_input
+        return held
+
+    @property
+    def in_muons_step(self) -> int:
+        """Muon stacks the matrices of one shape, and works on several such stacks at once."""
+        stacks = [
+            self.muon_shapes.count((rows, columns)) * 4 * (4 * rows * columns + 2 * rows * rows)
+            for rows, columns in self.muon_shapes
+        ]
+        return self.weights + max(stacks, default=0)
 
 
 # ---- the batch size
@@ -116,16 +243,21 @@ def estimate_memory(
 
 def largest_batch(fits: Callable[[int], bool], limit: int = 1024) -> int:
     """The largest batch size up to `limit` for which `fits` is true: doubled until it isn't, then bisected.
-    ValueError if 1 doesn't fit.
+
+    Raises ValueError if 1 doesn't fit.
     """
     if not fits(1):
         raise ValueError(
             "not even a batch of one sequence fits: take a shorter block_size, a smaller model, or recompute"
             " activations"
         )
-    good, bad = 1, limit + 1
+    good = 1
+    bad = limit + 1
     while bad - good > 1:
-        middle = min(2 * good, limit) if bad > limit else (good + bad) // 2
+        if bad > limit:  # nothing so far was too large
+            middle = min(2 * good, limit)
+        else:
+            middle = (good + bad) // 2
         if fits(middle):
             good = middle
         else:
@@ -139,11 +271,13 @@ def find_batch(
     device: torch.device | str = "cpu",
     memory: int | None = None,
     tricks: Tricks = USUAL,
+    *,
     limit: int = 1024,
 ) -> tuple[int, int, list[dict[str, Any]]]:
     """The largest batch size up to `limit` that fits, the fastest, and a row for each that was timed over
-    `train.steps`: the powers of two up to the largest, and itself. A row: batch_size, tokens/s, memory
-    (measured, in bytes), estimate (computed).
+    `train.steps`: the powers of two up to the largest, and itself.
+
+    A row: batch_size, tokens/s, memory (measured, in bytes), estimate (computed).
 
     memory: how many bytes a step's tensors may hold. On CUDA, None is all there is, and what fits is found by
     trying, each time in a process of its own. Elsewhere it is needed (a CPU swaps or is killed where CUDA
@@ -154,31 +288,36 @@ def find_batch(
         raise ValueError(
             f"find_batch on {device} needs memory=, in bytes: only CUDA says in time that there is no more"
         )
+    available = math.inf if memory is None else memory
     dtype = precision(tricks.precision, device).dtype
 
-    def measured(batch: int, steps: int) -> tuple[list[StepCost], int | None]:
-        found = in_own_process(
-            measure, tricks, config, replace(train, batch_size=batch, steps=steps), device, [train.seed], None
+    def measured(batch: int, steps: int) -> tuple[StepCost, int | None]:
+        changed = replace(train, batch_size=batch, steps=steps)
+        result = in_own_process(
+            measure_tricks, tricks, config, changed, device=device, seeds=[train.seed], corpus=None
         )
-        if isinstance(found, str):
-            raise ValueError(found)
-        return found
+        if isinstance(result, str):
+            raise ValueError(result)
+        costs, held = result
+        return costs[0], held
 
     def estimated(batch: int) -> int:
         return estimate_memory(config, replace(train, batch_size=batch), dtype, tricks.recompute).peak
 
     def fits(batch: int) -> bool:
         if device.type != "cuda":
-            return estimated(batch) <= memory
+            return estimated(batch) <= available
         try:
-            held = measured(batch, 2)[1]
+            _, held = measured(batch, 2)
         except torch.OutOfMemoryError:
             return False
-        return memory is None or held <= memory
+        return held is None or held <= available
 
-    largest, rows = largest_batch(fits, limit), []
-    for batch in sorted({largest, *(2**i for i in range(largest.bit_length()))}):
-        (cost,), held = measured(batch, train.steps)
+    largest = largest_batch(fits, limit)
+    powers_of_two = [2**i for i in range(largest.bit_length())]
+    rows = []
+    for batch in sorted({largest, *powers_of_two}):
+        cost, held = measured(batch, train.steps)
         rows.append(
             {
                 "batch_size": batch,
@@ -187,4 +326,5 @@ def find_batch(
                 "estimate": estimated(batch),
             }
         )
-    return largest, max(rows, key=lambda row: row["tokens/s"])["batch_size"], rows
+    fastest = max(rows, key=lambda row: row["tokens/s"])
+    return largest, fastest["batch_size"], rows

@@ -22,18 +22,16 @@ from shared.runtime import CPUINFO
 from shared.training.execution import FP32, Precision
 from shared.training.profiling import matmul_peak
 
-# ---- number formats
-
 
 @dataclass(frozen=True)
 class Float16(Precision):
-    """fp16 with a scaled loss, for `Trainer(precision=...)`. fp16 ends at 65504 and, below 6·10⁻⁵, loses bits
-    down to nothing at 6·10⁻⁸: the loss is multiplied by a large number, so that small gradients are still
-    there, and the gradients are divided by it before they are clipped. A step with a gradient that overflows
-    is left out and halves the number; many good steps double it.
+    """fp16 with a scaled loss, for `Trainer(precision=...)`.
 
-    Where the number has fallen below 1 it is not the number's fault, and the Trainer stops as it does in
-    fp32.
+    fp16 ends at 65504 and, below 6·10⁻⁵, loses bits down to nothing at 6·10⁻⁸. So the loss is multiplied by a
+    large number, the scale: small gradients are still there, and are divided by it before they are clipped. A
+    step with a gradient that overflows is left out and halves the scale; many good steps double it.
+
+    Where the scale has fallen below 1, overflows are not its fault, and the Trainer stops as it does in fp32.
     """
 
     dtype: torch.dtype = torch.float16
@@ -52,11 +50,11 @@ class Float16(Precision):
 
     def step(self, optimizers: list[torch.optim.Optimizer]) -> None:
         super().step(optimizers)
-        before = None if optimizers else self.scaler.get_scale()
+        before = self.scaler.get_scale()
         self.scaler.update()
-        if (
-            before is not None and self.scaler.get_scale() >= before
-        ):  # the loss overflowed, and none of the gradients
+        skipped = not optimizers
+        if skipped and self.scaler.get_scale() >= before:
+            # The loss overflowed, and none of the gradients, so that the scaler has not seen it.
             self.scaler.update(before * self.scaler.get_backoff_factor())
 
     def state(self) -> dict[str, float]:
@@ -64,75 +62,71 @@ class Float16(Precision):
         return {"loss_scale": state["scale"], "steps_since_skip": state["_growth_tracker"]}
 
     def restore(self, state: dict[str, float]) -> None:
-        self.scaler.load_state_dict(
-            self.scaler.state_dict()
-            | {
-                "scale": state["loss_scale"],
-                "_growth_tracker": state["steps_since_skip"],
-            }
-        )
+        saved = {"scale": state["loss_scale"], "_growth_tracker": state["steps_since_skip"]}
+        self.scaler.load_state_dict({**self.scaler.state_dict(), **saved})
 
 
 def precision(name: str, device: torch.device | str = "cpu") -> Precision:
-    """What `Trainer(precision=...)` takes, by name: fp32, bf16 (autocast) or fp16 (autocast and a scaled
-    loss).
+    """What `Trainer(precision=...)` takes: fp32, bf16 (autocast) or fp16 (autocast and a scaled loss).
 
     Tries one small step. Raises ValueError for another name, and for a format that the device cannot compute
     in.
     """
     device = torch.device(device)
-    made = {
-        "fp32": lambda: FP32,
-        "bf16": lambda: Precision(torch.bfloat16),
-        "fp16": lambda: Float16(scaler=GradScaler(device.type)),
-    }
-    if name not in made:
+    if name not in ("fp32", "bf16", "fp16"):
         raise ValueError(f"precision={name!r}: must be fp32, bf16 or fp16")
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # where autocast or the scaler switches itself off, it only warns
-        chosen = made[name]()
-        try:
-            layer = nn.Linear(8, 8, device=device)
-            with chosen.autocast(device):
-                out = layer(torch.ones(1, 8, device=device))
-            optimizer = torch.optim.SGD(layer.parameters())
-            chosen.backward(out.float().mean())
-            chosen.unscale([optimizer])
-            works = out.dtype == chosen.dtype and bool(layer.weight.grad.isfinite().all())
-        except (RuntimeError, AssertionError):  # a device that torch was built without is an AssertionError
-            works = False
+    # Where autocast or the scaler switches itself off, it only warns.
+    with warnings.catch_warnings(action="ignore"):
+        works = _works(_by_name(name, device), device)
     if not works:
         raise ValueError(f"precision={name!r} does not work on {device}: use fp32 there, or another device")
-    return made[name]()
+    return _by_name(name, device)
+
+
+def _by_name(name: str, device: torch.device) -> Precision:
+    if name == "fp32":
+        return FP32
+    if name == "bf16":
+        return Precision(torch.bfloat16)
+    return Float16(scaler=GradScaler(device.type))
+
+
+def _works(chosen: Precision, device: torch.device) -> bool:
+    """Whether one small step on the device is in this format and has finite gradients."""
+    try:
+        layer = nn.Linear(8, 8, device=device)
+        with chosen.autocast(device):
+            out = layer(torch.ones(1, 8, device=device))
+        optimizer = torch.optim.SGD(layer.parameters())
+        chosen.backward(out.float().mean())
+        chosen.unscale([optimizer])
+        gradient = layer.weight.grad
+        return out.dtype == chosen.dtype and gradient is not None and bool(gradient.isfinite().all())
+    except (RuntimeError, AssertionError):  # a device that torch was built without is an AssertionError
+        return False
 
 
 def bf16_units(device: torch.device | str = "cpu") -> tuple[bool, str]:
-    """Whether the device has units for bf16 products, and in a sentence how one knows and what follows. For
-    CUDA and CPUs.
+    """Whether a CPU or a GPU of CUDA has units for bf16 products, and how one knows and what follows.
 
     A CPU on Linux says so itself; elsewhere a product in bf16 is timed against one in fp32.
     """
     device = torch.device(device)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        found, how = major >= 8, f"compute capability {major}.{minor}; they come with 8.0"
+        has_units = major >= 8
+        how = f"compute capability {major}.{minor}; they come with 8.0"
     elif device.type == "cpu" and platform.system() == "Linux":
         names = {"avx512_bf16", "amx_bf16", "bf16"}  # Intel's and AMD's, Intel's for tiles, Arm's
         flags = names & set(re.findall(r"\w+", CPUINFO.read_text()))
-        found, how = (
-            bool(flags),
-            f"/proc/cpuinfo names {', '.join(sorted(flags)) or 'neither avx512_bf16 nor amx_bf16'}",
-        )
+        has_units = bool(flags)
+        named = ", ".join(sorted(flags)) if flags else "neither avx512_bf16 nor amx_bf16"
+        how = f"/proc/cpuinfo names {named}"
     else:
         ratio = matmul_peak(device, torch.bfloat16) / matmul_peak(device)
-        found, how = ratio > 1.2, f"a bf16 product runs at {ratio:.2f} × the speed of fp32"
-    if found:
+        has_units = ratio > 1.2
+        how = f"a bf16 product runs at {ratio:.2f} × the speed of fp32"
+    if has_units:
         return True, f"bf16 units ({how})"
-    return (
-        False,
-        (
-            f"no bf16 units ({how}): each number is widened to fp32 and the result rounded, so bf16 saves"
-            " memory and costs time"
-        ),
-    )
+    consequence = "each number is widened to fp32 and the result rounded, so bf16 saves memory and costs time"
+    return False, f"no bf16 units ({how}): {consequence}"

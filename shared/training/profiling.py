@@ -5,6 +5,7 @@ needs over what the machine could have done in the same time. What it could have
 read from a data sheet.
 """
 
+import math
 import os
 import statistics
 import sys
@@ -43,28 +44,28 @@ def matmul_peak(
     size: int | None = None,
     repeats: int = 10,
 ) -> float:
-    """FLOP/s of the fastest of `repeats` products of two square matrices of `size` (None: 8192 on CUDA, 2048
-    elsewhere).
+    """FLOP/s of the fastest of `repeats` products of two square matrices.
+
+    size: of the matrices; None is 8192 on CUDA, 2048 elsewhere.
     """
     device = torch.device(device)
     size = size or (8192 if device.type == "cuda" else 2048)
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    out, best = torch.empty_like(a), float("inf")
-    for _ in range(
-        repeats + 1
-    ):  # the first one also sets up what the others reuse; it will not be the fastest
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    b = torch.randn(size, size, device=device, dtype=dtype)
+    out = torch.empty_like(a)
+    best = math.inf
+    for _ in range(repeats + 1):  # the first one sets up what the others reuse; it will not be the fastest
         _finish(device)
         started = clock()
-        torch.matmul(
-            a, b.T, out=out
-        )  # as a linear layer does: some CPUs are slow in bf16 with any other layout
+        # Transposed as in a linear layer: some CPUs are slow in bf16 with any other layout.
+        torch.matmul(a, b.T, out=out)
         _finish(device)
         best = min(best, clock() - started)
     return 2 * size**3 / best
 
 
 def _finish(device: torch.device) -> None:
-    """Until the device has done what it was given: an accelerator works on while Python goes ahead."""
+    """Waits until the device has done what it was given; an accelerator works on while Python goes ahead."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -72,11 +73,12 @@ def _finish(device: torch.device) -> None:
 
 
 def bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
-    """Bytes per second that all threads together read from memory: the best of several sums over an array
-    that no cache holds.
+    """Bytes per second that all threads together read from memory.
+
+    It is the best of several sums over an array that no cache holds.
     """
     array = torch.ones(megabytes * 2**18)
-    best = float("inf")
+    best = math.inf
     for _ in range(repeats):
         started = clock()
         array.sum()
@@ -85,17 +87,16 @@ def bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
 
 
 def peak_memory(device: torch.device | str) -> int | None:
-    """The most bytes held at once since the process began: of the GPU's memory by tensors, on a CPU by the
-    whole process.
+    """The most bytes held at once since the process began.
 
-    None where the system doesn't say (Windows; Apple's GPUs).
+    On a GPU, what tensors held; on a CPU, the whole process. None where the system doesn't say (Windows;
+    Apple's GPUs).
     """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if (
-        device.type == "cpu" and sys.platform == "linux"
-    ):  # where getrusage's peak would be handed down from the process that started this one
+    if device.type == "cpu" and sys.platform == "linux":
+        # Not getrusage: its peak is handed down from the process that started this one.
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].split()[0])
     if device.type == "cpu" and sys.platform == "darwin":
@@ -106,8 +107,9 @@ def peak_memory(device: torch.device | str) -> int | None:
 
 
 def reset_peak_memory(device: torch.device | str) -> None:
-    """From here on `peak_memory` is the most since now. On a CPU this works on Linux only; elsewhere nothing
-    happens.
+    """From here on `peak_memory` is the most since now.
+
+    On a CPU this works on Linux only; elsewhere nothing happens.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -138,6 +140,7 @@ def measure_training(
     train: TrainConfig,
     device: torch.device | str = "cpu",
     precision: Precision = FP32,
+    *,
     compile_model: bool = False,
     recompute: bool = False,
     warmup: int = 1,
@@ -154,15 +157,11 @@ def measure_training(
     train = replace(train, log_every=1, eval_every=train.steps, eval_windows=1)
     torch.manual_seed(train.seed)
     if corpus is None:
-        tokenizer = CharTokenizer.train("".join(chr(0x10000 + i) for i in range(config.vocab_size)))
-        tokens = (
-            np.random.default_rng(train.seed)
-            .integers(config.vocab_size, size=4 * train.batch_size * train.block_size + 1)
-            .astype(np.uint16)
-        )
-        corpus = Corpus("random tokens", tokenizer, tokens, tokens)
+        count = 4 * train.batch_size * train.block_size + 1
+        corpus = _random_tokens(config.vocab_size, count, train.seed)
+    model = GPT(config).to(device)
     trainer = Trainer(
-        GPT(config).to(device),
+        model,
         corpus,
         train,
         device=device,
@@ -170,26 +169,37 @@ def measure_training(
         precision=precision,
         processes=Processes("none", device, compile_model, recompute),
     )
-    with (
-        open(os.devnull, "w") as nowhere,
-        redirect_stdout(nowhere),
-    ):  # the Trainer's own news; here the cost is
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # not the Trainer's own messages
         trainer.fit()
     rows = [row for row in trainer.history if "train_loss" in row]
     ends = [0.0, *(row["seconds"] for row in rows)]
     seconds = statistics.median(b - a for a, b in zip(ends[warmup:], ends[warmup + 1 :]))
     speed = train.batch_size * train.block_size * train.grad_accum_steps / seconds
-    flops = speed * trainer.model.flops_per_token(train.block_size)
+    flops = speed * model.flops_per_token(train.block_size)
     memory = peak_memory(device)
     x, y = next(batches(corpus.train, train.block_size, train.batch_size, train.seed))
     with precision.autocast(torch.device(device)):
-        kept = saved_bytes(trainer.model, lambda: cross_entropy(trainer.model(x.to(device)), y.to(device)))
-    return StepCost(seconds, speed, flops, memory, kept, [row["train_loss"] for row in rows])
+        kept = saved_bytes(model, lambda: cross_entropy(model(x.to(device)), y.to(device)))
+    return StepCost(
+        seconds=seconds,
+        tokens_per_second=speed,
+        flops=flops,
+        memory=memory,
+        kept=kept,
+        losses=[row["train_loss"] for row in rows],
+    )
+
+
+def _random_tokens(vocab_size: int, count: int, seed: int) -> Corpus:
+    tokenizer = CharTokenizer.train("".join(chr(0x10000 + i) for i in range(vocab_size)))
+    tokens = np.random.default_rng(seed).integers(vocab_size, size=count).astype(np.uint16)
+    return Corpus("random tokens", tokenizer, tokens, tokens)
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that `forward()` keeps for the backward, each piece of memory counted once, the model's
-    parameters not at all.
+    """Bytes that `forward()` keeps for the backward.
+
+    Each piece of memory counts once, the model's parameters not at all.
     """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
@@ -206,8 +216,9 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 
 def in_own_process(function: Callable, *args: Any, **named: Any) -> Any:
-    """function(*args, **named) in a fresh process, whose peak memory is then its own. For a module's function
-    and plain data.
+    """function(*args, **named) in a fresh process, whose peak memory is then its own.
+
+    The function must be a module's, and its arguments plain data.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *args, **named).result()

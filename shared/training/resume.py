@@ -77,7 +77,7 @@ class ResumableLoop(ABC, Generic[Settings]):
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the saved one, in JSON: `config`, and further values."""
+        """What a resumed run must have in common with the saved one, in JSON: `config` and further values."""
 
     @abstractmethod
     def _state(self) -> RunState:

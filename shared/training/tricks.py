@@ -8,11 +8,12 @@ import statistics
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -35,9 +36,7 @@ class Tricks:
 
     precision: str = "fp32"
     sdpa: bool = False
-    """PyTorch's own attention, which never writes down the scores. If not, scores and softmax are tensors
-    ("eager").
-    """
+    """PyTorch's own attention, which never writes down the scores. If not, scores and softmax are tensors."""
     compiled: bool = False
     fused: bool = False
     """AdamW in one pass over all parameters, not tensor by tensor."""
@@ -58,7 +57,9 @@ LADDER: list[tuple[str, dict[str, Any]]] = [
 ]
 """Names, and what each step changes in `Tricks`; the changes of the steps above it stay."""
 
-PRECISIONS = [(name, {"precision": name, "sdpa": True, "fused": True}) for name in ("fp32", "bf16", "fp16")]
+PRECISIONS: list[tuple[str, dict[str, Any]]] = [
+    (name, {"precision": name, "sdpa": True, "fused": True}) for name in ("fp32", "bf16", "fp16")
+]
 """The same training in each format, for `measure_ladder(ladder=PRECISIONS)`."""
 
 
@@ -66,9 +67,10 @@ def measure_ladder(
     config: GPTConfig,
     train: TrainConfig,
     device: torch.device | str = "cpu",
+    *,
     seeds: Sequence[int] = (1, 2, 3),
     corpus: Corpus | None = None,
-    ladder: list[tuple[str, dict[str, Any]]] = LADDER,
+    ladder: Sequence[tuple[str, dict[str, Any]]] = LADDER,
     peaks: Mapping[torch.dtype, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains `train.steps` steps with each seed on every step of the ladder, each in a process of its own,
@@ -81,74 +83,93 @@ def measure_ladder(
     rows below; the note says why. corpus: None takes random tokens. peaks: FLOP/s by format, as `matmul_peak`
     measures them; those that are not given are measured here.
     """
-    device, peaks, rows, now = torch.device(device), dict(peaks or {}), [], Tricks()
-    units, why = bf16_units(device)
+    device = torch.device(device)
+    known_peaks = dict(peaks or {})
+    has_bf16_units, why_not = bf16_units(device)
+    rows: list[dict[str, Any]] = []
+    kept = Tricks()
     for name, change in ladder:
-        tricks = replace(now, **change)
+        tricks = replace(kept, **change)
         try:
-            found = in_own_process(measure, tricks, config, train, device, seeds, corpus)
+            result = in_own_process(
+                measure_tricks, tricks, config, train, device=device, seeds=seeds, corpus=corpus
+            )
         except torch.OutOfMemoryError:
-            found = f"out of memory with batch_size={tricks.batch * train.batch_size}"
-        if isinstance(found, str):
-            rows.append({"step": name, "note": f"not measured, and left out below: {found}"})
+            result = f"out of memory with batch_size={tricks.batch * train.batch_size}"
+        if isinstance(result, str):
+            rows.append({"step": name, "note": f"not measured, and left out below: {result}"})
             continue
-        costs, memory = found
+        costs, memory = result
         dtype = precision(tricks.precision, device).dtype
-        slow = dtype == torch.bfloat16 and not units
-        now = now if slow else tricks
-        peaks[dtype] = peaks.get(dtype) or matmul_peak(device, dtype)
-        middle, ends = (
-            sorted(costs, key=lambda cost: cost.seconds)[len(costs) // 2],
-            [cost.losses[-1] for cost in costs],
-        )
-        row = {
-            "step": name,
-            "ms": 1000 * middle.seconds,
-            "tokens/s": middle.tokens_per_second,
-            "memory": memory,
-        }
-        row |= {
-            "MFU": middle.flops / peaks[dtype],
-            "first loss": statistics.fmean(cost.losses[0] for cost in costs),
-        }
-        row |= {"loss": statistics.fmean(ends), "spread": max(ends) - min(ends)}
-        rows.append(row | {"note": f"left out below: {why}" if slow else None})
+        if dtype not in known_peaks:
+            known_peaks[dtype] = matmul_peak(device, dtype)
+        note = None
+        if dtype == torch.bfloat16 and not has_bf16_units:
+            note = f"left out below: {why_not}"
+        else:
+            kept = tricks
+        rows.append({"step": name, **_summary(costs, memory, known_peaks[dtype]), "note": note})
     return rows
 
 
-def measure(
+def _summary(costs: list[StepCost], memory: int | None, peak: float) -> dict[str, Any]:
+    """The numbers of a row, from the cost with each seed. peak: FLOP/s."""
+    median = sorted(costs, key=lambda cost: cost.seconds)[len(costs) // 2]
+    last_losses = [cost.losses[-1] for cost in costs]
+    return {
+        "ms": 1000 * median.seconds,
+        "tokens/s": median.tokens_per_second,
+        "memory": memory,
+        "MFU": median.flops / peak,
+        "first loss": statistics.fmean(cost.losses[0] for cost in costs),
+        "loss": statistics.fmean(last_losses),
+        "spread": max(last_losses) - min(last_losses),
+    }
+
+
+def measure_tricks(
     tricks: Tricks,
     config: GPTConfig,
     train: TrainConfig,
+    *,
     device: torch.device,
     seeds: Sequence[int],
     corpus: Corpus | None,
 ) -> tuple[list[StepCost], int | None] | str:
-    """The cost with each seed, and the peak of memory; or why the device cannot do it. For a process of its
-    own.
+    """The cost with each seed, and the peak of memory; or why the device cannot do it.
+
+    For a process of its own: the peak is what it has held beyond what it held at first.
     """
     before = peak_memory(device)
-    if reason := cannot(tricks, device):
+    reason = cannot(tricks, device)
+    if reason is not None:
         return reason
     train = replace(train, batch_size=tricks.batch * train.batch_size)
     with carried_out(tricks):
-        how = [(replace(train, seed=seed), device, precision(tricks.precision, device)) for seed in seeds]
         costs = [
-            measure_training(config, *each, tricks.compiled, tricks.recompute, corpus=corpus) for each in how
+            measure_training(
+                config,
+                replace(train, seed=seed),
+                device,
+                precision(tricks.precision, device),
+                compile_model=tricks.compiled,
+                recompute=tricks.recompute,
+                corpus=corpus,
+            )
+            for seed in seeds
         ]
-    return costs, (
-        None if before is None else costs[0].memory - before
-    )  # later seeds find what the first left in memory
+    peak = costs[0].memory  # later seeds find what the first left in memory
+    if before is None or peak is None:
+        return costs, None
+    return costs, peak - before
 
 
 @contextmanager
 def carried_out(tricks: Tricks) -> Iterator[None]:
     """Inside, attention and AdamW are as `tricks` has them."""
-    with (
-        warnings.catch_warnings(),
-        nullcontext() if tricks.sdpa else sdpa_kernel(SDPBackend.MATH),
-        nullcontext() if tricks.fused else _plain_adamw(),
-    ):
+    attention: AbstractContextManager = nullcontext() if tricks.sdpa else sdpa_kernel(SDPBackend.MATH)
+    adamw: AbstractContextManager = nullcontext() if tricks.fused else _plain_adamw()
+    with warnings.catch_warnings(), attention, adamw:
         # Under autocast the norms of queries and keys have 16 bits and their gains 32: right, only not fused.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         yield
@@ -196,8 +217,9 @@ KINDS = {
         r"silu|gelu|relu|sigmoid|aten::(mul|add|sub|div|neg|pow|addcmul|sum|mean|roll)_?\b"
     ),
 }
-"""Kinds of operations, by the names of an operation and of those that it is part of; the first that fits. All
-else is "other".
+"""Kinds of operations, by the names of an operation and of those that it is part of; the first that fits.
+
+All else is "other".
 """
 
 
@@ -207,36 +229,61 @@ def profile_training(
     corpus: Corpus,
     device: torch.device | str = "cpu",
     tricks: Tricks = USUAL,
+    *,
     warmup: int = 2,
 ) -> list[dict[str, Any]]:
     """Where a step's time goes, by torch.profiler: a row for each of KINDS with ms and share (of the step),
     the longest first.
 
     Of `train.steps` steps the first `warmup` are left out, half of the others are only timed, and the last
-    are looked into. The last row is the rest of the step: on CUDA, where ms is what the GPU worked, "idle" in
-    a step that is only timed; on a CPU "between operations", Python. Raises ValueError for tricks that the
+    are profiled. The last row is the rest of the step: on CUDA, where ms is what the GPU worked, "idle" in a
+    step that is only timed; on a CPU "between operations", Python. Raises ValueError for tricks that the
     device cannot do, and for fewer than warmup + 2 steps.
     """
     device = torch.device(device)
     if train.steps < warmup + 2:
         raise ValueError(f"steps={train.steps}: a profile needs at least {warmup + 2}")
-    if reason := cannot(tricks, device):
+    reason = cannot(tricks, device)
+    if reason is not None:
         raise ValueError(reason)
-    looked = (train.steps - warmup) // 2
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    profiler, walls = profile(activities=activities), []
+    on_cuda = device.type == "cuda"
+    profiled = (train.steps - warmup) // 2
+    activities = [ProfilerActivity.CPU]
+    if on_cuda:
+        activities.append(ProfilerActivity.CUDA)
+    profiler = profile(activities=activities)
+    seconds = _profiled_steps(config, train, corpus, device, tricks, last=profiled, profiler=profiler)
+    times = {kind: ms / profiled for kind, ms in time_by_kind(profiler.events(), on_cuda).items()}
+    timed = seconds[warmup:-profiled] if on_cuda else seconds[-profiled:]
+    rest = max(0.0, 1000 * statistics.median(timed) - sum(times.values()))
+    times["idle" if on_cuda else "between operations"] = rest
+    step = sum(times.values())
+    return [{"kind": kind, "ms": ms, "share": ms / step} for kind, ms in times.items()]
+
+
+def _profiled_steps(
+    config: GPTConfig,
+    train: TrainConfig,
+    corpus: Corpus,
+    device: torch.device,
+    tricks: Tricks,
+    *,
+    last: int,
+    profiler: profile,
+) -> list[float]:
+    """The seconds of each step of a training; the `last` ones run under the profiler."""
+    seconds: list[float] = []
 
     class Profiled(Trainer):
-        def train_step(self, batches: Iterator) -> None:
-            if self.step == train.steps - looked:
+        def train_step(self, batches: Iterator[tuple[Tensor, ...]]) -> None:
+            if self.step == train.steps - last:
                 profiler.start()
             before = self.seconds
             super().train_step(batches)
-            walls.append(self.seconds - before)
+            seconds.append(self.seconds - before)
             if self.step == train.steps:
                 profiler.stop()
 
-    processes = Processes("none", device, tricks.compiled, tricks.recompute)
     quick = replace(train, batch_size=tricks.batch * train.batch_size, eval_every=train.steps, eval_windows=1)
     torch.manual_seed(train.seed)
     trainer = Profiled(
@@ -246,42 +293,47 @@ def profile_training(
         device=device,
         description="profile",
         precision=precision(tricks.precision, device),
-        processes=processes,
+        processes=Processes("none", device, tricks.compiled, tricks.recompute),
     )
     with carried_out(tricks), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         trainer.fit()
-    wall = 1000 * statistics.median(walls[warmup:-looked] if device.type == "cuda" else walls[-looked:])
-    found = {kind: ms / looked for kind, ms in time_by_kind(profiler.events(), device.type == "cuda").items()}
-    found["idle" if device.type == "cuda" else "between operations"] = max(0.0, wall - sum(found.values()))
-    whole = sum(found.values())
-    return [{"kind": kind, "ms": ms, "share": ms / whole} for kind, ms in found.items()]
+    return seconds
 
 
 def time_by_kind(events: Sequence[Any], cuda: bool = False) -> dict[str, float]:
-    """The milliseconds of each of KINDS in a profiler's events, the longest first: what operations took
-    themselves, on the CPU or, with `cuda`, on the GPU. What the backward does is of the kind of the operation
-    that it is the backward of.
+    """The milliseconds of each of KINDS in a profiler's events, the longest first.
+
+    An operation counts with what it took itself, on the CPU or, with `cuda`, on the GPU. What the backward
+    does is of the kind of the operation that it is the backward of.
     """
-
-    def path(event: Any) -> str:
-        return (path(event.cpu_parent) + "/" if event.cpu_parent else "") + event.name
-
-    def node(event: Any) -> Any:
-        """The step of the backward that an operation is part of, or None."""
-        while event and "autograd::engine" not in event.name:
-            event = event.cpu_parent
-        return event
-
-    events = [
-        event for event in events if event.device_type == DeviceType.CPU
-    ]  # a GPU's kernels are counted with what started them
-    forward = {
-        event.sequence_nr: path(event) for event in events if event.sequence_nr >= 0 and not node(event)
+    # A GPU's kernels are counted with the operations that started them.
+    operations = [event for event in events if event.device_type == DeviceType.CPU]
+    forward_paths = {
+        event.sequence_nr: _path(event)
+        for event in operations
+        if event.sequence_nr >= 0 and _backward_node(event) is None
     }
     totals: dict[str, float] = defaultdict(float)
-    for event in events:
-        back = node(event)
-        names = path(event) + "/" + (forward.get(back.sequence_nr, "") if back else "")
+    for event in operations:
+        node = _backward_node(event)
+        names = _path(event) + "/"
+        if node is not None:
+            names += forward_paths.get(node.sequence_nr, "")
         kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, names)), "other")
-        totals[kind] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000
+        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        totals[kind] += microseconds / 1000
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def _path(event: Any) -> str:
+    """The names of the operations that a profiler's event is part of, the outermost first, and its own."""
+    if event.cpu_parent is None:
+        return event.name
+    return f"{_path(event.cpu_parent)}/{event.name}"
+
+
+def _backward_node(event: Any) -> Any:
+    """The step of the backward that a profiler's event is part of, or None."""
+    while event is not None and "autograd::engine" not in event.name:
+        event = event.cpu_parent
+    return event

@@ -12,6 +12,7 @@ from shared.training.optim import Muon, build_optimizers, orthogonalize
 
 SHAPES = [(8, 8), (16, 8), (8, 16), (16, 8), (5, 7), (1, 6)]
 BETAS = (0.9, 0.99)
+DECAY = 0.1
 
 
 def matrices(seed: int = 0) -> list[nn.Parameter]:
@@ -33,7 +34,8 @@ def plain_muon(
 ) -> list[torch.Tensor]:
     """Jordan's algorithm, one matrix at a time, in fp32."""
     generator = torch.Generator().manual_seed(9)
-    params, buffers = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
+    params = [p.detach().clone() for p in params]
+    buffers = [torch.zeros_like(p) for p in params]
     for _ in range(steps):
         for p, buffer in zip(params, buffers):
             grad = torch.randn(p.shape, generator=generator)
@@ -57,7 +59,9 @@ def test_muon_equals_the_algorithm_written_out_in_fp32(weight_decay):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_muon_equals_torchs_up_to_its_bf16(weight_decay):
-    theirs, ours, start = matrices(), matrices(), matrices()
+    theirs = matrices()
+    ours = matrices()
+    start = matrices()
     run(torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=weight_decay), theirs, 8)
     run(Muon(ours, lr=0.02, momentum=0.95, weight_decay=weight_decay), ours, 8)
     for a, b, s in zip(ours, theirs, start):
@@ -119,6 +123,10 @@ def names_in(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[float, 
     return {g["weight_decay"]: {names[p] for p in g["params"]} for g in optimizer.param_groups}
 
 
+def build(model: nn.Module, kind: str) -> list[torch.optim.Optimizer]:
+    return build_optimizers(model, kind, 1e-3, muon_lr=0.02, weight_decay=DECAY, betas=BETAS)
+
+
 SMALL = dict(vocab_size=20, block_size=8, n_layer=2, n_head=2, n_embd=8)
 MODELS = {
     "GPT": lambda: GPT(GPTConfig(**SMALL)),
@@ -132,30 +140,33 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_gets_exactly_one_optimizer_and_decay_falls_on_matrices_alone(name, kind):
     model = MODELS[name]()
-    optimizers = build_optimizers(model, kind, 1e-3, 0.02, 0.1, BETAS)
+    optimizers = build(model, kind)
     given = [p for o in optimizers for g in o.param_groups for p in g["params"]]
     assert len(given) == len(set(given)) == len(list(model.parameters()))
     for optimizer in optimizers:
         for decay, names in names_in(model, optimizer).items():
             for n in names:
-                assert decay == (0.1 if model.get_parameter(n).dim() >= 2 else 0.0), n
+                assert decay == (DECAY if model.get_parameter(n).dim() >= 2 else 0.0), n
 
 
 def test_muon_gets_exactly_the_matrices_inside_the_model():
-    for name, inner in {
-        "GPT": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
-        "untied GPT": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+    inside = {
+        "GPT": (*attention, "up_proj", "down_proj"),
+        "untied GPT": (*attention, "gate_proj", "up_proj", "down_proj"),
         "WindowMLP": ("hidden",),
-    }.items():
+    }
+    for name, inner in inside.items():
         model = MODELS[name]()
-        adamw, muon = build_optimizers(model, "muon", 1e-3, 0.02, 0.1, BETAS)
-        assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
+        adamw, muon = build(model, "muon")
+        assert isinstance(muon, Muon)
+        assert isinstance(adamw, torch.optim.AdamW)
         expected = {n for n, _ in model.named_parameters() if n.endswith(tuple(f"{i}.weight" for i in inner))}
-        assert names_in(model, muon) == {0.1: expected} and len(expected) in (1, 12, 14)
-        assert adamw.param_groups[0]["peak_lr"] == 1e-3 and muon.param_groups[0]["peak_lr"] == 0.02
-    assert [type(o) for o in build_optimizers(MODELS["BigramModel"](), "muon", 1e-3, 0.02, 0.1, BETAS)] == [
-        torch.optim.AdamW
-    ]
+        assert names_in(model, muon) == {DECAY: expected}
+        assert len(expected) in (1, 12, 14)
+        assert adamw.param_groups[0]["peak_lr"] == 1e-3
+        assert muon.param_groups[0]["peak_lr"] == 0.02
+    assert [type(o) for o in build(MODELS["BigramModel"](), "muon")] == [torch.optim.AdamW]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +182,7 @@ def test_frozen_parameters_are_left_out(kind, kept, expected):
     model = MODELS["GPT"]()
     for n, p in model.named_parameters():
         p.requires_grad_(kept in n)
-    optimizers = build_optimizers(model, kind, 1e-3, 0.02, 0.1, BETAS)
+    optimizers = build(model, kind)
     assert [type(o) for o in optimizers] == expected
     given = set().union(*(names for o in optimizers for names in names_in(model, o).values()))
     assert given == {n for n, _ in model.named_parameters() if kept in n}
@@ -180,7 +191,7 @@ def test_frozen_parameters_are_left_out(kind, kept, expected):
 def test_adamw_with_our_groups_moves_as_torchs_with_groups_made_by_hand():
     ours, theirs = MODELS["GPT"](), MODELS["GPT"]()
     theirs.load_state_dict(ours.state_dict())
-    (optimizer,) = build_optimizers(ours, "adamw", 1e-2, 0.02, 0.3, BETAS)
+    (optimizer,) = build_optimizers(ours, "adamw", 1e-2, weight_decay=0.3, betas=BETAS)
     matrices = [p for p in theirs.parameters() if p.dim() >= 2]
     rest = [p for p in theirs.parameters() if p.dim() < 2]
     reference = torch.optim.AdamW(

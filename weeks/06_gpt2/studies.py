@@ -57,7 +57,7 @@ def study_shape(settings: "Settings") -> dict[str, float]:
     }
     changed = replace(settings, model=replace(settings.model, **classic))
     with work.log("shape-gpt2", changed) as log:
-        result = log.finish(**train_model(changed, corpus, work, log, ALONE, "shape-gpt2"))
+        result = log.finish(**train_model(changed, corpus, work, log, ALONE, name="shape-gpt2"))
     print(
         "\n"
         + table(

@@ -202,7 +202,9 @@ def measure(
         " seeds",
         flush=True,
     )
-    found = measure_ladder(config, t, work.device, settings.seeds, corpus, rungs, peaks)
+    found = measure_ladder(
+        config, t, work.device, seeds=settings.seeds, corpus=corpus, ladder=rungs, peaks=peaks
+    )
     for row in found:
         row["note"] = row["note"] and row["note"].replace("left out below", NOTES[kind])
     named = [
