@@ -1,14 +1,14 @@
-"""Week 1. A checkpoint is a folder: `model.safetensors`, `config.json`, `tokenizer.json`, and for a run that
-may go on `training.safetensors` and `training.json`. Nothing in it is executed on loading.
+"""Week 1. Checkpoints: a model in a folder, from which a run can be resumed.
 
-A save is all or nothing: the folder is written under another name, synced, and only then takes the old one's
-place.
+The folder has `model.safetensors`, `config.json`, `tokenizer.json`, and for a run that may be resumed
+`training.safetensors` and `training.json`. Nothing in it is executed on loading. A save is all or nothing:
+the folder is written under another name, synced, and only then takes the old one's place.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +23,16 @@ from shared.registry import MODELS, LanguageModel
 from shared.tokenizers.base import Tokenizer
 
 FORMS: dict[str, Callable[[LanguageModel, Any], LanguageModel]] = {}
-"""By entry of config.json: what gives a new model the form that the saved tensors are for. Filled by
-`register_form`.
+"""By entry of config.json: what gives a new model the form that the saved tensors are for.
+
+Filled by `register_form`.
 """
 
 
 def register_form(entry: str, rebuild: Callable[[LanguageModel, Any], LanguageModel]) -> None:
-    """Lets `load` open checkpoints that were saved with `more={entry: value}`: rebuild(new model, value)
-    returns the model in that form.
+    """Lets `load` open checkpoints that were saved with `more={entry: value}`.
+
+    rebuild(new model, value) returns the model in that form.
     """
     FORMS[entry] = rebuild
 
@@ -44,8 +46,7 @@ class Checkpoint:
     metrics: dict[str, float]
     """What was measured when it was saved."""
     tensors: dict[str, Tensor] | None
-    """Training state by name (optimizer moments, random state); None for a checkpoint that was saved without.
-    """
+    """Training state by name: optimizer moments, random state. None where none was saved."""
     state: dict[str, Any] | None
     """Training state in JSON (step, best loss, settings)."""
 
@@ -55,42 +56,53 @@ def save(
     model: LanguageModel,
     tokenizer: Tokenizer | None = None,
     metrics: dict[str, float] | None = None,
+    *,
     tensors: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
     weights: dict[str, Tensor] | None = None,
     more: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes `folder`, replacing what was there. On a full disk or a kill at any moment, the old or the new
-    one is there, whole.
+    """Writes `folder`, replacing what was there, and returns it.
 
-    weights: the model's tensors, where `model` has not all of each in this process; None takes them from
-    `model`. more: further entries of config.json: what a later week did to the model. `load` undoes none of
-    it and needs a form of that name (`register_form`).
+    On a full disk or a kill at any moment, the old or the new checkpoint is there, whole. tensors, state: the
+    training state of a run that may be resumed; both are kept where `state` is given. weights: the model's
+    tensors, where `model` has not all of each in this process; None takes them from `model`. more: further
+    entries of config.json: what a later week did to the model. `load` undoes none of it and needs a form of
+    that name (`register_form`).
     """
+    config = {
+        "model": _kind(model),
+        "config": asdict(model.config),
+        "metrics": metrics or {},
+        "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
+        **(more or {}),
+    }
     with whole_folder(folder) as new:
-        save_file(
-            {n: t.contiguous() for n, t in (weights or unshared(model)).items()}, new / "model.safetensors"
-        )
+        _write_tensors(new / "model.safetensors", weights or unshared(model))
         if tokenizer is not None:
             tokenizer.save(new / "tokenizer.json")
-        config: dict[str, Any] = {"model": _kind(model), "config": asdict(model.config)}
-        config["metrics"] = metrics or {}
-        config["tokenizer"] = None if tokenizer is None else tokenizer.fingerprint
-        config |= more or {}
         (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if state is not None:
-            save_file({k: v.contiguous() for k, v in (tensors or {}).items()}, new / "training.safetensors")
+            _write_tensors(new / "training.safetensors", tensors or {})
             (new / "training.json").write_text(json.dumps(state) + "\n")
     return Path(folder)
 
 
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Gives a new, empty folder, which takes the place of `folder` once the block is done; after an error in
-    it, the old one stays.
+    """Gives a new, empty folder, which takes the place of `folder` once the block is done.
+
+    After an error in the block, the old one stays. Raises ValueError for "." and the like.
     """
     folder = Path(folder)
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    if not _is_named(folder):
+        raise ValueError(f"{folder} cannot be replaced as a whole: give a folder with a name, such as model")
+    new = _beside(folder, ".new")
+    old = _beside(folder, ".old")
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -112,6 +124,18 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _beside(folder: Path, ending: str) -> Path:
+    """The folder that has this one's name with the ending."""
+    if not _is_named(folder):
+        folder = folder.resolve()
+    return folder.parent / f"{folder.name}{ending}"
+
+
+def _is_named(folder: Path) -> bool:
+    """Whether the path ends in the folder's name; "." and ".." do not."""
+    return folder.name not in ("", "..")
+
+
 def unshared(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without a tensor's second name (tied weights): safetensors stores each tensor once."""
     first_names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
@@ -119,18 +143,21 @@ def unshared(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _kind(model: nn.Module) -> str:
-    return next(
-        c for c in type(model).__mro__ if not c.__module__.startswith("torch.")
-    ).__name__  # FSDP puts a class of its own in front
+    """The name of the model's class, without the one that FSDP puts in front."""
+    own = [kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.")]
+    return own[0].__name__
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:
-    """Of `unshared` what a run must keep: all of it, or, where parameters are frozen, only what is trained
-    beside them (adapters).
+    """Of `unshared` what a run must keep.
+
+    That is all of it, or, where parameters are frozen, only what is trained beside them (adapters).
     """
-    kept, trained = unshared(model), {name for name, p in model.named_parameters() if p.requires_grad}
-    frozen = any(not p.requires_grad for p in model.parameters())
-    return {name: tensor for name, tensor in kept.items() if name in trained} if frozen else kept
+    tensors = unshared(model)
+    if all(p.requires_grad for p in model.parameters()):
+        return tensors
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return {name: tensor for name, tensor in tensors.items() if name in trained}
 
 
 def _sync(path: Path) -> None:
@@ -144,23 +171,21 @@ def _sync(path: Path) -> None:
 
 
 def find(folder: str | Path) -> Path | None:
-    """The folder with a whole checkpoint: `folder` itself, or what a kill in the middle of a save left beside
-    it; None if there is none.
+    """The folder with a whole checkpoint; None if there is none.
+
+    It is `folder` itself, or what a kill in the middle of a save left beside it.
     """
     folder = Path(folder)
-    for path in (folder, folder.with_name(folder.name + ".old")):
+    for path in (folder, _beside(folder, ".old")):
         if (path / "config.json").is_file():
             return path
     return None
 
 
 def load(
-    folder: str | Path,
-    tokenizer: Tokenizer | None = None,
-    device: torch.device | str = "cpu",
+    folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """Builds the model that `save` wrote, with its tokenizer and training state. The model comes in eval
-    mode.
+    """Builds the model that `save` wrote, in eval mode, with its tokenizer and training state.
 
     The model's class must be imported: that registers it, and likewise the form of a quantized model.
     tokenizer: if given, the checkpoint must have been made with this one. Raises ValueError for a folder that
@@ -173,6 +198,26 @@ def load(
             f"{folder} has only what was trained beside {meta['beside']}: a run can be resumed with it, it is"
             " no model by itself"
         )
+    model = _new_model(path, meta)
+    for entry in meta.keys() - {"model", "config", "metrics", "tokenizer"}:
+        model = _in_form(model, entry, meta[entry], path)
+    load_weights(model, path / "model.safetensors")
+    tensors = None
+    state = None
+    if (path / "training.json").exists():
+        state = _read_json(path / "training.json")
+        tensors = _read_tensors(path / "training.safetensors")
+    return Checkpoint(
+        model=model.to(device).eval(),
+        tokenizer=_tokenizer(path, tokenizer),
+        metrics=meta.get("metrics", {}),
+        tensors=tensors,
+        state=state,
+    )
+
+
+def _new_model(path: Path, meta: dict[str, Any]) -> LanguageModel:
+    """A model of the kind and shape that a checkpoint's config.json names."""
     name = meta.get("model")
     if not isinstance(name, str) or name not in MODELS:
         known = ", ".join(MODELS) or "none"
@@ -182,51 +227,44 @@ def load(
         )
     model_class, config_class = MODELS[name]
     try:
-        model = model_class(config_class(**meta["config"]))
+        return model_class(config_class(**meta["config"]))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path / 'config.json'} does not describe a {name}: {error}") from None
-    for entry in meta.keys() - {"model", "config", "metrics", "tokenizer"}:
-        if entry not in FORMS:
-            raise ValueError(
-                f"the model in {folder} was saved with {entry}, which no module imported so far can rebuild: "
-                "import the one that does (for quantization: shared.quantization)"
-            )
-        try:
-            model = FORMS[entry](model, meta[entry])
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path / 'config.json'} does not describe a model with {entry}: {error}"
-            ) from None
-    load_weights(model, path / "model.safetensors")
-    found = _tokenizer(path, tokenizer)
-    tensors = state = None
-    if (path / "training.json").exists():
-        state = _read_json(path / "training.json")
-        tensors = _read_tensors(path / "training.safetensors")
-    return Checkpoint(model.to(device).eval(), found, meta.get("metrics", {}), tensors, state)
+
+
+def _in_form(model: LanguageModel, entry: str, value: Any, path: Path) -> LanguageModel:
+    """The model as the registered form makes it from an entry of config.json."""
+    if entry not in FORMS:
+        raise ValueError(
+            f"the model in {path} was saved with {entry}, which no module imported so far can rebuild: "
+            "import the one that does (for quantization: shared.quantization)"
+        )
+    try:
+        return FORMS[entry](model, value)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path / 'config.json'} does not describe a model with {entry}: {error}") from None
 
 
 def read_metrics(folder: str | Path) -> dict[str, float]:
-    """What was measured when the checkpoint in `folder` was saved; nothing where that is no checkpoint of
-    ours.
-    """
+    """What was measured when the checkpoint in `folder` was saved; {} where there is none of ours."""
     path = find(folder)
-    return _read_json(path / "config.json").get("metrics", {}) if path else {}
+    if path is None:
+        return {}
+    return _read_json(path / "config.json").get("metrics", {})
 
 
 def load_learned(
     folder: str | Path, model: LanguageModel, tokenizer: Tokenizer | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """What a run kept of `model`: the tensors that `learned` names, the training state's tensors, its JSON
-    (both empty where none was saved).
+    """What a run kept of `model`: its weights, the training state's tensors, and its JSON.
 
-    The model itself stays as it is. Raises ValueError as `load` does, and for a model of another kind or
-    shape.
+    The weights are the tensors that `learned` names; the training state is empty where none was saved. The
+    model itself stays as it is. Raises ValueError as `load` does, and for a model of another kind or shape.
     """
     path, meta = _open(folder)
     _tokenizer(path, tokenizer)
-    now = {"model": _kind(model)} | json.loads(json.dumps(asdict(model.config)))
-    then = {"model": meta.get("model")} | meta["config"]
+    now = {"model": _kind(model), **json.loads(json.dumps(asdict(model.config)))}
+    then = {"model": meta.get("model"), **meta["config"]}
     changed = [f"{k}={then.get(k)!r}" for k in now | then if now.get(k) != then.get(k)]
     if changed:
         raise ValueError(
@@ -248,23 +286,25 @@ def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _tokenizer(path: Path, wanted: Tokenizer | None) -> Tokenizer | None:
-    found = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
-    if wanted is not None and (found is None or found.fingerprint != wanted.fingerprint):
-        was = f"a tokenizer of {found.vocab_size} tokens" if found else "no tokenizer"
+    """The checkpoint's tokenizer, which must be the wanted one if there is one."""
+    file = path / "tokenizer.json"
+    saved = Tokenizer.load(file) if file.exists() else None
+    if wanted is not None and (saved is None or saved.fingerprint != wanted.fingerprint):
+        was = "no tokenizer" if saved is None else f"a tokenizer of {saved.vocab_size} tokens"
         raise ValueError(
             f"the checkpoint in {path} was made with {was}, another than the one in use ({wanted.vocab_size}"
             " tokens): use the data it was trained on, or train a new one"
         )
-    return found
+    return saved
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills `model` from a safetensors file, strictly: every parameter present, none left over, every shape
-    equal, or ValueError.
+    """Fills `model` from a safetensors file.
+
+    Raises ValueError unless every parameter is there, none is left over, and every shape is the same.
     """
-    model.load_state_dict(
-        _fitting(path, unshared(model)), strict=False
-    )  # strict by `_fitting`; a tied weight's second name is not in the file
+    tensors = _fitting(path, unshared(model))
+    model.load_state_dict(tensors, strict=False)  # a tied weight's second name is not in the file
 
 
 def _fitting(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -292,7 +332,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):

@@ -1,10 +1,10 @@
-"""shared/checkpoint.py: what is saved comes back bit for bit, a save is all or nothing, and a damaged folder
-is named.
-"""
+"""shared/checkpoint.py: what is saved comes back bit for bit, all or nothing, and damage is named."""
 
 import json
 import os
 import pickletools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,25 +19,26 @@ from shared.models.attention import AttentionLM, AttentionLMConfig
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.mlp import WindowMLP, WindowMLPConfig
+from shared.quantization.modules import quantize, save_quantized
+from shared.runtime import ROOT
 from shared.tokenizers import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefghijk")
 V = TOKENIZER.vocab_size
 SMALL = GPTConfig(vocab_size=V, block_size=8, n_layer=2, n_head=2, n_embd=8)
+MODERN = replace(
+    SMALL,
+    tie_weights=False,
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    n_kv_head=1,
+    qk_norm=True,
+    window=3,
+)
 MODELS = {
     "GPT": lambda: GPT(SMALL),
-    "untied GPT": lambda: GPT(
-        replace(
-            SMALL,
-            tie_weights=False,
-            norm="rmsnorm",
-            position="rope",
-            mlp="swiglu",
-            n_kv_head=1,
-            qk_norm=True,
-            window=3,
-        )
-    ),
+    "untied GPT": lambda: GPT(MODERN),
     "AttentionLM": lambda: AttentionLM(AttentionLMConfig(vocab_size=V, block_size=8, n_embd=8, n_head=2)),
     "WindowMLP": lambda: WindowMLP(WindowMLPConfig(vocab_size=V)),
     "BigramModel": lambda: BigramModel(BigramConfig(V)),
@@ -48,8 +49,9 @@ MODELS = {
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    first = a.state_dict()
+    second = b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.fixture
@@ -57,12 +59,15 @@ def saved(tmp_path) -> tuple[Path, GPT]:
     """A whole checkpoint with training state, and the model in it."""
     torch.manual_seed(0)
     model = GPT(SMALL)
-    return (
-        checkpoint.save(
-            tmp_path / "model", model, TOKENIZER, {"val_loss": 1.5}, {"moment": torch.ones(2)}, {"step": 3}
-        ),
+    folder = checkpoint.save(
+        tmp_path / "model",
         model,
+        TOKENIZER,
+        {"val_loss": 1.5},
+        tensors={"moment": torch.ones(2)},
+        state={"step": 3},
     )
+    return folder, model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,12 +77,11 @@ def test_a_model_comes_back_bit_for_bit(name, tmp_path):
     checkpoint.save(tmp_path / "deep" / "model", model, TOKENIZER, {"val_loss": 1.25})
     torch.manual_seed(1)
     loaded = checkpoint.load(tmp_path / "deep" / "model", TOKENIZER)
-    assert (
-        type(loaded.model) is type(model)
-        and loaded.model.config == model.config
-        and same(loaded.model, model)
-    )
-    assert not loaded.model.training and loaded.metrics == {"val_loss": 1.25}
+    assert type(loaded.model) is type(model)
+    assert loaded.model.config == model.config
+    assert same(loaded.model, model)
+    assert not loaded.model.training
+    assert loaded.metrics == {"val_loss": 1.25}
     assert loaded.tokenizer.fingerprint == TOKENIZER.fingerprint
     assert loaded.tensors is None and loaded.state is None
     idx = torch.randint(V, (2, 8))
@@ -101,13 +105,13 @@ def test_training_state_comes_back_with_every_kind_of_tensor(tmp_path):
         "half": torch.ones(2, dtype=torch.bfloat16),
     }
     state = {"step": 7, "best": {"val_loss": 0.1 + 0.2}, "note": "ä"}
-    checkpoint.save(tmp_path / "m", GPT(SMALL), None, None, tensors, state)
+    checkpoint.save(tmp_path / "m", GPT(SMALL), tensors=tensors, state=state)
     loaded = checkpoint.load(tmp_path / "m")
     assert loaded.state == state and loaded.tokenizer is None and loaded.metrics == {}
     assert loaded.tensors.keys() == tensors.keys()
-    assert all(
-        torch.equal(loaded.tensors[k], t) and loaded.tensors[k].dtype == t.dtype for k, t in tensors.items()
-    )
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded.tensors[name], tensor)
+        assert loaded.tensors[name].dtype == tensor.dtype
 
 
 def test_saving_again_replaces_all_of_the_old_one(saved):
@@ -157,9 +161,9 @@ def test_nothing_in_a_checkpoint_is_pickled(saved):
 def test_a_cut_file_is_a_value_error_that_names_it(saved, name, keep):
     folder, _ = saved
     size = (folder / name).stat().st_size
-    os.truncate(
-        folder / name, keep if keep == 4 else min(int(size * keep), size - 3)
-    )  # of a small JSON file at least the brace goes
+    if keep != 4:
+        keep = min(int(size * keep), size - 3)  # of a small JSON file at least the brace goes
+    os.truncate(folder / name, keep)
     with pytest.raises(ValueError, match=name):
         checkpoint.load(folder)
 
@@ -173,13 +177,40 @@ def test_a_missing_file_is_a_value_error_that_names_it(saved, name):
 
 
 def test_a_folder_without_a_checkpoint_is_named_with_what_was_expected(tmp_path):
+    message = "expected a folder with config.json and model.safetensors"
     for folder in (tmp_path, tmp_path / "nowhere"):
         assert checkpoint.find(folder) is None
-        with pytest.raises(
-            ValueError,
-            match=f"no checkpoint in {folder}: expected a folder with config.json and model.safetensors",
-        ):
+        with pytest.raises(ValueError, match=f"no checkpoint in {folder}: {message}"):
             checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("folder", [".", "", "..", "inside/.."])
+def test_a_folder_may_be_named_by_where_the_program_is(saved, monkeypatch, folder):
+    monkeypatch.chdir(saved[0].parent)
+    assert checkpoint.find(folder) is None
+    assert checkpoint.read_metrics(folder) == {}
+    with pytest.raises(ValueError, match="no checkpoint in .*: expected a folder"):
+        checkpoint.load(folder)
+    (saved[0] / "inside").mkdir()
+    monkeypatch.chdir(saved[0] / "inside" if folder == ".." else saved[0])
+    assert checkpoint.find(folder) == Path(folder)
+    assert same(checkpoint.load(folder).model, saved[1])
+
+
+def test_where_the_program_is_a_checkpoint_that_a_kill_left_beside_is_found(saved, monkeypatch):
+    folder = saved[0]
+    folder.rename(folder.with_name("model.old"))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert checkpoint.find(".") == folder.with_name("model.old")
+
+
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_the_folder_that_the_program_is_in_is_not_replaced(saved, monkeypatch, folder):
+    monkeypatch.chdir(saved[0])
+    with pytest.raises(ValueError, match="cannot be replaced as a whole: give a folder with a name"):
+        checkpoint.save(folder, saved[1])
+    assert same(checkpoint.load(".").model, saved[1])
 
 
 def rewrite(folder: Path, **changes) -> None:
@@ -213,10 +244,8 @@ def test_a_config_that_describes_no_model_is_a_value_error_that_names_it(saved, 
 def test_tensors_of_another_shape_are_named(saved):
     config = json.loads((saved[0] / "config.json").read_text())["config"]
     rewrite(saved[0], config=config | {"block_size": 9})
-    with pytest.raises(
-        ValueError,
-        match=r"does not fit the model: position_embedding.weight is \[8, 8\], the model's \[9, 8\]$",
-    ):
+    message = r"does not fit the model: position_embedding.weight is \[8, 8\], the model's \[9, 8\]$"
+    with pytest.raises(ValueError, match=message):
         checkpoint.load(saved[0])
 
 
@@ -233,15 +262,50 @@ def test_tensors_too_few_and_too_many_are_named_and_counted(saved):
 
 
 def test_another_tokenizer_is_refused(saved, tmp_path):
-    with pytest.raises(
-        ValueError, match="made with a tokenizer of 11 tokens, another than the one in use \\(3 tokens\\)"
-    ):
+    message = r"made with a tokenizer of 11 tokens, another than the one in use \(3 tokens\)"
+    with pytest.raises(ValueError, match=message):
         checkpoint.load(saved[0], CharTokenizer("xyz"))
     with pytest.raises(ValueError, match="another than the one in use"):
         checkpoint.load(saved[0], CharTokenizer(TOKENIZER.chars[::-1]))  # as many tokens, in another order
     checkpoint.save(tmp_path / "none", GPT(SMALL))
     with pytest.raises(ValueError, match="made with no tokenizer"):
         checkpoint.load(tmp_path / "none", TOKENIZER)
+
+
+def in_a_new_python(program: str) -> list[str]:
+    """What a fresh interpreter prints, line by line."""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_a_model_is_imported_without_the_models_of_later_weeks():
+    program = "import sys, shared.models.bigram; print(*sorted(m for m in sys.modules if 'shared' in m[:6]))"
+    (line,) = in_a_new_python(program)
+    week_0 = {"shared", "shared.checks", "shared.runtime"}  # what its settings are checked with
+    assert set(line.split()) == week_0 | {"shared.models", "shared.models.bigram", "shared.registry"}
+
+
+def test_a_quantized_checkpoint_is_refused_where_no_module_can_rebuild_it(tmp_path):
+    save_quantized(tmp_path / "int8", quantize(GPT(SMALL), "int8"))
+    program = f"""
+from shared import checkpoint
+import shared.models.gpt
+try:
+    checkpoint.load({str(tmp_path / "int8")!r})
+except ValueError as error:
+    print(error)
+import shared.quantization
+print(type(checkpoint.load({str(tmp_path / "int8")!r}).model).__name__)
+"""
+    refusal, name = in_a_new_python(program)
+    assert refusal == (
+        f"the model in {tmp_path / 'int8'} was saved with quantization, which no module imported so far can"
+        " rebuild: import the one that does (for quantization: shared.quantization)"
+    )
+    assert name == "GPT"
 
 
 # ---- all or nothing
@@ -254,14 +318,9 @@ def full(*args, **kwargs):
 @pytest.mark.parametrize("where", ["save_file", "_sync", "os.fsync", "Path.write_text"])
 def test_a_full_disk_leaves_the_old_checkpoint_whole(saved, monkeypatch, where):
     folder, model = saved
+    owners = {"save_file": checkpoint, "_sync": checkpoint, "os.fsync": os, "Path.write_text": Path}
     with monkeypatch.context() as patch:
-        owner, name = {
-            "save_file": (checkpoint, "save_file"),
-            "_sync": (checkpoint, "_sync"),
-            "os.fsync": (os, "fsync"),
-            "Path.write_text": (Path, "write_text"),
-        }[where]
-        patch.setattr(owner, name, full)
+        patch.setattr(owners[where], where.split(".")[-1], full)
         with pytest.raises(OSError) as error:
             checkpoint.save(folder, GPT(SMALL), TOKENIZER, state={"step": 4})
         assert error.value.errno == 28
@@ -271,15 +330,15 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(saved, monkeypatch, where):
 
 
 def test_a_full_disk_is_told_apart_when_safetensors_reports_it(saved, tmp_path, monkeypatch):
-    with pytest.raises(
-        (SafetensorError, OSError), match="No such file or directory"
-    ):  # it passes on the system's own words ...
+    # It passes on the system's own words ...
+    with pytest.raises((SafetensorError, OSError), match="No such file or directory"):
         save_file({"a": torch.ones(1)}, tmp_path / "nowhere" / "file")
 
+    # ... and these are the ones for a full disk.
     def report(*args):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", report)  # ... and these are the ones for a full disk
+    monkeypatch.setattr(checkpoint, "save_file", report)
     with pytest.raises(OSError) as error:
         checkpoint.save(saved[0], GPT(SMALL))
     assert error.value.errno == 28 and same(checkpoint.load(saved[0]).model, saved[1])
@@ -293,14 +352,15 @@ class Killed(BaseException):
 def test_a_kill_between_the_renames_leaves_a_whole_checkpoint(saved, monkeypatch, survivors):
     folder, old = saved
     new = GPT(SMALL)
-    count, rename = [0], Path.rename
+    renamed = []
+    rename = Path.rename
 
     def dying(self, target):
-        if count[0] == survivors:
+        if len(renamed) == survivors:
             raise Killed
-        count[0] += 1
+        renamed.append(target)
         rename(self, target)
-        if count[0] == 2:  # killed right after the second one, before the old folder is removed
+        if len(renamed) == 2:  # killed right after the second one, before the old folder is removed
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -308,11 +368,12 @@ def test_a_kill_between_the_renames_leaves_a_whole_checkpoint(saved, monkeypatch
         with pytest.raises(Killed):
             checkpoint.save(folder, new, TOKENIZER, state={"step": 4})
     loaded = checkpoint.load(folder)
-    assert same(loaded.model, new if survivors == 2 else old) and loaded.state["step"] == (
-        4 if survivors == 2 else 3
-    )
+    model, step = (new, 4) if survivors == 2 else (old, 3)
+    assert same(loaded.model, model)
+    assert loaded.state["step"] == step
     checkpoint.save(folder, new, TOKENIZER)  # and the next save clears up
-    assert same(checkpoint.load(folder).model, new) and [p.name for p in folder.parent.iterdir()] == ["model"]
+    assert same(checkpoint.load(folder).model, new)
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
 def test_a_kill_in_the_first_save_leaves_no_checkpoint_rather_than_half_of_one(tmp_path, monkeypatch):
@@ -322,16 +383,19 @@ def test_a_kill_in_the_first_save_leaves_no_checkpoint_rather_than_half_of_one(t
             checkpoint.save(tmp_path / "m", GPT(SMALL))
     assert checkpoint.find(tmp_path / "m") is None
     checkpoint.save(tmp_path / "m", GPT(SMALL))
-    assert checkpoint.find(tmp_path / "m") == tmp_path / "m" and [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert checkpoint.find(tmp_path / "m") == tmp_path / "m"
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_every_file_and_the_folder_are_synced_before_the_rename(tmp_path, monkeypatch):
-    synced, fsync = [], os.fsync
-    monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda handle: (synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)),
-    )
+    synced = []
+    fsync = os.fsync
+
+    def noted(handle):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(OSError):
         checkpoint.save(tmp_path / "m", GPT(SMALL), TOKENIZER, state={"step": 1})

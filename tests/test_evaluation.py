@@ -43,15 +43,14 @@ def small_gpt() -> GPT:
 
 def test_cross_entropy_is_the_mean_of_minus_log_softmax_at_the_target():
     generator = torch.Generator().manual_seed(0)
-    logits, targets = torch.randn(3, 5, 7, generator=generator), torch.randint(7, (3, 5), generator=generator)
-    by_hand = [
-        -math.log(math.exp(row[t]) / sum(map(math.exp, row)))
-        for row, t in zip(logits.flatten(0, 1).tolist(), targets.flatten().tolist())
-    ]
-    assert cross_entropy(logits, targets).item() == pytest.approx(sum(by_hand) / 15, rel=1e-5)
-    assert cross_entropy(logits, targets).item() == pytest.approx(
-        F.cross_entropy(logits.transpose(1, 2), targets).item(), rel=1e-6
-    )
+    logits = torch.randn(3, 5, 7, generator=generator)
+    targets = torch.randint(7, (3, 5), generator=generator)
+    by_hand = []
+    for row, target in zip(logits.flatten(0, 1).tolist(), targets.flatten().tolist()):
+        by_hand.append(-math.log(math.exp(row[target]) / sum(map(math.exp, row))))
+    loss = cross_entropy(logits, targets).item()
+    assert loss == pytest.approx(sum(by_hand) / 15, rel=1e-5)
+    assert loss == pytest.approx(F.cross_entropy(logits.transpose(1, 2), targets).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("vocab_size", [13, 65, 300])
@@ -73,36 +72,31 @@ def test_bits_per_byte_counts_the_bytes_of_characters_that_have_several():
     tokenizer = CharTokenizer.train(text)
     tokens = np.array(tokenizer.encode(text), dtype=np.uint16)
     sizes = torch.tensor([len(tokenizer.vocab[i]) for i in range(4)])
-    result = evaluate(
-        Uniform(4), tokens, 8, sizes
-    )  # 79 tokens to predict: 9 windows of 8, the first token is not predicted
+    result = evaluate(Uniform(4), tokens, 8, sizes)
+    # 79 tokens to predict, since the first is not: 9 windows of 8.
     predicted_bytes = len(text[1:73].encode())
+    expected = 72 * 2 / predicted_bytes  # 2 bits for each of 4 equally likely tokens
     assert result.tokens == 72
-    assert result.bits_per_byte == pytest.approx(
-        72 * 2 / predicted_bytes, rel=1e-6
-    )  # 2 bits for each of 4 equally likely tokens
-    assert bits_per_byte(math.log(4), 72, predicted_bytes) == pytest.approx(
-        72 * 2 / predicted_bytes, rel=1e-12
-    )
+    assert result.bits_per_byte == pytest.approx(expected, rel=1e-6)
+    assert bits_per_byte(math.log(4), 72, predicted_bytes) == pytest.approx(expected, rel=1e-12)
 
 
 def test_bits_per_byte_does_not_depend_on_how_the_text_is_cut():
     """The same bits spread over half as many tokens: the loss per token doubles, bits per byte stay."""
-    assert bits_per_byte(1.2, tokens=100, text_bytes=150) == pytest.approx(
-        bits_per_byte(2.4, tokens=50, text_bytes=150)
-    )
+    coarse = bits_per_byte(2.4, tokens=50, text_bytes=150)
+    assert bits_per_byte(1.2, tokens=100, text_bytes=150) == pytest.approx(coarse)
 
 
 def test_accuracy_is_the_share_of_first_guesses_that_are_right():
-    tokens = np.array(
-        [0, 1, 0, 2, 0, 1, 0, 1, 0], dtype=np.uint16
-    )  # after 0 comes 1 three times of four, after 1 and 2 always 0
+    # After 0 comes 1 three times of four, after 1 and 2 always 0.
+    tokens = np.array([0, 1, 0, 2, 0, 1, 0, 1, 0], dtype=np.uint16)
     model = BigramModel.from_counts(count_bigrams(tokens, 3))
     assert evaluate(model, tokens, 4, ONE_BYTE).accuracy == 7 / 8
 
 
 def test_the_loss_is_that_of_the_whole_split_computed_at_once():
-    model, tokens = small_gpt(), some_tokens(100)
+    model = small_gpt()
+    tokens = some_tokens(100)
     result = evaluate(model, tokens, 8, ONE_BYTE)
     model.eval()
     windows = torch.from_numpy(tokens[:97].astype(np.int64))
@@ -125,15 +119,15 @@ def test_the_batch_size_does_not_matter():
     model = small_gpt()
     results = [evaluate(model, some_tokens(), 8, ONE_BYTE, batch_size=n) for n in (1, 7, 32, 1000)]
     for result in results[1:]:
-        assert (
-            result.loss == pytest.approx(results[0].loss, rel=1e-6) and result.accuracy == results[0].accuracy
-        )
+        assert result.loss == pytest.approx(results[0].loss, rel=1e-6)
+        assert result.accuracy == results[0].accuracy
         assert result.tokens == results[0].tokens == 496
 
 
 def test_fewer_windows_measure_fewer_tokens():
     result = evaluate(small_gpt(), some_tokens(), 8, ONE_BYTE, max_windows=5)
-    assert result.tokens == 40 and result.loss != evaluate(small_gpt(), some_tokens(), 8, ONE_BYTE).loss
+    assert result.tokens == 40
+    assert result.loss != evaluate(small_gpt(), some_tokens(), 8, ONE_BYTE).loss
 
 
 def test_metrics_carry_the_splits_name():
@@ -144,12 +138,8 @@ def test_metrics_carry_the_splits_name():
         "val_bits_per_byte": result.bits_per_byte,
         "val_accuracy": result.accuracy,
     }
-    assert set(result.as_metrics("train_")) == {
-        "train_loss",
-        "train_perplexity",
-        "train_bits_per_byte",
-        "train_accuracy",
-    }
+    names = {"train_loss", "train_perplexity", "train_bits_per_byte", "train_accuracy"}
+    assert set(result.as_metrics("train_")) == names
 
 
 def test_known_words_is_the_share_of_words_that_the_text_has():
