@@ -1,0 +1,18 @@
+"""What the tests of this folder share: fixtures."""
+
+from pathlib import Path
+
+import pytest
+
+from shared import checkpoint
+from tests.export.helpers import bpe, made
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return checkpoint.save(
+        tmp_path_factory.mktemp("c") / "best",
+        made("Qwen3, as in week 4's modern recipe"),
+        bpe(),
+        {"val_loss": 1.2345},
+    )

@@ -1,0 +1,149 @@
+"""python -m shared.export, and the hub."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+
+from shared.export import save_hf_folder
+from shared.export.huggingface import push_to_hub
+from shared.export.onnx import OnnxModel
+from shared.models.pretrained import from_gguf, from_hf
+from shared.runtime import ROOT
+from shared.tokenizers import Tokenizer
+from tests.export.helpers import NEW, bpe, greedy, made, prompt, run
+
+
+def same_tensors(a, b) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- the hub
+
+
+class Hub:
+    """Stands for HfApi: what is asked of it, and a repository as the hub would keep it."""
+
+    def __init__(self, private: bool | None = None, error: Exception | None = None):
+        self.private, self.error, self.files, self.asked = private, error, {}, []
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        self.asked.append(repo_id)
+        if self.error:
+            raise self.error
+        assert exist_ok
+        self.private = private if self.private is None else self.private
+        return f"https://huggingface.co/{repo_id}"
+
+    def repo_info(self, repo_id):
+        return SimpleNamespace(private=self.private)
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+        self.files = {p.name: p.read_bytes() for p in Path(folder_path).iterdir() if p.name in allow_patterns}
+
+
+def test_a_folder_is_pushed_privately_unless_told_and_without_other_files(tmp_path):
+    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), bpe())
+    expected = {p.name: p.read_bytes() for p in folder.iterdir()}
+    (folder / "secret.txt").write_text("mine")
+    hub = Hub()
+    assert push_to_hub(folder, "ada/mine", api=hub) == "https://huggingface.co/ada/mine"
+    assert hub.private is True and hub.files == expected
+    hub = Hub()
+    push_to_hub(folder, "ada/mine", private=False, api=hub)
+    assert hub.private is False
+
+
+def test_what_the_hub_cannot_take_is_said(tmp_path):
+    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), bpe())
+    hub = Hub(private=False)
+    with pytest.raises(ValueError, match="ada/mine exists and is public, not private as asked"):
+        push_to_hub(folder, "ada/mine", api=hub)
+    assert hub.files == {}
+    refusal = HfHubHTTPError("401 Client Error", response=SimpleNamespace(headers={}, request=None))
+    with pytest.raises(ValueError, match="log in with `hf auth login`"):
+        push_to_hub(folder, "ada/mine", api=Hub(error=refusal))
+    (folder / "README.md").unlink()
+    hub = Hub()
+    with pytest.raises(ValueError, match="it has no README.md"):
+        push_to_hub(folder, "ada/mine", api=hub)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf", "onnx"])
+def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path):
+    out = tmp_path / "out"
+    said = run(
+        "--checkpoint", str(saved), "--format", format, "--kind", "F32", "--out", str(out), "--title", "Mine"
+    )
+    assert sorted(said) == sorted(
+        f"wrote {path} ({path.stat().st_size:,} bytes)" for path in tmp_path.rglob("*") if path.is_file()
+    )
+    name = "Qwen3, as in week 4's modern recipe"
+    if format == "onnx":
+        assert OnnxModel(out).generate([prompt(name)], NEW) == [greedy(name)]
+        assert Tokenizer.load(tmp_path / "out.tokenizer.json").fingerprint == bpe().fingerprint
+        return
+    back = {"hf": from_hf, "gguf": from_gguf}[format](out)
+    assert same_tensors(back, made(name))
+    if format == "hf":
+        card = (out / "README.md").read_text()
+        assert "# Mine" in card and "| val loss | 1.234 |" in card
+
+
+def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "shared.export",
+        "--checkpoint",
+        str(saved),
+        "--format",
+        "gguf",
+        "--kind",
+        "F32",
+        "--out",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "m.gguf"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stdout.startswith("wrote m.gguf ("), done.stderr
+    assert same_tensors(from_gguf(tmp_path / "m.gguf"), made("Qwen3, as in week 4's modern recipe"))
+    done = subprocess.run(
+        [*command, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and "is a folder" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
+
+
+def test_the_command_line_refuses_what_cannot_be(saved, tmp_path):
+    with pytest.raises(ValueError, match="--push uploads a Hugging Face folder, not gguf"):
+        run(
+            "--checkpoint", str(saved), "--format", "gguf", "--out", str(tmp_path / "m"), "--push", "ada/mine"
+        )
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        run("--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "m"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_settings_is_json_that_others_read(saved, tmp_path):
+    run("--checkpoint", str(saved), "--out", str(tmp_path / "m"))
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"] and config["dtype"] == "float32"
+    assert (
+        config["eos_token_id"]
+        == json.loads((tmp_path / "m" / "generation_config.json").read_text())["eos_token_id"]
+        == 309
+    )
