@@ -1,11 +1,10 @@
-"""shared/training/distributed.py: two processes give the losses of one, and checkpoints do not care how many
-there were.
-"""
+"""shared/training/distributed.py: two processes give the losses of one, and so do their checkpoints."""
 
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from tests.helpers import synthetic_text
 from tests.training.train_together import train
 
 KINDS = ["ddp", "fsdp"]
+SMALL = GPTConfig(vocab_size=40, block_size=16, n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +70,16 @@ def test_two_processes_go_on_where_they_or_one_had_stopped(together, kind, how):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_goes_on_where_two_had_stopped(together, kind):
     _, alone, folder, corpus = together
-    assert train(corpus, folder / f"{kind}-for-one", OneProcess(), resume=True) == pytest.approx(
-        alone[4:], rel=1e-5
-    )
+    losses = train(corpus, folder / f"{kind}-for-one", OneProcess(), resume=True)
+    assert losses == pytest.approx(alone[4:], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_their_checkpoints_are_whole_and_the_same(together, kind, name):
     _, _, folder, _ = together
-    theirs, ours = (checkpoint.load(folder / where / name) for where in (kind, "alone"))
+    theirs = checkpoint.load(folder / kind / name)
+    ours = checkpoint.load(folder / "alone" / name)
     for (n, a), b in zip(theirs.model.named_parameters(), ours.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=n)
     if name == "last":
@@ -90,9 +90,7 @@ def test_their_checkpoints_are_whole_and_the_same(together, kind, name):
 
 def test_recomputed_gradients_are_the_same():
     torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(vocab_size=40, block_size=16, n_layer=3, n_head=2, n_embd=16, dropout=0.1, position="rope")
-    ).train()
+    model = GPT(replace(SMALL, n_layer=3, dropout=0.1, position="rope")).train()
     idx = torch.randint(40, (2, 16))
     grads = []
     for again in (False, True):
@@ -109,18 +107,23 @@ def test_recomputed_gradients_are_the_same():
 def test_recomputing_keeps_fewer_activations():
     def kept(model: GPT) -> int:
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model(torch.zeros(2, 16, dtype=torch.int64))
         return sum(sizes)
 
-    model = GPT(GPTConfig(vocab_size=40, block_size=16, n_layer=3, n_head=2, n_embd=16)).train()
+    model = GPT(replace(SMALL, n_layer=3)).train()
     before = kept(model)
     recompute_blocks(model)
     assert kept(model) < before / 3
 
 
 def test_a_recomputing_model_writes_the_same_text_with_a_cache():
-    model = GPT(GPTConfig(vocab_size=40, block_size=16, n_layer=2, n_head=2, n_embd=16)).eval()
+    model = GPT(SMALL).eval()
     idx = torch.randint(40, (1, 8), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(idx)
@@ -136,15 +139,14 @@ def test_a_recomputing_model_writes_the_same_text_with_a_cache():
 def test_bf16_keeps_the_weights_in_fp32_and_computes_in_bf16(corpus):
     seen = []
     torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=16)
-    )
+    model = GPT(replace(SMALL, vocab_size=corpus.tokenizer.vocab_size, n_layer=1))
     model.blocks[0].mlp.up_proj.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
     config = TrainConfig(steps=2, batch_size=2, block_size=16, eval_every=2, eval_windows=2)
     losses = {}
     for precision in (FP32, Precision(torch.bfloat16)):
         losses[precision.dtype] = Trainer(model, corpus, config, precision=precision).fit()["first_loss"]
-    assert seen[0] == torch.float32 and seen[-1] == torch.bfloat16
+    assert seen[0] == torch.float32
+    assert seen[-1] == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert losses[torch.float32] != losses[torch.bfloat16]
     assert losses[torch.float32] == pytest.approx(losses[torch.bfloat16], rel=0.05)
@@ -152,28 +154,27 @@ def test_bf16_keeps_the_weights_in_fp32_and_computes_in_bf16(corpus):
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_training_has_the_same_losses(corpus, recompute, monkeypatch):
-    """Traced and differentiated ahead of time as for real; only the machine code, for which one needs a
-    compiler, is not made.
-    """
-    compiled, compile_anew = [], torch.compile
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda module: compiled.append(module) or compile_anew(module, backend="aot_eager", fullgraph=True),
-    )
+    """Traced and differentiated as for real; only the machine code, which needs a compiler, is not made."""
+    compiled = []
+    compile_anew = torch.compile
+
+    def without_machine_code(module: torch.nn.Module):
+        compiled.append(module)
+        return compile_anew(module, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", without_machine_code)
     config = TrainConfig(
         steps=4, batch_size=4, block_size=16, grad_accum_steps=2, log_every=1, eval_every=4, eval_windows=4
     )
     losses = []
     for processes in (Processes(), Processes(compile_model=True, recompute=recompute)):
         torch.manual_seed(0)
-        model = GPT(
-            GPTConfig(vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16)
-        )
+        model = GPT(replace(SMALL, vocab_size=corpus.tokenizer.vocab_size))
         trainer = Trainer(model, corpus, config, processes=processes)
         trainer.fit()
         losses.append([row["train_loss"] for row in trainer.history if "train_loss" in row])
-    assert len(compiled) == 1 and losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert len(compiled) == 1
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(corpus):

@@ -1,6 +1,4 @@
-"""shared/training/profiling.py: against a clock that is ours, against torch's own count of operations, and in
-memory that is really taken.
-"""
+"""shared/training/profiling.py against a clock of our own, torch's count of operations, and real memory."""
 
 import math
 import sys
@@ -42,9 +40,7 @@ def take_and_forget(megabytes: int) -> int:
 
 def test_the_peak_counts_two_operations_for_each_multiplication(monkeypatch):
     ticks = count()
-    monkeypatch.setattr(
-        profiling, "clock", lambda: next(ticks) / 4
-    )  # each product takes a quarter of a second
+    monkeypatch.setattr(profiling, "clock", lambda: next(ticks) / 4)  # each product takes a quarter second
     with FlopCounterMode(display=False) as counter:
         assert matmul_peak(size=64, repeats=2) == 4 * 2 * 64**3
     assert counter.get_total_flops() == 3 * 2 * 64**3
@@ -54,19 +50,21 @@ def test_a_step_costs_what_the_clock_says(monkeypatch):
     ticks = count()
     monkeypatch.setattr(training, "clock", lambda: 2.0 * next(ticks))
     cost = measure_training(SMALL, TRAIN)
-    assert cost.seconds == 2 and cost.tokens_per_second == 3 * 32 * 2 / 2
-    assert len(cost.losses) == 4 and cost.losses[0] == pytest.approx(math.log(97), abs=0.1)
+    assert cost.seconds == 2
+    assert cost.tokens_per_second == 3 * 32 * 2 / 2
+    assert len(cost.losses) == 4
+    assert cost.losses[0] == pytest.approx(math.log(97), abs=0.1)
     model = GPT(SMALL)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(3, 32, dtype=torch.int64)).sum().backward()
-    assert cost.flops == pytest.approx(
-        cost.tokens_per_second * counter.get_total_flops() / (3 * 32), rel=0.01
-    )
+    flops_per_token = counter.get_total_flops() / (3 * 32)
+    assert cost.flops == pytest.approx(cost.tokens_per_second * flops_per_token, rel=0.01)
 
 
 def test_a_process_of_its_own_has_a_peak_of_its_own():
     taken = torch.ones(300 * 2**18)  # what this process holds is not counted there
-    little, much = (in_own_process(take, megabytes) for megabytes in (1, 200))
+    little = in_own_process(take, 1)
+    much = in_own_process(take, 200)
     assert 190 * 2**20 < much - little < 230 * 2**20
     assert taken.sum() > 0
 
@@ -85,14 +83,12 @@ def test_what_a_linear_layer_keeps_is_its_input():
 def test_recomputing_keeps_a_blocks_input_only_and_gives_the_same_losses():
     config = GPTConfig(vocab_size=97, block_size=64, n_layer=12, n_head=2, n_embd=64)
     train = TrainConfig(steps=3, batch_size=4, block_size=64)
-    all_kept, recomputed = (
-        measure_training(config, train, recompute=recompute) for recompute in (False, True)
-    )
+    all_kept = measure_training(config, train)
+    recomputed = measure_training(config, train, recompute=True)
     assert recomputed.losses == all_kept.losses
     block_inputs = 12 * 4 * 4 * 64 * 64
-    assert (
-        block_inputs < recomputed.kept < block_inputs + 4 * 4 * 64 * (3 * 97 + 4 * 64)
-    )  # and those of the two ends
+    both_ends = 4 * 4 * 64 * (3 * 97 + 4 * 64)
+    assert block_inputs < recomputed.kept < block_inputs + both_ends
     assert recomputed.kept < all_kept.kept / 8
 
 

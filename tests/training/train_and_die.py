@@ -1,10 +1,12 @@
-"""Runs small trainings that die as they are told, each in a process of its own. Called by test_training.py:
+"""Runs small trainings that die as they are told, each in a process of its own. Called by test_resume.py:
 
-    python train_and_die.py TEXT JOBS      # JOBS: a JSON list of objects; prints a JSON list of exit codes, a signal as its negative
+    python train_and_die.py TEXT JOBS
+
+JOBS is a JSON list of objects. Prints a JSON list of exit codes, a signal as its negative.
 
 A job: folder; optimizer; resume (or false); and at most one way to die, `die`:
-  ["log", n, "before" | "torn" | "after"]   SIGKILL at the n-th line of metrics: before it is written, half way, after it
-  ["rename", n, "before" | "after"]         SIGKILL round the n-th rename of a checkpoint's folder
+  ["log", n, "before" | "torn" | "after"]   SIGKILL before, half way through or after the n-th line of metrics
+  ["rename", n, "before" | "after"]         SIGKILL before or after the n-th rename of a checkpoint's folder
   ["write", n]                              SIGKILL before the n-th file of tensors is written
   ["update", n]                             SIGKILL in the n-th step, when the optimizers have begun to update
   ["signal", n, number, times]              sends itself a signal at the n-th line of metrics, so many times
@@ -17,6 +19,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,81 +52,104 @@ def config(optimizer: str) -> TrainConfig:
     )
 
 
-def calls(owner: object, name: str, act) -> None:
-    """Replaces a function by one that calls act(number of the call, the original, *args, **kwargs)."""
-    original, count = getattr(owner, name), [0]
-
-    def wrapped(*args, **kwargs):
-        count[0] += 1
-        return act(count[0], original, *args, **kwargs)
-
-    setattr(owner, name, wrapped)
-
-
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arrange(kind: str, n: int, *how) -> None:
-    """Prepares this process's end."""
+def nothing(*args) -> None:
+    pass
 
-    def at_log(count, original, log, step, **values):
-        if count == n and kind == "log":
-            if how[0] == "torn":
-                original(log, step, **values)
-                metrics = log.folder / "metrics.jsonl"
-                os.truncate(metrics, metrics.stat().st_size - 9)
-            elif how[0] == "after":
-                original(log, step, **values)
-            kill()
-        if count == n and kind == "signal":
-            for _ in range(how[1]):
-                os.kill(os.getpid(), how[0])
-        original(log, step, **values)
 
-    def at_rename(count, original, *args):
-        if count == n and how[0] == "before":
-            kill()
-        original(*args)
-        if count == n:
-            kill()
+def at_call(owner: object, name: str, n: int, before: Callable = nothing, after: Callable = nothing) -> None:
+    """Lets the n-th call of a function do more: before(*args) and after(*args)."""
+    original = getattr(owner, name)
+    calls = []
 
-    def at_write(count, original, *args):
-        if count == n:
-            kill()
-        original(*args)
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n:
+            before(*args)
+        original(*args, **kwargs)
+        if len(calls) == n:
+            after(*args)
 
-    def at_update(count, original, optimizer):
-        original(optimizer)
-        if count == n:
-            kill()
+    setattr(owner, name, wrapped)
 
-    if kind in ("log", "signal"):
-        calls(RunLog, "log", at_log)
-    elif kind == "rename":
-        calls(Path, "rename", at_rename)
-    elif kind == "write":
-        calls(checkpoint, "save_file", at_write)
-    elif kind == "update":
-        calls(torch.optim.AdamW, "step", at_update)
+
+def die_at_log(n: int, moment: str) -> None:
+    def tear_and_kill(log: RunLog, step: int) -> None:
+        metrics = log.folder / "metrics.jsonl"
+        os.truncate(metrics, metrics.stat().st_size - 9)
+        kill()
+
+    if moment == "before":
+        at_call(RunLog, "log", n, before=lambda *args: kill())
+    elif moment == "torn":
+        at_call(RunLog, "log", n, after=tear_and_kill)
     else:
-        raise AssertionError(kind)
+        at_call(RunLog, "log", n, after=lambda *args: kill())
+
+
+def die_at_rename(n: int, moment: str) -> None:
+    if moment == "before":
+        at_call(Path, "rename", n, before=lambda *args: kill())
+    else:
+        at_call(Path, "rename", n, after=lambda *args: kill())
+
+
+def die_at_write(n: int) -> None:
+    at_call(checkpoint, "save_file", n, before=lambda *args: kill())
+
+
+def die_at_update(n: int) -> None:
+    at_call(torch.optim.AdamW, "step", n, after=lambda *args: kill())
+
+
+def signal_at_log(n: int, number: int, times: int) -> None:
+    def send(*args) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    at_call(RunLog, "log", n, before=send)
+
+
+WAYS_TO_DIE = {
+    "log": die_at_log,
+    "rename": die_at_rename,
+    "write": die_at_write,
+    "update": die_at_update,
+    "signal": signal_at_log,
+}
 
 
 def train(job: dict, text: str) -> None:
-    if job.get("die"):
-        arrange(*job["die"])
+    if job["die"] is not None:
+        kind, *how = job["die"]
+        WAYS_TO_DIE[kind](*how)
     corpus = load_corpus(text)
     torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(
-            vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.2
-        )
+    shape = GPTConfig(
+        vocab_size=corpus.tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.2
     )
     folder = Path(job["folder"])
-    with errors_for_people(), RunLog(folder / "log", config(job["optimizer"]), resume=job["resume"]) as log:
-        trainer = Trainer(model, corpus, config(job["optimizer"]), log, folder / "checkpoints")
+    settings = config(job["optimizer"])
+    with errors_for_people(), RunLog(folder / "log", settings, resume=job["resume"]) as log:
+        trainer = Trainer(GPT(shape), corpus, settings, log, folder / "checkpoints")
         log.finish(**trainer.fit(resume=job["resume"]))
+
+
+def run_in_this_process(job: dict, text: str) -> int:
+    """Trains in silence; returns the exit code. An error of the course's own goes to a file."""
+    try:
+        with open(os.devnull, "w") as null:
+            sys.stdout = sys.stderr = null
+            train(job, text)
+        return 0
+    except SystemExit as stop:
+        return stop.code
+    except BaseException:
+        (Path(job["folder"]) / "error.txt").write_text(traceback.format_exc())
+        return 99
 
 
 def main(text: str, jobs: list[dict]) -> list[int]:
@@ -131,17 +157,7 @@ def main(text: str, jobs: list[dict]) -> list[int]:
     for job in jobs:
         child = os.fork()
         if child == 0:
-            try:
-                with open(os.devnull, "w") as null:
-                    sys.stdout = sys.stderr = null
-                    train(job, text)
-                code = 0
-            except SystemExit as stop:
-                code = stop.code
-            except BaseException:
-                code = 99
-                (Path(job["folder"]) / "error.txt").write_text(traceback.format_exc())
-            os._exit(code)
+            os._exit(run_in_this_process(job, text))
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     return codes
 

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc_per_node=2 train_together.py TEXT FOLDER
 
-FOLDER/one/last is a checkpoint of one process, stopped half way. Writes FOLDER/losses.json and checkpoints to
-FOLDER/{ddp,fsdp,...}.
+FOLDER/one-ddp/last and FOLDER/one-fsdp/last are checkpoints of one process, stopped half way. Writes
+FOLDER/losses.json, and checkpoints to FOLDER/{ddp,fsdp,...}.
 """
 
 import json
@@ -50,17 +50,14 @@ def train(
     """The training losses, step by step. Only the first process keeps a log, and only it is asked to stop."""
     torch.manual_seed(0)
     # Without biases: a key's bias has no gradient but rounding, which AdamW would blow up to full steps.
-    gpt = GPT(
-        GPTConfig(
-            vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16, bias=False
-        )
+    shape = GPTConfig(
+        vocab_size=corpus.tokenizer.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=16, bias=False
     )
-    log = (
-        (StoppedAtStep4 if stop else RunLog)(folder / "log", CONFIG, resume=resume)
-        if processes.rank == 0
-        else None
-    )
-    trainer = Trainer(gpt, corpus, CONFIG, log, folder, processes=processes)
+    log = None
+    if processes.rank == 0:
+        kind = StoppedAtStep4 if stop else RunLog
+        log = kind(folder / "log", CONFIG, resume=resume)
+    trainer = Trainer(GPT(shape), corpus, CONFIG, log, folder, processes=processes)
     try:
         trainer.fit(resume)
     except KeyboardInterrupt:
@@ -70,20 +67,22 @@ def train(
 
 def main(text: str, folder: Path) -> None:
     """Everything in one start, since importing torch takes longer than the training."""
-    corpus, losses = load_corpus(text), {}
+    corpus = load_corpus(text)
+    losses = {}
     with process_group("cpu") as (device, rank, _):
         for parallel in ("ddp", "fsdp"):
-            make = lambda parallel=parallel, **options: Processes(parallel, device, **options)
-            losses[parallel] = train(corpus, folder / parallel, make())
-            losses[f"{parallel}, recomputed"] = train(
-                corpus, folder / f"{parallel}-recomputed", make(recompute=True)
-            )
-            train(corpus, folder / f"{parallel}-half", make(), stop=True)
-            losses[f"{parallel}, resumed"] = train(corpus, folder / f"{parallel}-half", make(), resume=True)
-            losses[f"{parallel}, resumed from one process"] = train(
-                corpus, folder / f"one-{parallel}", make(), resume=True
-            )
-            train(corpus, folder / f"{parallel}-for-one", make(), stop=True)
+
+            def run(folder: Path, recompute: bool = False, parallel=parallel, **how) -> list[float]:
+                processes = Processes(parallel, device, recompute=recompute)
+                return train(corpus, folder, processes, **how)
+
+            half = folder / f"{parallel}-half"
+            losses[parallel] = run(folder / parallel)
+            losses[f"{parallel}, recomputed"] = run(folder / f"{parallel}-recomputed", recompute=True)
+            run(half, stop=True)
+            losses[f"{parallel}, resumed"] = run(half, resume=True)
+            losses[f"{parallel}, resumed from one process"] = run(folder / f"one-{parallel}", resume=True)
+            run(folder / f"{parallel}-for-one", stop=True)
         if rank == 0:
             (folder / "losses.json").write_text(json.dumps(losses))
 
