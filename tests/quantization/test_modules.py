@@ -27,7 +27,7 @@ from shared.quantization.modules import (
 )
 from shared.quantization.packing import SCHEMES
 from shared.sampling import generate
-from shared.zero_shot import sliding_window
+from shared.zero_shot.scoring import sliding_window
 from tests.quantization.helpers import CONFIGS, SETTINGS, TIED, TOKENIZER, UNTIED, gpt, quiet
 
 

@@ -13,8 +13,8 @@ from shared.serving.api import create_app
 from shared.zero_shot import LMEvalAdapter
 from tests.helpers import serving, shake, synthetic_text
 from tests.serving.helpers import PROMPT, TOKENIZER, expected, gpt
-from tests.test_zero_shot import TOKENIZER as PLAIN
-from tests.test_zero_shot import by_lm_eval, piqa_rows, same_tokenizer, write_lines
+from tests.zero_shot.helpers import TOKENIZER as PLAIN
+from tests.zero_shot.helpers import by_lm_eval, piqa_rows, same_tokenizer, write_lines
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from shared.models.gpt import GPT
 from shared.sampling import generate
 from shared.serving.api import create_app
 from shared.tokenizers.bpe import END_OF_TEXT
-from shared.zero_shot import score_tokens
+from shared.zero_shot.scoring import score_tokens
 from tests.helpers import shake
 from tests.serving.helpers import (
     CONFIG,

@@ -20,7 +20,7 @@ from shared.sampling import generate
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.generation import Request, Token
 from shared.serving.slots import SlotCache
-from shared.zero_shot import score_tokens
+from shared.zero_shot.scoring import score_tokens
 from tests.helpers import shake
 
 VOCAB, BLOCK = 61, 96

@@ -23,7 +23,8 @@ from shared.training.base_model import (
 )
 from shared.training.execution import ALONE, Precision
 from shared.training.profiling import CARDS, USUAL_MFU, in_own_process, matmul_peak, measure_training
-from shared.zero_shot import load_task, run_task, sliding_window
+from shared.zero_shot.scoring import sliding_window
+from shared.zero_shot.tasks import load_task, run_task
 
 if TYPE_CHECKING:
     from run import Settings
