@@ -48,7 +48,7 @@ class Corpus:
         comparable across tokenizers.
 
         A special token stands for none: the mark between documents is no part of them."""
-        special = set(getattr(self.tokenizer, "special_tokens", {}).values())
+        special = set(self.tokenizer.special_tokens.values())
         return torch.tensor(
             [0 if i in special else len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)]
         )

@@ -192,7 +192,7 @@ def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, 
     """
     if tokenizer is None:
         tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else gpt2_tokenizer()
-    if END_OF_TEXT not in getattr(tokenizer, "special_tokens", ()):
+    if END_OF_TEXT not in tokenizer.special_tokens:
         raise ValueError(
             f"the tokenizer ({type(tokenizer).__name__}) has no special token {END_OF_TEXT}, which goes"
             " between documents"

@@ -45,7 +45,7 @@ def special_roles(tokenizer: Tokenizer) -> dict[str, str]:
     """Which special tokens begin a text, end it and fill up a batch, by role ("bos", "eos", "pad"); none for
     a tokenizer without.
     """
-    known = getattr(tokenizer, "special_tokens", {})
+    known = tokenizer.special_tokens
     if is_chat(tokenizer):
         return {"bos": IM_START, "eos": IM_END, "pad": IM_END}
     return dict.fromkeys(("bos", "eos", "pad"), END_OF_TEXT) if END_OF_TEXT in known else {}

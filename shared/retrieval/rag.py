@@ -1,5 +1,5 @@
-"""Week 11. Answers from documents: what was found is put before the question, the model goes on from there,
-and its sources are named.
+"""Week 11. Answers from documents: passages are put before the question, the model goes on from there, and
+its sources are named.
 
     rag = RAG(index, Reader(*load_smollm2()))
     reply = rag.ask("When does the last ferry leave?")
@@ -15,12 +15,13 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
 
+from shared.registry import LanguageModel
 from shared.retrieval.documents import Chunk
 from shared.runtime import device_of
 from shared.sampling.generate import generate, stream_text
@@ -50,9 +51,11 @@ def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget
     question = " ".join(question.split())
     if not question:
         raise ValueError("there is no question: give one")
-    encode = lambda chunks: tokenizer.encode(
-        "".join(f"{chunk.passage}\n\n" for chunk in chunks) + f"Question: {question}\nAnswer:"
-    )
+
+    def encode(chunks: Sequence[Chunk]) -> list[int]:
+        passages = "".join(f"{chunk.passage}\n\n" for chunk in chunks)
+        return tokenizer.encode(f"{passages}Question: {question}\nAnswer:")
+
     used: list[Chunk] = []
     ids = encode(used)
     if len(ids) > budget:
@@ -63,28 +66,39 @@ def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget
     for chunk in chunks:
         longer = encode([*used, chunk])
         if len(longer) > budget:
-            used += _beginning(chunk, lambda part, used=tuple(used): len(encode([*used, part])) <= budget)
+            beginning = _longest_beginning(chunk, partial(_fits, encode, tuple(used), budget))
+            if beginning is not None:
+                used.append(beginning)
             return Prompt(encode(used), tuple(used))
         used.append(chunk)
         ids = longer
     return Prompt(ids, tuple(used))
 
 
-def _beginning(chunk: Chunk, fits: Callable[[Chunk], bool]) -> list[Chunk]:
-    """The chunk with as many of its words as fit; none if not even one does."""
-    ends = [found.end() for found in re.finditer(r"\S+", chunk.text)]
-    first = lambda n: replace(chunk, text=chunk.text[: ends[n - 1]], windows=())
-    n = bisect_left(range(1, len(ends)), True, key=lambda n: not fits(first(n)))
-    return [first(n)] if n else []
+def _fits(
+    encode: Callable[[Sequence[Chunk]], list[int]], used: Sequence[Chunk], budget: int, chunk: Chunk
+) -> bool:
+    return len(encode([*used, chunk])) <= budget
+
+
+def _longest_beginning(chunk: Chunk, fits: Callable[[Chunk], bool]) -> Chunk | None:
+    """The chunk with as many of its words as fit; None if not even one does."""
+    ends = [word.end() for word in re.finditer(r"\S+", chunk.text)]
+
+    def first(words: int) -> Chunk:
+        return replace(chunk, text=chunk.text[: ends[words - 1]], windows=())
+
+    # Numbers of words from 1 up: the first that does not fit, less one.
+    words = bisect_left(range(1, len(ends)), True, key=lambda n: not fits(first(n)))
+    return first(words) if words else None
 
 
 class Reply:
-    """An answer that is being written: iterate over it for its pieces, or take `text`. Both may be done, in
-    any order.
-    """
+    """An answer that is being written: iterate over it for its pieces, or take `text`, in any order."""
 
     def __init__(self, pieces: Iterator[str], chunks: Sequence[Chunk]):
-        self._coming, self._written = pieces, []
+        self._coming = pieces
+        self._written: list[str] = []
         self.chunks = tuple(chunks)
         """What the model was given to read."""
 
@@ -123,31 +137,34 @@ class Reader:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, max_new_tokens: int = 32, min_gain: float | None = None
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        max_new_tokens: int = 32,
+        min_gain: float | None = None,
     ):
-        self.budget = model.config.block_size - max_new_tokens
+        self.budget: int = model.config.block_size - max_new_tokens
         if max_new_tokens < 1 or self.budget < 1:
             raise ValueError(
                 f"max_new_tokens={max_new_tokens}: must be at least 1, and below the model's"
                 f" block_size={model.config.block_size}"
             )
-        self.model, self.tokenizer, self.max_new_tokens, self.min_gain = (
-            model,
-            tokenizer,
-            max_new_tokens,
-            min_gain,
-        )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.min_gain = min_gain
         # What ends an answer: any token with a line break in it, and those that stand for no text.
-        ends = set(getattr(tokenizer, "special_tokens", {}).values())
+        ends = set(tokenizer.special_tokens.values())
         self._ends = ends | {i for i, token in tokenizer.vocab.items() if b"\n" in token}
 
     def read(self, question: str, chunks: Sequence[Chunk] = ()) -> Reply:
-        """The answer from these chunks; without any, what the model believes. Saying nothing at all is an
-        abstention.
+        """The answer from these chunks; without any, what the model believes.
+
+        An empty answer counts as an abstention.
         """
         prompt = compose(question, chunks, self.tokenizer, self.budget)
         if self.min_gain is not None and prompt.chunks:
-            return Reply(self._judged(question, prompt), prompt.chunks)
+            return Reply(self._if_supported(question, prompt, self.min_gain), prompt.chunks)
         return Reply(_or_abstain(stream_text(self.tokenizer, self._ids(prompt))), prompt.chunks)
 
     def _ids(self, prompt: Prompt) -> Iterator[int]:
@@ -155,17 +172,20 @@ class Reader:
         return takewhile(lambda i: i not in self._ends, drawn)
 
     def draft(self, question: str, chunks: Sequence[Chunk]) -> tuple[Prompt, list[int]]:
-        """The prompt, and the answer's ids before anyone has judged them: what `gain` takes."""
+        """The prompt, and the answer's ids whatever their gain: what `gain` takes."""
         prompt = compose(question, chunks, self.tokenizer, self.budget)
         return prompt, list(self._ids(prompt))
 
-    def _judged(self, question: str, prompt: Prompt) -> Iterator[str]:
+    def _if_supported(self, question: str, prompt: Prompt, min_gain: float) -> Iterator[str]:
+        """The answer in one piece, or an abstention where its gain is below `min_gain`."""
         answer = list(self._ids(prompt))
-        sure = bool(answer) and self.gain(question, prompt, answer) >= self.min_gain
-        yield from _or_abstain(iter([self.tokenizer.decode(answer)] if sure else []))
+        pieces = []
+        if answer and self.gain(question, prompt, answer) >= min_gain:
+            pieces.append(self.tokenizer.decode(answer))
+        yield from _or_abstain(iter(pieces))
 
     def gain(self, question: str, prompt: Prompt, answer: Sequence[int]) -> float:
-        """How much likelier the passages make the answer than the question alone does: nats for each token."""
+        """How much likelier the passages make the answer than the question alone does, in nats per token."""
         alone = compose(question, (), self.tokenizer, self.budget).ids
         return self._log_probability(prompt.ids, answer) - self._log_probability(alone, answer)
 
@@ -173,25 +193,27 @@ class Reader:
     def _log_probability(self, ids: list[int], answer: Sequence[int]) -> float:
         device = device_of(self.model)
         logits = self.model(torch.tensor([[*ids, *answer[:-1]]], device=device))[0, len(ids) - 1 :].float()
-        return logits.log_softmax(-1).gather(1, torch.tensor(answer, device=device)[:, None]).mean().item()
+        targets = torch.tensor(answer, device=device)[:, None]
+        return logits.log_softmax(-1).gather(1, targets).mean().item()
 
 
 def _or_abstain(pieces: Iterator[str]) -> Iterator[str]:
     """The pieces without white space at the beginning; `ABSTENTION` where nothing comes."""
-    begun = False
+    started = False
     for piece in pieces:
-        if not begun:
+        if not started:
             piece = piece.lstrip()
-            begun = bool(piece)
+            started = bool(piece)
         if piece:
             yield piece
-    if not begun:
+    if not started:
         yield ABSTENTION
 
 
 class RAG:
-    """Finds `k` chunks for a question and lets a reader answer from them. Where the best has a score below
-    `min_score`, or none is found, the answer is that there is none.
+    """Finds `k` chunks for a question and lets a reader answer from them.
+
+    Where the best has a score below `min_score`, or none is found, it abstains.
     """
 
     def __init__(
@@ -200,9 +222,14 @@ class RAG:
         reader: Reader,
         k: int = 1,
         by: Literal["dense", "bm25", "hybrid"] = "dense",
+        *,
         min_score: float = 0.0,
     ):
-        self.index, self.reader, self.k, self.by, self.min_score = index, reader, k, by, min_score
+        self.index = index
+        self.reader = reader
+        self.k = k
+        self.by = by
+        self.min_score = min_score
 
     def ask(self, question: str) -> Reply:
         """Raises ValueError for an empty question and for one that is too long."""

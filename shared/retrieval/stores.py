@@ -18,6 +18,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.checks import Checks
+
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
 FAISS_KINDS = ("flat", "ivf", "hnsw", "pq")
@@ -64,15 +66,16 @@ class VectorStore(ABC):
         return sum(array.nbytes for array in self.arrays().values())
 
     def add(self, ids: Sequence[int], vectors: Vectors) -> None:
-        """vectors: float32 [len(ids), dim]. Raises ValueError for ids that are there already, for another
-        shape, for NaN and infinity.
+        """Adds vectors, float32 [len(ids), dim].
+
+        Raises ValueError for ids that are there already, for another shape, for NaN and infinity.
         """
-        known, vectors = self._checked(ids, vectors)
-        there = known[self._holds(known)]
+        new, vectors = self._checked(ids, vectors)
+        there = new[self._holds(new)]
         if len(there):
             raise ValueError(f"id {there[0]} is in the store already ({len(there)} such): use update")
-        if len(known):
-            self._add(known, vectors)
+        if len(new):
+            self._add(new, vectors)
 
     def update(self, ids: Sequence[int], vectors: Vectors) -> None:
         """As `add`, in place of the vectors that these ids had; ids that are new are added."""
@@ -90,17 +93,18 @@ class VectorStore(ABC):
         self._delete(np.unique(known))
 
     def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """The k nearest to each row of float32 [n, dim], best first: scores and ids, both [n, k]. Where fewer
-        are found, the rest is -inf and -1.
+        """The k nearest to each row of float32 [n, dim], best first: scores and ids, both [n, k].
+
+        Where the store holds fewer, the rest is -inf and -1.
         """
         vectors = self._matrix(vectors)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least 1")
-        found = min(k, len(self))
+        filled = min(k, len(self))
         scores = np.full((len(vectors), k), -np.inf, np.float32)
         ids = np.full((len(vectors), k), -1, np.int64)
-        if found and len(vectors):
-            scores[:, :found], ids[:, :found] = self._search(vectors, found)
+        if filled and len(vectors):
+            scores[:, :filled], ids[:, :filled] = self._search(vectors, filled)
             scores[ids < 0] = -np.inf
         return scores, ids
 
@@ -116,26 +120,30 @@ class VectorStore(ABC):
             )
         return vectors
 
-    def _checked(self, ids: Sequence[int], vectors: Vectors) -> tuple[Ids, Vectors]:
-        vectors, known = self._matrix(vectors), np.asarray(ids, np.int64).reshape(-1)
-        if len(known) != len(vectors):
-            raise ValueError(f"{len(known)} ids and {len(vectors)} vectors do not go together")
-        if len(np.unique(known)) < len(known) or (known < 0).any():
+    def _checked(self, ids: Sequence[int] | Ids, vectors: Vectors) -> tuple[Ids, Vectors]:
+        vectors = self._matrix(vectors)
+        array = np.asarray(ids, np.int64).reshape(-1)
+        if len(array) != len(vectors):
+            raise ValueError(f"{len(array)} ids and {len(vectors)} vectors do not go together")
+        if len(np.unique(array)) < len(array) or (array < 0).any():
             raise ValueError("ids must be different from each other and not negative")
-        return known, vectors
+        return array, vectors
 
 
 def make_store(kind: str, dim: int, **settings: Any) -> VectorStore:
-    """An empty store of a kind of `STORES`. Raises ValueError for another kind and for settings that it does
-    not have.
+    """An empty store of a kind of `STORES`.
+
+    Raises ValueError for another kind, TypeError for settings that it does not have.
     """
     if kind not in STORES:
         raise ValueError(f"no store is called {kind!r}; there are: {', '.join(STORES)}")
-    return QdrantStore(dim, **settings) if kind == "qdrant" else FaissStore(dim, kind, **settings)
+    if kind == "qdrant":
+        return QdrantStore(dim, **settings)
+    return FaissStore(dim, kind, **settings)
 
 
 def open_store(kind: str, dim: int, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> VectorStore:
-    """The store whose `kind`, `dim`, `settings` and `arrays` these are. Raises ValueError for damaged ones."""
+    """The store with this `kind`, `dim`, `settings` and `arrays`. Raises ValueError for damaged ones."""
     try:
         store = make_store(kind, dim, **settings)
         store._restore(arrays)
@@ -166,35 +174,32 @@ class FaissStore(VectorStore):
         self,
         dim: int,
         kind: str = "flat",
+        *,
         effort: int | None = None,
         cells: int | None = None,
         neighbours: int = 32,
         pq_bytes: int | None = None,
     ):
-        problems = [] if kind in FAISS_KINDS else [f"no kind {kind!r}; there are: {', '.join(FAISS_KINDS)}"]
-        numbers = {
-            "dim": dim,
-            "effort": effort,
-            "cells": cells,
-            "neighbours": neighbours,
-            "pq_bytes": pq_bytes,
-        }
-        problems += [
-            f"{name}={value}: must be at least 1"
-            for name, value in numbers.items()
-            if value is not None and value < 1
-        ]
-        self.pq_bytes = pq_bytes or max(1, dim // 8)
-        if kind == "pq" and not problems and dim % self.pq_bytes:
-            problems.append(f"pq_bytes={self.pq_bytes} does not divide the vectors' {dim} numbers")
-        if problems:
-            raise ValueError("FaissStore: " + "; ".join(problems))
-        self.dim, self.kind, self.cells, self.neighbours = dim, kind, cells, neighbours
-        self.effort = effort or {"ivf": 16, "hnsw": 64}.get(kind, 0)
+        self.dim = dim
+        self.kind = kind
+        self.effort = effort
+        self.cells = cells
+        self.neighbours = neighbours
+        self.pq_bytes = max(1, dim // 8) if pq_bytes is None else pq_bytes
+        checks = Checks(self)
+        checks.require(kind in FAISS_KINDS, f"no kind {kind!r}; there are: {', '.join(FAISS_KINDS)}")
+        checks.at_least(1, "dim", "effort", "cells", "neighbours", "pq_bytes")
+        if kind == "pq" and not checks.problems:
+            divides = dim % self.pq_bytes == 0
+            checks.require(divides, f"pq_bytes={self.pq_bytes} does not divide the vectors' {dim} numbers")
+        checks.finish()
+        if self.effort is None:
+            self.effort = {"ivf": 16, "hnsw": 64}.get(kind, 0)
         self._forget_all()
 
     def _forget_all(self) -> None:
-        self._index: faiss.Index | None = None
+        # Any: the stubs of FAISS know neither its kinds' parts nor the Python methods that take arrays.
+        self._index: Any = None
         # FAISS knows each vector by a serial number that is never used again; so an id can be deleted and
         # come back, in every kind.
         self._ids: Ids = np.empty(0, np.int64)  # by serial number; -1 for one that was deleted
@@ -202,6 +207,7 @@ class FaissStore(VectorStore):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """As the constructor takes them."""
         return {
             "effort": self.effort or None,
             "cells": self.cells,
@@ -215,35 +221,41 @@ class FaissStore(VectorStore):
     def _holds(self, ids: Ids) -> NDArray[np.bool_]:
         return np.array([i in self._serials for i in ids.tolist()], bool)
 
-    def _trained(self, vectors: Vectors) -> faiss.Index:
+    def _trained(self, vectors: Vectors) -> Any:
         """An empty index, which has learned from `vectors` what its kind needs to."""
-        inner, dim = faiss.METRIC_INNER_PRODUCT, self.dim
         if self.kind == "ivf":
-            cells = self.cells or max(1, min(round(4 * len(vectors) ** 0.5), len(vectors) // 39))
-            if cells > len(vectors):
-                raise ValueError(
-                    f"{cells} cells need at least as many vectors in the first add, not {len(vectors)}:"
-                    " choose fewer cells"
-                )
-            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
-            index.cp.min_points_per_centroid = 1  # FAISS warns on stderr below 39
-            index.train(vectors)
-            return index
+            return self._trained_ivf(vectors)  # keeps ids itself
         if self.kind == "pq":
-            if len(vectors) < 256:
-                raise ValueError(
-                    f"pq learns 256 codes from the vectors of the first add, and {len(vectors)} are too few:"
-                    " use flat for so few"
-                )
-            index = faiss.IndexPQ(dim, self.pq_bytes, 8, inner)
-            index.pq.cp.min_points_per_centroid = 1
-            index.train(vectors)
-        elif self.kind == "hnsw":
-            index = faiss.IndexHNSWFlat(dim, self.neighbours, inner)
+            return faiss.IndexIDMap2(self._trained_pq(vectors))
+        if self.kind == "hnsw":
+            index = faiss.IndexHNSWFlat(self.dim, self.neighbours, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = 200
-        else:
-            index = faiss.IndexFlatIP(dim)
-        return faiss.IndexIDMap2(index)
+            return faiss.IndexIDMap2(index)
+        return faiss.IndexIDMap2(faiss.IndexFlatIP(self.dim))
+
+    def _trained_ivf(self, vectors: Vectors) -> Any:
+        cells = self.cells or max(1, min(round(4 * len(vectors) ** 0.5), len(vectors) // 39))
+        if cells > len(vectors):
+            raise ValueError(
+                f"{cells} cells need at least as many vectors in the first add, not {len(vectors)}:"
+                " choose fewer cells"
+            )
+        quantizer = faiss.IndexFlatIP(self.dim)
+        index = faiss.IndexIVFFlat(quantizer, self.dim, cells, faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid = 1  # FAISS warns on stderr below 39
+        index.train(vectors)
+        return index
+
+    def _trained_pq(self, vectors: Vectors) -> Any:
+        if len(vectors) < 256:
+            raise ValueError(
+                f"pq learns 256 codes from the vectors of the first add, and {len(vectors)} are too few:"
+                " use flat for so few"
+            )
+        index: Any = faiss.IndexPQ(self.dim, self.pq_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.min_points_per_centroid = 1
+        index.train(vectors)
+        return index
 
     def _add(self, ids: Ids, vectors: Vectors) -> None:
         if self._index is None:
@@ -261,27 +273,42 @@ class FaissStore(VectorStore):
         if self.kind != "hnsw":
             self._index.remove_ids(serials)
         elif 2 * len(self._serials) < len(self._ids):
-            left = np.flatnonzero(self._ids >= 0)
-            kept, vectors = self._ids[left], self._index.reconstruct_batch(left) if len(left) else None
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Builds the index anew from what was not deleted."""
+        left = np.flatnonzero(self._ids >= 0)
+        if not len(left):
             self._forget_all()
-            if len(left):
-                self._add(kept, vectors)
+            return
+        ids = self._ids[left]
+        vectors = self._index.reconstruct_batch(left)
+        self._forget_all()
+        self._add(ids, vectors)
 
     def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
-        parameters = None
-        if self.kind == "ivf":
-            parameters = faiss.SearchParametersIVF(nprobe=self.effort)
-        elif self.kind == "hnsw":
-            gone = np.flatnonzero(self._ids < 0)
-            left = {"sel": faiss.IDSelectorNot(faiss.IDSelectorBatch(gone))} if len(gone) else {}
-            parameters = faiss.SearchParametersHNSW(efSearch=max(self.effort, k), **left)
-        scores, serials = self._index.search(vectors, k, params=parameters)
+        scores, serials = self._index.search(vectors, k, params=self._search_parameters(k))
         return scores, np.where(serials < 0, -1, self._ids[serials])
 
+    def _search_parameters(self, k: int) -> Any:
+        library: Any = faiss
+        if self.kind == "ivf":
+            return library.SearchParametersIVF(nprobe=self.effort)
+        if self.kind != "hnsw":
+            return None
+        effort = max(self.effort or 0, k)
+        deleted = np.flatnonzero(self._ids < 0)
+        if not len(deleted):
+            return library.SearchParametersHNSW(efSearch=effort)
+        remaining = library.IDSelectorNot(library.IDSelectorBatch(deleted))
+        return library.SearchParametersHNSW(efSearch=effort, sel=remaining)
+
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"ids": self._ids} | (
-            {} if self._index is None else {"faiss": faiss.serialize_index(self._index)}
-        )
+        """The ids by serial number, and the index as FAISS serializes it."""
+        arrays: dict[str, np.ndarray] = {"ids": self._ids}
+        if self._index is not None:
+            arrays["faiss"] = faiss.serialize_index(self._index)
+        return arrays
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         self._ids = arrays["ids"].astype(np.int64)
@@ -289,9 +316,8 @@ class FaissStore(VectorStore):
         if "faiss" in arrays:
             self._index = faiss.deserialize_index(arrays["faiss"])
             held = self._index.ntotal
-            if self._index.d != self.dim or held != (
-                len(self._ids) if self.kind == "hnsw" else len(self._serials)
-            ):
+            expected = len(self._ids) if self.kind == "hnsw" else len(self._serials)
+            if self._index.d != self.dim or held != expected:
                 raise ValueError(
                     f"the saved store is damaged: {held} vectors of {self._index.d} numbers are not what its"
                     " list of ids says"
@@ -310,11 +336,14 @@ class QdrantStore(VectorStore):
     kind = "qdrant"
 
     def __init__(self, dim: int, client: Any = None, collection: str = "chunks"):
-        from qdrant_client import QdrantClient, models  # only who uses it needs it
+        from qdrant_client import QdrantClient, models  # an optional package
 
-        if dim < 1:
-            raise ValueError(f"QdrantStore: dim={dim}: must be at least 1")
-        self.dim, self.collection, self._models = dim, collection, models
+        self.dim = dim
+        checks = Checks(self)
+        checks.at_least(1, "dim")
+        checks.finish()
+        self.collection = collection
+        self._models = models
         self._client = client or QdrantClient(":memory:")
         if not self._client.collection_exists(collection):
             self._client.create_collection(
@@ -325,8 +354,10 @@ class QdrantStore(VectorStore):
         return self._client.count(self.collection).count
 
     def _holds(self, ids: Ids) -> NDArray[np.bool_]:
-        found = self._client.retrieve(self.collection, ids.tolist(), with_payload=False) if len(ids) else []
-        return np.isin(ids, [point.id for point in found])
+        if not len(ids):
+            return np.zeros(0, bool)
+        points = self._client.retrieve(self.collection, ids.tolist(), with_payload=False)
+        return np.isin(ids, np.array([point.id for point in points], np.int64))
 
     def _add(self, ids: Ids, vectors: Vectors) -> None:
         self._client.upsert(self.collection, self._models.Batch(ids=ids.tolist(), vectors=vectors.tolist()))
@@ -338,10 +369,12 @@ class QdrantStore(VectorStore):
     def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
         requests = [self._models.QueryRequest(query=vector, limit=k) for vector in vectors.tolist()]
         answers = self._client.query_batch_points(self.collection, requests)
-        scores = np.array([[p.score for p in a.points] for a in answers], np.float32)
-        return scores, np.array([[p.id for p in a.points] for a in answers], np.int64)
+        scores = np.array([[point.score for point in answer.points] for answer in answers], np.float32)
+        ids = np.array([[point.id for point in answer.points] for answer in answers], np.int64)
+        return scores, ids
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """Ids and vectors, taken out of Qdrant."""
         points = self._client.scroll(
             self.collection, limit=max(1, len(self)), with_vectors=True, with_payload=False
         )[0]
@@ -349,4 +382,4 @@ class QdrantStore(VectorStore):
         return {"ids": np.array([p.id for p in points], np.int64), "vectors": vectors}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self.add(arrays["ids"], arrays["vectors"])
+        self.add(arrays["ids"].tolist(), arrays["vectors"])

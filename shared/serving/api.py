@@ -109,7 +109,7 @@ class CompletionServer:
         self.metrics = Metrics(engine)
         self.models: dict[str, str | None] = {name: None, **{adapter: adapter for adapter in engine.adapters}}
         """The names that clients may ask for, the model's own first, and the adapter behind each."""
-        special_tokens = getattr(tokenizer, "special_tokens", {})
+        special_tokens = tokenizer.special_tokens
         self._ends = [special_tokens[token] for token in (END_OF_TEXT, IM_END) if token in special_tokens]
         self.vocab = {**dict.fromkeys(range(engine.model.config.vocab_size), b""), **tokenizer.vocab}
         """The bytes of each id of the model; none for ids that only the model has (rows added for speed)."""

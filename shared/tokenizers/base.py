@@ -3,8 +3,10 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shared.runtime import write_atomically
@@ -18,6 +20,8 @@ class Tokenizer(ABC):
 
     vocab: dict[int, bytes]
     """The bytes that each id stands for."""
+    special_tokens: Mapping[str, int] = MappingProxyType({})
+    """Ids of tokens that are no text, such as <|endoftext|>, by their names; a kind may have none."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

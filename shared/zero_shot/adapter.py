@@ -82,7 +82,7 @@ class LMEvalAdapter(TemplateLM):
                 settings.get("temperature", 1.0 if settings["do_sample"] else 0.0),
                 top_k=settings.get("top_k"),
                 top_p=settings.get("top_p"),
-                stop=list(getattr(self.tokenizer, "special_tokens", {}).values()),
+                stop=list(self.tokenizer.special_tokens.values()),
                 seed=0,
             )
             text = ""

@@ -93,7 +93,7 @@ def start_token(tokenizer: Tokenizer) -> int:
 
     Raises ValueError where the tokenizer has none.
     """
-    specials = getattr(tokenizer, "special_tokens", {})
+    specials = tokenizer.special_tokens
     if END_OF_TEXT not in specials:
         raise ValueError(
             f"an empty context needs a token to begin with, and this tokenizer has no {END_OF_TEXT}: give a"

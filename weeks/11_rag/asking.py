@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def converse(settings: "Settings", device: torch.device) -> dict[str, float]:
     """Answers one question, or one after the other, with sources. Nothing is measured."""
     index = open_library(settings, device).index
-    rag = RAG(index, make_reader(settings, device), settings.k, settings.by, settings.min_score)
+    rag = RAG(index, make_reader(settings, device), settings.k, settings.by, min_score=settings.min_score)
     if settings.ask:
         print_reply(rag.ask(settings.ask))
         return {}
