@@ -23,23 +23,33 @@ def initial_std(name: str, shape: tuple[int, ...], n_layer: int) -> float:
 
 
 def _std(name: str, shape: tuple[int, ...], residual: float, plain: float = 0.02) -> float:
+    """residual: of the matrices that write into the residual stream. plain: of all other matrices."""
     if len(shape) < 2:
         return 0.0
     return residual if name.removesuffix(".weight").endswith(("o_proj", "down_proj")) else plain
 
 
-def _block(name: str) -> int:
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
+def _by_block(name: str, shape: tuple[int, ...], n_layer: int) -> float:
+    block = next((int(part) for part in name.split(".") if part.isdigit()), 0)
+    return _std(name, shape, 0.02 / math.sqrt(2 * (block + 1)))
+
+
+def _xavier(name: str, shape: tuple[int, ...], n_layer: int) -> float:
+    std = math.sqrt(2 / sum(shape))
+    return _std(name, shape, residual=std, plain=std)
+
+
+def _vectors_too(name: str, shape: tuple[int, ...], n_layer: int) -> float:
+    any_matrix = (1, 1)
+    return initial_std(name.removesuffix(".bias"), any_matrix, n_layer)
 
 
 def _std_cases(generator: Generator) -> list[tuple]:
     def case(module: str, *sizes: int) -> tuple[str, tuple[int, ...], int]:
-        n_layer, n_embd = random_int(generator, 4, 20), 4 * random_int(generator, 2, 40)
-        return (
-            f"blocks.{random_int(generator, 0, n_layer - 1)}.{module}",
-            tuple(size * n_embd for size in sizes),
-            n_layer,
-        )
+        n_layer = random_int(generator, 4, 20)
+        n_embd = 4 * random_int(generator, 2, 40)
+        block = random_int(generator, 0, n_layer - 1)
+        return f"blocks.{block}.{module}", tuple(size * n_embd for size in sizes), n_layer
 
     return [
         ("blocks.3.attn.o_proj.weight", (768, 768), 12),
@@ -56,11 +66,13 @@ def _std_cases(generator: Generator) -> list[tuple]:
 
 
 INITIAL_STD = Exercise(
-    task="""How large are a GPT's weights before it has learned anything? Return the standard deviation, a float, with which the parameter
-    `name` of `shape` starts in a GPT-2 of `n_layer` blocks. The names are those of our GPT, such as blocks.3.attn.o_proj.weight. Embeddings
-    and the weights of linear layers are drawn with 0.02. Two layers in each block, attn.o_proj and mlp.down_proj, add to the residual stream.
-    Their weights are drawn smaller: so that all these additions of the whole model together have the variance that a single one would have
-    with 0.02. Biases (0) and the gains of norms (1) start as constants, which have a standard deviation of 0.""",
+    task="""How large are a GPT's weights before it has learned anything? Return the standard deviation, a
+    float, with which the parameter `name` of `shape` starts in a GPT-2 of `n_layer` blocks. The names are
+    those of our GPT, such as blocks.3.attn.o_proj.weight. Embeddings and the weights of linear layers are
+    drawn with 0.02. Two layers in each block, attn.o_proj and mlp.down_proj, add to the residual stream.
+    Their weights are drawn smaller: so that all these additions of the whole model together have the variance
+    that a single one would have with 0.02. Biases (0) and the gains of norms (1) start as constants, which
+    have a standard deviation of 0.""",
     reference=initial_std,
     cases=_std_cases,
     mistakes=(
@@ -84,23 +96,19 @@ INITIAL_STD = Exercise(
         ),
         Mistake(
             "the block's own number",
-            lambda name, shape, n_layer: _std(name, shape, 0.02 / math.sqrt(2 * (_block(name) + 1))),
+            _by_block,
             "The number of the block was used in place of how many there are. In GPT-2 all blocks start"
             " alike, the first one too.",
         ),
         Mistake(
             "Xavier",
-            lambda name, shape, n_layer: _std(
-                name, shape, math.sqrt(2 / sum(shape)), math.sqrt(2 / sum(shape))
-            ),
+            _xavier,
             "The deviation was worked out from the shape, √(2 / (in + out)). That is a sound rule, but"
             " GPT-2's is 0.02 whatever the width.",
         ),
         Mistake(
             "biases and gains are drawn",
-            lambda name, shape, n_layer: _std(
-                name.removesuffix(".bias"), (1, 1), 0.02 / math.sqrt(2 * n_layer)
-            ),
+            _vectors_too,
             "Vectors got the deviation of a matrix. A bias starts as 0 and a norm's gain as 1 everywhere:"
             " nothing about them is random.",
         ),
@@ -130,6 +138,7 @@ def decay_groups(shapes: dict[str, tuple[int, ...]]) -> tuple[list[str], list[st
 
 
 def _groups(shapes: dict[str, tuple[int, ...]], decays: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """decays: whether the parameter of a name is decayed."""
     return [name for name in shapes if decays(name)], [name for name in shapes if not decays(name)]
 
 
@@ -156,10 +165,11 @@ def _decay_cases(generator: Generator) -> list[tuple]:
 
 
 DECAY_GROUPS = Exercise(
-    task="""Weight decay pulls weights towards 0. That suits matrices, and embeddings are matrices too. It does not suit vectors: a bias, or the
-    gain of a norm, which should stay near 1. `shapes` maps the names of a model's parameters to their shapes. Return two lists of names,
-    those that AdamW decays and those that it does not, each in the order of `shapes`. The model may be another library's, where a norm is
-    called ln_1.""",
+    task="""Weight decay pulls weights towards 0. That suits matrices, and embeddings are matrices too. It
+    does not suit vectors: a bias, or the gain of a norm, which should stay near 1. `shapes` maps the names of
+    a model's parameters to their shapes. Return two lists of names, those that AdamW decays and those that it
+    does not, each in the order of `shapes`. The model may be another library's, where a norm is called
+    ln_1.""",
     reference=decay_groups,
     cases=_decay_cases,
     mistakes=(
@@ -224,34 +234,39 @@ def _accumulated(
     factor: Callable[[int, int], float],
     clear: bool = False,
 ) -> Tensor:
-    """factor: what a micro-batch's mean loss is multiplied by, from the number of its examples and that of
-    all.
+    """factor: what a micro-batch's mean loss is multiplied by, from the number of its examples and of all.
+    clear: whether the gradient is set back before each micro-batch.
     """
-    weight, total = weight.clone().requires_grad_(), sum(len(y) for _, y in batches)
+    weight = weight.clone().requires_grad_()
+    total = sum(len(y) for _, y in batches)
     for x, y in batches:
         if clear:
             weight.grad = None
-        (F.cross_entropy(x @ weight.T, y) * factor(len(y), total)).backward()
+        loss = F.cross_entropy(x @ weight.T, y)
+        (loss * factor(len(y), total)).backward()
     return weight.grad
 
 
 def _accumulation_cases(generator: Generator) -> list[tuple]:
     def case(vocab_size: int, features: int, *sizes: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        draw = lambda n: (
-            torch.randn(n, features, generator=generator),
-            torch.randint(vocab_size, (n,), generator=generator),
-        )
-        return torch.randn(vocab_size, features, generator=generator), [draw(n) for n in sizes]
+        def batch(n: int) -> tuple[Tensor, Tensor]:
+            x = torch.randn(n, features, generator=generator)
+            return x, torch.randint(vocab_size, (n,), generator=generator)
+
+        weight = torch.randn(vocab_size, features, generator=generator)
+        return weight, [batch(n) for n in sizes]
 
     return [case(5, 3, 4, 4), case(4, 2, 6, 1), case(7, 4, 2, 5, 3), case(3, 3, 1, 1, 8, 2), case(6, 2, 3)]
 
 
 ACCUMULATED_GRADIENT = Exercise(
-    task="""GPT-2 was trained on half a million tokens in each step; few machines hold as many. So a step reads them in micro-batches, and
-    adds up their gradients. The model is one layer: `weight` is float32 [vocab_size, features], its logits are x @ weight.T. `batches` is a
-    list of (x, y), x float32 [n, features], y int64 [n], and n differs from one to the next. Return the gradient with respect to weight,
-    float32 [vocab_size, features], of the cross-entropy averaged over all examples of all micro-batches. Never join them: call backward once
-    for each. `weight` itself should stay as it is: work on weight.clone().requires_grad_().""",
+    task="""GPT-2 was trained on half a million tokens in each step; few machines hold as many. So a step
+    reads them in micro-batches, and adds up their gradients. The model is one layer: `weight` is float32
+    [vocab_size, features], its logits are x @ weight.T. `batches` is a list of (x, y), x float32 [n,
+    features], y int64 [n], and n differs from one to the next. Return the gradient with respect to weight,
+    float32 [vocab_size, features], of the cross-entropy averaged over all examples of all micro-batches.
+    Never join them: call backward once for each. `weight` itself should stay as it is: work on
+    weight.clone().requires_grad_().""",
     reference=accumulated_gradient,
     cases=_accumulation_cases,
     mistakes=(
@@ -307,31 +322,42 @@ ACCUMULATED_GRADIENT = Exercise(
 
 
 def split_c_attn(weight: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, ...]:
+    n_embd = len(weight)
     parts = []
     for tensor, kind in ((weight, "weight"), (bias, "bias")):
-        shapes = {f"blocks.0.attn.{n}_proj.{kind}": torch.Size([len(weight)] * tensor.dim()) for n in "qkv"}
-        parts += HF_GPT2.ours(tensor, shapes, len(weight) // n_head).values()
+        shape = torch.Size([n_embd] * tensor.dim())
+        shapes = {f"blocks.0.attn.{letter}_proj.{kind}": shape for letter in "qkv"}
+        parts += HF_GPT2.ours(tensor, shapes, n_embd // n_head).values()
     return tuple(parts)
 
 
+def _keys_first(weight: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, ...]:
+    q_weight, k_weight, v_weight, q_bias, k_bias, v_bias = split_c_attn(weight, bias, n_head)
+    return k_weight, q_weight, v_weight, k_bias, q_bias, v_bias
+
+
 def _per_head(weight: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, ...]:
-    rows = weight.T.reshape(n_head, 3, -1, len(weight)).transpose(0, 1).reshape(3, -1, len(weight))
-    return *rows, *bias.view(n_head, 3, -1).transpose(0, 1).reshape(3, -1)
+    n_embd = len(weight)
+    weights = weight.T.reshape(n_head, 3, -1, n_embd).transpose(0, 1).reshape(3, -1, n_embd)
+    biases = bias.view(n_head, 3, -1).transpose(0, 1).reshape(3, -1)
+    return *weights, *biases
 
 
 def _split_cases(generator: Generator) -> list[tuple]:
-    sizes = (6, 2), (12, 3), (6, 3), (9, 1), (12, 4)
-    return [
-        (torch.randn(n, 3 * n, generator=generator), torch.randn(3 * n, generator=generator), heads)
-        for n, heads in sizes
-    ]
+    def case(n_embd: int, n_head: int) -> tuple[Tensor, Tensor, int]:
+        weight = torch.randn(n_embd, 3 * n_embd, generator=generator)
+        return weight, torch.randn(3 * n_embd, generator=generator), n_head
+
+    return [case(6, 2), case(12, 3), case(6, 3), case(9, 1), case(12, 4)]
 
 
 SPLIT_C_ATTN = Exercise(
-    task="""Hugging Face's GPT-2 keeps an attention's three projections in one Conv1D, c_attn: `weight` is float32 [n_embd, 3 n_embd], `bias`
-    [3 n_embd], and it computes x @ weight + bias, which is all queries, then all keys, then all values. Our GPT has three nn.Linear, which
-    compute x @ weight.T + bias. Return what to load into them: (q_weight, k_weight, v_weight, q_bias, k_bias, v_bias), each weight [n_embd,
-    n_embd], each bias [n_embd]. The heads have the same order in both; `n_head` is given in case you need it.""",
+    task="""Hugging Face's GPT-2 keeps an attention's three projections in one Conv1D, c_attn: `weight` is
+    float32 [n_embd, 3 n_embd], `bias` [3 n_embd], and it computes x @ weight + bias, which is all queries,
+    then all keys, then all values. Our GPT has three nn.Linear, which compute x @ weight.T + bias. Return
+    what to load into them: (q_weight, k_weight, v_weight, q_bias, k_bias, v_bias), each weight [n_embd,
+    n_embd], each bias [n_embd]. The heads have the same order in both; `n_head` is given in case you need
+    it.""",
     reference=split_c_attn,
     cases=_split_cases,
     mistakes=(
@@ -355,9 +381,7 @@ SPLIT_C_ATTN = Exercise(
         ),
         Mistake(
             "keys first",
-            lambda weight, bias, n_head: tuple(
-                split_c_attn(weight, bias, n_head)[i] for i in (1, 0, 2, 4, 3, 5)
-            ),
+            _keys_first,
             "Queries and keys were exchanged. The order in c_attn is q, k, v. No shape gives this away; only"
             " the outputs of the two models do.",
         ),
@@ -393,10 +417,24 @@ def _stream(documents: list[list[int]], end_of_text: int) -> list[int]:
 def _rows(stream: list[int], block_size: int, step: int) -> tuple[Tensor, Tensor]:
     """Windows of block_size and the token after them, each `step` after the one before; perhaps none."""
     starts = range(0, len(stream) - block_size, step)
-    windows = torch.tensor([stream[s : s + block_size + 1] for s in starts], dtype=torch.int64).view(
-        -1, block_size + 1
-    )
+    windows = torch.tensor([stream[start : start + block_size + 1] for start in starts], dtype=torch.int64)
+    windows = windows.view(-1, block_size + 1)  # the shape of no window is [0]
     return windows[:, :-1], windows[:, 1:]
+
+
+def _not_separated(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    stream = [token for document in documents for token in document]
+    return _rows(stream, block_size, block_size)
+
+
+def _separated_after(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    stream = [token for document in documents for token in (*document, end_of_text)]
+    return _rows(stream, block_size, block_size)
+
+
+def _not_shifted(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    inputs, _ = pack_documents(documents, end_of_text, block_size)
+    return inputs, inputs
 
 
 def _each_alone(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
@@ -405,15 +443,10 @@ def _each_alone(documents: list[list[int]], end_of_text: int, block_size: int) -
 
 
 def _pack_cases(generator: Generator) -> list[tuple]:
-    def case(
-        documents: int, longest: int, end_of_text: int, block_size: int
-    ) -> tuple[list[list[int]], int, int]:
-        lengths = [random_int(generator, block_size, longest + 1) for _ in range(documents)]
-        return (
-            [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths],
-            end_of_text,
-            block_size,
-        )
+    def case(count: int, longest: int, end_of_text: int, block_size: int) -> tuple[list[list[int]], int, int]:
+        lengths = [random_int(generator, block_size, longest + 1) for _ in range(count)]
+        documents = [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths]
+        return documents, end_of_text, block_size
 
     small = [[5, 6, 7], [8], [9, 10, 11, 12]]
     return [
@@ -428,16 +461,17 @@ def _pack_cases(generator: Generator) -> list[tuple]:
 
 
 PACK_DOCUMENTS = Exercise(
-    task="""A web page is rarely as long as a row of the batch, so documents are packed. `documents` is a list of lists of token ids. Let each
-    begin with the token `end_of_text`, the first one too, and join them all into one stream. Cut it into rows, side by side. Return (inputs,
-    targets), int64 [rows, block_size] each, where a target is the token after its input. Every token of the stream but the first should be
-    the target of exactly one input; only at the very end of the stream, what fills no whole row is left out.""",
+    task="""A web page is rarely as long as a row of the batch, so documents are packed. `documents` is a list
+    of lists of token ids. Let each begin with the token `end_of_text`, the first one too, and join them all
+    into one stream. Cut it into rows, side by side. Return (inputs, targets), int64 [rows, block_size] each,
+    where a target is the token after its input. Every token of the stream but the first should be the target
+    of exactly one input; only at the very end of the stream, what fills no whole row is left out.""",
     reference=pack_documents,
     cases=_pack_cases,
     mistakes=(
         Mistake(
             "nothing between documents",
-            lambda documents, end, size: _rows(sum(documents, []), size, size),
+            _not_separated,
             "The documents were joined without end_of_text. The model then learns that a recipe goes on as a"
             " football match, and never to stop.",
         ),
@@ -449,7 +483,7 @@ PACK_DOCUMENTS = Exercise(
         ),
         Mistake(
             "end-of-text comes after",
-            lambda documents, end, size: _rows([t for d in documents for t in (*d, end)], size, size),
+            _separated_after,
             "end_of_text ends each document instead of beginning it. Others do so too; but then nothing"
             " stands before the first document, and our shards and the zero-shot evaluation count on its"
             " being there.",
@@ -463,7 +497,7 @@ PACK_DOCUMENTS = Exercise(
         ),
         Mistake(
             "targets are not shifted",
-            lambda documents, end, size: (pack_documents(documents, end, size)[0],) * 2,
+            _not_shifted,
             "The targets are the inputs themselves. The model learns to copy what it sees, its loss falls to"
             " nearly 0, and it can write nothing.",
         ),
@@ -496,7 +530,7 @@ PACK_DOCUMENTS = Exercise(
 def score_choices(
     logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
 ) -> tuple[list[float], int]:
-    return _scored(_sums(logits, ids, n_context), map(len, choices))
+    return _scored(_sums(_logprobs(logits), ids, n_context), map(len, choices))
 
 
 def _scored(sums: list[float], lengths: Iterable[int]) -> tuple[list[float], int]:
@@ -504,34 +538,57 @@ def _scored(sums: list[float], lengths: Iterable[int]) -> tuple[list[float], int
     return scores, scores.index(max(scores))
 
 
-def _sums(
-    logits: list[Tensor],
-    ids: list[Tensor],
-    start: int,
-    back: int = 1,
-    measure: Callable = lambda x: x.log_softmax(-1),
-) -> list[float]:
-    """Of the ids from `start` on, each looked up `back` places earlier."""
-    return [
-        measure(x)[start - back : len(x) - back].gather(1, row[start:, None]).sum().item()
-        for x, row in zip(logits, ids)
-    ]
+def _logprobs(logits: list[Tensor]) -> list[Tensor]:
+    return [x.log_softmax(-1) for x in logits]
+
+
+def _sums(values: list[Tensor], ids: list[Tensor], start: int, back: int = 1) -> list[float]:
+    """For each row the sum of `values` [time, vocab_size] at its ids from `start` on, each of which is looked
+    up `back` places earlier.
+    """
+    sums = []
+    for x, row in zip(values, ids):
+        looked_up = x[start - back : len(x) - back].gather(1, row[start:, None])
+        sums.append(looked_up.sum().item())
+    return sums
+
+
+def _own_place(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    return _scored(_sums(_logprobs(logits), ids, n_context, back=0), map(len, choices))
+
+
+def _for_each_token(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    return _scored(_sums(_logprobs(logits), ids, n_context), [len(row) - n_context for row in ids])
+
+
+def _not_divided(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    return _scored(_sums(_logprobs(logits), ids, n_context), [1] * len(choices))
+
+
+def _lowest(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    scores, _ = score_choices(logits, ids, n_context, choices)
+    return scores, scores.index(min(scores))
 
 
 def _choice_cases(generator: Generator) -> list[tuple]:
+    def draw(n: int) -> tuple[Tensor, Tensor]:
+        """Logits of n places, and n ids."""
+        return 2 * torch.randn(n, 9, generator=generator), torch.randint(9, (n,), generator=generator)
+
     def case(n_context: int, *choices: str) -> tuple[list[Tensor], list[Tensor], int, list[str]]:
-        draw = lambda n: (
-            2 * torch.randn(n, 9, generator=generator),
-            torch.randint(9, (n,), generator=generator),
-        )
-        begin, context = draw(n_context)
+        context_logits, context = draw(n_context)
         rows = [draw(random_int(generator, 1, 6)) for _ in choices]
-        return (
-            [torch.cat([begin, x]) for x, _ in rows],
-            [torch.cat([context, ids]) for _, ids in rows],
-            n_context,
-            list(choices),
-        )
+        logits = [torch.cat([context_logits, x]) for x, _ in rows]
+        ids = [torch.cat([context, row]) for _, row in rows]
+        return logits, ids, n_context, list(choices)
 
     return [
         case(4, "Use a knife.", "Use the blunt end of a large wooden spoon."),
@@ -544,53 +601,49 @@ def _choice_cases(generator: Generator) -> list[tuple]:
 
 
 SCORE_CHOICES = Exercise(
-    task="""PIQA asks which of several answers is right. A base model cannot be asked, but it can be measured: which answer does it find the
-    most probable for its length? For choice i, `ids[i]` (int64 [time]) holds the context, `n_context` tokens, and then the choice's tokens;
-    `logits[i]` (float32 [time, vocab_size]) is what the model returned for all of them; `choices[i]` is the choice's text. Its score is the
-    sum of the log-probabilities of the choice's tokens, each given all before it, divided by the characters of the text. Return (scores,
-    best): a list of floats, and the number of the best choice. This is the measure called acc_norm.""",
+    task="""PIQA asks which of several answers is right. A base model cannot be asked, but it can be measured:
+    which answer does it find the most probable for its length? For choice i, `ids[i]` (int64 [time]) holds
+    the context, `n_context` tokens, and then the choice's tokens; `logits[i]` (float32 [time, vocab_size]) is
+    what the model returned for all of them; `choices[i]` is the choice's text. Its score is the sum of the
+    log-probabilities of the choice's tokens, each given all before it, divided by the characters of the text.
+    Return (scores, best): a list of floats, and the number of the best choice. This is the measure called
+    acc_norm.""",
     reference=score_choices,
     cases=_choice_cases,
     mistakes=(
         Mistake(
             "the context is scored too",
-            lambda logits, ids, n_context, choices: _scored(_sums(logits, ids, 1), map(len, choices)),
+            lambda logits, ids, n_context, choices: score_choices(logits, ids, 1, choices),
             "The context's tokens were counted as well. They are the same for all choices, but divided by"
             " different lengths they favour the longest text. Score only what comes after.",
         ),
         Mistake(
             "off by one",
-            lambda logits, ids, n_context, choices: _scored(
-                _sums(logits, ids, n_context, back=0), map(len, choices)
-            ),
+            _own_place,
             "Each token was looked up in the logits of its own place. Those already say what comes after it;"
             " a token's own are one place earlier.",
         ),
         Mistake(
             "divided by tokens",
-            lambda logits, ids, n_context, choices: _scored(
-                _sums(logits, ids, n_context), [len(row) - n_context for row in ids]
-            ),
+            _for_each_token,
             "The sum was divided by the number of tokens. That depends on the tokenizer; characters do not,"
             " so models can be compared.",
         ),
         Mistake(
             "not divided",
-            lambda logits, ids, n_context, choices: _scored(_sums(logits, ids, n_context), [1] * len(ids)),
+            _not_divided,
             "This is the plain sum, the measure called acc. Every further token makes a text less probable,"
             " so short choices are favoured.",
         ),
         Mistake(
             "the lowest is chosen",
-            lambda *case: (score_choices(*case)[0], int(np.argmin(score_choices(*case)[0]))),
+            _lowest,
             "The scores are right, but the lowest was taken for the best. Log-probabilities are negative: the"
             " best is the one nearest to 0.",
         ),
         Mistake(
             "logits instead of log-probabilities",
-            lambda logits, ids, n_context, choices: _scored(
-                _sums(logits, ids, n_context, 1, lambda x: x), map(len, choices)
-            ),
+            lambda logits, ids, n_context, choices: _scored(_sums(logits, ids, n_context), map(len, choices)),
             "The logits were added up as they are. A logit says something only beside the others of its"
             " place: log_softmax compares it with those.",
         ),
@@ -619,7 +672,7 @@ def mfu(
 
 
 def _flops(n_layer: int, n_embd: int, vocab_size: int, block_size: int) -> int:
-    """For each token."""
+    """Of a training step, for each token."""
     return 6 * (12 * n_layer * n_embd**2 + vocab_size * n_embd) + 12 * n_layer * n_embd * block_size
 
 
@@ -631,8 +684,9 @@ def _mfu_cases(generator: Generator) -> list[tuple]:
             random_int(generator, 256, 50000),
             64 * random_int(generator, 1, 16),
         )
-        speed, used = float(random_int(generator, 1000, 100000)), random_int(generator, 10, 60) / 100
-        return *sizes, speed, _flops(*sizes) * speed / used
+        tokens_per_second = float(random_int(generator, 1000, 100000))
+        share_used = random_int(generator, 10, 60) / 100
+        return *sizes, tokens_per_second, _flops(*sizes) * tokens_per_second / share_used
 
     return [
         (12, 768, 50257, 1024, 150e3, 312e12),
@@ -645,11 +699,13 @@ def _mfu_cases(generator: Generator) -> list[tuple]:
 
 
 MFU = Exercise(
-    task="""Is the machine busy with the model, or with waiting? MFU, model FLOPs utilisation, is the arithmetic that training needs in a second
-    over the `peak_flops` (FLOP/s) that the machine could do. For each token, a forward pass takes 2 operations for each weight of a matrix
-    product, and in each layer 4 n_embd block_size more for the attention's scores and what they weigh. The backward pass takes twice as many.
-    A block's linear layers are q, k, v and o, n_embd to n_embd each, and an MLP from n_embd to 4 n_embd and back; the output layer has
-    vocab_size times n_embd weights. An embedding only looks up. Return the MFU, a float: 0.4 means 40 percent.""",
+    task="""Is the machine busy with the model, or with waiting? MFU, model FLOPs utilisation, is the
+    arithmetic that training needs in a second over the `peak_flops` (FLOP/s) that the machine could do. For
+    each token, a forward pass takes 2 operations for each weight of a matrix product, and in each layer 4
+    n_embd block_size more for the attention's scores and what they weigh. The backward pass takes twice as
+    many. A block's linear layers are q, k, v and o, n_embd to n_embd each, and an MLP from n_embd to 4 n_embd
+    and back; the output layer has vocab_size times n_embd weights. An embedding only looks up. Return the
+    MFU, a float: 0.4 means 40 percent.""",
     reference=mfu,
     cases=_mfu_cases,
     mistakes=(

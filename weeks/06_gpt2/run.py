@@ -1,10 +1,16 @@
 """Week 6: GPT-2. A small one on our own tokens in five minutes; on one GPU or several, the real one.
 
-python weeks/06_gpt2/run.py --preset laptop
-python weeks/06_gpt2/run.py --preset laptop --study shape       # the blocks that GPT-2 had, on the same tokens
-python weeks/06_gpt2/run.py --preset laptop --study smollm2     # weights that others trained, in our GPT: perplexity, LAMBADA, PIQA, a talk
-python weeks/06_gpt2/run.py --preset laptop --study cost        # steps of the real GPT-2 on this machine, and what a whole run costs elsewhere
-torchrun --standalone --nproc_per_node=8 weeks/06_gpt2/run.py --preset gpu
+In the repository's folder:
+
+    python weeks/06_gpt2/run.py --preset laptop
+    # the blocks that GPT-2 had, on the same tokens
+    python weeks/06_gpt2/run.py --preset laptop --study shape
+    # weights that others trained, in our GPT: perplexity, LAMBADA, PIQA, a talk
+    python weeks/06_gpt2/run.py --preset laptop --study smollm2
+    # steps of the real GPT-2 on this machine, and what a whole run costs elsewhere
+    python weeks/06_gpt2/run.py --preset laptop --study cost
+    # the real GPT-2, on eight GPUs
+    torchrun --standalone --nproc_per_node=8 weeks/06_gpt2/run.py --preset gpu
 """
 
 from dataclasses import dataclass
@@ -12,12 +18,8 @@ from typing import Any, Literal
 
 from figures import draw
 from shared.commandline import cli
-from shared.training.base_model import (
-    BASE_PRESETS,
-    BaseModelSettings,
-    train_base_model,
-)
-from studies import study_cost, study_shape, study_smollm2
+from shared.training.base_model import BASE_PRESETS, BaseModelSettings, train_base_model
+from studies import STUDIES
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Settings(BaseModelSettings):
     """`data` may also be a folder of shards, as `python -m shared.data.shards` writes it."""
 
     limit: int | None = 200
-    """For --study smollm2: only the first so many examples of each task; none takes all."""
+    """For --study smollm2: only the first so many examples of each task; None takes all."""
     measured: str = "gpt2"
     """For --study cost: the preset whose steps are measured, one sequence of its block_size at a time (on a
     GPU 16).
@@ -33,22 +35,22 @@ class Settings(BaseModelSettings):
     study: Literal["shape", "smollm2", "cost"] | None = None
 
 
-def preset(name: str, **changes: Any) -> Settings:
+def _preset(name: str, **changes: Any) -> Settings:
     """The course's settings for its model at this preset, with what the studies add."""
     return Settings(**vars(BASE_PRESETS[name]), **changes)
 
 
 PRESETS = {
-    "smoke": preset("smoke", limit=2, measured="nano"),
-    "laptop": preset("laptop"),
-    "gpu": preset("gpu"),
+    "smoke": _preset("smoke", limit=2, measured="nano"),
+    "laptop": _preset("laptop"),
+    "gpu": _preset("gpu"),
 }
 
 
 def main(settings: Settings) -> dict[str, float]:
-    """Trains a GPT-2, or runs a study. Returns the week's figures."""
+    """Trains a GPT-2, or does a study. Returns the week's metrics."""
     if settings.study:
-        return {"shape": study_shape, "smollm2": study_smollm2, "cost": study_cost}[settings.study](settings)
+        return STUDIES[settings.study](settings)
     return train_base_model(settings, draw)
 
 

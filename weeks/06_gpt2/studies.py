@@ -1,12 +1,14 @@
-"""Week 6's longer studies, which `--study NAME` runs."""
+"""Week 6's studies: GPT-2's own blocks, a model that others trained, and what training GPT-2 costs."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from figures import draw
+from shared.assets import Unavailable
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX
@@ -15,29 +17,43 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import load_smollm2
 from shared.runtime import clock, device_name, pick_device, table
 from shared.sampling import generate
+from shared.tokenizers import BPETokenizer
 from shared.training import TrainConfig
-from shared.training.base_model import (
-    BASE_PRESETS,
-    open_corpus,
-    train_model,
+from shared.training.base_model import BASE_PRESETS, open_corpus, train_model
+from shared.training.execution import ALONE, FP32, Precision
+from shared.training.profiling import (
+    CARDS,
+    USUAL_MFU,
+    StepCost,
+    in_own_process,
+    matmul_peak,
+    measure_training,
 )
-from shared.training.execution import ALONE, Precision
-from shared.training.profiling import CARDS, USUAL_MFU, in_own_process, matmul_peak, measure_training
 from shared.zero_shot.scoring import sliding_window
 from shared.zero_shot.tasks import load_task, run_task
 
 if TYPE_CHECKING:
     from run import Settings
 
-PUBLISHED = {
-    "piqa_acc_norm": 0.669
-}  # SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples
-GPT2 = {
-    "lambada_acc": 0.3256,
-    "lambada_perplexity": 40.06,
-    "piqa_acc": 0.6289,
-}  # GPT-2 124M under lm-eval, on all examples
-FULL_RUN = 10_000_000_000  # tokens: what takes GPT-2 124M to a validation loss of 3.29 on FineWeb-Edu
+TASKS = ("lambada", "piqa")
+PUBLISHED = {"piqa_acc_norm": 0.669}
+"""SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples."""
+GPT2 = {"lambada_acc": 0.3256, "lambada_perplexity": 40.06, "piqa_acc": 0.6289}
+"""GPT-2 124M under lm-eval, on all examples."""
+COMPARED = (
+    "bits_per_byte",
+    "text_perplexity",
+    "lambada_acc",
+    "lambada_perplexity",
+    "piqa_acc",
+    "piqa_acc_norm",
+)
+"""The metrics of SmolLM2 that the table shows."""
+FULL_RUN = 10_000_000_000
+"""Tokens that take GPT-2 124M to a validation loss of 3.29 on FineWeb-Edu."""
+CLASSIC = ("norm", "position", "mlp", "bias", "tie_weights", "qk_norm", "zero_init")
+"""The fields of GPTConfig whose defaults are what GPT-2 had."""
+SECONDS_IN_A_YEAR = 365 * 86400
 
 
 def study_text(settings: "Settings") -> tuple[str, str]:
@@ -48,89 +64,127 @@ def study_text(settings: "Settings") -> tuple[str, str]:
     return read_text(settings.data)
 
 
+# ---- GPT-2's own blocks
+
+
 def study_shape(settings: "Settings") -> dict[str, float]:
     """The same tokens and steps with the blocks that GPT-2 had."""
     corpus = open_corpus(settings)
     work = Workspace(__file__, settings, corpus.name, pick_device(settings.device))
-    classic = {
-        f: getattr(GPTConfig(), f)
-        for f in ("norm", "position", "mlp", "bias", "tie_weights", "qk_norm", "zero_init")
-    }
-    changed = replace(settings, model=replace(settings.model, **classic))
+    gpt2 = GPTConfig()
+    changed = replace(
+        settings, model=replace(settings.model, **{field: getattr(gpt2, field) for field in CLASSIC})
+    )
     with work.log("shape-gpt2", changed) as log:
         result = log.finish(**train_model(changed, corpus, work, log, ALONE, name="shape-gpt2"))
-    print(
-        "\n"
-        + table(
-            [
-                {
-                    "run": "GPT-2's own blocks",
-                    "bits per byte": result["best_val_bits_per_byte"],
-                    "seconds": result["seconds"],
-                }
-            ]
-        )
-    )
+    row = {
+        "run": "GPT-2's own blocks",
+        "bits per byte": result["best_val_bits_per_byte"],
+        "seconds": result["seconds"],
+    }
+    print("\n" + table([row]))
     draw(work.logs, work.reports)
     return result
+
+
+# ---- a model that others trained
 
 
 def study_smollm2(settings: "Settings") -> dict[str, float]:
     """A model that others trained, in our GPT: on the week's held-out text, on two tasks, and in
     conversation.
+
+    A task whose examples cannot be had is left out, and that is said.
     """
     device = pick_device(settings.device)
     name, text = study_text(settings)
     work = Workspace(__file__, settings, name, device)
     started = clock()
     model, tokenizer = load_smollm2()
-    found = {"load_seconds": clock() - started, "parameters": model.num_parameters()}
+    metrics: dict[str, float] = {"load_seconds": clock() - started, "parameters": model.num_parameters()}
     model.to(device)
     with work.log("smollm2", settings) as log:
-        read = sliding_window(
-            model, tokenizer, split_text(text)[1], stride=512, block_size=1024, progress=True
-        )
-        found |= {
-            "bits_per_byte": read.bits_per_byte,
-            "text_perplexity": read.perplexity,
-            "text_tokens": read.tokens,
-        }
-        for task in ("lambada", "piqa"):
-            result = run_task(model, tokenizer, task, load_task(task)[: settings.limit], progress=True)
-            found |= {f"{task}_{metric}": value for metric, value in result.metrics.items()} | {
-                f"{task}_examples": len(result.records)
-            }
-            found |= {f"{task}_{metric}_error": value for metric, value in result.standard_errors.items()}
-        talk, written, writing = [], 0, clock()
-        for question in QUESTIONS:
-            ids = chat_prompt(tokenizer, [{"role": "user", "content": question}])
-            answer = list(generate(model, ids, 60, temperature=0, stop=[tokenizer.special_tokens[IM_END]]))
-            talk.append((question, tokenizer.decode(answer).removesuffix(IM_END).strip()))
-            written += len(answer)
-        found["generated_tokens_per_second"] = written / (clock() - writing)
+        held_out = split_text(text)[1]
+        evaluation = sliding_window(model, tokenizer, held_out, stride=512, block_size=1024, progress=True)
+        metrics["bits_per_byte"] = evaluation.bits_per_byte
+        metrics["text_perplexity"] = evaluation.perplexity
+        metrics["text_tokens"] = evaluation.tokens
+        for task in TASKS:
+            metrics |= score_task(task, model, tokenizer, settings.limit)
+        talk, metrics["generated_tokens_per_second"] = ask_questions(model, tokenizer)
         log.artifact(talk=talk)
-        log.finish(**found)
+        log.finish(**metrics)
     print("\n" + "\n\n".join(f"> {question}\n{answer}" for question, answer in talk))
-    rows = [
-        {
-            "what": k,
-            "SmolLM2 here": found[k],
-            "standard error": found.get(f"{k}_error"),
-            "published": PUBLISHED.get(k),
-            "GPT-2 124M, published": GPT2.get(k),
-        }
-        for k in (
-            "bits_per_byte",
-            "text_perplexity",
-            "lambada_acc",
-            "lambada_perplexity",
-            "piqa_acc",
-            "piqa_acc_norm",
-        )
-    ]
-    print("\n" + table(rows))
+    print("\n" + table(beside_published(metrics)))
     draw(work.logs, work.reports)
-    return found
+    return metrics
+
+
+def score_task(task: str, model: GPT, tokenizer: BPETokenizer, limit: int | None) -> dict[str, float]:
+    """The metrics of a zero-shot task, their names headed by its own; none where it cannot be had."""
+    try:
+        examples = load_task(task)[:limit]
+    except Unavailable as error:
+        print(f"{task} is left out: {error}")
+        return {}
+    result = run_task(model, tokenizer, task, examples, progress=True)
+    metrics = {f"{task}_{metric}": value for metric, value in result.metrics.items()}
+    metrics[f"{task}_examples"] = len(result.records)
+    for metric, error in result.standard_errors.items():
+        metrics[f"{task}_{metric}_error"] = error
+    return metrics
+
+
+def ask_questions(model: GPT, tokenizer: BPETokenizer) -> tuple[list[tuple[str, str]], float]:
+    """The course's questions with the model's answers, greedily; and the tokens that it wrote per second."""
+    talk = []
+    tokens = 0
+    started = clock()
+    for question in QUESTIONS:
+        prompt = chat_prompt(tokenizer, [{"role": "user", "content": question}])
+        stop = [tokenizer.special_tokens[IM_END]]
+        answer = list(generate(model, prompt, 60, temperature=0, stop=stop))
+        talk.append((question, tokenizer.decode(answer).removesuffix(IM_END).strip()))
+        tokens += len(answer)
+    return talk, tokens / (clock() - started)
+
+
+def beside_published(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """A table's rows: the metrics that were measured, their standard errors, and what others published."""
+    return [
+        {
+            "what": key,
+            "SmolLM2 here": metrics[key],
+            "standard error": metrics.get(f"{key}_error"),
+            "published": PUBLISHED.get(key),
+            "GPT-2 124M, published": GPT2.get(key),
+        }
+        for key in COMPARED
+        if key in metrics
+    ]
+
+
+# ---- what training GPT-2 costs
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """How a training step is carried out."""
+
+    precision: Precision = FP32
+    compile_model: bool = False
+    recompute: bool = False
+
+
+def step_kinds(device: torch.device) -> dict[str, StepKind]:
+    """The kinds of step that are worth measuring on a device, by name."""
+    kinds = {"float32": StepKind(), "float32, recomputed": StepKind(recompute=True)}
+    if device.type == "cuda":
+        bfloat16 = Precision(torch.bfloat16)
+        kinds["bfloat16"] = StepKind(bfloat16)
+        kinds["bfloat16, compiled"] = StepKind(bfloat16, compile_model=True)
+        kinds["bfloat16, compiled, recomputed"] = StepKind(bfloat16, compile_model=True, recompute=True)
+    return kinds
 
 
 def study_cost(settings: "Settings") -> dict[str, float]:
@@ -143,32 +197,57 @@ def study_cost(settings: "Settings") -> dict[str, float]:
     train = TrainConfig(
         steps=6, batch_size=1, block_size=config.block_size, lr=6e-4, warmup_steps=10, beta2=0.95
     )
-    kinds: dict[str, dict] = {"float32": {}, "float32, recomputed": {"recompute": True}}
     if device.type == "cuda":
-        train, bf16 = replace(train, steps=20, batch_size=16), {"precision": Precision(torch.bfloat16)}
-        kinds |= {"bfloat16": bf16, "bfloat16, compiled": bf16 | {"compile_model": True}}
-        kinds["bfloat16, compiled, recomputed"] = kinds["bfloat16, compiled"] | {"recompute": True}
-    peaks = {
-        dtype: matmul_peak(device, dtype)
-        for dtype in {k.get("precision", Precision()).dtype for k in kinds.values()}
-    }
+        train = replace(train, steps=20, batch_size=16)
+    kinds = step_kinds(device)
+    dtypes = dict.fromkeys(kind.precision.dtype for kind in kinds.values())
+    peaks = {dtype: matmul_peak(device, dtype) for dtype in dtypes}
     steps = {}
-    for name, how in kinds.items():
-        peak = peaks[how.get("precision", Precision()).dtype]
+    for name, kind in kinds.items():
         with work.log("cost-" + name.replace(", ", "-"), settings) as log:
-            cost = in_own_process(measure_training, config, train, device, **how)
-            steps[name] = log.finish(
-                name=name,
-                seconds=cost.seconds,
-                tokens_per_second=cost.tokens_per_second,
-                mfu=cost.flops / peak,
-                peak_flops=peak,
-                gigabytes=cost.memory and cost.memory / 1e9,
-                kept_gigabytes=cost.kept / 1e9,
-                first_loss=cost.losses[0],
-                last_loss=cost.losses[-1],
+            cost = in_own_process(
+                measure_training,
+                config,
+                train,
+                device,
+                kind.precision,
+                compile_model=kind.compile_model,
+                recompute=kind.recompute,
             )
-    shown = {
+            steps[name] = log.finish(**step_metrics(name, cost, peaks[kind.precision.dtype]))
+    tokens = f"{train.batch_size} x {train.block_size} tokens a step"
+    print(f"\n{settings.measured}, {tokens}, on {device_name(device)}")
+    show_steps(steps, peaks)
+    mfu = max(step["mfu"] for step in steps.values())
+    speed = max(step["tokens_per_second"] for step in steps.values())
+    years = FULL_RUN / speed / SECONDS_IN_A_YEAR
+    bill = price_list(config, mfu)
+    show_bill(bill, mfu, years)
+    with work.log("cost", settings) as log:
+        log.artifact(bill=bill)
+        log.finish(mfu=mfu, years_here=years, **flat_bill(bill))
+    draw(work.logs, work.reports)
+    return {name: step["seconds"] for name, step in steps.items()}
+
+
+def step_metrics(name: str, cost: StepCost, peak: float) -> dict[str, Any]:
+    """What the logs keep of a kind of step. peak: FLOP/s that products of matrices reach in its format."""
+    return {
+        "name": name,
+        "seconds": cost.seconds,
+        "tokens_per_second": cost.tokens_per_second,
+        "mfu": cost.flops / peak,
+        "peak_flops": peak,
+        "gigabytes": None if cost.memory is None else cost.memory / 1e9,
+        "kept_gigabytes": cost.kept / 1e9,
+        "first_loss": cost.losses[0],
+        "last_loss": cost.losses[-1],
+    }
+
+
+def show_steps(steps: dict[str, dict[str, Any]], peaks: dict[torch.dtype, float]) -> None:
+    """Prints the table of the kinds of step. peaks: FLOP/s by format."""
+    headings = {
         "seconds": "seconds",
         "tokens_per_second": "tokens/s",
         "mfu": "MFU",
@@ -176,50 +255,20 @@ def study_cost(settings: "Settings") -> dict[str, float]:
         "kept_gigabytes": "kept GB",
         "first_loss": "first loss",
     }
-    print(
-        f"\n{settings.measured}, {train.batch_size} x {train.block_size} tokens a step, on"
-        f" {device_name(device)}"
-    )
-    print(
-        table(
-            [
-                {"step": name} | {label: step[key] for key, label in shown.items()}
-                for name, step in steps.items()
-            ]
-        )
-    )
-    reached = ", ".join(
+    rows = []
+    for name, step in steps.items():
+        rows.append({"step": name} | {heading: step[key] for key, heading in headings.items()})
+    print(table(rows))
+    reached = [
         f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, peak in peaks.items()
-    )
+    ]
     print(
-        f"(MFU: of what products of matrices reach here, {reached}; kept: from the forward pass for the"
-        " backward)"
+        f"(MFU: of what products of matrices reach here, {', '.join(reached)}; kept: from the forward pass"
+        " for the backward)"
     )
-    mfu = max(step["mfu"] for step in steps.values())
-    bill = price_list(config, mfu)
-    years = FULL_RUN / max(step["tokens_per_second"] for step in steps.values()) / (365 * 86400)
-    print(
-        f"\n{FULL_RUN / 1e9:.0f} B tokens would take {years:.2f} years here. On cards one can rent, computed,"
-        f" not measured:\n{table(bill)}"
-    )
-    print(
-        f"(at the best MFU measured above, {mfu:.2f}, and at {USUAL_MFU}, which is usual there; rents are"
-        " assumptions)"
-    )
-    with work.log("cost", settings) as log:
-        flat = {
-            f"{row['card'].replace(' ', '_')}_{key.replace(' ', '_')}": v
-            for row in bill
-            for key, v in row.items()
-            if key != "card"
-        }
-        log.artifact(bill=bill)
-        log.finish(mfu=mfu, years_here=years, **flat)
-    draw(work.logs, work.reports)
-    return {name: step["seconds"] for name, step in steps.items()}
 
 
-def price_list(config: GPTConfig, mfu: float) -> list[dict]:
+def price_list(config: GPTConfig, mfu: float) -> list[dict[str, Any]]:
     """Hours and dollars for FULL_RUN tokens on each card, computed from the model's FLOPs, at `mfu` and at
     USUAL_MFU.
     """
@@ -230,6 +279,36 @@ def price_list(config: GPTConfig, mfu: float) -> list[dict]:
         row = {"card": card, "TFLOP/s": teraflops, "$ an hour": rent}
         for label, share in (("measured", mfu), ("usual", USUAL_MFU)):
             hours = FULL_RUN * flops / (teraflops * 1e12 * share) / 3600
-            row |= {f"hours, {label} MFU": round(hours, 1), f"$, {label} MFU": round(hours * rent)}
+            row[f"hours, {label} MFU"] = round(hours, 1)
+            row[f"$, {label} MFU"] = round(hours * rent)
         rows.append(row)
     return rows
+
+
+def show_bill(bill: list[dict[str, Any]], mfu: float, years: float) -> None:
+    """Prints the price list. mfu: the best that was measured. years: for FULL_RUN tokens on this machine."""
+    print(
+        f"\n{FULL_RUN / 1e9:.0f} B tokens would take {years:.2f} years here. On cards one can rent, computed,"
+        f" not measured:\n{table(bill)}"
+    )
+    print(
+        f"(at the best MFU measured above, {mfu:.2f}, and at {USUAL_MFU}, which is usual there; rents are"
+        " assumptions)"
+    )
+
+
+def flat_bill(bill: list[dict[str, Any]]) -> dict[str, float]:
+    """The price list as metrics, such as `T4_hours,_usual_MFU`."""
+    metrics = {}
+    for row in bill:
+        for heading, value in row.items():
+            if heading != "card":
+                metrics[f"{row['card']} {heading}".replace(" ", "_")] = value
+    return metrics
+
+
+STUDIES: dict[str, Callable[["Settings"], dict[str, float]]] = {
+    "shape": study_shape,
+    "smollm2": study_smollm2,
+    "cost": study_cost,
+}
