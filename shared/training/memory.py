@@ -265,6 +265,57 @@ def largest_batch(fits: Callable[[int], bool], limit: int = 1024) -> int:
     return good
 
 
+@dataclass(frozen=True)
+class _BatchTrials:
+    """A training whose batch size is looked for."""
+
+    config: GPTConfig
+    train: TrainConfig
+    device: torch.device
+    tricks: Tricks
+    memory: int | None
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return precision(self.tricks.precision, self.device).dtype
+
+    def estimated(self, batch: int) -> int:
+        """The computed peak, in bytes."""
+        train = replace(self.train, batch_size=batch)
+        return estimate_memory(self.config, train, self.dtype, self.tricks.recompute).peak
+
+    def measured(self, batch: int, steps: int) -> tuple[StepCost, int | None]:
+        """What a step costs, and the bytes that were held, in a process of its own."""
+        train = replace(self.train, batch_size=batch, steps=steps)
+        seeds = [train.seed]
+        result = in_own_process(
+            measure_tricks, self.tricks, self.config, train, device=self.device, seeds=seeds, corpus=None
+        )
+        if isinstance(result, str):
+            raise ValueError(result)
+        costs, held = result
+        return costs[0], held
+
+    def fits(self, batch: int) -> bool:
+        available = math.inf if self.memory is None else self.memory
+        if self.device.type != "cuda":
+            return self.estimated(batch) <= available
+        try:
+            _, held = self.measured(batch, steps=2)
+        except torch.OutOfMemoryError:
+            return False
+        return held is None or held <= available
+
+    def row(self, batch: int) -> dict[str, Any]:
+        cost, held = self.measured(batch, self.train.steps)
+        return {
+            "batch_size": batch,
+            "tokens/s": cost.tokens_per_second,
+            "memory": held,
+            "estimate": self.estimated(batch),
+        }
+
+
 def find_batch(
     config: GPTConfig,
     train: TrainConfig,
@@ -288,43 +339,9 @@ def find_batch(
         raise ValueError(
             f"find_batch on {device} needs memory=, in bytes: only CUDA says in time that there is no more"
         )
-    available = math.inf if memory is None else memory
-    dtype = precision(tricks.precision, device).dtype
-
-    def measured(batch: int, steps: int) -> tuple[StepCost, int | None]:
-        changed = replace(train, batch_size=batch, steps=steps)
-        result = in_own_process(
-            measure_tricks, tricks, config, changed, device=device, seeds=[train.seed], corpus=None
-        )
-        if isinstance(result, str):
-            raise ValueError(result)
-        costs, held = result
-        return costs[0], held
-
-    def estimated(batch: int) -> int:
-        return estimate_memory(config, replace(train, batch_size=batch), dtype, tricks.recompute).peak
-
-    def fits(batch: int) -> bool:
-        if device.type != "cuda":
-            return estimated(batch) <= available
-        try:
-            _, held = measured(batch, 2)
-        except torch.OutOfMemoryError:
-            return False
-        return held is None or held <= available
-
-    largest = largest_batch(fits, limit)
+    trials = _BatchTrials(config, train, device, tricks, memory)
+    largest = largest_batch(trials.fits, limit)
     powers_of_two = [2**i for i in range(largest.bit_length())]
-    rows = []
-    for batch in sorted({largest, *powers_of_two}):
-        cost, held = measured(batch, train.steps)
-        rows.append(
-            {
-                "batch_size": batch,
-                "tokens/s": cost.tokens_per_second,
-                "memory": held,
-                "estimate": estimated(batch),
-            }
-        )
+    rows = [trials.row(batch) for batch in sorted({largest, *powers_of_two})]
     fastest = max(rows, key=lambda row: row["tokens/s"])
     return largest, fastest["batch_size"], rows
