@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shared.tokenizers import Tokenizer
 
@@ -100,21 +100,25 @@ class Loaded(NamedTuple):
 
 
 def load_documents(path: str | Path, say: Callable[[str], None] = print) -> Loaded:
-    """All documents in a folder, at any depth and in the order of their names; or the one in a file. Hidden
-    files are passed over.
+    """All documents in a folder, at any depth and in the order of their names; or the one in a file.
 
-    What cannot be read (of another kind, binary, damaged, empty, encrypted, scanned without text) is said and
-    kept in `problems`. Raises ValueError when the path does not exist, and when nothing in it can be read.
+    Hidden files are passed over. What cannot be read (of another kind, binary, damaged, empty, encrypted,
+    scanned without text) is said and kept in `problems`. Raises ValueError when the path does not exist, and
+    when nothing in it can be read.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist: give a folder with documents, or a file")
-    base = path if path.is_dir() else path.parent
-    hidden = lambda file: any(part.startswith(".") for part in file.relative_to(base).parts)
-    files = sorted(f for f in path.rglob("*") if f.is_file() and not hidden(f)) if path.is_dir() else [path]
+    if path.is_dir():
+        base = path
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, base))
+    else:
+        base = path.parent
+        files = [path]
     if not files:
         raise ValueError(f"{path} has no files in it: put documents there ({', '.join(KINDS)})")
-    documents, problems = [], {}
+    documents: list[Document] = []
+    problems: dict[str, str] = {}
     for file in files:
         source = file.relative_to(base).as_posix()
         try:
@@ -123,16 +127,20 @@ def load_documents(path: str | Path, say: Callable[[str], None] = print) -> Load
             problems[source] = getattr(error, "strerror", None) or str(error)
             say(f"left out: {source}: {problems[source]}")
     if not documents:
-        raise ValueError(
-            f"{path} has no document that can be read:"
-            f" {'; '.join(f'{s}: {reason}' for s, reason in list(problems.items())[:3])}"
-        )
+        reasons = [f"{source}: {reason}" for source, reason in problems.items()]
+        raise ValueError(f"{path} has no document that can be read: {'; '.join(reasons[:3])}")
     return Loaded(documents, problems)
 
 
+def _hidden(file: Path, base: Path) -> bool:
+    """Whether the file, or a folder between it and `base`, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in file.relative_to(base).parts)
+
+
 def read_document(path: str | Path, source: str | None = None) -> Document:
-    """One file as a document; `source` is what it will be called (its name). Raises ValueError for a file
-    that has no text to give.
+    """One file as a document. source: what it will be called; None takes the file's name.
+
+    Raises ValueError for a file that has no text to give.
     """
     path = Path(path)
     if path.suffix.lower() not in KINDS:
@@ -158,15 +166,20 @@ class _Page(NamedTuple):
 
 
 def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -> Document:
-    """Lines and headings as sections. The first heading of level 1 before any text is the title, else the
-    file's name is.
+    """Lines and headings as sections.
+
+    The first heading of level 1 before any text is the title, else the file's name is.
     """
-    title, above, text, page = None, [], [], None
+    title: str | None = None
+    above: list[_Heading] = []
+    text: list[str] = []
+    page: int | None = None
     sections: list[Section] = []
 
     def close() -> None:
-        if whole := clean_text("\n".join(text)):
-            sections.append(Section(tuple(h.text for h in above), whole, page))
+        section = clean_text("\n".join(text))
+        if section:
+            sections.append(Section(tuple(heading.text for heading in above), section, page))
         text.clear()
 
     for line in lines:
@@ -180,7 +193,7 @@ def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -
             title = line.text
             above.clear()
         elif line.text:
-            above[:] = [*(h for h in above if h.level < line.level), line]
+            above[:] = [*(heading for heading in above if heading.level < line.level), line]
     close()
     if not sections:
         raise ValueError("there is no text in it")
@@ -188,9 +201,7 @@ def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -
 
 
 def clean_text(text: str) -> str:
-    """Runs of spaces become one, more than one empty line becomes one, control characters and soft hyphens
-    go.
-    """
+    """The text with single spaces and single empty lines, without control characters and soft hyphens."""
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\xad\u200b\ufeff]", "", re.sub(r"\r\n?|\f", "\n", text))
     text = re.sub(r"[^\S\n]+", " ", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
@@ -257,8 +268,9 @@ HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 
 def _html(path: Path) -> Iterator[str | _Heading]:
-    """Headings and visible text, blocks on lines of their own. <title> is the document's where the page has
-    no <h1>.
+    """Headings and visible text, blocks on lines of their own.
+
+    <title> is the document's where the page has no <h1>.
     """
     try:
         from bs4 import BeautifulSoup
@@ -274,6 +286,19 @@ def _html(path: Path) -> Iterator[str | _Heading]:
         page = BeautifulSoup(data, "html.parser")
     if page.title and not page.h1:
         yield _Heading(1, " ".join(page.title.get_text().split()))
+    _lay_out_as_lines(page)
+    for line in page.get_text().split("\n"):
+        if line.startswith("\0"):
+            yield _Heading(int(line[1]), line[2:])
+        else:
+            yield line
+
+
+def _lay_out_as_lines(page: Any) -> None:
+    """Puts line breaks round the blocks of a page, and marks its headings by a zero byte and their level.
+
+    No other zero byte is left in the text.
+    """
     for tag in page(IGNORED):
         tag.decompose()
     for text in page(string=True):
@@ -285,11 +310,8 @@ def _html(path: Path) -> Iterator[str | _Heading]:
     for tag in page(["td", "th"]):
         tag.insert_before(" ")
     for tag in page(HEADINGS):
-        tag.replace_with(
-            f"\n\0{tag.name[1]}{' '.join(tag.get_text().split())}\n"
-        )  # no zero byte is left in the text
-    for line in page.get_text().split("\n"):
-        yield _Heading(int(line[1]), line[2:]) if line.startswith("\0") else line
+        heading = " ".join(tag.get_text().split())
+        tag.replace_with(f"\n\0{tag.name[1]}{heading}\n")
 
 
 def _pdf(path: Path) -> Iterator[str | _Page]:
@@ -360,14 +382,14 @@ def chunk_documents(
             )
             chunks.append(
                 Chunk(
-                    document.source,
-                    document.title,
-                    section.headings,
-                    text,
-                    start,
-                    number,
-                    section.page,
-                    windows,
+                    source=document.source,
+                    title=document.title,
+                    headings=section.headings,
+                    text=text,
+                    start=start,
+                    number=number,
+                    page=section.page,
+                    windows=windows,
                 )
             )
     return chunks
@@ -384,50 +406,56 @@ def _sentences(text: str) -> Iterator[tuple[int, str]]:
 
 
 def split(text: str, tokenizer: Tokenizer, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Begin and end, in characters, of pieces that cover all of `text` but white space between them, cut
-    between words.
+    """Begin and end, in characters, of pieces of `text`, cut between words.
 
-    A piece is the longest that has at most `size` tokens by itself. The next one begins as far inside it as
-    it can with at most `overlap` tokens in common and with room for a new word. A word of more than `size`
-    tokens is cut between characters. Raises ValueError for sizes that allow no progress, and for a character
-    of more than `size` tokens.
+    They cover all of it but white space between them. A piece is the longest that has at most `size` tokens
+    by itself. The next one begins as far inside it as it can with at most `overlap` tokens in common and with
+    room for a new word. A word of more than `size` tokens is cut between characters. Raises ValueError for
+    sizes that allow no progress, and for a character of more than `size` tokens.
     """
     if size < 1 or not 0 <= overlap < size:
         raise ValueError(
             f"chunks of {size} tokens with {overlap} of overlap: the size must be at least 1, and the overlap"
             " from 0 up to below it"
         )
-    count = lambda start, end: len(tokenizer.encode(text[start:end]))
+
+    def count(start: int, end: int) -> int:
+        return len(tokenizer.encode(text[start:end]))
+
     words = list(_words(text, count, size))
     pieces: list[tuple[int, int]] = []
-    first = 0
-    while True:
-        last = _longest(
-            first, len(words) - 1, lambda i, first=first: count(words[first][0], words[i][1]) <= size
-        )
-        pieces += [(words[first][0], words[last][1])] if words else []
-        if last >= len(words) - 1:
-            return pieces
-        shared = _longest(
-            0, last - first, lambda n, last=last: count(words[last + 1 - n][0], words[last][1]) <= overlap
-        )
-        while (
-            shared and count(words[last + 1 - shared][0], words[last + 1][1]) > size
-        ):  # what is shared must leave room for a new word
+    first = 0  # the number of the piece's first word
+    while first < len(words):
+
+        def fits(last: int, start: int = words[first][0]) -> bool:
+            return count(start, words[last][1]) <= size
+
+        last = _longest(first, len(words) - 1, fits)
+        pieces.append((words[first][0], words[last][1]))
+        if last == len(words) - 1:
+            break
+
+        def in_common(number: int, last: int = last) -> bool:
+            return count(words[last + 1 - number][0], words[last][1]) <= overlap
+
+        shared = _longest(0, last - first, in_common)
+        # What is shared must leave room for a new word.
+        while shared and count(words[last + 1 - shared][0], words[last + 1][1]) > size:
             shared -= 1
         first = last + 1 - shared
+    return pieces
 
 
 def _words(text: str, count: Callable[[int, int], int], size: int) -> Iterator[tuple[int, int]]:
     """Begin and end of each word; of one that has more than `size` tokens, of its parts."""
-    for found in re.finditer(r"\S+", text):
-        start, end = found.span()
+    for word in re.finditer(r"\S+", text):
+        start, end = word.span()
         while start < end:
-            stop = (
-                end
-                if count(start, end) <= size
-                else _longest(start + 1, end, lambda stop, start=start: count(start, stop) <= size)
-            )
+
+            def fits(stop: int, start: int = start) -> bool:
+                return count(start, stop) <= size
+
+            stop = end if fits(end) else _longest(start + 1, end, fits)
             if stop == start + 1 and count(start, stop) > size:
                 raise ValueError(
                     f"the character {text[start]!r} alone has more than {size} tokens: choose larger chunks"
@@ -437,13 +465,16 @@ def _words(text: str, count: Callable[[int, int], int], size: int) -> Iterator[t
 
 
 def _longest(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The greatest n from `low` to `high` that `fits`, by steps that double and then halve; `low` is taken to
-    fit.
+    """The greatest n from `low` to `high` that `fits`, which `low` is taken to.
+
+    The search takes steps that double and then halve.
     """
     step = 1
     while low + step <= high and fits(low + step):
-        low, step = low + step, 2 * step
-    while step := step // 2:
+        low += step
+        step *= 2
+    while step > 1:
+        step //= 2
         if low + step <= high and fits(low + step):
             low += step
     return low

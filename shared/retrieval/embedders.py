@@ -5,7 +5,8 @@ Source: Reimers & Gurevych, "Sentence-BERT" (2019).
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -33,11 +34,32 @@ class Embedder(Protocol):
         ...
 
 
-class MiniLM:
-    """all-MiniLM-L6-v2 through sentence-transformers: 22 million parameters, trained on a billion pairs of
-    sentences. Fetched on the first call.
+@contextmanager
+def _import_warnings_hidden() -> Iterator[None]:
+    """Inside, libraries that transformers tries do not warn of what was not built for this machine.
 
-    Of a text it reads 256 word pieces.
+    The handlers of the root logger keep quiet about warnings, and are as they were afterwards.
+    """
+
+    def hide(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    handlers: list[logging.Handler] = [*logging.getLogger().handlers]
+    if logging.lastResort is not None:
+        handlers.append(logging.lastResort)  # where nobody has set logging up
+    for handler in handlers:
+        handler.addFilter(hide)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(hide)
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 through sentence-transformers: 22 million parameters, trained on a billion pairs.
+
+    Fetched on the first call. Of a text it reads 256 word pieces.
     """
 
     name = "all-MiniLM-L6-v2"
@@ -50,18 +72,18 @@ class MiniLM:
                 f"the files of {self.name} lie in several folders: put them all into one of"
                 f" {', '.join(map(str, folders))}"
             )
-        logging.disable(
-            logging.WARNING
-        )  # other libraries, which transformers tries, warn of what was not built for this machine
-        try:
+        with _import_warnings_hidden():
             from sentence_transformers import SentenceTransformer  # takes seconds to import
             from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-            from transformers.utils.logging import disable_progress_bar
-        finally:
-            logging.disable(logging.NOTSET)
+            from transformers.utils import logging as transformers_logging
 
-        disable_progress_bar()
-        reader = Transformer(str(folders.pop()), max_seq_length=256)
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            reader = Transformer(str(folders.pop()), max_seq_length=256)
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
         self._model = SentenceTransformer(
             modules=[reader, Pooling(self.dim, "mean"), Normalize()], device=str(device)
         )
@@ -70,9 +92,8 @@ class MiniLM:
     def embed(self, texts: Sequence[str]) -> Vectors:
         if not len(texts):
             return np.empty((0, self.dim), np.float32)
-        return self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False).astype(
-            np.float32
-        )
+        vectors = self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False)
+        return np.asarray(vectors, np.float32)
 
 
 class HiddenStates:

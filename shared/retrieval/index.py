@@ -1,15 +1,16 @@
-"""Week 11. Finding the chunks that a question is about: by words (BM25), by meaning (embeddings), by both.
+"""Week 11. An index of chunks, searched by words (BM25), by meaning (embeddings), or by both.
 
-    index = Index(MiniLM())                          # or HiddenStates(model, tokenizer, "my-gpt"); store=FaissStore(384, "hnsw")
+    index = Index(MiniLM())  # or another embedder, and a store such as FaissStore(384, "hnsw")
     index.add(chunk_documents(documents, tokenizer))
     for hit in index.search("When does the last ferry leave?", k=3, by="dense"):
         print(hit.score, hit.chunk.cite)
-    index.save("indexes/handbook"); index = Index.load("indexes/handbook", MiniLM())
-    index, changes = Index.kept("indexes/handbook", MiniLM(), chunks)       # all of it: made or loaded, brought up to date, saved
+    index.save("indexes/handbook")
+    index = Index.load("indexes/handbook", MiniLM())
+    # All of it: made or loaded, brought up to date, saved.
+    index, changes = Index.kept("indexes/handbook", MiniLM(), chunks)
 
-Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form
-that Lucene has; Reimers & Gurevych (Sentence-BERT, 2019); Cormack, Clarke & Büttcher (reciprocal rank fusion,
-2009); Dai & Callan (a passage is as good as its best part, 2019).
+Sources: Cormack, Clarke & Büttcher (reciprocal rank fusion, 2009); Dai & Callan (a passage is as good as its
+best part, 2019).
 """
 
 import hashlib
@@ -28,8 +29,6 @@ from shared.retrieval.documents import Chunk
 from shared.retrieval.embedders import Embedder
 from shared.retrieval.stores import FaissStore, VectorStore, open_store
 from shared.runtime import write_atomically, write_json
-
-# ---- by both
 
 T = TypeVar("T", bound=Hashable)
 
@@ -55,8 +54,6 @@ def reciprocal_rank_fusion(
             scores[found] = scores.get(found, 0.0) + weight / (k + place)
     return sorted(scores.items(), key=lambda pair: -pair[1])
 
-
-# ---- the index
 
 WAYS = ("dense", "bm25", "hybrid")
 FUSED = 50  # how many of each ranking are fused, at least

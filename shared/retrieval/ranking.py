@@ -11,7 +11,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,15 +34,18 @@ def reciprocal_rank(ranking: Sequence[Hashable], relevant: Collection[Hashable])
 def ndcg_at(
     ranking: Sequence[Hashable], relevant: Collection[Hashable] | Mapping[Hashable, float], k: int = 10
 ) -> float:
-    """Discounted cumulative gain of the first k over that of the best order (Järvelin & Kekäläinen, 2002): a
-    gain at place p counts 1 / log2(p + 1). relevant: the relevant ones, or the gain of each.
+    """Discounted cumulative gain of the first k over that of the best order (Järvelin & Kekäläinen, 2002).
+
+    A gain at place p counts 1 / log2(p + 1). relevant: the relevant ones, or the gain of each.
     """
     _check(ranking, relevant)
     gains = relevant if isinstance(relevant, Mapping) else dict.fromkeys(relevant, 1.0)
-    discounted = lambda values: sum(gain / math.log2(place + 1) for place, gain in enumerate(values, 1))
-    return discounted(gains.get(found, 0.0) for found in ranking[:k]) / discounted(
-        sorted(gains.values(), reverse=True)[:k]
-    )
+    ranked = _discounted(gains.get(item, 0.0) for item in ranking[:k])
+    return ranked / _discounted(sorted(gains.values(), reverse=True)[:k])
+
+
+def _discounted(gains: Iterable[float]) -> float:
+    return sum(gain / math.log2(place + 1) for place, gain in enumerate(gains, 1))
 
 
 def _check(ranking: Sequence[Hashable], relevant: Collection[Hashable]) -> None:
