@@ -8,12 +8,11 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.data.corpus import fixed_windows
+from shared.data.corpus import Tokens, fixed_windows
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    tokens: np.ndarray,
+    tokens: Tokens,
     block_size: int,
     token_bytes: Tensor,
     *,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ TEXTS = ("tinyshakespeare", "shakespeare")
 """The assets that are texts to train on."""
 
 
+class Tokens(Protocol):
+    """Token ids that may lie on disk, indexed as NumPy's arrays are: a slice, or integers of any shape."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A tokenized text. train, val: token ids, memory-mapped from disk (uint16)."""
@@ -32,33 +41,34 @@ class Corpus:
     name: str
     """The data set that was really used ('tinyshakespeare', 'shakespeare', or a file's name)."""
     tokenizer: Tokenizer
-    train: np.ndarray
-    val: np.ndarray
+    train: Tokens
+    val: Tokens
 
     @property
     def start(self) -> list[int]:
         """What to begin a sample with: a line break, or where the text has none, its first token."""
-        return (
-            self.tokenizer.encode("\n") if b"\n" in self.tokenizer.vocab.values() else self.train[:1].tolist()
-        )
+        if b"\n" in self.tokenizer.vocab.values():
+            return self.tokenizer.encode("\n")
+        return self.train[:1].tolist()
 
     @cached_property
     def token_bytes(self) -> Tensor:
-        """How many UTF-8 bytes of text each token stands for: int64 [vocab_size]. What makes bits per byte
-        comparable across tokenizers.
+        """How many UTF-8 bytes of text each token stands for: int64 [vocab_size].
 
-        A special token stands for none: the mark between documents is no part of them."""
-        special = set(self.tokenizer.special_tokens.values())
-        return torch.tensor(
-            [0 if i in special else len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)]
-        )
+        They make bits per byte comparable across tokenizers. A special token stands for none: the mark
+        between documents is no part of them.
+        """
+        lengths = [len(self.tokenizer.vocab[i]) for i in range(self.tokenizer.vocab_size)]
+        for special in self.tokenizer.special_tokens.values():
+            lengths[special] = 0
+        return torch.tensor(lengths)
 
 
 def read_text(data: str) -> tuple[str, str]:
-    """The name of the data set really used, and its text. `data`: one of TEXTS, or the path of a UTF-8 text
-    file.
+    """The name of the data set really used, and its text.
 
-    Raises ValueError for a name that is neither, an empty file, and one that isn't UTF-8.
+    data: one of TEXTS, or the path of a UTF-8 text file. Raises ValueError for a name that is neither, an
+    empty file, and one that isn't UTF-8.
     """
     if data in TEXTS:
         name, path = fetch_or_fallback(data)
@@ -93,8 +103,7 @@ def load_corpus(
     """
     name, text = read_text(data)
     tokenizer = tokenizer or CharTokenizer.train(text)
-    splits = split_text(text)
-    train, val = (_tokens(part, tokenizer) for part in splits)
+    train, val = (_tokens(part, tokenizer) for part in split_text(text))
     TokenDataset(min(train, val, key=len), block_size)  # says so now if it is too short
     return Corpus(name, tokenizer, train, val)
 
@@ -104,9 +113,8 @@ def _tokens(text: str, tokenizer: Tokenizer) -> np.ndarray:
         raise ValueError(
             f"a vocabulary of {tokenizer.vocab_size} does not fit in uint16: at most {2**16} tokens"
         )
-    key = hashlib.sha256(tokenizer.fingerprint.encode() + hashlib.sha256(text.encode()).digest()).hexdigest()[
-        :16
-    ]
+    text_hash = hashlib.sha256(text.encode()).digest()
+    key = hashlib.sha256(tokenizer.fingerprint.encode() + text_hash).hexdigest()[:16]
     path = cache_folder() / "tokens" / f"{key}.bin"
     if not path.exists():
         write_atomically(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
@@ -124,13 +132,14 @@ class TokenDataset(Dataset):
     ([3, 4, 5, 6], [4, 5, 6, 7])
     """
 
-    def __init__(self, tokens: np.ndarray, block_size: int):
+    def __init__(self, tokens: Tokens, block_size: int):
         if len(tokens) <= block_size:
             raise ValueError(
                 f"block_size={block_size} is too long for a split of {len(tokens)} tokens: choose at most"
                 f" {len(tokens) - 1}, or a longer text"
             )
-        self.tokens, self.block_size = tokens, block_size
+        self.tokens = tokens
+        self.block_size = block_size
 
     def __len__(self) -> int:
         return len(self.tokens) - self.block_size
@@ -147,17 +156,20 @@ class TokenDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Batches of start positions, without end: each epoch cuts the text at a new random phase into windows
-    that don't overlap, and goes through them in a new order. Batch number `step` depends on seed and step
-    alone, so a resumed run draws what it would have drawn.
+    """Batches of start positions, without end.
 
-    With fewer windows than `batch_size`, start positions are drawn at random instead.
+    Each epoch cuts the text at a new random phase into windows that don't overlap, and goes through them in a
+    new order. Batch number `step` depends on seed and step alone, so a resumed run draws what it would have
+    drawn. With fewer windows than `batch_size`, start positions are drawn at random instead.
     """
 
     def __init__(self, dataset: TokenDataset, batch_size: int, seed: int, start_step: int = 0):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        self.dataset, self.batch_size, self.seed, self.step = dataset, batch_size, seed, start_step
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.step = start_step
         # One window less than fit, so that every phase has as many.
         self.batches_per_epoch = (len(dataset.tokens) // dataset.block_size - 1) // batch_size
 
@@ -165,7 +177,8 @@ class EpochSampler(Sampler):
         return np.random.default_rng([self.seed, number])
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = None, np.zeros(0, dtype=np.int64)
+        epoch: int | None = None
+        order = np.zeros(0, dtype=np.int64)
         step = self.step
         while True:
             if self.batches_per_epoch < 1:
@@ -183,18 +196,19 @@ class EpochSampler(Sampler):
 
 
 def batches(
-    tokens: np.ndarray,
+    tokens: Tokens,
     block_size: int,
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    *,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, (x, y) int64 [batch_size, block_size], from batch number `start_step` on.
 
-    rank, world_size: only row number `rank` of each batch and every `world_size`-th after it, and no other is
-    read: together, processes that share a batch read what one would. Raises ValueError for a rank that isn't
+    rank, world_size: of each batch only row number `rank` and every `world_size`-th after it are read, so
+    that together, processes that share a batch read what one would. Raises ValueError for a rank that isn't
     one, or a batch that cannot be shared evenly.
     """
     if not 0 <= rank < world_size:
@@ -208,23 +222,24 @@ def batches(
     own = (starts[rank::world_size] for starts in sampler)
     # A generator of its own: without one, starting to iterate draws from torch's, and a resumed run would get
     # other dropout masks.
-    return iter(
-        DataLoader(dataset, batch_sampler=own, collate_fn=lambda batch: batch, generator=torch.Generator())
-    )
+    loader = DataLoader(dataset, batch_sampler=own, collate_fn=_as_it_is, generator=torch.Generator())
+    return iter(loader)
 
 
-def fixed_windows(tokens: np.ndarray, block_size: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """The windows a split is measured on, always the same: (x, y) int64 [windows, block_size], side by side
-    from the start.
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def fixed_windows(tokens: Tokens, block_size: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The windows that a split is measured on: (x, y) int64 [windows, block_size], side by side.
 
     limit: at most so many windows, spread evenly over the split (its beginning may be easier than the rest).
     None takes them all.
     """
     dataset = TokenDataset(tokens, block_size)
     count = (len(tokens) - 1) // block_size
-    picked = (
-        np.arange(count)
-        if limit is None or limit >= count
-        else np.linspace(0, count - 1, limit).round().astype(int)
-    )
+    if limit is None or limit >= count:
+        picked = np.arange(count)
+    else:
+        picked = np.linspace(0, count - 1, limit).round().astype(int)
     return dataset.__getitems__(list(picked * block_size))

@@ -1,13 +1,12 @@
-"""Week 6. Data at scale: documents streamed, cleaned, tokenized by several processes, and kept as shards of
-uint16 tokens.
+"""Week 6. Data at scale: documents streamed, cleaned, tokenized by several processes, and kept as shards.
 
     python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu --tokens 10M
     corpus = open_shards("data/fineweb-edu")  # as the Trainer takes it
 
-The folder holds `val_00000.bin`, the first documents of the source, then `train_00000.bin` and so on; the
-tokenizer; and `shards.json`, which names each shard with its sum. A file that it doesn't name does not count:
-a run that was killed goes on after the last whole shard. Each document begins with <|endoftext|>, and none is
-cut: a shard ends with the document that fills it.
+A shard is a file of uint16 tokens. The folder holds `val_00000.bin`, the first documents of the source, then
+`train_00000.bin` and so on; the tokenizer; and `shards.json`, which names each shard with its sum. A file that
+it doesn't name does not count: a run that was killed goes on after the last whole shard. Each document begins
+with <|endoftext|>, and none is cut: a shard ends with the document that fills it.
 """
 
 import json
@@ -18,8 +17,8 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from tyro.constructors import PrimitiveConstructorSpec
 
 from shared.assets import sha256
+from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.data.corpus import Corpus
 from shared.data.sources import clean, describe_source, stream_documents
@@ -41,7 +41,8 @@ from shared.runtime import write_atomically, write_json
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
-INDEX, FORMAT = "shards.json", 1
+INDEX = "shards.json"
+FORMAT = 1
 GROUP = 1 << 18  # characters that a process is handed at a time
 TOKEN = np.dtype("<u2")
 
@@ -52,19 +53,21 @@ def token_count(text: str) -> int:
     >>> token_count("10M"), token_count("1.5b"), token_count("250_000")
     (10000000, 1500000000, 250000)
     """
-    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([KMB]?)", text, re.IGNORECASE)
-    if not found:
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([KMB]?)", text, re.IGNORECASE)
+    if not match:
         raise ValueError(f"{text!r} is not a number of tokens: write 250000, 250K, 10M or 1.5B")
-    return round(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2].upper()])
+    units = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+    return round(float(match[1]) * units[match[2].upper()])
 
 
 TOKENS = PrimitiveConstructorSpec(
-    1,
-    "N",
-    lambda args: token_count(args[0]),
-    lambda value: isinstance(value, int),
-    lambda value: [str(value)],
+    nargs=1,
+    metavar="N",
+    instance_from_str=lambda args: token_count(args[0]),
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
 )
+"""Tells the command line how a number of tokens is written."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,15 @@ class ShardConfig:
     """Processes that tokenize; none takes one for each processor, at most 32. The result is the same."""
 
     def __post_init__(self) -> None:
-        numbers = {
-            name: getattr(self, name)
-            for name in ("tokens", "val_tokens", "shard_tokens", "min_chars", "workers")
-        }
-        problems = [
-            f"{name}={value}: must be at least 1"
-            for name, value in numbers.items()
-            if value is not None and value < 1
-        ]
-        if self.form not in ("documents", "wikitext"):
-            problems.append(f"form={self.form!r}: must be documents or wikitext")
-        if problems:
-            raise ValueError("ShardConfig: " + "; ".join(problems))
+        checks = Checks(self)
+        checks.at_least(1, "tokens", "val_tokens", "shard_tokens", "min_chars", "workers")
+        checks.one_of("form", ("documents", "wikitext"))
+        checks.finish()
+
+    @property
+    def is_wikitext(self) -> bool:
+        """Whether a row is a line of WikiText."""
+        return self.form == "wikitext" or self.source == "wikitext-103"
 
 
 @cache
@@ -121,41 +120,42 @@ def _tokenizer(path: Path, fingerprint: str) -> Tokenizer:
 def _encode(
     path: Path, fingerprint: str, min_chars: int, wikitext: bool, group: list[tuple[int, str]]
 ) -> list[tuple[int, np.ndarray, int]]:
-    """What the processes do: of each document that isn't dropped its place, its tokens, and the bytes of its
-    text.
-    """
-    tokenizer, done = _tokenizer(path, fingerprint), []
+    """Of each document that isn't dropped its row, its tokens, and its text's bytes: what a process does."""
+    tokenizer = _tokenizer(path, fingerprint)
+    encoded = []
     for row, text in group:
         text = clean(text, wikitext)
         if len(text) >= min_chars:
             ids = np.array([tokenizer.special_tokens[END_OF_TEXT], *tokenizer.encode(text)], TOKEN)
-            done.append((row, ids, len(text.encode())))
-    return done
+            encoded.append((row, ids, len(text.encode())))
+    return encoded
 
 
 def _groups(stream: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    group, size = [], 0
+    group: list[tuple[int, str]] = []
+    size = 0
     for row, text in stream:
         group.append((row, text))
         size += len(text) + 1
         if size >= GROUP:
             yield group
-            group, size = [], 0
+            group = []
+            size = 0
     if group:
         yield group
 
 
-def _in_order(job: Callable, groups: Iterable[list], workers: int) -> Iterator[tuple]:
-    """All that `job` makes of the groups, in their order. Only so many are read ahead as keep the processes
-    busy.
+def _in_order(job: Callable, groups: Iterable[list], workers: int) -> Generator[tuple, None, None]:
+    """All that `job` makes of the groups, in their order.
+
+    Only so many groups are read ahead as keep the processes busy.
     """
     if workers == 1:
         yield from chain.from_iterable(map(job, groups))
         return
-    pool, waiting = (
-        ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker),
-        deque(),
-    )  # fork may hang where there are threads
+    # Not forked, which may hang where there are threads.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
+    waiting: deque[Future] = deque()
     try:
         for group in groups:
             waiting.append(pool.submit(job, group))
@@ -174,12 +174,15 @@ def _in_order(job: Callable, groups: Iterable[list], workers: int) -> Iterator[t
 
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them; the parent ends the others
-    threading.Thread(
-        target=lambda: (parent_process().join(), os._exit(1)), daemon=True
-    ).start()  # also where it is killed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-# ---- shards
+def _end_with_parent() -> None:
+    """Ends this process when its parent does, also where that is killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
@@ -192,44 +195,21 @@ def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, 
     """
     if tokenizer is None:
         tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else gpt2_tokenizer()
-    if END_OF_TEXT not in tokenizer.special_tokens:
-        raise ValueError(
-            f"the tokenizer ({type(tokenizer).__name__}) has no special token {END_OF_TEXT}, which goes"
-            " between documents"
-        )
-    if tokenizer.vocab_size > 2**16:
-        raise ValueError(
-            f"a vocabulary of {tokenizer.vocab_size:,} tokens does not fit in uint16: at most 65,536 do (ids"
-            " 0 to 65,535)"
-        )
+    _check_tokenizer(tokenizer)
     folder = Path(config.out)
     index = _begin(folder, config, tokenizer)
     if index["complete"]:
         return index
-    source, shards, wikitext = (
-        index["source"],
-        index["shards"],
-        config.form == "wikitext" or config.source == "wikitext-103",
+    shards = index["shards"]
+    rows_read = shards[-1]["rows"] if shards else 0
+    documents = stream_documents(
+        config.source, index["source"], config.column, config.is_wikitext, skip=rows_read
     )
-    groups = _groups(
-        stream_documents(
-            config.source, source, config.column, wikitext, skip=shards[-1]["rows"] if shards else 0
-        )
-    )
-    job = partial(_encode, folder / "tokenizer.json", tokenizer.fingerprint, config.min_chars, wikitext)
-    have, total = sum(s["tokens"] for s in shards), config.tokens and config.tokens + config.val_tokens
-    progress = tqdm(
-        desc=source["name"], initial=have, total=total, unit=" tokens", unit_scale=True, disable=None
-    )
-    with progress, closing(_in_order(job, groups, config.workers or min(os.cpu_count() or 1, 32))) as encoded:
-        while (wanted := _wanted(config, shards)) > 0:
-            documents, counts = _take(encoded, wanted, progress)
-            if not documents or (not shards and counts["tokens"] < wanted):
-                break
-            file = _file_name(len(shards))
-            write_atomically(folder / file, b"".join(documents))
-            shards.append({"file": file, **counts, "sha256": sha256(folder / file)})
-            write_json(folder / INDEX, index)
+    path = folder / "tokenizer.json"
+    job = partial(_encode, path, tokenizer.fingerprint, config.min_chars, config.is_wikitext)
+    workers = config.workers or min(os.cpu_count() or 1, 32)
+    with closing(_in_order(job, _groups(documents), workers)) as encoded:
+        _write_shards(config, folder, index, encoded)
     if len(shards) < 2:
         raise ValueError(
             f"--source {config.source} is too short: after val_tokens={config.val_tokens} nothing is left to"
@@ -241,36 +221,58 @@ def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, 
     return index
 
 
+def _check_tokenizer(tokenizer: Tokenizer) -> None:
+    if END_OF_TEXT not in tokenizer.special_tokens:
+        raise ValueError(
+            f"the tokenizer ({type(tokenizer).__name__}) has no special token {END_OF_TEXT}, which goes"
+            " between documents"
+        )
+    if tokenizer.vocab_size > 2**16:
+        raise ValueError(
+            f"a vocabulary of {tokenizer.vocab_size:,} tokens does not fit in uint16: at most 65,536 do (ids"
+            " 0 to 65,535)"
+        )
+
+
+def _write_shards(config: ShardConfig, folder: Path, index: dict[str, Any], encoded: Iterator[tuple]) -> None:
+    """Writes shard after shard and saves `index` with each, until there are enough tokens or no documents."""
+    shards = index["shards"]
+    total = config.tokens + config.val_tokens if config.tokens else None
+    written = sum(shard["tokens"] for shard in shards)
+    name = index["source"]["name"]
+    with tqdm(
+        desc=name, initial=written, total=total, unit=" tokens", unit_scale=True, disable=None
+    ) as progress:
+        while (wanted := _wanted(config, shards)) > 0:
+            documents, counts = _take(encoded, wanted, progress)
+            if not documents or (not shards and counts["tokens"] < wanted):
+                break
+            file = _file_name(len(shards))
+            write_atomically(folder / file, np.concatenate(documents).tobytes())
+            shards.append({"file": file, **counts, "sha256": sha256(folder / file)})
+            write_json(folder / INDEX, index)
+
+
 def _begin(folder: Path, config: ShardConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The index of a folder that is begun, or of one that can be gone on with: then each shard in it has been
-    read and is whole.
+    """The index of a folder that is begun, or of one that can be gone on with.
+
+    In the latter case each shard in it has been read and is whole.
     """
     old = _read_index(folder) if (folder / INDEX).exists() else None
     if old is None and any(folder.glob("*.bin")):
         raise ValueError(
             f"{folder} has .bin files but no {INDEX}: they are not from here; choose another --out"
         )
-    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "tokenizer", "workers")}
-    identity = {
-        "kind": type(tokenizer).__name__,
-        "fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-    }
-    new = {
-        "format": FORMAT,
-        "source": describe_source(config.source, old and old["source"]),
-        "settings": settings,
-        "tokenizer": identity,
-    }
-    for leftover in folder.glob(".*.tmp") if old else ():  # of a run that was killed
-        leftover.unlink(missing_ok=True)
+    new = _identity(config, tokenizer, known=old["source"] if old else None)
+    if old:
+        for leftover in folder.glob(".*.tmp"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
     if old and old["shards"]:
-        changed = [
-            f"{key}: {k}"
-            for key in ("source", "settings", "tokenizer")
-            for k in new[key] | old[key]
-            if new[key].get(k) != old[key].get(k)
-        ]
+        changed = []
+        for part, values in new.items():
+            changed += [
+                f"{part}: {key}" for key in values | old[part] if values.get(key) != old[part].get(key)
+            ]
         if changed:
             raise ValueError(
                 f"{folder} was begun with another source, tokenizer or settings ({', '.join(changed)}):"
@@ -279,10 +281,26 @@ def _begin(folder: Path, config: ShardConfig, tokenizer: Tokenizer) -> dict[str,
         for shard in old["shards"]:
             _map(folder, shard, verify=True)
         return old
-    index = {**new, "complete": False, "shards": []}
+    index = {"format": FORMAT, **new, "complete": False, "shards": []}
     tokenizer.save(folder / "tokenizer.json")
     write_json(folder / INDEX, index)
     return index
+
+
+def _identity(
+    config: ShardConfig, tokenizer: Tokenizer, known: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """What decides the shards: source, settings and tokenizer, as the index keeps them."""
+    left_out = ("source", "out", "tokenizer", "workers")
+    return {
+        "source": describe_source(config.source, known),
+        "settings": {name: value for name, value in asdict(config).items() if name not in left_out},
+        "tokenizer": {
+            "kind": type(tokenizer).__name__,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+        },
+    }
 
 
 def _wanted(config: ShardConfig, shards: list[dict]) -> float:
@@ -294,33 +312,38 @@ def _wanted(config: ShardConfig, shards: list[dict]) -> float:
 
 
 def _take(encoded: Iterator[tuple], wanted: float, progress: tqdm) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Whole documents until there are `wanted` tokens, and what they come to. rows: of the source, read up to
-    the last of them.
+    """Whole documents until there are `wanted` tokens, and what they come to.
+
+    rows: of the source, read up to the last of them.
     """
-    documents, tokens, text_bytes, rows = [], 0, 0, 0
+    documents: list[np.ndarray] = []
+    counts = {"documents": 0, "tokens": 0, "text_bytes": 0, "rows": 0}
     for row, ids, size in encoded:
         documents.append(ids)
-        tokens, text_bytes, rows = tokens + len(ids), text_bytes + size, row
+        counts["documents"] += 1
+        counts["tokens"] += len(ids)
+        counts["text_bytes"] += size
+        counts["rows"] = row
         progress.update(len(ids))
-        if tokens >= wanted:
+        if counts["tokens"] >= wanted:
             break
-    return documents, {"documents": len(documents), "tokens": tokens, "text_bytes": text_bytes, "rows": rows}
+    return documents, counts
 
 
 def _file_name(number: int) -> str:
-    return f"train_{number - 1:05d}.bin" if number else "val_00000.bin"
+    if number == 0:
+        return "val_00000.bin"
+    return f"train_{number - 1:05d}.bin"
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if index["format"] != FORMAT or [s["file"] for s in index["shards"]] != [
-            _file_name(i) for i in range(len(index["shards"]))
-        ]:
+        names = [shard["file"] for shard in index["shards"]]
+        if index["format"] != FORMAT or names != [_file_name(i) for i in range(len(names))]:
             raise ValueError(f"not of format {FORMAT}")
-        return {
-            key: index[key] for key in ("format", "source", "settings", "tokenizer", "complete", "shards")
-        }
+        fields = ("format", "source", "settings", "tokenizer", "complete", "shards")
+        return {field: index[field] for field in fields}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"no shards in {folder}: {INDEX} is missing or damaged ({error}); `python -m shared.data.shards`"
@@ -329,8 +352,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _map(folder: Path, shard: dict, verify: bool) -> np.ndarray:
-    path, size = folder / shard["file"], shard["tokens"] * TOKEN.itemsize
-    if not path.is_file() or path.stat().st_size != size or (verify and sha256(path) != shard["sha256"]):
+    path = folder / shard["file"]
+    size = shard["tokens"] * TOKEN.itemsize
+    whole = path.is_file() and path.stat().st_size == size
+    if not whole or (verify and sha256(path) != shard["sha256"]):
         raise ValueError(
             f"{path} is missing, cut or damaged (expected {size} bytes, sha256 {shard['sha256']}): delete"
             f" {folder} and make it again"
@@ -338,15 +363,11 @@ def _map(folder: Path, shard: dict, verify: bool) -> np.ndarray:
     return np.memmap(path, dtype=TOKEN, mode="r")
 
 
-# ---- reading
-
-
 class ShardedTokens:
-    """Arrays of tokens, one after the other, as one long array that can only be read: uint16 [tokens],
-    nothing of it held in memory.
+    """Arrays of tokens, one after the other, as one long array uint16 [tokens] that can only be read.
 
-    Indexed with a number, a slice or integers of any shape; a window may begin in one shard and end in the
-    next.
+    Nothing of it is held in memory. Indexed with a number, a slice or integers of any shape; a window may
+    begin in one shard and end in the next.
 
     >>> tokens = ShardedTokens([np.array([1, 2, 3], TOKEN), np.array([4, 5], TOKEN)])
     >>> tokens[np.array([[1, 2], [3, -1]])].tolist(), tokens[2:4].tolist(), len(tokens)
@@ -361,7 +382,10 @@ class ShardedTokens:
         return int(self._starts[-1])
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        at = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
+        if isinstance(index, slice):
+            at = np.arange(*index.indices(len(self)))
+        else:
+            at = np.asarray(index)
         if at.dtype.kind not in "iu":
             raise IndexError(
                 f"tokens are indexed with whole numbers, slices and integer arrays, not with {at.dtype}"
@@ -370,19 +394,19 @@ class ShardedTokens:
             raise IndexError(f"index out of bounds: there are {len(self)} tokens")
         at = np.where(at < 0, at + len(self), at)
         which = np.searchsorted(self._starts, at, side="right") - 1
-        found = np.empty(at.shape, TOKEN)
+        tokens = np.empty(at.shape, TOKEN)
         for i in np.unique(which):
             here = which == i
-            found[here] = self.parts[i][at[here] - self._starts[i]]
-        return found[()]
+            tokens[here] = self.parts[i][at[here] - self._starts[i]]
+        return tokens[()]
 
 
 def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, verify: bool = False) -> Corpus:
-    """The corpus that `build` wrote, mapped from disk. tokenizer: if given, the shards must have been made
-    with this one.
+    """The corpus that `build` wrote, mapped from disk.
 
-    Sizes are always checked; verify: the sums too, which reads every byte. Raises ValueError for shards that
-    are unfinished, cut, damaged, or of another tokenizer.
+    tokenizer: if given, the shards must have been made with this one. Sizes are always checked; verify: the
+    sums too, which reads every byte. Raises ValueError for shards that are unfinished, cut, damaged, or of
+    another tokenizer.
     """
     folder = Path(folder)
     index = _read_index(folder)
@@ -391,7 +415,8 @@ def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, verify: 
             f"the shards in {folder} are not finished: run `python -m shared.data.shards` again with the same"
             " settings"
         )
-    own, made_with = Tokenizer.load(folder / "tokenizer.json"), index["tokenizer"]
+    own = Tokenizer.load(folder / "tokenizer.json")
+    made_with = index["tokenizer"]
     for used, where in ((own, f"in {folder / 'tokenizer.json'}"), (tokenizer or own, "in use")):
         if used.fingerprint != made_with["fingerprint"]:
             raise ValueError(
@@ -407,9 +432,9 @@ def main(config: ShardConfig) -> None:
     """Builds the shards and says what is there."""
     shards = build(config)["shards"]
     for name, split in (("val", shards[:1]), ("train", shards[1:])):
-        tokens, documents, text_bytes = (
-            sum(s[key] for s in split) for key in ("tokens", "documents", "text_bytes")
-        )
+        tokens = sum(shard["tokens"] for shard in split)
+        documents = sum(shard["documents"] for shard in split)
+        text_bytes = sum(shard["text_bytes"] for shard in split)
         print(
             f"{name}: {tokens:,} tokens of {documents:,} documents ({text_bytes:,} bytes of text), shards:"
             f" {len(split)}"

@@ -1,5 +1,6 @@
-"""Week 6. Where documents come from: data sets of the Hugging Face hub, streamed, and local files of the same
-form; and how they are cleaned.
+"""Week 6. Where documents come from, and how they are cleaned.
+
+They are data sets of the Hugging Face hub, streamed, or local files of the same form.
 
 Sources: Penedo et al., "The FineWeb Datasets" (2024); Gokaslan & Cohen, "OpenWebText Corpus" (2019); Merity
 et al., "Pointer Sentinel Mixture Models" (WikiText, 2016).
@@ -33,8 +34,8 @@ HUB = {
 KINDS = {".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 WIKI_TITLE = re.compile(r"\s*= [^=\s](?:.*[^=\s])? =\s*")
+WIKI_HEADING = re.compile(r"=(?: =)+")  # = = Heading = =
 WIKI_SPACES = [
-    (re.compile(r"=(?: =)+"), lambda found: found[0].replace(" ", "")),  # = = Heading = =
     (re.compile(r'(?<!\S)" ([^"\n]*) "(?!\S)'), r'"\1"'),
     (re.compile(r"(?<!\S)([(\[]) "), r"\1"),
     (re.compile(r' ([,.;:!?)\]]|\'(?:s|t|ve|re|ll|d|m))(?![^\s"])'), r"\1"),
@@ -44,51 +45,46 @@ WIKI_SPACES = [
 
 
 def clean(text: str, wikitext: bool = False) -> str:
-    r"""A document as it is tokenized: Unicode NFC, lines ended by \n, no control characters but \n and tab,
-    no white space at the end of a line, at most one empty line in a row, none around the text. wikitext: also
-    without the spaces that WikiText puts round signs.
+    r"""A document as it is tokenized.
+
+    In Unicode NFC, lines ended by \n, no control characters but \n and tab, no white space at the end of a
+    line, at most one empty line in a row, none around the text. wikitext: also without the spaces that
+    WikiText puts round signs.
 
     >>> clean("Cafe\u0301 \r\n\n\n\nopen\x07\t\n")
     'Café\n\nopen'
-    >>> clean(' = = Size = = \n The " red @-@ tipped " one ( 1 @,@ 000 kg ) isn \'t small . \n', wikitext=True)
+    >>> clean(' = = Size = = \n The " red @-@ tipped " one ( 1 @,@ 000 kg ) isn \'t small . \n', True)
     '== Size ==\nThe "red-tipped" one (1,000 kg) isn\'t small.'
     """
-    text = unicodedata.normalize("NFC", CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
-    text = "\n".join(line.strip() if wikitext else line.rstrip() for line in text.split("\n"))
-    for pattern, plain in WIKI_SPACES if wikitext else ():
-        text = pattern.sub(plain, text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = unicodedata.normalize("NFC", CONTROL.sub("", text))
+    if wikitext:
+        text = _without_wiki_spaces("\n".join(line.strip() for line in text.split("\n")))
+    else:
+        text = "\n".join(line.rstrip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def describe_source(source: str, known: dict | None = None) -> dict[str, Any]:
-    """What identifies a source: a commit of the hub's data set (the one in `known`, or today's), or the files
-    and their sizes.
+def _without_wiki_spaces(text: str) -> str:
+    text = WIKI_HEADING.sub(lambda heading: heading[0].replace(" ", ""), text)
+    for pattern, replacement in WIKI_SPACES:
+        text = pattern.sub(replacement, text)
+    return text
 
-    Raises ValueError for what is none of HUB and no file or folder of one of KINDS, and where the hub cannot
-    be reached.
+
+def describe_source(source: str, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What identifies a source: a commit of the hub's data set, or the files and their sizes.
+
+    known: what an earlier call said, whose commit is kept; None takes today's. Raises ValueError for what is
+    none of HUB and no file or folder of one of KINDS, and where the hub cannot be reached.
     """
     if source in HUB:
-        dataset, branch, files = HUB[source]
-        if known is None or known.get("dataset") != dataset:
-            with _errors_in_a_line(source):
-                from huggingface_hub import HfApi
-
-                known = {"revision": HfApi().dataset_info(dataset, revision=branch, timeout=20).sha}
-        return {
-            "name": source,
-            "kind": "parquet",
-            "dataset": dataset,
-            "revision": known["revision"],
-            "files": files,
-        }
+        return _describe_dataset(source, known)
     path = Path(source)
     if not path.exists():
         raise ValueError(f"--source {source}: neither a file, nor a folder, nor one of {', '.join(HUB)}")
-    files = [
-        file
-        for file in ([path] if path.is_file() else path.rglob("*"))
-        if file.is_file() and file.suffix in KINDS and file.stat().st_size
-    ]
+    candidates = [path] if path.is_file() else path.rglob("*")
+    files = [f for f in candidates if f.is_file() and f.suffix in KINDS and f.stat().st_size]
     kinds = {KINDS[file.suffix] for file in files}
     sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(files)}
     if len(kinds) != 1:
@@ -99,29 +95,45 @@ def describe_source(source: str, known: dict | None = None) -> dict[str, Any]:
     return {"name": path.name, "kind": kinds.pop(), "files": sizes}
 
 
+def _describe_dataset(source: str, known: dict[str, Any] | None) -> dict[str, Any]:
+    dataset, branch, files = HUB[source]
+    if known is not None and known.get("dataset") == dataset:
+        revision = known["revision"]
+    else:
+        with _errors_in_a_line(source):
+            from huggingface_hub import HfApi
+
+            revision = HfApi().dataset_info(dataset, revision=branch, timeout=20).sha
+    return {"name": source, "kind": "parquet", "dataset": dataset, "revision": revision, "files": files}
+
+
 def stream_documents(
     source: str, known: dict[str, Any], column: str, wikitext: bool, skip: int
 ) -> Iterator[tuple[int, str]]:
-    """Documents of a source that `describe_source` gave as `known`, not cleaned, each with the number of rows
-    read when it ends.
+    """A source's documents, not cleaned, each with the number of rows read when it ends.
 
-    skip: rows to leave out, so that a stream that ended after a document goes on with the next. A row of .txt
-    is a line, and a file's end; of WikiText (wikitext) a line; of all else a document, in the field `column`.
-    Raises ValueError for what cannot be read.
+    known: what `describe_source` said of the source. skip: rows to leave out, so that a stream that ended
+    after a document goes on with the next. A row of .txt is a line, and a file's end; of WikiText (wikitext)
+    a line; of all else a document, in the field `column`. Raises ValueError for what cannot be read.
     """
-    if known["kind"] == "text":
+    is_text = known["kind"] == "text"
+    rows: Iterator[Any]
+    if is_text:
         files = [Path(source) / name for name in known["files"]]
-        rows = islice((line for file in files for line in chain(_lines(file), [END_OF_TEXT])), skip, None)
+        rows = islice(chain.from_iterable(map(_lines_and_end, files)), skip, None)
     else:
         rows = _rows(source, known, column, skip)
     texts = _numbered(rows, skip)
-    return _joined(texts, wikitext) if wikitext or known["kind"] == "text" else texts
+    if wikitext or is_text:
+        return _joined(texts, wikitext)
+    return texts
 
 
 @contextmanager
 def _errors_in_a_line(source: str, utf8: Iterable[Path] = ()) -> Iterator[None]:
-    """Whatever `datasets` and the libraries below it may raise, as a ValueError that says what to do. utf8:
-    files that must be UTF-8.
+    """Whatever `datasets` and the libraries below it may raise, as a ValueError that says what to do.
+
+    utf8: files that must be UTF-8.
     """
     try:
         yield
@@ -133,27 +145,29 @@ def _errors_in_a_line(source: str, utf8: Iterable[Path] = ()) -> Iterator[None]:
         for file in utf8:
             deque(_lines(file), maxlen=0)  # says where, if it is not
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        todo = (
-            "run again when it can be reached; without a network, give a local file or folder (.jsonl,"
-            " .parquet, .txt): --source PATH"
-        )
-        raise ValueError(
-            f"--source {source} cannot be read ({reason})" + (f": {todo}" if source in HUB else "")
-        ) from error
+        message = f"--source {source} cannot be read ({reason})"
+        if source in HUB:
+            message += (
+                ": run again when it can be reached; without a network, give a local file or folder (.jsonl,"
+                " .parquet, .txt): --source PATH"
+            )
+        raise ValueError(message) from error
 
 
 def _rows(source: str, known: dict[str, Any], column: str, skip: int) -> Iterator[Any]:
-    local = [] if "dataset" in known else [Path(source).absolute() / name for name in known["files"]]
-    paths = [
-        glob.escape(str(file)) for file in local
-    ] or f"hf://datasets/{known['dataset']}@{known['revision']}/{known['files']}"
+    local: list[Path] = []
+    paths: str | list[str]
+    if "dataset" in known:
+        paths = f"hf://datasets/{known['dataset']}@{known['revision']}/{known['files']}"
+    else:
+        local = [Path(source).absolute() / name for name in known["files"]]
+        paths = [glob.escape(str(file)) for file in local]
     with _errors_in_a_line(source, local if known["kind"] == "json" else ()):
         import datasets
 
         stream = datasets.load_dataset(known["kind"], data_files=paths, split="train", streaming=True)
-        for table in (
-            stream.select_columns(column).skip(skip).with_format("arrow").iter(1000)
-        ):  # Arrow's skipped rows are not decoded
+        # In Arrow's format, rows that are skipped are not decoded.
+        for table in stream.select_columns(column).skip(skip).with_format("arrow").iter(1000):
             yield from table[column].to_pylist()
 
 
@@ -171,6 +185,11 @@ def _lines(file: Path) -> Iterator[str]:
             offset += len(line)
 
 
+def _lines_and_end(file: Path) -> Iterator[str]:
+    yield from _lines(file)
+    yield END_OF_TEXT
+
+
 def _numbered(rows: Iterable[Any], skipped: int) -> Iterator[tuple[int, str]]:
     for number, row in enumerate(rows, skipped + 1):
         if not isinstance(row, str | None):
@@ -181,7 +200,8 @@ def _numbered(rows: Iterable[Any], skipped: int) -> Iterator[tuple[int, str]]:
 def _joined(lines: Iterable[tuple[int, str]], wikitext: bool) -> Iterator[tuple[int, str]]:
     """Documents of many lines: parted by lines that are <|endoftext|>, in WikiText also by titles."""
     part: list[str] = []
-    number, title_may_come = 0, True  # only after an empty line: a table's cell may look like a title
+    number = 0
+    title_may_come = True  # only after an empty line: a table's cell may look like a title
     for number, line in lines:
         line = line.rstrip("\r\n")
         if line == END_OF_TEXT:

@@ -38,13 +38,13 @@ class Embedder(Protocol):
 def _import_warnings_hidden() -> Iterator[None]:
     """Inside, libraries that transformers tries do not warn of what was not built for this machine.
 
-    The handlers of the root logger keep quiet about warnings, and are as they were afterwards.
+    The handlers of the root logger and of torch's pass over warnings, and are as they were afterwards.
     """
 
     def hide(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING
 
-    handlers: list[logging.Handler] = [*logging.getLogger().handlers]
+    handlers = [*logging.getLogger().handlers, *logging.getLogger("torch").handlers]
     if logging.lastResort is not None:
         handlers.append(logging.lastResort)  # where nobody has set logging up
     for handler in handlers:
