@@ -4,9 +4,9 @@
     corpus = open_shards("data/fineweb-edu")  # as the Trainer takes it
 
 A shard is a file of uint16 tokens. The folder holds `val_00000.bin`, the first documents of the source, then
-`train_00000.bin` and so on; the tokenizer; and `shards.json`, which names each shard with its sum. A file that
-it doesn't name does not count: a run that was killed goes on after the last whole shard. Each document begins
-with <|endoftext|>, and none is cut: a shard ends with the document that fills it.
+`train_00000.bin` and so on; the tokenizer; and `shards.json`, which names each shard with its sum. A file
+that it doesn't name does not count: a run that was killed goes on after the last whole shard. Each document
+begins with <|endoftext|>, and none is cut: a shard ends with the document that fills it.
 """
 
 import json
