@@ -51,10 +51,10 @@ def _overflowing(tokens: np.ndarray, vocab_size: int) -> Tensor:
 
 
 COUNT_PAIRS = Exercise(
-    task="""A bigram model is a table of how often each token follows each. Count it: `tokens` is an array of uint16 token ids, one after
-    the other, `vocab_size` is how many different tokens there are. Return a tensor of int64, [vocab_size, vocab_size]: row a, column b says
-    how often b comes directly after a. A text of n tokens has n - 1 pairs. Every token's id is below vocab_size, which is at most a few
-    hundred.""",
+    task="""A bigram model is a table of how often each token follows each. Count it: `tokens` is an array of
+    uint16 token ids, one after the other, `vocab_size` is how many different tokens there are. Return a
+    tensor of int64, [vocab_size, vocab_size]: row a, column b says how often b comes directly after a. A text
+    of n tokens has n - 1 pairs. Every token's id is below vocab_size, which is at most a few hundred.""",
     reference=count_pairs,
     cases=_count_pairs_cases,
     mistakes=(
@@ -139,10 +139,11 @@ def _rows(values: Tensor) -> Tensor:
 
 
 ROW_PROBABILITIES = Exercise(
-    task="""Turn counts into probabilities. `counts` is int64 [vocab_size, vocab_size]; row a holds how often each token came after token a.
-    Add `smoothing` to every count first, so that a pair never seen stays possible: a model that gives it probability 0 has an infinite loss
-    the first time it meets it. Return float32 [vocab_size, vocab_size], where each row is the distribution of the next token and sums to 1.
-    With smoothing 0 no row is empty.""",
+    task="""Turn counts into probabilities. `counts` is int64 [vocab_size, vocab_size]; row a holds how often
+    each token came after token a. Add `smoothing` to every count first, so that a pair never seen stays
+    possible: a model that gives it probability 0 has an infinite loss the first time it meets it. Return
+    float32 [vocab_size, vocab_size], where each row is the distribution of the next token and sums to 1. With
+    smoothing 0 no row is empty.""",
     reference=row_probabilities,
     cases=_row_probabilities_cases,
     mistakes=(
@@ -233,10 +234,11 @@ def _overflowing_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 TOKEN_LOSS = Exercise(
-    task="""Write the cross-entropy by hand, without F.cross_entropy: it is the number that every later week makes smaller. `logits` is
-    float32 [batch, time, vocab_size], `targets` int64 [batch, time] holds the token that really came. Return the mean over all batch * time
-    positions of -ln(probability of the target), a float32 tensor of shape [], in nats. The probabilities are the softmax of the logits over
-    the vocabulary. Logits may be above 100.""",
+    task="""Write the cross-entropy by hand, without F.cross_entropy: it is the number that every later week
+    makes smaller. `logits` is float32 [batch, time, vocab_size], `targets` int64 [batch, time] holds the
+    token that really came. Return the mean over all batch * time positions of -ln(probability of the target),
+    a float32 tensor of shape [], in nats. The probabilities are the softmax of the logits over the
+    vocabulary. Logits may be above 100.""",
     reference=token_loss,
     cases=_token_loss_cases,
     tolerance=1e-4,
@@ -329,9 +331,10 @@ def _bits_cases(generator: Generator) -> list[tuple]:
 
 
 LOSS_IN_BITS_PER_BYTE = Exercise(
-    task="""A loss in nats per token cannot be compared between models with different tokenizers: a long token is harder to guess than a
-    letter. Bits per byte can. `loss` is the mean loss in nats per token, `tokens` is how many tokens were predicted, `text_bytes` how many
-    bytes of text they stand for. Return, as a float, how many bits the model needs for each byte of the text. One bit is ln(2) nats.""",
+    task="""A loss in nats per token cannot be compared between models with different tokenizers: a long token
+    is harder to guess than a letter. Bits per byte can. `loss` is the mean loss in nats per token, `tokens`
+    is how many tokens were predicted, `text_bytes` how many bytes of text they stand for. Return, as a float,
+    how many bits the model needs for each byte of the text. One bit is ln(2) nats.""",
     reference=loss_in_bits_per_byte,
     cases=_bits_cases,
     mistakes=(
@@ -411,9 +414,10 @@ def _without_first_and_last(tokens: np.ndarray, starts: list[int], block_size: i
 
 
 INPUTS_AND_TARGETS = Exercise(
-    task="""A language model gets its labels for free: the target of a position is the token that comes next. `tokens` is a uint16 array,
-    `starts` a list of places in it. Cut a window of `block_size` tokens from each start, and return (x, y), both int64 [batch, block_size]:
-    x holds the windows, and y[i, t] is the token that follows x[i, t] in the text. Every start leaves room for the last target.""",
+    task="""A language model gets its labels for free: the target of a position is the token that comes next.
+    `tokens` is a uint16 array, `starts` a list of places in it. Cut a window of `block_size` tokens from each
+    start, and return (x, y), both int64 [batch, block_size]: x holds the windows, and y[i, t] is the token
+    that follows x[i, t] in the text. Every start leaves room for the last target.""",
     reference=inputs_and_targets,
     cases=_inputs_cases,
     mistakes=(
@@ -478,9 +482,10 @@ def _temperature_cases(generator: Generator) -> list[tuple]:
 
 
 TEMPERATURE_PROBABILITIES = Exercise(
-    task="""Temperature makes a model bolder or more careful when it draws the next token. `logits` is float32 [batch, vocab_size],
-    `temperature` a number above 0. Return the probabilities to draw from, float32 [batch, vocab_size], each row summing to 1: the softmax
-    of the logits divided by the temperature. Below 1 the likely tokens gain, above 1 all tokens come closer together.""",
+    task="""Temperature makes a model bolder or more careful when it draws the next token. `logits` is float32
+    [batch, vocab_size], `temperature` a number above 0. Return the probabilities to draw from, float32
+    [batch, vocab_size], each row summing to 1: the softmax of the logits divided by the temperature. Below 1
+    the likely tokens gain, above 1 all tokens come closer together.""",
     reference=temperature_probabilities,
     cases=_temperature_cases,
     mistakes=(

@@ -35,9 +35,10 @@ def _windows_cases(generator: Generator) -> list[tuple]:
 
 
 CONTEXT_WINDOWS = Exercise(
-    task="""The MLP sees the last few tokens, so each position needs a window. `idx` is int64 [batch, time]. Return int64 [batch, time,
-    window]: the window of position t holds the tokens t - window + 1 to t, in the order of the text, the present one last. Where the window
-    reaches back to before the text, it holds `padding`. The text may be shorter than the window.""",
+    task="""The MLP sees the last few tokens, so each position needs a window. `idx` is int64 [batch, time].
+    Return int64 [batch, time, window]: the window of position t holds the tokens t - window + 1 to t, in the
+    order of the text, the present one last. Where the window reaches back to before the text, it holds
+    `padding`. The text may be shorter than the window.""",
     reference=context_windows,
     cases=_windows_cases,
     mistakes=(
@@ -103,10 +104,11 @@ def _scaled_weights_cases(generator: Generator) -> list[tuple]:
 
 
 SCALED_WEIGHTS = Exercise(
-    task="""A layer's first weights decide whether it can learn: too large and tanh saturates, too small and the signal dies out. `noise` is
-    float32 [outputs, inputs], drawn from N(0, 1), in the layout of nn.Linear's weight. Scale it by Kaiming's rule: the variance of each
-    weight should be gain² / inputs, so that outputs have the variance of the inputs times gain². Return float32 [outputs, inputs]. For tanh
-    the gain is 5/3.""",
+    task="""A layer's first weights decide whether it can learn: too large and tanh saturates, too small and
+    the signal dies out. `noise` is float32 [outputs, inputs], drawn from N(0, 1), in the layout of
+    nn.Linear's weight. Scale it by Kaiming's rule: the variance of each weight should be gain² / inputs, so
+    that outputs have the variance of the inputs times gain². Return float32 [outputs, inputs]. For tanh the
+    gain is 5/3.""",
     reference=scaled_weights,
     cases=_scaled_weights_cases,
     mistakes=(
@@ -180,9 +182,10 @@ def _gradient_cases(generator: Generator) -> list[tuple]:
 
 
 LOGIT_GRADIENT = Exercise(
-    task="""All learning begins at the last layer: how should each logit change to lower the loss? `logits` is float32 [batch, time,
-    vocab_size], `targets` int64 [batch, time]. The loss is the mean of -ln softmax(logits)[target] over all batch * time positions. Derive
-    its gradient with respect to the logits on paper, and return it as float32 [batch, time, vocab_size]. Do it without autograd.""",
+    task="""All learning begins at the last layer: how should each logit change to lower the loss? `logits` is
+    float32 [batch, time, vocab_size], `targets` int64 [batch, time]. The loss is the mean of -ln
+    softmax(logits)[target] over all batch * time positions. Derive its gradient with respect to the logits on
+    paper, and return it as float32 [batch, time, vocab_size]. Do it without autograd.""",
     reference=logit_gradient,
     cases=_gradient_cases,
     mistakes=(
@@ -292,9 +295,10 @@ def _schedule(
 
 
 LEARNING_RATE = Exercise(
-    task="""A good schedule begins gently and ends gently. Return the learning rate at `step`, a float; steps are counted from 0. During the
-    warmup (step < warmup_steps) it is peak * (step + 1) / warmup_steps, so the first step already moves. From then on it falls along half a
-    cosine, from `peak` at step warmup_steps to final_fraction * peak at step `steps`, and stays there ever after. warmup_steps may be 0.""",
+    task="""A good schedule begins gently and ends gently. Return the learning rate at `step`, a float; steps
+    are counted from 0. During the warmup (step < warmup_steps) it is peak * (step + 1) / warmup_steps, so the
+    first step already moves. From then on it falls along half a cosine, from `peak` at step warmup_steps to
+    final_fraction * peak at step `steps`, and stays there ever after. warmup_steps may be 0.""",
     reference=learning_rate,
     cases=_learning_rate_cases,
     mistakes=(
@@ -388,10 +392,11 @@ def _clip_cases(generator: Generator) -> list[tuple]:
 
 
 CLIP_GRADIENTS = Exercise(
-    task="""One strange batch can give a gradient so long that its step ruins the model. Clipping shortens it. `gradients` is a list of
-    float32 tensors of any shapes, one per parameter. Take all their numbers together as one long vector: where its Euclidean norm is above
-    `max_norm`, scale all gradients by the same factor so that the norm becomes max_norm; otherwise leave them as they are. Return a list of
-    new tensors of the same shapes. The norm is never 0 here.""",
+    task="""One strange batch can give a gradient so long that its step ruins the model. Clipping shortens it.
+    `gradients` is a list of float32 tensors of any shapes, one per parameter. Take all their numbers together
+    as one long vector: where its Euclidean norm is above `max_norm`, scale all gradients by the same factor
+    so that the norm becomes max_norm; otherwise leave them as they are. Return a list of new tensors of the
+    same shapes. The norm is never 0 here.""",
     reference=clip_gradients,
     cases=_clip_cases,
     mistakes=(
@@ -516,11 +521,12 @@ def _adamw(
 
 
 ADAMW_STEP = Exercise(
-    task="""Write one step of AdamW, the optimizer behind nearly every language model. All tensors are float32 of one shape: `weight`, its
-    `gradient`, and the running means of the gradient (`first`) and of its square (`second`), each renewed as beta * old + (1 - beta) * new.
-    `step` counts from 1, and the means began at zero, so each is divided by 1 - beta**step before it is used. The weight moves by -lr * mean /
-    (root of the mean square + eps), and besides by -lr * weight_decay * weight. Return (new weight, new first, new second); the means come back
-    uncorrected.""",
+    task="""Write one step of AdamW, the optimizer behind nearly every language model. All tensors are float32
+    of one shape: `weight`, its `gradient`, and the running means of the gradient (`first`) and of its square
+    (`second`), each renewed as beta * old + (1 - beta) * new. `step` counts from 1, and the means began at
+    zero, so each is divided by 1 - beta**step before it is used. The weight moves by -lr * mean / (root of
+    the mean square + eps), and besides by -lr * weight_decay * weight. Return (new weight, new first, new
+    second); the means come back uncorrected.""",
     reference=adamw_step,
     cases=_adamw_cases,
     mistakes=(

@@ -31,10 +31,10 @@ def _average_cases(generator: Generator) -> list[tuple]:
 
 
 AVERAGE_PAST = Exercise(
-    task="""Before attention chooses what to look at, let every position count alike. `x` is float32 [batch, time, channel]. Return a tensor of
-    the same shape and type whose position t is the mean of x at the positions 0 to t, its own included. Attention does the same with
-    weights that it chooses itself. A loop is allowed; a matrix product with a lower triangular matrix is what the rest of the week builds
-    on.""",
+    task="""Before attention chooses what to look at, let every position count alike. `x` is float32 [batch,
+    time, channel]. Return a tensor of the same shape and type whose position t is the mean of x at the
+    positions 0 to t, its own included. Attention does the same with weights that it chooses itself. A loop is
+    allowed; a matrix product with a lower triangular matrix is what the rest of the week builds on.""",
     reference=average_past,
     cases=_average_cases,
     mistakes=(
@@ -100,9 +100,10 @@ def _visible(scores: Tensor) -> Tensor:
 
 
 CAUSAL_WEIGHTS = Exercise(
-    task="""A position may look at itself and at what came before, never ahead: the token after it is the answer. `scores` is float32
-    [batch, time, time]; entry [b, i, j] says how well query i and key j match. Return the attention weights, float32 [batch, time, time]:
-    in row i a softmax over the keys 0 to i, and exactly 0 for the later ones. Every row sums to 1. Leave `scores` as it is.""",
+    task="""A position may look at itself and at what came before, never ahead: the token after it is the
+    answer. `scores` is float32 [batch, time, time]; entry [b, i, j] says how well query i and key j match.
+    Return the attention weights, float32 [batch, time, time]: in row i a softmax over the keys 0 to i, and
+    exactly 0 for the later ones. Every row sums to 1. Leave `scores` as it is.""",
     reference=causal_weights,
     cases=_scores_cases,
     mistakes=(
@@ -184,9 +185,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dim: int = -1, masked
 
 
 CAUSAL_ATTENTION = Exercise(
-    task="""This is the formula that the whole field rests on: softmax(q kᵀ / √head_dim) v, with the future hidden. `q` and `k` are float32
-    [batch, time, head_dim], `v` is float32 [batch, time, value_dim]. Return float32 [batch, time, value_dim]: position i is a mean of the
-    values at 0 to i, weighted by how well its query matches their keys. Write it out, without F.scaled_dot_product_attention.""",
+    task="""This is the formula that the whole field rests on: softmax(q kᵀ / √head_dim) v, with the future
+    hidden. `q` and `k` are float32 [batch, time, head_dim], `v` is float32 [batch, time, value_dim]. Return
+    float32 [batch, time, value_dim]: position i is a mean of the values at 0 to i, weighted by how well its
+    query matches their keys. Write it out, without F.scaled_dot_product_attention.""",
     reference=causal_attention,
     cases=_attention_cases,
     mistakes=(
@@ -267,9 +269,10 @@ def _heads_cases(generator: Generator) -> list[tuple]:
 
 
 SPLIT_HEADS = Exercise(
-    task="""Several heads look for several things at once, each in its own share of the channels. `x` is float32 [batch, time, n_embd], and
-    n_embd is n_head * head_dim. Return float32 [batch, n_head, time, head_dim]: head 0 has the first head_dim channels of every position,
-    head 1 the next ones, and so on. With the heads beside the batch, one matrix product serves them all.""",
+    task="""Several heads look for several things at once, each in its own share of the channels. `x` is
+    float32 [batch, time, n_embd], and n_embd is n_head * head_dim. Return float32 [batch, n_head, time,
+    head_dim]: head 0 has the first head_dim channels of every position, head 1 the next ones, and so on. With
+    the heads beside the batch, one matrix product serves them all.""",
     reference=split_heads,
     cases=_heads_cases,
     mistakes=(
@@ -331,9 +334,10 @@ def _distance(time: int) -> Tensor:
 
 
 SLIDING_WINDOW_MASK = Exercise(
-    task="""Attention over a long text is costly, and most of what matters is near. Return a bool tensor [time, time] that is True where query
-    i (row) may look at key j (column): at its own position and before, and only at the last `window` positions, its own counted. With
-    window 1 a position sees only itself; with a window of `time` or more the mask is the ordinary causal one.""",
+    task="""Attention over a long text is costly, and most of what matters is near. Return a bool tensor
+    [time, time] that is True where query i (row) may look at key j (column): at its own position and before,
+    and only at the last `window` positions, its own counted. With window 1 a position sees only itself; with
+    a window of `time` or more the mask is the ordinary causal one.""",
     reference=sliding_window_mask,
     cases=_window_cases,
     mistakes=(
@@ -435,10 +439,11 @@ def _wrong_heads(
 
 
 MULTI_HEAD_ATTENTION = Exercise(
-    task="""Put the layer together. `x` is float32 [batch, time, n_embd]; the four weights are float32 [n_embd, n_embd] in nn.Linear's
-    layout, [outputs, inputs], without biases. Make queries, keys and values, split each into `n_head` heads of neighbouring channels,
-    attend causally in every head with scale 1/√head_dim, put the heads side by side again in their order, and apply `o_weight`. Return
-    float32 [batch, time, n_embd].""",
+    task="""Put the layer together. `x` is float32 [batch, time, n_embd]; the four weights are float32
+    [n_embd, n_embd] in nn.Linear's layout, [outputs, inputs], without biases. Make queries, keys and values,
+    split each into `n_head` heads of neighbouring channels, attend causally in every head with scale
+    1/√head_dim, put the heads side by side again in their order, and apply `o_weight`. Return float32 [batch,
+    time, n_embd].""",
     reference=multi_head_attention,
     cases=_multi_head_cases,
     mistakes=(

@@ -39,10 +39,11 @@ def _normed(x: Tensor, eps: float, dim: int | tuple[int, ...] = -1) -> Tensor:
 
 
 LAYER_NORM = Exercise(
-    task="""A norm keeps the numbers that flow through a deep network at one size. Write LayerNorm by hand, without F.layer_norm. `x` is
-    float32 [batch, time, n_embd], `weight` and `bias` are float32 [n_embd]. At each position, by itself, take away the mean over the
-    channels, divide by the root of (variance + eps), then multiply by `weight` and add `bias`. The variance is the mean of the squared
-    differences from the mean. Return the shape of x.""",
+    task="""A norm keeps the numbers that flow through a deep network at one size. Write LayerNorm by hand,
+    without F.layer_norm. `x` is float32 [batch, time, n_embd], `weight` and `bias` are float32 [n_embd]. At
+    each position, by itself, take away the mean over the channels, divide by the root of (variance + eps),
+    then multiply by `weight` and add `bias`. The variance is the mean of the squared differences from the
+    mean. Return the shape of x.""",
     reference=layer_norm,
     cases=_norm_cases,
     mistakes=(
@@ -138,10 +139,11 @@ def _turned(
 
 
 ROTATE = Exercise(
-    task="""RoPE tells attention where a token stands by turning its query and key. `x` is float32 [batch, n_head, time, head_dim], head_dim
-    even; its positions are start, start + 1 and so on. Channels i and i + head_dim/2 form a pair (a, b). At position p turn it by the angle
-    p * theta^(-2i/head_dim): it becomes (a cos - b sin, a sin + b cos), in the same two places. Return the same shape. Scores then depend
-    only on distances.""",
+    task="""RoPE tells attention where a token stands by turning its query and key. `x` is float32 [batch,
+    n_head, time, head_dim], head_dim even; its positions are start, start + 1 and so on. Channels i and i +
+    head_dim/2 form a pair (a, b). At position p turn it by the angle p * theta^(-2i/head_dim): it becomes (a
+    cos - b sin, a sin + b cos), in the same two places. Return the same shape. Scores then depend only on
+    distances.""",
     reference=rotate,
     cases=_rotate_cases,
     mistakes=(
@@ -204,10 +206,11 @@ def _mlp_cases(generator: Generator) -> list[tuple]:
 
 
 GATED_MLP = Exercise(
-    task="""Llama's MLP, SwiGLU, lets one half of the network decide how much of the other passes. `x` is float32 [batch, time, n_embd];
-    `gate_weight` and `up_weight` are [hidden, n_embd], `down_weight` is [n_embd, hidden], in nn.Linear's layout and without biases.
-    Multiply SiLU of the gate branch, element by element, with the up branch, and bring the product down again. Return float32 [batch, time,
-    n_embd]. SiLU(z) is z * sigmoid(z).""",
+    task="""Llama's MLP, SwiGLU, lets one half of the network decide how much of the other passes. `x` is
+    float32 [batch, time, n_embd]; `gate_weight` and `up_weight` are [hidden, n_embd], `down_weight` is
+    [n_embd, hidden], in nn.Linear's layout and without biases. Multiply SiLU of the gate branch, element by
+    element, with the up branch, and bring the product down again. Return float32 [batch, time, n_embd].
+    SiLU(z) is z * sigmoid(z).""",
     reference=gated_mlp,
     cases=_mlp_cases,
     mistakes=(
@@ -295,10 +298,11 @@ def _sublayer_cases(generator: Generator) -> list[tuple]:
 
 
 MLP_SUBLAYER = Exercise(
-    task="""In a deep model the residual stream runs from the embedding to the last layer, and each part only adds to it. Write the MLP half
-    of a pre-norm block. `x` is float32 [batch, time, n_embd], `up_weight` [hidden, n_embd], `down_weight` [n_embd, hidden], in nn.Linear's
-    layout and without biases. Add to x what the MLP makes of the normed x. The norm is F.layer_norm(x, (n_embd,)), the activation F.gelu.
-    Return float32 [batch, time, n_embd]; x itself stays.""",
+    task="""In a deep model the residual stream runs from the embedding to the last layer, and each part only
+    adds to it. Write the MLP half of a pre-norm block. `x` is float32 [batch, time, n_embd], `up_weight`
+    [hidden, n_embd], `down_weight` [n_embd, hidden], in nn.Linear's layout and without biases. Add to x what
+    the MLP makes of the normed x. The norm is F.layer_norm(x, (n_embd,)), the activation F.gelu. Return
+    float32 [batch, time, n_embd]; x itself stays.""",
     reference=mlp_sublayer,
     cases=_sublayer_cases,
     mistakes=(
@@ -398,10 +402,11 @@ def _unscaled(
 
 
 DECODE_STEP = Exercise(
-    task="""To write one more token, a model need not read the text again: the keys and values of the past do not change. `q`, `k`, `v` are
-    float32 [batch, n_head, 1, head_dim], of the new token alone; `past_k` and `past_v` are [batch, n_head, past, head_dim], where past may
-    be 0. The new token attends to the past and to itself. Return (out, keys, values): out is [batch, n_head, 1, head_dim], and keys and
-    values are [batch, n_head, past + 1, head_dim], oldest first, for the next step.""",
+    task="""To write one more token, a model need not read the text again: the keys and values of the past do
+    not change. `q`, `k`, `v` are float32 [batch, n_head, 1, head_dim], of the new token alone; `past_k` and
+    `past_v` are [batch, n_head, past, head_dim], where past may be 0. The new token attends to the past and
+    to itself. Return (out, keys, values): out is [batch, n_head, 1, head_dim], and keys and values are
+    [batch, n_head, past + 1, head_dim], oldest first, for the next step.""",
     reference=decode_step,
     cases=_decode_cases,
     mistakes=(
@@ -481,11 +486,12 @@ def _parameters_cases(generator: Generator) -> list[tuple]:
 
 
 COUNT_PARAMETERS = Exercise(
-    task="""How large is a GPT? Return the number of parameters, an int, of one built like GPT-2. It has a token embedding [vocab_size,
-    n_embd] and a learned position embedding [block_size, n_embd]. Each of its n_layer blocks has two LayerNorms (weight and bias), four
-    attention projections n_embd to n_embd, and an MLP from n_embd to 4 n_embd and back; all these linear layers have biases. A last
-    LayerNorm follows. The output layer shares the token embedding's weight and has no bias. For GPT-2's sizes (50257, 1024, 12, 768) it is
-    124,439,808.""",
+    task="""How large is a GPT? Return the number of parameters, an int, of one built like GPT-2. It has a
+    token embedding [vocab_size, n_embd] and a learned position embedding [block_size, n_embd]. Each of its
+    n_layer blocks has two LayerNorms (weight and bias), four attention projections n_embd to n_embd, and an
+    MLP from n_embd to 4 n_embd and back; all these linear layers have biases. A last LayerNorm follows. The
+    output layer shares the token embedding's weight and has no bias. For GPT-2's sizes (50257, 1024, 12, 768)
+    it is 124,439,808.""",
     reference=count_parameters,
     cases=_parameters_cases,
     mistakes=(

@@ -62,10 +62,11 @@ def _count_cases(generator: Generator) -> list[tuple]:
 
 
 PAIR_COUNTS = Exercise(
-    task="""Training begins by counting which tokens stand side by side. `words` says how often each piece of the text occurs: its keys are
-    tuples of tokens (bytes), its values counts. Return a dict from each pair of neighbours, (left, right), to how often it occurs in the
-    whole text. A piece that occurs 5 times brings each of its pairs 5 times, a pair that it has twice 10 times. Pieces have no neighbours:
-    no pair reaches from one to the next. Leave out pairs that never occur.""",
+    task="""Training begins by counting which tokens stand side by side. `words` says how often each piece of
+    the text occurs: its keys are tuples of tokens (bytes), its values counts. Return a dict from each pair of
+    neighbours, (left, right), to how often it occurs in the whole text. A piece that occurs 5 times brings
+    each of its pairs 5 times, a pair that it has twice 10 times. Pieces have no neighbours: no pair reaches
+    from one to the next. Leave out pairs that never occur.""",
     reference=pair_counts,
     cases=_count_cases,
     mistakes=(
@@ -166,9 +167,10 @@ def _merge_cases(generator: Generator) -> list[tuple]:
 
 
 MERGE_PAIR = Exercise(
-    task="""Merging is all that byte-pair encoding does. `tokens` is a list of tokens (bytes), `pair` two tokens (left, right). Return a new
-    list in which every left directly followed by right has become one token, left + right, and all else stays in its order. Go from left to
-    right, and use no token twice: a a a with the pair (a, a) becomes aa a.""",
+    task="""Merging is all that byte-pair encoding does. `tokens` is a list of tokens (bytes), `pair` two
+    tokens (left, right). Return a new list in which every left directly followed by right has become one
+    token, left + right, and all else stays in its order. Go from left to right, and use no token twice: a a a
+    with the pair (a, a) becomes aa a.""",
     reference=merge_pair,
     cases=_merge_cases,
     mistakes=(
@@ -275,10 +277,11 @@ def _learn_cases(generator: Generator) -> list[tuple]:
 
 
 LEARN_MERGES = Exercise(
-    task="""Now the whole training. `words` says how often each piece (str) of the text occurs. Every piece begins as its UTF-8 bytes, one
-    token each. Do `n` times: count the pairs, take the most frequent one, merge it in all pieces. Return the pairs taken, in order, as a
-    list of (left, right). Among equally frequent pairs take the greatest as Python compares tuples of bytes: left first, then right. There
-    are always enough pairs.""",
+    task="""Now the whole training. `words` says how often each piece (str) of the text occurs. Every piece
+    begins as its UTF-8 bytes, one token each. Do `n` times: count the pairs, take the most frequent one,
+    merge it in all pieces. Return the pairs taken, in order, as a list of (left, right). Among equally
+    frequent pairs take the greatest as Python compares tuples of bytes: left first, then right. There are
+    always enough pairs.""",
     reference=learn_merges,
     cases=_learn_cases,
     mistakes=(
@@ -359,11 +362,12 @@ def _cut_cases(generator: Generator) -> list[tuple]:
 
 
 CUT = Exercise(
-    task="""Before anything is merged, a text is cut into pieces, and no token reaches across a cut. Cut `text` (ASCII) as GPT-2 does, into a
-    list of str that joined give the text again. At each place, the first of these that fits is a piece: 's 't 'd 'm 'll 've or 're; a run of
-    letters, with one space before it if there is one; a run of digits, likewise; a run of other signs (neither letters, digits nor white
-    space), likewise; a run of two or more white-space characters, all but the last of them if text follows; or white space. A regular
-    expression does it in one line: import re, or regex.""",
+    task="""Before anything is merged, a text is cut into pieces, and no token reaches across a cut. Cut
+    `text` (ASCII) as GPT-2 does, into a list of str that joined give the text again. At each place, the first
+    of these that fits is a piece: 's 't 'd 'm 'll 've or 're; a run of letters, with one space before it if
+    there is one; a run of digits, likewise; a run of other signs (neither letters, digits nor white space),
+    likewise; a run of two or more white-space characters, all but the last of them if text follows; or white
+    space. A regular expression does it in one line: import re, or regex.""",
     reference=cut,
     cases=_cut_cases,
     mistakes=(
@@ -466,10 +470,11 @@ def _encode_cases(generator: Generator) -> list[tuple]:
 
 
 ENCODE_PIECE = Exercise(
-    task="""A trained tokenizer encodes by doing its merges again, in the order in which they were learned. `piece` is one piece of text (str),
-    `merges` a list of (left, right), learned first to last. Begin with the UTF-8 bytes of the piece, one token each. Of all pairs that stand
-    side by side, merge the one that comes first in `merges`, wherever it stands; go on until no pair is in `merges`. Return the tokens, a
-    list of bytes.""",
+    task="""A trained tokenizer encodes by doing its merges again, in the order in which they were learned.
+    `piece` is one piece of text (str), `merges` a list of (left, right), learned first to last. Begin with
+    the UTF-8 bytes of the piece, one token each. Of all pairs that stand side by side, merge the one that
+    comes first in `merges`, wherever it stands; go on until no pair is in `merges`. Return the tokens, a list
+    of bytes.""",
     reference=encode_piece,
     cases=_encode_cases,
     mistakes=(
@@ -555,9 +560,10 @@ def _decode_cases(generator: Generator) -> list[tuple]:
 
 
 DECODE_IDS = Exercise(
-    task="""Back from ids to text. `ids` is a list of token ids, `vocab` gives the bytes of each. Return the text (str) that all the bytes
-    together stand for, read as UTF-8. A character's bytes may be spread over several tokens. Bytes that are no character, as when the ids
-    stop in the middle of one, become U+FFFD, the sign �, which is what errors="replace" does.""",
+    task="""Back from ids to text. `ids` is a list of token ids, `vocab` gives the bytes of each. Return the
+    text (str) that all the bytes together stand for, read as UTF-8. A character's bytes may be spread over
+    several tokens. Bytes that are no character, as when the ids stop in the middle of one, become U+FFFD, the
+    sign �, which is what errors="replace" does.""",
     reference=decode_ids,
     cases=_decode_cases,
     mistakes=(
