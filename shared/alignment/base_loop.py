@@ -1,5 +1,7 @@
-"""Week 10. What all loops of the week have in common, PPO's as a reward model's: Adam with a learning rate
-that falls, metrics, and a state in one file, from which a resumed run equals an uninterrupted one.
+"""Week 10. What all loops of the week have in common, PPO's as a reward model's.
+
+That is Adam with a learning rate that falls, metrics, and a state in one file, from which a resumed run
+equals an uninterrupted one.
 """
 
 import json

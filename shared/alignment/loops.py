@@ -1,8 +1,10 @@
-"""Week 10. The three loops, PPO, DPO and GRPO: each one page (`update`) that calls the formulas of `dpo.py`
-and `policy.py`. A reward model's is in `rewards.py`.
+"""Week 10. The three loops, PPO, DPO and GRPO.
 
-The models are those of the course, ids -> logits, handed in and trained in place; a value model gives [batch,
-time, 1] (see `rewards.scalar_head`). Every number a run draws comes from its own generator.
+Each is one page (`update`) that calls the formulas of `dpo.py` and `policy.py`. A reward model's is in
+`rewards.py`.
+
+The models are those of the course, ids -> logits, handed in and trained in place; a value model gives
+[batch, time, 1] (see `rewards.scalar_head`). Every number a run draws comes from its own generator.
 """
 
 import math
@@ -15,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from shared.alignment.base_loop import AlignmentLoop, LoopConfig
-from shared.alignment.dpo import dpo_loss
+from shared.alignment.dpo import dpo_loss, dpo_problems
 from shared.alignment.logprobs import (
     entropy,
     kl_estimate,
@@ -66,12 +68,14 @@ class DPOConfig(AlignConfig):
     def _check(self, checks: Checks) -> None:
         super()._check(checks)
         checks.above(0, "beta")
+        checks.problems += dpo_problems(self.loss_type, self.label_smoothing)
 
 
 @dataclass(frozen=True)
 class OnlineConfig(AlignConfig):
-    """What the two loops share that learn from answers they draw themselves. With beta=0 nothing holds the
-    policy to the reference.
+    """What the two loops share that learn from answers they draw themselves.
+
+    With beta=0 nothing holds the policy to the reference.
     """
 
     max_new_tokens: int = 32
@@ -130,12 +134,12 @@ def draw_answers(
     end: int | None = None,
     generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Answers to prompts of one length, int64 [batch, time], drawn at temperature 1: (ids, mask), both of
-    [batch, time + max_new_tokens].
+    """Answers to prompts of one length, drawn at temperature 1.
 
-    An answer's `end` belongs to it; what comes after is `end` again, outside the mask. The temperature is 1
-    because the methods need the probabilities with which the tokens were drawn. With a model that has
-    `new_cache`, each token is read once.
+    prompts: int64 [batch, time]. Returns ids and mask, both [batch, time + max_new_tokens]. An answer's `end`
+    belongs to it; what comes after is `end` again, outside the mask. The temperature is 1 because the methods
+    need the probabilities with which the tokens were drawn. With a model that has `new_cache`, each token is
+    read once.
     """
     new_cache = getattr(model, "new_cache", None)
     cache = None if new_cache is None else new_cache(len(prompts), prompts.size(1) + max_new_tokens)
@@ -266,10 +270,9 @@ class PPO(OnlineLoop[PPOConfig]):
 
 
 class GRPO(OnlineLoop[GRPOConfig]):
-    """Group-relative policy optimization: no value model; an answer is compared with others to the same
-    prompt.
+    """Group-relative policy optimization: no value model, but several answers to each prompt.
 
-    Each of the prompts gets group_size answers.
+    Each prompt gets group_size answers, and an answer is compared with the others of its group.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""shared/alignment/loops.py against the truth: where all answers can be listed, the optimum pi* ∝ pi_ref ·
-exp(r / beta) is known exactly.
+"""shared/alignment/loops.py against the truth.
+
+Where all answers can be listed, the optimum pi* ∝ pi_ref · exp(r / beta) is known exactly.
 
 The task: a prompt of one token, answers of up to three tokens out of four, one of which ends the answer: 40
 answers to each of two prompts. Policy, reference and values are tables with a row for everything that can
@@ -84,9 +85,10 @@ class Task:
         return torch.arange(n).remainder(2).unsqueeze(1)
 
     def preferences(self, step: int, n: int = 2048) -> tuple[Tensor, Tensor]:
-        """Pairs of any two answers; the better one wins as often as Bradley and Terry say. Which pairs are
-        shown does not change the optimum, and those that the reference would draw leave out what it finds
-        unlikely, however good.
+        """Pairs of any two answers; the better one wins as often as Bradley and Terry say.
+
+        Which pairs are shown does not change the optimum. Those that the reference would draw leave out what
+        it finds unlikely, however good.
         """
         generator = torch.Generator().manual_seed(1000 + step)
         prompt = torch.randint(2, (n,), generator=generator)
@@ -94,7 +96,8 @@ class Task:
         prompt, a, b = (x[a != b] for x in (prompt, a, b))  # identical answers prefer nothing
         odds = (self.reward[prompt, a] - self.reward[prompt, b]).sigmoid()
         a_wins = torch.rand(len(a), generator=generator) < odds
-        chosen, rejected = torch.where(a_wins, a, b), torch.where(a_wins, b, a)
+        chosen = torch.where(a_wins, a, b)
+        rejected = torch.where(a_wins, b, a)
         rows = prompt.repeat(2), torch.cat([chosen, rejected])
         return self.ids[rows], self.mask[rows]
 
@@ -178,9 +181,7 @@ def test_each_method_comes_to_the_optimum(method, seed):
 
 
 def test_grpo_as_published_comes_to_another_policy():
-    """With k3 in the loss and scores divided by their group's deviation, one beta does not mean KL(policy ‖
-    reference).
-    """
+    """With k3 in the loss and scores divided by their group's deviation, beta is not KL(policy ‖ ref)'s."""
     task = Task(0)
     loop = grpo(task, config=replace(GRPO_TRUE, scale="group", loss_type="grpo", kl="loss"))
     loop.fit()
@@ -189,8 +190,10 @@ def test_grpo_as_published_comes_to_another_policy():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_kl_of_answers_has_the_true_mean_and_scatters_less_than_k1(seed):
-    task, policy = Task(seed), Task(seed + 100).reference
-    log_p, log_ref = (task.log_probabilities(model) for model in (policy, task.reference))
+    task = Task(seed)
+    policy = Task(seed + 100).reference
+    log_p = task.log_probabilities(policy)
+    log_ref = task.log_probabilities(task.reference)
     for prompt, (ids, mask) in enumerate(zip(task.ids, task.mask)):
         p = log_p[prompt].exp()
         exact = (p * (log_p[prompt] - log_ref[prompt])).sum().item()
@@ -227,15 +230,20 @@ def small_gpt(seed: int = 0) -> GPT:
 
 
 def test_a_cache_changes_nothing():
-    model, prompts = small_gpt(), torch.randint(7, (16, 3), generator=torch.Generator().manual_seed(0))
+    model = small_gpt()
+    prompts = torch.randint(7, (16, 3), generator=torch.Generator().manual_seed(0))
     with_cache = draw_answers(model, prompts, 6, 2, torch.Generator().manual_seed(0))
-    model.new_cache, forward = None, model.forward
-    hidden = type("Plain", (nn.Module,), {"forward": lambda self, ids: forward(ids)})()
-    without = draw_answers(hidden, prompts, 6, 2, torch.Generator().manual_seed(0))
+
+    class WithoutCache(nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            return model(ids)
+
+    without = draw_answers(WithoutCache(), prompts, 6, 2, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(with_cache, without))
     ids, mask = with_cache
     assert ids.shape == (16, 9)
-    assert not mask[:, :3].any() and mask.sum(1).unique().numel() > 1
+    assert not mask[:, :3].any()
+    assert mask.sum(1).unique().numel() > 1
 
 
 # ---- the loops themselves
@@ -245,7 +253,7 @@ def small_loop(method: str, log: RunLog | None = None, file=None, stop_at: int |
     """A loop on a tiny GPT; stop_at: is interrupted in this step."""
     policy = small_gpt()
     reference = copy.deepcopy(policy)
-    common = dict(steps=6, lr=1e-2, seed=3, checkpoint_every=2) | changes
+    common = {"steps": 6, "lr": 1e-2, "seed": 3, "checkpoint_every": 2, **changes}
     online = dict(max_new_tokens=3, end=2, epochs=2)
 
     def given(step: int) -> Tensor:
@@ -275,9 +283,9 @@ METHODS = pytest.mark.parametrize("method", ["PPO", "GRPO", "DPO"])
 
 @METHODS
 def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path):
-    whole = small_loop(method, RunLog(tmp_path / "whole"))
+    uninterrupted = small_loop(method, RunLog(tmp_path / "uninterrupted"))
     torch.manual_seed(0)
-    whole.fit()
+    uninterrupted.fit()
     first = small_loop(method, RunLog(tmp_path / "cut"), tmp_path / "state.safetensors", stop_at=5)
     torch.manual_seed(1)
     with pytest.raises(KeyboardInterrupt):
@@ -285,11 +293,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path):
     again = small_loop(method, RunLog(tmp_path / "cut", resume=True), tmp_path / "state.safetensors")
     torch.manual_seed(2)
     again.fit(resume=True)
-    assert again.step == 6 and again.history == whole.history
-    for name, module in whole.trained.items():
+    assert again.step == 6
+    assert again.history == uninterrupted.history
+    for name, module in uninterrupted.trained.items():
         for key, tensor in module.state_dict().items():
             assert torch.equal(tensor, again.trained[name].state_dict()[key]), key
-    assert read_jsonl(tmp_path / "cut" / "metrics.jsonl") == read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    rows, expected = (read_jsonl(tmp_path / run / "metrics.jsonl") for run in ("cut", "uninterrupted"))
+    assert rows == expected
 
 
 @METHODS
@@ -299,18 +309,16 @@ def test_the_usual_diagnostics_are_logged(method, tmp_path):
     common = {"step", "loss", "grad_norm", "lr"}
     online = {"score", "kl", "entropy", "length", "approx_kl", "clipfrac", "ratio"}
     offline = {"accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logp"}
-    expected = {
-        "PPO": common | online | {"explained_variance"},
-        "GRPO": common | online,
-        "DPO": common | offline,
-    }[method]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all(set(row) == expected for row in rows)
+    own = {"PPO": online | {"explained_variance"}, "GRPO": online, "DPO": offline}
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(set(row) == common | own[method] for row in rows)
     assert all(math.isfinite(v) for row in rows for v in row.values())
     if method == "DPO":
         assert rows[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
         assert rows[0]["margin"] == pytest.approx(0, abs=1e-6)
     else:
-        assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and 0 < rows[-1]["entropy"] < math.log(7) + 1e-6
+        assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+        assert 0 < rows[-1]["entropy"] < math.log(7) + 1e-6
 
 
 @METHODS
@@ -325,7 +333,8 @@ def test_the_reference_stays_and_the_policy_moves(method):
 def test_resuming_without_a_state_starts_anew_and_says_so(tmp_path, capsys):
     loop = small_loop("DPO", file=tmp_path / "state.safetensors")
     loop.fit(resume=True)
-    assert "no state to resume from" in capsys.readouterr().out and loop.step == 6
+    assert "no state to resume from" in capsys.readouterr().out
+    assert loop.step == 6
     done = small_loop("DPO", file=tmp_path / "state.safetensors")
     assert done.fit(resume=True) == loop.history[-1]
 
@@ -370,6 +379,9 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         (PPOConfig, dict(lam=1.5), "lam=1.5: must be from 0 to 1"),
         (GRPOConfig, dict(clip=-1), "clip=-1"),
         (DPOConfig, dict(lr=math.nan), "lr=nan"),
+        (DPOConfig, dict(loss_type="apo"), "loss_type='apo': must be one of sigmoid, hinge, "),
+        (DPOConfig, dict(beta=-1, label_smoothing=0.1), "beta=-1: .*; label_smoothing=0.1: sigmoid has none"),
+        (DPOConfig, dict(loss_type="exo_pair"), "label_smoothing=0.0: for exo_pair it must be above 0"),
         (PPOConfig, dict(grad_clip=-1), "grad_clip=-1"),
     ],
 )
