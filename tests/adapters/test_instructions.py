@@ -363,10 +363,23 @@ def test_of_a_frozen_model_only_what_is_trained_is_kept(tmp_path):
         assert torch.equal(after[now], t)
 
 
+class WorseAfterStep8(Instructions):
+    """Learns in the first eight steps, and unlearns in all others: the end is not the best."""
+
+    def batches(self, config, start_step, rank=0, world_size=1):
+        stream = super().batches(config, start_step, rank, world_size)
+        for step, batch in enumerate(stream, start_step):
+            yield *batch, torch.tensor(1.0 if step < 8 else -1.0)
+
+    def loss(self, call, *batch):
+        *batch, sign = batch
+        return sign * super().loss(call, *batch)
+
+
 def test_the_best_evaluation_can_be_taken_and_saved_as_an_adapter(tmp_path):
-    # A learning rate that is far too high: the end is not the best.
-    config = replace(QUICK, steps=16, lr=1.0, schedule="constant", eval_every=2)
-    trainer = Trainer(add_lora(model_of(SMALL), LoRAConfig(r=2)), task(), config, checkpoints=tmp_path / "c")
+    config = replace(QUICK, steps=16, schedule="constant", eval_every=2)
+    work = WorseAfterStep8(TALKS, TALKS[:2], PlayTemplate(TOKENIZER), 96)
+    trainer = Trainer(add_lora(model_of(SMALL), LoRAConfig(r=2)), work, config, checkpoints=tmp_path / "c")
     summary = trainer.fit()
     assert summary["best_val_loss"] < summary["val_loss"]
     model = trainer.take_best()
