@@ -1,18 +1,20 @@
 """Week 2: a neural model over a window of characters, why its first values matter, and the loop that trains
 everything from here on.
 
-python weeks/02_mlp/run.py --preset laptop
-python weeks/02_mlp/run.py --preset laptop --study window     # how much each further character of context is worth
+    python weeks/02_mlp/run.py --preset laptop
+    # how much each further character of context is worth
+    python weeks/02_mlp/run.py --preset laptop --study window
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from figures import draw
 from shared.commandline import cli
+from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, fixed_windows, load_corpus
 from shared.evaluation import known_words
@@ -21,6 +23,7 @@ from shared.models.mlp import WindowMLP, WindowMLPConfig
 from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
+from studies import STUDIES
 
 
 @dataclass(frozen=True)
@@ -64,97 +67,94 @@ PRESETS = {
 
 
 def main(settings: Settings) -> dict[str, float]:
-    """The bigram and the MLP at one budget, then two short runs with good and bad first values. Returns the
-    week's figures.
+    """The bigram and the MLP at one budget, then two short runs with good and bad first values.
+
+    Or the study. Returns the week's metrics.
     """
     device = pick_device(settings.device)
     corpus = load_corpus(settings.data, block_size=settings.train.block_size)
     work = Workspace(__file__, settings, corpus.name, device)
-    if settings.study == "window":
-        return study_window(settings, corpus, work)
-    tokenizer, c = corpus.tokenizer, settings.train
-    config = WindowMLPConfig(tokenizer.vocab_size, settings.window, settings.n_embd, settings.n_hidden)
-
-    with work.log("bigram", settings) as log:  # week 1's model, as often and on as much text
-        bigram = BigramModel(BigramConfig(tokenizer.vocab_size))
-        trainer = Trainer(
-            bigram,
-            corpus,
-            replace(c, lr=0.1, weight_decay=0.0, log_updates=False),
-            log,
-            work.checkpoints / "bigram",
-            device=device,
-            description="bigram",
-        )
-        before = log.finish(**trainer.fit(settings.resume))
-
-    with work.log("mlp", settings) as log:
-        torch.manual_seed(c.seed)
-        model = WindowMLP(config)
-        folder = work.checkpoints / "mlp"
-        trainer = Trainer(model, corpus, c, log, folder, device=device, description="MLP")
-        result = log.finish(**trainer.fit(settings.resume))
-        text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
-        words = known_words(text, tokenizer.decode(corpus.train.tolist()))
-        log.artifact(sample=text[:400], known_words=words)
-
-    first = {}
-    for init in ("naive", "scaled"):
-        with work.log(f"init-{init}", settings) as log:
-            torch.manual_seed(c.seed)
-            probe = WindowMLP(replace(config, init=init))
-            at_start = activations(probe, corpus, c.block_size)
-            short = replace(c, steps=settings.init_steps, eval_every=settings.init_steps)
-            trainer = Trainer(probe, corpus, short, log, device=device, description=f"{init} first values")
-            first[init] = log.finish(**trainer.fit())
-            log.artifact(start=at_start, end=activations(probe.cpu(), corpus, c.block_size))
-
+    if settings.study:
+        return STUDIES[settings.study](settings, corpus, work)
+    bigram = train_bigram(settings, corpus, work)
+    mlp = train_mlp(settings, corpus, work)
+    first = train_from_both_first_values(settings, corpus, work)
+    share = f"{mlp['known_words']:.0%}"
+    sample = read_runs(work.logs)["mlp"].artifacts["sample"]
     print(
-        f"\nA sample of the MLP's text ({words:.0%} of its words occur in the text it learned):\n{text[:300]}"
+        f"\nA sample of the MLP's text ({share} of its words occur in the text it learned):\n{sample[:300]}"
     )
     return work.finish(
         {
-            "bits_per_byte": result["val_bits_per_byte"],
-            "val_loss": result["val_loss"],
-            "bigram_val_loss": before["val_loss"],
-            "accuracy": result["val_accuracy"],
+            "bits_per_byte": mlp["val_bits_per_byte"],
+            "val_loss": mlp["val_loss"],
+            "bigram_val_loss": bigram["val_loss"],
+            "accuracy": mlp["val_accuracy"],
             "first_loss_naive": first["naive"]["first_loss"],
             "first_loss_scaled": first["scaled"]["first_loss"],
-            "known_words": words,
-            "parameters": result["parameters"],
-            "train_seconds": result["seconds"],
+            "known_words": mlp["known_words"],
+            "parameters": mlp["parameters"],
+            "train_seconds": mlp["seconds"],
         },
         draw,
     )
 
 
-def study_window(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, float]:
-    """The same MLP with windows of several sizes, all else equal."""
-    losses = {}
-    for window in settings.windows:
-        with work.log(f"window-{window}", settings) as log:
+def train_bigram(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, Any]:
+    """Week 1's model, trained as often and on as much text as the MLP."""
+    config = replace(settings.train, lr=0.1, weight_decay=0.0, log_updates=False)
+    with work.log("bigram", settings) as log:
+        model = BigramModel(BigramConfig(corpus.tokenizer.vocab_size))
+        folder = work.checkpoints / "bigram"
+        trainer = Trainer(model, corpus, config, log, folder, device=work.device, description="bigram")
+        return log.finish(**trainer.fit(settings.resume))
+
+
+def mlp_config(settings: Settings, corpus: Corpus) -> WindowMLPConfig:
+    """The MLP's sizes on this text."""
+    vocab_size = corpus.tokenizer.vocab_size
+    return WindowMLPConfig(vocab_size, settings.window, settings.n_embd, settings.n_hidden)
+
+
+def train_mlp(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, Any]:
+    """The MLP's summary, with the share of known words in what it writes."""
+    tokenizer = corpus.tokenizer
+    with work.log("mlp", settings) as log:
+        torch.manual_seed(settings.train.seed)
+        model = WindowMLP(mlp_config(settings, corpus))
+        folder = work.checkpoints / "mlp"
+        trainer = Trainer(model, corpus, settings.train, log, folder, device=work.device, description="MLP")
+        result = log.finish(**trainer.fit(settings.resume))
+        text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
+        words = known_words(text, tokenizer.decode(corpus.train.tolist()))
+        log.artifact(sample=text[:400], known_words=words)
+    return result | {"known_words": words}
+
+
+def train_from_both_first_values(
+    settings: Settings, corpus: Corpus, work: Workspace
+) -> dict[str, dict[str, Any]]:
+    """A short run from naive and one from scaled first values, with the hidden layer's values in both."""
+    block_size = settings.train.block_size
+    short = replace(settings.train, steps=settings.init_steps, eval_every=settings.init_steps)
+    summaries = {}
+    for init in ("naive", "scaled"):
+        with work.log(f"init-{init}", settings) as log:
             torch.manual_seed(settings.train.seed)
-            model = WindowMLP(
-                WindowMLPConfig(corpus.tokenizer.vocab_size, window, settings.n_embd, settings.n_hidden)
-            )
-            trainer = Trainer(
-                model,
-                corpus,
-                settings.train,
-                log,
-                work.checkpoints / log.folder.name,
-                device=work.device,
-                description=f"window {window}",
-            )
-            losses[f"window_{window}"] = log.finish(**trainer.fit(settings.resume), window=window)["val_loss"]
-    draw(work.logs, work.reports)
-    return losses
+            model = WindowMLP(replace(mlp_config(settings, corpus), init=init))
+            start = activations(model, corpus, block_size)
+            name = f"{init} first values"
+            trainer = Trainer(model, corpus, short, log, device=work.device, description=name)
+            summaries[init] = log.finish(**trainer.fit())
+            log.artifact(start=start, end=activations(model.cpu(), corpus, block_size))
+    return summaries
 
 
 @torch.no_grad()
-def activations(model: WindowMLP, corpus: Corpus, block_size: int) -> dict:
-    """A histogram of the hidden layer's values on fixed text, and the share that is saturated (|tanh| above
-    0.97).
+def activations(model: WindowMLP, corpus: Corpus, block_size: int) -> dict[str, Any]:
+    """The hidden layer's values on fixed text: a histogram, and the share that is saturated.
+
+    A value counts as saturated where |tanh| is above 0.97.
     """
     values = model.activations(fixed_windows(corpus.val, block_size, 32)[0])
     counts, edges = np.histogram(values.numpy(), bins=50, range=(-1, 1))

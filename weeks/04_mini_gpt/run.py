@@ -1,10 +1,15 @@
 """Week 4: a mini-GPT, by two recipes: the classic one (GPT-2's) and a modern one (Llama's blocks, Muon).
 
-python weeks/04_mini_gpt/run.py --preset laptop                     # the headline: the best loss in five minutes
-python weeks/04_mini_gpt/run.py --preset laptop --study speedrun    # classic against modern at one size, to a fixed loss
-python weeks/04_mini_gpt/run.py --preset laptop --study ablation    # a row for each ingredient of the modern recipe
-python weeks/04_mini_gpt/run.py --preset laptop --study seeds       # the headline with more seeds
-python weeks/04_mini_gpt/run.py --preset laptop --study cache       # the headline's checkpoint, writing with the KV cache and without
+# the headline: the best loss in five minutes
+python weeks/04_mini_gpt/run.py --preset laptop
+# classic against modern at one size, to a fixed loss
+python weeks/04_mini_gpt/run.py --preset laptop --study speedrun
+# a row for each ingredient of the modern recipe
+python weeks/04_mini_gpt/run.py --preset laptop --study ablation
+# the headline with more seeds
+python weeks/04_mini_gpt/run.py --preset laptop --study seeds
+# the headline's checkpoint, writing with the KV cache and without
+python weeks/04_mini_gpt/run.py --preset laptop --study cache
 """
 
 import math
@@ -23,7 +28,7 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig
-from studies import Recipe, study_ablation, study_cache, study_seeds, study_speedrun, train
+from studies import STUDIES, Recipe, train
 
 TARGET = 1.886  # what nanoGPT's CPU recipe reaches on tinyshakespeare
 PHRASE = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
@@ -98,15 +103,20 @@ class Settings(WeekSettings):
 
 
 def smoke() -> Settings:
+    """The settings that only show that everything runs."""
     tiny = dict(n_layer=2, n_head=2, n_embd=16, block_size=32)
     short = dict(steps=30, batch_size=4, block_size=32, eval_every=10, eval_windows=20, checkpoint_every=10)
+
+    def shrink(recipe: Recipe) -> Recipe:
+        return Recipe(replace(recipe.model, **tiny), replace(recipe.train, **short))
+
     s = Settings()
-    shrink = lambda recipe: Recipe(replace(recipe.model, **tiny), replace(recipe.train, **short))
+    headline = shrink(Recipe(s.model, s.train))
     return replace(
         s,
         preset="smoke",
-        model=replace(s.model, **tiny),
-        train=replace(s.train, **short),
+        model=headline.model,
+        train=headline.train,
         classic=shrink(s.classic),
         modern=shrink(s.modern),
         target=4.1,
@@ -133,16 +143,11 @@ def main(settings: Settings) -> dict[str, float]:
     corpus = load_corpus(settings.data, block_size=settings.train.block_size)
     work = Workspace(__file__, settings, corpus.name, device)
     if settings.study:
-        return {
-            "speedrun": study_speedrun,
-            "ablation": study_ablation,
-            "seeds": study_seeds,
-            "cache": study_cache,
-        }[settings.study](settings, corpus, work)
-
+        return STUDIES[settings.study](settings, corpus, work)
     tokenizer = corpus.tokenizer
     with work.log("headline", settings) as log:
-        result = train(Recipe(settings.model, settings.train), corpus, work, log, "GPT", settings.resume)
+        recipe = Recipe(settings.model, settings.train)
+        result = train(recipe, corpus, work, log, "GPT", resume=settings.resume)
         model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
         ids = generate(model, corpus.start, 2000, temperature=0.8, seed=1)
         text = tokenizer.decode(list(ids))

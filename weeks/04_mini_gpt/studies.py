@@ -20,53 +20,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
+    """A model and how it is trained."""
+
     model: GPTConfig
     train: TrainConfig
 
 
 def train(
-    recipe: Recipe, corpus: Corpus, work: Workspace, log: RunLog, name: str, resume: bool = False
+    recipe: Recipe, corpus: Corpus, work: Workspace, log: RunLog, name: str, *, resume: bool = False
 ) -> dict[str, float]:
-    """Trains one recipe; its summary, with `wall_seconds` for everything from the first step to the last
-    evaluation.
+    """Trains one recipe; its summary.
+
+    `wall_seconds` in it counts everything from the first step to the last evaluation.
     """
     started = clock()
     torch.manual_seed(recipe.train.seed)
-    model = GPT(
-        replace(
-            recipe.model,
-            vocab_size=corpus.tokenizer.vocab_size,
-            block_size=max(recipe.model.block_size, recipe.train.block_size),
-        )
-    )
+    block_size = max(recipe.model.block_size, recipe.train.block_size)
+    config = replace(recipe.model, vocab_size=corpus.tokenizer.vocab_size, block_size=block_size)
+    model = GPT(config)
     folder = work.checkpoints / log.folder.name
     trainer = Trainer(model, corpus, recipe.train, log, folder, device=work.device, description=name)
     return {**trainer.fit(resume), "wall_seconds": clock() - started}
 
 
 def study_cache(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[str, float]:
-    """Greedy characters per second with the KV cache and without, from the headline's checkpoint. The text
-    must be the same.
+    """Greedy characters per second with the KV cache and without, from the headline's checkpoint.
+
+    The text must be the same.
     """
     model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
     prompt = corpus.val[: model.config.block_size // 8].tolist()
-    speed, drawn = {}, []
-    for use_cache in (True, False):
-        list(
-            generate(model, prompt, 4, temperature=0, use_cache=use_cache)
-        )  # the first calls set up what later ones reuse
+    room = model.config.block_size - len(prompt)
+    speed = {}
+    texts = []
+    for use_cache, name in ((True, "cached"), (False, "uncached")):
+        # The first calls set up what later ones reuse.
+        list(generate(model, prompt, 4, temperature=0, use_cache=use_cache))
         started = clock()
-        drawn.append(
-            list(
-                generate(
-                    model, prompt, model.config.block_size - len(prompt), temperature=0, use_cache=use_cache
-                )
-            )
-        )
-        speed["tokens_per_second_cached" if use_cache else "tokens_per_second_uncached"] = len(drawn[-1]) / (
-            clock() - started
-        )
-    assert drawn[0] == drawn[1], "the KV cache changed the text"
+        texts.append(list(generate(model, prompt, room, temperature=0, use_cache=use_cache)))
+        speed[f"tokens_per_second_{name}"] = room / (clock() - started)
+    assert texts[0] == texts[1], "the KV cache changed the text"
     with work.log("cache", settings) as log:
         print("\n" + table([log.finish(**speed)]))
     return speed
@@ -74,28 +67,22 @@ def study_cache(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[s
 
 def study_speedrun(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[str, float]:
     """Both recipes at one model size, until the whole validation split's loss is at most the target.
+
     Evaluation is not on the clock.
     """
-    rows, reached = [], {}
+    rows = []
+    reached = {}
     for name, recipe in (("classic", settings.classic), ("modern", settings.modern)):
         with work.log(name, settings) as log:
-            result = train(recipe, corpus, work, log, name, settings.resume)
-            row = next((r for r in log.rows() if r.get("val_loss", math.inf) <= settings.target), None)
-            reached[name] = row["seconds"] if row else None
-            at = {
-                "target": settings.target,
-                "target_step": row and row["step"],
-                "target_seconds": row and row["seconds"],
-            }
-            log.finish(**result, **at)
-        rows.append(
-            {
-                "recipe": name,
-                "step": at["target_step"],
-                "seconds": at["target_seconds"],
-                "last loss": result["val_loss"],
-            }
-        )
+            result = train(recipe, corpus, work, log, name, resume=settings.resume)
+            good_enough = [row for row in log.rows() if row.get("val_loss", math.inf) <= settings.target]
+            step, seconds = None, None
+            if good_enough:
+                step = good_enough[0]["step"]
+                seconds = good_enough[0]["seconds"]
+            reached[name] = seconds
+            log.finish(**result, target=settings.target, target_step=step, target_seconds=seconds)
+        rows.append({"recipe": name, "step": step, "seconds": seconds, "last loss": result["val_loss"]})
     print(f"\nTo a validation loss of {settings.target}:\n{table(rows)}")
     draw(work.logs, work.reports)
     missed = [name for name, seconds in reached.items() if seconds is None]
@@ -104,30 +91,28 @@ def study_speedrun(settings: "Settings", corpus: Corpus, work: Workspace) -> dic
         return {}
     ratio = reached["classic"] / reached["modern"]
     with work.log("speedrun", settings) as log:
-        log.finish(ratio=ratio, **{f"{n}_seconds": s for n, s in reached.items()})
+        log.finish(ratio=ratio, **{f"{name}_seconds": seconds for name, seconds in reached.items()})
     print(f"\nmodern is {ratio:.1f} times faster")
     return {"ratio": ratio, **reached}
 
 
 def study_ablation(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[str, float]:
-    """The modern recipe with one ingredient exchanged for the classic one at a time, at the same number of
-    steps.
-    """
+    """The modern recipe with one ingredient at a time exchanged for the classic one, at equal steps."""
+    modern = settings.modern
     losses = {}
-    for name, (model, how) in ABLATIONS.items():
+    for name, (model, training) in ABLATIONS.items():
         with work.log("ablation-" + name.replace(",", "").replace(" ", "-"), settings) as log:
             recipe = Recipe(
-                replace(settings.modern.model, **model),
-                replace(settings.modern.train, eval_every=settings.modern.train.steps, **how),
+                replace(modern.model, **model),
+                replace(modern.train, eval_every=modern.train.steps, **training),
             )
-            result = log.finish(**train(recipe, corpus, work, log, name, settings.resume), name=name)
-            losses[name] = result["val_loss"]
-    print(
-        "\n"
-        + table(
-            [{"recipe": n, "validation loss": v, "worse by": v - losses["modern"]} for n, v in losses.items()]
-        )
-    )
+            result = train(recipe, corpus, work, log, name, resume=settings.resume)
+            losses[name] = log.finish(**result, name=name)["val_loss"]
+    rows = [
+        {"recipe": name, "validation loss": loss, "worse by": loss - losses["modern"]}
+        for name, loss in losses.items()
+    ]
+    print("\n" + table(rows))
     draw(work.logs, work.reports)
     return losses
 
@@ -138,8 +123,15 @@ def study_seeds(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[s
     for seed in settings.seeds:
         with work.log(f"seed-{seed}", settings) as log:
             recipe = Recipe(settings.model, replace(settings.train, seed=seed))
-            losses[f"seed_{seed}"] = log.finish(
-                **train(recipe, corpus, work, log, f"seed {seed}", settings.resume)
-            )["best_val_loss"]
+            result = train(recipe, corpus, work, log, f"seed {seed}", resume=settings.resume)
+            losses[f"seed_{seed}"] = log.finish(**result)["best_val_loss"]
     draw(work.logs, work.reports)
     return losses
+
+
+STUDIES = {
+    "speedrun": study_speedrun,
+    "ablation": study_ablation,
+    "seeds": study_seeds,
+    "cache": study_cache,
+}

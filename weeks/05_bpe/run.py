@@ -1,7 +1,9 @@
 """Week 5: the GPT of week 4 reads tokens instead of characters.
 
-python weeks/05_bpe/run.py --preset laptop                   # trains a tokenizer, then the model on its tokens
-python weeks/05_bpe/run.py --preset laptop --study vocab     # characters and vocabularies of several sizes, at equal compute
+# trains a tokenizer, then the model on its tokens
+python weeks/05_bpe/run.py --preset laptop
+# characters and vocabularies of several sizes, at equal compute
+python weeks/05_bpe/run.py --preset laptop --study vocab
 """
 
 import math
@@ -9,18 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from figures import draw
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
-from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, split_text
+from shared.data.corpus import TokenDataset, load_corpus, read_text, split_text
 from shared.evaluation import known_words
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import RunLog, clock, pick_device, table
+from shared.runtime import clock, pick_device
 from shared.sampling import generate
 from shared.tokenizers import BPETokenizer
-from shared.training import TrainConfig, Trainer
+from shared.training import TrainConfig
+from studies import STUDIES, fit
 
 SENTENCE = "To be, or not to be, that is the question: 1234567 antidisestablishmentarians and naïve 😀."
 
@@ -58,6 +60,7 @@ class Settings(WeekSettings):
 
 
 def smoke() -> Settings:
+    """The settings that only show that everything runs."""
     s = Settings()
     return replace(
         s,
@@ -94,39 +97,35 @@ PRESETS = {
 
 
 def main(settings: Settings) -> dict[str, float]:
-    """Trains a tokenizer on the training text and a model on its tokens, or runs the study. Returns the
-    week's figures.
+    """Trains a tokenizer on the training text and a model on its tokens, or runs the study.
+
+    Returns the week's metrics.
     """
     device = pick_device(settings.device)
     name, text = read_text(settings.data)
     work = Workspace(__file__, settings, name, device)
     if settings.study:
-        return study_vocab(settings, text, work)
-
+        return STUDIES[settings.study](settings, text, work)
     train_text, val_text = split_text(text)
-    TokenDataset(
-        np.frombuffer(val_text.encode(), np.uint8), settings.train.block_size
-    )  # too short for bytes is too short for tokens
+    held_out = np.frombuffer(val_text.encode(), np.uint8)
+    TokenDataset(held_out, settings.train.block_size)  # what is too short for bytes is too short for tokens
     measured = compression(train_text, val_text, settings.vocab_sizes)
     started = clock()
     tokenizer = BPETokenizer.train(train_text, settings.vocab_size)
     tokenizer_seconds = clock() - started
     corpus = load_corpus(settings.data, tokenizer, settings.train.block_size)
-    bytes_per_token = len(val_text.encode()) / len(corpus.val)
+    bytes_per_token = len(held_out) / len(corpus.val)
     print(
         f"tokenizer: {tokenizer.vocab_size} tokens in {tokenizer_seconds:.1f} s; {bytes_per_token:.2f} bytes"
         " of held-out text a token"
     )
     with work.log("bpe", settings) as log:
-        result = fit(settings.model, settings.train, corpus, work, log, "GPT on tokens", settings.resume)
+        result = fit(settings.model, settings.train, corpus, work, log, resume=settings.resume)
         model = GPT.from_checkpoint(work.checkpoints / "bpe" / "best")
         sample = tokenizer.decode(list(generate(model, corpus.start, 1000, temperature=0.8, seed=1)))
         words = known_words(sample, train_text)
-        log.artifact(
-            sample=sample[:1000],
-            sentence=SENTENCE,
-            tokens=[tokenizer.decode([i]) for i in tokenizer.encode(SENTENCE)],
-        )
+        tokens = [tokenizer.decode([i]) for i in tokenizer.encode(SENTENCE)]
+        log.artifact(sample=sample[:1000], sentence=SENTENCE, tokens=tokens)
         log.artifact(compression=measured)
         log.finish(
             **result,
@@ -135,10 +134,9 @@ def main(settings: Settings) -> dict[str, float]:
             vocab_size=tokenizer.vocab_size,
             tokenizer_seconds=tokenizer_seconds,
         )
-
+    share = f"{words:.0%}"
     print(
-        f"\nA sample of the GPT's text ({words:.0%} of its words occur in the text it"
-        f" learned):\n{sample[:400]}"
+        f"\nA sample of the GPT's text ({share} of its words occur in the text it learned):\n{sample[:400]}"
     )
     return work.finish(
         {
@@ -160,73 +158,18 @@ def main(settings: Settings) -> dict[str, float]:
     )
 
 
-def fit(
-    config: GPTConfig,
-    train: TrainConfig,
-    corpus: Corpus,
-    work: Workspace,
-    log: RunLog,
-    name: str,
-    resume: bool = False,
-) -> dict[str, float]:
-    """Trains a model on a corpus; its summary, with `wall_seconds` for everything from the first step to the
-    last evaluation.
-    """
-    started = clock()
-    torch.manual_seed(train.seed)
-    model = GPT(
-        replace(
-            config,
-            vocab_size=corpus.tokenizer.vocab_size,
-            block_size=max(config.block_size, train.block_size),
-        )
-    )
-    folder = work.checkpoints / log.folder.name
-    trainer = Trainer(model, corpus, train, log, folder, device=work.device, description=name)
-    return {**trainer.fit(resume), "wall_seconds": clock() - started}
-
-
 def compression(train_text: str, val_text: str, sizes: tuple[int, ...]) -> dict[str, list[float]]:
-    """Bytes of held-out text per token by vocabulary size. The first merges of a large tokenizer are those of
-    a small one.
+    """Bytes of held-out text per token, by vocabulary size.
+
+    The first merges of a large tokenizer are those of a small one, so one training does.
     """
     merges = BPETokenizer.train(train_text, max(sizes)).merges
-    smaller = [BPETokenizer(merges[: size - 256]) for size in sizes]
-    return {
-        "sizes": list(sizes),
-        "bytes_per_token": [len(val_text.encode()) / len(t.encode(val_text)) for t in smaller],
-    }
-
-
-def study_vocab(settings: Settings, text: str, work: Workspace) -> dict[str, float]:
-    """The same model on characters and on tokens of vocabularies of several sizes; each gets the compute that
-    characters get.
-    """
-    train_text, val_text = split_text(text)
-    rows, budget = [], 0.0
-    for size in (None, *settings.vocab_sizes):
-        corpus = load_corpus(
-            settings.data, size and BPETokenizer.train(train_text, size), settings.train.block_size
-        )
-        config = replace(settings.model, vocab_size=corpus.tokenizer.vocab_size)
-        with torch.device("meta"):
-            cost = GPT(config).flops_per_token(settings.train.block_size)
-        budget = budget or cost * settings.study_steps
-        train = replace(settings.train, steps=round(budget / cost), eval_every=10**9, checkpoint_every=10**9)
-        name = f"vocab-{size}" if size else "chars"
-        with work.log(name, settings) as log:
-            result = fit(config, train, corpus, work, log, name, settings.resume)
-            facts = {
-                "vocab_size": corpus.tokenizer.vocab_size,
-                "bytes_per_token": len(val_text.encode()) / len(corpus.val),
-            }
-            log.finish(**result, **facts)
-        rows.append(
-            {"tokens": name, **facts, "steps": train.steps, "bits per byte": result["val_bits_per_byte"]}
-        )
-    print("\n" + table(rows))
-    draw(work.logs, work.reports)
-    return {row["tokens"]: row["bits per byte"] for row in rows}
+    text_bytes = len(val_text.encode())
+    ratios = []
+    for size in sizes:
+        tokenizer = BPETokenizer(merges[: size - 256])
+        ratios.append(text_bytes / len(tokenizer.encode(val_text)))
+    return {"sizes": list(sizes), "bytes_per_token": ratios}
 
 
 if __name__ == "__main__":
