@@ -1,7 +1,7 @@
-"""Week 1. Which model classes there are: each registers its kind here, and a checkpoint names the kind it
-holds.
+"""Week 1. Which model classes there are.
 
-So a checkpoint can be opened without its reader knowing the models of later weeks.
+Each registers its kind here, and a checkpoint names the kind it holds. So a checkpoint can be opened without
+its reader knowing the models of later weeks.
 """
 
 import importlib
@@ -27,10 +27,9 @@ MODELS: dict[str, tuple[type[LanguageModel], type]] = {}
 
 
 def register_model(config: type) -> Callable[[type[Model]], type[Model]]:
-    """Class decorator: makes a model, built as `Model(config(...))`, known to `checkpoint.load` by its
-    class's name.
+    """Class decorator: makes a model known to `checkpoint.load` by its class's name.
 
-    Raises ValueError for a name that another class has taken.
+    The model is built as `Model(config(...))`. Raises ValueError for a name that another class has taken.
     """
 
     def register(model: type[Model]) -> type[Model]:

@@ -19,8 +19,9 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 def where_not_finite(
     model: nn.Module, forward: Callable[[], object], full_tensor: Callable[[Tensor], Tensor] = _as_it_is
 ) -> str | None:
-    """The first place in a forward pass with a number that is not finite: a parameter, or else the output of
-    a module; None if all of them are finite.
+    """The first place in a forward pass with a number that is not finite; None if there is none.
+
+    Parameters are looked at first, then the outputs of the modules, in the order of the pass.
 
     forward: calls the model, on the batches that are to be looked at. Attention is computed there as matrix
     products and a softmax: some of the fused kernels turn a nan in a key into finite numbers. full_tensor:
@@ -52,8 +53,9 @@ def where_not_finite(
 def gradient_to_blame(
     gradients: Mapping[str, Tensor], full_tensor: Callable[[Tensor], Tensor] = _as_it_is
 ) -> tuple[str, bool]:
-    """The name of the first gradient that is not finite, or of the one with the largest number where all are;
-    and whether it is finite.
+    """The name of the first gradient that is not finite, and False.
+
+    Where all are finite: the name of the one with the largest number, and True.
     """
     largest_name = ""
     largest = -1.0

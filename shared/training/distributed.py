@@ -1,5 +1,4 @@
-"""Week 6. Training at scale with the same Trainer: several processes (DDP, FSDP2), compiled code, recomputed
-activations.
+"""Week 6. The same Trainer at scale: several processes (DDP, FSDP2), compiled code, recomputed activations.
 
 Started by torchrun, one process a GPU (or a CPU, for trying it out):
 
@@ -121,8 +120,9 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Makes every block of a GPT forget its activations after the forward, and compute them again in the
-    backward. Gradients are the same.
+    """Makes every block of a GPT forget its activations, and compute them again in the backward.
+
+    Gradients are the same.
     """
     for block in blocks_of(model):
         block.forward = partial(_recomputed, block.forward)
@@ -138,11 +138,11 @@ def _recomputed(forward: Callable[..., Tensor], *inputs: object) -> Tensor:
 def process_group(
     device: str = "auto", say: Callable[[str], None] = print
 ) -> Iterator[tuple[torch.device, int, int]]:
-    """Joins the processes that torchrun started; yields (device, rank, number of processes). Without
-    torchrun: one process, rank 0.
+    """Joins the processes that torchrun started; yields (device, rank, number of processes).
 
-    With several processes on CUDA, each takes the GPU of its number on the machine. Raises ValueError where
-    there are fewer GPUs. say: gets the lines for people, on the first process only.
+    Without torchrun there is one process, of rank 0. With several processes on CUDA, each takes the GPU of
+    its number on the machine; raises ValueError where there are fewer GPUs. say: gets the lines for people,
+    on the first process only.
     """
     if "WORLD_SIZE" not in os.environ:
         yield pick_device(device, say), 0, 1

@@ -1,5 +1,4 @@
-"""Week 2. Optimizers: AdamW with decay on matrices only, and Muon on the matrices of the blocks with AdamW on
-the rest.
+"""Week 2. Optimizers: AdamW with decay on matrices only, and Muon for the matrices inside a model.
 
 Sources: Loshchilov & Hutter (AdamW, 2019); Jordan et al., "Muon: An optimizer for hidden layers" (2024).
 """
@@ -16,13 +15,14 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """Moves every singular value of each matrix near 1 (about 0.7 to 1.2), and keeps its singular vectors:
-    U S Vᵀ -> about U Vᵀ.
+    """Moves every singular value of each matrix near 1, and keeps its singular vectors: U S Vᵀ -> about U Vᵀ.
 
-    matrices: [count, rows, columns]. dtype: what to compute in; None takes bf16 on CUDA, where it is fast,
-    fp32 elsewhere.
+    They end between about 0.7 and 1.2. matrices: [count, rows, columns]. dtype: what to compute in; None
+    takes bf16 on CUDA, where it is fast, fp32 elsewhere.
     """
-    x = matrices.to(dtype or (torch.bfloat16 if matrices.is_cuda else torch.float32))
+    if dtype is None:
+        dtype = torch.bfloat16 if matrices.is_cuda else torch.float32
+    x = matrices.to(dtype)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
@@ -63,8 +63,7 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    # Tall and wide matrices share a batch: the update of a transpose is the transpose of the
-                    # update.
+                    # Tall and wide matrices share a batch: a transpose's update is the update's transpose.
                     by_shape[torch.Size(sorted(p.shape))].append(p)
             for parameters in by_shape.values():
                 self._update(parameters, group)
@@ -98,17 +97,17 @@ def build_optimizers(
     betas: tuple[float, float] = (0.9, 0.99),
     muon_momentum: float = 0.95,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything ("adamw"), or Muon for the weights of linear layers inside the model and AdamW for
-    embeddings, the output layer, biases and norms ("muon"). Weight decay falls on parameters of two or more
-    dimensions only.
+    """The optimizers of a model: AdamW alone ("adamw"), or AdamW and Muon ("muon").
 
-    Each group keeps its peak learning rate under "peak_lr". Parameters that need no gradient are left out.
-    Raises ValueError for another kind.
+    Muon takes the weights of linear layers inside the model; embeddings, the output layer, biases and norms
+    remain AdamW's. Weight decay falls on parameters of two or more dimensions only. Each group keeps its peak
+    learning rate under "peak_lr". Parameters that need no gradient are left out. Raises ValueError for
+    another kind.
     """
     if kind not in ("adamw", "muon"):
         raise ValueError(f"kind={kind!r}: must be adamw or muon")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    for_muon = _inner_matrices(model) & parameters.keys() if kind == "muon" else set()
+    for_muon = _inner_matrices(model) if kind == "muon" else set()
     inner = [p for n, p in parameters.items() if n in for_muon]
     rest = [p for n, p in parameters.items() if n not in for_muon]
     optimizers: list[torch.optim.Optimizer] = []

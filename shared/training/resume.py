@@ -1,5 +1,6 @@
-"""Week 2. Training that can be stopped after any step and resumed as if nothing had happened: what the
-Trainer and the loops of week 10 have in common.
+"""Week 2. Training that can be stopped after any step and resumed as if nothing had happened.
+
+The Trainer and the loops of week 10 have this in common.
 """
 
 import math

@@ -1,5 +1,6 @@
-"""Week 2. The training loop, used to the end of the course: schedule, clipping, accumulation, evaluation,
-checkpoints, resume.
+"""Week 2. The training loop, used to the end of the course.
+
+It has a schedule, clipping, accumulation, evaluation and checkpoints, and can be resumed.
 """
 
 import math
