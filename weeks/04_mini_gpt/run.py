@@ -1,16 +1,16 @@
 """Week 4: a mini-GPT, by two recipes: the classic one (GPT-2's) and a modern one (Llama's blocks, Muon).
 The best loss in five minutes is the headline; studies compare the recipes and their ingredients.
 
-# the headline: the best loss in five minutes
-python weeks/04_mini_gpt/run.py --preset laptop
-# classic against modern at one size, to a fixed loss
-python weeks/04_mini_gpt/run.py --preset laptop --study speedrun
-# a row for each ingredient of the modern recipe
-python weeks/04_mini_gpt/run.py --preset laptop --study ablation
-# the headline with more seeds
-python weeks/04_mini_gpt/run.py --preset laptop --study seeds
-# the headline's checkpoint, writing with the KV cache and without
-python weeks/04_mini_gpt/run.py --preset laptop --study cache
+    # the headline
+    python weeks/04_mini_gpt/run.py --preset laptop
+    # classic against modern at one size, to a fixed loss
+    python weeks/04_mini_gpt/run.py --preset laptop --study speedrun
+    # a row for each ingredient of the modern recipe
+    python weeks/04_mini_gpt/run.py --preset laptop --study ablation
+    # the headline with more seeds
+    python weeks/04_mini_gpt/run.py --preset laptop --study seeds
+    # the headline's checkpoint, writing with the KV cache and without
+    python weeks/04_mini_gpt/run.py --preset laptop --study cache
 """
 
 import math

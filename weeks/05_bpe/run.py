@@ -1,9 +1,9 @@
 """Week 5: the GPT of week 4 reads tokens instead of characters.
+Its tokenizer is trained first, on the same text.
 
-# trains a tokenizer, then the model on its tokens
-python weeks/05_bpe/run.py --preset laptop
-# characters and vocabularies of several sizes, at equal compute
-python weeks/05_bpe/run.py --preset laptop --study vocab
+    python weeks/05_bpe/run.py --preset laptop
+    # characters and vocabularies of several sizes, at equal compute
+    python weeks/05_bpe/run.py --preset laptop --study vocab
 """
 
 import math
