@@ -1,4 +1,4 @@
-"""Week 12. The learner's model for everybody else's programs."""
+"""Week 12. A GPT of the course for other programs: a Hugging Face folder, a GGUF file, an ONNX file."""
 
 from shared.export.gguf import to_gguf
 from shared.export.huggingface import save_hf_folder

@@ -1,18 +1,11 @@
-"""Week 12. The learner's model for everybody else's programs: a Hugging Face folder, a GGUF file for
-llama.cpp, an ONNX file.
+"""Week 12. Exports a checkpoint of week 4 or later, or SmolLM2, for other programs.
 
-    save_hf_folder("my-model", model, tokenizer)          # transformers' from_pretrained, vLLM, and others
-    to_gguf("my-model.gguf", model, tokenizer, "Q8_0")    # llama.cpp
-    to_onnx("my-model.onnx", model)                       # ONNX Runtime
-    push_to_hub("my-model", "someone/my-model")           # the folder, with its card, to the Hugging Face hub
+python -m shared.export --checkpoint checkpoints/my-model --out exported
+    # for llama.cpp, in 8 bits
+python -m shared.export --checkpoint smollm2 --format gguf --kind Q8_0 --out smollm2.gguf
 
-From the command line, with a checkpoint of week 4 or later, or SmolLM2:
-
-    python -m shared.export --checkpoint checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best --format gguf --kind Q8_0 --out my-model.gguf
-
-Each is exact or refused: a GPT becomes a GPT-2, a Llama or a Qwen3 (a Llama with qk_norm), and where a format
-has no such model the fields in the way are named and nothing is written. ONNX takes every GPT. Sources:
-transformers; the GGUF specification in ggml's repository; onnx.ai.
+A Hugging Face folder and a GGUF file are exact or refused: where the format has no such model, the error
+names the fields in the way, and nothing is written. ONNX takes every GPT.
 """
 
 import sys

@@ -1,35 +1,58 @@
-"""Week 12. A GPT as a GGUF file for llama.cpp. Source: the GGUF specification in ggml's repository."""
+"""Week 12. A GPT as a GGUF file for llama.cpp, its weights in 32, 16, 8 or 4 bits.
 
+    to_gguf("my-model.gguf", model, tokenizer, "Q8_0")
+
+A GPT becomes one of llama.cpp's architectures gpt2, llama and qwen3. Where none of them is exactly the same
+model, the export is refused: the error names the fields in the way, and nothing is written. Source: the GGUF
+specification in ggml's repository.
+"""
+
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quantize
+from torch import Tensor
 
-from shared.export.huggingface import ready_to_export
+from shared.export.preparation import ready_to_export
 from shared.export.tokenizers import gguf_tokenizer
 from shared.models.families import GGUF_FAMILIES, exact_family, refuse
-from shared.models.gpt import GPT
+from shared.models.formats import Layout
+from shared.models.gpt import GPT, GPTConfig
 from shared.models.weights import plain_tensors
 from shared.tokenizers import Tokenizer
 
-# ---- GGUF
-
 KINDS = ("F32", "F16", "Q8_0", "Q4_0")
+"""How matrices can be stored, by GGUF's names."""
 _FLOAT32 = GGMLQuantizationType.F32
+
+
+class _TensorInfo(NamedTuple):
+    """A tensor as the file will hold it."""
+
+    parameters: list[str]
+    """Our parameters that it consists of, one after the other."""
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+
+    @property
+    def num_bytes(self) -> int:
+        block, block_bytes = GGML_QUANT_SIZES[self.kind]
+        return math.prod(self.shape) // block * block_bytes
 
 
 def to_gguf(
     path: str | Path,
     model: GPT,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     kind: Literal["F32", "F16", "Q8_0", "Q4_0"] = "F16",
     name: str | None = None,
 ) -> Path:
-    """Writes a GPT and its tokenizer as a GGUF file (architecture gpt2, llama or qwen3), and returns the
-    path.
+    """Writes a GPT and its tokenizer as a GGUF file, and returns the path.
 
     kind: how matrices are stored, the embedding among them: 32 or 16 bits each, or 8 or 4 with a 16-bit scale
     for 32 of a row (gguf's own rounding). Norms, biases and positions stay in fp32. A GPT-2 without biases is
@@ -42,59 +65,31 @@ def to_gguf(
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file, such as {path / 'model.gguf'}")
-    model = ready_to_export(model, tokenizer)
+    model, tokenizer = ready_to_export(model, tokenizer)
     config = model.config
-    arch = exact_family(config, GGUF_FAMILIES, "in GGUF")
-    layout = GGUF_FAMILIES[arch].layout
-    metadata = gguf_tokenizer(tokenizer, config.vocab_size)
-    own = plain_tensors(model)
-    groups = layout.groups(own)
-    rows = {
-        theirs: (sum(own[n].shape[0] for n in names), *own[names[0]].shape[1:])
-        for theirs, names in groups.items()
-    }
-    chosen = GGMLQuantizationType[kind]
-    types = {
-        n: chosen if len(shape) == 2 and n != "position_embd.weight" else _FLOAT32
-        for n, shape in rows.items()
-    }
-    block, size = GGML_QUANT_SIZES[chosen]
-    uneven = [
-        f"{n} has rows of {rows[n][-1]}"
-        for n, type_ in types.items()
-        if type_ == chosen and rows[n][-1] % block
-    ]
-    refuse(
-        [f"{problem}, no multiple of {block}: use F16" for problem in uneven],
-        f"{kind} packs {block} weights of a row together",
-    )
+    architecture = exact_family(config, GGUF_FAMILIES, "in GGUF")
+    layout = GGUF_FAMILIES[architecture].layout
+    tokenizer_metadata = gguf_tokenizer(tokenizer, config.vocab_size)
+    parameters = plain_tensors(model)
+    tensors = _tensor_infos(parameters, layout, kind)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    writer = GGUFWriter(temporary, arch)
+    writer = GGUFWriter(temporary, architecture)
     try:
-        writer.add_name(name or path.stem)
-        writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
-        writer.add_quantization_version(2)
-        _add_settings(writer, model, arch)
-        for key, value in metadata.items():
-            _add(writer, f"tokenizer.{'' if key == 'chat_template' else 'ggml.'}{key}", value)
-        for theirs, shape in rows.items():
-            block, size = GGML_QUANT_SIZES[types[theirs]]
-            writer.add_tensor_info(
-                theirs, shape, np.dtype(np.float32), int(np.prod(shape)) // block * size, types[theirs]
-            )
+        _add_general(writer, name or path.stem, kind)
+        _add_config(writer, config, architecture)
+        _add_tokenizer(writer, tokenizer_metadata)
+        for theirs, info in tensors.items():
+            writer.add_tensor_info(theirs, info.shape, np.dtype(np.float32), info.num_bytes, info.kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for theirs, names in groups.items():
-            values = (
-                layout.theirs({n: own[n].detach().cpu().float() for n in names}, config.head_dim)[theirs]
-                .contiguous()
-                .numpy()
-            )
-            writer.write_tensor_data(_packed(theirs, values, types[theirs]))
-        for file in writer.fout:
+        for theirs, info in tensors.items():
+            ours = {name: parameters[name].detach().cpu().float() for name in info.parameters}
+            values = layout.theirs(ours, config.head_dim)[theirs].contiguous().numpy()
+            writer.write_tensor_data(_packed(theirs, values, info.kind))
+        for file in writer.fout or ():
             file.flush()
             os.fsync(file.fileno())
         writer.close()
@@ -105,38 +100,74 @@ def to_gguf(
     return path
 
 
-def _add_settings(writer: GGUFWriter, model: GPT, arch: str) -> None:
-    config = model.config
-    values = {theirs: getattr(config, ours) for ours, theirs in GGUF_FAMILIES[arch].fields.items()} | {
-        "feed_forward_length": config.hidden
-    }
-    values |= {"attention.head_count_kv": config.kv_heads, "vocab_size": config.vocab_size}
+def _tensor_infos(parameters: Mapping[str, Tensor], layout: Layout, kind: str) -> dict[str, _TensorInfo]:
+    """The file's tensors by name. Raises ValueError for rows that cannot be packed as `kind`."""
+    matrix_kind = GGMLQuantizationType[kind]
+    block = GGML_QUANT_SIZES[matrix_kind][0]
+    tensors = {}
+    problems = []
+    for theirs, names in layout.groups(parameters).items():
+        rows = sum(parameters[name].shape[0] for name in names)
+        shape = (rows, *parameters[names[0]].shape[1:])
+        is_matrix = len(shape) == 2 and theirs != "position_embd.weight"
+        tensors[theirs] = _TensorInfo(names, shape, matrix_kind if is_matrix else _FLOAT32)
+        if is_matrix and shape[-1] % block:
+            problems.append(f"{theirs} has rows of {shape[-1]}, no multiple of {block}: use F16")
+    refuse(problems, f"{kind} packs {block} weights of a row together")
+    return tensors
+
+
+def _add_general(writer: GGUFWriter, name: str, kind: str) -> None:
+    writer.add_name(name)
+    writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    writer.add_quantization_version(2)
+
+
+def _add_config(writer: GGUFWriter, config: GPTConfig, architecture: str) -> None:
+    """The model's settings, under GGUF's names for this architecture."""
+    values: dict[str, Any] = {}
+    for ours, theirs in GGUF_FAMILIES[architecture].fields.items():
+        values[theirs] = getattr(config, ours)
+    values["feed_forward_length"] = config.hidden
+    values["attention.head_count_kv"] = config.kv_heads
+    values["vocab_size"] = config.vocab_size
     if config.position == "rope":
-        sizes = ("rope.dimension_count", "attention.key_length", "attention.value_length")
-        values |= {"rope.freq_base": float(config.rope_theta)} | dict.fromkeys(sizes, config.head_dim)
+        values["rope.freq_base"] = float(config.rope_theta)
+        values["rope.dimension_count"] = config.head_dim
+        values["attention.key_length"] = config.head_dim
+        values["attention.value_length"] = config.head_dim
     for key, value in values.items():
-        _add(writer, f"{arch}.{key}", value)
+        _add(writer, f"{architecture}.{key}", value)
 
 
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    """A setting, in the type that llama.cpp expects of such a value."""
-    add = {
-        bool: writer.add_bool,
-        int: writer.add_uint32,
-        float: writer.add_float32,
-        str: writer.add_string,
-        list: writer.add_array,
-    }[type(value)]
-    add(key, value)
+def _add_tokenizer(writer: GGUFWriter, metadata: Mapping[str, Any]) -> None:
+    for key, value in metadata.items():
+        prefix = "tokenizer" if key == "chat_template" else "tokenizer.ggml"
+        _add(writer, f"{prefix}.{key}", value)
 
 
-def _packed(name: str, values: np.ndarray, type_: GGMLQuantizationType) -> np.ndarray:
+def _add(writer: GGUFWriter, key: str, value: bool | int | float | str | list) -> None:
+    """Adds a setting in the type that llama.cpp expects of such a value."""
+    if isinstance(value, bool):  # before int, which a bool is too
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _packed(name: str, values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """The values as `kind` stores them. Raises ValueError for those that it cannot hold."""
     largest = np.abs(values).max()
     if not np.isfinite(largest):
         raise ValueError(f"{name} has values that are not finite: the model is broken")
-    if type_ != _FLOAT32 and largest > np.finfo(np.float16).max:
+    limit = np.finfo(np.float16).max  # of the scales too
+    if kind != _FLOAT32 and largest > limit:
         raise ValueError(
-            f"{name} has values up to {largest:.3g}, and {type_.name} can hold {np.finfo(np.float16).max} at"
-            " most: use F32"
+            f"{name} has values up to {largest:.3g}, and {kind.name} can hold {limit} at most: use F32"
         )
-    return quantize(values, type_)
+    return quantize(values, kind)

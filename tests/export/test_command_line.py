@@ -80,9 +80,8 @@ def test_what_the_hub_cannot_take_is_said(tmp_path):
 @pytest.mark.parametrize("format", ["hf", "gguf", "onnx"])
 def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path):
     out = tmp_path / "out"
-    said = run(
-        "--checkpoint", str(saved), "--format", format, "--kind", "F32", "--out", str(out), "--title", "Mine"
-    )
+    flags = ["--format", format, "--kind", "F32", "--out", str(out), "--title", "Mine"]
+    said = run("--checkpoint", str(saved), *flags)
     assert sorted(said) == sorted(
         f"wrote {path} ({path.stat().st_size:,} bytes)" for path in tmp_path.rglob("*") if path.is_file()
     )
@@ -130,9 +129,8 @@ def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
 
 def test_the_command_line_refuses_what_cannot_be(saved, tmp_path):
     with pytest.raises(ValueError, match="--push uploads a Hugging Face folder, not gguf"):
-        run(
-            "--checkpoint", str(saved), "--format", "gguf", "--out", str(tmp_path / "m"), "--push", "ada/mine"
-        )
+        flags = ["--format", "gguf", "--out", str(tmp_path / "m"), "--push", "ada/mine"]
+        run("--checkpoint", str(saved), *flags)
     with pytest.raises(ValueError, match="no checkpoint in"):
         run("--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "m"))
     assert os.listdir(tmp_path) == []
