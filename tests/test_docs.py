@@ -178,7 +178,7 @@ def test_a_post_is_short_and_has_one_plot_of_its_week(path):
 
 @pytest.mark.parametrize("path", POSTS, ids=lambda p: p.stem)
 def test_a_posts_figures_come_from_logs(path):
-    """tests/test_weeks.py holds marked figures against the logs; here: what looks measured is marked."""
+    """What looks measured is marked; tests/weeks/test_prose.py holds marked figures against the logs."""
     text = path.read_text(encoding="utf-8")
     marks = MARKED.findall(text)
     assert len(marks) >= 3 and any(run.startswith(path.stem) for run in marks)

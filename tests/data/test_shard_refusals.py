@@ -157,9 +157,11 @@ def test_a_run_that_lost_the_hub_goes_on_with_the_commit_it_was_begun_with(confi
         raise ConnectionError("gone")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    info = lambda api, name, **options: huggingface_hub.hf_api.DatasetInfo(
-        id=name, sha=commit if options["revision"] == "main" else "?", tags=[]
-    )
+
+    def info(api, name, **options):
+        sha = commit if options["revision"] == "main" else "?"
+        return huggingface_hub.hf_api.DatasetInfo(id=name, sha=sha, tags=[])
+
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
     monkeypatch.setattr(shards, "GROUP", 2000)
     config = replace(config, source="fineweb-edu")

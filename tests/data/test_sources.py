@@ -101,9 +101,11 @@ def test_cleaning_does_what_it_says_once_and_for_all(text):
     assert once == clean(once) == once.strip() == unicodedata.normalize("NFC", once) and "\n\n\n" not in once
     assert all(line == line.rstrip() for line in once.split("\n"))
     assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" or c == "\ufeff" for c in once)
-    kept = lambda s: [
-        c
-        for c in unicodedata.normalize("NFD", s)
-        if not c.isspace() and unicodedata.category(c) != "Cc" and c != "\ufeff"
-    ]
+
+    def kept(s):
+        characters = unicodedata.normalize("NFD", s)
+        return [
+            c for c in characters if not c.isspace() and unicodedata.category(c) != "Cc" and c != "\ufeff"
+        ]
+
     assert sorted(kept(once)) == sorted(kept(text))

@@ -48,8 +48,10 @@ x  =  *1*
 """
 HTML = """<html><head><title>Shop | Ferry</title><style>p {color: red}</style></head><body><nav>Home</nav>
 <h1>The <i>Ferry</i></h1><p>Two boats,
-<a href="boats.html">both green</a>.</p><div><h2>Fares</h2>A ticket is <b>9 tallies</b>. Children <!-- under 12 --> pay less.
-<h3>For  residents</h3><script>var x = "hidden"</script><p>snake_case_stays, 2 * 3 * 4 too.<h2>Summer</h2><pre># not a heading
+<a href="boats.html">both green</a>.</p><div><h2>Fares</h2>A ticket is <b>9 tallies</b>. Children
+<!-- under 12 --> pay less.
+<h3>For  residents</h3><script>var x = "hidden"</script>
+<p>snake_case_stays, 2 * 3 * 4 too.<h2>Summer</h2><pre># not a heading
 x  =  *1*</pre></div></body></html>"""
 SECTIONS = (
     Section((), "Two boats, both green."),
@@ -201,7 +203,10 @@ SIZES = st.integers(4, 40).flatmap(lambda size: st.tuples(st.just(size), st.inte
 @example("e e eü", (4, 1))  # the overlap and the next word do not fit together
 def test_pieces_cover_the_text_within_the_limit_and_share_what_they_should(text, sizes):
     size, overlap = sizes
-    count = lambda part: len(TOKENIZER.encode(part))
+
+    def count(part):
+        return len(TOKENIZER.encode(part))
+
     pieces = split(text, TOKENIZER, size, overlap)
     covered = {i for start, end in pieces for i in range(start, end)}
     assert [c for i, c in enumerate(text) if i not in covered and not c.isspace()] == []
@@ -216,7 +221,10 @@ def test_pieces_cover_the_text_within_the_limit_and_share_what_they_should(text,
 def test_overlap_and_size_by_hand():
     tokenizer = CharTokenizer.train("abc defghij")
     text = "aaa bbb ccc ddd"
-    parts = lambda size, overlap: [text[a:b] for a, b in split(text, tokenizer, size, overlap)]
+
+    def parts(size, overlap):
+        return [text[a:b] for a, b in split(text, tokenizer, size, overlap)]
+
     assert parts(7, 3) == ["aaa bbb", "bbb ccc", "ccc ddd"]
     assert parts(7, 2) == ["aaa bbb", "ccc ddd"]
     assert parts(11, 7) == ["aaa bbb ccc", "bbb ccc ddd"]

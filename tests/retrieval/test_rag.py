@@ -232,7 +232,10 @@ def test_a_real_model_answers_from_the_passage_and_follows_it_when_it_changes():
     chunk = next(c for c in chunks if c.source == swap["document"] and swap["old"] in c.text)
     old, new = swap["old_answer"], swap["new_answer"]
     changed = replace(chunk, text=chunk.text.replace(swap["old"], swap["new"]))
-    read = lambda *chunks: reader.read(swap["question"], chunks).text
+
+    def read(*chunks):
+        return reader.read(swap["question"], chunks).text
+
     assert old not in read() and new not in read()
     assert old in read(chunk) and new not in read(chunk)
     assert new in read(changed) and old not in read(changed)

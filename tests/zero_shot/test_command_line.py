@@ -29,9 +29,8 @@ def test_the_command_line_prints_a_table(tmp_path, model, capsys, save):
     folder = tmp_path / "gpt"
     save(model, folder)
     path = write_lines(tmp_path / "hellaswag_val.jsonl", hellaswag_rows())
-    (result,) = main(
-        settings("--model", str(folder), "--tasks", "hellaswag", "--hellaswag", str(path), "--limit", "7")
-    )
+    flags = ["--tasks", "hellaswag", "--hellaswag", str(path), "--limit", "7"]
+    (result,) = main(settings("--model", str(folder), *flags))
     assert result.records == run_task(model, TOKENIZER, "hellaswag", read_hellaswag(path)[:7]).records
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[1] == ["task", "metric", "value", "standard", "error", "examples", "seconds"]

@@ -1,0 +1,133 @@
+"""Every week's script at the smoke preset, its studies, and what it says to wrong input."""
+
+import json
+import math
+from dataclasses import replace
+
+import matplotlib.image
+import pytest
+
+from shared.course import report
+from tests.weeks.helpers import LADDER, TEXT, WEEKS, script
+
+
+def assert_picture(path):
+    pixels = matplotlib.image.imread(path)
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 200 and pixels[..., :3].std() > 0.01, (
+        f"{path} is blank"
+    )
+
+
+@pytest.mark.parametrize("topic", WEEKS)
+def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file):
+    module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
+    metrics = module.main(settings)
+    logs = output / "logs" / topic / "mine" / "smoke" / "rhyme.txt"
+    week = json.loads((logs / "week.json").read_text())
+    assert week["preset"] == "smoke" and week["data"] == "rhyme.txt"
+    assert metrics and all(math.isfinite(v) for v in metrics.values())
+    if topic in (*LADDER, "07_amp"):
+        first = metrics.get("first_loss", metrics.get("first_loss_scaled"))
+        vocabulary = metrics.get("vocab_size") or len(set((output / "rhyme.txt").read_text()))
+        assert abs(first - math.log(vocabulary)) < 0.1
+    assert ("bits_per_byte" in metrics) == (topic in LADDER)  # what the ladder shows
+    runs = report.read_runs(logs)
+    assert runs and all(r.run["state"] == "finished" and r.summary for r in runs.values())
+    plots = list((output / "reports" / topic / "mine").glob("*.png"))
+    assert len(plots) >= 2
+    for plot in plots:
+        assert_picture(plot)
+
+
+STUDIES = {
+    "02_mlp": ["window"],
+    "03_attention": [],
+    "04_mini_gpt": ["speedrun", "ablation", "seeds", "cache"],
+    "05_bpe": ["vocab"],
+    "06_gpt2": ["shape", "cost", "smollm2"],
+    "07_amp": ["batch", "profile"],
+    "08_quantization": ["smollm2"],
+    "09_lora": ["compare"],
+    "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
+    "11_rag": ["answers", "windows", "index", "own"],
+    "12_deploy": ["smollm2", "smollm2-programs"],
+}
+
+
+@pytest.mark.parametrize("topic", STUDIES)
+def test_studies_run(topic, output, text_file):
+    module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
+    if "cache" in STUDIES[topic]:  # reads the headline's checkpoint
+        module.main(settings)
+    logs = output / "logs" / topic / "mine" / "smoke" / "rhyme.txt"
+    before = set()
+    for study in STUDIES[topic]:
+        module.main(replace(settings, study=study))
+        runs = report.read_runs(logs)
+        assert runs.keys() > before and all(r.run["state"] == "finished" and r.summary for r in runs.values())
+        before = runs.keys()
+
+
+@pytest.mark.parametrize("topic", ["04_mini_gpt", "10_ppo_dpo"])
+def test_resuming_a_finished_week_changes_nothing(topic, output, text_file):
+    module, settings = script(topic, data=text_file)
+    once = module.main(settings)
+    again = module.main(replace(settings, resume=True))
+    same = [k for k in once if k not in ("train_seconds", "wall_seconds")]
+    assert {k: once[k] for k in same} == {k: again[k] for k in same}
+
+
+WRONG = {
+    "unknown preset": (["--preset", "huge"], "no preset is called 'huge'"),
+    "unknown setting": (["--preset", "smoke", "--train.lrr", "1"], "--train.lrr"),
+    "a value of another type": (["--preset", "smoke", "--train.steps", "many"], "--train.steps"),
+    "a value out of range": (["--preset", "smoke", "--train.lr", "-1"], "lr=-1.0"),
+    "a seed out of range": (["--preset", "smoke", "--train.seed", "-5"], "seed -5"),
+    "unknown data": (["--preset", "smoke", "--data", "moby-dick"], "moby-dick"),
+    "unknown device": (["--preset", "smoke", "--device", "abacus"], "abacus"),
+    "an empty text": (["--preset", "smoke", "--data", "EMPTY"], "is empty"),
+    "a block longer than the text": (["--preset", "smoke", "--data", "SHORT"], "block_size"),
+    "a text that is not UTF-8": (["--preset", "smoke", "--data", "LATIN"], "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("topic", WEEKS)
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gets_one_line_and_leaves_nothing(topic, case, output, error_lines):
+    arguments, words = WRONG[case]
+    if topic in TEXT:  # `data` is another thing
+        arguments = [a.replace("--data", f"--{TEXT[topic]}") for a in arguments]
+    if topic == "09_lora":  # no group `train`
+        *arguments, words = (a.replace("--train.", "--") for a in (*arguments, words))
+    files = {"EMPTY": b" \n", "SHORT": b"to be or not", "LATIN": "café au lait ".encode("latin-1") * 50}
+    for name, content in files.items():
+        (output / name).write_bytes(content)
+    lines = error_lines(topic, *(str(output / a) if a in files else a for a in arguments))
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+    assert not (output / "logs").exists() and not (output / "checkpoints").exists()
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(error_lines, text_file):
+    flags = ["--data", text_file, "--train.lr", "1e30", "--train.optimizer", "adamw"]
+    assert "is not finite" in error_lines("04_mini_gpt", "--preset", "smoke", *flags)[-1]
+
+
+def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):
+    module, settings = script("01_bigram", data=text_file)
+    module.main(settings)
+    (tmp_path / "rhyme.txt").write_text("0123456789 " * 400)
+    with pytest.raises(ValueError, match="tokenizer"):
+        module.main(replace(settings, resume=True))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(shared_tokens=31), "shared_tokens=31: must be at least 32"),
+        (dict(new_tokens=1), "new_tokens=1: must be at least 2"),
+        (dict(rounds=0), "rounds=0"),
+    ],
+)
+def test_week_12_refuses_settings_that_cannot_be(changes, words):
+    with pytest.raises(ValueError, match=words):
+        script("12_deploy", **changes)

@@ -1,0 +1,125 @@
+"""Week 6's script: flags, processes, shards and texts."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from shared import commandline
+from shared.assets import Unavailable
+from shared.course import report
+from shared.data import shards
+from shared.runtime import ROOT
+from shared.tokenizers import BPETokenizer
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.zero_shot.tasks import Example
+from tests.weeks.helpers import script
+
+
+def test_week_6_takes_the_flags_that_people_know():
+    module = report.load_script("06_gpt2")
+    flags = [
+        "--preset",
+        "smoke",
+        "--compile_model=True",
+        "--dtype=bfloat16",
+        "--grad_accum_steps=8",
+        "--n_layer=3",
+        "--lr",
+        "1e-4",
+    ]
+    settings = commandline.parse(module.PRESETS, flags)
+    assert (
+        settings.compile_model,
+        settings.dtype,
+        settings.train.grad_accum_steps,
+        settings.model.n_layer,
+    ) == (True, "bfloat16", 8, 3)
+    assert settings.train.lr == 1e-4
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_run_week_6_and_only_the_first_speaks(parallel, output, text_file):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "weeks" / "06_gpt2" / "run.py"),
+    ]
+    flags = [
+        "--preset",
+        "smoke",
+        "--device",
+        "cpu",
+        "--data",
+        text_file,
+        "--parallel",
+        parallel,
+        "--dtype=bfloat16",
+        "--steps=4",
+    ]
+    done = subprocess.run(
+        command + flags,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("processes: 2, over gloo") == 1 and done.stdout.count("hardware: ") == 1
+    assert (output / "logs" / "06_gpt2" / "mine" / "smoke" / "rhyme.txt" / "week.json").exists()
+
+
+def test_week_6_trains_on_shards(output, tmp_path):
+    documents = [
+        f"Line {i}: toil and trouble, fire burn and cauldron bubble, number {i * i}.\n" * 5 for i in range(60)
+    ]
+    tokenizer = BPETokenizer.train("".join(documents), 300, special_tokens=[END_OF_TEXT])
+    (tmp_path / "documents.txt").write_text(f"\n{END_OF_TEXT}\n".join(documents))
+    shards.build(
+        shards.ShardConfig(
+            str(tmp_path / "documents.txt"),
+            str(tmp_path / "shards"),
+            val_tokens=500,
+            shard_tokens=2000,
+            workers=1,
+        ),
+        tokenizer,
+    )
+    module, settings = script("06_gpt2", data=str(tmp_path / "shards"))
+    assert module.main(settings)["vocab_size"] == tokenizer.vocab_size
+
+
+def test_week_6_without_its_shards_says_how_to_make_them(monkeypatch, tmp_path, capsys):
+    module = report.load_script("06_gpt2")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match="python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu"
+    ):
+        module.main(replace(module.PRESETS["gpu"], device="cpu"))
+
+
+def test_week_6s_studies_take_a_text_where_the_preset_has_shards(monkeypatch, capsys):
+    module = report.load_script("06_gpt2")
+    monkeypatch.setattr(module, "read_text", lambda name: (name, "text"))
+    assert module.study_text(module.PRESETS["gpu"]) == ("tinyshakespeare", "text")
+    assert "shards, which hold no text" in capsys.readouterr().out
+    assert module.study_text(module.PRESETS["laptop"])[0] == module.PRESETS["laptop"].data
+
+
+def test_a_task_that_cannot_be_had_is_left_out_of_the_study(output, text_file, monkeypatch, capsys):
+    def load_task(task):
+        if task == "lambada":
+            raise Unavailable("lambada could not be fetched")
+        return [Example("She opened the", (" door", " green"), 0)]
+
+    module, settings = script("06_gpt2", data=text_file, study="smollm2")
+    monkeypatch.setattr(sys.modules["weeks.06_gpt2.studies"], "load_task", load_task)
+    metrics = module.main(settings)
+    assert "lambada is left out: lambada could not be fetched" in capsys.readouterr().out
+    assert metrics["piqa_examples"] == 1 and not [name for name in metrics if name.startswith("lambada")]

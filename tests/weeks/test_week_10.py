@@ -1,0 +1,56 @@
+"""Week 10's script: what it refuses, and how it goes on after an interruption."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from shared.course import report
+from tests.weeks.helpers import script
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
+def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, monkeypatch):
+    module, settings = script("10_ppo_dpo", data=text_file)
+    whole, measure, seen = module.main(settings), module.measure_policy, []
+
+    def interrupted(policy, start, settings, log=None):
+        seen.append(log)
+        if (
+            len(seen) == 1 + 3 * ["ppo", "grpo", "dpo"].index(method) + 2
+        ):  # the base, three of each method before, this one's second
+            raise KeyboardInterrupt
+        return measure(policy, start, settings, log)
+
+    policies = sys.modules["weeks.10_ppo_dpo.policies"]  # where the methods' runs look it up
+    monkeypatch.setattr(module, "measure_policy", interrupted)
+    monkeypatch.setattr(policies, "measure_policy", interrupted)
+    for path in (output / "checkpoints" / "10_ppo_dpo").rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        module.main(settings)
+    logs = output / "logs" / "10_ppo_dpo" / "mine" / "smoke" / "rhyme.txt"
+    assert report.read_runs(logs)[method].run["state"] == "interrupted"
+    monkeypatch.setattr(module, "measure_policy", measure)
+    monkeypatch.setattr(policies, "measure_policy", measure)
+    assert module.main(replace(settings, resume=True)) == whole
+
+
+def test_week_10_without_preferences_says_so(output, text_file):
+    module, settings = script("10_ppo_dpo", data=text_file, min_words=99)
+    with pytest.raises(ValueError, match="answers that score alike, so there is no preference to learn from"):
+        module.main(settings)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(rows=9), "rows=9: must be even"),
+        (dict(mark="ab"), "mark='ab'"),
+        (dict(answers=1), "answers=1: must be at least 2"),
+        (dict(dpo_betas=(0.0,)), "dpo_betas: betas must be above 0"),
+    ],
+)
+def test_week_10_refuses_settings_that_cannot_be(changes, words):
+    with pytest.raises(ValueError, match=words):
+        script("10_ppo_dpo", **changes)

@@ -1,0 +1,107 @@
+"""Week 11's script: folders of documents, questions and kept indexes."""
+
+from dataclasses import replace
+
+import pytest
+
+from shared.course import report
+from shared.retrieval.documents import chunk_documents, load_documents
+from shared.retrieval.ranking import holds_answer
+from shared.tokenizers import gpt2_tokenizer
+from tests.weeks.helpers import script
+
+WRONG_IN_WEEK_11 = {
+    "no such folder": (["--data", "nowhere", "--ask", "Who?"], "nowhere does not exist: give a folder"),
+    "an empty folder": (["--data", "EMPTY", "--ask", "Who?"], "has no files in it: put documents there"),
+    "nothing that can be read": (
+        ["--data", "BINARY", "--ask", "Who?"],
+        "no document that can be read: noise.txt: it is",
+    ),
+    "a folder without known answers": (["--data", "GOOD"], "no questions with known answers on"),
+    "an unknown store": (
+        ["--store", "shelf"],
+        "no store is called 'shelf'; there are: flat, ivf, hnsw, pq, qdrant",
+    ),
+    "no questions": (["--questions", "0"], "questions=0: must be at least 1"),
+    "chunks that only overlap": (
+        ["--size", "20", "--overlap", "20"],
+        "chunks of 20 tokens with 20 of overlap",
+    ),
+    "pq learns from too little": (["--data", "GOOD", "--store", "pq", "--ask", "Who?"], "too few: use flat"),
+    "no question": (["--data", "GOOD", "--ask", " "], "a search needs a question"),
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Documents in a folder each: none, one that is noise, one that can be read among such."""
+    for name in ("EMPTY", "BINARY", "GOOD"):
+        (tmp_path / name).mkdir()
+    for name in ("BINARY", "GOOD"):
+        (tmp_path / name / "noise.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "GOOD" / "boats.md").write_text(
+        "# Boats\n\nThe captain of the green boat is Basil Thornquist.\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", WRONG_IN_WEEK_11)
+def test_week_11_says_what_is_wrong(case, refuses, text_file, folders):
+    arguments, words = WRONG_IN_WEEK_11[case]
+    arguments = [str(folders / a) if a.isupper() else a for a in arguments]
+    refuses("11_rag", ["--text", text_file, *arguments], words)
+
+
+@pytest.mark.parametrize("store", ["flat", "qdrant"])
+def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(store, output, folders, capsys):
+    module, settings = script(
+        "11_rag",
+        data=str(folders / "GOOD"),
+        ask="Who is the captain of the green boat?",
+        store=store,
+        max_new_tokens=16,
+    )
+    module.main(settings)
+    said = capsys.readouterr().out
+    assert "left out: noise.txt: it is" in said and "1 added" in said
+    assert "Basil Thornquist" in said and said.endswith("\n  [1] boats.md\n")
+    (folders / "GOOD" / "boats.md").write_text("# Boats\n\nThe captain of the green boat is Edmund Molloy.\n")
+    module.main(settings)  # the index is kept, and what changed is changed in it
+    said = capsys.readouterr().out
+    assert "0 added, 1 changed" in said and "Edmund Molloy" in said
+
+
+def test_week_11_refuses_an_index_of_another_model(output, folders, text_file):
+    module, settings = script(
+        "11_rag",
+        data=str(folders / "GOOD"),
+        ask="Who?",
+        text=text_file,
+        index=str(folders / "index"),
+        max_new_tokens=2,
+    )
+    module.main(settings)
+    with pytest.raises(
+        ValueError,
+        match=r"made with the embedder all-MiniLM-L6-v2 \(384 numbers\), and cannot be searched with week 6",
+    ):
+        module.main(replace(settings, embedder="own"))
+    before = {path.name: path.read_bytes() for path in (folders / "index").iterdir()}
+    (folders / "GOOD" / "boats.md").write_text("# Boats\n\nThere are none.\n")
+    with pytest.raises(ValueError, match="is kept in flat, not hnsw: choose that store, or another folder"):
+        module.main(replace(settings, store="hnsw"))
+    assert before == {path.name: path.read_bytes() for path in (folders / "index").iterdir()}
+
+
+def test_week_11_keeps_a_section_of_pythons_reference_once(tmp_path):
+    from pydoc_data.topics import topics
+
+    week = report.load_script("11_rag", "library")
+    week.write_python_reference(tmp_path)
+    documents = load_documents(tmp_path).documents
+    texts = [tuple(s.text.split()) for d in documents for s in d.sections]
+    assert len(set(texts)) == len(texts) and len(documents) > 0.9 * len(topics)
+    chunks = chunk_documents(documents, gpt2_tokenizer())
+    asked, _ = week.read_questions("python", chunks)
+    library = week.Library("python", chunks, None, asked, [])
+    assert len(asked) >= 40 and all(holds_answer(library.right(q).text, q["answers"]) for q in asked)
