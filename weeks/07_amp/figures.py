@@ -10,9 +10,6 @@ from shared.training.tricks import KINDS, LADDER, PRECISIONS
 NOTES = {"format": "slower here", "ladder": "left out below"}
 
 
-# ---- plots
-
-
 @style()
 def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
@@ -22,9 +19,8 @@ def draw(logs: Path, out: Path) -> list[Path]:
         ("format", PRECISIONS, "The same training in each format"),
         ("ladder", LADDER, "One trick after the other"),
     ):
-        rows = [
-            runs[name].summary for rung, _ in rungs if (name := f"{kind}-{rung.replace(' ', '-')}") in runs
-        ]
+        names = [f"{kind}-{rung.replace(' ', '-')}" for rung, _ in rungs]
+        rows = [runs[name].summary for name in names if name in runs]
         rows = [row for row in rows if "ms" in row]
         if rows:
             plots.append(save_figure(rows_figure(rows, title), out / f"{kind}.png"))
@@ -41,8 +37,9 @@ def draw(logs: Path, out: Path) -> list[Path]:
 
 
 def rows_figure(rows: list[dict[str, Any]], title: str) -> Any:
-    """Tokens a second, with the change against the row above, and peak memory. Pale: tried, and left out of
-    the rows below.
+    """Tokens a second, with the change against the row above, and peak memory.
+
+    Pale bars: tried, and left out of the rows below.
     """
     fig, axes = figure(12, 1.7 + 0.5 * len(rows), ncols=2, sharey=True)
     for ax, key, scale, heading, unit, colour in zip(
@@ -58,14 +55,13 @@ def rows_figure(rows: list[dict[str, Any]], title: str) -> Any:
         for i, (row, value, bar) in enumerate(zip(rows, values, bars)):
             left_out = (row["note"] or "").startswith(NOTES["ladder"])
             bar.set_alpha(0.4 if left_out else 1)
-            change = (
-                f"  ({100 * row['change']:+.0f} %)"
-                if key == "tokens_per_second" and row["change"] is not None
-                else ""
-            )
-            change += f"\n  {NOTES['ladder']}" if left_out else ""
+            label = f"{value:,.0f}"
+            if key == "tokens_per_second" and row["change"] is not None:
+                label += f"  ({100 * row['change']:+.0f} %)"
+            if left_out:
+                label += f"\n  {NOTES['ladder']}"
             ax.annotate(
-                f"{value:,.0f}{change}",
+                label,
                 (value, i),
                 xytext=(5, 0),
                 textcoords="offset points",
@@ -85,9 +81,8 @@ def batch_figure(rows: list[dict[str, Any]]) -> Any:
     left.set(
         title="A larger batch: speed", ylabel="tokens a second", xlabel="sequences in a batch", ylim=(0, None)
     )
-    for i, (key, label) in enumerate(
-        (("memory", "measured: the whole process"), ("estimate", "computed: the tensors of a step"))
-    ):
+    memories = [("memory", "measured: the whole process"), ("estimate", "computed: the tensors of a step")]
+    for i, (key, label) in enumerate(memories):
         values = [row[key] / 1e6 for row in rows if row[key]]
         if values:
             right.plot(
@@ -111,18 +106,16 @@ def batch_figure(rows: list[dict[str, Any]]) -> Any:
 
 def profile_figure(profiles: dict[str, list[dict[str, Any]]]) -> Any:
     """Milliseconds of a step by kind of operation, for each format."""
-    kinds = [
-        kind
-        for kind in (*KINDS, "other", "between operations", "idle")
-        if any(row["kind"] == kind for rows in profiles.values() for row in rows)
-    ]
     times = {name: {row["kind"]: row["ms"] for row in rows} for name, rows in profiles.items()}
-    kinds.sort(key=lambda kind: -max(t.get(kind, 0) for t in times.values()))
+    measured = set().union(*times.values())
+    kinds = [kind for kind in (*KINDS, "other", "between operations", "idle") if kind in measured]
+    kinds.sort(key=lambda kind: -max(by_kind.get(kind, 0) for by_kind in times.values()))
     fig, axes = figure(
         6 * len(times) + 1, 1.6 + 0.42 * len(kinds), ncols=len(times), sharey=True, squeeze=False
     )
-    for ax, (name, found), colour in zip(axes[0], sorted(times.items(), reverse=True), COLOURS):
-        values, total = [found.get(kind, 0) for kind in kinds], sum(found.values())
+    for ax, (name, by_kind), colour in zip(axes[0], sorted(times.items(), reverse=True), COLOURS):
+        values = [by_kind.get(kind, 0) for kind in kinds]
+        total = sum(by_kind.values())
         ax.barh(kinds, values, color=colour)
         for i, value in enumerate(values):
             ax.annotate(

@@ -1,7 +1,7 @@
 """Week 7's longer studies, which `--study NAME` runs."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from figures import draw
 from shared.course.workspace import Workspace
@@ -30,13 +30,7 @@ def study_batch(settings: "Settings", work: Workspace, config: GPTConfig, corpus
             one_tokens_per_second=rows[0]["tokens/s"],
             memory_gb=settings.memory_gb,
         )
-    megabytes = lambda value: value and round(value / 1e6, 1)
-    print(
-        table(
-            row | {"memory": megabytes(row["memory"]), "estimate": megabytes(row["estimate"])} for row in rows
-        )
-        + "\n(memory in MB)"
-    )
+    print(table(_in_megabytes(row) for row in rows) + "\n(memory in MB)")
     limit = f"fits into {settings.memory_gb:g} GB" if memory else "fits"
     print(
         f"\nthe largest batch that {limit}: {largest} sequences; the fastest: {fastest}, {best:,.0f} tokens/s"
@@ -45,22 +39,30 @@ def study_batch(settings: "Settings", work: Workspace, config: GPTConfig, corpus
     return {"largest": largest, "fastest": fastest}
 
 
+def _in_megabytes(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table with both of its memories in megabytes."""
+    for name in ("memory", "estimate"):
+        if row[name]:
+            row = row | {name: round(row[name] / 1e6, 1)}
+    return row
+
+
 def study_profile(
     settings: "Settings", work: Workspace, config: GPTConfig, corpus: Corpus
 ) -> dict[str, float]:
     """Where a step's time goes, by torch.profiler, in fp32 and in bf16."""
-    found = {}
+    summaries = {}
     for name in [name for name in ("fp32", "bf16") if name in settings.formats]:
         with work.log(f"profile-{name}", settings) as log:
             rows = in_own_process(
                 profile_training, config, settings.train, corpus, work.device, replace(USUAL, precision=name)
             )
             log.artifact(rows=rows)
-            found[name] = log.finish(
+            summaries[name] = log.finish(
                 ms=sum(row["ms"] for row in rows),
                 **{row["kind"].replace(" ", "_"): row["share"] for row in rows},
             )
-        print(f"\none step in {name}, {found[name]['ms']:.0f} ms, on {device_name(work.device)}")
+        print(f"\none step in {name}, {summaries[name]['ms']:.0f} ms, on {device_name(work.device)}")
         print(
             table(
                 {
@@ -71,7 +73,10 @@ def study_profile(
                 for row in rows
             )
         )
-        if "idle" in found[name]:
-            print(f"the GPU works {1 - found[name]['idle']:.0%} of the time")
+        if "idle" in summaries[name]:
+            print(f"the GPU works {1 - summaries[name]['idle']:.0%} of the time")
     draw(work.logs, work.reports)
-    return {f"{name}_ms": summary["ms"] for name, summary in found.items()}
+    return {f"{name}_ms": summary["ms"] for name, summary in summaries.items()}
+
+
+STUDIES = {"batch": study_batch, "profile": study_profile}
