@@ -3,6 +3,7 @@ GPTQ, what memory allows.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -37,10 +38,10 @@ def _int8_cases(generator: Generator) -> list[tuple[Tensor]]:
 
 
 ABSMAX_INT8 = Exercise(
-    task="""Four bytes hold a weight; one is nearly as good. `weight` is float32 [out, in], as nn.Linear has it. Return (codes, scales): codes
-    int8 [out, in], scales float32 [out], so that codes[i, j] * scales[i] is as near to weight[i, j] as can be. Each output channel, which is a
-    row, has a scale of its own, and its weight of the largest absolute value gets the code 127 or -127. No row is all
-    zeros.""",
+    task="""Four bytes hold a weight; one is nearly as good. `weight` is float32 [out, in], as nn.Linear has
+    it. Return (codes, scales): codes int8 [out, in], scales float32 [out], so that codes[i, j] * scales[i] is
+    as near to weight[i, j] as can be. Each output channel, which is a row, has a scale of its own, and its
+    weight of the largest absolute value gets the code 127 or -127. No row is all zeros.""",
     reference=absmax_int8,
     cases=_int8_cases,
     mistakes=(
@@ -141,11 +142,13 @@ def _group_cases(generator: Generator) -> list[tuple[Tensor, int, float]]:
 
 
 INT4_GROUPS = Exercise(
-    task="""Four bits have only 16 codes, too few for a whole row, so a row is cut into groups. `weight` is float32 [out, in]; a group is
-    `group_size` weights of one row that lie side by side, and group_size divides in. The 16 codes, 0 to 15, are spread evenly from `clip` times
-    the group's smallest weight to `clip` times its largest, both included. With clip below 1 the steps get finer, and weights further out take
-    the code at the end, 0 or 15. Return (codes, scales, minima): codes uint8 [out, in], one to a byte, scales and minima float32 [out, in /
-    group_size]. A weight is about code * scale + minimum. In no group are all weights equal.""",
+    task="""Four bits have only 16 codes, too few for a whole row, so a row is cut into groups. `weight` is
+    float32 [out, in]; a group is `group_size` weights of one row that lie side by side, and group_size
+    divides in. The 16 codes, 0 to 15, are spread evenly from `clip` times the group's smallest weight to
+    `clip` times its largest, both included. With clip below 1 the steps get finer, and weights further out
+    take the code at the end, 0 or 15. Return (codes, scales, minima): codes uint8 [out, in], one to a byte,
+    scales and minima float32 [out, in / group_size]. A weight is about code * scale + minimum. In no group
+    are all weights equal.""",
     reference=int4_groups,
     cases=_group_cases,
     mistakes=(
@@ -235,9 +238,10 @@ def _pack_cases(generator: Generator) -> list[tuple[Tensor]]:
 
 
 PACK_INT4 = Exercise(
-    task="""No computer has a type of four bits: memory is saved only if two codes share a byte. `codes` is int8 [rows, columns], from -8 to 7,
-    and columns is even. Add 8, so that all are from 0 to 15. Then put each two neighbours of a row into one byte: the first in the low four
-    bits, the second in the high four. Return uint8 [rows, columns / 2].""",
+    task="""No computer has a type of four bits: memory is saved only if two codes share a byte. `codes` is
+    int8 [rows, columns], from -8 to 7, and columns is even. Add 8, so that all are from 0 to 15. Then put
+    each two neighbours of a row into one byte: the first in the low four bits, the second in the high four.
+    Return uint8 [rows, columns / 2].""",
     reference=pack_int4,
     cases=_pack_cases,
     mistakes=(
@@ -318,10 +322,11 @@ def _nf4_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor]]:
 
 
 NF4_CODES = Exercise(
-    task="""Weights are distributed like a bell: many near 0, few far away. NF4's 16 `levels` are dense where the weights are; they are float32
-    [16], sorted, from -1 to 1. `weight` is float32 [n], cut into blocks of `block_size`, which divides n; no block is all zeros. Divide each
-    block by its largest absolute value. The code of a weight is the number of the level nearest to what comes out, 0 to 15. Return (codes,
-    absmax): codes uint8 [n], absmax float32 [n / block_size].""",
+    task="""Weights are distributed like a bell: many near 0, few far away. NF4's 16 `levels` are dense where
+    the weights are; they are float32 [16], sorted, from -1 to 1. `weight` is float32 [n], cut into blocks of
+    `block_size`, which divides n; no block is all zeros. Divide each block by its largest absolute value. The
+    code of a weight is the number of the level nearest to what comes out, 0 to 15. Return (codes, absmax):
+    codes uint8 [n], absmax float32 [n / block_size].""",
     reference=nf4_codes,
     cases=_nf4_cases,
     mistakes=(
@@ -397,8 +402,12 @@ def _product(x: Tensor, codes: Tensor) -> Tensor:
 
 def _product_cases(generator: Generator) -> list[tuple]:
     def case(tokens: int, inputs: int, outputs: int) -> tuple:
-        draw = lambda n: torch.randint(-127, 128, (n, inputs), generator=generator).to(torch.int8)
-        positive = lambda n: 0.003 + 0.03 * torch.rand(n, generator=generator)
+        def draw(rows: int) -> Tensor:
+            return torch.randint(-127, 128, (rows, inputs), generator=generator).to(torch.int8)
+
+        def positive(rows: int) -> Tensor:
+            return 0.003 + 0.03 * torch.rand(rows, generator=generator)
+
         return (
             draw(tokens),
             positive(tokens),
@@ -411,10 +420,11 @@ def _product_cases(generator: Generator) -> list[tuple]:
 
 
 INT8_LINEAR = Exercise(
-    task="""Where both inputs and weights are int8, the product can be too. `x` is int8 [tokens, in], `x_scales` float32 [tokens]; `codes` is int8
-    [out, in], `scales` float32 [out]; `bias` is float32 [out]. An input is x[t, i] * x_scales[t], a weight codes[o, i] * scales[o]. Return what
-    nn.Linear would, float32 [tokens, out], but multiply and add up the codes as int32, without ever making float weights: scales that are the
-    same for a whole sum can wait until it is done.""",
+    task="""Where both inputs and weights are int8, the product can be too. `x` is int8 [tokens, in],
+    `x_scales` float32 [tokens]; `codes` is int8 [out, in], `scales` float32 [out]; `bias` is float32 [out].
+    An input is x[t, i] * x_scales[t], a weight codes[o, i] * scales[o]. Return what nn.Linear would, float32
+    [tokens, out], but multiply and add up the codes as int32, without ever making float weights: scales that
+    are the same for a whole sum can wait until it is done.""",
     reference=int8_linear,
     cases=_product_cases,
     tolerance=1e-4,
@@ -502,11 +512,12 @@ def _gptq_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor, Tensor]
 
 
 GPTQ_STEP = Exercise(
-    task="""GPTQ rounds one column of the weights after another, and lets those still to come make up for the error. `weight` is float32 [out,
-    in]; the columns before `column` are done. `hessian` is float32 [in, in], the mean of x xᵀ over the layer's inputs x. Let U be the upper
-    Cholesky factor of its inverse: the upper triangular matrix with Uᵀ U = hessian⁻¹. Round: where w is the column, its new value is q = c *
-    scales, with c = w / scales rounded and clamped to -8 .. 7, and `scales` float32 [out]. Spread: take (w - q) * U[column, j] / U[column,
-    column] from each later column j. Return the new weight, float32 [out, in].""",
+    task="""GPTQ rounds one column of the weights after another, and lets those still to come make up for the
+    error. `weight` is float32 [out, in]; the columns before `column` are done. `hessian` is float32 [in, in],
+    the mean of x xᵀ over the layer's inputs x. Let U be the upper Cholesky factor of its inverse: the upper
+    triangular matrix with Uᵀ U = hessian⁻¹. Round: where w is the column, its new value is q = c * scales,
+    with c = w / scales rounded and clamped to -8 .. 7, and `scales` float32 [out]. Spread: take (w - q) *
+    U[column, j] / U[column, column] from each later column j. Return the new weight, float32 [out, in].""",
     reference=gptq_step,
     cases=_gptq_cases,
     tolerance=1e-4,
@@ -605,8 +616,17 @@ def decode_limit(
     return _tokens_per_second(block_weights + vocab_size * n_embd, bits + scale_bits / group_size, bandwidth)
 
 
-def _tokens_per_second(weights: int, bits: float, bandwidth: float, giga: float = 1e9) -> float:
-    return bandwidth * giga / (weights * bits / 8)
+def _tokens_per_second(weights: int, bits: float, bandwidth: float) -> float:
+    return bandwidth * 1e9 / (weights * bits / 8)
+
+
+def _without_scales(*case: Any) -> float:
+    block_weights, vocab_size, n_embd, bits, _, _, bandwidth = case
+    return _tokens_per_second(block_weights + vocab_size * n_embd, bits, bandwidth)
+
+
+def _in_gibibytes(*case: Any) -> float:
+    return decode_limit(*case) * 2**30 / 1e9
 
 
 def _limit_cases(generator: Generator) -> list[tuple]:
@@ -628,11 +648,13 @@ def _limit_cases(generator: Generator) -> list[tuple]:
 
 
 DECODE_LIMIT = Exercise(
-    task="""Writing one token after another waits for memory: each token needs every weight of the matrix products once, and arithmetic is faster
-    than reading. These are the `block_weights` of all blocks together and the output layer's, vocab_size times n_embd. The embedding is a
-    table of its own, of which one row is looked up; leave it out, and the cache too. Each weight has `bits` bits, and each group of `group_size`
-    weights a scale of `scale_bits` bits: 16, or 8 + 32 / 256 with NF4's double quantization. Memory reads `bandwidth` GB in a second, where 1
-    GB is 10⁹ bytes. Return the tokens per second that it allows at most, a float.""",
+    task="""Writing one token after another waits for memory: each token needs every weight of the matrix
+    products once, and arithmetic is faster than reading. These are the `block_weights` of all blocks together
+    and the output layer's, vocab_size times n_embd. The embedding is a table of its own, of which one row is
+    looked up; leave it out, and the cache too. Each weight has `bits` bits, and each group of `group_size`
+    weights a scale of `scale_bits` bits: 16, or 8 + 32 / 256 with NF4's double quantization. Memory reads
+    `bandwidth` GB in a second, where 1 GB is 10⁹ bytes. Return the tokens per second that it allows at most,
+    a float.""",
     reference=decode_limit,
     cases=_limit_cases,
     mistakes=(
@@ -643,9 +665,7 @@ DECODE_LIMIT = Exercise(
         ),
         Mistake(
             "the scales are forgotten",
-            lambda block, vocab, width, bits, size, scale, bandwidth: decode_limit(
-                block, vocab, width, bits, size, 0, bandwidth
-            ),
+            _without_scales,
             "Only the codes were counted. A scale of 16 bits for each 32 weights is half a bit more for each:"
             " 4-bit weights take 4.5.",
         ),
@@ -663,9 +683,7 @@ DECODE_LIMIT = Exercise(
         ),
         Mistake(
             "2³⁰ bytes in a GB",
-            lambda block, vocab, width, bits, size, scale, bandwidth: _tokens_per_second(
-                block + vocab * width, bits + scale / size, bandwidth, 2**30
-            ),
+            _in_gibibytes,
             "You took a GB for 2³⁰ bytes; that is a GiB. Bandwidth is given in 10⁹ bytes, and the difference"
             " is 7 percent.",
         ),
