@@ -1,8 +1,8 @@
 """Week 12. Exports a checkpoint of week 4 or later, or SmolLM2, for other programs.
 
-python -m shared.export --checkpoint checkpoints/my-model --out exported
+    python -m shared.export --checkpoint checkpoints/my-model --out exported
     # for llama.cpp, in 8 bits
-python -m shared.export --checkpoint smollm2 --format gguf --kind Q8_0 --out smollm2.gguf
+    python -m shared.export --checkpoint smollm2 --format gguf --kind Q8_0 --out smollm2.gguf
 
 A Hugging Face folder and a GGUF file are exact or refused: where the format has no such model, the error
 names the fields in the way, and nothing is written. ONNX takes every GPT.

@@ -19,14 +19,17 @@ def test_figures_in_prose_come_from_the_logs(path):
 @pytest.mark.parametrize("text", ["tinyshakespeare", "shakespeare"])
 @pytest.mark.parametrize("topic", ["06_gpt2", "08_quantization", "09_lora", "10_ppo_dpo"])
 def test_model_cards_are_what_the_logs_say(topic, text, tmp_path):
-    week = report.load_script(topic)
-    logs, settings = REFERENCE / topic / "reference" / text, week.PRESETS["laptop"]
+    settings = report.load_script(topic).PRESETS["laptop"]
+    figures = report.load_script(topic, "figures")
+    logs = REFERENCE / topic / "reference" / text
     kept = ROOT / "checkpoints" / topic / "laptop" / text
-    card = {
-        "06_gpt2": lambda: week.write_base_card(report.read_runs(logs)["gpt2"], text, tmp_path),
-        "08_quantization": lambda: week.write_card(logs, tmp_path, settings.scheme, kept / settings.scheme),
-        "09_lora": lambda: week.write_adapter_card(logs, tmp_path, settings, kept / settings.run / "adapter"),
-        "10_ppo_dpo": lambda: week.write_aligned_card(logs, tmp_path, settings, kept / settings.keep),
-    }[topic]()
+    if topic == "06_gpt2":
+        card = figures.write_base_card(report.read_runs(logs)["gpt2"], text, tmp_path)
+    elif topic == "08_quantization":
+        card = figures.write_card(logs, tmp_path, settings.scheme, kept / settings.scheme)
+    elif topic == "09_lora":
+        card = figures.write_adapter_card(logs, tmp_path, settings, kept / settings.run / "adapter")
+    else:
+        card = figures.write_aligned_card(logs, tmp_path, settings, kept / settings.keep)
     committed = ROOT / "reports" / topic / ("" if text == "tinyshakespeare" else text) / "model_card.md"
     assert card.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8")

@@ -105,11 +105,12 @@ def test_week_6_without_its_shards_says_how_to_make_them(monkeypatch, tmp_path, 
 
 
 def test_week_6s_studies_take_a_text_where_the_preset_has_shards(monkeypatch, capsys):
-    module = report.load_script("06_gpt2")
-    monkeypatch.setattr(module, "read_text", lambda name: (name, "text"))
-    assert module.study_text(module.PRESETS["gpu"]) == ("tinyshakespeare", "text")
+    presets = report.load_script("06_gpt2").PRESETS
+    studies = report.load_script("06_gpt2", "studies")
+    monkeypatch.setattr(studies, "read_text", lambda name: (name, "text"))
+    assert studies.study_text(presets["gpu"]) == ("tinyshakespeare", "text")
     assert "shards, which hold no text" in capsys.readouterr().out
-    assert module.study_text(module.PRESETS["laptop"])[0] == module.PRESETS["laptop"].data
+    assert studies.study_text(presets["laptop"])[0] == presets["laptop"].data
 
 
 def test_a_task_that_cannot_be_had_is_left_out_of_the_study(output, text_file, monkeypatch, capsys):

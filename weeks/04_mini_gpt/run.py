@@ -1,4 +1,5 @@
 """Week 4: a mini-GPT, by two recipes: the classic one (GPT-2's) and a modern one (Llama's blocks, Muon).
+
 The best loss in five minutes is the headline; studies compare the recipes and their ingredients.
 
     # the headline

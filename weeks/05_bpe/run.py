@@ -1,4 +1,5 @@
 """Week 5: the GPT of week 4 reads tokens instead of characters.
+
 Its tokenizer is trained first, on the same text.
 
     python weeks/05_bpe/run.py --preset laptop

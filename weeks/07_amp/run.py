@@ -1,13 +1,14 @@
-"""Week 7: what makes a training step faster, and what makes it smaller, measured on this machine: number
-formats, then a ladder of tricks.
+"""Week 7: what makes a training step faster, and what makes it smaller, measured on this machine.
 
-python weeks/07_amp/run.py --preset laptop
+First the number formats, then a ladder of tricks, with three seeds each.
+
+    python weeks/07_amp/run.py --preset laptop
     # the largest batch that fits, and the fastest
-python weeks/07_amp/run.py --preset laptop --study batch
+    python weeks/07_amp/run.py --preset laptop --study batch
     # where the time of a step goes, in fp32 and in bf16
-python weeks/07_amp/run.py --preset laptop --study profile
-    # with GPT-2's blocks, on a GPU; the studies too
-python weeks/07_amp/run.py --preset gpu
+    python weeks/07_amp/run.py --preset laptop --study profile
+    # the same with GPT-2's blocks, on a GPU; the studies too
+    python weeks/07_amp/run.py --preset gpu
 """
 
 import math

@@ -1,11 +1,11 @@
 """Week 8: quantization. The learner's own model in 8 and 4 bits: how small, how good, how fast; and a real
 one, beside other libraries.
 
-python weeks/08_quantization/run.py --preset laptop
+    python weeks/08_quantization/run.py --preset laptop
     # another scheme's checkpoint is kept
-python weeks/08_quantization/run.py --preset laptop --scheme int8
+    python weeks/08_quantization/run.py --preset laptop --scheme int8
     # SmolLM2 beside transformers, bitsandbytes and torchao
-python weeks/08_quantization/run.py --preset laptop --study smollm2
+    python weeks/08_quantization/run.py --preset laptop --study smollm2
 """
 
 from dataclasses import dataclass
