@@ -134,6 +134,7 @@ def test_no_weeks_file_loads_another_weeks(path):
     assert "figures" in beside and "run" in beside
 
 
+@pytest.mark.slow
 def test_every_public_class_and_function_is_defined_once():
     places = defaultdict(list)
     for path in [*SHARED.values(), *(path for path in WEEKS if path.name != "exercises.py")]:
@@ -197,6 +198,7 @@ def unsafe(tree: ast.Module) -> list[str]:
     return ways
 
 
+@pytest.mark.slow
 def test_nothing_unpickles_or_evaluates_what_it_reads():
     found = {str(path.relative_to(ROOT)): unsafe(parse(path)) for path in [*SHARED.values(), *WEEKS]}
     assert {path: what for path, what in found.items() if what} == {}

@@ -326,6 +326,7 @@ def index(tmp_path, monkeypatch) -> Path:
     return tmp_path / "index"
 
 
+@pytest.mark.slow
 def test_a_file_comes_out_of_a_wheel_that_pip_fetches(cache, thing, index):
     thing("/missing", source(make_wheel(index)))
     said = []
@@ -333,6 +334,7 @@ def test_a_file_comes_out_of_a_wheel_that_pip_fetches(cache, thing, index):
     assert names(cache) == {"thing.bin"} and "thing: fetching the Python package tinything==1.0" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

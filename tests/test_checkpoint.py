@@ -281,6 +281,7 @@ def in_a_new_python(program: str) -> list[str]:
     return run.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_model_is_imported_without_the_models_of_later_weeks():
     program = "import sys, shared.models.bigram; print(*sorted(m for m in sys.modules if 'shared' in m[:6]))"
     (line,) = in_a_new_python(program)
@@ -288,6 +289,7 @@ def test_a_model_is_imported_without_the_models_of_later_weeks():
     assert set(line.split()) == week_0 | {"shared.models", "shared.models.bigram", "shared.registry"}
 
 
+@pytest.mark.slow
 def test_a_quantized_checkpoint_is_refused_where_no_module_can_rebuild_it(tmp_path):
     save_quantized(tmp_path / "int8", quantize(GPT(SMALL), "int8"))
     program = f"""

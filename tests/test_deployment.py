@@ -317,6 +317,7 @@ def extras() -> set[str]:
     return set(names.split(","))
 
 
+@pytest.mark.slow
 def test_the_image_holds_everything_that_the_server_imports():
     project = PROJECT["project"]
     chosen = [d for extra in extras() for d in project["optional-dependencies"][extra]]
@@ -411,6 +412,7 @@ def check_answers(port: str, environment: dict[str, str]) -> None:
     assert httpx.post(url, json=question).status_code == 401
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="the image is Linux's, and Windows has no SIGTERM")
 def test_what_the_image_runs_answers_what_the_workflow_asks_and_ends_cleanly(tmp_path):
     """The Dockerfile's entry point and health check, its environment and its folders, with the workflow's

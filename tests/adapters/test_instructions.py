@@ -171,6 +171,7 @@ def test_every_answer_of_a_longer_talk_is_learned():
     assert learned_text(chars, example) == "Fire.\nAnd wine.\n\nThe wine.\n\n"
 
 
+@pytest.mark.slow
 def test_smollm2s_template_is_the_one_that_transformers_writes():
     """The template's text, from SmolLM2's own file, written by transformers' renderer."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -394,6 +395,7 @@ def test_the_best_evaluation_can_be_taken_and_saved_as_an_adapter(tmp_path):
         Trainer(other_rank, task(), config, checkpoints=tmp_path / "c").take_best()
 
 
+@pytest.mark.slow
 def test_answers_are_learned_by_heart():
     """Four talks, four answers: what is learned comes back word for word, and ends."""
     model = model_of(LLAMA)

@@ -170,6 +170,7 @@ def test_the_task_is_what_it_says():
         assert (value(other) < best).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("method", [ppo, dpo, grpo])
 def test_each_method_comes_to_the_optimum(method, seed):
@@ -180,6 +181,7 @@ def test_each_method_comes_to_the_optimum(method, seed):
     assert task.distance(loop.policy) < 0.02
 
 
+@pytest.mark.slow
 def test_grpo_as_published_comes_to_another_policy():
     """With k3 in the loss and scores divided by their group's deviation, beta is not KL(policy ‖ ref)'s."""
     task = Task(0)

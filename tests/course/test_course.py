@@ -22,6 +22,7 @@ def call(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
 
 
+@pytest.mark.slow
 def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
     done = call("run", "--weeks", "1", "--preset", "smoke", LLM_WEEKS_OUTPUT=str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -29,12 +30,14 @@ def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
     assert re.search(r"01_bigram +\d+ s +bits per byte \d\.\d+, val loss \d\.\d+", table) and "mine/" in table
 
 
+@pytest.mark.slow
 def test_run_names_the_weeks_that_exist_and_fails_for_another():
     done = call("run", "--weeks", "99")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: no week 99; there are: 1, 2")
 
 
+@pytest.mark.slow
 def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, capsys):
     weeks = tmp_path / "weeks"
     for topic, code in (("01_bigram", 3), ("02_mlp", 4)):
@@ -48,6 +51,7 @@ def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, 
     assert "failed with exit status 4" in out.out
 
 
+@pytest.mark.slow
 def test_unknown_command_is_one_line():
     done = call("walk")
     assert done.returncode == 2
@@ -101,6 +105,7 @@ def test_doctor_asks_pip_for_the_version_that_is_wanted(monkeypatch, versions, f
     assert subprocess.run([*commands[0], "--help"], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_doctor_finds_this_machine_fit(capsys):
     doctor.doctor(doctor.Doctor(offline=True))
     out = capsys.readouterr().out
@@ -109,6 +114,7 @@ def test_doctor_finds_this_machine_fit(capsys):
     assert "ready" in out
 
 
+@pytest.mark.slow
 def test_doctor_names_a_device_that_computes_wrong_and_its_cure(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "devices", lambda: [torch.device("mps"), torch.device("cpu")])
     monkeypatch.setattr(doctor, "wrong_by", lambda device: 0.3)
@@ -118,6 +124,7 @@ def test_doctor_names_a_device_that_computes_wrong_and_its_cure(monkeypatch, cap
     assert "differ from the CPU's by 3.0e-01" in out and "will not be used" in out
 
 
+@pytest.mark.slow
 def test_doctor_fails_on_a_full_disk(monkeypatch, capsys):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1e8})())
     with pytest.raises(SystemExit):

@@ -57,6 +57,7 @@ def test_wrong_arguments_say_what_is_right(argv):
         grader.main(argv)
 
 
+@pytest.mark.slow
 def test_the_command_line_itself(copy):
     """In a copy of the package: one exercise solved, one mistaken, the rest stubs."""
     shutil.copytree(ROOT / "shared", copy / "shared", ignore=shutil.ignore_patterns("__pycache__"))

@@ -76,6 +76,7 @@ def test_every_exercise_has_another_answer():
     assert OTHER_ANSWERS.keys() == EXERCISES.keys()
 
 
+@pytest.mark.slow
 @ALL
 def test_another_right_answer_solves_it(name):
     for seed in SEEDS[:2]:

@@ -30,6 +30,7 @@ def test_series_holds_what_was_logged(runs):
     assert runs["slow"].series("no_such") == ([], [])
 
 
+@pytest.mark.slow
 def test_curves_draw_each_run_and_the_reference(runs, tmp_path):
     slow = report.Curve(runs["slow"], "slow")
     fast = report.Curve(runs["fast"], "fast")
@@ -59,6 +60,7 @@ def draw_everything(runs, folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
+@pytest.mark.slow
 def test_drawing_leaves_matplotlibs_parameters_as_they_were(runs, tmp_path):
     before = dict(matplotlib.rcParams)
     plots = draw_everything(runs, tmp_path / "a")
@@ -68,6 +70,7 @@ def test_drawing_leaves_matplotlibs_parameters_as_they_were(runs, tmp_path):
         assert draw_everything(runs, tmp_path / "b") == plots
 
 
+@pytest.mark.slow
 def test_importing_the_course_leaves_matplotlibs_parameters_as_they_were():
     code = (
         "import matplotlib; before = dict(matplotlib.rcParams); import shared.course.report;"

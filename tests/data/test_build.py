@@ -54,6 +54,7 @@ def test_tokens_is_where_the_training_split_ends_with_a_whole_document(config, t
     assert shards_in(config.out) == expected(2000, 5000, tokens) != WANTED
 
 
+@pytest.mark.slow
 def test_the_default_tokenizer_is_gpt2s(config):
     build(config)
     tokenizer = open_shards(config.out).tokenizer
@@ -79,6 +80,7 @@ def at_rename(monkeypatch, number: int) -> list[tuple]:
     return renames
 
 
+@pytest.mark.slow
 def test_a_run_cut_twice_at_any_moment_and_run_again_is_the_same_to_the_byte(config, tmp_path, monkeypatch):
     config = replace(config, shard_tokens=12_000)
     with monkeypatch.context() as patch:
@@ -113,6 +115,7 @@ shards.main(parse_args(shards.ShardConfig, sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_sigkill_takes_the_processes_along_and_several_go_on_to_the_same_end(config, tmp_path, monkeypatch):
     build(config, TOKENIZER)
     TOKENIZER.save(tmp_path / "tokenizer.json")

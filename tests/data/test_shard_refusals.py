@@ -123,6 +123,7 @@ def test_a_source_with_nothing_left_to_train_on_is_refused(config, tmp_path, val
         open_shards(few.out)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_must_have_end_of_text_and_fit_in_uint16(config):
     for tokenizer in (CharTokenizer("abc"), BPETokenizer.train("abc", 256)):
         with pytest.raises(

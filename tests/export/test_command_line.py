@@ -77,6 +77,7 @@ def test_what_the_hub_cannot_take_is_said(tmp_path):
     assert hub.asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["hf", "gguf", "onnx"])
 def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path):
     out = tmp_path / "out"
@@ -97,6 +98,7 @@ def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path)
         assert "# Mine" in card and "| val loss | 1.234 |" in card
 
 
+@pytest.mark.slow
 def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
     command = [
         sys.executable,

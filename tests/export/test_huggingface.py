@@ -132,6 +132,7 @@ def test_a_character_tokenizer_goes_along_and_knows_what_it_does_not_know(tmp_pa
     assert theirs.eos_token_id is None
 
 
+@pytest.mark.slow
 def test_gpt2s_vocabulary_goes_along(tmp_path):
     ours = gpt2_tokenizer()
     model = GPT(
@@ -145,6 +146,7 @@ def test_gpt2s_vocabulary_goes_along(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_smollm2_with_its_chat_template(tmp_path):
     model, tokenizer = load_smollm2()
     folder = save_hf_folder(tmp_path / "m", model, tokenizer, Card(sample="Hello."))

@@ -195,6 +195,7 @@ def test_a_gguf_file_cut_anywhere_is_a_value_error(tmp_path):
             from_gguf(path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value")  # scales that the wrong bit has made NaN
 def test_a_gguf_header_with_a_wrong_bit_raises_nothing_but_value_error(tmp_path):
     theirs, key = llama_with_tokens(), b"llama.context_length"

@@ -286,6 +286,7 @@ def test_flops_are_those_that_torch_counts(changes):
     assert model.flops_per_token(64) * idx.numel() == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_the_first_loss_of_gpt2_is_what_its_first_values_say():
     """The last norm's output is 768 numbers of about 1, the output layer's weights are N(0, 0.02²), so the
     logits are N(0, 768 · 0.02²): their half variance, 0.15, comes on top of ln(50257) = 10.82.

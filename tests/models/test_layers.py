@@ -2,11 +2,16 @@
 the number of threads.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from shared.models.layers import Linear, RMSNorm, swap_modules
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.layers import Linear, RMSNorm, swap_modules, without_memory
+from shared.runtime import ROOT
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -96,3 +101,30 @@ def test_a_name_that_is_no_part_of_the_model_is_refused(name, error):
     with pytest.raises(error):
         swap_modules(model, {name: nn.Identity()})
     assert list(model.modules()) == before
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_model_without_memory_has_the_names_and_shapes_of_a_real_one(position):
+    config = GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=16, position=position)
+    with without_memory():
+        model = GPT(config)
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    real = GPT(config)
+    for part in ("named_parameters", "named_buffers"):
+        wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in getattr(real, part)()}
+        assert {name: (tensor.shape, tensor.dtype) for name, tensor in getattr(model, part)()} == wanted
+
+
+def test_a_model_without_memory_does_not_import_the_compiler():
+    program = """
+import sys
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.layers import without_memory
+with without_memory():
+    GPT(GPTConfig(position="rope"))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -354,6 +354,7 @@ def hub(monkeypatch, tmp_path):
     return asked
 
 
+@pytest.mark.slow
 def test_gpt2_comes_from_the_hub_at_a_fixed_commit_with_its_tokenizer(hub):
     model, tokenizer = load_gpt2("gpt2-medium")
     ((name, commit),) = hub

@@ -21,6 +21,7 @@ def smollm2():
     return load_smollm2()
 
 
+@pytest.mark.slow
 def test_smollm2_is_the_model_that_its_authors_describe():
     model, tokenizer = smollm2()
     c = model.config
@@ -36,6 +37,7 @@ def expectations() -> list[dict]:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_smollm2s_greedy_answers_are_transformers():
     """Greedy text is the expected one exactly where every expected token is the likeliest after the prompt
@@ -48,6 +50,7 @@ def test_smollm2s_greedy_answers_are_transformers():
         assert logits.argmax(-1)[len(row["prompt"]) - 1 :].tolist() == row["new"], row["messages"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 11, 19])
 def test_smollm2_writes_transformers_text_with_the_cache_and_ends(number):
     model, tokenizer = smollm2()
@@ -100,6 +103,7 @@ def test_smollm2s_ids_are_those_of_hugging_faces_tokenizers():
     assert tokenizer.special_tokens == special and len(special) == 17
 
 
+@pytest.mark.slow
 def test_smollm2s_tokenizer_is_saved_and_loaded_whole(tmp_path):
     tokenizer = smollm2()[1]
     tokenizer.save(tmp_path / "tokenizer.json")

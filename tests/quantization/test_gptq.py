@@ -44,6 +44,7 @@ def test_gptq_rounding_is_to_nearest_where_inputs_do_not_hang_together():
     torch.testing.assert_close(gptq_round(weight, torch.zeros(64, 64), scale, zero), nearest, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_gptq_recovers_at_least_half_of_what_rounding_to_nearest_loses(config):
     """In nats: how much worse than the model itself its quantized form predicts what the model would say."""

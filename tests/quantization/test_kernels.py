@@ -22,6 +22,7 @@ def test_a_kernel_that_is_missing_or_computes_wrong_is_not_used(monkeypatch, fre
     assert kernel is None and "_weight_int8pack_mm" in reason
 
 
+@pytest.mark.slow
 @COMPILED
 def test_a_library_that_another_user_wrote_is_not_run(monkeypatch, tmp_path, fresh):
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
@@ -45,6 +46,7 @@ def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch
     assert f"go through PyTorch's kernel ({reason}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @COMPILED
 def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh, tmp_path):
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))

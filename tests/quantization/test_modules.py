@@ -231,6 +231,7 @@ def smollm2() -> tuple[GPT, str, float, int]:
     return model, text, sliding_window(model, tokenizer, text, 512, 512).perplexity, num_bytes(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, size, worse",
     [

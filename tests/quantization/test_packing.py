@@ -95,6 +95,7 @@ def test_what_ggufs_q4_1_can_express_comes_back_from_int4():
     assert torch.equal(packed.codes, (low | high << 4).to(torch.uint8))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(weights(32))
 def test_int8_is_off_by_half_a_step_at_most(weight):
@@ -104,6 +105,7 @@ def test_int8_is_off_by_half_a_step_at_most(weight):
     assert packed.codes.abs().max() <= 127
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(weights(64))
 def test_int4_is_off_by_half_a_step_and_the_rounding_of_its_scale_and_zero(weight):
@@ -117,6 +119,7 @@ def test_int4_is_off_by_half_a_step_and_the_rounding_of_its_scale_and_zero(weigh
     assert (error <= step * (0.5 + 9 * 2**-9) + zero.abs() * 2**-8 + 1e-37).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(weights(64), st.booleans())
 def test_nf4_is_off_by_half_the_widest_gap_at_most(weight, double_quant):

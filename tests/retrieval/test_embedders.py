@@ -43,6 +43,7 @@ def minilm():
     return MiniLM()
 
 
+@pytest.mark.slow
 def test_minilm_is_what_transformers_computes(minilm):
     texts = ["When does the last tram leave?", "Cats. " * 300, "The tram runs until 23:10."]
     folder = fetch("minilm-config").parent
@@ -63,6 +64,7 @@ def test_minilm_is_what_transformers_computes(minilm):
     assert minilm.embed([]).shape == (0, 384)
 
 
+@pytest.mark.slow
 def test_the_right_section_is_among_the_first_five(minilm):
     index = Index(minilm)
     index.add(chunk_documents(DOCUMENTS, gpt2_tokenizer()))

@@ -43,6 +43,7 @@ def results(index, k=7):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*FAISS_KINDS, "qdrant"])
 def test_an_index_is_saved_loaded_and_goes_on(tmp_path, kind):
     index = Index(Words(), make_store(kind, 64))
@@ -68,6 +69,7 @@ def test_an_index_is_saved_loaded_and_goes_on(tmp_path, kind):
     assert len(list((tmp_path / "index").iterdir())) == 2  # the old vectors are gone
 
 
+@pytest.mark.slow
 def test_sync_embeds_only_what_is_new_or_changed():
     index = Index(Words())
     index.add(c for c in CHUNKS if c.source != "pets.md")
@@ -92,6 +94,7 @@ def test_sync_embeds_only_what_is_new_or_changed():
     assert sorted(map(sorted_hits, results(index))) == sorted(map(sorted_hits, results(fresh)))
 
 
+@pytest.mark.slow
 def test_a_kept_index_embeds_nothing_twice(tmp_path):
     def counting():
         embedder, embedded = Words(), []
@@ -126,6 +129,7 @@ def sorted_hits(found):
     return sorted((score, chunk.id) for chunk, score in found)
 
 
+@pytest.mark.slow
 def test_a_chunk_is_as_near_as_its_nearest_window():
     index, embedder = Index(Words()), Words()
     index.add(CHUNKS)

@@ -221,6 +221,7 @@ def test_a_question_is_answered_from_what_is_found():
     ]
 
 
+@pytest.mark.slow
 def test_a_real_model_answers_from_the_passage_and_follows_it_when_it_changes():
     model, tokenizer = load_smollm2()
     reader = Reader(model, tokenizer, max_new_tokens=16)

@@ -26,6 +26,7 @@ def filled(kind, n=600):
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EXACT)
 def test_exact_stores_find_what_numpy_finds(kind):
     questions = unit(20, seed=1)

@@ -342,6 +342,7 @@ def command(*args: str, text: str | None = None) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_the_prompt_and_what_follows(folder):
     options = "--prompt abc --max-new-tokens 20 --seed 1".split()
     done = command("--checkpoint", str(folder), *options)
@@ -353,6 +354,7 @@ def test_the_command_line_writes_the_prompt_and_what_follows(folder):
     assert text == "abc" + loaded.tokenizer.decode(list(ids)) + "\n"
 
 
+@pytest.mark.slow
 def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_character(folder):
     options = "--max-new-tokens 5 --temperature 0".split()
     done = command("--checkpoint", str(folder), *options, text="abc\nxyz\ncab\n\n")
@@ -362,6 +364,7 @@ def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_charac
     assert "error: character 'x' (U+0078) at position 0 is not in the vocabulary" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -378,12 +381,14 @@ def test_an_error_on_the_command_line_is_one_line_and_a_status_that_is_not_zero(
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_tokenizer_cannot_speak(tmp_path):
     checkpoint.save(tmp_path / "model", BigramModel(BigramConfig(3)))
     done = command("--checkpoint", str(tmp_path / "model"), "--prompt", "a")
     assert done.returncode == 2 and "saved without a tokenizer" in done.stderr
 
 
+@pytest.mark.slow
 def test_counts_of_a_long_text_follow_the_bigram_model_it_came_from():
     """From end to end: the pairs in a generated text are as frequent as the model's table says."""
     table = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.0, 0.5], [0.25, 0.25, 0.5]])

@@ -71,6 +71,7 @@ def responses(results: dict) -> list[list[tuple]]:
     return [sample["filtered_resps"] for sample in results["samples"]["local"]]
 
 
+@pytest.mark.slow
 def test_lm_eval_over_http_scores_as_it_does_in_the_process(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     model = shake(GPT(GPTConfig(vocab_size=PLAIN.vocab_size, block_size=128, n_layer=2, n_head=2, n_embd=32)))

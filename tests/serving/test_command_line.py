@@ -57,6 +57,7 @@ def client_of(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_finishes_what_is_there_and_refuses_what_comes(folder):
     adapter = f"pirate={folder / 'pirate'}"
     options = ["--quantize", "int8", "--adapters", adapter, "--slots", "2"]
@@ -78,6 +79,7 @@ def test_sigterm_under_load_finishes_what_is_there_and_refuses_what_comes(folder
         assert server.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_after_its_grace_a_server_ends_what_is_there(folder):
     with process("--model", str(folder / "tiny"), "--grace", "0", "--slots", "1") as (server, url):
         stream = client_of(url).completions.create(
@@ -90,6 +92,7 @@ def test_after_its_grace_a_server_ends_what_is_there(folder):
         assert server.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once_but_not_by_a_crash(folder):
     body = {"model": "tiny", "prompt": "a", "max_tokens": 120, "stream": True, "n": 60} | WITHOUT_END
     headers = {"Authorization": "Bearer secret"}
@@ -105,6 +108,7 @@ def test_a_second_signal_ends_it_at_once_but_not_by_a_crash(folder):
         assert server.wait(60) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "message"),
     [

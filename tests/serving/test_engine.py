@@ -93,6 +93,7 @@ def request(prompt: list[int], draw: random.Random) -> Request:
 # The law: alone or in any batch.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("slots", [1, 3, 8])
 def test_requests_that_arrive_at_any_time_get_what_they_would_get_alone(name, slots):
@@ -112,6 +113,7 @@ def test_requests_that_arrive_at_any_time_get_what_they_would_get_alone(name, sl
 ARRIVALS = st.tuples(st.integers(1, 40), st.integers(0, 12), st.integers(0, 3), st.booleans())
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ARRIVALS, min_size=1, max_size=10), st.integers(1, 5))
 def test_any_order_of_arrivals_and_departures(plan, slots):
@@ -164,6 +166,7 @@ def test_a_quantized_model_says_the_same_alone_and_in_a_batch(scheme):
     assert [ids(g) for g in together] == [ids(g) for g in single]
 
 
+@pytest.mark.slow
 def test_each_row_has_the_adapter_that_it_asks_for():
     model = gpt()
     for name in ("one", "two"):

@@ -111,6 +111,7 @@ def test_what_the_server_does_not_do_is_said(broken, words, monkeypatch):
         asyncio.run(load.throughput("http://stub/v1", lambda number: "x", asked))
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_says_why(tmp_path):
     with pytest.raises(ValueError, match="the server did not start: .*nothing-here"):
         with load.served(str(tmp_path / "nothing-here")):

@@ -237,6 +237,7 @@ class Crowd:
         return answer.status_code
 
 
+@pytest.mark.slow
 def test_it_survives_500_requests_of_which_many_leave_or_are_wrong():
     app = create_app(gpt(), TOKENIZER, name="tiny", slots=8, queue=16, chunk=8, limits=Limits(body=5000))
     engine = app.state.server.engine

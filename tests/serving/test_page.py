@@ -170,6 +170,7 @@ def shades(page) -> list[tuple[str, int, str]]:
 # Texts and tokens.
 
 
+@pytest.mark.slow
 def test_a_text_goes_on_as_the_sampler_writes_it_each_token_in_its_shade(visit, completing):
     page = visit(completing)
     assert "goes on with the text" in page.locator(".title").inner_text()
@@ -191,6 +192,7 @@ def test_a_text_goes_on_as_the_sampler_writes_it_each_token_in_its_shade(visit, 
             assert float(text.removesuffix(" %")) == pytest.approx(100 * share, abs=0.06)
 
 
+@pytest.mark.slow
 def test_pointing_at_a_token_names_the_likeliest(visit, completing):
     page = visit(completing)
     ask(page, "abc", length=3)
@@ -215,6 +217,7 @@ def test_shades(least, shade):
     assert f'class="shade shade-{shade}"' in html and "&lt;&amp;" in html
 
 
+@pytest.mark.slow
 def test_a_conversation_is_read_as_a_whole(visit, chatting):
     page = visit(chatting)
     assert "answers what you write" in page.locator(".title").inner_text()
@@ -234,6 +237,7 @@ def test_a_conversation_is_read_as_a_whole(visit, chatting):
     assert said(page) == [talk[1]["content"].replace("\0", "")]
 
 
+@pytest.mark.slow
 def test_an_adapter_writes_its_own_text(visit, completing):
     page = visit(completing)
     page.locator("#model input").click()
@@ -245,6 +249,7 @@ def test_an_adapter_writes_its_own_text(visit, completing):
 # Documents.
 
 
+@pytest.mark.slow
 def test_an_answer_from_documents_shows_what_was_read(visit, completing):
     page = visit(completing)
     page.locator("#documents input").check()
@@ -258,6 +263,7 @@ def test_an_answer_from_documents_shows_what_was_read(visit, completing):
     assert page.locator("#passages .passage").text_content() == hit.chunk.cite + prompt.chunks[0].text
 
 
+@pytest.mark.slow
 def test_what_is_said_is_shown_as_text_and_never_as_markup(visit, completing):
     page = visit(completing)
     page.locator("#documents input").check()
@@ -305,6 +311,7 @@ def go_on(engine, brake) -> None:
         brake.release(1)
 
 
+@pytest.mark.slow
 def test_stop_ends_it_in_the_engine(visit, completing, brake):
     page, engine = visit(completing), completing.engine
     write_some(page, brake)
@@ -320,6 +327,7 @@ def test_stop_ends_it_in_the_engine(visit, completing, brake):
     assert page.locator("#stop").is_disabled() and page.locator("#send").is_enabled()
 
 
+@pytest.mark.slow
 def test_a_closed_window_ends_it_too(visit, completing, brake):
     page, engine = visit(completing), completing.engine
     write_some(page, brake)
@@ -332,6 +340,7 @@ def test_a_closed_window_ends_it_too(visit, completing, brake):
 # What is refused.
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_said_and_the_text_is_kept(visit, completing, brake):
     page = visit(completing)
     filling = [completing.engine.submit(Request([1], 200)) for _ in range(2)]
@@ -349,6 +358,7 @@ def test_a_full_queue_is_said_and_the_text_is_kept(visit, completing, brake):
     assert said(page) == [CHARS.decode(written(use_adapters(pirate(), ()), CHARS.encode("abc"), 5))]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_said_and_the_text_is_kept(visit, completing):
     page = visit(completing)
     for text, seed, message in (
@@ -375,6 +385,7 @@ CLOSED = [
 ]
 
 
+@pytest.mark.slow
 def test_with_a_key_nothing_is_there_without_it(visit):
     server = CompletionServer(Engine(gpt(CHARS)), CHARS, name="tiny", api_key="open sesame")
     with page_of(server) as served:
@@ -399,6 +410,7 @@ def test_with_a_key_nothing_is_there_without_it(visit):
         page.context.close()
 
 
+@pytest.mark.slow
 def test_it_fits_on_a_phone(visit, completing):
     page = visit(completing, width=390)
     ask(page, "abc def " * 10, length=100)

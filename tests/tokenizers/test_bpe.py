@@ -54,6 +54,7 @@ def as_tiktoken(tokenizer: BPETokenizer) -> tiktoken.Encoding:
 # version is one for `regex` and not yet for tiktoken.
 
 
+@pytest.mark.slow
 def test_gpt2s_ids_are_tiktokens_on_100_000_strings():
     ours, theirs = gpt2(), tiktokens_gpt2()
     for text in fuzz(100_000, seed=1):
@@ -62,6 +63,7 @@ def test_gpt2s_ids_are_tiktokens_on_100_000_strings():
         assert ours.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_gpt2s_ids_are_tiktokens_on_shakespeare():
     ids = gpt2().encode(shakespeare())
     assert ids == tiktokens_gpt2().encode_ordinary(shakespeare())
@@ -75,6 +77,7 @@ def test_gpt2s_vocabulary():
     assert [bpe.to_printable(tokenizer.vocab[i]) for i in (15496, 995, 198)] == ["Hello", "Ġworld", "Ċ"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_a_tokenizer_of_our_own_gives_tiktokens_ids(pattern):
     ours = BPETokenizer.train(shakespeare()[:300_000], 1000, pattern)
@@ -95,6 +98,7 @@ def test_a_piece_of_any_length_is_encoded_in_no_time(text):
 # ---- laws
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.text(st.characters(codec="utf-8")))
 def test_any_text_comes_back_whole(text):
@@ -116,6 +120,7 @@ def test_cutting_a_long_text_in_parts_changes_no_piece(pattern, monkeypatch):
         assert [piece for part in parts for piece in part] == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_the_short_cut_for_ascii_finds_the_same_pieces(pattern):
     draw, quick = random.Random(6), bpe._for_ascii(pattern)
@@ -182,6 +187,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 @pytest.mark.parametrize("name", SMALL)
 def test_training_equals_the_plain_loop(name, pattern):
@@ -197,6 +203,7 @@ def test_of_equally_frequent_pairs_the_greater_is_merged_first():
     assert merges == [(b"x", b"a"), (b"xa", b"b"), (b"xab", b"b")]
 
 
+@pytest.mark.slow
 def test_training_agrees_with_hugging_face_where_no_two_pairs_are_equally_frequent():
     text = shakespeare()[:400_000]
     theirs = tokenizers.ByteLevelBPETokenizer()
@@ -303,6 +310,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, tokenizer):
     assert loaded.encode(text, "all") == tokenizer.encode(text, "all")
 
 
+@pytest.mark.slow
 def test_gpt2s_own_order_of_ids_is_saved_too(tmp_path):
     gpt2().save(tmp_path / "tokenizer.json")
     loaded = BPETokenizer.load(tmp_path / "tokenizer.json")

@@ -81,6 +81,7 @@ def interpreter():
         yield lambda function, *args, **named: pool.submit(function, *args, **named).result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("rows", "vocab_size", "ignored"),
@@ -140,6 +141,7 @@ def test_shapes_that_do_not_fit_are_refused(interpreter):
     assert all("give logits [..., vocab_size] and int64 targets [...]" in message for message in messages)
 
 
+@pytest.mark.slow
 def test_a_cpu_without_the_interpreter_is_told_what_to_do(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     imports = "import torch; from shared.training.kernels import fused_cross_entropy"

@@ -91,6 +91,7 @@ def tracked_peak(trainer: Trainer, tracker: MemTracker, stream) -> int:
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_estimated_memory_is_what_a_step_takes(cell):
     tracker = MemTracker()

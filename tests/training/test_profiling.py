@@ -61,6 +61,7 @@ def test_a_step_costs_what_the_clock_says(monkeypatch):
     assert cost.flops == pytest.approx(cost.tokens_per_second * flops_per_token, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_has_a_peak_of_its_own():
     taken = torch.ones(300 * 2**18)  # what this process holds is not counted there
     little = in_own_process(take, 1)
@@ -69,6 +70,7 @@ def test_a_process_of_its_own_has_a_peak_of_its_own():
     assert taken.sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_a_peak_can_be_forgotten():
     assert in_own_process(take_and_forget, 600) < in_own_process(take, 600) - 500 * 2**20

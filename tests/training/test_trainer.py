@@ -77,6 +77,7 @@ def test_a_training_equals_the_loop_written_out(corpus):
         torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_below_what_counting_single_characters_reaches(corpus):
     config = replace(QUICK, steps=150, batch_size=16, eval_every=150, eval_windows=None)
     summary = Trainer(small_gpt(corpus), corpus, config).fit()

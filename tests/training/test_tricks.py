@@ -30,6 +30,7 @@ from tests.training.helpers import TINY, TRAIN, out_of_memory, random_corpus
 # ---- the ladder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", [True, False])
 def test_each_step_of_the_ladder_does_what_it_says(here, monkeypatch, units):
     monkeypatch.setattr(tricks, "bf16_units", lambda device: (units, "why"))
@@ -93,6 +94,7 @@ def test_what_the_machine_cannot_do_is_said_and_left_out_below(here, monkeypatch
     assert fused["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_out_of_memory_is_said(monkeypatch):
     monkeypatch.setattr(tricks, "measure_tricks", out_of_memory)  # really in a process of its own
     rows = measure_ladder(TINY, TRAIN, ladder=[("larger batch", {"batch": 4})])
@@ -100,6 +102,7 @@ def test_a_step_that_is_out_of_memory_is_said(monkeypatch):
     assert rows == [{"step": "larger batch", "note": note}]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same_losses(here):
     (row,) = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=PRECISIONS[:1])
     cpu = torch.device("cpu")
@@ -184,6 +187,7 @@ def test_on_a_gpu_the_time_is_that_of_the_kernels_each_counted_once():
     assert time_by_kind(events, cuda=True) == {"matrix products": 5.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tricks", [USUAL, Tricks("bf16"), Tricks("fp16", sdpa=True, recompute=True, batch=2)]
 )

@@ -10,6 +10,8 @@ import pytest
 from shared.course import report
 from tests.weeks.helpers import LADDER, TEXT, WEEKS, script
 
+pytestmark = pytest.mark.slow
+
 
 def assert_picture(path):
     pixels = matplotlib.image.imread(path)

@@ -17,6 +17,8 @@ from shared.tokenizers.bpe import END_OF_TEXT
 from shared.zero_shot.tasks import Example
 from tests.weeks.helpers import script
 
+pytestmark = pytest.mark.slow
+
 
 def test_week_6_takes_the_flags_that_people_know():
     module = report.load_script("06_gpt2")

@@ -11,6 +11,8 @@ from shared.models.gpt import GPT
 from shared.quantization import quantize
 from tests.weeks.helpers import script
 
+pytestmark = pytest.mark.slow
+
 WRONG_IN_WEEK_9 = {
     "a broken line": (["--data", "BROKEN"], "line 2: expected an object with"),
     "no such file": (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),

@@ -8,6 +8,8 @@ import pytest
 from shared.course import report
 from tests.weeks.helpers import script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
 def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, monkeypatch):

@@ -10,6 +10,8 @@ from shared.retrieval.ranking import holds_answer
 from shared.tokenizers import gpt2_tokenizer
 from tests.weeks.helpers import script
 
+pytestmark = pytest.mark.slow
+
 WRONG_IN_WEEK_11 = {
     "no such folder": (["--data", "nowhere", "--ask", "Who?"], "nowhere does not exist: give a folder"),
     "an empty folder": (["--data", "EMPTY", "--ask", "Who?"], "has no files in it: put documents there"),

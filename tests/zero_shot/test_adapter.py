@@ -71,6 +71,7 @@ def test_writing_ends_at_a_special_token():
     assert text == "x the flour."
 
 
+@pytest.mark.slow
 def test_all_but_the_adapter_works_without_lm_eval():
     code = (
         "import sys; sys.modules['lm_eval'] = None\n"

@@ -63,6 +63,7 @@ def test_a_setting_out_of_range_is_refused(flags, message):
         settings("--model", "smollm2", *flags)
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_is_one_line():
     command = [sys.executable, "-m", "shared.zero_shot", "--model", "smollm2", "--tasks", "hellaswag"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

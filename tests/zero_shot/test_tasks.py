@@ -96,6 +96,7 @@ def files(request, tmp_path, wide) -> Files:
     return Files(request.param[0], tmp_path, wide, real=request.param[1])
 
 
+@pytest.mark.slow
 def test_our_scorer_and_lm_eval_agree_on_every_example(files, wide):
     examples = files.read()[:200]
     result = run_task(wide, TOKENIZER, files.task, examples)
@@ -132,6 +133,7 @@ EASY = [
 ]
 
 
+@pytest.mark.slow
 def test_on_a_real_model_too_and_it_knows_something(tmp_path):
     model, tokenizer = load_smollm2()
     rows = [{"goal": goal, "sol1": right, "sol2": wrong} for goal, right, wrong in EASY]
