@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.checks import Checks
-from shared.models.layers import Linear
+from shared.models.layers import Linear, without_memory
 from shared.quantization.modules import QuantizedLinear
 from shared.runtime import device_of
 
@@ -221,7 +221,7 @@ class LoRALinear(nn.Module):
         if not self.in_use:
             self.merged = self.base
             return
-        with torch.device("meta"):
+        with without_memory():
             merged = Linear(self.in_features, self.out_features, bias=False)
         merged.weight = nn.Parameter(self.weight, requires_grad=False)
         merged.register_parameter("bias", self.base.bias)

@@ -136,13 +136,22 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, block_size: int, theta: float):
         super().__init__()
+        cos, sin = self._tables(head_dim, block_size, theta)
+        # The tables follow from the configuration, so checkpoints do not keep them.
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @staticmethod
+    def _tables(head_dim: int, block_size: int, theta: float) -> tuple[Tensor, Tensor]:
+        """The cosines and sines of all angles, fp32 [block_size, head_dim] each."""
+        if torch.get_default_device().type == "meta":  # no values (see layers.without_memory)
+            return torch.empty(block_size, head_dim), torch.empty(block_size, head_dim)
         frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [head_dim / 2]
         position = torch.arange(block_size, dtype=torch.float32)
         angle = torch.outer(position, frequency)  # [block_size, head_dim / 2]
         # Both halves of a head turn by the same angles; the minus of rotate-half is in the sine's table.
-        # The tables follow from the configuration, so checkpoints do not keep them.
-        self.register_buffer("cos", torch.cat([angle.cos(), angle.cos()], dim=-1), persistent=False)
-        self.register_buffer("sin", torch.cat([-angle.sin(), angle.sin()], dim=-1), persistent=False)
+        cos = torch.cat([angle.cos(), angle.cos()], dim=-1)
+        return cos, torch.cat([-angle.sin(), angle.sin()], dim=-1)
 
     def at(self, positions: Tensor | slice) -> Rotation:
         """The rotation for tokens at `positions` ([time] or [batch, time]): a function of [batch, head, time,

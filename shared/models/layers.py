@@ -1,11 +1,15 @@
-"""Week 3. PyTorch's linear layer and RMSNorm, faster on a CPU for a single row, which is what a model
-computes that writes token by token.
+"""Week 3. PyTorch's linear layer and RMSNorm, faster on a CPU for a single row; and helpers for modules.
+
+A single row is what a model computes that writes token by token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def _is_row(x: Tensor, width: int) -> bool:
@@ -51,6 +55,33 @@ class RMSNorm(nn.RMSNorm):
         inverse_rms = (torch.dot(row, row).item() / width + self.eps) ** -0.5
         # 0 + inverse_rms * x * weight in one operation: multiplying by a number alone would be a second one.
         return torch.addcmul(ZERO, x, weight, value=inverse_rms)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Functions of torch.nn.init return their tensor untouched."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are made in here lie on PyTorch's device "meta": names and shapes, without values.
+
+    Their first values are skipped: even on "meta" PyTorch would import its compiler for them, which takes
+    seconds.
+    """
+    with torch.device("meta"), _SkipInit():
+        yield
 
 
 def swap_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:

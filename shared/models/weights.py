@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from shared.checkpoint import unshared
 from shared.models.families import refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig, Rotary
+from shared.models.layers import without_memory
 
 
 class StoredTensor(NamedTuple):
@@ -67,7 +67,7 @@ def _read(name: str, stored: StoredTensor, where: str) -> Tensor:
 
 def gpt_without_memory(config: GPTConfig) -> GPT:
     """The GPT on PyTorch's device "meta": names and shapes, without values."""
-    with torch.device("meta"):
+    with without_memory():
         return GPT(config)
 
 

@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import prometheus_client as prometheus
-import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -28,6 +27,7 @@ from starlette.routing import Route
 
 from shared.models.chat import IM_END, chat_prompt
 from shared.models.gpt import GPT
+from shared.models.layers import without_memory
 from shared.quantization.modules import quantization_of
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, chunks
@@ -75,7 +75,7 @@ def describe_size(model: GPT) -> str:
 
     Adapters are not counted, and quantized weights count as the parameters they stand for.
     """
-    with torch.device("meta"):
+    with without_memory():
         parameters = GPT(model.config).num_parameters()
     stored = quantization_of(model)
     return f"{parameters:,} parameters" + (f" in {stored['scheme']}" if stored else "")

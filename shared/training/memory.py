@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.layers import without_memory
 from shared.training.config import TrainConfig
 from shared.training.precision import precision
 from shared.training.profiling import StepCost, in_own_process
@@ -75,7 +76,7 @@ class _Step:
 
     @cached_property
     def model(self) -> GPT:
-        with torch.device("meta"):  # shapes without memory
+        with without_memory():
             return GPT(self.config)
 
     @cached_property

@@ -9,6 +9,7 @@ from figures import draw
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, load_corpus, split_text
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.layers import without_memory
 from shared.runtime import RunLog, clock, table
 from shared.tokenizers import BPETokenizer
 from shared.training import TrainConfig, Trainer
@@ -54,7 +55,7 @@ def study_vocab(settings: "Settings", text: str, work: Workspace) -> dict[str, f
         tokenizer = BPETokenizer.train(train_text, size) if size else None
         corpus = load_corpus(settings.data, tokenizer, block_size)
         config = replace(settings.model, vocab_size=corpus.tokenizer.vocab_size)
-        with torch.device("meta"):
+        with without_memory():
             cost = GPT(config).flops_per_token(block_size)
         if not budget:
             budget = cost * settings.study_steps

@@ -14,6 +14,7 @@ from shared.course.exercise import Exercise, Mistake, random_int
 from shared.data.corpus import fixed_windows
 from shared.models.formats import HF_GPT2
 from shared.models.gpt import GPT, MODERN, GPTConfig
+from shared.models.layers import without_memory
 
 # ---- 1. first weights
 
@@ -150,7 +151,7 @@ def _decay_cases(generator: Generator) -> list[tuple]:
             n_head=2,
             n_embd=4 * random_int(generator, 2, 9),
         )
-        with torch.device("meta"):
+        with without_memory():
             model = GPT(GPTConfig(**sizes, **settings))
         return ({name: tuple(p.shape) for name, p in model.named_parameters()},)
 

@@ -14,6 +14,7 @@ from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX
 from shared.models.chat import IM_END, QUESTIONS, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.layers import without_memory
 from shared.models.pretrained import load_smollm2
 from shared.runtime import clock, device_name, pick_device, table
 from shared.sampling import generate
@@ -272,7 +273,7 @@ def price_list(config: GPTConfig, mfu: float) -> list[dict[str, Any]]:
     """Hours and dollars for FULL_RUN tokens on each card, computed from the model's FLOPs, at `mfu` and at
     USUAL_MFU.
     """
-    with torch.device("meta"):
+    with without_memory():
         flops = GPT(config).flops_per_token(config.block_size)
     rows = []
     for card, (teraflops, rent) in CARDS.items():

@@ -10,6 +10,7 @@ from figures import NOTES
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.layers import without_memory
 from shared.runtime import device_name, table
 from shared.training.profiling import CARDS, USUAL_MFU, matmul_peak
 from shared.training.tricks import measure_ladder
@@ -71,7 +72,9 @@ def measure_rungs(kind: str, rungs: Sequence[tuple[str, dict]], bench: Bench) ->
 
     Returns the rows that could be measured, under the logs' names. Raises ValueError if there is none.
     """
-    train, seeds, device = bench.settings.train, bench.settings.seeds, bench.work.device
+    train = bench.settings.train
+    seeds = bench.settings.seeds
+    device = bench.work.device
     print(
         f"{TITLES[kind]}: {train.steps} steps of {train.batch_size} x {train.block_size} tokens,"
         f" {len(seeds)} seeds",
@@ -135,7 +138,7 @@ def compare_cards(
     config: GPTConfig, block_size: int, fastest: dict[str, Any], device: torch.device
 ) -> list[dict[str, Any]]:
     """This machine's fastest row beside cards, computed from the same FLOPs; printed and returned."""
-    with torch.device("meta"):
+    with without_memory():
         flops = GPT(config).flops_per_token(block_size)
     rows = [
         {
