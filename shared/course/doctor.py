@@ -141,8 +141,8 @@ def check_asset(findings: Findings, name: str, asset: Asset, offline: bool) -> N
     if asset.fallback:
         cure += f"; without it, {asset.fallback} is used"
     for source in asset.sources:
-        good, found = reachable(source)
-        findings.add(name, good, found, cure=cure, fatal=False)
+        good, answer = reachable(source)
+        findings.add(name, good, answer, cure=cure, fatal=False)
 
 
 def check_jupyter(findings: Findings) -> None:

@@ -169,7 +169,9 @@ def gptq_round(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, dam
     order = hessian.diag().argsort(descending=True)
     group = order // (weight.size(1) // scale.size(1))
     upper = _inverse_root(hessian[order][:, order], damp)
-    w, scale, zero = weight.float()[:, order], scale.float(), zero.float()
+    w = weight.float()[:, order]
+    scale = scale.float()
+    zero = zero.float()
     for start in range(0, len(order), COLUMNS):
         end = min(start + COLUMNS, len(order))
         errors = w.new_empty(len(w), end - start)

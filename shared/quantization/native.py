@@ -89,7 +89,9 @@ def _compile(compiler: str, path: Path) -> None:
 
 def _declare(functions: ctypes.CDLL) -> None:
     """Tells ctypes the types of the parameters, in the order of native.c."""
-    address, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+    address = ctypes.c_void_p
+    number = ctypes.c_int
+    real = ctypes.c_float
     for name in ("product_int8", "product_int4"):
         function = getattr(functions, name)
         function.argtypes = [address, number, number, address, address, number, number, address, number]
@@ -166,9 +168,12 @@ def product_nf4(
     rows = x.float().contiguous()
     n = x.size(-1)
     y = torch.empty(*x.shape[:-1], n_out)
-    levels, scale, offset = None, None, 0.0
+    levels = scale = None
+    offset = 0.0
     if double is not None:
-        levels, scale, offset = double[0].data_ptr(), double[1].data_ptr(), double[2]
+        levels = double[0].data_ptr()
+        scale = double[1].data_ptr()
+        offset = double[2]
     failed = library().product_nf4(
         rows.data_ptr(),
         x.numel() // n,

@@ -78,9 +78,9 @@ class BM25:
         scores: dict[int, float] = {}
         mean = sum(self._lengths.values()) / max(1, len(self))
         for term, times in Counter(terms(question)).items():
-            found = self._postings.get(term, {})
-            idf = math.log(1 + (len(self) - len(found) + 0.5) / (len(found) + 0.5))
-            for i, tf in found.items():
+            postings = self._postings.get(term, {})
+            idf = math.log(1 + (len(self) - len(postings) + 0.5) / (len(postings) + 0.5))
+            for i, tf in postings.items():
                 scores[i] = scores.get(i, 0.0) + times * idf * tf / (
                     tf + self.k1 * (1 - self.b + self.b * self._lengths[i] / mean)
                 )

@@ -399,10 +399,10 @@ def _sentences(text: str) -> Iterator[tuple[int, str]]:
     """Where each sentence begins, and the sentence; a line of a list is one too. A line of 60 characters or
     more may be wrapped: the next one goes on, unless it is empty or begins with a mark of a list.
     """
-    for found in re.finditer(
+    for match in re.finditer(
         r"\S.*?(?=(?<=[.!?:])\s|(?<![^\n]{60})\n|\n(?:\n|[-*+•|] |\d+[.)] )|\Z)", text, re.S
     ):
-        yield found.start(), found[0]
+        yield match.start(), match[0]
 
 
 def split(text: str, tokenizer: Tokenizer, size: int, overlap: int) -> list[tuple[int, int]]:

@@ -104,12 +104,10 @@ class HiddenStates:
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, name: str, batch_size: int = 32):
-        self.name, self.dim, self._tokenizer, self._batch_size = (
-            name,
-            model.config.n_embd,
-            tokenizer,
-            batch_size,
-        )
+        self.name = name
+        self.dim = model.config.n_embd
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
         self._body = copy.copy(model)  # the same weights, without the head: logits would be most of the work
         self._body._modules = {**model._modules, "lm_head": nn.Identity()}
 

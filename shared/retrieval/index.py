@@ -50,8 +50,8 @@ def reciprocal_rank_fusion(
         )
     scores: dict[T, float] = {}
     for ranking, weight in zip(rankings, weights):
-        for place, found in enumerate(ranking, 1):
-            scores[found] = scores.get(found, 0.0) + weight / (k + place)
+        for place, item in enumerate(ranking, 1):
+            scores[item] = scores.get(item, 0.0) + weight / (k + place)
     return sorted(scores.items(), key=lambda pair: -pair[1])
 
 
@@ -137,15 +137,16 @@ class Index:
         """Makes the index hold these chunks and no others; only what is new or changed is embedded. The
         files, by "added", "changed", "gone".
         """
-        wanted, held = _by_source(chunks), _by_source(self._chunks.values())
-        found = {
+        wanted = _by_source(chunks)
+        held = _by_source(self._chunks.values())
+        changes = {
             "added": [source for source in wanted if source not in held],
             "changed": [source for source in wanted if source in held and wanted[source] != held[source]],
             "gone": [source for source in held if source not in wanted],
         }
-        self.delete(found["gone"])
-        self.update(chunk for source in (*found["changed"], *found["added"]) for chunk in wanted[source])
-        return found
+        self.delete(changes["gone"])
+        self.update(chunk for source in (*changes["changed"], *changes["added"]) for chunk in wanted[source])
+        return changes
 
     def search(
         self, question: str, k: int = 5, by: Literal["dense", "bm25", "hybrid"] = "dense"
@@ -163,10 +164,12 @@ class Index:
                 [n for n, _ in ranking]
                 for ranking in (self._dense(question, depth), self._bm25.search(question, depth))
             ]
-            found = reciprocal_rank_fusion(rankings)[:k]
+            ranked = reciprocal_rank_fusion(rankings)[:k]
+        elif by == "dense":
+            ranked = self._dense(question, k)
         else:
-            found = self._dense(question, k) if by == "dense" else self._bm25.search(question, k)
-        return [Hit(self._chunks[number], score) for number, score in found]
+            ranked = self._bm25.search(question, k)
+        return [Hit(self._chunks[number], score) for number, score in ranked]
 
     def _dense(self, question: str, k: int) -> list[tuple[int, float]]:
         vector, wanted = self.embedder.embed([question]), 4 * k
@@ -219,11 +222,9 @@ class Index:
             was = values["embedder"], values["dim"]
             data = (path.parent / Path(values["vectors"]).name).read_bytes()
             chunks = {int(number): _chunk(chunk) for number, chunk in values["chunks"].items()}
-            whole, store, settings = (
-                hashlib.sha256(data).hexdigest() == values["sha256"],
-                values["store"],
-                values["settings"],
-            )
+            right_checksum = hashlib.sha256(data).hexdigest() == values["sha256"]
+            store = values["store"]
+            settings = values["settings"]
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} holds no whole index ({Path(error.filename).name} is missing): build it first"
@@ -237,7 +238,7 @@ class Index:
                 " again"
             )
         try:
-            if not whole:
+            if not right_checksum:
                 raise ValueError("another checksum than index.json says")
             index = cls(embedder, open_store(store, embedder.dim, settings, load(data)))
         except (SafetensorError, ValueError) as error:

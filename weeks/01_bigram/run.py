@@ -51,19 +51,20 @@ def main(settings: Settings) -> dict[str, float]:
     device = pick_device(settings.device)
     corpus = load_corpus(settings.data, block_size=settings.train.block_size)
     work = Workspace(__file__, settings, corpus.name, device)
-    tokenizer, c = corpus.tokenizer, settings.train
+    tokenizer = corpus.tokenizer
+    train = settings.train
 
     with work.log("counts", settings) as log:
         counts = count_bigrams(corpus.train, tokenizer.vocab_size)
         counted = BigramModel.from_counts(counts, settings.smoothing)
-        result = evaluate(counted, corpus.val, c.block_size, corpus.token_bytes)
+        result = evaluate(counted, corpus.val, train.block_size, corpus.token_bytes)
         log.artifact(counts=counts, chars=tokenizer.chars, sample=sample_text(counted, corpus))
         by_counting = log.finish(**result.as_metrics(), pairs_never_seen=int((counts == 0).sum()))
 
     with work.log("network", settings) as log:
         model = BigramModel(BigramConfig(tokenizer.vocab_size))
         folder = work.checkpoints / "network"
-        trainer = Trainer(model, corpus, c, log, folder, device=device, description="bigram network")
+        trainer = Trainer(model, corpus, train, log, folder, device=device, description="bigram network")
         by_training = log.finish(**trainer.fit(settings.resume))
         text = sample_text(model, corpus, 2000)
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))

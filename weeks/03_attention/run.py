@@ -62,32 +62,33 @@ def main(settings: Settings) -> dict[str, float]:
     device = pick_device(settings.device)
     corpus = load_corpus(settings.data, block_size=settings.train.block_size)
     work = Workspace(__file__, settings, corpus.name, device)
-    tokenizer, c = corpus.tokenizer, settings.train
+    tokenizer = corpus.tokenizer
+    train = settings.train
     config = AttentionLMConfig(
         tokenizer.vocab_size,
-        c.block_size,
+        train.block_size,
         settings.n_layer,
         settings.n_head,
         settings.n_embd,
         settings.n_hidden,
     )
 
-    torch.manual_seed(c.seed)
+    torch.manual_seed(train.seed)
     model = AttentionLM(config)
     results = {}
     for name, candidate in (("attention", model), ("window-mlp", equal_mlp(model, tokenizer.vocab_size))):
         with work.log(name, settings) as log:
             folder = work.checkpoints / name
-            trainer = Trainer(candidate, corpus, c, log, folder, device=device, description=name)
+            trainer = Trainer(candidate, corpus, train, log, folder, device=device, description=name)
             results[name] = log.finish(**trainer.fit(settings.resume))
             if name == "attention":
                 model.cpu()
                 text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
                 words = known_words(text, tokenizer.decode(corpus.train.tolist()))
                 phrase = (
-                    PHRASE[: c.block_size]
+                    PHRASE[: train.block_size]
                     if set(PHRASE) <= set(tokenizer.chars)
-                    else tokenizer.decode(corpus.val[: c.block_size].tolist())
+                    else tokenizer.decode(corpus.val[: train.block_size].tolist())
                 )
                 log.artifact(
                     sample=text[:400], known_words=words, tokens=phrase, attention=look(model, corpus, phrase)

@@ -133,7 +133,9 @@ def _merged(
     """From left to right. step: how far to go on after a merge. limit: at most so many merges. end: tokens
     left out at the end.
     """
-    out, i, done = [], 0, 0
+    out: list[bytes] = []
+    i = 0
+    done = 0
     while i < len(tokens) - end:
         if i + 1 < len(tokens) and done != limit and fits(i):
             out.append(pair[0] + pair[1])
@@ -444,7 +446,9 @@ def _encoded(
 
 
 def _longest_first(piece: str, merges: list[Pair]) -> list[bytes]:
-    rest, vocab, out = piece.encode(), {bytes([i]) for i in range(256)} | {a + b for a, b in merges}, []
+    vocab = {bytes([i]) for i in range(256)} | {a + b for a, b in merges}
+    rest = piece.encode()
+    out: list[bytes] = []
     while rest:
         out.append(next(rest[:end] for end in range(len(rest), 0, -1) if rest[:end] in vocab))
         rest = rest[len(out[-1]) :]

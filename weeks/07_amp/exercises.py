@@ -12,7 +12,9 @@ from torch import Generator, Tensor, nn
 
 from shared.course.exercise import Exercise, Mistake, random_int
 
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+BF16 = torch.bfloat16
+FP16 = torch.float16
+FP32 = torch.float32
 
 
 # ---- 1. rounding to 16 bits

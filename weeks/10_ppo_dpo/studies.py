@@ -177,7 +177,9 @@ def answers_to(model: GPT, prompts: Sequence[list[int]], settings: "Settings", s
     """An answer to each prompt, drawn at temperature 1, its end token with it; prompts of one length go
     together.
     """
-    end, generator, device = end_token(model), Generator().manual_seed(seed), device_of(model)
+    end = end_token(model)
+    generator = Generator().manual_seed(seed)
+    device = device_of(model)
     answers: dict[int, list[int]] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for _, same_length in groupby(order, key=lambda i: len(prompts[i])):

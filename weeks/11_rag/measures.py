@@ -189,7 +189,9 @@ def measure_separation(good: np.ndarray, bad: np.ndarray) -> dict[str, float]:
     The threshold is the best for one half of the questions and measured on the other, both ways.
     """
     labels = [1] * len(good) + [0] * len(bad)
-    thresholds, withheld, lost = [], [], []
+    thresholds = []
+    withheld = []
+    lost = []
     for half in (0, 1):
         threshold = best_threshold(good[half::2], bad[half::2])
         thresholds.append(threshold)
