@@ -5,7 +5,7 @@
 # make report                          redraws all plots, pages and tables from the logs
 # make serve                           your model of week 6, else of week 4, else SmolLM2: API and chat page at http://127.0.0.1:8000
 # make serve MODEL=smollm2 DOCUMENTS=weeks/11_rag/handbook
-# make test                            lint, unit tests, week scripts, notebooks
+# make test                            lint, unit tests, week scripts, notebooks; WORKERS=4 runs four processes of tests
 # make quick, make lint                the unit tests that take no time; ruff, the formatting and the types
 # make clean                           removes .venv, and every checkpoint, log and plot of your own runs
 PYTHON ?= python3
@@ -13,6 +13,7 @@ WEEKS ?=
 PRESET ?= laptop
 MODEL ?=
 DOCUMENTS ?=
+WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -27,11 +28,12 @@ course: $(VENV)/.course
 serve: $(VENV)/.course
 	$(RUN) -m shared.serving --page $(if $(MODEL),--model $(MODEL)) $(if $(DOCUMENTS),--documents $(DOCUMENTS))
 
+# Each worker takes whole files, with one thread: a notebook's cells share a kernel.
 test: lint
-	$(RUN) -m pytest --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
 
 quick: $(VENV)/.test
-	$(RUN) -m pytest --doctest-modules shared tests -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --doctest-modules shared tests -m "not slow"
 
 status doctor: $(VENV)/.course
 	$(RUN) -m shared.course $@
