@@ -169,21 +169,21 @@ def gptq_round(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, dam
     order = hessian.diag().argsort(descending=True)
     group = order // (weight.size(1) // scale.size(1))
     upper = _inverse_root(hessian[order][:, order], damp)
-    w = weight.float()[:, order]
-    scale = scale.float()
-    zero = zero.float()
+    # Transposed, so that a column lies together in memory: [in, out].
+    columns = weight.float().T[order]
+    scales = scale.float().T[group]
+    zeros = zero.float().T[group]
     for start in range(0, len(order), COLUMNS):
         end = min(start + COLUMNS, len(order))
-        errors = w.new_empty(len(w), end - start)
+        errors = columns.new_empty(end - start, len(weight))
         for i in range(start, end):
-            s, z = scale[:, group[i]], zero[:, group[i]]
-            value = (int4_codes(w[:, i], s, z) - 8) * s + z
-            error = (w[:, i] - value) / upper[i, i]
-            w[:, i] = value
-            w[:, i + 1 : end] -= error[:, None] * upper[i, i + 1 : end]
-            errors[:, i - start] = error
-        w[:, end:] -= errors @ upper[start:end, end:]
-    return w[:, order.argsort()]
+            rounded = (int4_codes(columns[i], scales[i], zeros[i]) - 8) * scales[i] + zeros[i]
+            error = (columns[i] - rounded) / upper[i, i]
+            columns[i] = rounded
+            columns[i + 1 : end] -= upper[i, i + 1 : end, None] * error
+            errors[i - start] = error
+        columns[end:] -= upper[start:end, end:].T @ errors
+    return columns[order.argsort()].T.contiguous()
 
 
 def _inverse_root(hessian: Tensor, damp: float) -> Tensor:

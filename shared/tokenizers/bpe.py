@@ -158,14 +158,21 @@ class BPETokenizer(Tokenizer):
         special_ids = set(special_tokens.values())
         vocab = {}
         pairs = []
+        read: dict[str, bytes] = {}  # merges are made of the vocabulary's tokens
+
+        def in_bytes(token: str) -> bytes:
+            if token not in read:
+                read[token] = from_printable(token)
+            return read[token]
+
         try:
             for i, token in enumerate(tokens):
-                vocab[i] = token.encode() if i in special_ids else from_printable(token)
+                vocab[i] = token.encode() if i in special_ids else in_bytes(token)
             for merge in merges:
                 parts = merge.split(" ")
                 if len(parts) != 2:
                     raise ValueError("a merge is not two tokens with a space between them")
-                pairs.append((from_printable(parts[0]), from_printable(parts[1])))
+                pairs.append((in_bytes(parts[0]), in_bytes(parts[1])))
         except KeyError as error:
             raise ValueError(f"the vocabulary has a character that stands for no byte: {error}") from None
         return cls(pairs, pattern, special_tokens, vocab)
@@ -409,7 +416,7 @@ def to_printable(token: bytes) -> str:
 
 def from_printable(text: str) -> bytes:
     """The inverse of `to_printable`. Raises KeyError for a character that stands for no byte."""
-    return bytes(_BYTE_OF[c] for c in text)
+    return bytes(map(_BYTE_OF.__getitem__, text))
 
 
 def gpt2_tokenizer() -> BPETokenizer:

@@ -51,7 +51,8 @@ def study_windows(settings: "Settings", work: Workspace) -> dict[str, float]:
     flatter.
     """
     library = open_library(settings, work.device)
-    recalls = {name: recalls_with_windows(name, settings, work, library) for name in WINDOWS}
+    tokenizer = gpt2_tokenizer()
+    recalls = {name: recalls_with_windows(name, tokenizer, settings, work, library) for name in WINDOWS}
     sources = sorted({chunk.source for chunk in library.chunks})
     halves: tuple[list[int], list[int]] = [], []
     for i, question in enumerate(library.asked):
@@ -77,10 +78,10 @@ def study_windows(settings: "Settings", work: Workspace) -> dict[str, float]:
 
 
 def recalls_with_windows(
-    name: str, settings: "Settings", work: Workspace, library: Library
+    name: str, tokenizer: Tokenizer, settings: "Settings", work: Workspace, library: Library
 ) -> list[tuple[float, float]]:
     """Recall at 5 and at 1 for each question, with one of `WINDOWS`."""
-    tokenizer, relevant = gpt2_tokenizer(), [{home(question)} for question in library.asked]
+    relevant = [{home(question)} for question in library.asked]
     with work.log(f"{library.name}-windows-{name.replace(' ', '-')}", settings) as log:
         index = Index(library.index.embedder)
         index.add(
