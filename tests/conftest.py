@@ -1,5 +1,8 @@
 """What several test files share: a small text in a cache of its own, and a folder for what scripts write."""
 
+import runpy
+import subprocess
+
 import pytest
 
 from shared.data.corpus import Corpus, load_corpus
@@ -20,3 +23,20 @@ def output(tmp_path, monkeypatch):
     """Where logs, reports and checkpoints go."""
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def run_module(monkeypatch, capsys):
+    """`python -m NAME ARGUMENTS`, in this process: a new one would import PyTorch for seconds."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        code = 0
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run

@@ -30,9 +30,8 @@ def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
     assert re.search(r"01_bigram +\d+ s +bits per byte \d\.\d+, val loss \d\.\d+", table) and "mine/" in table
 
 
-@pytest.mark.slow
-def test_run_names_the_weeks_that_exist_and_fails_for_another():
-    done = call("run", "--weeks", "99")
+def test_run_names_the_weeks_that_exist_and_fails_for_another(run_module):
+    done = run_module("shared.course", "run", "--weeks", "99")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: no week 99; there are: 1, 2")
 
@@ -51,9 +50,8 @@ def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, 
     assert "failed with exit status 4" in out.out
 
 
-@pytest.mark.slow
-def test_unknown_command_is_one_line():
-    done = call("walk")
+def test_unknown_command_is_one_line(run_module):
+    done = run_module("shared.course", "walk")
     assert done.returncode == 2
     assert done.stderr == "error: usage: python -m shared.course run | status | doctor\n"
 

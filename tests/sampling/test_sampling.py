@@ -375,16 +375,18 @@ def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_charac
     ],
     ids=["unknown character", "temperature", "unknown flag", "no checkpoint"],
 )
-def test_an_error_on_the_command_line_is_one_line_and_a_status_that_is_not_zero(folder, change, message):
-    done = command("--checkpoint", str(folder), *change)
+def test_an_error_on_the_command_line_is_one_line_and_a_status_that_is_not_zero(
+    folder, change, message, run_module
+):
+    done = run_module("shared.sampling", "--checkpoint", str(folder), *change)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
 
 
 @pytest.mark.slow
-def test_a_checkpoint_without_a_tokenizer_cannot_speak(tmp_path):
+def test_a_checkpoint_without_a_tokenizer_cannot_speak(tmp_path, run_module):
     checkpoint.save(tmp_path / "model", BigramModel(BigramConfig(3)))
-    done = command("--checkpoint", str(tmp_path / "model"), "--prompt", "a")
+    done = run_module("shared.sampling", "--checkpoint", str(tmp_path / "model"), "--prompt", "a")
     assert done.returncode == 2 and "saved without a tokenizer" in done.stderr
 
 

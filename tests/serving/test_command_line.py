@@ -119,11 +119,8 @@ def test_a_second_signal_ends_it_at_once_but_not_by_a_crash(folder):
     ],
     ids=["adapter", "model", "port", "threads"],
 )
-def test_an_error_on_the_command_line_is_one_line(args, message):
-    command = [sys.executable, "-m", "shared.serving", "--device", "cpu", *args]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment(HF_HUB_OFFLINE="1")
-    )
+def test_an_error_on_the_command_line_is_one_line(args, message, run_module):
+    done = run_module("shared.serving", "--device", "cpu", *args)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr

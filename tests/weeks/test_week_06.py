@@ -11,6 +11,7 @@ from shared import commandline
 from shared.assets import Unavailable
 from shared.course import report
 from shared.data import shards
+from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
@@ -115,14 +116,16 @@ def test_week_6s_studies_take_a_text_where_the_preset_has_shards(monkeypatch, ca
     assert studies.study_text(presets["laptop"])[0] == presets["laptop"].data
 
 
-def test_a_task_that_cannot_be_had_is_left_out_of_the_study(output, text_file, monkeypatch, capsys):
+def test_a_task_that_cannot_be_had_is_left_out(monkeypatch, capsys):
     def load_task(task):
         if task == "lambada":
             raise Unavailable("lambada could not be fetched")
         return [Example("She opened the", (" door", " green"), 0)]
 
-    module, settings = script("06_gpt2", data=text_file, study="smollm2")
-    monkeypatch.setattr(sys.modules["weeks.06_gpt2.studies"], "load_task", load_task)
-    metrics = module.main(settings)
+    studies = report.load_script("06_gpt2", "studies")
+    monkeypatch.setattr(studies, "load_task", load_task)
+    tokenizer = BPETokenizer.train("She opened the green door.", 260)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16))
+    assert studies.score_task("lambada", model, tokenizer, limit=None) == {}
     assert "lambada is left out: lambada could not be fetched" in capsys.readouterr().out
-    assert metrics["piqa_examples"] == 1 and not [name for name in metrics if name.startswith("lambada")]
+    assert studies.score_task("piqa", model, tokenizer, limit=None)["piqa_examples"] == 1

@@ -1,7 +1,5 @@
 """python -m shared.zero_shot."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from shared import checkpoint
 from shared.models.gpt import GPT
 from shared.models.pretrained import to_hf
-from shared.runtime import ROOT
 from shared.zero_shot.__main__ import main
 from shared.zero_shot.tasks import read_hellaswag, run_task
 from tests.zero_shot.helpers import TOKENIZER, hellaswag_rows, same_tokenizer, settings, write_lines
@@ -64,9 +61,8 @@ def test_a_setting_out_of_range_is_refused(flags, message):
 
 
 @pytest.mark.slow
-def test_a_mistake_on_the_command_line_is_one_line():
-    command = [sys.executable, "-m", "shared.zero_shot", "--model", "smollm2", "--tasks", "hellaswag"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_a_mistake_on_the_command_line_is_one_line(run_module):
+    done = run_module("shared.zero_shot", "--model", "smollm2", "--tasks", "hellaswag")
     assert (
         done.returncode == 2
         and done.stderr.startswith("error: hellaswag is not fetched for you")
