@@ -33,7 +33,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
 
 quick: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --doctest-modules shared tests -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile -p no:nbval --doctest-modules shared tests -m "not slow"
 
 status doctor: $(VENV)/.course
 	$(RUN) -m shared.course $@

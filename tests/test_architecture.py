@@ -5,6 +5,7 @@ defined once, a reader never holds more than a page, nothing is pickled.
 import ast
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def named(paths):
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -84,12 +86,14 @@ def test_the_rule_about_imports_can_be_broken(line, expected):
         assert len(broken) == 1 and expected in broken[0]
 
 
+@pytest.mark.slow
 def test_between_components_imports_go_one_way():
     order = list(STRUCTURE.components())
     assert {component_of(name) for name in MODULES} == set(order)
     assert [pair for pair in STRUCTURE.dependencies() if order.index(pair[0]) <= order.index(pair[1])] == []
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_components_is_that_of_the_imports():
     assert (ROOT / PICTURE).read_text(encoding="utf-8") == picture(STRUCTURE), (
         "run python -m shared.course.structure"

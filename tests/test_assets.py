@@ -236,6 +236,7 @@ def test_sources_are_tried_in_order_and_failures_are_said(server, cache, thing):
     assert "404" in said[1] and "hash" in said[3].lower() and len(said) == 5
 
 
+@pytest.mark.slow
 def test_without_any_source_the_message_has_the_urls_and_the_place_to_put_it_by_hand(server, cache, thing):
     away = Server()
     url = away.url("/a")

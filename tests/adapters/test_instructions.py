@@ -312,6 +312,7 @@ def without_times(metrics):
     return {name: value for name, value in metrics.items() if "second" not in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "prompt"])
 def test_resuming_equals_never_having_stopped(tmp_path, method):
     def start(folder, stop=None):

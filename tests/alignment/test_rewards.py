@@ -186,6 +186,7 @@ def test_a_reward_is_read_at_the_answers_last_token_whatever_stands_behind():
         answer_rewards(model, ids, mask)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_finite_difference():
     model = small_model().double()
     batch = preference_batch(PAIRS)
@@ -210,6 +211,7 @@ class ByLastToken(nn.Module):
         return self.rows[ids]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_rewards_come_back_from_how_often_each_answer_wins(seed):
     truth = torch.randn(6, generator=torch.Generator().manual_seed(seed))

@@ -283,6 +283,7 @@ def small_loop(method: str, log: RunLog | None = None, file=None, stop_at: int |
 METHODS = pytest.mark.parametrize("method", ["PPO", "GRPO", "DPO"])
 
 
+@pytest.mark.slow
 @METHODS
 def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path):
     uninterrupted = small_loop(method, RunLog(tmp_path / "uninterrupted"))

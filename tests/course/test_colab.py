@@ -124,6 +124,7 @@ def test_outside_colab_the_cell_does_nothing(notebook, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_every_notebook_has_a_badge_of_the_same_repository_or_none_has(monkeypatch, tmp_path, capsys):
     badges = set()
     set_up = []

@@ -30,6 +30,7 @@ def test_run_ends_with_a_table_of_weeks_metrics_and_plots(tmp_path):
     assert re.search(r"01_bigram +\d+ s +bits per byte \d\.\d+, val loss \d\.\d+", table) and "mine/" in table
 
 
+@pytest.mark.slow
 def test_run_names_the_weeks_that_exist_and_fails_for_another(run_module):
     done = run_module("shared.course", "run", "--weeks", "99")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
@@ -50,6 +51,7 @@ def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, 
     assert "failed with exit status 4" in out.out
 
 
+@pytest.mark.slow
 def test_unknown_command_is_one_line(run_module):
     done = run_module("shared.course", "walk")
     assert done.returncode == 2
@@ -84,6 +86,7 @@ def test_results_of_a_smoke_run_give_way_to_any_other(tmp_path, monkeypatch):
 PIP_ANSWERS = [("3.0.1, 3.0.0, 2.0", True), ("3.0.1, 2.0", False), ("13.0.0", False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("versions, found", PIP_ANSWERS)
 def test_doctor_asks_pip_for_the_version_that_is_wanted(monkeypatch, versions, found):
     commands = []

@@ -64,6 +64,7 @@ def test_the_reference_solves_it(name, seed):
     assert grade(EXERCISES[name], EXERCISES[name].reference, seed).status == "solved"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, mistake", MISTAKES, ids=lambda p: getattr(p, "name", p))
 def test_a_mistake_is_recognised(name, mistake):
     for seed in SEEDS:

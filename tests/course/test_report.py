@@ -40,6 +40,7 @@ def test_curves_draw_each_run_and_the_reference(runs, tmp_path):
     assert a.shape == b.shape and abs(a - b).mean() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_plot_is_the_same_every_time(runs, tmp_path):
     lines = [report.Curve(runs["slow"], "slow")]
     first, again = (report.curves(tmp_path / name, lines, "One") for name in ("a.png", "b.png"))

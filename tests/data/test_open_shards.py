@@ -25,6 +25,7 @@ from shared.training import TrainConfig, Trainer
 from tests.data.helpers import KEPT, OTHER, TOKENIZER, WANTED, shards_in, written
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_sharded_tokens_are_indexed_as_one_array_is(data):
     sizes = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=5))
@@ -51,6 +52,7 @@ def test_sharded_tokens_are_indexed_as_one_array_is(data):
             tokens[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [7, 6000])  # the second is longer than a shard
 def test_windows_batches_and_evaluation_are_those_of_one_array(built, block_size):
     corpus = open_shards(built.out, TOKENIZER, verify=True)

@@ -73,6 +73,7 @@ def write_source(folder: Path, form: str) -> list[str]:
     return ARTICLES if form.startswith("wiki") else KEPT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "txt", "wiki parquet", "wiki txt"])
 def test_every_form_of_source_is_read_whole_and_from_the_end_of_any_document_on(tmp_path, form):
     source, wiki = tmp_path / "source [1]", form.startswith("wiki")  # signs that file patterns are made of

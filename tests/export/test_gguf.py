@@ -64,6 +64,7 @@ def expected_tensors(name: str, folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", gguf_export.KINDS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ggufs_reader_finds_every_tensor_as_ggufs_own_quantizer_rounds_it(name, kind, tmp_path):

@@ -70,6 +70,7 @@ PATTERNS = {
 # ---- Hugging Face
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "architecture"), list(zip(CONFIGS, ARCHITECTURES)))
 def test_transformers_loads_the_folder_and_writes_the_same_64_tokens(name, architecture, tmp_path):
     folder = save_hf_folder(tmp_path / "deep" / "m", made(name), tokenizer_of(name))
@@ -100,6 +101,7 @@ def test_the_folder_comes_back_as_our_model_and_tokenizer(name, tmp_path):
     assert back.tokenizer.fingerprint == tokenizer_of(name).fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_autotokenizer_gives_our_ids_and_our_text(pattern, tmp_path):
     ours = bpe(pattern)

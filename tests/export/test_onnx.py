@@ -41,6 +41,7 @@ def test_onnx_runtime_gives_our_logits_at_any_batch_time_and_past(onnx):
         assert past[0].shape == (batch, model.config.kv_heads, start, model.config.head_dim)
 
 
+@pytest.mark.slow
 def test_onnx_runtime_writes_the_same_64_tokens_for_each_row_of_a_batch(onnx):
     name, model, path = onnx
     run = OnnxModel(path, threads=1)

@@ -185,6 +185,7 @@ def test_another_architecture_byte_order_or_tensor_type_is_refused(tmp_path):
         from_gguf(path)
 
 
+@pytest.mark.slow
 def test_a_gguf_file_cut_anywhere_is_a_value_error(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", llama_with_tokens(), tokenizer=gguf_tokenizer(train_bpe()))
     whole = path.read_bytes()

@@ -364,6 +364,7 @@ def test_sizes_that_do_not_go_together_are_refused(changes, message):
         GPTConfig(**(OURS | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"n_kv_head": 1}, {"window": 2}, {"qk_norm": lambda size: nn.RMSNorm(size, eps=1e-5)}],
@@ -419,6 +420,7 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model(idx), model(idx))
 
 
+@pytest.mark.slow
 def test_generate_gives_the_same_text_with_and_without_the_cache():
     chars = "abcdefghijklmnopqrstuvwxyz .,!?ABCDEFGHIJKLMNOPQRSTUV"
     assert len(chars) == VOCAB

@@ -366,6 +366,7 @@ def test_gpt2_comes_from_the_hub_at_a_fixed_commit_with_its_tokenizer(hub):
     assert hub[1:] == [(name, commit), ("someone/gpt2-tuned", None)]
 
 
+@pytest.mark.slow
 def test_another_name_or_vocabulary_is_refused(hub, tmp_path):
     with pytest.raises(
         ValueError, match="no GPT-2 is called 'gpt3'; there are: gpt2, gpt2-medium, gpt2-large, gpt2-xl"

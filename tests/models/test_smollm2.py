@@ -75,6 +75,7 @@ def lacking() -> set[int]:
     return {b for b in range(256) if PRINTABLE[b] not in vocab}
 
 
+@pytest.mark.slow
 def test_any_conversation_becomes_the_rendered_template():
     draw = random.Random(5)
     texts = [text for text in fuzz(600, seed=6) if not lacking() & set(text.encode())]
@@ -88,6 +89,7 @@ def test_any_conversation_becomes_the_rendered_template():
         assert chat_prompt(tokenizer, messages) == their_tokenizer().encode(render(messages)).ids, messages
 
 
+@pytest.mark.slow
 def test_smollm2s_ids_are_those_of_hugging_faces_tokenizers():
     tokenizer, refused = smollm2()[1], 0
     for text in [*fuzz(3000, seed=7), synthetic_text(500), "\x04", "a\U000f0000"]:
@@ -137,6 +139,7 @@ def test_a_conversation_that_is_none_is_refused(messages, message):
         chat_prompt(smollm2()[1], messages)
 
 
+@pytest.mark.slow
 def test_the_chat_template_needs_its_tokens():
     with pytest.raises(ValueError, match=r"no <\|im_start\|> and <\|im_end\|>"):
         chat_prompt(gpt2_tokenizer(), [{"role": "user", "content": "x"}])

@@ -23,6 +23,7 @@ from tests.models.helpers import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", [False, True], ids=["GPT-2's pattern", "SmolLM's pattern"])
 def test_a_folders_tokenizer_json_becomes_ours(digits, tmp_path):
     theirs = train_bpe(digits)
@@ -117,6 +118,7 @@ def split(*patterns: str) -> pre_tokenizers.PreTokenizer:
 GPT2_OF_LLAMA_CPP = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "theirs"),
     [

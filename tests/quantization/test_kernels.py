@@ -67,6 +67,7 @@ def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh,
     assert len(list((tmp_path / "native").iterdir())) == 2
 
 
+@pytest.mark.slow
 @COMPILED
 def test_the_c_without_avx2_computes_the_same(monkeypatch, fresh, tmp_path):
     x, layers = random(5, 256), [packed(random(70, 256), scheme, ("native",)) for scheme in ("int8", "int4")]

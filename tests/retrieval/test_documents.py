@@ -244,6 +244,7 @@ def test_a_character_that_is_too_large_is_refused():
         split("😀", TOKENIZER, 2, 0)
 
 
+@pytest.mark.slow
 def test_chunks_know_where_they_stand():
     documents = load_documents(HANDBOOK).documents
     chunks = chunk_documents(documents, TOKENIZER, size=100, overlap=20, window=40)

@@ -60,6 +60,7 @@ def unique(rows):
     return [[i for i in row if i >= 0] for row in rows.tolist()]
 
 
+@pytest.mark.slow
 def test_pq_is_small():
     sizes = {
         kind: make_store(kind, 64, **({"pq_bytes": 8} if kind == "pq" else {})) for kind in ("flat", "pq")

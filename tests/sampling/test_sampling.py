@@ -182,6 +182,7 @@ def test_what_ends_it_is_not_yielded_and_nothing_else_is_lost(stop, expected):
     assert said([3, 1, 4, 1, 5, 9, 2], stop) == expected
 
 
+@pytest.mark.slow
 def test_random_texts_stop_where_a_plain_search_says():
     draw = random.Random(0)
     stopped = 0

@@ -133,6 +133,7 @@ def test_any_order_of_arrivals_and_departures(plan, slots):
     assert [ids(g) for g, _ in kept] == [alone(model, r) for _, r in kept]
 
 
+@pytest.mark.slow
 def test_threads_that_submit_at_once_get_what_they_would_get_alone():
     model, results = gpt(), {}
     requests = [request(prompt, random.Random(i)) for i, prompt in enumerate(prompts(16, 5))]
@@ -151,6 +152,7 @@ def test_threads_that_submit_at_once_get_what_they_would_get_alone():
     assert [results[i] for i in range(16)] == [alone(model, r) for r in requests]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_a_quantized_model_says_the_same_alone_and_in_a_batch(scheme):
     model = quantize(gpt(), scheme, say=lambda line: None)
@@ -265,6 +267,7 @@ def test_a_prompt_is_shared_with_one_that_is_still_being_written():
     assert [ids(g) for g in running] == [alone(model, r) for r in requests]
 
 
+@pytest.mark.slow
 def test_slots_are_taken_over_again_and_again():
     model, draw = gpt(), random.Random(3)
     bases = prompts(4, 6, 50)

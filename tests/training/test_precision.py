@@ -186,6 +186,7 @@ def test_what_overflows_in_fp16_alone_is_named(corpus):
         Trainer(model, corpus, QUICK, precision=float16(1.0)).fit()
 
 
+@pytest.mark.slow
 def test_a_resumed_fp16_run_equals_one_that_was_left_alone(corpus, tmp_path):
     config = replace(QUICK, steps=12, checkpoint_every=5)
 

@@ -82,6 +82,7 @@ def test_what_a_linear_layer_keeps_is_its_input():
     assert saved_bytes(layer, lambda: (layer(x) + layer(x)).sum()) == 4 * 3 * 40
 
 
+@pytest.mark.slow
 def test_recomputing_keeps_a_blocks_input_only_and_gives_the_same_losses():
     config = GPTConfig(vocab_size=97, block_size=64, n_layer=12, n_head=2, n_embd=64)
     train = TrainConfig(steps=3, batch_size=4, block_size=64)

@@ -38,6 +38,7 @@ def test_muon_gets_its_momentum_and_its_decay_from_the_settings(corpus):
     assert (group["momentum"], group["lr"], group["weight_decay"]) == (0.8, 0.03, 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
 def test_accumulated_gradients_equal_those_of_the_large_batch(corpus, accumulate, optimizer):

@@ -39,6 +39,7 @@ def test_rolling_log_likelihoods_equal_lm_evals(pair):
     assert got == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_the_adapter_writes_is_what_lm_evals_writes(pair):
     ours, theirs = pair
     ascii = "Mix the flour, then stir."
