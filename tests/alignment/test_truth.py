@@ -214,6 +214,7 @@ def test_the_kl_of_answers_has_the_true_mean_and_scatters_less_than_k1(seed):
 # ---- drawing
 
 
+@pytest.mark.slow
 def test_answers_are_drawn_as_often_as_they_are_likely_and_end_where_they_end():
     task = Task(1)
     prompts = torch.zeros(20000, 1, dtype=torch.long)

@@ -12,6 +12,8 @@ from shared.sampling import generate
 from tests.export.helpers import CONFIGS, CONFIGS_ONNX, NEW, greedy, idx, made, prompt, same_logits
 from tests.helpers import shake
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=CONFIGS_ONNX)
 def onnx(request, tmp_path_factory):
@@ -23,7 +25,6 @@ def onnx(request, tmp_path_factory):
     return request.param, model, to_onnx(tmp_path_factory.mktemp("onnx") / "m.onnx", model)
 
 
-@pytest.mark.slow
 def test_onnx_runtime_gives_our_logits_at_any_batch_time_and_past(onnx):
     _, model, path = onnx
     assert sorted(p.name for p in path.parent.iterdir()) == ["m.onnx"]
@@ -41,7 +42,6 @@ def test_onnx_runtime_gives_our_logits_at_any_batch_time_and_past(onnx):
         assert past[0].shape == (batch, model.config.kv_heads, start, model.config.head_dim)
 
 
-@pytest.mark.slow
 def test_onnx_runtime_writes_the_same_64_tokens_for_each_row_of_a_batch(onnx):
     name, model, path = onnx
     run = OnnxModel(path, threads=1)
@@ -65,7 +65,6 @@ def test_inputs_and_outputs_have_the_names_that_others_use(onnx):
     )
 
 
-@pytest.mark.slow
 def test_weights_of_a_large_model_go_into_a_second_file(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1000)
     model = shake(GPT(GPTConfig(vocab_size=320, block_size=64, n_layer=1, n_head=2, n_embd=32))).eval()

@@ -115,6 +115,7 @@ def test_a_model_without_memory_has_the_names_and_shapes_of_a_real_one(position)
         assert {name: (tensor.shape, tensor.dtype) for name, tensor in getattr(model, part)()} == wanted
 
 
+@pytest.mark.slow
 def test_a_model_without_memory_does_not_import_the_compiler():
     program = """
 import sys

@@ -14,6 +14,7 @@ from shared.tokenizers import CharTokenizer, Tokenizer
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None)
 @given(TEXT)
 def test_any_text_comes_back_whole(text):

@@ -20,6 +20,8 @@ from shared.training.execution import FP32, OneProcess, Precision
 from tests.helpers import synthetic_text
 from tests.training.train_together import train
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["ddp", "fsdp"]
 SMALL = GPTConfig(vocab_size=40, block_size=16, n_layer=2, n_head=2, n_embd=16)
 
@@ -52,7 +54,6 @@ def together(tmp_path_factory):
         yield json.loads((folder / "losses.json").read_text()), alone, folder, corpus
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["", ", recomputed"])
 def test_two_processes_give_the_losses_of_one(together, kind, how):
@@ -153,7 +154,6 @@ def test_bf16_keeps_the_weights_in_fp32_and_computes_in_bf16(corpus):
     assert losses[torch.float32] == pytest.approx(losses[torch.bfloat16], rel=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_training_has_the_same_losses(corpus, recompute, monkeypatch):
     """Traced and differentiated as for real; only the machine code, which needs a compiler, is not made."""

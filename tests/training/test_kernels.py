@@ -102,6 +102,7 @@ def test_the_kernel_equals_torch(interpreter, rows, vocab_size, dtype, ignored):
     torch.testing.assert_close(grad, expected_grad, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["padded", "transposed"])
 def test_how_the_logits_lie_in_memory_changes_nothing(interpreter, layout):
     (loss, _, grad), (expected, _, expected_grad) = interpreter(

@@ -21,6 +21,8 @@ from shared.training import Trainer
 from tests.helpers import synthetic_text
 from tests.training.helpers import QUICK, all_equal, small_gpt, timeless, weights
 
+pytestmark = pytest.mark.slow
+
 # ---- killed
 
 
@@ -115,7 +117,6 @@ def assert_same_outcome(folder: Path, undisturbed: Path) -> None:
             assert torch.equal(ours[key], theirs[key]), f"{name}: {key}"  # bit for bit
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_died_and_was_resumed_equals_one_that_was_left_alone(fates, name):
     root, codes = fates
