@@ -8,9 +8,10 @@ et al., "Pointer Sentinel Mixture Models" (WikiText, 2016).
 
 import errno
 import glob
+import json
 import re
+import reprlib
 import unicodedata
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -121,6 +122,9 @@ def stream_documents(
     if is_text:
         files = [Path(source) / name for name in known["files"]]
         rows = islice(chain.from_iterable(map(_lines_and_end, files)), skip, None)
+    elif known["kind"] == "json":
+        files = [Path(source) / name for name in known["files"]]
+        rows = islice(chain.from_iterable(_json_texts(file, column) for file in files), skip, None)
     else:
         rows = _rows(source, known, column, skip)
     texts = _numbered(rows, skip)
@@ -130,11 +134,8 @@ def stream_documents(
 
 
 @contextmanager
-def _errors_in_a_line(source: str, utf8: Iterable[Path] = ()) -> Iterator[None]:
-    """Whatever `datasets` and the libraries below it may raise, as a ValueError that says what to do.
-
-    utf8: files that must be UTF-8.
-    """
+def _errors_in_a_line(source: str) -> Iterator[None]:
+    """Whatever `datasets` and the libraries below it may raise, as a ValueError that says what to do."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -142,8 +143,6 @@ def _errors_in_a_line(source: str, utf8: Iterable[Path] = ()) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        for file in utf8:
-            deque(_lines(file), maxlen=0)  # says where, if it is not
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         message = f"--source {source} cannot be read ({reason})"
         if source in HUB:
@@ -155,20 +154,62 @@ def _errors_in_a_line(source: str, utf8: Iterable[Path] = ()) -> Iterator[None]:
 
 
 def _rows(source: str, known: dict[str, Any], column: str, skip: int) -> Iterator[Any]:
-    local: list[Path] = []
+    """The field `column` of each row of Parquet files, on the hub or here."""
     paths: str | list[str]
     if "dataset" in known:
         paths = f"hf://datasets/{known['dataset']}@{known['revision']}/{known['files']}"
     else:
-        local = [Path(source).absolute() / name for name in known["files"]]
-        paths = [glob.escape(str(file)) for file in local]
-    with _errors_in_a_line(source, local if known["kind"] == "json" else ()):
+        paths = [glob.escape(str(Path(source).absolute() / name)) for name in known["files"]]
+    with _errors_in_a_line(source):
         import datasets
 
         stream = datasets.load_dataset(known["kind"], data_files=paths, split="train", streaming=True)
         # In Arrow's format, rows that are skipped are not decoded.
         for table in stream.select_columns(column).skip(skip).with_format("arrow").iter(1000):
             yield from table[column].to_pylist()
+
+
+def _json_texts(file: Path, column: str) -> Iterator[str]:
+    """The field `column` of each line of a .jsonl file; "" where it is null.
+
+    Read line by line: `datasets` decides on a type for many rows at once, and writes them all as JSON where
+    one is no text. Raises ValueError, with the line's number, for a line that is no object with such a text.
+    """
+    for number, line in enumerate(_lines(file), 1):
+        line = line.removeprefix("\ufeff")
+        if line.strip():
+            yield _json_text(line, column, f"{file}, line {number}")
+
+
+def _json_text(line: str, column: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON ({error}): mend or delete it") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no object with the field {column!r}: mend or delete it")
+    if column not in row:
+        names = ", ".join(map(repr, row)) or "none"
+        raise ValueError(
+            f"{where} has no field {column!r} but {names}: choose another --column, or delete the line"
+        )
+    text = row[column]
+    if not isinstance(text, str | None):
+        raise ValueError(
+            f"{where}: {column!r} is {reprlib.repr(text)}, which is not a text: choose another --column, or"
+            " delete the line"
+        )
+    if text and not _is_unicode(text):
+        raise ValueError(f"{where}: {column!r} has half a surrogate pair, which is no character: mend it")
+    return text or ""
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines(file: Path) -> Iterator[str]:

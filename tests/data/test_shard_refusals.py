@@ -1,5 +1,6 @@
 """What cannot become shards is named in one line."""
 
+import json
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ import pytest
 from shared.commandline import errors_for_people
 from shared.data import shards
 from shared.data.shards import build, open_shards
+from shared.data.sources import describe_source, stream_documents
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 from tests.data.helpers import DOCUMENTS, OTHER, TOKENIZER, WANTED, as_jsonl, shards_in
@@ -64,9 +66,6 @@ def test_text_that_is_not_utf8_is_named_with_file_and_offset(config, tmp_path, k
     ("name", "content"),
     [
         ("not.parquet", b"PAR1 it is not PAR1"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": \n'),
-        ("surrogate.jsonl", b'{"text": "a \\ud800 b"}\n'),
-        ("other.jsonl", b'{"txt": "a"}\n'),
         ("latin.parquet", pa.array([b"abc", b"n\xe9e"]).view(pa.string())),
     ],
 )
@@ -83,6 +82,37 @@ def test_what_datasets_cannot_read_is_one_line(config, tmp_path, name, content):
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ', "is no JSON (Expecting value"),
+        ("[" * 100_000, "is no JSON (maximum recursion depth exceeded"),
+        ('["a"]', "is no object with the field 'text': mend or delete it"),
+        ('{"txt": "a"}', "has no field 'text' but 'txt': choose another --column, or delete the line"),
+        ('{"text": 7}', "'text' is 7, which is not a text: choose another --column, or delete the line"),
+        ('{"text": true}', "'text' is True, which is not a text"),
+        ('{"text": ["a", "b"]}', "'text' is ['a', 'b'], which is not a text"),
+        ('{"text": {"a": "b"}}', "'text' is {'a': 'b'}, which is not a text"),
+        (r'{"text": "a \ud800 b"}', "'text' has half a surrogate pair, which is no character"),
+    ],
+)
+def test_an_odd_row_is_named_by_its_line(config, tmp_path, line, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\ufeff{as_jsonl(['one', 'two'])}\n{line}\n{as_jsonl(['three'])}", encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 4") + ":? " + re.escape(message)):
+        build(replace(config, source=str(path)), TOKENIZER)
+
+
+def test_rows_beside_an_odd_one_are_read_as_they_are(tmp_path):
+    """Where another field differs from row to row in its type, which `datasets` would write as JSON."""
+    texts = ['He said "go".\nThen a second line, café.', "", "C:\\new \u2028 end"]
+    rows = [{"text": texts[0], "id": 1}, {"id": [2], "text": None}, {"text": texts[2], "id": {"a": "b"}}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known = describe_source(str(path))
+    assert [text for _, text in stream_documents(str(path), known, "text", False, skip=0)] == texts
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (None, "neither a file, nor a folder, nor one of fineweb-edu, openwebtext, wikitext-103"),
@@ -96,7 +126,7 @@ def test_what_datasets_cannot_read_is_one_line(config, tmp_path, name, content):
 def test_a_source_that_is_none_is_refused_and_the_folder_can_be_begun_with_another(
     config, tmp_path, names, message
 ):
-    with pytest.raises(ValueError, match="row 1 is 0, which is not a text: choose another --column"):
+    with pytest.raises(ValueError, match="line 1: 'id' is 0, which is not a text: choose another --column"):
         build(replace(config, column="id"), TOKENIZER)
     for name in names or ():
         (tmp_path / "source").mkdir(exist_ok=True)
@@ -182,7 +212,9 @@ def test_a_run_that_lost_the_hub_goes_on_with_the_commit_it_was_begun_with(confi
     assert index["source"]["revision"] == "c0ffee" and open_shards(config.out).name == "fineweb-edu"
 
 
-def test_without_a_network_or_without_datasets_one_line_says_what_to_do(config, monkeypatch, capsys):
+def test_without_a_network_or_without_datasets_one_line_says_what_to_do(
+    config, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit) as stopped, errors_for_people():
         build(replace(config, source="wikitext-103"), TOKENIZER)
@@ -197,5 +229,6 @@ def test_without_a_network_or_without_datasets_one_line_says_what_to_do(config, 
         and not Path(config.out).exists()
     )
     monkeypatch.setitem(sys.modules, "datasets", None)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="needs the package datasets: pip install datasets"):
-        build(config, TOKENIZER)
+        build(replace(config, source=str(tmp_path / "a.parquet")), TOKENIZER)
