@@ -328,6 +328,11 @@ class Instructions:
         ids, targets, texts = batch
         return cross_entropy(self._logits(call, ids, texts), targets)
 
+    def learned_tokens(self, *batch: Tensor) -> int:
+        """Those of the answers."""
+        _, targets, _ = batch
+        return int((targets != IGNORED).sum())
+
     def _logits(self, call: Callable[..., Tensor], ids: Tensor, texts: Tensor) -> Tensor:
         return call(ids, Packed(texts)) if self.pack else call(ids)
 

@@ -32,6 +32,10 @@ class Task(Protocol):
         """The mean loss of a batch, in nats per token. call: the model, or what a step calls in its place."""
         ...
 
+    def learned_tokens(self, *batch: Tensor) -> int:
+        """How many tokens `loss` is the mean of."""
+        ...
+
     def evaluate(self, model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, float]:
         """Metrics on what is held out. `val_loss` is among them, and decides which checkpoint is the best."""
         ...
@@ -63,6 +67,11 @@ class NextToken:
         """The mean cross-entropy of a batch, in nats per token."""
         ids, targets = batch
         return cross_entropy(call(ids), targets)
+
+    def learned_tokens(self, *batch: Tensor) -> int:
+        """All of them."""
+        _, targets = batch
+        return targets.numel()
 
     def evaluate(self, model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, float]:
         """`shared.evaluation.evaluate` on the validation split, each metric with `val_` before its name."""

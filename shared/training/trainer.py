@@ -156,17 +156,24 @@ class Trainer(ResumableLoop[TrainConfig]):
             self._record({**finite(row), "seconds": self.seconds})
 
     def _accumulate(self, batches: Iterator[tuple[Tensor, ...]]) -> tuple[float, list[list[Tensor]]]:
-        """Adds up the gradients of a step; returns its loss, the mean over all processes, and its batches."""
-        count = self.config.grad_accum_steps
+        """Adds up the gradients of a step; returns its loss and its batches.
+
+        The loss is the mean over all tokens that are learned in the step, in all batches and processes: each
+        batch counts by its share of them.
+        """
+        step_batches = [
+            [part.to(self.device) for part in next(batches)] for _ in range(self.config.grad_accum_steps)
+        ]
+        tokens = [self.task.learned_tokens(*batch) for batch in step_batches]
+        tokens_of_a_process = self.processes.mean(sum(tokens))  # gradients are averaged over processes
         total = 0.0
         used: list[list[Tensor]] = []
-        for number in range(1, count + 1):
-            batch = [part.to(self.device) for part in next(batches)]
+        for batch, count in zip(step_batches, tokens):
             used.append(batch)
-            last = number == count
+            last = len(used) == len(step_batches)
             with nullcontext() if last else self.processes.accumulating(self.call):
                 with self.precision.autocast(self.device):
-                    loss = self.task.loss(self.call, *batch) / count
+                    loss = self.task.loss(self.call, *batch) * (count / tokens_of_a_process)
                 total += self.processes.mean(loss.item())
                 if not (math.isfinite(total) or self.precision.skips):
                     place = self._where_not_finite(used) or "the loss itself (every layer's output is finite)"

@@ -365,6 +365,23 @@ def test_of_a_frozen_model_only_what_is_trained_is_kept(tmp_path):
         assert torch.equal(after[now], t)
 
 
+def test_accumulated_gradients_count_every_learned_token_alike():
+    """Rows of few and of many learned tokens, in one batch or in two; in float64."""
+    talks = [talk("Who?", "I."), talk("What?", "So it is, and ever was. " * 3)]
+    trainers = []
+    for batch_size, grad_accum_steps in ((2, 1), (1, 2)):
+        config = replace(QUICK, steps=2, batch_size=batch_size, grad_accum_steps=grad_accum_steps)
+        trainer = Trainer(model_of(SMALL).double(), task(talks, talks, pack=False), config)
+        trainer.fit()
+        trainers.append(trainer)
+    together, apart = trainers
+    assert [row["train_loss"] for row in together.history if "train_loss" in row] == pytest.approx(
+        [row["train_loss"] for row in apart.history if "train_loss" in row], rel=1e-6
+    )
+    for ours, theirs in zip(together.model.parameters(), apart.model.parameters()):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
 class WorseAfterStep8(Instructions):
     """Learns in the first eight steps, and unlearns in all others: the end is not the best."""
 
@@ -376,6 +393,9 @@ class WorseAfterStep8(Instructions):
     def loss(self, call, *batch):
         *batch, sign = batch
         return sign * super().loss(call, *batch)
+
+    def learned_tokens(self, *batch):
+        return super().learned_tokens(*batch[:-1])
 
 
 def test_the_best_evaluation_can_be_taken_and_saved_as_an_adapter(tmp_path):

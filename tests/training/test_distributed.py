@@ -18,7 +18,7 @@ from shared.training import TrainConfig, Trainer
 from shared.training.distributed import Processes, process_group, recompute_blocks
 from shared.training.execution import FP32, OneProcess, Precision
 from tests.helpers import synthetic_text
-from tests.training.train_together import train
+from tests.training.train_together import SomeTokens, train
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +60,13 @@ def test_two_processes_give_the_losses_of_one(together, kind, how):
     losses, alone, _, _ = together
     assert len(alone) == 8
     assert losses[kind + how] == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_learned_token_counts_alike_however_many_a_process_has(together, kind, tmp_path):
+    losses, _, _, corpus = together
+    alone = train(SomeTokens(corpus), tmp_path, OneProcess())
+    assert losses[f"{kind}, some tokens"] == pytest.approx(alone, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

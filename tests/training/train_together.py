@@ -10,16 +10,20 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from shared.adapters.packing import IGNORED
 from shared.data.corpus import Corpus, load_corpus
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import RunLog
 from shared.training import TrainConfig, Trainer
 from shared.training.distributed import Processes, process_group
 from shared.training.execution import OneProcess
+from shared.training.tasks import NextToken
 
 CONFIG = TrainConfig(
     steps=8,
@@ -35,6 +39,20 @@ CONFIG = TrainConfig(
 )
 
 
+class SomeTokens(NextToken):
+    """Learns one token of a row whose first id is even, and all of another."""
+
+    def batches(self, config: TrainConfig, start_step: int, rank: int, world_size: int) -> Iterator[tuple]:
+        for ids, targets in super().batches(config, start_step, rank, world_size):
+            learned = targets.clone()
+            learned[ids[:, 0] % 2 == 0, 1:] = IGNORED
+            yield ids, learned
+
+    def learned_tokens(self, *batch: Tensor) -> int:
+        _, targets = batch
+        return int((targets != IGNORED).sum())
+
+
 class StoppedAtStep4(RunLog):
     """Asks its own process to stop, as a cluster does, once four steps are done."""
 
@@ -45,7 +63,11 @@ class StoppedAtStep4(RunLog):
 
 
 def train(
-    corpus: Corpus, folder: Path, processes: OneProcess, stop: bool = False, resume: bool = False
+    corpus: Corpus | SomeTokens,
+    folder: Path,
+    processes: OneProcess,
+    stop: bool = False,
+    resume: bool = False,
 ) -> list[float]:
     """The training losses, step by step. Only the first process keeps a log, and only it is asked to stop."""
     torch.manual_seed(0)
@@ -83,6 +105,8 @@ def main(text: str, folder: Path) -> None:
             losses[f"{parallel}, resumed"] = run(half, resume=True)
             losses[f"{parallel}, resumed from one process"] = run(folder / f"one-{parallel}", resume=True)
             run(folder / f"{parallel}-for-one", stop=True)
+            some = train(SomeTokens(corpus), folder / f"{parallel}-some", Processes(parallel, device))
+            losses[f"{parallel}, some tokens"] = some
         if rank == 0:
             (folder / "losses.json").write_text(json.dumps(losses))
 
