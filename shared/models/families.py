@@ -190,15 +190,18 @@ def _config_of_gpt2(family: Family, values: Mapping[str, Any], where: str) -> GP
 
 
 def _config_of_llama(family: Family, values: Mapping[str, Any], where: str) -> GPTConfig:
-    rotary = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    # As in transformers, the older name goes first: model cards tell people to add it.
+    name = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    rotary = values.get(name) or {}
     if not isinstance(rotary, dict):
-        raise ValueError(f"{where}: rope_parameters={rotary!r} is not a JSON object")
+        raise ValueError(f"{where}: {name}={rotary!r} is not a JSON object")
     scaling = rotary.get("rope_type", rotary.get("type", "default"))
     bias = values.get("attention_bias", False)
     mlp_bias = values.get("mlp_bias", False)
     problems = []
     if scaling != "default":
-        problems.append(f"RoPE scaling {scaling!r}")
+        problems.append(f"RoPE scaling {scaling!r} (in {name})")
+    problems += [f"{key} in {name}" for key, value in rotary.items() if isinstance(value, dict)]
     if rotary.get("partial_rotary_factor", 1) != 1:
         problems.append(f"partial_rotary_factor={rotary['partial_rotary_factor']}")
     if mlp_bias != bias:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from shared import checkpoint
 from shared.models import pretrained
@@ -124,6 +124,27 @@ def test_a_llama_folder_of_older_days_is_read(tmp_path):
     same_logits(from_hf(tmp_path), theirs)
 
 
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500.0}
+
+
+@pytest.mark.parametrize(
+    "rotary",
+    [
+        dict(rope_parameters=PLAIN_ROPE, rope_theta=9e3),
+        dict(rope_parameters={"rope_type": "default"}, rope_theta=9e3),
+        dict(rope_parameters=PLAIN_ROPE, rope_scaling={}),
+        dict(rope_parameters=PLAIN_ROPE, rope_scaling={"type": "default"}),
+        dict(rope_parameters={"rope_type": "linear", "factor": 2.0}, rope_scaling={"rope_type": "default"}),
+        dict(rope_parameters="absent", rope_scaling={"rope_type": "default", "rope_theta": 3e3}),
+        dict(rope_parameters="absent", rope_scaling=None, rope_theta="absent"),
+    ],
+)
+def test_rotary_settings_in_either_place_are_read_as_transformers_reads_them(tmp_path, rotary):
+    build("Llama").save_pretrained(tmp_path)
+    edit(tmp_path, **rotary)
+    same_logits(from_hf(tmp_path), LlamaForCausalLM.from_pretrained(tmp_path))
+
+
 def test_a_stored_head_must_be_the_embedding_where_the_two_are_tied(tmp_path):
     theirs = build("GPT-2")
     theirs.save_pretrained(tmp_path)
@@ -176,6 +197,8 @@ NOT_AN_ACTIVATION = "activation_function='silu' is not one of gelu_pytorch_tanh,
         ("Llama", dict(model_type="absent"), "model_type=None"),
         ("Llama", dict(rope_parameters=LLAMA_3_ROPE), "RoPE scaling 'llama3'"),
         ("Llama", dict(rope_parameters="absent", rope_scaling=LINEAR_ROPE), "RoPE scaling 'linear'"),
+        ("Llama", dict(rope_scaling=LINEAR_ROPE), "RoPE scaling 'linear' (in rope_scaling)"),
+        ("Llama", dict(rope_parameters={"full_attention": LINEAR_ROPE}), "full_attention in rope_parameters"),
         ("Llama", dict(rope_parameters=PARTIAL_ROPE), "partial_rotary_factor=0.5"),
         ("Llama", dict(rope_parameters=[1]), "rope_parameters"),
         ("Llama", dict(attention_bias=True), "attention_bias=True with mlp_bias=False"),
