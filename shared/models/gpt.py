@@ -10,6 +10,7 @@ torch.Size([2, 10, 65])
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from shared.models.attention import Cache, CausalSelfAttention, Rotation, causal
 from shared.models.layers import Linear, RMSNorm
 from shared.registry import LanguageModel, register_model
 from shared.sampling.generate import generate
+from shared.sampling.text import stream_text
 from shared.tokenizers.base import Tokenizer
 
 
@@ -411,8 +413,8 @@ class GPT(LanguageModel):
     def generate(self, prompt: str, max_new_tokens: int = 200, **sampling: Any) -> str:
         """`prompt` and the text that the model adds to it.
 
-        sampling: as in `shared.sampling.generate`, but `stop` is a text or several. Raises ValueError without
-        a tokenizer.
+        sampling: as in `shared.sampling.generate`, but `stop` is a text or several, which may begin and end
+        inside of tokens. Raises ValueError without a tokenizer.
         """
         tokenizer = self.tokenizer
         if tokenizer is None:
@@ -421,10 +423,8 @@ class GPT(LanguageModel):
             )
         stop = sampling.pop("stop", ())
         stops = [stop] if isinstance(stop, str) else stop
-        ids = tokenizer.encode(prompt)
-        stop_ids = [tokenizer.encode(text) for text in stops]
-        new = generate(self, ids, max_new_tokens, stop=stop_ids, **sampling)
-        return prompt + tokenizer.decode(list(new))
+        with closing(generate(self, tokenizer.encode(prompt), max_new_tokens, **sampling)) as ids:
+            return prompt + "".join(stream_text(tokenizer, ids, stops))
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, a tied one counted once.

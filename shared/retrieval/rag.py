@@ -24,7 +24,8 @@ import torch
 from shared.registry import LanguageModel
 from shared.retrieval.documents import Chunk
 from shared.runtime import device_of
-from shared.sampling.generate import generate, stream_text
+from shared.sampling.generate import generate
+from shared.sampling.text import stream_text
 from shared.tokenizers import Tokenizer
 
 if TYPE_CHECKING:  # a server without documents needs no FAISS

@@ -11,7 +11,8 @@ from shared import checkpoint
 from shared.commandline import errors_for_people, parse_args
 from shared.registry import LanguageModel, import_all_models
 from shared.runtime import pick_device
-from shared.sampling.generate import generate, stream_text
+from shared.sampling.generate import generate
+from shared.sampling.text import stream_text
 from shared.tokenizers.base import Tokenizer
 
 
@@ -64,11 +65,10 @@ def write(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: Set
         settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
-        stop=[tokenizer.encode(text) for text in settings.stop],
         seed=settings.seed,
     )
     print(prompt, end="", flush=True)
-    for piece in stream_text(tokenizer, ids):
+    for piece in stream_text(tokenizer, ids, settings.stop):
         print(piece, end="", flush=True)
     print()
 

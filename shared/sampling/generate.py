@@ -3,7 +3,7 @@
 Source of top-p (nucleus) sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2019).
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from shared.registry import LanguageModel
 from shared.runtime import check_seed, device_of
-from shared.tokenizers.base import Tokenizer
 
 GREEDY_BELOW = 1e-6
 """A temperature below this takes the largest logit: dividing by less would overflow."""
@@ -87,7 +86,8 @@ def generate(
 ) -> Generator[int, None, None]:
     """Yields new token ids as they are drawn, up to `max_new_tokens`.
 
-    stop: tokens, or sequences of tokens, at which to end; what ended it is not yielded. seed: None draws
+    stop: tokens, or sequences of tokens, at which to end; what ended it is not yielded. For texts see
+    `shared.sampling.text.stream_text`, as a text can be spelled by many tokens. seed: None draws
     differently each time. A model with a method `new_cache` is fed only what is new (`use_cache=False` reads
     everything again; the ids are the same). Where the text outgrows the model's block_size, the model goes on
     with its last half. Raises ValueError for no prompt and for settings out of range.
@@ -188,19 +188,3 @@ def _until_stop(
             yield from held[:ready]
             del held[:ready]
     yield from held
-
-
-def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Pieces of text as ids come in.
-
-    A character whose bytes are spread over several tokens waits until it is whole.
-    """
-    seen: list[int] = []
-    shown = ""
-    for i in ids:
-        seen.append(i)
-        text = tokenizer.decode(seen)
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    yield tokenizer.decode(seen)[len(shown) :]

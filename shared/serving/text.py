@@ -1,12 +1,10 @@
-"""Week 12. From tokens to text while it is being written: complete characters only, and nothing that may be
-the beginning of a stop text.
-"""
+"""Week 12. From tokens to text while it is being written, and which tokens each piece of it came from."""
 
-import codecs
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from shared.sampling.text import TextStream
 from shared.serving.generation import Token
 
 
@@ -24,10 +22,9 @@ class Piece:
 
 
 class TextBuilder:
-    """Turns tokens into text, up to the place where one of the texts in `stops` begins.
+    """A `TextStream` that keeps the tokens with their text.
 
-    Bytes that are not a complete character yet are held back, and so is what may be the beginning of a stop
-    text. offset: where in the whole answer the text begins.
+    offset: where in the whole answer the text begins.
 
     >>> text = TextBuilder({0: b"a", 1: b"b", 2: b"c"}, ["bc"])
     >>> [text.push(Token(i)).text for i in (0, 1, 1, 2)], text.stopped
@@ -36,62 +33,50 @@ class TextBuilder:
 
     def __init__(self, vocab: Mapping[int, bytes], stops: Sequence[str] = (), offset: int = 0):
         self._vocab = vocab
-        self._stops = stops
-        self._shown = offset
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._offset = offset
+        self._stream = TextStream(vocab, stops)
         self._tokens: list[tuple[Token, int]] = []
         self.count = 0
         """Tokens so far."""
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
         """Whether a stop text was found."""
+        return self._stream.stopped
 
     def push(self, token: Token) -> Piece:
         """Takes a token, and returns the text that can be shown now, perhaps none."""
         self.count += 1
-        token_bytes = self._vocab[token.id]
-        begin = self._shown + len(self._held)
-        self._held += self._decoder.decode(token_bytes)
+        begin = self._length()
+        text = self._stream.push(token.id)
         # Bytes before the token that are no character become U+FFFD only now, and move its beginning.
         with suppress(UnicodeDecodeError):
-            begin = self._shown + len(self._held) - len(token_bytes.decode())
+            begin = self._length() - len(self._vocab[token.id].decode())
         self._tokens.append((token, begin))
-        hits = [self._held.find(stop) for stop in self._stops if stop in self._held]
-        if hits:
-            self.stopped = True
-            return self._show(min(hits))
-        return self._show(len(self._held) - self._length_of_begun_stop())
+        return Piece(text, self._shown_tokens())
 
     def finish(self, ending: Sequence[Token] = ()) -> Piece:
         """What was held back; an unfinished character is U+FFFD.
 
         ending: the tokens that ended the text, and are not in it.
         """
-        self._held += self._decoder.decode(b"", final=True)
-        piece = self._show(len(self._held))
+        text = self._stream.finish()
         self.count += len(ending)
-        tokens = (*piece.tokens, *self._tokens)
-        return Piece(piece.text, tokens, tuple((token, self._shown) for token in ending))
+        end = self._offset + self._stream.shown
+        return Piece(text, tuple(self._tokens), tuple((token, end) for token in ending))
 
-    def _length_of_begun_stop(self) -> int:
-        """How many of the last characters may be the beginning of a stop text."""
-        lengths = [
-            length
-            for stop in self._stops
-            for length in range(1, len(stop))
-            if self._held.endswith(stop[:length])
-        ]
-        return max(lengths, default=0)
+    def _length(self) -> int:
+        """Where the text ends that came so far, shown or held."""
+        return self._offset + self._stream.shown + len(self._stream.held)
 
-    def _show(self, length: int) -> Piece:
-        """Lets go of the first `length` characters that are held, and of the tokens that begin in them."""
-        text, self._held = self._held[:length], self._held[length:]
-        self._shown += length
+    def _shown_tokens(self) -> tuple[tuple[Token, int], ...]:
+        """Lets go of the tokens that begin in the text that was shown."""
+        end = self._offset + self._stream.shown
         count = 0
-        while count < len(self._tokens) and self._tokens[count][1] < self._shown:
+        while count < len(self._tokens) and self._tokens[count][1] < end:
             count += 1
         tokens, self._tokens = self._tokens[:count], self._tokens[count:]
-        return Piece(text, tuple(tokens))
+        return tuple(tokens)
 
 
 def token_text(vocab: Mapping[int, bytes], i: int) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 from tqdm import tqdm
 
 from shared.models.gpt import GPT
-from shared.sampling.generate import generate, stream_text
+from shared.sampling.generate import generate
+from shared.sampling.text import stream_text
 from shared.tokenizers.base import Tokenizer
 from shared.zero_shot.scoring import MAX_TOKENS, Likelihood, longest_sequence, score_pairs, start_token
 

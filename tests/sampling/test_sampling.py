@@ -13,12 +13,14 @@ from torch import nn
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from shared import checkpoint
+from shared.models import gpt
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT
 from shared.sampling import generate
-from shared.sampling.generate import filter_logits, sample, stream_text
-from shared.tokenizers import CharTokenizer
+from shared.sampling.generate import filter_logits, sample
+from shared.sampling.text import stream_text
+from shared.tokenizers import BPETokenizer, CharTokenizer
 
 
 def random_logits(rows: int = 40, vocab_size: int = 50, seed: int = 0) -> torch.Tensor:
@@ -303,21 +305,40 @@ def test_a_model_without_a_cache_or_a_block_size_generates_too():
 class Bytes:
     """A tokenizer whose tokens are bytes, so that characters are split over several."""
 
-    @staticmethod
-    def decode(ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
+    vocab = {i: bytes([i]) for i in range(256)}
 
 
 @pytest.mark.parametrize("text", ["hello", "naïve €5 😀!", "😀😀", "日本語", ""])
 def test_streamed_pieces_are_whole_characters_and_together_the_text(text):
     pieces = list(stream_text(Bytes, iter(text.encode())))
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
-    assert [p for p in pieces if p] == list(text)  # each as soon as its last byte is there
+    assert pieces == list(text)  # each as soon as its last byte is there
 
 
 def test_a_character_that_is_never_finished_shows_at_the_end():
     assert "".join(stream_text(Bytes, iter("a€".encode()[:-1]))) == "a\ufffd"
     assert "".join(stream_text(Bytes, iter(b"a\xffb"))) == "a\ufffdb"
+
+
+def test_a_stop_text_is_found_wherever_tokens_begin_and_end():
+    tokenizer = BPETokenizer.train("the User: a User: an User " * 9, 263)
+    ids = tokenizer.encode("so the User: ends here")
+    assert " User" in {tokenizer.decode([i]) for i in ids}
+    asked = iter(ids)
+    assert "".join(stream_text(tokenizer, asked, ["User:"])) == "so the "
+    assert tokenizer.decode(list(asked)) == " ends here"  # nothing is drawn beyond it
+    assert "".join(stream_text(tokenizer, ids, ["User!", ""])) == "so the User: ends here"
+
+
+def test_a_gpt_writes_up_to_a_stop_text(monkeypatch):
+    tokenizer = BPETokenizer.train("the User: a User: an User " * 9, 263)
+    drawn = tokenizer.encode(" is the User: the")
+    monkeypatch.setattr(gpt, "generate", lambda *_, **__: (i for i in drawn))
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=8, n_layer=1, n_head=1, n_embd=4))
+    model.tokenizer = tokenizer
+    assert model.generate("so", stop="User:") == "so is the "
+    assert model.generate("so", stop=["Usher", "the"]) == "so is "
+    assert model.generate("so") == "so is the User: the"
 
 
 # ---- the command line

@@ -1,0 +1,79 @@
+"""Week 1. From tokens to text while it is being written: whole characters only, up to a text that ends it."""
+
+import codecs
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from shared.tokenizers.base import Tokenizer
+
+
+class TextStream:
+    """Turns tokens into text, up to the place where one of the texts in `stops` begins.
+
+    Bytes that are not a complete character yet are held back, and so is what may be the beginning of a stop
+    text. It is the text that counts: a stop text may begin and end inside of tokens.
+
+    >>> stream = TextStream({0: b"a", 1: b"b", 2: b"cd"}, ["bc"])
+    >>> [stream.push(i) for i in (0, 1, 1, 2)], stream.stopped
+    (['a', '', 'b', ''], True)
+    """
+
+    def __init__(self, vocab: Mapping[int, bytes], stops: Sequence[str] = ()):
+        self._vocab = vocab
+        self._stops = [stop for stop in stops if stop]
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.held = ""
+        """Text that cannot be shown yet; once stopped, the stop text and what follows it."""
+        self.shown = 0
+        """How many characters were let go."""
+        self.stopped = False
+        """Whether a stop text was found."""
+
+    def push(self, token: int) -> str:
+        """Takes a token, and returns the text that can be shown now, perhaps none.
+
+        Raises ValueError for a token outside the vocabulary.
+        """
+        if token not in self._vocab:
+            raise ValueError(f"the id {token} is not in the vocabulary of {len(self._vocab)} tokens")
+        self.held += self._decoder.decode(self._vocab[token])
+        found = [self.held.find(stop) for stop in self._stops if stop in self.held]
+        if found:
+            self.stopped = True
+            return self._let_go(min(found))
+        return self._let_go(len(self.held) - self._length_of_begun_stop())
+
+    def finish(self) -> str:
+        """What was held back; an unfinished character is U+FFFD. Nothing where a stop text ended it."""
+        if self.stopped:
+            return ""
+        self.held += self._decoder.decode(b"", final=True)
+        return self._let_go(len(self.held))
+
+    def _length_of_begun_stop(self) -> int:
+        """How many of the last characters may be the beginning of a stop text."""
+        lengths = [
+            length
+            for stop in self._stops
+            for length in range(1, len(stop))
+            if self.held.endswith(stop[:length])
+        ]
+        return max(lengths, default=0)
+
+    def _let_go(self, length: int) -> str:
+        text, self.held = self.held[:length], self.held[length:]
+        self.shown += length
+        return text
+
+
+def stream_text(tokenizer: Tokenizer, ids: Iterable[int], stops: Sequence[str] = ()) -> Iterator[str]:
+    """Pieces of text as ids come in, up to the first of the texts in `stops`, which is not among them."""
+    stream = TextStream(tokenizer.vocab, stops)
+    for token in ids:
+        piece = stream.push(token)
+        if piece:
+            yield piece
+        if stream.stopped:
+            return
+    rest = stream.finish()
+    if rest:
+        yield rest
