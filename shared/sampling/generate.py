@@ -3,6 +3,7 @@
 Source of top-p (nucleus) sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2019).
 """
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
@@ -72,6 +73,17 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         raise ValueError(f"top_p={top_p} is out of range: above 0 and at most 1")
 
 
+def check_ids(ids: Sequence[int], model: LanguageModel) -> None:
+    """Raises ValueError for an id outside the model's vocabulary, naming it and its place."""
+    vocab_size = getattr(model.config, "vocab_size", math.inf)
+    for place, i in enumerate(ids):
+        if not 0 <= i < vocab_size:
+            raise ValueError(
+                f"the id {i} at position {place} is outside the vocabulary, whose ids go from 0 to"
+                f" {vocab_size - 1}: encode the text with the model's own tokenizer"
+            )
+
+
 def generate(
     model: LanguageModel,
     ids: Sequence[int],
@@ -90,10 +102,12 @@ def generate(
     `shared.sampling.text.stream_text`, as a text can be spelled by many tokens. seed: None draws
     differently each time. A model with a method `new_cache` is fed only what is new (`use_cache=False` reads
     everything again; the ids are the same). Where the text outgrows the model's block_size, the model goes on
-    with its last half. Raises ValueError for no prompt and for settings out of range.
+    with its last half. Raises ValueError for no prompt, for ids outside the vocabulary, for settings out of
+    range, and while drawing for logits that are not finite.
     """
     if not len(ids):
         raise ValueError("generation needs at least one token to start from: give a prompt")
+    check_ids(ids, model)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} is out of range: at least 0")
     check_sampling(temperature, top_k, top_p)
@@ -115,7 +129,13 @@ def _draw_on(
     context = _Context(model, use_cache)
     try:
         while True:
-            token = int(draw(context.next_logits(tokens)))
+            logits = context.next_logits(tokens)
+            if not logits.max().isfinite():
+                raise ValueError(
+                    f"the model's logits after {len(tokens)} tokens are not finite: its weights are damaged,"
+                    " or too large for its number format. Take another checkpoint, or load it in fp32"
+                )
+            token = int(draw(logits))
             tokens.append(token)
             yield token
     finally:

@@ -241,7 +241,9 @@ class Trainer(ResumableLoop[TrainConfig]):
         with self.precision.autocast(self.device):
             self.final = self.task.evaluate(self.model, self.config, self.device)
         self._record({**self.final, "seconds": self.seconds})
-        if not self.best or self.final["val_loss"] < self.best["val_loss"]:
+        # A nan is worse than any number: one from the first evaluation would otherwise stay for ever.
+        best = self.best.get("val_loss", math.nan)
+        if not self.best or math.isnan(best) or self.final["val_loss"] < best:
             self.best = {**self.final, "step": self.step}
             self._save_best()
 

@@ -330,6 +330,24 @@ def test_a_stop_text_is_found_wherever_tokens_begin_and_end():
     assert "".join(stream_text(tokenizer, ids, ["User!", ""])) == "so the User: ends here"
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_said(temperature, value):
+    model = BigramModel(BigramConfig(3))
+    with torch.no_grad():
+        model.table.weight.copy_(torch.tensor([[0.0, 99.0, 0.0], [0.0, 0.0, value], [0.0, 0.0, 0.0]]))
+    drawn = generate(model, [0], 5, temperature, seed=0)
+    assert next(drawn) == 1
+    with pytest.raises(ValueError, match="the model's logits after 2 tokens are not finite"):
+        next(drawn)
+
+
+@pytest.mark.parametrize("ids", [[0, 3], [1, -1]])
+def test_an_id_outside_the_vocabulary_is_named(ids):
+    with pytest.raises(ValueError, match=f"the id {ids[1]} at position 1 is outside .* from 0 to 2"):
+        generate(BigramModel(BigramConfig(3)), ids, 5)
+
+
 def test_a_gpt_writes_up_to_a_stop_text(monkeypatch):
     tokenizer = BPETokenizer.train("the User: a User: an User " * 9, 263)
     drawn = tokenizer.encode(" is the User: the")

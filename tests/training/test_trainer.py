@@ -160,6 +160,25 @@ class WorseAfterStep7(NextToken):
         return super().learned_tokens(*batch[:-1])
 
 
+class NanAtFirst(NextToken):
+    """Its first evaluation is not a number."""
+
+    evaluations = 0
+
+    def evaluate(self, model, config, device):
+        self.evaluations += 1
+        metrics = super().evaluate(model, config, device)
+        return metrics | {"val_loss": math.nan} if self.evaluations == 1 else metrics
+
+
+def test_a_nan_is_not_the_best_evaluation_where_there_is_a_number(corpus, tmp_path):
+    config = replace(QUICK, steps=4, eval_every=2)
+    trainer = Trainer(small_gpt(corpus), NanAtFirst(corpus), config, checkpoints=tmp_path / "c")
+    summary = trainer.fit()
+    assert summary["best_step"] == 4 and summary["best_val_loss"] == summary["val_loss"]
+    assert checkpoint.load(tmp_path / "c" / "best").metrics["val_loss"] == summary["val_loss"]
+
+
 def test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_not_just_the_last(corpus, tmp_path):
     config = replace(QUICK, steps=12, eval_every=1)
     trainer = Trainer(small_gpt(corpus), WorseAfterStep7(corpus), config, checkpoints=tmp_path / "c")
