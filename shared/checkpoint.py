@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.registry import MODELS, LanguageModel
+from shared.registry import MODELS, LanguageModel, unwrapped
 from shared.tokenizers.base import Tokenizer
 
 FORMS: dict[str, Callable[[LanguageModel, Any], LanguageModel]] = {}
@@ -70,6 +70,7 @@ def save(
     entries of config.json: what a later week did to the model. `load` undoes none of it and needs a form of
     that name (`register_form`).
     """
+    model = unwrapped(model)
     config = {
         "model": _kind(model),
         "config": asdict(model.config),
@@ -138,6 +139,7 @@ def _is_named(folder: Path) -> bool:
 
 def unshared(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without a tensor's second name (tied weights): safetensors stores each tensor once."""
+    model = unwrapped(model)
     first_names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     return {name: tensor for name, tensor in model.state_dict().items() if name in first_names}
 
@@ -153,6 +155,7 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
 
     That is all of it, or, where parameters are frozen, only what is trained beside them (adapters).
     """
+    model = unwrapped(model)
     tensors = unshared(model)
     if all(p.requires_grad for p in model.parameters()):
         return tensors

@@ -8,9 +8,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class LanguageModel(nn.Module):
@@ -42,6 +43,23 @@ def register_model(config: type) -> Callable[[type[Model]], type[Model]]:
         return model
 
     return register
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def unwrapped(model: Module) -> Module:
+    """The model inside of torch.compile and DistributedDataParallel, or the model itself.
+
+    The wrappers put names of their own before those of the tensors, and have no kind that is registered.
+    """
+    inner: nn.Module | None = model
+    while inner is not None:
+        model = cast(Module, inner)
+        inner = (
+            model.module if isinstance(model, DistributedDataParallel) else model._modules.get("_orig_mod")
+        )
+    return model
 
 
 def import_all_models() -> None:

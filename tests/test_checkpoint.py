@@ -409,3 +409,12 @@ def test_every_file_and_the_folder_are_synced_before_the_rename(tmp_path, monkey
         "training.safetensors",
         "m.new",
     }
+
+
+def test_a_compiled_model_is_saved_like_the_model_in_it(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=1, n_head=1, n_embd=8, tie_weights=True))
+    checkpoint.save(tmp_path / "c", torch.compile(model))
+    loaded = checkpoint.load(tmp_path / "c").model
+    assert type(loaded) is GPT
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))

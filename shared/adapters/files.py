@@ -19,6 +19,7 @@ from shared.adapters.lora import LoRAConfig
 from shared.adapters.peft_lora import Weights, read_lora, write_lora
 from shared.adapters.prompts import PromptTuned
 from shared.models.gpt import GPT
+from shared.registry import unwrapped
 from shared.runtime import device_of
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -35,6 +36,7 @@ def save_adapter(
     who loads the file. Raises ValueError for an unknown adapter and a folder that holds a model.
     """
     folder = Path(folder)
+    model = unwrapped(model)
     if isinstance(model, PromptTuned):
         peft_files.write_prompt(folder, model.prompt, model.config, model.embedding.base, base_model)
         return folder

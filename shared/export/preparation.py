@@ -2,6 +2,7 @@
 
 from shared.models.gpt import GPT
 from shared.models.weights import plain_tensors, with_biases
+from shared.registry import unwrapped
 from shared.tokenizers import Tokenizer
 
 
@@ -12,6 +13,7 @@ def ready_to_export(model: GPT, tokenizer: Tokenizer | None) -> tuple[GPT, Token
     a model whose layers were swapped (adapters, quantization), and for a tokenizer that is missing or has
     more tokens than the model.
     """
+    model = unwrapped(model)
     plain_tensors(model)  # raises where layers were swapped
     if tokenizer is None:
         raise ValueError(

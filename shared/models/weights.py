@@ -12,6 +12,7 @@ from shared.models.families import refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig, Rotary
 from shared.models.layers import without_memory
+from shared.registry import unwrapped
 
 
 class StoredTensor(NamedTuple):
@@ -87,6 +88,7 @@ def plain_tensors(model: GPT) -> dict[str, Tensor]:
 
     Raises ValueError for another model, and for a GPT whose layers were swapped (adapters, quantization).
     """
+    model = unwrapped(model)
     if not isinstance(model, GPT):
         raise ValueError(
             f"a {type(model).__name__} cannot be exported: other programs have an equivalent of our GPT only"

@@ -23,7 +23,7 @@ from shared.models.gpt import GPT
 from shared.models.layers import swap_modules
 from shared.quantization.kernels import KERNELS, how_computed, with_kernel
 from shared.quantization.packing import GROUP_SIZES, SCHEMES, PackedWeight, check_weight
-from shared.registry import LanguageModel
+from shared.registry import LanguageModel, unwrapped
 from shared.runtime import device_of
 from shared.tokenizers.base import Tokenizer
 
@@ -209,6 +209,7 @@ def save_quantized(
 
     Raises ValueError for a model that is not quantized.
     """
+    model = unwrapped(model)
     settings = quantization_of(model)
     if settings is None:
         raise ValueError("this model is not quantized: save it with checkpoint.save, or quantize it first")

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from shared.registry import unwrapped
 from shared.runtime import pick_device
 from shared.training.execution import OneProcess
 
@@ -62,6 +63,11 @@ class Processes(OneProcess):
             self.world_size = dist.get_world_size()
 
     def prepare(self, model: nn.Module) -> Callable[..., Tensor]:
+        if unwrapped(model) is not model:
+            raise ValueError(
+                "this model is wrapped by torch.compile or DistributedDataParallel already: give the model"
+                " itself, with compile_model=True or parallel='ddp'"
+            )
         if self.recompute:
             recompute_blocks(model)
         call = model

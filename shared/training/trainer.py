@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from shared import checkpoint
 from shared.data.corpus import Corpus
-from shared.registry import LanguageModel
+from shared.registry import LanguageModel, unwrapped
 from shared.runtime import RunLog, clock
 from shared.training.config import TrainConfig, lr_at
 from shared.training.diagnosis import TrainingStopped, gradient_to_blame, where_not_finite
@@ -62,8 +62,8 @@ class Trainer(ResumableLoop[TrainConfig]):
         self.device = torch.device(device)
         self.precision = precision
         self.task: Task = NextToken(corpus) if isinstance(corpus, Corpus) else corpus
-        self.model = model.to(self.device)
-        self.call = processes.prepare(self.model)
+        self.model = unwrapped(model).to(self.device)
+        self.call = processes.prepare(model)
         self.optimizers = build_optimizers(
             self.model,
             config.optimizer,

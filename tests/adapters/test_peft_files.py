@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from shared.adapters import load_adapter, save_adapter
 from shared.adapters.attach import adapters_of
@@ -39,6 +40,14 @@ def test_an_adapter_of_another_base_is_refused(base, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_adapter(tmp_path, model)
     assert_same_bits(bits(model), before)
+
+
+def test_an_adapter_of_a_compiled_model_is_saved_like_that_of_the_model_in_it(tmp_path):
+    model = adapted()
+    for name, given in (("a", model), ("b", torch.compile(model))):
+        save_adapter(tmp_path / name, given)
+    for file in (CONFIG, WEIGHTS):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_a_prompt_of_another_base_is_refused(tmp_path):

@@ -124,6 +124,11 @@ def test_a_llama_folder_of_older_days_is_read(tmp_path):
     same_logits(from_hf(tmp_path), theirs)
 
 
+def test_a_compiled_model_is_written_like_the_model_in_it(tmp_path):
+    model = shake(GPT(OURS["GPT-2"]))
+    assert same_tensors(from_hf(to_hf(torch.compile(model), tmp_path)), model)
+
+
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500.0}
 
 

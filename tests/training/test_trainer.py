@@ -14,6 +14,7 @@ from shared.data.corpus import batches
 from shared.evaluation import evaluate
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.training import Trainer, lr_at
+from shared.training.distributed import Processes
 from shared.training.tasks import NextToken
 from tests.training.helpers import QUICK, small_gpt, timeless
 
@@ -139,6 +140,18 @@ def test_training_with_a_seed_is_repeatable_and_leaves_eval_mode_out_of_it(corpu
         runs.append(torch.cat([p.flatten() for p in trainer.model.parameters()]))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_trained_and_saved_like_the_model_in_it(corpus, tmp_path):
+    compiled = torch.compile(small_gpt(corpus), backend="eager")
+    trainer = Trainer(compiled, corpus, QUICK, checkpoints=tmp_path / "c")
+    assert trainer.call is compiled
+    summary = trainer.fit()
+    assert timeless(summary) == timeless(Trainer(small_gpt(corpus), corpus, QUICK).fit())
+    assert checkpoint.load(tmp_path / "c" / "best").metrics["val_loss"] == summary["best_val_loss"]
+    with pytest.raises(ValueError, match="wrapped by torch.compile .* already: give the model itself"):
+        Trainer(compiled, corpus, QUICK, processes=Processes(compile_model=True))
 
 
 # ---- the best checkpoint
