@@ -28,12 +28,21 @@ from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, to_printable
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}{{"
-    f" '{IM_START}system\\n{SMOLLM_SYSTEM}{IM_END}\\n' }}}}{{% endif %}}{{{{ '{IM_START}' + message['role'] +"
-    f" '\\n' + message['content'] + '{IM_END}\\n' }}}}{{% endfor %}}{{% if add_generation_prompt %}}{{{{"
-    f" '{IM_START}assistant\\n' }}}}{{% endif %}}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    f"{{{{ '{IM_START}system\\n{SMOLLM_SYSTEM}{IM_END}\\n' }}}}"
+    "{% endif %}"
+    f"{{{{ '{IM_START}' + message['role'] + '\\n' }}}}"
+    "{% if message['content'] is string %}"
+    "{{ message['content'] }}"
+    "{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    f"{{{{ '{IM_END}\\n' }}}}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{{{{ '{IM_START}assistant\\n' }}}}{{% endif %}}"
 )
-"""What `chat_prompt` does, in Jinja."""
+"""What `chat_prompt` does, in Jinja; a content may also be a list of parts, as clients of OpenAI send it."""
 USE_GPT2_PATTERN = "train the tokenizer with GPT2_PATTERN (shared.tokenizers.bpe), which all have"
 NEVER_IN_TEXT = (0xFF, 0xFE, 0xC0, 0xC1, *range(0xF5, 0xFE))
 """Bytes that no UTF-8 text contains."""
@@ -174,6 +183,8 @@ def hf_tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
+        # Else transformers 4 makes token_type_ids, which GPT-2 adds to its input and Llama refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     for role, token in special_roles(tokenizer).items():
         values[f"{role}_token"] = token

@@ -1,6 +1,7 @@
 """shared/export/huggingface.py: transformers loads the folder, and it comes back as ours."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,6 +149,14 @@ def test_gpt2s_vocabulary_goes_along(tmp_path):
     )
 
 
+@pytest.mark.parametrize("tokenizer", [CHARACTERS, bpe()], ids=["characters", "BPE"])
+def test_the_tokenizers_file_names_the_models_inputs(tmp_path, tokenizer):
+    """Where it does not, transformers 4 gives the model `token_type_ids` too."""
+    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), tokenizer)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+
+
 @pytest.mark.slow
 def test_smollm2_with_its_chat_template(tmp_path):
     model, tokenizer = load_smollm2()
@@ -159,6 +168,16 @@ def test_smollm2_with_its_chat_template(tmp_path):
     for messages in CONVERSATIONS:
         got = their_tokens.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert got == chat_prompt(tokenizer, messages)
+        in_parts = [
+            {
+                "role": m["role"],
+                "content": [{"type": "text", "text": part} for part in m["content"].split("n")],
+            }
+            for m in messages
+        ]
+        got = their_tokens.apply_chat_template(in_parts, add_generation_prompt=True, return_dict=False)
+        joined = [{"role": m["role"], "content": m["content"].replace("n", "")} for m in messages]
+        assert got == chat_prompt(tokenizer, joined)
     ids = chat_prompt(tokenizer, CONVERSATIONS[1])
     expected = list(generate(model, ids, 12, temperature=0, stop=[tokenizer.special_tokens[IM_END]]))
     out = theirs.generate(
