@@ -38,7 +38,7 @@ from torch import Tensor
 from shared.adapters.attach import adapters_by_row, adapters_of
 from shared.checks import Checks
 from shared.models.gpt import GPT
-from shared.sampling.generate import sample, split_at_stop
+from shared.sampling.generate import check_ids, sample, split_at_stop
 from shared.serving.generation import REASONS, Generation, Request, Token
 from shared.serving.slots import SlotCache
 
@@ -183,10 +183,7 @@ class Engine:
                 f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} new ones are {total}, "
                 f"and this model takes {self.max_length}: shorten the prompt, or ask for fewer"
             )
-        if not all(0 <= i < vocab_size for i in request.prompt):
-            raise ValueError(
-                f"the prompt has an id outside the vocabulary: ids go from 0 to {vocab_size - 1}"
-            )
+        check_ids(request.prompt, self.model)
         if request.logprobs is not None and request.logprobs > vocab_size:
             raise ValueError(f"logprobs={request.logprobs}: there are only {vocab_size} tokens")
         if request.adapter is not None and request.adapter not in self.adapters:

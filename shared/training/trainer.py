@@ -167,19 +167,18 @@ class Trainer(ResumableLoop[TrainConfig]):
         tokens = [self.task.learned_tokens(*batch) for batch in step_batches]
         tokens_of_a_process = self.processes.mean(sum(tokens))  # gradients are averaged over processes
         total = 0.0
-        used: list[list[Tensor]] = []
-        for batch, count in zip(step_batches, tokens):
-            used.append(batch)
-            last = len(used) == len(step_batches)
+        for number, (batch, count) in enumerate(zip(step_batches, tokens), 1):
+            last = number == len(step_batches)
             with nullcontext() if last else self.processes.accumulating(self.call):
                 with self.precision.autocast(self.device):
                     loss = self.task.loss(self.call, *batch) * (count / tokens_of_a_process)
                 total += self.processes.mean(loss.item())
                 if not (math.isfinite(total) or self.precision.skips):
+                    used = step_batches[:number]
                     place = self._where_not_finite(used) or "the loss itself (every layer's output is finite)"
                     self._stop(f"the loss is {total}", place)
                 self.precision.backward(loss)
-        return total, used
+        return total, step_batches
 
     def _clip(self, loss: float, used: list[list[Tensor]]) -> tuple[float, bool]:
         """Shortens the gradient to grad_clip; returns its length before, and whether to skip the step."""
