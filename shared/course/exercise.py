@@ -76,7 +76,7 @@ class Exercise:
         """The function to fill in, as source."""
         signature = str(inspect.signature(self.reference))
         signature = signature.replace("numpy.", "np.")  # the name that it is imported under
-        return f"def {self.name}{signature}:\n    ...  # your code here\n"
+        return f"def {self.name}{signature}:\n    # your code here\n    ...\n"
 
 
 @dataclass(frozen=True)

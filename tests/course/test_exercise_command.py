@@ -68,7 +68,7 @@ def test_the_command_line_itself(copy):
         "row_probabilities": "    return (counts + smoothing) / (counts + smoothing).sum(dim=1)\n",
         "temperature_probabilities": "    return F.softmax(logits / temperature, dim=-1)\n",
     }
-    stub = "    ...  # your code here\n"
+    stub = "    # your code here\n    ...\n"
     for name, body in bodies.items():
         head, definition, rest = text.partition(f"def {name}(")
         text = head + definition + rest.replace(stub, body, 1)
