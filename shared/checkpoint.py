@@ -82,10 +82,10 @@ def save(
         _write_tensors(new / "model.safetensors", weights or unshared(model))
         if tokenizer is not None:
             tokenizer.save(new / "tokenizer.json")
-        (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (new / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if state is not None:
             _write_tensors(new / "training.safetensors", tensors or {})
-            (new / "training.json").write_text(json.dumps(state) + "\n")
+            (new / "training.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
     return Path(folder)
 
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass, replace
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,7 @@ def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = 
     """
     with errors_for_people(), ExitStack() as stack:
         if os.environ.get("RANK", "0") != "0":
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         settings = parse(presets, description=description)
         for line in _description(settings):
@@ -250,8 +250,10 @@ def errors_for_people() -> Iterator[None]:
     """Turns errors that the user can mend into one line on stderr and an exit status.
 
     A ValueError, which is what this course's code raises for wrong input, gives status 2, a full disk 3, and
-    Ctrl-C 130. With LLM_WEEKS_TRACE=1 the traceback is shown instead.
+    Ctrl-C 130. With LLM_WEEKS_TRACE=1 the traceback is shown instead. Output that the console or the file
+    behind it has no characters for is printed as escapes: it never ends a run.
     """
+    _print_what_the_console_lacks_as_escapes()
     if os.environ.get("LLM_WEEKS_TRACE"):
         yield
         return
@@ -272,3 +274,10 @@ def errors_for_people() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(3) from None
+
+
+def _print_what_the_console_lacks_as_escapes() -> None:
+    """Greek in a console of code page 1252 becomes "\\u03b1", where Python would raise UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -67,7 +67,7 @@ def device_name(device: torch.device) -> str:
 
 def _cpu_name() -> str:
     with suppress(OSError):
-        for line in CPUINFO.read_text().splitlines():
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -301,7 +301,7 @@ class RunLog:
         A later value replaces an earlier one of the same name.
         """
         path = self.folder / "artifacts.json"
-        artifacts = json.loads(path.read_text()) if path.exists() else {}
+        artifacts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         artifacts.update(plain(values))
         write_atomically(path, json.dumps(artifacts) + "\n")
 
@@ -391,7 +391,10 @@ def commit() -> str | None:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, encoding="utf-8", errors="replace"
+    )
+    return done.stdout.strip()
 
 
 # ---- signals, time, tables

@@ -224,6 +224,61 @@ def test_what_is_unsafe_is_found(line):
     assert len(unsafe(ast.parse(line))) == 1
 
 
+def without_encoding(tree: ast.Module) -> list[str]:
+    """Calls that read or write text in whatever encoding the machine has: not UTF-8 on every Windows."""
+    calls = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        called = ast.unparse(node.func)
+        mode = options.get("mode") or (ast.unparse(node.args[1]) if node.args[1:] else "'r'")
+        as_text = (
+            called.endswith(".read_text")
+            or called.endswith(".write_text")
+            or (called == "open" and "b" not in mode)
+            or (called.startswith("subprocess.") and options.get("text") == "True")
+        )
+        if as_text and "encoding" not in options:
+            calls.append(ast.unparse(node))
+    return calls
+
+
+def test_all_text_is_utf_8():
+    scripts = [path for path in SCRIPTS if path not in TESTS]
+    found = {str(path.relative_to(ROOT)): without_encoding(parse(path)) for path in scripts}
+    assert {path: calls for path, calls in found.items() if calls} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.read_text()",
+        "path.write_text(text)",
+        "open(path)",
+        "open(path, 'w')",
+        "open(path, mode='a')",
+        "subprocess.run(command, text=True)",
+    ],
+)
+def test_a_text_without_encoding_is_found(line):
+    assert len(without_encoding(ast.parse(line))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.read_text(encoding='utf-8')",
+        "open(path, 'rb')",
+        "open(path, 'ab' if resumed else 'wb')",
+        "subprocess.run(command)",
+        "image.open(path)",
+    ],
+)
+def test_bytes_need_no_encoding(line):
+    assert without_encoding(ast.parse(line)) == []
+
+
 @pytest.mark.parametrize(
     "line",
     ["model.eval()", "spec.loader.exec_module(module)", "torch.load(p, weights_only=True)", "np.load(p)"],

@@ -1,6 +1,8 @@
 """shared/commandline.py: settings from presets, files and flags, and errors that are one line."""
 
+import sys
 from dataclasses import dataclass, field, replace
+from io import BytesIO, TextIOWrapper
 
 import pytest
 import torch
@@ -208,3 +210,19 @@ def test_cli_prints_the_settings_and_runs_main(monkeypatch, capsys):
         "settings: preset=smoke, stop=(), quick=False",
         "train: steps=1, lr=0.25",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_lacks_a_character_does_not_end_a_run(monkeypatch, encoding):
+    """What is printed reads back as the text, by the escapes of Python's own source."""
+    streams = {name: TextIOWrapper(BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    text = "Ἄνδρα μοι ἔννεπε ▏█ 船"
+    with errors_for_people():
+        print(text)
+    with pytest.raises(SystemExit), errors_for_people():
+        raise ValueError(text)
+    for stream, printed in zip(streams.values(), [text, f"error: {text}"]):
+        stream.flush()
+        assert stream.buffer.getvalue().decode("unicode_escape").strip() == printed

@@ -71,7 +71,7 @@ def check_versions(findings: Findings) -> None:
         platform.python_version(),
         cure="install Python 3.11 or newer, delete .venv and run make course again",
     )
-    requirements = (ROOT / "requirements.txt").read_text().splitlines()
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = next((line.strip() for line in requirements if line.startswith("torch==")), "torch")
     installed = torch.__version__.split("+")[0]
     findings.add(
@@ -173,7 +173,7 @@ def _pip_finds(requirement: str) -> bool:
     name, _, version = requirement.partition("==")
     command = [sys.executable, "-m", "pip", "index", "versions", name]
     command += ["--disable-pip-version-check", "--retries", "0"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     return done.returncode == 0 and version in re.findall(r"[\w.]+", done.stdout)
 
 

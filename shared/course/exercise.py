@@ -264,7 +264,7 @@ class Week:
 
 def read_progress(path: Path = PROGRESS) -> dict[str, list[str]]:
     """Solved exercises by week number."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _load(path: Path, name: str) -> ModuleType:

@@ -65,10 +65,10 @@ def _version(compiler: str) -> str:
     """A hash of all that decides what the compiled form is."""
     features: list[str] = []
     if CPUINFO.exists():
-        lines = CPUINFO.read_text().splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
         features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
     machine = (platform.platform(), platform.machine(), platform.node(), os.getuid(), features)
-    version = repr((SOURCE.read_text(), compiler, FLAGS, *machine))
+    version = repr((SOURCE.read_text(encoding="utf-8"), compiler, FLAGS, *machine))
     return hashlib.sha256(version.encode()).hexdigest()[:16]
 
 
@@ -79,7 +79,9 @@ def _compile(compiler: str, path: Path) -> None:
         new = Path(folder) / path.name
         for flags in FLAGS:
             command = [compiler, "-O3", *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(new), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=120, encoding="utf-8", errors="replace"
+            )
             if done.returncode == 0:
                 os.replace(new, path)  # atomic: another process may compile it at the same moment
                 return

@@ -91,10 +91,11 @@ def served(model: str, *options: str) -> Iterator[str]:
     paths = [path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path]
     with subprocess.Popen(
         [*command, *options],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        encoding="utf-8",
     ) as process:
         try:
             output = ""

@@ -118,7 +118,7 @@ def bf16_units(device: torch.device | str = "cpu") -> tuple[bool, str]:
         how = f"compute capability {major}.{minor}; they come with 8.0"
     elif device.type == "cpu" and platform.system() == "Linux":
         names = {"avx512_bf16", "amx_bf16", "bf16"}  # Intel's and AMD's, Intel's for tiles, Arm's
-        flags = names & set(re.findall(r"\w+", CPUINFO.read_text()))
+        flags = names & set(re.findall(r"\w+", CPUINFO.read_text(encoding="utf-8")))
         has_units = bool(flags)
         named = ", ".join(sorted(flags)) if flags else "neither avx512_bf16 nor amx_bf16"
         how = f"/proc/cpuinfo names {named}"

@@ -97,7 +97,9 @@ def peak_memory(device: torch.device | str) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "cpu" and sys.platform == "linux":
         # Not getrusage: its peak is handed down from the process that started this one.
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        status = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        )
         return 1024 * int(status["VmHWM"].split()[0])
     if device.type == "cpu" and sys.platform == "darwin":
         import resource  # not on Windows
@@ -115,7 +117,8 @@ def reset_peak_memory(device: torch.device | str) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu" and sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM back to what is resident now
+        # proc(5): sets VmHWM back to what is resident now
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ def measure_training(
         precision=precision,
         processes=Processes("none", device, compile_model, recompute),
     )
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # not the Trainer's own messages
+    # not the Trainer's own messages
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         trainer.fit()
     rows = [row for row in trainer.history if "train_loss" in row]
     ends = [0.0, *(row["seconds"] for row in rows)]

@@ -295,7 +295,7 @@ def _profiled_steps(
         precision=precision(tricks.precision, device),
         processes=Processes("none", device, tricks.compiled, tricks.recompute),
     )
-    with carried_out(tricks), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with carried_out(tricks), open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         trainer.fit()
     return seconds
 

@@ -190,7 +190,7 @@ class LlamaCpp:
         command = [sys.executable, str(script), str(path), str(length), str(torch.get_num_threads())]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
         )
         self.address = self.process.stdout.readline().strip()
         if not self.address:
