@@ -1,0 +1,111 @@
+"""shared/locks.py: one writer at a time, named to the others; a killed one leaves nothing behind."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from shared import locks
+from shared.commandline import errors_for_people
+from shared.locks import LOCK_NAME, folder_lock
+
+HOLDER = """
+import sys
+from pathlib import Path
+from shared.locks import folder_lock
+
+with folder_lock(Path(sys.argv[1]), "training"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the folder's lock until it gets a line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_second_writer_is_told_who_the_first_is(tmp_path, holder, capsys):
+    with pytest.raises(SystemExit, match="2"), errors_for_people(), folder_lock(tmp_path, "serving"):
+        raise AssertionError("two have the lock")
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path} is in use by process {holder.pid} on ")
+    assert "(training, since 2" in message and message.count("\n") == 1
+    holder.communicate("go on\n", timeout=60)
+    with folder_lock(tmp_path, "serving"):
+        pass
+
+
+@pytest.mark.slow
+def test_a_killed_holder_leaves_no_lock(tmp_path, holder):
+    holder.kill()
+    holder.wait(timeout=60)
+    assert (tmp_path / LOCK_NAME).exists()
+    with folder_lock(tmp_path, "training"):
+        pass
+
+
+def test_within_one_process_too_only_one_has_it(tmp_path):
+    with folder_lock(tmp_path / "new", "first"):
+        with pytest.raises(ValueError, match=r"in use by this process on .* \(first, since "):
+            with folder_lock(tmp_path / "new", "second"):
+                pass
+        with folder_lock(tmp_path / "other", "second"):
+            pass
+    with folder_lock(tmp_path / "new", "third"):
+        pass
+
+
+def test_an_error_inside_gives_the_lock_back(tmp_path):
+    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path, "first"):
+        raise ZeroDivisionError
+    with folder_lock(tmp_path, "second"):
+        pass
+
+
+def test_who_waits_gets_it_when_the_first_is_done(tmp_path, monkeypatch):
+    done, order = threading.Event(), []
+
+    def wait():
+        with folder_lock(tmp_path, "second", wait=60):
+            order.append("second")
+        done.set()
+
+    asked = threading.Event()
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: asked.set())
+    with folder_lock(tmp_path, "first"):
+        threading.Thread(target=wait, daemon=True).start()
+        assert asked.wait(60)  # it has been refused once
+        order.append("first")
+    assert done.wait(60) and order == ["first", "second"]
+
+
+def test_a_filesystem_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(descriptor, blocking):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks, "lock_descriptor", refuse)
+    said = []
+    with folder_lock(tmp_path, "training", say=said.append):
+        pass
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path} cannot be locked (No locks available)")
+
+
+def test_a_note_that_is_not_written_yet_names_nobody(tmp_path):
+    with folder_lock(tmp_path, "first"):
+        (tmp_path / LOCK_NAME).write_bytes(b"")
+        with pytest.raises(ValueError, match="in use by another process"), folder_lock(tmp_path, "second"):
+            pass
