@@ -16,7 +16,9 @@ best part, 2019).
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -24,6 +26,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from shared.locks import folder_lock
 from shared.retrieval.bm25 import BM25
 from shared.retrieval.documents import Chunk
 from shared.retrieval.embedders import Embedder
@@ -58,6 +61,11 @@ def reciprocal_rank_fusion(
 WAYS = ("dense", "bm25", "hybrid")
 FUSED = 50  # how many of each ranking are fused, at least
 WINDOWS = 1 << 16  # a vector's id is its chunk's number times this, plus the window's
+LOCK_SECONDS = 60  # how long a writer waits for another
+
+
+class NoIndex(ValueError):
+    """A folder has no index, or one that is damaged: it has to be built, or built again."""
 
 
 class Hit(NamedTuple):
@@ -99,6 +107,14 @@ class Index:
         twice = {chunk.source for chunk in chunks} & set(self.sources)
         if twice:
             raise ValueError(f"{min(twice)} is in the index already: use update")
+        self._replace(set(), chunks)
+
+    def _replace(self, gone: set[str], chunks: Sequence[Chunk]) -> None:
+        """Puts chunks in the place of those of the files in `gone`.
+
+        The old ones are taken out last: where the embedder or the store fails, the index is as it was.
+        """
+        old = [number for number, chunk in self._chunks.items() if chunk.source in gone]
         texts = [chunk.window_texts() for chunk in chunks]
         vectors = self.embedder.embed([text for windows in texts for text in windows])
         numbers = range(self._next, self._next + len(chunks))
@@ -107,6 +123,15 @@ class Index:
             vectors,
         )
         self._keep(dict(zip(numbers, chunks)))
+        self._take_out(old)
+
+    def _take_out(self, numbers: Sequence[int]) -> None:
+        self.store.delete(
+            [n * WINDOWS + i for n in numbers for i in range(len(self._chunks[n].windows) or 1)]
+        )
+        self._bm25.delete(numbers)
+        for number in numbers:
+            del self._chunks[number]
 
     def _keep(self, chunks: dict[int, Chunk]) -> None:
         self._chunks |= chunks
@@ -119,33 +144,35 @@ class Index:
         missing = gone - set(self.sources)
         if missing:
             raise ValueError(f"{min(missing)} is not in the index")
-        numbers = [number for number, chunk in self._chunks.items() if chunk.source in gone]
-        self.store.delete(
-            [n * WINDOWS + i for n in numbers for i in range(len(self._chunks[n].windows) or 1)]
-        )
-        self._bm25.delete(numbers)
-        for number in numbers:
-            del self._chunks[number]
+        self._take_out([number for number, chunk in self._chunks.items() if chunk.source in gone])
 
     def update(self, chunks: Iterable[Chunk]) -> None:
-        """The chunks of some files, in place of those that these files had."""
-        chunks = list(chunks)
-        self.delete({chunk.source for chunk in chunks} & set(self.sources))
-        self.add(chunks)
+        """The chunks of some files, in place of those that these files had.
 
-    def sync(self, chunks: Iterable[Chunk]) -> dict[str, list[str]]:
-        """Makes the index hold these chunks and no others; only what is new or changed is embedded. The
-        files, by "added", "changed", "gone".
+        Where the embedder or the store raises an error, the index stays as it was.
         """
+        chunks = list(chunks)
+        self._replace({chunk.source for chunk in chunks}, chunks)
+
+    def changes(self, chunks: Iterable[Chunk]) -> dict[str, list[str]]:
+        """What `sync` would do with these chunks: the files, by "added", "changed", "gone"."""
         wanted = _by_source(chunks)
         held = _by_source(self._chunks.values())
-        changes = {
+        return {
             "added": [source for source in wanted if source not in held],
             "changed": [source for source in wanted if source in held and wanted[source] != held[source]],
             "gone": [source for source in held if source not in wanted],
         }
-        self.delete(changes["gone"])
-        self.update(chunk for source in (*changes["changed"], *changes["added"]) for chunk in wanted[source])
+
+    def sync(self, chunks: Iterable[Chunk]) -> dict[str, list[str]]:
+        """Makes the index hold these chunks and no others; only what is new or changed is embedded. The
+        files, by "added", "changed", "gone". Where the embedder or the store raises an error, the index stays
+        as it was.
+        """
+        wanted = _by_source(chunks)
+        changes = self.changes(chain.from_iterable(wanted.values()))
+        new = [chunk for source in (*changes["changed"], *changes["added"]) for chunk in wanted[source]]
+        self._replace({*changes["changed"], *changes["gone"]}, new)
         return changes
 
     def search(
@@ -188,8 +215,15 @@ class Index:
     def save(self, folder: str | Path) -> Path:
         """Writes index.json and the vectors, and returns the folder. A kill at any moment leaves the old
         index or the new one.
+
+        Of several who write at once each waits for the one before; ValueError where that takes over
+        `LOCK_SECONDS`.
         """
-        folder = Path(folder)
+        with folder_lock(Path(folder), "saving an index", wait=LOCK_SECONDS):
+            return self._write(Path(folder))
+
+    def _write(self, folder: Path) -> Path:
+        """What `save` does, by the one who holds the folder's lock."""
         data = save({name: np.ascontiguousarray(array) for name, array in self.store.arrays().items()})
         total = hashlib.sha256(data).hexdigest()
         name = f"vectors-{total[:16]}.safetensors"
@@ -206,31 +240,27 @@ class Index:
                 "chunks": {str(number): asdict(chunk) for number, chunk in self._chunks.items()},
             },
         )
-        for other in folder.glob("vectors-*.safetensors"):  # no index names them now
-            if other.name != name:
-                other.unlink()
+        # No index names these now, and whoever was writing the temporary ones has been killed.
+        for pattern in ("vectors-*.safetensors", ".vectors-*.tmp", ".index.json.*.tmp"):
+            for other in folder.glob(pattern):
+                if other.name != name:
+                    other.unlink()
         return folder
 
     @classmethod
     def load(cls, folder: str | Path, embedder: Embedder) -> "Index":
-        """The index that `save` wrote. Raises ValueError for a folder without one, one that is damaged, and
-        one of another embedder.
+        """The index that `save` wrote. Raises NoIndex, a ValueError, for a folder without one and for one
+        that is damaged, ValueError for one of another embedder.
         """
-        path = Path(folder) / "index.json"
+        values, data = _read(Path(folder))
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             was = values["embedder"], values["dim"]
-            data = (path.parent / Path(values["vectors"]).name).read_bytes()
             chunks = {int(number): _chunk(chunk) for number, chunk in values["chunks"].items()}
             right_checksum = hashlib.sha256(data).hexdigest() == values["sha256"]
             store = values["store"]
             settings = values["settings"]
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder} holds no whole index ({Path(error.filename).name} is missing): build it first"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is cut or damaged ({error!r}): build the index again") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(Path(folder), error) from None
         if was != (embedder.name, embedder.dim):
             raise ValueError(
                 f"the index in {folder} was made with the embedder {was[0]} ({was[1]} numbers), and cannot be"
@@ -242,7 +272,7 @@ class Index:
                 raise ValueError("another checksum than index.json says")
             index = cls(embedder, open_store(store, embedder.dim, settings, load(data)))
         except (SafetensorError, ValueError) as error:
-            raise ValueError(
+            raise NoIndex(
                 f"the vectors of {folder} are cut or damaged ({error}): build the index again"
             ) from None
         index._keep(chunks)
@@ -255,25 +285,70 @@ class Index:
         embedder: Embedder,
         chunks: Iterable[Chunk],
         make: Callable[[], VectorStore] | None = None,
+        say: Callable[[str], None] = print,
     ) -> tuple["Index", dict[str, list[str]]]:
         """The index of these chunks, kept in `folder`: made there with the store of `make` (default: FAISS,
-        flat) or brought up to date. With what `sync` changed. Raises ValueError as `load` does, and for an
-        index that is kept in another kind of store.
+        flat) or brought up to date. With what `sync` changed.
+
+        A damaged index is built again, and `say` told so. Of several who start at once one builds, and the
+        others wait for it. Raises ValueError for an index of another embedder or one that is kept in another
+        kind of store, and where another process is at work on it for over `LOCK_SECONDS`.
         """
+        folder, chunks = Path(folder), list(chunks)
         store = make() if make else None
-        if (Path(folder) / "index.json").exists():
-            index = cls.load(folder, embedder)
-            if store is not None and index.store.kind != store.kind:
-                raise ValueError(
-                    f"the index in {folder} is kept in {index.store.kind}, not {store.kind}: choose that"
-                    " store, or another folder"
-                )
-        else:
-            index = cls(embedder, store)
-        changes = index.sync(chunks)
-        if any(changes.values()):
-            index.save(folder)
+        with suppress(NoIndex):
+            index = cls._of_store(folder, embedder, store)
+            changes = index.changes(chunks)
+            if not any(changes.values()):
+                return index, changes  # nothing is written: the folder may be read-only
+        with folder_lock(folder, "bringing an index up to date", wait=LOCK_SECONDS, say=say):
+            try:
+                index = cls._of_store(folder, embedder, store)  # another may just have written it
+            except NoIndex as error:
+                if (folder / "index.json").exists():
+                    say(f"{error}. All of it is embedded anew")
+                index = cls(embedder, store)
+            changes = index.sync(chunks)
+            index._write(folder)
         return index, changes
+
+    @classmethod
+    def _of_store(cls, folder: Path, embedder: Embedder, store: VectorStore | None) -> "Index":
+        """As `load`; ValueError for an index that is kept in another kind of store than `store`."""
+        index = cls.load(folder, embedder)
+        if store is not None and index.store.kind != store.kind:
+            raise ValueError(
+                f"the index in {folder} is kept in {index.store.kind}, not {store.kind}: choose that store,"
+                " or another folder"
+            )
+        return index
+
+
+def _read(folder: Path) -> tuple[dict, bytes]:
+    """What index.json says, and the bytes of the vectors that it names. Raises NoIndex where that fails."""
+    path = folder / "index.json"
+    named = None
+    try:
+        while True:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                return values, (folder / Path(values["vectors"]).name).read_bytes()
+            except FileNotFoundError:
+                if values["vectors"] == named:
+                    raise
+                named = values["vectors"]  # a writer may have put others in their place: read again
+    except FileNotFoundError as error:
+        raise NoIndex(
+            f"{folder} holds no whole index ({Path(error.filename).name} is missing): build it first"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"the index in {folder} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> NoIndex:
+    return NoIndex(f"{folder / 'index.json'} is cut or damaged ({error!r}): build the index again")
 
 
 def _by_source(chunks: Iterable[Chunk]) -> dict[str, list[Chunk]]:
