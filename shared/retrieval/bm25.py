@@ -1,13 +1,17 @@
 """Week 11. Finding by words: BM25.
 
-Source: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form
-that Lucene has.
+Sources: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), in the form
+that Lucene has; Nie, Gao, Zhang & Zhou, "On the Use of Words and N-grams for Chinese Information Retrieval"
+(2000).
 """
 
 import math
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from operator import add
+
+import regex
 
 # ---- by words
 
@@ -16,6 +20,15 @@ STOP_WORDS = frozenset(
     " me must my no not of on or our s she he should so t than that the their them then there these they this"
     " to up was we were what when where which who whom whose why will with would you your".split()
 )
+# Scripts that put no space between words, without their digits. Korean puts some, but ties its particles to
+# the words. ー makes a kana longer, and counts as no script's own.
+UNSPACED = r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]&&\p{L}]"
+SYLLABLE = regex.compile(rf"{UNSPACED}\p{{M}}*", regex.V1)
+RUN = regex.compile(rf"(?:{SYLLABLE.pattern})+", regex.V1)
+# A letter with ++ or # is a name: C++, C#, F#, and C++ in C++17.
+WORD = regex.compile(r"\b\p{L}(?:\+\+|#)(?![^\W\d])|\w+")
+HAN = regex.compile(r"\p{Han}")
+INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 
 
 def terms(text: str) -> list[str]:
@@ -24,8 +37,33 @@ def terms(text: str) -> list[str]:
 
     >>> terms("Where are the ferries' timetables?")
     ['ferry', 'timetable']
+    >>> terms("C++"), terms("渡轮码头"), terms("เรือ")
+    (['c++'], ['渡轮', '轮码', '码头', '渡', '轮', '码', '头'], ['เรื', 'รือ'])
+
+    However a text writes its characters (composed or decomposed, wide or narrow, with soft hyphens), the
+    terms are the same: those of Unicode's NFKC and case folding. Where a script has no spaces, neighbouring
+    characters are the terms, two by two, and each Chinese character. Not covered: stop words and endings of
+    languages other than English, words without their accents (cafe for café), other ways to write a word
+    (simplified and traditional characters, kana and kanji), digits of other scripts; and a question of one
+    letter of a script such as Thai.
     """
-    return [_singular(word) for word in re.findall(r"\w+", text.casefold()) if word not in STOP_WORDS]
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if not text.isascii():
+        text = RUN.sub(r" \g<0> ", INVISIBLE.sub("", text))
+    words = (word for word in WORD.findall(text) if word not in STOP_WORDS)
+    return [term for word in words for term in _terms_of(word)]
+
+
+def _terms_of(word: str) -> list[str]:
+    """The word, in the singular; of a run without spaces each two syllables that are neighbours, and each
+    that may be a word: a Chinese character, one that stands alone.
+    """
+    if word.isascii() or not RUN.match(word):
+        return [_singular(word)]
+    syllables = SYLLABLE.findall(word)
+    if len(syllables) == 1:
+        return syllables
+    return [*map(add, syllables, syllables[1:]), *filter(HAN.match, syllables)]
 
 
 def _singular(word: str) -> str:

@@ -1,10 +1,13 @@
-"""shared/retrieval/bm25.py against the library bm25s; fusion by hand."""
+"""shared/retrieval/bm25.py against bm25s and scikit-learn, and on scripts without spaces; fusion by hand."""
+
+import unicodedata
 
 import bm25s
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import CountVectorizer
 
-from shared.retrieval.bm25 import BM25, terms
+from shared.retrieval.bm25 import BM25, STOP_WORDS, SYLLABLE, terms
 from shared.retrieval.index import reciprocal_rank_fusion
 from tests.retrieval.helpers import DOCUMENTS, QUESTIONS
 
@@ -44,10 +47,90 @@ def test_bm25_after_deleting_is_as_if_it_had_never_been():
         ("The FERRIES' boss", ["ferry", "boss"]),
         ("a bus, shoes; 17:50", ["bus", "shoes", "17", "50"]),
         ("Zürich's bays", ["zürich", "bay"]),
+        ("# Fares\nsee #5, a+b, x[i++], Title#2", ["fare", "see", "5", "b", "x", "i++", "title", "2"]),
+        ("iPhone手机 12寸, ３Ｄ", ["iphone", "手机", "手", "机", "12", "寸", "3d"]),
     ],
 )
 def test_terms(text, expected):
     assert terms(text) == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Café Zürich",
+        "ΟΔΟΣ",
+        "Straße",
+        "ガーデン",
+        "도서관은",
+        "नमस्ते दुनिया",
+        "tiếng Việt",
+        "Ångström ﬁle",
+        "น้ำ",
+    ],
+)
+def test_terms_are_the_same_however_a_text_is_written(text, form):
+    written = unicodedata.normalize(form, text)
+    assert terms(written) == terms(written.upper()) == terms(text) != []
+    assert terms("".join(f"{c}\N{SOFT HYPHEN}" for c in unicodedata.normalize("NFC", text))) == terms(text)
+
+
+def test_words_are_those_that_scikit_learn_cuts():
+    cut = CountVectorizer(token_pattern=r"\w+").build_analyzer()
+    texts = [s.text for d in DOCUMENTS for s in d.sections] + [q["question"] for q in QUESTIONS]
+    stopped = [[w for w in cut(text) if w not in STOP_WORDS] for text in texts]
+    assert [len(terms(text)) for text in texts] == list(map(len, stopped))
+    for text, words in zip(texts, stopped):
+        assert all(word.startswith(term.removesuffix("y")) for word, term in zip(words, terms(text)))
+
+
+# Sentences as their words, each of which is to find its own.
+SENTENCES = {
+    "Chinese": ["末班 渡轮 晚上 九点 离开 码头", "图书馆 星期六 开门", "面包师 住 在 山上"],
+    "Japanese": [
+        "最終 フェリー は 九時 に 港 を 出る",
+        "図書館 は 土曜日 に 開く",
+        "パン屋 は 丘 の上 に 住む",
+    ],
+    "Korean": ["마지막 여객선 아홉시 떠난다", "도서관 토요일 열린다", "빵집 언덕 산다"],
+    "Thai": ["เรือ ข้ามฟาก ออก จาก ท่า", "ห้องสมุด เปิด วันเสาร์", "คนทำขนมปัง อยู่ บนเขา"],
+    "Lao": ["ເຮືອ ອອກ ຈາກ ທ່າ", "ຫໍສະໝຸດ ເປີດ ວັນເສົາ"],
+    "Khmer": ["ទូក ចាកចេញ ពី កំពង់ផែ", "បណ្ណាល័យ បើក ថ្ងៃសៅរ៍"],
+    "Burmese": ["သင်္ဘော ထွက်ခွာ သည်", "စာကြည့်တိုက် ဖွင့် သည်"],
+    "Hindi": ["आख़िरी नाव रात नौ बजे", "पुस्तकालय शनिवार खुलता"],
+    "Arabic": ["تغادر العبارة الميناء", "تفتح المكتبة السبت"],
+}
+SPACED = {"Hindi", "Arabic"}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_each_word_finds_its_sentence(language):
+    sentences = [sentence.split() for sentence in SENTENCES[language]]
+    bm25 = BM25()
+    space = " " if language in SPACED else ""
+    bm25.add(range(len(sentences)), [space.join(sentence) + "." for sentence in sentences])
+    asked = 0
+    for i, words in enumerate(sentences):
+        for word in words:
+            if sum(word in other for other in sentences) == 1 and len(SYLLABLE.findall(word)) != 1:
+                assert bm25.search(word, 1)[0][0] == i, word
+                asked += 1
+    assert asked >= 4
+
+
+def test_a_chinese_character_is_found_within_a_run():
+    bm25 = BM25()
+    bm25.add([1, 2], ["末班渡轮离开码头", "图书馆"])
+    assert [i for i, _ in bm25.search("轮", 9)] == [1] and [i for i, _ in bm25.search("书", 9)] == [2]
+
+
+def test_words_that_differ_in_their_vowels_or_signs_are_different():
+    texts = ["दिन", "दीन", "C", "C++", "C#", "F#", "C++17 と C#", "使用C++编程"]
+    bm25 = BM25()
+    bm25.add(range(len(texts)), texts)
+    found = {q: {i for i, _ in bm25.search(q, 9)} for q in ("दिन", "दीन", "c", "c++", "c#", "f#", "17")}
+    assert found == {"दिन": {0}, "दीन": {1}, "c": {2}, "c++": {3, 6, 7}, "c#": {4, 6}, "f#": {5}, "17": {6}}
 
 
 @pytest.mark.parametrize("settings", [{"k1": -1}, {"b": 1.5}])
