@@ -11,7 +11,6 @@ Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NL
 training.
 """
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,11 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
+import regex
 import torch
 
 from shared.registry import LanguageModel
+from shared.retrieval.bm25 import UNSPACED
 from shared.retrieval.documents import Chunk
 from shared.runtime import device_of
 from shared.sampling.generate import generate
@@ -32,6 +33,8 @@ if TYPE_CHECKING:  # a server without documents needs no FAISS
     from shared.retrieval.index import Index
 
 ABSTENTION = "I don't know."
+WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|(?:(?!{UNSPACED})\S)+", regex.V1)
+"""Where a passage may be cut: behind a word, or behind a letter where a script has no spaces."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Prompt:
 def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget: int) -> Prompt:
     """The passages, best first, then the question, in at most `budget` tokens.
 
-    A passage that does not fit whole is cut at the end of a word, and those after it are left out. Raises
+    A passage that does not fit whole is cut at the end of a `WORD`, and those after it are left out. Raises
     ValueError for an empty question and for one that does not fit by itself.
     """
     question = " ".join(question.split())
@@ -84,7 +87,7 @@ def _fits(
 
 def _longest_beginning(chunk: Chunk, fits: Callable[[Chunk], bool]) -> Chunk | None:
     """The chunk with as many of its words as fit; None if not even one does."""
-    ends = [word.end() for word in re.finditer(r"\S+", chunk.text)]
+    ends = [word.end() for word in WORD.finditer(chunk.text)]
 
     def first(words: int) -> Chunk:
         return replace(chunk, text=chunk.text[: ends[words - 1]], windows=())

@@ -10,6 +10,7 @@ exact match and token F1.
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -100,12 +101,14 @@ def rank_scores(
 
 def normalise(text: str) -> str:
     """As SQuAD's evaluation does (Rajpurkar et al., 2016): lower case, without punctuation, articles and
-    extra spaces.
+    extra spaces; composed and decomposed characters (NFC) are one. Words are what stands between spaces, so
+    a script without them is compared only as a whole.
 
     >>> normalise("The  Grey-Ottilie, an old boat.")
     'greyottilie old boat'
     """
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    text = unicodedata.normalize("NFC", text.lower())
+    text = "".join(c for c in text if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 

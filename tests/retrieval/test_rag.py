@@ -101,6 +101,12 @@ def test_a_prompt_fits_its_budget_and_leaves_out_only_what_does_not(chunks, budg
         assert len(more) > budget
 
 
+def test_a_passage_without_spaces_is_cut_and_not_left_out():
+    ferry = Chunk("ferry.md", "渡轮", (), "末班渡轮晚上九点离开码头。" * 20)
+    budget = len(compose("What?", [replace(ferry, text=ferry.text[:100])], TOKENIZER, 10_000).ids)
+    assert compose("What?", [ferry], TOKENIZER, budget).chunks[0].text == ferry.text[:100]
+
+
 @pytest.mark.parametrize(
     "question, words",
     [(" \n", "there is no question"), ("why " * 100, "tokens with its frame, but only 60 fit")],

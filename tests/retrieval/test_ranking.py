@@ -83,6 +83,7 @@ def test_the_interval_is_scipys():
         ("160 tallies", ["60 tallies"], 0, 0.5, 0),  # whole words only
         ("at 17:50", ["17:50"], 0, 2 / 3, 1),
         ("Odo, Odo Brandt", ["Brandt Odo"], 0, 0.8, 0),  # a word counts as often as it is in both
+        ("cafe\u0301 noir", ["caf\u00e9 noir"], 1, 1, 1),  # decomposed and composed
         ("", ["x"], 0, 0, 0),
         ("anything", [], 0, 0, 0),
     ],
