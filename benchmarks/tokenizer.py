@@ -2,7 +2,8 @@
 
     python benchmarks/tokenizer.py
 
-trains 4,096 tokens on `shakespeare`, 5 MB, and encodes it with GPT-2's vocabulary.
+trains 4,096 tokens on `shakespeare`, 5 MB, and encodes it with GPT-2's vocabulary; and trains on a part of it
+as it is and without its spaces, where nearly every piece is a new one and several times as long.
 
 The plain loop (count every pair of the whole text, merge one, start again) would train for hours. It is timed
 on a few merges of the whole text as bytes, and on a few of the text as it is after the last merge, when it is
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import copy
 
@@ -38,6 +40,8 @@ class Settings:
     vocab_size: int = 4096
     plain_merges: int = 3
     """How many merges of the plain loop to time, at each end."""
+    spaceless: int = 1_000_000
+    """On how many characters to train with and without spaces."""
     repeats: int = 3
     """The median of so many runs counts."""
 
@@ -82,12 +86,8 @@ def merged(piece: list[int], left: int, right: int, new: int) -> list[int]:
 def training(text: str, settings: Settings) -> list[dict]:
     """A row for each way to train `vocab_size` tokens."""
 
-    def train_hugging_face() -> None:
-        tokenizer = tokenizers.ByteLevelBPETokenizer()
-        tokenizer.train_from_iterator([text], settings.vocab_size, min_frequency=1, show_progress=False)
-
-    ours = seconds(lambda: BPETokenizer.train(text, settings.vocab_size), settings.repeats)
-    theirs = seconds(train_hugging_face, settings.repeats)
+    ours = seconds(partial(BPETokenizer.train, text, settings.vocab_size), settings.repeats)
+    theirs = seconds(partial(train_hugging_face, text, settings.vocab_size), settings.repeats)
     trained = BPETokenizer.train(text, settings.vocab_size)
     pieces = regex.findall(GPT2_PATTERN, text)
     first = [list(piece.encode()) for piece in pieces]
@@ -97,6 +97,28 @@ def training(text: str, settings: Settings) -> list[dict]:
     plain = min(at_first, at_last) * (settings.vocab_size - 256) / settings.plain_merges
     rows = [("ours", ours), ("tokenizers (Rust)", theirs), ("the plain loop, at least", plain)]
     return [{"training": name, "seconds": time, "times ours": time / ours} for name, time in rows]
+
+
+def train_hugging_face(text: str, vocab_size: int) -> None:
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([text], vocab_size, min_frequency=1, show_progress=False)
+
+
+def without_spaces(text: str, settings: Settings) -> list[dict]:
+    """A row for each way to train on the text as it is and on the same text without its spaces, in turns."""
+    text = text[: settings.spaceless]
+    texts = {"words": text, "no spaces": text.replace(" ", "")}
+    rows = []
+    for name, train in (("ours", BPETokenizer.train), ("tokenizers (Rust)", train_hugging_face)):
+        times: dict[str, list[float]] = {kind: [] for kind in texts}
+        for _ in range(settings.repeats):
+            for kind, part in texts.items():
+                times[kind].append(seconds(partial(train, part, settings.vocab_size)))
+        medians = {kind: statistics.median(values) for kind, values in times.items()}
+        rows.append(
+            {"training": name, **medians, "no spaces / words": medians["no spaces"] / medians["words"]}
+        )
+    return rows
 
 
 def encoding(text: str, settings: Settings) -> list[dict]:
@@ -149,13 +171,14 @@ def tiktoken_encoder() -> Callable[[str], list[int]]:
 
 
 def main(settings: Settings) -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     text = fetch("shakespeare").read_text(encoding="utf-8")
     print(
         f"{device_name(torch.device('cpu'))}; {len(text.encode()) / 1e6:.1f} MB of text,"
         f" {settings.vocab_size} tokens, median of {settings.repeats} runs"
     )
-    print("\n" + table(training(text, settings)) + "\n\n" + table(encoding(text, settings)))
+    for rows in (training, without_spaces, encoding):
+        print("\n" + table(rows(text, settings)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Week 5. Learns the merges of byte-pair encoding from how often each piece of text occurs.
 
-The text is never read again: a merge changes only the pieces that contain its pair, and only the counts of
-the pairs in those.
+The text is never read again: a merge changes only the pieces that contain its pair, and in those only the
+counts of the pairs beside it.
 """
 
 import heapq
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import pairwise
 from operator import add
 
 from tqdm import tqdm
@@ -54,7 +55,7 @@ class _PairCounts:
     """How often each pair of neighbouring tokens occurs, kept up to date as pairs are merged.
 
     A word is a str with one character per token, chr(id), and a pair is a str of two, so that merging a pair
-    is `str.replace`.
+    is `str.split` and `str.join`.
     """
 
     def __init__(self, counts: Mapping[str, int]):
@@ -77,20 +78,42 @@ class _PairCounts:
         words_with = self.words_with
         with_token: set[str] = set()
         for i in words_with.pop(pair):
-            old = words[i]
-            new = old.replace(pair, token)
-            if len(new) == len(old):
+            parts = words[i].split(pair)
+            if len(parts) == 1:
                 continue
-            words[i] = new
+            words[i] = token.join(parts)
             times = self.times[i]
-            for old_pair in map(add, old, old[1:]):
+            count_of[pair] -= (len(parts) - 1) * times
+            gone, new = _pairs_at_the_seams(parts, pair, token)
+            for old_pair in gone:
                 count_of[old_pair] -= times
-            for new_pair in map(add, new, new[1:]):
+            for new_pair in new:
                 count_of[new_pair] += times
-                if token in new_pair:
-                    words_with[new_pair].add(i)
-                    with_token.add(new_pair)
+                words_with[new_pair].add(i)
+            with_token.update(new)
         return with_token
+
+
+def _pairs_at_the_seams(parts: list[str], pair: str, token: str) -> tuple[list[str], list[str]]:
+    """The pairs that go, besides `pair` itself, and those that come when `token` is put in its place between
+    the parts of a word. Only its neighbours count, so that a long word costs no more than a short one.
+
+    >>> _pairs_at_the_seams(["x", "", "y"], "ab", "C")  # xababy becomes xCCy
+    (['xa', 'ba', 'by'], ['xC', 'CC', 'Cy'])
+    """
+    left, right = pair[0], pair[1]
+    gone, new = [], []
+    for place, (before, behind) in enumerate(pairwise(parts)):
+        if before:
+            gone.append(before[-1] + left)
+            new.append(before[-1] + token)
+        elif place:  # right behind another
+            gone.append(right + left)
+            new.append(token + token)
+        if behind:
+            gone.append(right + behind[0])
+            new.append(token + behind[0])
+    return gone, new
 
 
 def _descending(token: bytes) -> str:
