@@ -5,6 +5,7 @@ The folder has `model.safetensors`, `config.json`, `tokenizer.json`, and for a r
 the folder is written under another name, synced, and only then takes the old one's place.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -161,6 +162,15 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
         return tensors
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return {name: tensor for name, tensor in tensors.items() if name in trained}
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors and their names: values, shapes and types."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _sync(path: Path) -> None:

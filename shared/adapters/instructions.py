@@ -10,9 +10,11 @@ Source: Ouyang et al., "Training language models to follow instructions with hum
 2022).
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -287,6 +289,15 @@ class Instructions:
                 " model with a longer one"
             )
         return fitting
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the tokens that are learned and held out, and of how they are laid out in rows."""
+        return {"training data": self._fingerprint(self.train), "held-out data": self._fingerprint(self.val)}
+
+    def _fingerprint(self, examples: Sequence[EncodedTalk]) -> str:
+        content = [self.pack, [[example.ids, example.mask] for example in examples]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def rows(self, examples: Sequence[EncodedTalk], order: Sequence[int]) -> list[list[EncodedTalk]]:
         """The examples in this order, by row."""

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,10 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
+from shared import checkpoint
 from shared.checks import Checks
 from shared.runtime import RunLog, write_atomically
 from shared.training.diagnosis import TrainingStopped
 from shared.training.resume import ResumableLoop, RunState, fill, optimizer_tensors, restore_optimizer
+
+HASHED_STEPS = 32
+"""Of about so many steps, what they are given is compared when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,34 @@ class AlignmentLoop(ResumableLoop[Config]):
 
     def _identity(self) -> dict[str, Any]:
         return {"loop": type(self).__name__, "config": asdict(self.config)}
+
+    def _given(self, step: int) -> tuple[Tensor, ...]:
+        """What the step's batch is made from: the prompts or the pairs."""
+        return ()
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """The weights that the run has and does not change, by name."""
+        learned = self._learned()
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, module in self.trained.items()
+            for key, tensor in checkpoint.unshared(module).items()
+        }
+        return {name: tensor for name, tensor in tensors.items() if name not in learned}
+
+    def _fingerprints(self) -> dict[str, Any]:
+        return self._hashes
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """Of what is learned from, in some steps spread over the run, and of the weights that stay."""
+        steps = range(0, self.config.steps, max(1, self.config.steps // HASHED_STEPS))
+        given = {f"{step}.{i}": t for step in steps for i, t in enumerate(self._given(step))}
+        hashes = {"training data": checkpoint.fingerprint(given)}
+        fixed = self._fixed()
+        if fixed:
+            hashes["frozen weights"] = checkpoint.fingerprint(fixed)
+        return hashes
 
     def _state(self) -> RunState:
         tensors = optimizer_tensors(self.optimizer, self._numbers(), "optimizer")

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from shared import checkpoint
 from shared.alignment.base_loop import AlignmentLoop, LoopConfig
 from shared.alignment.dpo import dpo_loss, dpo_problems
 from shared.alignment.logprobs import (
@@ -187,6 +188,10 @@ class PolicyLoop(AlignmentLoop[Aligning]):
         self.policy = trained["policy"]
         self.reference = reference.eval().requires_grad_(False)
 
+    def _fixed(self) -> dict[str, Tensor]:
+        reference = checkpoint.unshared(self.reference)
+        return super()._fixed() | {f"reference.{name}": tensor for name, tensor in reference.items()}
+
 
 Online = TypeVar("Online", bound=OnlineConfig)
 
@@ -196,6 +201,9 @@ class OnlineLoop(PolicyLoop[Online]):
 
     prompts: Prompts
     score: Score
+
+    def _given(self, step: int) -> tuple[Tensor, ...]:
+        return (self.prompts(step),)
 
     def _minibatches(self, answers: int) -> Iterator[Tensor]:
         """The rows of each step of the optimizer: every epoch has all answers once, in a new order."""
@@ -344,6 +352,9 @@ class DPO(PolicyLoop[DPOConfig]):
     ):
         super().__init__(config, {"policy": policy}, reference, log, file)
         self.preferences = preferences
+
+    def _given(self, step: int) -> tuple[Tensor, ...]:
+        return self.preferences(step)
 
     def update(self) -> dict[str, float]:
         """One step of the optimizer on the pairs of `self.step`; returns what is logged."""

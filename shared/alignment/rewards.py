@@ -225,6 +225,9 @@ class RewardModel(AlignmentLoop[LoopConfig]):
         self.model = model
         self.preferences = preferences
 
+    def _given(self, step: int) -> tuple[Tensor, ...]:
+        return self.preferences(step)
+
     def update(self) -> dict[str, float]:
         """One step of the optimizer on the pairs of `self.step`; returns what is logged."""
         ids, mask = self.preferences(self.step)

@@ -24,6 +24,8 @@ from shared.tokenizers import CharTokenizer, Tokenizer
 TRAIN_FRACTION = 0.9
 TEXTS = ("tinyshakespeare", "shakespeare")
 """The assets that are texts to train on."""
+HASHED_AT_ONCE = 1 << 22
+"""So many tokens at a time are read for a fingerprint."""
 
 
 class Tokens(Protocol):
@@ -52,6 +54,11 @@ class Corpus:
         return self.train[:1].tolist()
 
     @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of what is trained on and of what is held out: a run is resumed on the same tokens only."""
+        return {"training data": token_fingerprint(self.train), "held-out data": token_fingerprint(self.val)}
+
+    @cached_property
     def token_bytes(self) -> Tensor:
         """How many UTF-8 bytes of text each token stands for: int64 [vocab_size].
 
@@ -62,6 +69,17 @@ class Corpus:
         for special in self.tokenizer.special_tokens.values():
             lengths[special] = 0
         return torch.tensor(lengths)
+
+
+def token_fingerprint(tokens: Tokens) -> str:
+    """A hash of the ids, whatever type holds them; shards bring their `fingerprint` and are not read."""
+    own = getattr(tokens, "fingerprint", None)
+    if own is not None:
+        return own
+    digest = hashlib.sha256()
+    for start in range(0, len(tokens), HASHED_AT_ONCE):
+        digest.update(np.asarray(tokens[start : start + HASHED_AT_ONCE]).astype("<u4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_text(data: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ that it doesn't name does not count: a run that was killed goes on after the las
 begins with <|endoftext|>, and none is cut: a shard ends with the document that fills it.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -374,8 +375,10 @@ class ShardedTokens:
     ([[2, 3], [4, 5]], [3, 4], 5)
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]):
+    def __init__(self, parts: Sequence[np.ndarray], fingerprint: str | None = None):
+        """fingerprint: of the contents, where it is known without reading them."""
         self.parts = list(parts)
+        self.fingerprint = fingerprint
         self._starts = np.cumsum([0, *map(len, self.parts)])
 
     def __len__(self) -> int:
@@ -424,8 +427,16 @@ def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, verify: 
                 f" {made_with['vocab_size']} tokens) than the one {where} ({type(used).__name__},"
                 f" {used.vocab_size} tokens): use theirs, or make shards with yours"
             )
-    val, *train = (_map(folder, shard, verify) for shard in index["shards"])
-    return Corpus(index["source"]["name"], own, ShardedTokens(train), ShardedTokens([val]))
+    val, train = (
+        ShardedTokens([_map(folder, shard, verify) for shard in shards], _fingerprint(shards))
+        for shards in (index["shards"][:1], index["shards"][1:])
+    )
+    return Corpus(index["source"]["name"], own, train, val)
+
+
+def _fingerprint(shards: Sequence[dict]) -> str:
+    """Of a split's contents, from the sums that the index keeps."""
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
 
 
 def main(config: ShardConfig) -> None:

@@ -50,8 +50,8 @@ class ResumableLoop(ABC, Generic[Settings]):
     that was left alone. Nothing is saved where `state_path` is None.
 
     A subclass calls `_open` and then `_run` with what a step does, which advances `step` itself. It says what
-    a resumed run must have in common with the saved one (`_identity`), and gives its state, takes it up,
-    writes and reads it.
+    a resumed run must have in common with the saved one (`_identity`, `_fingerprints`), and gives its state,
+    takes it up, writes and reads it.
     """
 
     state_name: ClassVar[str] = "checkpoint"
@@ -79,6 +79,13 @@ class ResumableLoop(ABC, Generic[Settings]):
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the saved one, in JSON: `config` and further values."""
+
+    @abstractmethod
+    def _fingerprints(self) -> dict[str, Any]:
+        """The same of what the run is made from and on: hashes of data and of weights that do not learn.
+
+        States that were saved before these were kept lack them, and are resumed all the same.
+        """
 
     @abstractmethod
     def _state(self) -> RunState:
@@ -146,7 +153,7 @@ class ResumableLoop(ABC, Generic[Settings]):
         if self.state_path is None:
             return
         state = self._state()
-        values = {"step": self.step, **self._identity(), **state.values}
+        values = {"step": self.step, **self._identity(), **self._fingerprints(), **state.values}
         self._write(RunState(state.weights, state.tensors, values), self.state_path)
         self.processes.barrier()  # what the first process has written can be read by all
 
@@ -166,22 +173,29 @@ class ResumableLoop(ABC, Generic[Settings]):
                 " another version of the course or by another program. Start anew without --resume"
             ) from missing
         self._say(f"resumed at step {self.step}")
+        unchecked = [name for name in self._fingerprints() if name not in state.values]
+        if unchecked:
+            self._say(
+                f"{self.state_path} was saved by an earlier version, which kept no hashes: that these are the"
+                f" same as then could not be checked: {', '.join(unchecked)}"
+            )
         return True
 
     def _refuse_changes(self, saved: Mapping[str, Any]) -> None:
-        """Raises ValueError, with both values of each, for settings that are not those of the saved run."""
+        """Raises ValueError, with both values of each, for settings that are not those of the saved run, and
+        where it is run on other data or beside other weights.
+        """
         identity = self._identity()
-        now = _flat(identity)
-        then = _flat({name: saved[name] for name in identity})
-        changed = [
-            f"{name}={then.get(name)} then, {now.get(name)} now"
-            for name in now | then
-            if then.get(name) != now.get(name)
-        ]
+        changed = _changes(_flat({name: saved[name] for name in identity}), _flat(identity))
+        what = "with other settings"
+        if not changed:  # with other settings, contents differ too: the settings are the reason
+            fingerprints = self._fingerprints()
+            changed = _changes({n: saved.get(n, now) for n, now in fingerprints.items()}, fingerprints)
+            what = "on other contents"
         if changed:
             raise ValueError(
-                f"{self.state_path} cannot be resumed with other settings: {'; '.join(changed)}."
-                " Restore them, or start anew without --resume"
+                f"{self.state_path} cannot be resumed {what}: {'; '.join(changed)}. Restore them, or start"
+                " anew without --resume: with another --run-name the saved run is kept"
             )
 
     def _say(self, message: str) -> None:
@@ -198,6 +212,15 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Both values of each entry in which the two differ."""
+    return [
+        f"{name}={then.get(name)} then, {now.get(name)} now"
+        for name in {**now, **then}
+        if then.get(name) != now.get(name)
+    ]
 
 
 def finite(row: Mapping[str, float]) -> dict[str, float]:

@@ -22,6 +22,11 @@ class Task(Protocol):
     """Of the data: a run is resumed on data of the same name only."""
     tokenizer: Tokenizer
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of what is learned and of what is held out, by name: a run is resumed on the same only."""
+        ...
+
     def batches(
         self, config: TrainConfig, start_step: int, rank: int, world_size: int
     ) -> Iterator[tuple[Tensor, ...]]:
@@ -48,6 +53,11 @@ class NextToken:
         self.corpus = corpus
         self.name = corpus.name
         self.tokenizer = corpus.tokenizer
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the corpus's two splits."""
+        return self.corpus.fingerprints
 
     def batches(
         self, config: TrainConfig, start_step: int, rank: int, world_size: int

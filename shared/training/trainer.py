@@ -3,11 +3,12 @@
 It has a schedule, clipping, accumulation, evaluation and checkpoints, and can be resumed.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, is_dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from shared import checkpoint
 from shared.data.corpus import Corpus
 from shared.registry import LanguageModel, unwrapped
-from shared.runtime import RunLog, clock
+from shared.runtime import RunLog, clock, plain
 from shared.training.config import TrainConfig, lr_at
 from shared.training.diagnosis import TrainingStopped, gradient_to_blame, where_not_finite
 from shared.training.execution import ALONE, FP32, OneProcess, Precision
@@ -276,6 +277,23 @@ class Trainer(ResumableLoop[TrainConfig]):
             "data": self.task.name,
             "dtype": str(self.precision.dtype),
         }
+
+    def _fingerprints(self) -> dict[str, Any]:
+        return {**self.task.fingerprints, **self._beside}
+
+    @cached_property
+    def _beside(self) -> dict[str, Any]:
+        """Of a model with frozen parts: a hash of these, and the configurations of what was put on it."""
+        learned = checkpoint.learned(self.model)
+        frozen = {n: t for n, t in checkpoint.unshared(self.model).items() if n not in learned}
+        if not frozen:
+            return {}
+        configs = [config for m in self.model.modules() if is_dataclass(config := getattr(m, "config", None))]
+        parts = {
+            json.dumps(plain(config), sort_keys=True) for config in configs if config != self.model.config
+        }
+        weights = {name: self.processes.full_tensor(tensor) for name, tensor in frozen.items()}
+        return {"frozen weights": checkpoint.fingerprint(weights), "added parts": sorted(parts)}
 
     def _begin(self) -> None:
         torch.manual_seed(self.config.seed + self.processes.rank)

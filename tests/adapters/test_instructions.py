@@ -30,6 +30,7 @@ from shared.models.pretrained import from_gguf
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from shared.training import TrainConfig, Trainer
+from tests.helpers import shake
 
 TEXT = (
     "QUESTION:\nWhat is a fire? Who keeps the bread and the wine?\n\nANSWER:\nGood friend, 'tis hot.\n\nFor"
@@ -348,6 +349,24 @@ def test_resuming_equals_never_having_stopped(tmp_path, method):
     early = uninterrupted.history[1]
     if "val_loss" in early:
         assert result["val_loss"] < early["val_loss"]
+
+
+def test_adapters_are_resumed_on_the_same_base_with_the_same_settings_and_talks_only(tmp_path):
+    def start(seed=0, talks=TALKS, **changes):
+        lora = LoRAConfig(**{"r": 2, "lora_alpha": 4.0, **changes})
+        model = add_lora(shake(model_of(SMALL), seed), lora)
+        return Trainer(model, task(talks), replace(QUICK, steps=2), checkpoints=tmp_path / "c")
+
+    first = start().fit()
+    assert start().fit(resume=True) == first
+    refused = {
+        "frozen weights=": dict(seed=1),
+        'added parts=.*"lora_alpha": 4.0.* then, .*"lora_alpha": 8.0.* now': dict(lora_alpha=8.0),
+        "training data=": dict(talks=[*TALKS[:-1], talk("Who?", "Someone else.")]),
+    }
+    for message, changes in refused.items():
+        with pytest.raises(ValueError, match=f"cannot be resumed on other contents: {message}"):
+            start(**changes).fit(resume=True)
 
 
 def test_of_a_frozen_model_only_what_is_trained_is_kept(tmp_path):

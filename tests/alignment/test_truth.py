@@ -353,6 +353,23 @@ def test_other_settings_cannot_resume(tmp_path, method, changes, words):
         small_loop(method, file=tmp_path / "state.safetensors", **changes).fit(resume=True)
 
 
+@METHODS
+def test_other_data_or_another_reference_cannot_resume(method, tmp_path):
+    file = tmp_path / "state.safetensors"
+    small_loop(method, file=file).fit()
+    prompts = "preferences" if method == "DPO" else "prompts"
+    loop = small_loop(method, file=file)
+    first = getattr(loop, prompts)
+    setattr(loop, prompts, lambda step: first(step + 1))
+    with pytest.raises(ValueError, match="on other contents: training data="):
+        loop.fit(resume=True)
+    loop = small_loop(method, file=file)
+    with torch.no_grad():
+        loop.reference.lm_head.weight.mul_(2)
+    with pytest.raises(ValueError, match="on other contents: frozen weights="):
+        loop.fit(resume=True)
+
+
 def test_a_damaged_state_is_named(tmp_path):
     file = tmp_path / "state.safetensors"
     small_loop("DPO", file=file).fit()

@@ -52,6 +52,17 @@ def test_sharded_tokens_are_indexed_as_one_array_is(data):
             tokens[index]
 
 
+def test_shards_are_known_by_their_sums_and_not_read(built, tmp_path, monkeypatch):
+    corpus = open_shards(built.out, TOKENIZER)
+    fewer = replace(built, out=str(tmp_path / "fewer"), tokens=6000)
+    build(fewer, TOKENIZER)
+    monkeypatch.setattr(ShardedTokens, "__getitem__", None)
+    one, other = corpus.fingerprints, open_shards(fewer.out, TOKENIZER).fingerprints
+    assert one == open_shards(built.out, TOKENIZER).fingerprints
+    assert one["held-out data"] == other["held-out data"] != one["training data"]
+    assert one["training data"] != other["training data"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block_size", [7, 6000])  # the second is longer than a shard
 def test_windows_batches_and_evaluation_are_those_of_one_array(built, block_size):

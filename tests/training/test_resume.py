@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -225,6 +226,34 @@ def test_resuming_on_other_data_is_refused(corpus, tmp_path):
     other = Corpus("other.txt", corpus.tokenizer, corpus.train, corpus.val)
     with pytest.raises(ValueError, match="data=text.txt then, other.txt now"):
         trainer_in(tmp_path / "c", corpus, data=other).fit(resume=True)
+
+
+@pytest.mark.parametrize("split", ["training data", "held-out data"])
+def test_resuming_on_another_text_of_the_same_name_and_characters_is_refused(corpus, tmp_path, split):
+    """Nothing but the order of one split's tokens is another."""
+    trainer_in(tmp_path / "c", corpus).fit()
+    part = "train" if split == "training data" else "val"
+    other = replace(corpus, **{part: np.asarray(getattr(corpus, part))[::-1]})
+    with pytest.raises(ValueError, match=rf"on other contents: {split}=\w+ then, \w+ now\. Restore"):
+        trainer_in(tmp_path / "c", corpus, data=other).fit(resume=True)
+
+
+def test_a_copy_of_the_text_is_the_same_text(corpus, tmp_path):
+    first = trainer_in(tmp_path / "c", corpus).fit()
+    copied = replace(corpus, train=corpus.train.astype(np.int64), val=np.array(corpus.val))
+    assert trainer_in(tmp_path / "c", corpus, data=copied).fit(resume=True) == first
+
+
+def test_a_state_without_hashes_is_resumed_and_what_was_not_checked_is_said(corpus, tmp_path, capsys):
+    first = trainer_in(tmp_path / "c", corpus).fit()
+    path = tmp_path / "c" / "last" / "training.json"
+    state = json.loads(path.read_text())
+    del state["training data"], state["held-out data"]
+    path.write_text(json.dumps(state))
+    assert trainer_in(tmp_path / "c", corpus).fit(resume=True) == first
+    said = capsys.readouterr().out
+    assert "resumed at step 6" in said
+    assert said.strip().endswith("could not be checked: training data, held-out data")
 
 
 def test_a_checkpoint_without_training_state_is_not_resumed(corpus, tmp_path):
