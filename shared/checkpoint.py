@@ -20,9 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shared.locks import folder_lock
 from shared.registry import MODELS, LanguageModel, unwrapped
 from shared.tokenizers.base import Tokenizer
 
+SAVING_SECONDS = 600
+"""For so long a save waits for another of the same folder."""
 FORMS: dict[str, Callable[[LanguageModel, Any], LanguageModel]] = {}
 """By entry of config.json: what gives a new model the form that the saved tensors are for.
 
@@ -98,14 +101,21 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """Gives a new, empty folder, which takes the place of `folder` once the block is done.
 
-    After an error in the block, the old one stays. Raises ValueError for "." and the like.
+    After an error in the block, the old one stays. Those who save the same folder take turns: the last one's
+    stays. Raises ValueError for "." and the like, and where another has been saving it for SAVING_SECONDS.
     """
     folder = Path(folder)
     if not _is_named(folder):
         raise ValueError(f"{folder} cannot be replaced as a whole: give a folder with a name, such as model")
+    lock = f".{folder.name}.saving"
+    with folder_lock(folder.parent, f"saving {folder.name}", name=lock, wait=SAVING_SECONDS):
+        yield from _replaced(folder)
+
+
+def _replaced(folder: Path) -> Iterator[Path]:
+    """What `whole_folder` does while nobody else does it."""
     new = _beside(folder, ".new")
     old = _beside(folder, ".old")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,8 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+
+from shared.locks import process_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository's folder."""
@@ -184,7 +187,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -231,8 +234,9 @@ class RunLog:
     disk when `log` returns, so an interrupted run keeps what it had. As a context manager it notes how a run
     ended that did not reach `finish`.
 
-    folder: made if needed. A new run replaces what an earlier one left there; with `resume`, its lines stay
-    (see `rewind`).
+    folder: made if needed, and held until the run is closed. A new run replaces what an earlier one left
+    there; with `resume`, its lines stay (see `rewind`). Raises ValueError, naming it, where another process
+    has a run in the folder.
     """
 
     def __init__(
@@ -244,7 +248,9 @@ class RunLog:
         tensorboard: bool = False,
     ):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = ExitStack()
+        lock.enter_context(process_lock(self.folder, f"the run {self.folder.name}"))
+        self._unlock = weakref.finalize(self, lock.close)  # of a run that is never closed, too
         self._metrics = self.folder / "metrics.jsonl"
         if not resume:
             for name in ("metrics.jsonl", "summary.json", "artifacts.json"):
@@ -321,6 +327,7 @@ class RunLog:
                 handle.close()
         self._file = None
         self._board = None
+        self._unlock()
 
     def __enter__(self) -> "RunLog":
         return self

@@ -285,7 +285,12 @@ def in_a_new_python(program: str) -> list[str]:
 def test_a_model_is_imported_without_the_models_of_later_weeks():
     program = "import sys, shared.models.bigram; print(*sorted(m for m in sys.modules if 'shared' in m[:6]))"
     (line,) = in_a_new_python(program)
-    week_0 = {"shared", "shared.checks", "shared.runtime"}  # what its settings are checked with
+    week_0 = {
+        "shared",
+        "shared.checks",
+        "shared.locks",
+        "shared.runtime",
+    }  # what its settings are checked with
     assert set(line.split()) == week_0 | {"shared.models", "shared.models.bigram", "shared.registry"}
 
 
@@ -387,6 +392,35 @@ def test_a_kill_in_the_first_save_leaves_no_checkpoint_rather_than_half_of_one(t
     checkpoint.save(tmp_path / "m", GPT(SMALL))
     assert checkpoint.find(tmp_path / "m") == tmp_path / "m"
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+SAVER = """
+import sys
+import torch
+from shared import checkpoint
+from shared.models.gpt import GPT, GPTConfig
+
+torch.set_num_threads(1)
+number = int(sys.argv[2])
+model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8))
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.fill_(number)
+for turn in range(40):
+    checkpoint.save(sys.argv[1], model, metrics={"by": number}, state={"by": number, "turn": turn})
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_save_the_same_folder_take_turns(tmp_path):
+    folder = tmp_path / "c" / "model"
+    both = [subprocess.Popen([sys.executable, "-c", SAVER, str(folder), str(n)]) for n in (1, 2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    loaded = checkpoint.load(folder)
+    by = loaded.metrics["by"]
+    assert loaded.state == {"by": by, "turn": 39}  # one of the last saves, whole
+    assert all((parameter == by).all() for parameter in loaded.model.parameters())
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
 def test_every_file_and_the_folder_are_synced_before_the_rename(tmp_path, monkeypatch):

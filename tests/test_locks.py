@@ -10,7 +10,7 @@ import pytest
 
 from shared import locks
 from shared.commandline import errors_for_people
-from shared.locks import LOCK_NAME, folder_lock
+from shared.locks import LOCK_NAME, folder_lock, process_lock
 
 HOLDER = """
 import sys
@@ -109,3 +109,46 @@ def test_a_note_that_is_not_written_yet_names_nobody(tmp_path):
         (tmp_path / LOCK_NAME).write_bytes(b"")
         with pytest.raises(ValueError, match="in use by another process"), folder_lock(tmp_path, "second"):
             pass
+
+
+def test_a_lock_that_is_given_back_leaves_no_file(tmp_path):
+    with folder_lock(tmp_path, "first"), folder_lock(tmp_path, "beside it", name=".other"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_NAME, ".other"]
+    assert not any(tmp_path.iterdir())
+
+
+COUNTER = """
+import sys
+from pathlib import Path
+from shared.locks import folder_lock
+
+count = Path(sys.argv[1]) / "count"
+for _ in range(200):
+    with folder_lock(count.parent, "counting", wait=120):
+        count.write_text(str(int(count.read_text()) + 1))
+"""
+
+
+@pytest.mark.slow
+def test_no_turn_is_lost_though_each_deletes_the_file(tmp_path):
+    """Who waits holds a file that the one before deletes: it must not take that for the lock."""
+    (tmp_path / "count").write_text("0")
+    command = [sys.executable, "-c", COUNTER, str(tmp_path)]
+    both = [subprocess.Popen(command), subprocess.Popen(command)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert (tmp_path / "count").read_text() == "400"
+
+
+@pytest.mark.slow
+def test_a_process_may_take_its_own_lock_again_and_no_other_may(tmp_path, holder):
+    with pytest.raises(ValueError, match=f"in use by process {holder.pid} on"):
+        with process_lock(tmp_path, "training"):
+            pass
+    holder.communicate("go on\n", timeout=60)
+    with process_lock(tmp_path, "training"):
+        with process_lock(tmp_path, "its log"):
+            pass
+        with pytest.raises(ValueError, match="in use by this process"), folder_lock(tmp_path, "another"):
+            pass
+    with folder_lock(tmp_path, "another"):
+        pass

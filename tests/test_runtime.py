@@ -4,6 +4,8 @@ import json
 import math
 import os
 import random
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -206,7 +208,8 @@ def test_a_new_run_replaces_the_old_ones_files_and_a_resumed_one_keeps_them(tmp_
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
     assert (tmp_path / "summary.json").exists()
     with RunLog(tmp_path) as log:
-        assert log.rows() == [] and sorted(p.name for p in tmp_path.iterdir()) == ["run.json"]
+        assert log.rows() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_rewinding_drops_what_comes_after_also_in_a_log_that_is_being_written(tmp_path):
@@ -301,3 +304,48 @@ def test_a_table_is_aligned_and_leaves_blank_what_a_row_does_not_have():
     shown = table([{"a": "x", "loss": 1.23456}, {"a": "long", "n": 3}])
     assert shown.splitlines() == ["a     loss   n", "x     1.235", "long         3"]
     assert table([]) == ""
+
+
+# ---- one run in a folder
+
+
+RUNNING = """
+import sys
+from shared.runtime import RunLog
+
+with RunLog(sys.argv[1]) as log:
+    log.log(1, loss=1.0)
+    print("held", flush=True)
+    sys.stdin.readline()
+    log.log(2, loss=0.5)
+"""
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A process in the middle of a run; it goes on when it gets a line."""
+    command = [sys.executable, "-c", RUNNING, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_second_run_in_a_folder_is_refused_and_touches_nothing_until_the_first_is_gone(running, tmp_path):
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=rf"in use by process {running.pid} on .* \(the run run, since"):
+            RunLog(tmp_path / "run", {"other": True}, resume=resume)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    running.kill()
+    running.wait(timeout=60)
+    with RunLog(tmp_path / "run", resume=True) as log:
+        assert [row["step"] for row in log.rows()] == [1]
+
+
+def test_a_closed_run_leaves_its_files_and_nothing_else(tmp_path):
+    log = RunLog(tmp_path)
+    log.log(1, loss=1.0)
+    log.finish(loss=1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "run.json", "summary.json"]

@@ -102,8 +102,9 @@ class AlignmentLoop(ResumableLoop[Config]):
         said aloud. Ctrl-C ends the present step, saves, and raises KeyboardInterrupt. Raises TrainingStopped
         for a loss or a gradient that is not finite.
         """
-        self._open(resume)
-        self._run(partial(self._update_and_log, measure, measure_every))
+        with self._alone():
+            self._open(resume)
+            self._run(partial(self._update_and_log, measure, measure_every))
         return self.history[-1] if self.history else {}
 
     def _update_and_log(self, measure: Callable[[], dict[str, float]] | None, measure_every: int) -> float:

@@ -6,6 +6,7 @@ The Trainer and the loops of week 10 have this in common.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from shared.locks import process_lock
 from shared.runtime import RunLog, finish_first
 from shared.training.execution import ALONE, OneProcess
 
@@ -49,9 +51,9 @@ class ResumableLoop(ABC, Generic[Settings]):
     or SIGTERM came. A resumed loop neither repeats nor skips anything: on a CPU it equals, bit for bit, one
     that was left alone. Nothing is saved where `state_path` is None.
 
-    A subclass calls `_open` and then `_run` with what a step does, which advances `step` itself. It says what
-    a resumed run must have in common with the saved one (`_identity`, `_fingerprints`), and gives its state,
-    takes it up, writes and reads it.
+    A subclass calls `_open` and then `_run`, both inside `_alone`, with what a step does, which advances
+    `step` itself. It says what a resumed run must have in common with the saved one (`_identity`,
+    `_fingerprints`), and gives its state, takes it up, writes and reads it.
     """
 
     state_name: ClassVar[str] = "checkpoint"
@@ -105,6 +107,15 @@ class ResumableLoop(ABC, Generic[Settings]):
 
     def _begin(self) -> None:
         """Called in place of `_take_up` for a run that starts anew."""
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside, no other process trains with the same saved state; ValueError names one that does."""
+        with ExitStack() as lock:
+            if self.state_path is not None and self.processes.rank == 0:
+                folder, name = self.state_path.parent, f".{self.state_path.name}.lock"
+                lock.enter_context(process_lock(folder, f"training {self.description}", name=name))
+            yield
 
     def _open(self, resume: bool) -> None:
         """Takes up the saved state, if asked to and there is one, said aloud; else starts anew."""

@@ -89,17 +89,19 @@ class Trainer(ResumableLoop[TrainConfig]):
 
         resume: go on from `last` as if nothing had happened (on a CPU, bit for bit); without a checkpoint
         there, start anew, said aloud. Ctrl-C ends the present step, saves, and raises KeyboardInterrupt.
-        Raises TrainingStopped for a loss or a gradient that is not finite.
+        Raises TrainingStopped for a loss or a gradient that is not finite, and ValueError where another
+        process trains in the folder of the checkpoints.
         """
-        self._open(resume)
-        self.model.train()
-        batches = self.task.batches(
-            self.config,
-            self.step * self.config.grad_accum_steps,
-            self.processes.rank,
-            self.processes.world_size,
-        )
-        self._run(partial(self._step_and_evaluate, batches))
+        with self._alone():
+            self._open(resume)
+            self.model.train()
+            batches = self.task.batches(
+                self.config,
+                self.step * self.config.grad_accum_steps,
+                self.processes.rank,
+                self.processes.world_size,
+            )
+            self._run(partial(self._step_and_evaluate, batches))
         return self.summary()
 
     def summary(self) -> dict[str, Any]:

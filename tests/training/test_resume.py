@@ -177,6 +177,48 @@ def trainer_in(folder: Path, corpus: Corpus, *, data: Corpus | None = None, **ch
     return Trainer(small_gpt(corpus), data or corpus, config, checkpoints=folder)
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from shared.locks import process_lock
+
+with process_lock(Path(sys.argv[1]), "training other", name=".last.lock"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_with_the_same_checkpoints_is_refused(corpus, tmp_path, resume):
+    trainer_in(tmp_path / "c", corpus, steps=3).fit()
+    before = (tmp_path / "c" / "last" / "training.json").read_bytes()
+    trainer = trainer_in(tmp_path / "c", corpus)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "c")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"in use by process {other.pid} on .* \(training other, since"):
+            trainer.fit(resume)
+        other.communicate("go on\n", timeout=60)
+    assert trainer.step == 0 and (tmp_path / "c" / "last" / "training.json").read_bytes() == before
+    trainer_in(tmp_path / "c", corpus).fit()
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["best", "last"]
+
+
+class Watching(RunLog):
+    """Looks, at every row, which locks are held."""
+
+    def log(self, step, **values):
+        self.locks = sorted(path.name for path in self.watched.glob(".*.lock"))
+        super().log(step, **values)
+
+
+def test_a_training_holds_its_checkpoints_from_its_first_step_to_its_last(corpus, tmp_path):
+    with Watching(tmp_path / "log") as log:
+        log.watched = tmp_path / "c"
+        Trainer(small_gpt(corpus), corpus, QUICK, log, tmp_path / "c").fit()
+    assert log.locks == [".last.lock"]
+
+
 def test_resuming_without_a_checkpoint_starts_anew_and_says_so(corpus, tmp_path, capsys):
     fresh = Trainer(small_gpt(corpus, dropout=0.2), corpus, QUICK, checkpoints=tmp_path / "a")
     fresh.fit()
