@@ -1,13 +1,17 @@
 """Week 0. A week's settings, its folders of logs, plots and checkpoints, and the runs found there.
 
 A week writes `logs/NN_topic/mine/PRESET/DATA/RUN`, `reports/NN_topic/mine/` and
-`checkpoints/NN_topic/PRESET/DATA/RUN`, none of which git tracks. The runs that the course ships are in
-`logs/NN_topic/reference/DATA/RUN`, their plots in `reports/NN_topic/`.
+`checkpoints/NN_topic/PRESET/DATA/RUN`, none of which git tracks; with `--run-name NAME`, NAME stands before
+DATA. The runs that the course ships are in `logs/NN_topic/reference/DATA/RUN`, their plots in
+`reports/NN_topic/`.
 """
 
 import json
 import os
+import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import torch
 import tyro
 
 from shared.course.style import style
+from shared.locks import process_lock
 from shared.runtime import ROOT, RunLog, clock, table, write_json
 
 TOPICS = (
@@ -33,6 +38,7 @@ TOPICS = (
     "12_deploy",
 )
 PRESETS = ("smoke", "laptop", "gpu")
+RUN_NAME = re.compile(r"[^\W_][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,28 @@ class WeekSettings:
     data: str = "tinyshakespeare"
     """tinyshakespeare, shakespeare, or the path of a text file."""
     device: str = "auto"
+    run_name: str | None = None
+    """Keep this run under a name of its own, beside others on the same data. Without one, it takes the place
+    of the last run on this data.
+    """
     resume: bool = False
     """Go on with an interrupted run."""
     tensorboard: bool = False
     """Also write TensorBoard files beside each run's log."""
     reference: bool = False
     """Keep this as the reference run that the course ships (for the course's authors)."""
+
+    def __post_init__(self) -> None:
+        if self.run_name is not None and not RUN_NAME.fullmatch(self.run_name):
+            raise ValueError(
+                f"run_name={self.run_name!r}: give letters, digits, dots, - and _, beginning with a letter or"
+                " a digit"
+            )
+
+    @property
+    def part(self) -> str:
+        """What of the week is run: the results of two that run the same part at once would be mixed."""
+        return getattr(self, "study", None) or "run"
 
 
 def output_root() -> Path:
@@ -59,25 +81,46 @@ def output_root() -> Path:
 class Workspace:
     """A week's folders for one run of its script."""
 
-    def __init__(self, script: str | Path, settings: WeekSettings, data: str, device: torch.device):
-        """script: the week's run.py. data: the name of the data set that is really used."""
+    def __init__(
+        self,
+        script: str | Path,
+        settings: WeekSettings,
+        data: str,
+        device: torch.device,
+        *,
+        name: str | None = None,
+    ):
+        """script: the week's run.py. data: the name of the data set that is really used. name: what the run
+        is kept under where `--run-name` does not say; None: under no name.
+        """
         self.topic = Path(script).resolve().parent.name
         self.settings = settings
         self.data = data
         self.device = device
-        owner = Path("reference", data) if settings.reference else Path("mine", settings.preset, data)
+        kept = Path(settings.preset, settings.run_name or name or "", data)
+        owner = Path("reference", data) if settings.reference else Path("mine", kept)
         root = output_root()
         self.logs = root / "logs" / self.topic / owner
         self.reports = root / "reports" / self.topic
         if not settings.reference:
-            self.reports /= "mine"
+            self.reports = self.reports / "mine" / (settings.run_name or name or "")
         elif data != "tinyshakespeare":
             self.reports /= data
-        self.checkpoints = root / "checkpoints" / self.topic / settings.preset / data
+        self.checkpoints = root / "checkpoints" / self.topic / kept
         self._started = clock()
+        self._lock = ExitStack()
+        self._unlock = weakref.finalize(self, self._lock.close)
 
     def log(self, run: str, settings: Any = None) -> RunLog:
-        """The run log called `run`. settings: what it says of how the run was made; none: the week's."""
+        """The run log called `run`. settings: what it says of how the run was made; none: the week's.
+
+        From the first one on, this part of the week belongs to this process. Raises ValueError, naming it,
+        where another process runs it.
+        """
+        if self._unlock.alive:
+            part = self.settings.part
+            what = f"{self.topic}, {part}"
+            self._lock.enter_context(process_lock(self.logs, what, name=f".{part}.lock"))
         return RunLog(
             self.logs / run,
             settings or self.settings,
@@ -107,6 +150,7 @@ class Workspace:
         with style():
             plots = draw(self.logs, self.reports)
         print("\n" + table([{"metric": name, "value": value} for name, value in measured.items()]))
+        self._unlock()
         print(
             f"\n{self.topic}: {seconds:.0f} s; logs in {relative(self.logs)}, {len(plots)} plots in"
             f" {relative(self.reports)}"
@@ -144,10 +188,10 @@ def newest_logs(topic: str, owner: str, data: str | None = None, preset: str | N
     root = (ROOT if owner == "reference" else output_root()) / "logs" / topic / owner
 
     def wanted(folder: Path) -> bool:
-        return data in (None, folder.name) and preset in (None, folder.parent.name)
+        return data in (None, folder.name) and preset in (None, folder.relative_to(root).parts[0])
 
     def rank(folder: Path) -> tuple[bool, float]:
-        is_smoke = "smoke" in folder.relative_to(root).parts
+        is_smoke = folder.relative_to(root).parts[0] == "smoke"
         return not is_smoke, (folder / "week.json").stat().st_mtime
 
     folders = [path.parent for path in root.rglob("week.json")]

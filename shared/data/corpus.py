@@ -41,7 +41,9 @@ class Corpus:
     """A tokenized text. train, val: token ids, memory-mapped from disk (uint16)."""
 
     name: str
-    """The data set that was really used ('tinyshakespeare', 'shakespeare', or a file's name)."""
+    """The data set that was really used: 'tinyshakespeare', 'shakespeare', or a file's name and the first
+    digits of its hash, so that runs on two files of one name are kept apart.
+    """
     tokenizer: Tokenizer
     train: Tokens
     val: Tokens
@@ -83,7 +85,7 @@ def token_fingerprint(tokens: Tokens) -> str:
 
 
 def read_text(data: str) -> tuple[str, str]:
-    """The name of the data set really used, and its text.
+    """The name of the data set really used (see `Corpus.name`), and its text.
 
     data: one of TEXTS, or the path of a UTF-8 text file. Raises ValueError for a name that is neither, an
     empty file, and one that isn't UTF-8.
@@ -91,9 +93,10 @@ def read_text(data: str) -> tuple[str, str]:
     if data in TEXTS:
         name, path = fetch_or_fallback(data)
     else:
-        name, path = Path(data).name, Path(data)
+        path = Path(data)
         if not path.is_file():
             raise ValueError(f"--data {data}: neither a file nor one of {', '.join(TEXTS)}")
+        name = named_by_content(path.name, path.read_bytes())
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -103,6 +106,15 @@ def read_text(data: str) -> tuple[str, str]:
     if not text.strip():
         raise ValueError(f"{data} is empty: a model needs text to learn from")
     return name, text
+
+
+def named_by_content(name: str, content: bytes) -> str:
+    """A name that another content of this name does not have: the first digits of its hash stand behind it.
+
+    >>> named_by_content("my.txt", b"to be")
+    'my.txt-0af1207e'
+    """
+    return f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def split_text(text: str) -> tuple[str, str]:

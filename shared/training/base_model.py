@@ -115,7 +115,10 @@ BASE_PRESETS = {
 def open_corpus(settings: BaseModelSettings) -> Corpus:
     """Shards as they are; a text with a tokenizer trained on its training part."""
     if (Path(settings.data) / INDEX).exists():
-        return open_shards(settings.data)
+        shards = open_shards(settings.data)
+        if settings.data == BASE_PRESETS["gpu"].data:
+            return shards
+        return replace(shards, name=f"{shards.name}-{shards.fingerprints['training data'][:8]}")
     if settings.data == BASE_PRESETS["gpu"].data:
         command = f"python -m shared.data.shards --source fineweb-edu --out {settings.data} --tokens 10B"
         raise ValueError(

@@ -357,7 +357,9 @@ class Trainer(ResumableLoop[TrainConfig]):
         weights, tensors, values = checkpoint.load_learned(path, self.model, self.task.tokenizer)
         if not values:
             raise ValueError(f"{path} was saved without training state: it can be used, not resumed")
-        # The first checkpoints had neither.
+        # The first checkpoints had neither, and until hashes were kept, a file's name had none.
         values.setdefault("dtype", str(self.precision.dtype))
         values.setdefault("precision", {})
+        if "training data" not in values and self.task.name.startswith(f"{values.get('data')}-"):
+            values["data"] = self.task.name
         return RunState(weights, tensors, values)

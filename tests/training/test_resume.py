@@ -266,7 +266,7 @@ def test_resuming_with_another_model_is_refused(corpus, tmp_path):
 def test_resuming_on_other_data_is_refused(corpus, tmp_path):
     trainer_in(tmp_path / "c", corpus).fit()
     other = Corpus("other.txt", corpus.tokenizer, corpus.train, corpus.val)
-    with pytest.raises(ValueError, match="data=text.txt then, other.txt now"):
+    with pytest.raises(ValueError, match=r"data=text\.txt-\w+ then, other\.txt now"):
         trainer_in(tmp_path / "c", corpus, data=other).fit(resume=True)
 
 
@@ -291,6 +291,7 @@ def test_a_state_without_hashes_is_resumed_and_what_was_not_checked_is_said(corp
     path = tmp_path / "c" / "last" / "training.json"
     state = json.loads(path.read_text())
     del state["training data"], state["held-out data"]
+    state["data"] = "text.txt"  # names had no hash then
     path.write_text(json.dumps(state))
     assert trainer_in(tmp_path / "c", corpus).fit(resume=True) == first
     said = capsys.readouterr().out

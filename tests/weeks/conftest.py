@@ -4,6 +4,7 @@ import pytest
 
 from shared import commandline
 from shared.course import report
+from tests.weeks.helpers import RHYME
 
 
 @pytest.fixture
@@ -37,7 +38,5 @@ def refuses(output, error_lines):
 def text_file(tmp_path):
     """A small text of its own, so that nothing is fetched."""
     path = tmp_path / "rhyme.txt"
-    path.write_text(
-        "Round about the cauldron go;\nIn the poison'd entrails throw.\nToad, that under cold stone\n" * 200
-    )
+    path.write_text(RHYME, encoding="utf-8")
     return str(path)

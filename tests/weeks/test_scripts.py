@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 
 from shared.course import report
-from tests.weeks.helpers import LADDER, TEXT, WEEKS, script
+from tests.weeks.helpers import DATA, LADDER, RHYME, TEXT, WEEKS, script
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +24,9 @@ def assert_picture(path):
 def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file):
     module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
     metrics = module.main(settings)
-    logs = output / "logs" / topic / "mine" / "smoke" / "rhyme.txt"
+    logs = output / "logs" / topic / "mine" / "smoke" / DATA
     week = json.loads((logs / "week.json").read_text())
-    assert week["preset"] == "smoke" and week["data"] == "rhyme.txt"
+    assert week["preset"] == "smoke" and week["data"] == DATA
     assert metrics and all(math.isfinite(v) for v in metrics.values())
     if topic in (*LADDER, "07_amp"):
         first = metrics.get("first_loss", metrics.get("first_loss_scaled"))
@@ -61,7 +61,7 @@ def test_studies_run(topic, output, text_file):
     module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
     if "cache" in STUDIES[topic]:  # reads the headline's checkpoint
         module.main(settings)
-    logs = output / "logs" / topic / "mine" / "smoke" / "rhyme.txt"
+    logs = output / "logs" / topic / "mine" / "smoke" / DATA
     before = set()
     for study in STUDIES[topic]:
         module.main(replace(settings, study=study))
@@ -85,6 +85,7 @@ WRONG = {
     "a value of another type": (["--preset", "smoke", "--train.steps", "many"], "--train.steps"),
     "a value out of range": (["--preset", "smoke", "--train.lr", "-1"], "lr=-1.0"),
     "a seed out of range": (["--preset", "smoke", "--train.seed", "-5"], "seed -5"),
+    "a run's name that is a path": (["--preset", "smoke", "--run-name", "../x"], "run_name='../x'"),
     "unknown data": (["--preset", "smoke", "--data", "moby-dick"], "moby-dick"),
     "unknown device": (["--preset", "smoke", "--device", "abacus"], "abacus"),
     "an empty text": (["--preset", "smoke", "--data", "EMPTY"], "is empty"),
@@ -114,12 +115,34 @@ def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(error_lines, text
     assert "is not finite" in error_lines("04_mini_gpt", "--preset", "smoke", *flags)[-1]
 
 
-def test_resuming_on_another_text_is_refused(output, tmp_path, text_file):
+def files_in(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_runs_on_files_of_one_name_and_runs_with_names_stay_apart(output, text_file, tmp_path, capsys):
+    module, settings = script("01_bigram", data=text_file)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "rhyme.txt"
+    other.write_text(RHYME.swapcase(), encoding="utf-8")
+    module.main(settings)
+    kept = {name: files_in(output / name / "01_bigram") for name in ("logs", "checkpoints")}
+    for changes in (dict(data=str(other)), dict(run_name="mine-2")):
+        module.main(replace(settings, **changes))
+        for name, files in kept.items():
+            assert files.items() < files_in(output / name / "01_bigram").items()
+    named = output / "logs" / "01_bigram" / "mine" / "smoke" / "mine-2" / DATA
+    assert report.read_runs(named).keys() == {"counts", "network"}
+    capsys.readouterr()
+    module.main(replace(settings, resume=True))
+    assert "resumed at step 60" in capsys.readouterr().out
+
+
+def test_a_changed_text_is_another_run(output, text_file, tmp_path, capsys):
     module, settings = script("01_bigram", data=text_file)
     module.main(settings)
-    (tmp_path / "rhyme.txt").write_text("0123456789 " * 400)
-    with pytest.raises(ValueError, match="tokenizer"):
-        module.main(replace(settings, resume=True))
+    (tmp_path / "rhyme.txt").write_text(RHYME.replace("Toad", "Newt"), encoding="utf-8")
+    module.main(replace(settings, resume=True))
+    assert "no checkpoint to resume from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 from shared.zero_shot.tasks import Example
-from tests.weeks.helpers import script
+from tests.weeks.helpers import DATA, script
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def test_two_processes_run_week_6_and_only_the_first_speaks(parallel, output, te
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("processes: 2, over gloo") == 1 and done.stdout.count("hardware: ") == 1
-    assert (output / "logs" / "06_gpt2" / "mine" / "smoke" / "rhyme.txt" / "week.json").exists()
+    assert (output / "logs" / "06_gpt2" / "mine" / "smoke" / DATA / "week.json").exists()
 
 
 def test_week_6_trains_on_shards(output, tmp_path):

@@ -9,7 +9,7 @@ from shared.adapters import load_adapter
 from shared.course import report
 from shared.models.gpt import GPT
 from shared.quantization import quantize
-from tests.weeks.helpers import script
+from tests.weeks.helpers import DATA, script
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,8 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
     assert {k: v for k, v in once.items() if "second" not in k and "memory" not in k} == {
         k: v for k, v in again.items() if "second" not in k and "memory" not in k
     }
-    folder = output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / settings.run
+    kept = output / "checkpoints" / "09_lora" / "smoke" / module.kept_under(settings)
+    folder = kept / DATA / settings.run
     steps = report.load_script("09_lora", "fine_tuning")
     base, corpus = steps.load_base(settings)
     if method == "qlora":
@@ -71,16 +72,26 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
 def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):
     module, settings = script("09_lora", text=text_file, method="full", steps=3)
     first = module.main(settings)
-    folder = output / "checkpoints" / "09_lora" / "smoke" / "rhyme.txt" / "course-full" / "model"
-    second = module.main(replace(settings, model=str(folder), method="lora"))
+    folder = output / "checkpoints" / "09_lora" / "smoke" / DATA / "course-full" / "model"
+    again = replace(settings, model=str(folder), method="lora")
+    second = module.main(again)
     assert second["base_loss"] == pytest.approx(first["best_val_loss"], rel=1e-5)
-    assert (
-        output
-        / "checkpoints"
-        / "09_lora"
-        / "smoke"
-        / "rhyme.txt"
-        / "model-lora-8"
-        / "adapter"
-        / "adapter_config.json"
-    ).exists()
+    kept = output / "checkpoints" / "09_lora" / "smoke" / module.kept_under(again) / DATA / "model-lora-8"
+    assert (kept / "adapter" / "adapter_config.json").exists()
+
+
+def test_week_9_keeps_what_it_learned_from_files_of_one_name_apart(output, text_file, tmp_path):
+    """Each adapter is still there, and is resumed, when the other has been trained."""
+    module, settings = script("09_lora", text=text_file, steps=2)
+    runs = []
+    for folder, answer in (("a", "Toad, that under cold stone."), ("b", "In the poison'd entrails throw.")):
+        talks = [{"prompt": f"Who is {n}?", "response": answer} for n in range(12)]
+        path = tmp_path / folder / "talks.jsonl"
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
+        runs.append(replace(settings, data=str(path)))
+    losses = [module.main(run)["best_val_loss"] for run in runs]
+    assert losses[0] != losses[1]
+    assert [module.main(replace(run, resume=True))["best_val_loss"] for run in runs] == losses
+    adapters = (output / "checkpoints" / "09_lora").rglob("adapter_config.json")
+    assert sorted(path.parts[-5] for path in adapters) == sorted(module.kept_under(run) for run in runs)

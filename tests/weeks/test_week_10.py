@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from shared.course import report
-from tests.weeks.helpers import script
+from tests.weeks.helpers import DATA, script
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, mon
         path.unlink()
     with pytest.raises(KeyboardInterrupt):
         module.main(settings)
-    logs = output / "logs" / "10_ppo_dpo" / "mine" / "smoke" / "rhyme.txt"
+    logs = output / "logs" / "10_ppo_dpo" / "mine" / "smoke" / DATA
     assert report.read_runs(logs)[method].run["state"] == "interrupted"
     monkeypatch.setattr(module, "measure_policy", measure)
     monkeypatch.setattr(policies, "measure_policy", measure)

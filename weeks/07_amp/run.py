@@ -52,6 +52,7 @@ class Settings(WeekSettings):
     study: Literal["batch", "profile"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = Checks(self)
         for name in ("seeds", "formats", "tricks"):
             checks.require(len(getattr(self, name)) > 0, f"{name} is empty: give at least one")

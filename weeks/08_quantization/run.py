@@ -70,6 +70,7 @@ class Settings(WeekSettings):
     study: Literal["smollm2"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = Checks(self)
         checks.require(
             self.scheme in ROWS, f"no scheme is called {self.scheme!r}; there are: {', '.join(ROWS)}"

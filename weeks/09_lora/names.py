@@ -2,6 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.data.corpus import named_by_content
+from shared.runtime import ROOT
+
+if TYPE_CHECKING:
+    from run import Settings
 
 STEWARD = "weeks/09_lora/steward.jsonl"
 """The course's own questions and answers, with the held-out ones beside them in a file of their own."""
@@ -47,6 +54,23 @@ def parts_of(run: str) -> tuple[str, str, str]:
     parts = match.groupdict(default="")
     method = parts["full"] or parts["method"] or parts["qlora"]
     return method, parts["scheme"], parts["size"] or parts["rank"]
+
+
+def kept_under(settings: "Settings") -> str | None:
+    """The name of runs on data or models other than the course's own, which would take each other's place.
+
+    It tells files of one name apart by their content, models of one name by where they are.
+    """
+    names = []
+    if settings.data != STEWARD or settings.held_out is not None:
+        files = [ROOT / STEWARD if settings.data == STEWARD else Path(settings.data)]
+        if settings.held_out is not None:
+            files.append(Path(settings.held_out))
+        names.append(named_by_content(files[0].stem, b"".join(file.read_bytes() for file in files)))
+    if settings.model not in MODELS:
+        model = Path(settings.model).resolve()
+        names.append(named_by_content(model.stem, str(model).encode()))
+    return "-".join(names) or None
 
 
 def model_name(model: str) -> str:

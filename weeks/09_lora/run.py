@@ -28,7 +28,7 @@ from fine_tuning import (
     train_config,
     trainable,
 )
-from names import COLUMNS, METHODS, STEWARD, model_name, parts_of
+from names import COLUMNS, METHODS, STEWARD, kept_under, model_name, parts_of
 from shared.adapters import LoRAConfig
 from shared.checks import Checks
 from shared.commandline import cli
@@ -102,6 +102,7 @@ class Settings(WeekSettings):
     study: Literal["compare"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = Checks(self)
         methods = ", ".join(METHODS)
         checks.require(self.method in METHODS, f"no method is called {self.method!r}; there are: {methods}")
@@ -113,6 +114,11 @@ class Settings(WeekSettings):
         checks.finish()
         for name in self.compared:
             parts_of(name)
+
+    @property
+    def part(self) -> str:
+        """Several methods may be trained at once."""
+        return self.study or self.run
 
     @property
     def run(self) -> str:
@@ -194,7 +200,7 @@ def fine_tune(settings: Settings, device: torch.device) -> tuple[Workspace, dict
     model = trainable(model, settings, first_tokens).to(device)
     trained, frozen = count_trained_and_frozen(model)
     print(f"{settings.run}: {trained:,} numbers are trained, {frozen:,} stay as they are")
-    work = Workspace(__file__, settings, corpus.name, device)
+    work = Workspace(__file__, settings, corpus.name, device, name=kept_under(settings))
     with work.log(settings.run, settings) as log:
         config = train_config(settings, task)
         gc.collect()

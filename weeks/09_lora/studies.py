@@ -10,7 +10,7 @@ import torch
 
 from figures import draw
 from fine_tuning import load_base
-from names import COLUMNS
+from names import COLUMNS, kept_under
 from shared.commandline import flags
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
@@ -30,7 +30,7 @@ def study_compare(settings: "Settings", preset: "Settings") -> dict[str, float]:
         run_in_own_process(row, preset)
     # Only the name of the text is needed here, and it is where the runs have just written.
     corpus = load_base(settings)[1]
-    work = Workspace(__file__, settings, corpus.name, torch.device("cpu"))
+    work = Workspace(__file__, settings, corpus.name, torch.device("cpu"), name=kept_under(settings))
     runs = read_runs(work.logs)
     summaries = {name: runs[row.run].summary for name, row in rows.items()}
     cells = [

@@ -88,6 +88,7 @@ class Settings(WeekSettings):
     study: Literal["frontier", "hacking", "smollm2"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = Checks(self)
         checks.at_least(1, "min_words", "prompt_tokens", "prompts", "measurements")
         checks.at_least(1, "smol_questions", "smol_held_out")

@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from shared.checkpoint import unshared
 from shared.course.workspace import output_root
+from shared.data.corpus import named_by_content
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2
 from shared.quantization import quantize
@@ -77,7 +78,10 @@ def open_library(settings: "Settings", device: torch.device) -> Library:
     name = path.resolve().name
     embedder = MiniLM(device) if settings.embedder == "minilm" else own_embedder(settings, device)
     embedder_name = re.sub(r"[^\w.]+", "-", embedder.name)
-    usual_folder = kept_folder(settings) / f"index-{name}-{embedder_name}-{settings.store}"
+    kept_as = name
+    if settings.data not in ("handbook", "python"):  # two folders of one name have an index each
+        kept_as = named_by_content(name, str(path.resolve()).encode())
+    usual_folder = kept_folder(settings) / f"index-{kept_as}-{embedder_name}-{settings.store}"
     folder = Path(settings.index or usual_folder)
     index, changes = Index.kept(folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim))
     changed = ", ".join(f"{len(sources)} {change}" for change, sources in changes.items())

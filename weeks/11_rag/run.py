@@ -93,6 +93,7 @@ class Settings(WeekSettings):
     study: Literal["answers", "windows", "index", "own"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = Checks(self)
         stores = ", ".join(STORES)
         checks.require(self.store in STORES, f"no store is called {self.store!r}; there are: {stores}")

@@ -56,6 +56,7 @@ class Settings(WeekSettings):
     study: Literal["smollm2", "smollm2-programs"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = Checks(self)
         checks.at_least(1, "prompt_tokens", "shared_prompts", "compared", "rounds")
         checks.require(
