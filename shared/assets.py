@@ -9,6 +9,7 @@ learner without a network can put it there by hand.
 
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -19,11 +20,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pooch
 import requests
 from tqdm import tqdm
+
+from shared.runtime import write_atomically
 
 TIMEOUT = (5, 20)
 """Seconds to connect, and seconds without data, after which the next source is tried."""
@@ -220,6 +224,31 @@ def _is_read_only(folder: Path) -> bool:
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     return pooch.file_hash(str(path), alg="sha256")
+
+
+SUM_BYTES = hashlib.sha256().digest_size
+"""How many bytes `keep` puts before the content."""
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Writes a file that was worked out here, with a sum by which `is_whole` knows it again.
+
+    The file is the sum, then the content.
+    """
+    write_atomically(path, _sum(path, io.BytesIO(content)) + content)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and holds what `keep` wrote under this name: not cut, not changed."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(SUM_BYTES) == _sum(path, file)
+
+
+def _sum(path: Path, content: io.BufferedIOBase) -> bytes:
+    """Over the name too, which says what the content was worked out from."""
+    return hashlib.file_digest(content, partial(hashlib.sha256, path.name.encode())).digest()
 
 
 def cached(name: str) -> Path | None:

@@ -6,7 +6,7 @@ models with different tokenizers are measured on the same held-out characters.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shared.assets import cache_folder, fetch_or_fallback
-from shared.runtime import write_atomically
+from shared.assets import SUM_BYTES, cache_folder, fetch_or_fallback, is_whole, keep
 from shared.tokenizers import CharTokenizer, Tokenizer
 
 TRAIN_FRACTION = 0.9
@@ -26,6 +25,8 @@ TEXTS = ("tinyshakespeare", "shakespeare")
 """The assets that are texts to train on."""
 HASHED_AT_ONCE = 1 << 22
 """So many tokens at a time are read for a fingerprint."""
+LAYOUT = b"sum, uint16"
+"""How tokens are kept; part of the files' names, so that none of another layout is read as one of these."""
 
 
 class Tokens(Protocol):
@@ -124,33 +125,38 @@ def split_text(text: str) -> tuple[str, str]:
 
 
 def load_corpus(
-    data: str = "tinyshakespeare", tokenizer: Tokenizer | None = None, block_size: int = 1
+    data: str = "tinyshakespeare",
+    tokenizer: Tokenizer | None = None,
+    block_size: int = 1,
+    say: Callable[[str], None] = print,
 ) -> Corpus:
     """Reads, splits and tokenizes a text; tokens are kept on disk, so that a second call only maps them.
 
     tokenizer: None makes a `CharTokenizer` of all the text's characters. block_size: what both splits must be
-    longer than, or ValueError.
+    longer than, or ValueError. Kept tokens that are cut or damaged are made again, and `say` is told.
     """
     name, text = read_text(data)
     tokenizer = tokenizer or CharTokenizer.train(text)
-    train, val = (_tokens(part, tokenizer) for part in split_text(text))
+    train, val = (_tokens(part, tokenizer, say) for part in split_text(text))
     TokenDataset(min(train, val, key=len), block_size)  # says so now if it is too short
     return Corpus(name, tokenizer, train, val)
 
 
-def _tokens(text: str, tokenizer: Tokenizer) -> np.ndarray:
+def _tokens(text: str, tokenizer: Tokenizer, say: Callable[[str], None]) -> np.ndarray:
     if tokenizer.vocab_size > 2**16:
         raise ValueError(
             f"a vocabulary of {tokenizer.vocab_size} does not fit in uint16: at most {2**16} tokens"
         )
     text_hash = hashlib.sha256(text.encode()).digest()
-    key = hashlib.sha256(tokenizer.fingerprint.encode() + text_hash).hexdigest()[:16]
+    key = hashlib.sha256(LAYOUT + tokenizer.fingerprint.encode() + text_hash).hexdigest()[:16]
     path = cache_folder() / "tokens" / f"{key}.bin"
-    if not path.exists():
-        write_atomically(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
-    if path.stat().st_size == 0:  # a tiny text's validation split; an empty file cannot be mapped
+    if not is_whole(path):
+        if path.exists():
+            say(f"{path} is cut or damaged: these tokens are made again")
+        keep(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
+    if path.stat().st_size == SUM_BYTES:  # a tiny text's validation split; no bytes cannot be mapped
         return np.zeros(0, dtype=np.uint16)
-    return np.memmap(path, dtype=np.uint16, mode="r")
+    return np.memmap(path, dtype=np.uint16, mode="r", offset=SUM_BYTES)
 
 
 class TokenDataset(Dataset):

@@ -19,6 +19,7 @@ from shared.data.corpus import (
 )
 from shared.runtime import write_atomically
 from shared.tokenizers import BPETokenizer, CharTokenizer
+from tests.helpers import synthetic_text
 
 
 def sampler(
@@ -56,9 +57,58 @@ def test_a_second_call_only_maps_the_tokens(corpus, tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError("written again")
 
-    monkeypatch.setattr("shared.data.corpus.write_atomically", refuse)
+    monkeypatch.setattr("shared.data.corpus.keep", refuse)
     again = load_corpus(str(tmp_path / "text.txt"))
     assert np.array_equal(again.train, corpus.train)
+
+
+def every_file(change):
+    """Changes each of the files by themselves: their content to what `change` makes of it."""
+
+    def damage(files):
+        for file in files:
+            file.write_bytes(change(file.read_bytes()))
+
+    return damage
+
+
+def exchange(files):
+    first, second = (file.read_bytes() for file in files)
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        every_file(lambda content: content[: len(content) // 2]),
+        every_file(lambda content: content[:-1]),
+        every_file(lambda content: content[:7]),
+        every_file(lambda content: b""),
+        every_file(lambda content: bytes(len(content))),
+        every_file(lambda content: b"\xff" * len(content)),
+        every_file(lambda content: content[:-2] + b"\x30\x75"),  # one id, 30000
+        every_file(lambda content: content[:-2] + bytes([content[-2] ^ 1, content[-1]])),
+        every_file(lambda content: content + content[-2:]),
+        exchange,
+    ],
+    ids=["half", "a byte less", "7 bytes", "empty", "zeros", "ones", "an id", "a bit", "longer", "exchanged"],
+)
+def test_tokens_that_were_damaged_on_disk_are_made_again_aloud(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path / "cache"))
+    text = synthetic_text(300)
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    load_corpus(str(tmp_path / "t.txt"))
+    files = sorted((tmp_path / "cache").rglob("*.bin"))
+    assert len(files) == 2
+    damage(files)
+    said = []
+    again = load_corpus(str(tmp_path / "t.txt"), say=said.append)
+    parts = [again.tokenizer.decode(part.tolist()) for part in (again.train, again.val)]
+    assert tuple(parts) == split_text(text)
+    assert sorted(said) == [f"{file} is cut or damaged: these tokens are made again" for file in files]
+    load_corpus(str(tmp_path / "t.txt"), say=said.append)
+    assert len(said) == 2  # and are whole from then on
 
 
 def test_another_tokenizer_gets_tokens_of_its_own(corpus, tmp_path):

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from shared.course import report
 from shared.retrieval.documents import chunk_documents, load_documents
@@ -107,3 +109,27 @@ def test_week_11_keeps_a_section_of_pythons_reference_once(tmp_path):
     asked, _ = week.read_questions("python", chunks)
     library = week.Library("python", chunks, None, asked, [])
     assert len(asked) >= 40 and all(holds_answer(library.right(q).text, q["answers"]) for q in asked)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:99], lambda content: bytes(len(content))])
+def test_week_11_makes_vectors_that_were_damaged_again(damage, output, monkeypatch, capsys):
+    studies = report.load_script("11_rag", "studies")
+    _, settings = script("11_rag", vectors=1000)
+    calls = []
+
+    class Lengths:
+        def __init__(self, device, batch_size):
+            pass
+
+        def embed(self, texts):
+            calls.append(len(texts))
+            return np.array([[len(text), 1] for text in texts], np.float32)
+
+    monkeypatch.setattr(studies, "MiniLM", Lengths)
+    made = studies.line_vectors(settings, torch.device("cpu"))
+    (file,) = output.rglob("lines-1000.safetensors")
+    assert np.array_equal(studies.line_vectors(settings, torch.device("cpu")), made) and len(calls) == 1
+    file.write_bytes(damage(file.read_bytes()))
+    capsys.readouterr()
+    assert np.array_equal(studies.line_vectors(settings, torch.device("cpu")), made)
+    assert len(calls) == 2 and f"{file} is cut or damaged" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from library import Library, home, kept_folder, make_reader, open_library, own_model
@@ -16,6 +16,7 @@ from names import EFFORTS, WINDOWS
 from sentences import gaps, has_digit, named, sentence_of, talk_on, talks_on
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.instructions import Conversation, Instructions, answer, template_for
+from shared.assets import SUM_BYTES, is_whole, keep
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text
 from shared.retrieval.documents import Chunk, split
@@ -23,7 +24,7 @@ from shared.retrieval.embedders import MiniLM
 from shared.retrieval.index import Index
 from shared.retrieval.ranking import bootstrap, rank_scores, recall_at
 from shared.retrieval.stores import VectorStore, make_store
-from shared.runtime import RunLog, clock, table, write_atomically
+from shared.runtime import RunLog, clock, table
 from shared.tokenizers import gpt2_tokenizer
 from shared.tokenizers.base import Tokenizer
 from shared.training import Trainer
@@ -289,8 +290,10 @@ def line_vectors(settings: "Settings", device: torch.device) -> np.ndarray:
     float32 [n, 384].
     """
     path = kept_folder(settings) / f"lines-{settings.vectors}.safetensors"
+    if is_whole(path):
+        return load(path.read_bytes()[SUM_BYTES:])["lines"].numpy()
     if path.exists():
-        return load_file(path)["lines"].numpy()
+        print(f"{path} is cut or damaged, or of an earlier version: it is made again")
     wanted = play_lines()[: settings.vectors + ASKING_VECTORS]
     if len(wanted) < settings.vectors + ASKING_VECTORS:
         raise ValueError(
@@ -299,7 +302,7 @@ def line_vectors(settings: "Settings", device: torch.device) -> np.ndarray:
         )
     print(f"embedding {len(wanted):,} texts once, which takes minutes on a CPU")
     vectors = np.random.default_rng(0).permutation(MiniLM(device, batch_size=256).embed(wanted))
-    write_atomically(path, save({"lines": torch.from_numpy(vectors)}))
+    keep(path, save({"lines": torch.from_numpy(vectors)}))
     return vectors
 
 
