@@ -179,7 +179,7 @@ class PlayTemplate:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What everyone has said, and the name of the assistant."""
-        ids: list[int] = []
+        ids = self.tokenizer.prompt("")
         for message in messages:
             ids += self._speaker(message["role"]) + self.answer(message["content"])
         return ids + self._speaker("assistant")

@@ -1,8 +1,9 @@
 """Week 12. Our tokenizers as others write them: Hugging Face's tokenizer.json, and a GGUF file's metadata.
 
 They give the same ids there: text is cut by the same rule and merged in the same order, and nothing is added
-at either end. What a format cannot express exactly is refused. One difference remains: Hugging Face and
-llama.cpp take a special token's text for the token, as ours do with `allowed_special="all"`.
+at either end but the token that every text begins with, where the tokenizer has one. What a format cannot
+express exactly is refused. One difference remains: Hugging Face and llama.cpp take a special token's text for
+the token, as ours do with `allowed_special="all"`.
 
 >>> from shared.tokenizers import CharTokenizer
 >>> gguf_tokenizer(CharTokenizer("\\nab"), 3)["tokens"]
@@ -14,7 +15,7 @@ what each kind means.
 
 from typing import Any
 
-from shared.models.chat import IM_END, IM_START, SMOLLM_SYSTEM, is_chat
+from shared.models.chat import CHAT_TEMPLATE, IM_END, IM_START, is_chat
 from shared.models.tokenizer_files import (
     CONTROL,
     EVERY_CHARACTER,
@@ -27,22 +28,6 @@ from shared.models.tokenizer_files import (
 from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, to_printable
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    f"{{{{ '{IM_START}system\\n{SMOLLM_SYSTEM}{IM_END}\\n' }}}}"
-    "{% endif %}"
-    f"{{{{ '{IM_START}' + message['role'] + '\\n' }}}}"
-    "{% if message['content'] is string %}"
-    "{{ message['content'] }}"
-    "{% else %}"
-    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}"
-    f"{{{{ '{IM_END}\\n' }}}}"
-    "{% endfor %}"
-    f"{{% if add_generation_prompt %}}{{{{ '{IM_START}assistant\\n' }}}}{{% endif %}}"
-)
-"""What `chat_prompt` does, in Jinja; a content may also be a list of parts, as clients of OpenAI send it."""
 USE_GPT2_PATTERN = "train the tokenizer with GPT2_PATTERN (shared.tokenizers.bpe), which all have"
 NEVER_IN_TEXT = (0xFF, 0xFE, 0xC0, 0xC1, *range(0xF5, 0xFE))
 """Bytes that no UTF-8 text contains."""
@@ -51,13 +36,17 @@ NEVER_IN_TEXT = (0xFF, 0xFE, 0xC0, 0xC1, *range(0xF5, 0xFE))
 def special_roles(tokenizer: Tokenizer) -> dict[str, str]:
     """Which special tokens begin a text, end it and fill up a batch, by role ("bos", "eos", "pad").
 
-    Empty for a tokenizer that has neither SmolLM2's nor GPT-2's.
+    Without end and filling for a tokenizer that has neither SmolLM2's nor GPT-2's; without a beginning too
+    where it names none (`begins_with`).
     """
+    roles = {}
     if is_chat(tokenizer):
-        return {"bos": IM_START, "eos": IM_END, "pad": IM_END}
-    if END_OF_TEXT in tokenizer.special_tokens:
-        return dict.fromkeys(("bos", "eos", "pad"), END_OF_TEXT)
-    return {}
+        roles = {"bos": IM_START, "eos": IM_END, "pad": IM_END}
+    elif END_OF_TEXT in tokenizer.special_tokens:
+        roles = dict.fromkeys(("bos", "eos", "pad"), END_OF_TEXT)
+    if tokenizer.begins_with is not None:
+        roles["bos"] = tokenizer.begins_with
+    return roles
 
 
 def _printable_tokens(tokenizer: BPETokenizer) -> list[str]:
@@ -98,7 +87,7 @@ def hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "normalizer": None,
-        "post_processor": None,
+        "post_processor": _hf_before(tokenizer),
         "added_tokens": _hf_added_tokens(tokenizer),
         "pre_tokenizer": pre_tokenizer,
         "decoder": decoder,
@@ -151,6 +140,24 @@ def _hf_cuts(pattern: str) -> _Section:
 def _byte_level(use_regex: bool = True) -> _Section:
     """Bytes as printable characters; use_regex: text is cut as by GPT-2 first."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _hf_before(tokenizer: CharTokenizer | BPETokenizer) -> _Section | None:
+    """The section post_processor: the token that every text begins with, where there is one."""
+    token = tokenizer.begins_with
+    if token is None:
+        return None
+    first, second = (
+        [{"SpecialToken": {"id": token, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+        for i, name in enumerate("AB")
+    )
+    own = {"id": token, "ids": [tokenizer.special_tokens[token]], "tokens": [token]}
+    return {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": first + second,
+        "special_tokens": {token: own},
+    }
 
 
 def _split(regex: str) -> _Section:
@@ -216,7 +223,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     padding = [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]  # rows of the embedding beyond the tokens
     values["token_type"] = kinds + [UNUSED] * len(padding)
     values["tokens"] = tokens + padding
-    values["add_bos_token"] = False
+    values["add_bos_token"] = tokenizer.begins_with is not None
     values["add_eos_token"] = False
     if is_chat(tokenizer):
         values["chat_template"] = CHAT_TEMPLATE
@@ -252,18 +259,18 @@ def _gguf_bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
 def _gguf_roles(tokenizer: BPETokenizer) -> dict[str, int]:
     """Ids of special tokens by GGUF's names of their roles.
 
-    Without special tokens, a byte that no UTF-8 text contains begins a text and ends it.
+    Without special tokens for them, a byte that no UTF-8 text contains begins a text and ends it.
     """
+    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
     roles = special_roles(tokenizer)
-    if roles:
-        ids = {role: tokenizer.special_tokens[token] for role, token in roles.items()}
-        ids["padding"] = ids.pop("pad")
+    ids = {names[role]: tokenizer.special_tokens[token] for role, token in roles.items()}
+    if "eos" in ids:
         return ids
     byte_ids = {token: i for i, token in tokenizer.vocab.items()}
     for byte in NEVER_IN_TEXT:
         unused = byte_ids.get(bytes([byte]))
         if unused is not None:
-            return {"bos": unused, "eos": unused}
+            return {"bos": unused, "eos": unused} | ids
     raise ValueError(
         "llama.cpp needs a token that ends a text, and this tokenizer has none: give it the special"
         f" token {END_OF_TEXT!r}"

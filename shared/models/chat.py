@@ -14,6 +14,30 @@ from shared.tokenizers.bpe import BPETokenizer
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 SMOLLM_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    f"{{{{ '{IM_START}system\\n{SMOLLM_SYSTEM}{IM_END}\\n' }}}}"
+    "{% endif %}"
+    f"{{{{ '{IM_START}' + message['role'] + '\\n' }}}}"
+    "{% if message['content'] is string %}"
+    "{{ message['content'] }}"
+    "{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    f"{{{{ '{IM_END}\\n' }}}}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{{{{ '{IM_START}assistant\\n' }}}}{{% endif %}}"
+)
+"""What `chat_prompt` does, in Jinja; a content may also be a list of parts, as clients of OpenAI send it."""
+SMOLLM_TEMPLATES = (
+    CHAT_TEMPLATE,
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    f"{{{{ '{IM_START}system\n{SMOLLM_SYSTEM}{IM_END}\n' }}}}{{% endif %}}"
+    f"{{{{'{IM_START}' + message['role'] + '\n' + message['content'] + '{IM_END}' + '\n'}}}}{{% endfor %}}"
+    f"{{% if add_generation_prompt %}}{{{{ '{IM_START}assistant\n' }}}}{{% endif %}}",
+)
+"""Ours, and the one in SmolLM2's own files, which says the same."""
 ROLES = ("system", "user", "assistant")
 QUESTIONS = (
     "What is the capital of France?",
@@ -27,6 +51,18 @@ def _special_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
     return tokenizer.special_tokens if isinstance(tokenizer, BPETokenizer) else {}
 
 
+def is_known_template(template: object) -> bool:
+    """Whether a file's chat template is SmolLM2's, which `chat_prompt` writes; nothing in it is run.
+
+    >>> is_known_template("{{ messages[0]['content'] }}")
+    False
+    """
+    if not isinstance(template, str):
+        return False
+    plain = template.replace(r"\n", "\n").strip()  # in Jinja's texts, a line break may be either
+    return any(plain == known.replace(r"\n", "\n") for known in SMOLLM_TEMPLATES)
+
+
 def is_chat(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer has the special tokens of SmolLM2's chat template."""
     special = _special_tokens(tokenizer)
@@ -38,8 +74,9 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> 
 
     messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first; without a system
     message at the beginning SmolLM2's own is put there. A special token's text inside a message stays plain
-    text, so that no message can end itself and speak for another role. Raises ValueError for another role, no
-    messages, and a tokenizer without the template's tokens.
+    text, so that no message can end itself and speak for another role. As in transformers, nothing is put
+    before a conversation but what the template says, also where `begins_with` is set. Raises ValueError for
+    another role, no messages, and a tokenizer without the template's tokens.
     """
     special = _special_tokens(tokenizer)
     missing = [token for token in (IM_START, IM_END) if token not in special]

@@ -423,7 +423,7 @@ class GPT(LanguageModel):
             )
         stop = sampling.pop("stop", ())
         stops = [stop] if isinstance(stop, str) else stop
-        with closing(generate(self, tokenizer.encode(prompt), max_new_tokens, **sampling)) as ids:
+        with closing(generate(self, tokenizer.prompt(prompt), max_new_tokens, **sampling)) as ids:
             return prompt + "".join(stream_text(tokenizer, ids, stops))
 
     def num_parameters(self, embeddings: bool = True) -> int:

@@ -33,6 +33,7 @@ from shared.models.families import config_from_gguf, config_from_hf, hf_config, 
 from shared.models.gguf_reader import read_gguf
 from shared.models.gpt import GPT
 from shared.models.tokenizer_files import (
+    Found,
     UnlikeOurs,
     tokenizer_from_gguf,
     tokenizer_from_json,
@@ -54,6 +55,17 @@ HUB = {
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
 }
 """Where GPT-2 lies on the Hugging Face hub, and the commit."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+"""Where a folder may have its tokenizer; ours can be what the first holds, or the next two together."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What a name on the hub looks like: "gpt2", or "someone/my-model"."""
 
@@ -77,9 +89,9 @@ def from_hf(source: str | Path | TransformersModel, say: Callable[[str], None] =
 
     source: a GPT2LMHeadModel, LlamaForCausalLM or Qwen3ForCausalLM of transformers; a folder with config.json
     and model.safetensors (or shards with their index); or a hub name such as "gpt2". The tokenizer stays None
-    where there is none, and where ours cannot be it: `say` then gets the reason. Dropout is 0. Raises
-    ValueError for anything our GPT cannot express and for missing, left-over, wrong or damaged parts, naming
-    them.
+    where there is none, and where ours cannot be it: `say` then gets the reason, and what of it ours does not
+    do. Dropout is 0. Raises ValueError for anything our GPT cannot express and for missing, left-over, wrong
+    or damaged parts, naming them.
     """
     if isinstance(source, (str, Path)):
         folder = Path(source) if Path(source).is_dir() else _snapshot(str(source))
@@ -174,7 +186,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _snapshot(name: str) -> Path:
     """The folder of a model on the hub, downloaded on the first call."""
     hub_name, commit = HUB.get(name, (name, None))
-    wanted = ["*.json", "merges.txt", "model*.safetensors"]
+    wanted = ["*.json", "merges.txt", "chat_template.jinja", "model*.safetensors"]
     try:
         return Path(snapshot_download(hub_name, revision=commit, allow_patterns=wanted))
     except (OSError, ValueError) as error:
@@ -187,26 +199,44 @@ def _snapshot(name: str) -> Path:
 
 def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None]) -> Tokenizer | None:
     """The folder's tokenizer as ours; None where there is none, and, with a word to `say`, where ours cannot
-    be it.
+    be it. What of it ours does not do is said too.
     """
-    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    tokenizer: Tokenizer
+    names = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if not names:
+        return None
     try:
-        if whole.exists():
-            tokenizer = tokenizer_from_json(_read_json(whole))
-        elif vocab.exists() and merges.exists():
-            tokenizer = tokenizer_from_merges(_read_json(vocab), merges.read_text(encoding="utf-8"))
-        else:
-            return None
-        if tokenizer.vocab_size > vocab_size:
+        if names[0] != "tokenizer.json" and names[:2] != ["vocab.json", "merges.txt"]:
+            raise UnlikeOurs(f"of {', '.join(TOKENIZER_FILES[:3])} there is not enough ({', '.join(names)})")
+        tokenizer, left_out = _tokenizer_in(folder)
+        if tokenizer is not None and tokenizer.vocab_size > vocab_size:
             raise UnlikeOurs(f"it has {tokenizer.vocab_size} tokens, and the model {vocab_size}")
     except UnlikeOurs as reason:
         say(f"{folder}: the model comes without its tokenizer, which ours cannot be: {reason}")
         return None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        damaged = whole if whole.exists() else vocab
-        raise ValueError(f"{folder}: {damaged.name} is damaged ({error!r}): download it again") from None
+        raise ValueError(f"{folder}: {names[0]} is damaged ({error!r}): download it again") from None
+    _say_left_out(left_out, str(folder), say)
     return tokenizer
+
+
+def _tokenizer_in(folder: Path) -> Found:
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter counts more
+        if (folder / name).exists():
+            config |= _read_json(folder / name)
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else None
+    if (folder / "tokenizer.json").exists():
+        return tokenizer_from_json(_read_json(folder / "tokenizer.json"), config, template)
+    merges = (folder / "merges.txt").read_text(encoding="utf-8")
+    added = folder / "added_tokens.json"
+    more = _read_json(added) if added.exists() else {}
+    return tokenizer_from_merges(_read_json(folder / "vocab.json"), merges, more, config, template)
+
+
+def _say_left_out(left_out: list[str], where: str, say: Callable[[str], None]) -> None:
+    if left_out:
+        say(f"{where}: of its tokenizer are left out: {'; '.join(left_out)}")
 
 
 def refuse_checkpoint(folder: Path) -> None:
@@ -257,13 +287,14 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def from_gguf(path: str | Path) -> GPT:
+def from_gguf(path: str | Path, say: Callable[[str], None] = print) -> GPT:
     """A Llama, GPT-2 or Qwen3 in a GGUF file as our GPT, in fp32 on the CPU, in eval mode, its tokenizer (if
     it has one) under `tokenizer`.
 
-    Raises ValueError for a file that is cut, damaged or none, for another architecture or tokenizer, for
-    settings that our GPT does not have, and for tensors that are missing, left over, or of a type that the
-    library gguf cannot dequantize.
+    `say` gets what of the tokenizer ours does not do, such as a token after each text. Raises ValueError for
+    a file that is cut, damaged or none, for another architecture or tokenizer, for settings that our GPT does
+    not have, and for tensors that are missing, left over, or of a type that the library gguf cannot
+    dequantize.
     """
     where = str(path)
     metadata, stored = read_gguf(path)
@@ -272,7 +303,8 @@ def from_gguf(path: str | Path) -> GPT:
         vocab_size = stored["token_embd.weight"].shape[0]
     config, layout = config_from_gguf(metadata, vocab_size, "output.weight" not in stored, where)
     model = build_gpt(config, layout, stored, where)
-    model.tokenizer = tokenizer_from_gguf(metadata, vocab_size, where)
+    model.tokenizer, left_out = tokenizer_from_gguf(metadata, vocab_size, where)
+    _say_left_out(left_out, where, say)
     return model
 
 

@@ -7,10 +7,12 @@ Sources: the file format of the library `tokenizers`; the GGUF specification; ll
 """
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.models.families import refuse
+from shared.models.tokenizer_ends import ends_of_gguf, ends_of_json, named_special
 from shared.tokenizers.bpe import GPT2_PATTERN, GPT4_PATTERN, PRINTABLE, BPETokenizer
 from shared.tokenizers.char import CharTokenizer
 
@@ -47,57 +49,101 @@ class UnlikeOurs(ValueError):
     """A tokenizer that ours cannot be; the message is the reason."""
 
 
-def tokenizer_from_json(values: Mapping[str, Any]) -> BPETokenizer | CharTokenizer:
+class Found(NamedTuple):
+    """A tokenizer of a file's, and what the file asks for and ours does not do."""
+
+    tokenizer: BPETokenizer | CharTokenizer | None
+    left_out: list[str]
+
+
+def tokenizer_from_json(
+    values: Mapping[str, Any], config: Mapping[str, Any] | None = None, template: str | None = None
+) -> Found:
     """A tokenizer.json as one of ours.
 
+    config: the tokenizer_config.json beside it. template: the chat template, where it has a file of its own.
     Raises `UnlikeOurs` where ours cannot be it; KeyError, TypeError, AttributeError, IndexError or ValueError
     for one that is damaged.
     """
+    config = config or {}
     model = values["model"]
     if _is_of_characters(values):
-        return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
-    problems = _what_ours_lacks(values)
+        characters = CharTokenizer("".join(_in_order(model["vocab"])))
+        return Found(characters, ends_of_json(values, config, {}, template).left_out)
+    known = {token["content"] for token in values["added_tokens"]}
+    added = values["added_tokens"] + [t for t in _added_in_config(config) if t["content"] not in known]
+    merges = _merges(model)
+    problems = _what_ours_lacks(model, added, values.get("normalizer"), config)
     pattern = _pattern(values["pre_tokenizer"])
     if pattern is None:
         raise UnlikeOurs("; ".join([*problems, "it cuts the text by another rule (pre_tokenizer)"]))
     if problems:
         raise UnlikeOurs("; ".join(problems))
-    special = {token["content"]: token["id"] for token in values["added_tokens"]}
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return _bpe(model["vocab"] | special, merges, pattern, special)
+    special = {token["content"]: token["id"] for token in added}
+    ends = ends_of_json(values, config, special, template)
+    tokenizer = _bpe(model["vocab"] | special, merges, pattern, special, ends.begins_with)
+    return Found(tokenizer, ends.left_out)
 
 
 def _is_of_characters(values: Mapping[str, Any]) -> bool:
+    vocab = values["model"]["vocab"]
     return (
         values["model"].get("type") == "WordLevel"
+        and all(len(token) == 1 for token in vocab)
         and not values["added_tokens"]
         and not values.get("normalizer")
         and _split(values["pre_tokenizer"]) == EVERY_CHARACTER
     )
 
 
-_MODEL_EXTRAS = (
-    "dropout",
-    "unk_token",
-    "continuing_subword_prefix",
-    "end_of_word_suffix",
-    "byte_fallback",
-    "ignore_merges",
-)
-"""What a tokenizer.json may ask of its BPE and ours does not have."""
+def _merges(model: Mapping[str, Any]) -> list[str]:
+    """A BPE's merges as "a b"; raises KeyError for one without. None of another model."""
+    if model.get("type", "BPE") != "BPE":
+        return []
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
 
 
-def _what_ours_lacks(values: Mapping[str, Any]) -> list[str]:
-    """What a tokenizer.json asks for besides a rule for cutting text, and ours does not have."""
-    model = values["model"]
+def _in_order(ids: Mapping[str, int]) -> list[str]:
+    """The tokens by id. Raises `UnlikeOurs` unless the ids go from 0 up without a gap."""
+    tokens = sorted(ids, key=ids.__getitem__)
+    for expected, token in enumerate(tokens):
+        if ids[token] != expected:
+            fault = f"no token has the id {expected}"
+            if expected and ids[token] == expected - 1:
+                fault = f"{tokens[expected - 1]!r} and {token!r} have one id, {ids[token]}"
+            raise UnlikeOurs(f"its ids do not go from 0 up without a gap: {fault}")
+    return tokens
+
+
+def _added_in_config(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tokens that a tokenizer_config.json adds, as tokenizer.json would list them."""
+    return [token | {"id": int(i)} for i, token in config.get("added_tokens_decoder", {}).items()]
+
+
+_MODEL_FIELDS = {"type", "vocab", "merges", "fuse_unk"}
+"""What our BPE has of a tokenizer.json's; where no token is unknown, none are fused."""
+_ADDED_FIELDS = {"id", "content", "normalized", "special", "__type"}
+"""What our special tokens have; without a normalizer, all are as if normalized."""
+
+
+def _what_ours_lacks(
+    model: Mapping[str, Any], added: Iterable[Mapping[str, Any]], normalizer: Any, config: Mapping[str, Any]
+) -> list[str]:
+    """What a file asks for besides a rule for cutting text, which changes ids and ours does not have."""
     problems = []
     if model.get("type", "BPE") != "BPE":
         problems.append(f"its model is {model['type']}")
-    problems += [f"its model has {name}={model[name]!r}" for name in _MODEL_EXTRAS if model.get(name)]
-    if values.get("normalizer"):
+    problems += [
+        f"its model has {name}={reprlib.repr(model[name])}"
+        for name in model
+        if model[name] and name not in _MODEL_FIELDS
+    ]
+    if normalizer:
         problems.append("it changes the text first (normalizer)")
-    for token in values["added_tokens"]:
-        if not token["special"] or token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+    if config.get("add_prefix_space"):
+        problems.append("it puts a space before the text (add_prefix_space)")
+    for token in added:
+        if not token["special"] or any(token[name] for name in token.keys() - _ADDED_FIELDS):
             problems.append(
                 f"the token {token['content']!r} is found in plain text, or takes the spaces round it"
             )
@@ -105,15 +151,35 @@ def _what_ours_lacks(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def tokenizer_from_merges(ids: Mapping[str, int], merges: str) -> BPETokenizer:
+def tokenizer_from_merges(
+    ids: Mapping[str, int],
+    merges: str,
+    added: Mapping[str, int] | None = None,
+    config: Mapping[str, Any] | None = None,
+    template: str | None = None,
+) -> Found:
     """GPT-2's two files, vocab.json and the text of merges.txt, as our BPETokenizer.
 
-    A token that no merge makes is a special one. Raises ValueError for files that are damaged.
+    added: what added_tokens.json, where there is one, adds to them. config, template: as in
+    `tokenizer_from_json`. A token of vocab.json that no merge makes is a special one; one that is added must
+    be said to be special. Raises as `tokenizer_from_json` does.
     """
+    config = config or {}
     pairs = [line for line in merges.split("\n") if line and not line.startswith("#version")]
     made = {*PRINTABLE.values(), *(pair.replace(" ", "") for pair in pairs)}
     special = {token: i for token, i in ids.items() if token not in made}
-    return _bpe(ids, pairs, GPT2_PATTERN, special)
+    roles = named_special(config)
+    listed = _added_in_config(config)
+    known = {token["content"] for token in listed}
+    for token, i in (added or {}).items():
+        if token not in known:
+            listed.append({"id": i, "content": token, "special": token in roles or token in special})
+    problems = _what_ours_lacks({}, listed, None, config)
+    if problems:
+        raise UnlikeOurs("; ".join(problems))
+    special |= {token["content"]: token["id"] for token in listed}
+    ends = ends_of_json(None, config, special, template)
+    return Found(_bpe({**ids, **special}, pairs, GPT2_PATTERN, special, ends.begins_with), ends.left_out)
 
 
 def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
@@ -143,17 +209,16 @@ def _split(step: dict[str, Any] | None) -> str | None:
 
 
 def _bpe(
-    ids: Mapping[str, int], merges: Iterable[str], pattern: str, special: Mapping[str, int]
+    ids: Mapping[str, int],
+    merges: Iterable[str],
+    pattern: str,
+    special: Mapping[str, int],
+    begins_with: str | None,
 ) -> BPETokenizer:
-    tokens = sorted(ids, key=ids.__getitem__)
-    if [ids[token] for token in tokens] != list(range(len(tokens))):
-        raise ValueError("the tokenizer's ids do not go from 0 up without a gap")
-    return BPETokenizer.from_printable(tokens, merges, pattern, special)
+    return BPETokenizer.from_printable(_in_order(ids), merges, pattern, special, begins_with)
 
 
-def tokenizer_from_gguf(
-    metadata: Mapping[str, Any], vocab_size: int, where: str
-) -> BPETokenizer | CharTokenizer | None:
+def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str) -> Found:
     """The tokenizer in a GGUF file's metadata as ours, None where there is none.
 
     vocab_size: the model's. Raises ValueError for one that ours cannot be.
@@ -161,9 +226,9 @@ def tokenizer_from_gguf(
     prefix = "tokenizer.ggml."
     values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     if "model" not in values:
-        return None
+        return Found(None, [])
     if values["model"] == "rwkv":
-        return _characters(values, where)
+        return Found(_characters(values, where), [])
     refuse(_what_ours_lacks_in_gguf(values), where)
     tokens, kinds = values["tokens"], values["token_type"]
     if len(tokens) != len(kinds) or len(tokens) > vocab_size:
@@ -177,7 +242,11 @@ def tokenizer_from_gguf(
             )
     special = {token: i for i, token in enumerate(tokens) if kinds[i] != NORMAL}
     try:
-        return BPETokenizer.from_printable(tokens, values["merges"], GGUF_PATTERNS[values["pre"]], special)
+        begins_with, left_out = ends_of_gguf(metadata, special)
+        pattern = GGUF_PATTERNS[values["pre"]]
+        return Found(
+            BPETokenizer.from_printable(tokens, values["merges"], pattern, special, begins_with), left_out
+        )
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: its tokenizer is damaged: {error}") from None
 

@@ -114,7 +114,7 @@ class HiddenStates:
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Raises ValueError for a text without tokens."""
-        ids = [self._tokenizer.encode(text)[: self._body.config.block_size] for text in texts]
+        ids = [self._tokenizer.prompt(text)[: self._body.config.block_size] for text in texts]
         if not all(ids):
             raise ValueError("an empty text has no hidden states: leave it out")
         device, was_training = device_of(self._body), self._body.training

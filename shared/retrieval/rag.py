@@ -58,7 +58,7 @@ def compose(question: str, chunks: Sequence[Chunk], tokenizer: Tokenizer, budget
 
     def encode(chunks: Sequence[Chunk]) -> list[int]:
         passages = "".join(f"{chunk.passage}\n\n" for chunk in chunks)
-        return tokenizer.encode(f"{passages}Question: {question}\nAnswer:")
+        return tokenizer.prompt(f"{passages}Question: {question}\nAnswer:")
 
     used: list[Chunk] = []
     ids = encode(used)

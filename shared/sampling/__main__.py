@@ -60,7 +60,7 @@ def write(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: Set
     """Prints the prompt and what the model writes after it, as it is drawn."""
     ids = generate(
         model,
-        tokenizer.encode(prompt),
+        tokenizer.prompt(prompt),
         settings.max_new_tokens,
         settings.temperature,
         top_k=settings.top_k,

@@ -220,7 +220,7 @@ class CompletionServer:
             message = f"the prompt is longer than {most} tokens"
             raise ApiError(400, message, "prompt", "context_length_exceeded")
         try:
-            return await asyncio.to_thread(self.tokenizer.encode, text)
+            return await asyncio.to_thread(self.tokenizer.prompt, text)
         except ValueError as error:
             raise ApiError(400, str(error), "prompt") from None
 

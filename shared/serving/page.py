@@ -468,4 +468,4 @@ class _Page:
             return prompt.ids, prompt.chunks
         if self._chats:
             return chat_prompt(tokenizer, question.conversation), ()
-        return tokenizer.encode(question.text), ()
+        return tokenizer.prompt(question.text), ()

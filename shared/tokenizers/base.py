@@ -22,6 +22,8 @@ class Tokenizer(ABC):
     """The bytes that each id stands for."""
     special_tokens: Mapping[str, int] = MappingProxyType({})
     """Ids of tokens that are no text, such as <|endoftext|>, by their names; a kind may have none."""
+    begins_with: str | None = None
+    """The special token that a model has seen before every text (a Llama's <s>), where there is one."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -30,6 +32,15 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Raises ValueError for a text that the vocabulary cannot spell."""
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model is to go on from: the token that every text begins with, where there is
+        one, and those of `encode`.
+
+        Raises ValueError where `encode` does.
+        """
+        first = [] if self.begins_with is None else [self.special_tokens[self.begins_with]]
+        return first + self.encode(text)
 
     @abstractmethod
     def decode(self, ids: list[int]) -> str:

@@ -54,7 +54,8 @@ class BPETokenizer(Tokenizer):
     the syntax of `regex`. special_tokens: texts that stand for one token each, where the caller of `encode`
     allows it; a mapping gives their ids. vocab: the tokens by id, special ones among them; None means the 256
     bytes, then what each merge makes, then the special tokens. A given vocab may lack bytes (SmolLM2's has no
-    0x04): text with them cannot be encoded. Raises ValueError for parts that don't fit together.
+    0x04): text with them cannot be encoded. begins_with: the special token that `prompt` puts first. Raises
+    ValueError for parts that don't fit together.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class BPETokenizer(Tokenizer):
         pattern: str = GPT2_PATTERN,
         special_tokens: Sequence[str] | Mapping[str, int] = (),
         vocab: Mapping[int, bytes] | None = None,
+        begins_with: str | None = None,
     ):
         self.merges = list(merges)
         self.pattern = pattern
@@ -79,6 +81,7 @@ class BPETokenizer(Tokenizer):
         else:
             self.special_tokens = {special: len(plain) + i for i, special in enumerate(specials)}
 
+        self.begins_with = begins_with
         special_ids = set(self.special_tokens.values())
         ids = {token: i for i, token in self.vocab.items() if i not in special_ids}
         self._check(specials, needed=[*plain[256:], *chain.from_iterable(self.merges)], ids=ids)
@@ -96,6 +99,8 @@ class BPETokenizer(Tokenizer):
             problems.append("special tokens must be different from each other and not empty")
         if any(self.vocab.get(i) != special.encode() for special, i in self.special_tokens.items()):
             problems.append("a special token's id must be its own in the vocabulary")
+        if self.begins_with is not None and self.begins_with not in self.special_tokens:
+            problems.append(f"begins_with={self.begins_with!r} is not one of the special tokens")
         missing = [token for token in needed if token not in ids]
         if missing:
             problems.append(f"the vocabulary lacks {missing[0]!r}")
@@ -104,7 +109,7 @@ class BPETokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple:
         """Pickled as the arguments that it is made from: its functions cannot be sent to another process."""
-        return BPETokenizer, (self.merges, self.pattern, self.special_tokens, self.vocab)
+        return BPETokenizer, (self.merges, self.pattern, self.special_tokens, self.vocab, self.begins_with)
 
     @classmethod
     def train(
@@ -148,6 +153,7 @@ class BPETokenizer(Tokenizer):
         merges: Iterable[str],
         pattern: str = GPT2_PATTERN,
         special_tokens: Mapping[str, int] | None = None,
+        begins_with: str | None = None,
     ) -> "BPETokenizer":
         """From tokens by id and merges ("a b") written in the characters of `PRINTABLE`.
 
@@ -175,7 +181,7 @@ class BPETokenizer(Tokenizer):
                 pairs.append((in_bytes(parts[0]), in_bytes(parts[1])))
         except KeyError as error:
             raise ValueError(f"the vocabulary has a character that stands for no byte: {error}") from None
-        return cls(pairs, pattern, special_tokens, vocab)
+        return cls(pairs, pattern, special_tokens, vocab, begins_with)
 
     # ---- text to ids and back
 
@@ -291,6 +297,8 @@ class BPETokenizer(Tokenizer):
         }
         if self._has_own_order:
             values["vocab"] = [token.decode("latin-1") for token in self.vocab.values()]
+        if self.begins_with is not None:
+            values["begins_with"] = self.begins_with
         return values
 
     @classmethod
@@ -302,7 +310,8 @@ class BPETokenizer(Tokenizer):
                 vocab = {i: token.encode("latin-1") for i, token in enumerate(values["vocab"])}
         except (ValueError, AttributeError) as error:
             raise TypeError(error) from None  # which `load` reports as a damaged file
-        return cls(merges, values["pattern"], dict(values["special_tokens"]), vocab)
+        special_tokens = dict(values["special_tokens"])
+        return cls(merges, values["pattern"], special_tokens, vocab, values.get("begins_with"))
 
 
 class _PieceCache(dict[str, tuple[int, ...]]):

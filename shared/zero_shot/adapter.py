@@ -41,8 +41,10 @@ class LMEvalAdapter(TemplateLM):
         return start_token(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """The text's ids. Nothing is added, whatever is asked: no token of ours opens every text."""
-        return self.tokenizer.encode(string)
+        """The text's ids, after the token that every text begins with, where the tokenizer has one."""
+        if add_special_tokens is False:
+            return self.tokenizer.encode(string)
+        return self.tokenizer.prompt(string)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any

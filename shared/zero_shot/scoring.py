@@ -89,11 +89,14 @@ def _score_batch(
 
 
 def start_token(tokenizer: Tokenizer) -> int:
-    """The id of <|endoftext|>, which stands before a text that has no context.
+    """The id of what stands before a text that has no context: the token that every text begins with, or
+    <|endoftext|>.
 
     Raises ValueError where the tokenizer has none.
     """
     specials = tokenizer.special_tokens
+    if tokenizer.begins_with is not None:
+        return specials[tokenizer.begins_with]
     if END_OF_TEXT not in specials:
         raise ValueError(
             f"an empty context needs a token to begin with, and this tokenizer has no {END_OF_TEXT}: give a"
@@ -106,14 +109,14 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     """Ids of both parts, as the harness cuts them.
 
     White space at the end of the context belongs to the continuation, and the two are encoded as one text, so
-    that no token differs from those that the model would have read. An empty context becomes <|endoftext|>.
+    that no token differs from those that the model would have read. An empty context becomes `start_token`.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
     if not stripped:
         return [start_token(tokenizer)], tokenizer.encode(continuation)
-    before = tokenizer.encode(stripped)
-    return before, tokenizer.encode(stripped + continuation)[len(before) :]
+    before = tokenizer.prompt(stripped)
+    return before, tokenizer.prompt(stripped + continuation)[len(before) :]
 
 
 def loglikelihoods(
@@ -186,7 +189,7 @@ def sliding_window(
             f"stride={stride}: must be from 1 (all the context there is, slow) to block_size={block_size}"
             " (windows side by side)"
         )
-    ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
+    ids = torch.tensor(tokenizer.prompt(text), dtype=torch.int64)
     if len(ids) < 2:
         raise ValueError(
             f"the text has {len(ids)} tokens: at least 2 are needed, one to predict the other from"

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from shared.models.pretrained import from_gguf, from_hf
-from shared.models.tokenizer_files import DEFAULT_PATTERN, SMOLLM_PATTERN
+from shared.models.tokenizer_files import DEFAULT_PATTERN, EVERY_CHARACTER, SMOLLM_PATTERN
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import GPT2_PATTERN, to_printable
 from tests.helpers import fuzz, synthetic_text
@@ -76,6 +76,9 @@ def after_punctuation(pre_tokenizer):
         (with_(model=lambda m: m | {"ignore_merges": True}), "ignore_merges=True"),
         (with_(added_tokens=lambda a: [a[0] | {"special": False}]), "'<|end|>' is found in plain text"),
         (with_(added_tokens=lambda a: [a[0] | {"lstrip": True}]), "takes the spaces round it"),
+        (with_(added_tokens=lambda a: [a[0] | {"id": 349}, a[1]]), "no token has the id 0"),
+        (with_(model=lambda m: m | {"vocab": m["vocab"] | {"b": 66}}), "'a' and 'b' have one id, 66"),
+        (with_(model=lambda m: m | {"vocab": m["vocab"] | {"b": 400}}), "no token has the id 67"),
         (
             with_(added_tokens=lambda a: a + [a[0] | {"id": TOKENS, "content": "<|more|>"}]),
             "it has 351 tokens, and the model 350",
@@ -98,7 +101,6 @@ def test_a_tokenizer_that_ours_cannot_be_is_left_out_aloud(change, reason, tmp_p
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
         lambda text: "{}",
-        lambda text: text.replace('"id": 0,', '"id": 349,', 1),
         lambda text: text.replace('"merges"', '"merge"'),
     ],
 )
@@ -188,3 +190,23 @@ def test_a_gguf_tokenizer_of_numbers_is_damaged(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", llama_with_tokens(), tokenizer=tokenizer, change=add_numbers)
     with pytest.raises(ValueError, match="damaged"):
         from_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "reason"),
+    [
+        ({"a": 0, "b": 2}, "no token has the id 1"),
+        ({"a": 0, "b": 0}, "'a' and 'b' have one id, 0"),
+        ({"a": 0, "bc": 1}, "its model is WordLevel"),
+    ],
+    ids=["gap", "one id twice", "two characters"],
+)
+def test_characters_whose_ids_ours_cannot_have_are_left_out_aloud(vocab, reason, tmp_path):
+    theirs = tokenizers.Tokenizer(tokenizers.models.WordLevel({}, unk_token="?"))
+    theirs.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(EVERY_CHARACTER), "isolated")
+    values = json.loads(theirs.to_str())
+    values["model"]["vocab"] = vocab
+    (model_with_tokens(tmp_path) / "tokenizer.json").write_text(json.dumps(values))
+    said = []
+    assert from_hf(tmp_path, said.append).tokenizer is None
+    assert len(said) == 1 and reason in said[0]
