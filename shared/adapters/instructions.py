@@ -1,4 +1,4 @@
-"""Week 9. Instruction data: conversations from JSONL, written out by a template, the loss on answers only.
+"""Week 9. Instruction tuning: conversations written out by a template, the loss on answers only.
 
     template = template_for(model.tokenizer)
     train, held_out = split_off(read_conversations("talks.jsonl"))
@@ -12,123 +12,23 @@ Source: Ouyang et al., "Training language models to follow instructions with hum
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shared.adapters.conversations import Conversation, Message
 from shared.adapters.packing import IGNORED, EncodedTalk, Packed, Rows, lay_out, pack
 from shared.evaluation import cross_entropy, perplexity
-from shared.models.chat import IM_END, ROLES, chat_prompt, is_chat
+from shared.models.chat import IM_END, chat_prompt, is_chat
 from shared.registry import LanguageModel
 from shared.sampling.generate import generate
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import BPETokenizer
 from shared.training.config import TrainConfig
-
-Message = Mapping[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
-Conversation = list[Message]
-"""Messages, oldest first; the last one is the assistant's."""
-
-
-# ---- files
-
-
-def conversation(entry: Any) -> Conversation:
-    """A conversation from one JSON object, in any of three forms.
-
-    They are {"prompt", "response"}, Alpaca's {"instruction", "input", "output"}, and {"messages": [...]}.
-    Raises ValueError for anything else, an empty text, and a conversation that does not end with the
-    assistant.
-
-    >>> conversation({"instruction": "Add them.", "input": "2 and 3", "output": "5"})[0]
-    {'role': 'user', 'content': 'Add them.\\n\\n2 and 3'}
-    """
-    messages: Conversation = []
-    for role, content in _roles_and_contents(entry):
-        if role not in ROLES:
-            raise ValueError(f"a role must be one of {', '.join(ROLES)}, not {role!r}")
-        if not isinstance(content, str):
-            raise ValueError(f"the {role}'s text is no text")
-        if not content.strip():
-            raise ValueError(f"the {role}'s text is empty")
-        messages.append({"role": role, "content": content.strip()})
-    if not messages or messages[-1]["role"] != "assistant":
-        raise ValueError("a conversation must end with an answer of the assistant")
-    return messages
-
-
-def _roles_and_contents(entry: Any) -> list[tuple[Any, Any]]:
-    """The roles and the contents of the messages, which are not checked yet."""
-    keys = set(entry) if isinstance(entry, dict) else set()
-    if keys >= {"messages"}:
-        messages = entry["messages"]
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise ValueError('"messages" must be a list of {"role": ..., "content": ...}')
-        return [(message.get("role"), message.get("content")) for message in messages]
-    if keys >= {"prompt", "response"}:
-        return [("user", entry["prompt"]), ("assistant", entry["response"])]
-    if keys >= {"instruction", "output"}:
-        parts = [entry["instruction"], entry.get("input") or ""]
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError('"instruction" and "input" must be texts')
-        question = "\n\n".join(part.strip() for part in parts if part.strip())
-        return [("user", question), ("assistant", entry["output"])]
-    known = '{"prompt", "response"}, {"instruction", "input", "output"} or {"messages"}'
-    given = ", ".join(repr(key) for key in sorted(keys)) or type(entry).__name__
-    raise ValueError(f"expected an object with {known}, found {given}")
-
-
-def read_conversations(path: str | Path) -> list[Conversation]:
-    """The conversations of a JSONL file: an object a line, each in a form that `conversation` knows.
-
-    Empty lines are passed over. Raises ValueError with the line's number for one that is broken, and for a
-    file without any.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror or error}): give a JSONL file, an object a line"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): JSONL is") from None
-    conversations = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may have U+2028 inside a text
-        if line.strip():
-            try:
-                conversations.append(conversation(json.loads(line)))
-            except ValueError as error:  # JSONDecodeError is one
-                raise ValueError(f"{path}, line {number}: {error}") from None
-    if not conversations:
-        raise ValueError(f"{path} has no conversation in it")
-    return conversations
-
-
-def split_off(
-    conversations: Sequence[Conversation], share: float = 0.1, seed: int = 0
-) -> tuple[list[Conversation], list[Conversation]]:
-    """A training and a held-out part, drawn by chance; each has at least one conversation.
-
-    share: of the held-out part. Raises ValueError for fewer than two conversations.
-    """
-    if len(conversations) < 2:
-        raise ValueError(
-            f"{len(conversations)} conversation cannot be split into a training and a held-out part: give at"
-            " least 2"
-        )
-    order = np.random.default_rng(seed).permutation(len(conversations)).tolist()
-    count = min(len(conversations) - 1, max(1, math.ceil(share * len(conversations))))
-    train = [conversations[i] for i in sorted(order[count:])]
-    held_out = [conversations[i] for i in sorted(order[:count])]
-    return train, held_out
-
 
 # ---- templates
 

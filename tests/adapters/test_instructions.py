@@ -1,7 +1,5 @@
-"""shared/adapters/instructions.py and packing.py: reading, templates, rows, and training on answers only."""
+"""shared/adapters/instructions.py and packing.py: templates, rows, and training on answers only."""
 
-import json
-import math
 import string
 from dataclasses import replace
 
@@ -12,14 +10,12 @@ import torch.nn.functional as F
 
 from shared import checkpoint
 from shared.adapters import LoRAConfig, add_lora, load_adapter, save_adapter
+from shared.adapters.conversations import read_conversations
 from shared.adapters.instructions import (
     Instructions,
     PlayTemplate,
     answer,
-    conversation,
     encode,
-    read_conversations,
-    split_off,
     template_for,
 )
 from shared.adapters.packing import IGNORED, EncodedTalk, Packed, lay_out, pack
@@ -74,80 +70,6 @@ def task(talks=TALKS, val=TALKS[:2], block_size=96, **settings):
 def learned_text(tokenizer: Tokenizer, example: EncodedTalk) -> str:
     """The tokens that the mask lets through."""
     return tokenizer.decode([i for i, learned in zip(example.ids, example.mask) if learned])
-
-
-# ---- files
-
-
-@pytest.mark.parametrize(
-    "entry, expected",
-    [
-        ({"prompt": " Who? ", "response": "I.\n"}, talk("Who?", "I.")),
-        ({"prompt": "Who?", "response": "I.", "source": "more keys do no harm"}, talk("Who?", "I.")),
-        ({"instruction": "Add.", "input": "2, 3", "output": "5"}, talk("Add.\n\n2, 3", "5")),
-        ({"instruction": "Who?", "input": "", "output": "I."}, talk("Who?", "I.")),
-        ({"instruction": "Who?", "output": "I."}, talk("Who?", "I.")),
-        ({"messages": talk("Who?", "I.", system="Be brief.")}, talk("Who?", "I.", system="Be brief.")),
-    ],
-)
-def test_the_forms_of_a_conversation(entry, expected):
-    assert conversation(entry) == expected
-
-
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ('{"prompt": "Who?", "response": ', "Expecting value"),
-        ('{"question": "Who?"}', "expected an object with .* found 'question'"),
-        ("[1]", "found list"),
-        ('{"prompt": "Who?", "response": "  "}', "the assistant's text is empty"),
-        ('{"prompt": 3, "response": "I."}', "the user's text is no text"),
-        ('{"instruction": "Who?", "input": 3, "output": "I."}', "must be texts"),
-        ('{"messages": "Who?"}', "must be a list"),
-        ('{"messages": []}', "must end with an answer"),
-        ('{"messages": [{"role": "user", "content": "Who?"}]}', "must end with an answer"),
-        (
-            '{"messages": [{"role": "human", "content": "Who?"}]}',
-            "role must be one of system, user, assistant, not 'human'",
-        ),
-    ],
-)
-def test_a_broken_line_is_named_by_its_number(tmp_path, line, words):
-    path = tmp_path / "talks.jsonl"
-    path.write_text('{"prompt": "Who?", "response": "I."}\n\n' + line + "\n")
-    with pytest.raises(ValueError, match=f"talks.jsonl, line 3: .*{words}"):
-        read_conversations(path)
-
-
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_conversations(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="no conversation"):
-        read_conversations(tmp_path / "empty.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9", "response": "a"}')
-    with pytest.raises(ValueError, match="not UTF-8"):
-        read_conversations(tmp_path / "latin.jsonl")
-
-
-def test_json_escapes_and_unicode_survive(tmp_path):
-    path = tmp_path / "talks.jsonl"
-    line = json.dumps({"prompt": "Où?", "response": "Là\u2028bas"}, ensure_ascii=False)
-    path.write_text(line + "\n", encoding="utf-8")
-    assert read_conversations(path) == [talk("Où?", "Là\u2028bas")]
-
-
-@pytest.mark.parametrize("count", [2, 3, 10, 101])
-def test_splitting_off_keeps_every_conversation_once(count):
-    talks = [talk(f"{i}?", f"{i}.") for i in range(count)]
-    train, val = split_off(talks)
-    assert sorted(str(t) for t in train + val) == sorted(map(str, talks))
-    assert len(val) == math.ceil(count / 10)
-    assert (train, val) == split_off(talks)
-    if count > 2:
-        assert (train, val) != split_off(talks, seed=1)
-    with pytest.raises(ValueError, match="cannot be split"):
-        split_off(talks[:1])
 
 
 # ---- templates

@@ -15,6 +15,10 @@ pytestmark = pytest.mark.slow
 
 WRONG_IN_WEEK_9 = {
     "a broken line": (["--data", "BROKEN"], "line 2: expected an object with"),
+    "a broken line, before the model is looked for": (
+        ["--data", "BROKEN", "--model", "no/such/model"],
+        "line 2: expected an object with",
+    ),
     "no such file": (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
     "one example only": (["--data", "ONE"], "cannot be split"),
     "nothing fits": (["--block-size", "20"], "no training example fits into a context of 20 tokens"),
@@ -38,6 +42,17 @@ def test_week_9_says_what_is_wrong(case, refuses, text_file, tmp_path):
         (tmp_path / name).write_text(content)
     arguments = [str(tmp_path / a) if a.isupper() else a for a in arguments]
     refuses("09_lora", ["--text", text_file, *arguments], words)
+
+
+def test_week_9_leaves_bad_lines_out_when_asked(output, text_file, tmp_path, capsys):
+    talks = [json.dumps({"prompt": f"Who is {n}?", "response": "Toad."}) for n in range(20)]
+    data = tmp_path / "talks.jsonl"
+    data.write_text("\n".join([talks[0], "{", *talks[1:]]))
+    module, settings = script("09_lora", text=text_file, data=str(data), steps=1, skip_bad_lines=True)
+    module.main(settings)
+    assert "1 of 21 conversations cannot be read and are left out (line 2: " in capsys.readouterr().out
+    runs = report.read_runs(output / "logs" / "09_lora" / "mine" / "smoke" / "rhyme.txt")
+    assert runs[settings.run].summary["examples"] == 18
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora", "dora", "prompt"])

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -11,15 +11,8 @@ from torch import nn
 from names import STEWARD, model_name
 from shared import checkpoint
 from shared.adapters import add_lora, save_adapter
-from shared.adapters.instructions import (
-    Conversation,
-    Instructions,
-    Template,
-    answer,
-    read_conversations,
-    split_off,
-    template_for,
-)
+from shared.adapters.conversations import Conversation, read_conversations, split_off
+from shared.adapters.instructions import Instructions, Template, answer, template_for
 from shared.adapters.prompts import add_prompt
 from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import evaluate
@@ -62,21 +55,34 @@ def load_base(settings: "Settings") -> tuple[GPT, Corpus]:
     return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
 
 
-def read_data(settings: "Settings", model: GPT) -> tuple[Instructions, list[Conversation]]:
-    """The task, and the held-out conversations."""
+class Talks(NamedTuple):
+    """The conversations to learn from, and those to measure on."""
+
+    train: list[Conversation]
+    held_out: list[Conversation]
+
+
+def read_talks(settings: "Settings") -> Talks:
+    """The conversations of the settings' files. Raises ValueError for files that cannot be read."""
     shipped = settings.data == STEWARD
-    train = read_conversations(ROOT / STEWARD if shipped else settings.data)
+    skip = settings.skip_bad_lines
+    train = read_conversations(ROOT / STEWARD if shipped else settings.data, skip)
     if settings.held_out or shipped:
         own = Path(__file__).with_name("steward_held_out.jsonl")
-        held_out = read_conversations(settings.held_out or own)
-    else:
-        train, held_out = split_off(train, seed=settings.seed)
-        print(f"{len(held_out)} of {len(train) + len(held_out)} conversations are held out, drawn by chance")
+        return Talks(train, read_conversations(settings.held_out or own, skip))
+    train, held_out = split_off(train, seed=settings.seed)
+    print(f"{len(held_out)} of {len(train) + len(held_out)} conversations are held out, drawn by chance")
+    return Talks(train, held_out)
+
+
+def task_of(settings: "Settings", model: GPT, talks: Talks) -> Instructions:
+    """What there is to learn, in the model's tokens and template."""
+    train, held_out = talks
     name = f"{Path(settings.data).stem}-{len(train)}"
     # A soft prompt stands once in front of a row: each example has a row of its own.
     pack = settings.method != "prompt"
     template = template_for(model.tokenizer)
-    return Instructions(train, held_out, template, room_for_text(settings, model), name, pack=pack), held_out
+    return Instructions(train, held_out, template, room_for_text(settings, model), name, pack=pack)
 
 
 def room_for_text(settings: "Settings", model: GPT) -> int:

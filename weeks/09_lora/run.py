@@ -22,9 +22,10 @@ from fine_tuning import (
     count_trained_and_frozen,
     load_base,
     observe,
-    read_data,
+    read_talks,
     save_trained,
     share_in_form,
+    task_of,
     train_config,
     trainable,
 )
@@ -57,11 +58,13 @@ HEADLINE = (
 @dataclass(frozen=True)
 class Settings(WeekSettings):
     data: str = STEWARD
-    """A JSONL file of conversations: {"prompt", "response"}, Alpaca's {"instruction", "input", "output"}, or
-    {"messages"}.
+    """Conversations, as JSONL or a JSON array: {"prompt", "response"} or {"prompt", "completion"}, Alpaca's
+    {"instruction", "input", "output"}, {"messages"}, or ShareGPT's {"conversations"}.
     """
     held_out: str | None = None
     """The same for measuring; None: a tenth of `data`, drawn by chance (the course's own data has a file)."""
+    skip_bad_lines: bool = False
+    """Leave out what cannot be read of the data, and count it, instead of stopping."""
     model: str = "course"
     """course (week 6's own), smollm2, or a path: a checkpoint of the course, a GGUF file, a Hugging Face
     folder.
@@ -190,9 +193,10 @@ def fine_tune(settings: Settings, device: torch.device) -> tuple[Workspace, dict
 
     Returns the week's folders, the run's metrics, and the folder with what was trained.
     """
+    talks = read_talks(settings)  # before the model is loaded, or trained
     model, corpus = load_base(settings)
-    task, held_out = read_data(settings, model)
-    questions = [talk[:-1] for talk in held_out[: settings.questions]]
+    task = task_of(settings, model, talks)
+    questions = [talk[:-1] for talk in talks.held_out[: settings.questions]]
     model.to(device)
     base_loss = task.evaluate(model, TrainConfig(), device)["val_loss"]
     before = observe(model, corpus, task.template, questions, settings)

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from library import Library
-from shared.adapters.instructions import Conversation
+from shared.adapters.conversations import Conversation
 from shared.retrieval.documents import Chunk
 from shared.retrieval.ranking import holds_answer, normalise
 

@@ -15,7 +15,8 @@ from measures import grade_answers, measure_answers, ranking, sentence_scores, w
 from names import EFFORTS, WINDOWS
 from sentences import gaps, has_digit, named, sentence_of, talk_on, talks_on
 from shared.adapters import LoRAConfig, add_lora
-from shared.adapters.instructions import Conversation, Instructions, answer, template_for
+from shared.adapters.conversations import Conversation
+from shared.adapters.instructions import Instructions, answer, template_for
 from shared.assets import SUM_BYTES, is_whole, keep
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text
