@@ -9,19 +9,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared.locks import folder_lock
-from shared.registry import MODELS, LanguageModel, unwrapped
+from shared.registry import MODELS, LanguageModel, WithoutValues, unwrapped
 from shared.tokenizers.base import Tokenizer
 
 SAVING_SECONDS = 600
@@ -36,7 +36,8 @@ Filled by `register_form`.
 def register_form(entry: str, rebuild: Callable[[LanguageModel, Any], LanguageModel]) -> None:
     """Lets `load` open checkpoints that were saved with `more={entry: value}`.
 
-    rebuild(new model, value) returns the model in that form.
+    rebuild(new model, value) returns the model in that form. Its parameters may lie on PyTorch's device
+    "meta", without values: they are filled afterwards.
     """
     FORMS[entry] = rebuild
 
@@ -70,9 +71,11 @@ def save(
 
     On a full disk or a kill at any moment, the old or the new checkpoint is there, whole. tensors, state: the
     training state of a run that may be resumed; both are kept where `state` is given. weights: the model's
-    tensors, where `model` has not all of each in this process; None takes them from `model`. more: further
-    entries of config.json: what a later week did to the model. `load` undoes none of it and needs a form of
-    that name (`register_form`).
+    tensors, where `model` has not all of each in this process, or a run will take them up (`load_learned`);
+    None takes them from `model`. more: further entries of config.json: what a later week did to the model.
+    `load` undoes none of it and needs a form of that name (`register_form`). Raises ValueError, where
+    `weights` is None, for a model that `load` could not build again: of a class that is not registered, or
+    with layers other than its class and `more` give it (adapters, quantization).
     """
     model = unwrapped(model)
     config = {
@@ -82,8 +85,11 @@ def save(
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
         **(more or {}),
     }
+    if weights is None:
+        weights = unshared(model)
+        _check_loadable(config, weights, Path(folder))
     with whole_folder(folder) as new:
-        _write_tensors(new / "model.safetensors", weights or unshared(model))
+        _write_tensors(new / "model.safetensors", weights)
         if tokenizer is not None:
             tokenizer.save(new / "tokenizer.json")
         (new / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
@@ -91,6 +97,24 @@ def save(
             _write_tensors(new / "training.safetensors", tensors or {})
             (new / "training.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
     return Path(folder)
+
+
+def _check_loadable(config: dict[str, Any], weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises ValueError where `load` would not find these tensors in the model that `config` describes."""
+    if config["model"] not in MODELS:
+        raise ValueError(
+            f"a {config['model']} could not be loaded again, so it is not saved: its class is not registered"
+            " (shared.registry.register_model). A soft prompt is saved alone (save_adapter)"
+        )
+    with WithoutValues():
+        model = _rebuilt(folder, json.loads(json.dumps(config)))
+    problems = _misfits({name: tensor.shape for name, tensor in weights.items()}, unshared(model))
+    if problems:
+        raise ValueError(
+            f"this model could not be loaded again, so it is not saved: {problems}. Its layers are not those"
+            f" of a {config['model']}: merge adapters (merge_lora), or save them alone (save_adapter); save a"
+            " quantized model with save_quantized"
+        )
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -221,10 +245,13 @@ def load(
             f"{folder} has only what was trained beside {meta['beside']}: a run can be resumed with it, it is"
             " no model by itself"
         )
-    model = _new_model(path, meta)
-    for entry in meta.keys() - {"model", "config", "metrics", "tokenizer"}:
-        model = _in_form(model, entry, meta[entry], path)
+    with WithoutValues():
+        model = _rebuilt(path, meta)
     load_weights(model, path / "model.safetensors")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        # A buffer that no checkpoint keeps got its values in a way that cannot be seen.
+        model = _rebuilt(path, meta)
+        load_weights(model, path / "model.safetensors")
     tensors = None
     state = None
     if (path / "training.json").exists():
@@ -237,6 +264,14 @@ def load(
         tensors=tensors,
         state=state,
     )
+
+
+def _rebuilt(path: Path, meta: dict[str, Any]) -> LanguageModel:
+    """A model of the kind, the shape and the form that a checkpoint's config.json names."""
+    model = _new_model(path, meta)
+    for entry in meta.keys() - {"model", "config", "metrics", "tokenizer"}:
+        model = _in_form(model, entry, meta[entry], path)
+    return model
 
 
 def _new_model(path: Path, meta: dict[str, Any]) -> LanguageModel:
@@ -322,28 +357,64 @@ def _tokenizer(path: Path, wanted: Tokenizer | None) -> Tokenizer | None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills `model` from a safetensors file.
+    """Fills `model` from a safetensors file. What is on PyTorch's device "meta" gets its memory only now.
 
     Raises ValueError unless every parameter is there, none is left over, and every shape is the same.
     """
-    tensors = _fitting(path, unshared(model))
-    model.load_state_dict(tensors, strict=False)  # a tied weight's second name is not in the file
+    own = unshared(model)
+    tensors = _fitting(path, own)
+    tied: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(parameter, []).append(name)
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    model.load_state_dict(tensors, strict=False, assign=on_meta)  # a tied weight has one name in the file
+    for first, *others in tied.values():
+        for name in others:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, model.get_parameter(first))
 
 
 def _fitting(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, which must have the names and shapes of `own`."""
-    tensors = _read_tensors(path)
-    problems = [f"{n} is missing" for n in own if n not in tensors]
-    problems += [f"{n} is not in the model" for n in tensors if n not in own]
-    problems += [
-        f"{n} is {list(t.shape)}, the model's {list(own[n].shape)}"
-        for n, t in tensors.items()
-        if n in own and t.shape != own[n].shape
-    ]
+    """The tensors of a file, which must have the names and shapes of `own`, on the CPU and in its types.
+
+    An open file lies in memory as far as it was read: it is opened for each tensor anew, so that no more than
+    one of them is there twice.
+    """
+    with _opened(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    problems = _misfits(shapes, own)
     if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:3])}{more}")
+        raise ValueError(f"{path} does not fit the model: {problems}")
+    tensors = {}
+    for name, tensor in own.items():
+        with _opened(path) as file:
+            tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(file.get_tensor(name))
     return tensors
+
+
+def _misfits(shapes: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> str:
+    """Which tensors of these names and shapes are not those of `own`, for people; "" where all are."""
+    problems = [f"{n} is missing" for n in own if n not in shapes]
+    problems += [f"{n} is not in the model" for n in shapes if n not in own]
+    problems += [
+        f"{n} is {list(shape)}, the model's {list(own[n].shape)}"
+        for n, shape in shapes.items()
+        if n in own and tuple(shape) != own[n].shape
+    ]
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises ValueError for one that is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is missing, cut or damaged ({error}): train again, or use another checkpoint"
+        ) from None
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

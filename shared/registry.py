@@ -6,12 +6,14 @@ its reader knowing the models of later weeks.
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 
 class LanguageModel(nn.Module):
@@ -60,6 +62,40 @@ def unwrapped(model: Module) -> Module:
             model.module if isinstance(model, DistributedDataParallel) else model._modules.get("_orig_mod")
         )
     return model
+
+
+class SkipInit(TorchFunctionMode):
+    """Inside, functions of torch.nn.init return their tensor untouched."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+class WithoutValues(SkipInit):
+    """Inside, what `torch.empty` makes lies on PyTorch's device "meta", and has no memory.
+
+    So do most parameters: they are made empty, and filled by torch.nn.init. What is computed has its values.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.empty:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def import_all_models() -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from shared.adapters.lora import BaseLayer, LoRA, LoRAConfig, LoRALinear
 from shared.models.layers import swap_modules
-from shared.quantization.modules import QuantizedLinear
+from shared.quantization.modules import QuantizedLinear, dequantize
 
 OUTPUT = "lm_head"
 """The layer that "all-linear" leaves out."""
@@ -236,14 +236,17 @@ def merge_lora(model: Module, keep: bool = False) -> Module:
 
     Its layers are then plain, and cost what they did without adapters. keep=False removes all adapters, those
     not in use as well. With keep=True they stay, the base beside them, and `unmerge_lora` goes back. A
-    quantized layer becomes one in fp32: rounded again, it would lose part of what was learned. Merging again
-    changes nothing.
+    quantized layer becomes one in fp32: rounded again, it would lose part of what was learned. With
+    keep=False so do the quantized layers without an adapter: the model is then a plain one, which can be
+    saved, exported, and quantized anew. Merging again changes nothing.
     """
+    changed = False
     for name, layer in adapted_layers(model).items():
         layer.merge()
+        changed = changed or layer.merged is not layer.base
         if not keep and layer.merged is not None:
             swap_modules(model, {name: layer.merged})
-    return model
+    return dequantize(model) if changed and not keep else model
 
 
 def unmerge_lora(model: Module) -> Module:

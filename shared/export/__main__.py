@@ -3,6 +3,8 @@
     python -m shared.export --checkpoint checkpoints/my-model --out exported
     # for llama.cpp, in 8 bits
     python -m shared.export --checkpoint smollm2 --format gguf --kind Q8_0 --out smollm2.gguf
+    # with what week 9 trained beside it
+    python -m shared.export --checkpoint smollm2 --adapter checkpoints/steward --out exported
 
 A Hugging Face folder and a GGUF file are exact or refused: where the format has no such model, the error
 names the fields in the way, and nothing is written. ONNX takes every GPT.
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 from shared import checkpoint
+from shared.adapters import load_adapter, merge_lora
 from shared.commandline import errors_for_people, parse_args
 from shared.export.gguf import to_gguf
 from shared.export.huggingface import FILES, Card, push_to_hub, save_hf_folder
 from shared.export.onnx import to_onnx, weights_of
+from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 
 # ---- from the command line
@@ -32,6 +36,8 @@ class Settings:
     """A folder that training saved, or "smollm2"."""
     out: str
     """The folder (hf) or file (gguf, onnx) to write."""
+    adapter: str | None = None
+    """The folder of a LoRA, in PEFT's form, that is merged into the weights first."""
     format: Literal["hf", "gguf", "onnx"] = "hf"
     kind: Literal["F32", "F16", "Q8_0", "Q4_0"] = "F16"
     """gguf: how matrices are stored."""
@@ -51,11 +57,25 @@ class Settings:
             raise ValueError(f"--push uploads a Hugging Face folder, not {self.format}: use --format hf")
 
 
+def with_adapter(model: GPT, folder: str) -> GPT:
+    """The model with a LoRA merged into its weights. Raises ValueError for a soft prompt."""
+    adapted = load_adapter(folder, model)
+    if not isinstance(adapted, GPT):
+        raise ValueError(
+            f"{folder} holds a soft prompt, which stands beside the text and is no change of the weights: it"
+            " cannot be exported with them"
+        )
+    return merge_lora(adapted)
+
+
 def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
     """Loads, exports, and says what was written."""
     model = load_model(settings.checkpoint)
     tokenizer = model.tokenizer
     metrics = checkpoint.read_metrics(settings.checkpoint)
+    if settings.adapter is not None:
+        model = with_adapter(model, settings.adapter)
+        metrics = {}  # the adapted model's are others
     out = Path(settings.out)
     beside = out.with_name(out.name + ".tokenizer.json")
     if settings.format == "hf":

@@ -3,13 +3,13 @@
 A single row is what a model computes that writes token by token.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from shared.registry import SkipInit
 
 
 def _is_row(x: Tensor, width: int) -> bool:
@@ -57,22 +57,6 @@ class RMSNorm(nn.RMSNorm):
         return torch.addcmul(ZERO, x, weight, value=inverse_rms)
 
 
-class _SkipInit(TorchFunctionMode):
-    """Functions of torch.nn.init return their tensor untouched."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def without_memory() -> Iterator[None]:
     """Modules that are made in here lie on PyTorch's device "meta": names and shapes, without values.
@@ -80,7 +64,7 @@ def without_memory() -> Iterator[None]:
     Their first values are skipped: even on "meta" PyTorch would import its compiler for them, which takes
     seconds.
     """
-    with torch.device("meta"), _SkipInit():
+    with torch.device("meta"), SkipInit():
         yield
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shared import checkpoint
 from shared.models.gpt import GPT
-from shared.models.layers import swap_modules
+from shared.models.layers import Linear, swap_modules, without_memory
 from shared.quantization.kernels import KERNELS, how_computed, with_kernel
 from shared.quantization.packing import GROUP_SIZES, SCHEMES, PackedWeight, check_weight
 from shared.registry import LanguageModel, unwrapped
@@ -121,11 +121,17 @@ def quantize(
     """
     settings = check_settings(scheme, group_size, double_quant)
     check_model(model, settings.get("group_size", 1))
-    if scheme == "int8" and group_size:
-        kernels = tuple(kernel for kernel in kernels if kernel != "torch")
+    kernels = _usable(settings, kernels)
     say(how_computed(scheme, device_of(model), kernels))
     _quantize_linears(model, settings, kernels)
     return model
+
+
+def _usable(settings: dict[str, Any], kernels: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `kernels` that know these settings."""
+    if settings["scheme"] == "int8" and "group_size" in settings:
+        return tuple(kernel for kernel in kernels if kernel != "torch")
+    return kernels
 
 
 def check_settings(scheme: str, group_size: int | None, double_quant: bool | None) -> dict[str, Any]:
@@ -183,6 +189,31 @@ def put_packed(model: nn.Module, name: str, packed: PackedWeight) -> None:
     else:
         new = QuantizedEmbedding(packed)
     swap_modules(model, {name: new.train(old.training)})
+
+
+def dequantize(model: Module) -> Module:
+    """Swaps every packed layer of `model` for a plain one with the weight that it stands for, and returns the
+    same model: the inverse of `quantize`, but for what rounding lost.
+
+    A weight that is shared (tied embeddings) is one parameter again. A model without packed layers stays as
+    it is.
+    """
+    weights: dict[PackedWeight, nn.Parameter] = {}
+    for name, old in list(model.named_modules()):
+        if not isinstance(old, (QuantizedLinear, QuantizedEmbedding)):
+            continue
+        if old.packed not in weights:
+            weights[old.packed] = nn.Parameter(old.weight, requires_grad=False)
+        with without_memory():
+            new: nn.Linear | nn.Embedding
+            if isinstance(old, QuantizedLinear):
+                new = Linear(old.in_features, old.out_features, bias=False)
+                new.register_parameter("bias", old.bias)
+            else:
+                new = nn.Embedding(old.num_embeddings, old.embedding_dim)
+        new.weight = weights[old.packed]
+        swap_modules(model, {name: new.train(old.training)})
+    return model
 
 
 def quantization_of(model: nn.Module) -> dict[str, Any] | None:
@@ -245,14 +276,27 @@ ENTRY = "quantization"
 
 
 def _quantized_form(model: Module, settings: Any) -> Module:
-    """A new model in the form that `save_quantized` saved. Its weights mean nothing until they are loaded."""
+    """A new model in the form that `save_quantized` saved. Its packed weights have no memory until they are
+    loaded, and get their kernels then.
+    """
     known = {"scheme", "group_size", "double_quant"}
     if not isinstance(settings, dict) or "scheme" not in settings or not settings.keys() <= known:
         raise ValueError(
             "a checkpoint's quantization must give scheme, and may give group_size and double_quant, not"
             f" {settings!r}"
         )
-    return quantize(model, **settings, say=lambda line: None)
+    complete = check_settings(settings["scheme"], settings.get("group_size"), settings.get("double_quant"))
+    check_model(model, complete.get("group_size", 1))
+    _quantize_linears(model, complete, kernels=())
+    model.register_load_state_dict_post_hook(_choose_kernels)
+    return model
+
+
+def _choose_kernels(model: nn.Module, missing: Any) -> None:
+    """A hook that PyTorch calls once tensors were loaded."""
+    for module in model.modules():
+        if isinstance(module, PackedWeight) and module.kernel is None:
+            with_kernel(module, _usable(module.settings, KERNELS))
 
 
 checkpoint.register_form(ENTRY, _quantized_form)  # from here on `checkpoint.load` opens such checkpoints

@@ -14,7 +14,8 @@ quantization.
 (torch.Size([2, 16]), tensor([-0.9980, -0.9980, -0.9326]))
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -106,7 +107,7 @@ def nearest_levels(values: Tensor, levels: Tensor, block_size: int) -> tuple[Ten
 
 def check_weight(name: str, weight: Tensor, group_size: int) -> None:
     """Raises ValueError, with `name`, for a weight whose columns `group_size` does not divide, or that is not
-    finite.
+    finite. One without values, on PyTorch's device "meta", is.
     """
     columns = weight.size(-1)
     if columns % group_size:
@@ -115,7 +116,7 @@ def check_weight(name: str, weight: Tensor, group_size: int) -> None:
         raise ValueError(
             f"{name} has {columns} columns, which groups of {group_size} do not divide: {advice}"
         )
-    bad = int((~weight.isfinite()).sum())
+    bad = 0 if weight.is_meta else int((~weight.isfinite()).sum())
     if bad:
         raise ValueError(
             f"{name} has {bad} values that are NaN or inf: this model is damaged, or its training diverged;"
@@ -128,6 +129,10 @@ def _bytes(low: Tensor, high: Tensor) -> Tensor:
     return (low | high << 4).to(torch.uint8)
 
 
+def _no_values(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
 def _codes(packed: Tensor) -> Tensor:
     """The codes in uint8 [..., n], low nibbles first: uint8 [..., 2 n]."""
     return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
@@ -136,7 +141,9 @@ def _codes(packed: Tensor) -> Tensor:
 class PackedWeight(nn.Module):
     """A matrix [out_features, in_features] in few bits.
 
-    The tensors of its format are its buffers. `settings` is its scheme with the options, as `quantize` takes
+    The tensors of its format are its buffers. Made of a weight on PyTorch's device "meta" they lie there too,
+    types and shapes without values, for a checkpoint to fill; nothing is computed on that device, which would
+    import PyTorch's compiler. `settings` is its scheme with the options, as `quantize` takes
     them and checkpoints keep them. `kernel` is what multiplies by it, one of
     `shared.quantization.kernels.KERNELS`, or None where it is unpacked for each product.
     """
@@ -149,6 +156,11 @@ class PackedWeight(nn.Module):
         self.settings = settings
         self.dtype = weight.dtype
         self.kernel: str | None = None
+
+    def _register(self, **tensors: Tensor | None) -> None:
+        """Makes these tensors buffers."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
         """For `model.to`, `.half` and the like: packed tensors go to another device, but keep their types.
@@ -209,9 +221,14 @@ class Int8Weight(PackedWeight):
         options = {"group_size": group_size} if group_size else {}
         super().__init__(weight, scheme="int8", **options)
         self.group_size = group_size or self.in_features
+        by_group = (self.out_features, self.in_features // self.group_size)
+        if weight.is_meta:
+            self._register(
+                codes=_no_values(weight.shape, torch.int8), scale=_no_values(by_group, torch.float32)
+            )
+            return
         codes, scale = absmax_int8(weight.float().reshape(-1, self.group_size))
-        self.register_buffer("codes", codes.view(weight.shape))
-        self.register_buffer("scale", scale.view(self.out_features, -1))  # [out, groups]
+        self._register(codes=codes.view(weight.shape), scale=scale.view(by_group))
 
     def _unpack(self, index: Tensor | slice) -> Tensor:
         groups = self.codes[index].unflatten(-1, (-1, self.group_size))  # [..., groups, group_size]
@@ -241,12 +258,17 @@ class Int4Weight(PackedWeight):
     def __init__(self, weight: Tensor, group_size: int = 32, ranges: tuple[Tensor, Tensor] | None = None):
         super().__init__(weight, scheme="int4", group_size=group_size)
         self.group_size = group_size
+        if weight.is_meta:
+            codes = _no_values((self.out_features, self.in_features // 2), torch.uint8)
+            shape = (self.out_features, self.in_features // group_size, 2)
+            self._register(codes=codes, scale_zero=_no_values(shape, torch.bfloat16))
+            return
         weight = weight.float()
         scale, zero = ranges or group_ranges(weight, group_size)
         groups = weight.unflatten(-1, (-1, group_size))  # [out, groups, group_size]
         codes = int4_codes(groups, scale[..., None], zero[..., None]).flatten(1)
-        self.register_buffer("codes", _bytes(codes[:, ::2], codes[:, 1::2]))
-        self.register_buffer("scale_zero", torch.stack([scale, zero], -1))  # [out, groups, 2]
+        scale_zero = torch.stack([scale, zero], -1)  # [out, groups, 2]
+        self._register(codes=_bytes(codes[:, ::2], codes[:, 1::2]), scale_zero=scale_zero)
 
     def native_product(self, x: Tensor) -> Tensor:
         codes, scale_zero = self._buffer("codes"), self._buffer("scale_zero")
@@ -347,15 +369,22 @@ class NF4Weight(PackedWeight):
     def __init__(self, weight: Tensor, group_size: int = 64, double_quant: bool = True):
         super().__init__(weight, scheme="nf4", group_size=group_size, double_quant=double_quant)
         self.group_size = group_size
-        codes, absmax = nearest_levels(weight, torch.tensor(NF4, device=weight.device), group_size)
-        self.register_buffer("codes", _bytes(codes[:, 1::2], codes[:, ::2]))
+        by_block = (self.out_features, self.in_features // group_size)
         offset = scale = None
+        if weight.is_meta:
+            codes = _no_values((self.out_features, self.in_features // 2), torch.uint8)
+            absmax = _no_values(by_block, torch.uint8 if double_quant else torch.float32)
+            if double_quant:
+                scale = _no_values((math.ceil(absmax.numel() / 256),), torch.float32)
+                offset = _no_values((), torch.float32)
+            self._register(codes=codes, absmax=absmax, absmax_scale=scale, offset=offset)
+            return
+        codes, absmax = nearest_levels(weight, torch.tensor(NF4, device=weight.device), group_size)
         if double_quant:
             offset = absmax.mean()
             absmax, scale = nearest_levels(absmax - offset, dynamic_levels().to(weight.device), 256)
-        self.register_buffer("absmax", absmax.view(self.out_features, -1))
-        self.register_buffer("absmax_scale", scale)
-        self.register_buffer("offset", offset)
+        packed = _bytes(codes[:, 1::2], codes[:, ::2])
+        self._register(codes=packed, absmax=absmax.view(by_block), absmax_scale=scale, offset=offset)
 
     def native_product(self, x: Tensor) -> Tensor:
         double = None

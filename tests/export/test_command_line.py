@@ -1,5 +1,6 @@
 """python -m shared.export, and the hub."""
 
+import copy
 import json
 import os
 import subprocess
@@ -11,13 +12,18 @@ import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 
+from shared.adapters import LoRAConfig, add_lora, save_adapter
+from shared.adapters.prompts import add_prompt
 from shared.export import save_hf_folder
 from shared.export.huggingface import push_to_hub
 from shared.export.onnx import OnnxModel
 from shared.models.pretrained import from_gguf, from_hf
+from shared.quantization.modules import quantize, save_quantized
 from shared.runtime import ROOT
 from shared.tokenizers import Tokenizer
-from tests.export.helpers import NEW, bpe, greedy, made, prompt, run
+from tests.export.helpers import NEW, bpe, greedy, idx, made, prompt, run, same_logits
+
+QWEN = "Qwen3, as in week 4's modern recipe"
 
 
 def same_tensors(a, b) -> bool:
@@ -86,16 +92,45 @@ def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path)
     assert sorted(said) == sorted(
         f"wrote {path} ({path.stat().st_size:,} bytes)" for path in tmp_path.rglob("*") if path.is_file()
     )
-    name = "Qwen3, as in week 4's modern recipe"
     if format == "onnx":
-        assert OnnxModel(out).generate([prompt(name)], NEW) == [greedy(name)]
+        assert OnnxModel(out).generate([prompt(QWEN)], NEW) == [greedy(QWEN)]
         assert Tokenizer.load(tmp_path / "out.tokenizer.json").fingerprint == bpe().fingerprint
         return
     back = {"hf": from_hf, "gguf": from_gguf}[format](out)
-    assert same_tensors(back, made(name))
+    assert same_tensors(back, made(QWEN))
     if format == "hf":
         card = (out / "README.md").read_text()
         assert "# Mine" in card and "| val loss | 1.234 |" in card
+
+
+@pytest.mark.parametrize("form", ["plain", "quantized"])
+def test_an_adapter_is_merged_into_what_is_exported(form, saved, tmp_path):
+    """The exported model computes what the adapted one does; the base's figures are not claimed for it."""
+    base = copy.deepcopy(made(QWEN))
+    folder = saved
+    if form == "quantized":
+        base = quantize(base, "nf4", say=lambda line: None, kernels=())
+        folder = save_quantized(tmp_path / "q", base, bpe(), {"val_loss": 1.2345})
+    adapted = add_lora(base, LoRAConfig(r=4, target_modules=("q_proj", "down_proj")))
+    generator = torch.Generator().manual_seed(0)
+    for p in adapted.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    save_adapter(tmp_path / "adapter", adapted)
+    out = tmp_path / "out"
+    run("--checkpoint", str(folder), "--adapter", str(tmp_path / "adapter"), "--out", str(out))
+    same_logits(from_hf(out)(idx()), adapted(idx()))
+    assert (adapted(idx()) - made(QWEN)(idx())).abs().max() > 0.1
+    assert "1.234" not in (out / "README.md").read_text()
+
+
+def test_a_soft_prompt_is_not_exported_as_if_it_were_merged(saved, tmp_path):
+    prompt = save_adapter(tmp_path / "prompt", add_prompt(copy.deepcopy(made(QWEN)), 4))
+    with pytest.raises(ValueError, match="holds a soft prompt"):
+        run("--checkpoint", str(saved), "--adapter", str(prompt), "--out", str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="holds no adapter"):
+        run("--checkpoint", str(saved), "--adapter", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -117,7 +152,7 @@ def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
         [*command, "m.gguf"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and done.stdout.startswith("wrote m.gguf ("), done.stderr
-    assert same_tensors(from_gguf(tmp_path / "m.gguf"), made("Qwen3, as in week 4's modern recipe"))
+    assert same_tensors(from_gguf(tmp_path / "m.gguf"), made(QWEN))
     done = subprocess.run(
         [*command, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
