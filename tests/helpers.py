@@ -3,11 +3,14 @@
 import random
 import threading
 import unicodedata
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 import uvicorn
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def synthetic_text(words: int = 3000) -> str:
@@ -74,3 +77,30 @@ def fuzz(count: int, seed: int) -> list[str]:
         mixed = [ALPHABETS[name] for name in draw.choices(names, k=draw.randint(1, 4))]
         strings.append("".join(draw.choice(draw.choice(mixed)) for _ in range(draw.randint(0, 24))))
     return strings
+
+
+class _Made(TorchDispatchMode):
+    """Inside, counts the bytes of tensors that get memory of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {_pointer(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta and _pointer(tensor) not in known:
+                self.sizes.append(tensor.nbytes)
+        return result
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+
+
+def made(work: Callable[[], object]) -> list[int]:
+    """The bytes of each tensor that `work()` makes anew."""
+    with _Made() as counted:
+        work()
+    return counted.sizes

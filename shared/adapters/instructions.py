@@ -30,6 +30,11 @@ from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import BPETokenizer
 from shared.training.config import TrainConfig
 
+LOGITS_AT_ONCE = 2**25
+"""An evaluation makes no more logits than that at a time, unless one row has more: 134 MB, and as much again
+for their softmax. With a vocabulary of 4,096 these are 32 rows of 256 tokens; with one of 49,152, two.
+"""
+
 # ---- templates
 
 
@@ -251,7 +256,7 @@ class Instructions:
     def evaluate(
         self, model: nn.Module, config: TrainConfig, device: torch.device | str = "cpu"
     ) -> dict[str, float]:
-        """Metrics on the held-out answers.
+        """Metrics on the held-out answers, `batch_size` rows at a time, or fewer (see `LOGITS_AT_ONCE`).
 
         `val_loss` in nats per token, `val_perplexity`, and `val_accuracy`: how often the most likely token is
         right.
@@ -262,8 +267,10 @@ class Instructions:
         loss = 0.0
         correct = 0.0
         count = 0.0
-        for i in range(0, len(rows), config.batch_size):
-            ids, targets, texts = (part.to(device) for part in lay_out(rows[i : i + config.batch_size]))
+        at_once = LOGITS_AT_ONCE // (self.block_size * self.tokenizer.vocab_size)
+        at_once = min(config.batch_size, max(1, at_once))
+        for i in range(0, len(rows), at_once):
+            ids, targets, texts = (part.to(device) for part in lay_out(rows[i : i + at_once]))
             logits = self._logits(model, ids, texts)
             mask = targets != IGNORED
             answer_tokens = mask.sum().item()

@@ -26,7 +26,7 @@ from shared.models.pretrained import from_gguf
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from shared.training import TrainConfig, Trainer
-from tests.helpers import shake
+from tests.helpers import made, shake
 
 TEXT = (
     "QUESTION:\nWhat is a fire? Who keeps the bread and the wine?\n\nANSWER:\nGood friend, 'tis hot.\n\nFor"
@@ -217,6 +217,23 @@ def test_what_is_too_long_is_counted_and_said():
         task(block_size=3, say=said.append)
     with pytest.raises(ValueError, match="held-out example 2: .*'X'"):
         Instructions(TALKS, [TALKS[0], talk("X?", "wine")], PlayTemplate(CharTokenizer.train(TEXT)), 96)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_evaluation_in_parts_is_the_whole_one_and_its_memory_has_a_bound(packed, monkeypatch):
+    held_out = [talk("What is a fire?" * n, "Good friend, 'tis hot." * (1 + n % 2)) for n in range(1, 9)]
+    instructions = task(val=held_out, pack=packed, say=pytest.fail)
+    model = model_of(LLAMA)
+    config = TrainConfig(batch_size=32)
+    whole = instructions.evaluate(model, config)
+    row = instructions.block_size * TOKENIZER.vocab_size
+    rows = len(instructions.rows(instructions.val, range(len(held_out))))
+    assert rows > 2
+    for limit in (1, row, 2 * row):
+        monkeypatch.setattr("shared.adapters.instructions.LOGITS_AT_ONCE", limit)
+        assert instructions.evaluate(model, config) == pytest.approx(whole, rel=1e-6)
+        sizes = made(lambda: instructions.evaluate(model, config))
+        assert max(sizes) <= 4 * max(limit, row)
 
 
 # ---- training

@@ -2,46 +2,18 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from shared import checkpoint
 from shared.models.gpt import GPT
 from shared.quantization.modules import load_quantized, num_bytes, quantize, save_quantized
 from shared.quantization.packing import SCHEMES
 from shared.runtime import ROOT
+from tests.helpers import made
 from tests.quantization.helpers import CONFIGS, SETTINGS, TIED, gpt, quiet, random
-
-
-class Made(TorchDispatchMode):
-    """Inside, counts the bytes of tensors that get memory of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        known = {pointer(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta and pointer(tensor) not in known:
-                self.sizes.append(tensor.nbytes)
-        return result
-
-
-def pointer(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
-
-
-def made(work: Callable[[], object]) -> list[int]:
-    with Made() as counted:
-        work()
-    return counted.sizes
 
 
 @pytest.mark.parametrize("config", CONFIGS)
