@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, get_num_threads
 
 from shared.assets import cache_folder
-from shared.runtime import CPUINFO
+from shared.runtime import CPUINFO, write_atomically
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], [])
@@ -34,15 +35,15 @@ def library() -> ctypes.CDLL:
     """The functions of native.c.
 
     They are compiled into the folder that assets are kept in, once for each version, user and kind of
-    processor. Raises RuntimeError, with the reason, where that does not work.
+    processor, and anew where the file is no longer what was written: one that was cut short would end the
+    process. Raises RuntimeError, with the reason, where that does not work.
     """
     compiler = _compiler()
     if os.name != "posix" or compiler is None:
         raise RuntimeError("it needs a C compiler (cc, gcc or clang) on Linux or macOS")
     try:
-        path = cache_folder() / "native" / f"{_version(compiler)}.so"
-        if not path.exists():
-            _compile(compiler, path)
+        folder, version = cache_folder() / "native", _version(compiler)
+        path = _whole(folder, version) or _compile(compiler, folder, version)
         # The folder may be shared with other users: only code that we or root wrote is run.
         if path.stat().st_uid not in (0, os.getuid()):
             raise OSError(f"{path} belongs to another user")
@@ -72,19 +73,38 @@ def _version(compiler: str) -> str:
     return hashlib.sha256(version.encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _file_name(version: str, content: bytes) -> str:
+    """What a compiled form is called: its own hash is in its name."""
+    return f"{version}.{hashlib.sha256(content).hexdigest()[:16]}.so"
+
+
+def _whole(folder: Path, version: str) -> Path | None:
+    """The compiled form of this version, if it is there as it was written. One that is not is removed."""
+    for path in sorted(folder.glob(f"{version}.*.so")):
+        with suppress(FileNotFoundError):  # another process removed it first
+            if path.name == _file_name(version, path.read_bytes()):
+                return path
+            path.unlink()
+    return None
+
+
+def _compile(compiler: str, folder: Path, version: str) -> Path:
+    """Compiles native.c, and returns the file. Raises RuntimeError with what the compiler complained of."""
+    folder.mkdir(parents=True, exist_ok=True)
     complaint = ""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        new = Path(folder) / path.name
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        new = Path(temporary) / "native.so"
         for flags in FLAGS:
             command = [compiler, "-O3", *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(new), "-lm"]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=120, encoding="utf-8", errors="replace"
             )
             if done.returncode == 0:
-                os.replace(new, path)  # atomic: another process may compile it at the same moment
-                return
+                content = new.read_bytes()
+                path = folder / _file_name(version, content)
+                # Synced, then renamed: another process may compile it at the same moment.
+                write_atomically(path, content)
+                return path
             complaint = done.stderr.strip()[:300]
     raise RuntimeError(f"{compiler} could not compile it: {complaint}")
 

@@ -1,6 +1,8 @@
 """shared/quantization/native.py and kernels.py: what is compiled, whose code runs, which kernel is used."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from shared.quantization import native, quantize
 from shared.quantization.kernels import find_kernel
 from shared.quantization.modules import save_quantized
+from shared.runtime import ROOT
 from tests.quantization.helpers import COMPILED, TIED, gpt, packed, quiet, random
 
 
@@ -65,6 +68,45 @@ def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh,
     with pytest.raises(RuntimeError, match="could not compile it"):
         native.library()
     assert len(list((tmp_path / "native").iterdir())) == 2
+
+
+@pytest.mark.slow
+@COMPILED
+@pytest.mark.parametrize("keep", [0, 64, 0.5, 0.99, "other bytes"])
+def test_a_compiled_form_that_is_damaged_is_compiled_anew(monkeypatch, fresh, tmp_path, keep):
+    """In a process of its own: opening a library that was cut short can end the process."""
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
+    native.library()
+    (path,) = (tmp_path / "native").iterdir()
+    whole = path.read_bytes()
+    damaged = tmp_path / "damaged"
+    if keep == "other bytes":
+        damaged.write_bytes(whole[:1000] + bytes(byte ^ 255 for byte in whole[1000:1100]) + whole[1100:])
+    else:
+        damaged.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
+    damaged.replace(path)  # not written over: the tests' own process has the old file in its memory
+    program = """
+import torch
+from shared.quantization.kernels import find_kernel
+print(find_kernel("int8"))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "('native', '')", (done.returncode, done.stderr)
+    (again,) = (tmp_path / "native").iterdir()
+    assert again.stat().st_size == len(whole)
+
+
+@pytest.mark.slow
+@COMPILED
+def test_a_compiled_form_is_synced_before_it_has_its_name(monkeypatch, fresh, tmp_path):
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("fsync") or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda old, new: done.append("replace") or replace(old, new))
+    native.library()
+    assert done == ["fsync", "replace"]
 
 
 @pytest.mark.slow
