@@ -35,6 +35,7 @@ from shared.runtime import pick_device
 from shared.serving.api import CompletionServer, describe_size
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
+from shared.serving.sites import SiteRules
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class Settings:
     """The environment variable with the key that clients must send; not set: none is asked for."""
     api_key_file: str | None = None
     """A file with the key instead, such as a Docker secret."""
+    hosts: tuple[str, ...] = ()
+    """Names, beside localhost and IP addresses, by which a server without a key may be called."""
+    origins: tuple[str, ...] = ()
+    """Web sites whose pages may use the API, such as https://chat.example.org; none: only its own page."""
     slots: int = 8
     """Texts that are written at a time."""
     queue: int = 64
@@ -99,6 +104,10 @@ class Settings:
             self.page or not self.documents,
             f"documents={self.documents}: only the page answers from documents; add --page",
         )
+        try:
+            SiteRules(self.hosts, self.origins, has_key=False)
+        except ValueError as error:
+            checks.require(False, str(error))
         checks.at_least(1, "threads")
         checks.at_least(0, "grace")
         checks.finish()
@@ -264,7 +273,15 @@ def make_server(settings: Settings) -> CompletionServer:
         chunk=settings.chunk,
         queue=settings.queue,
     )
-    server = CompletionServer(engine, tokenizer, name=name, limits=settings.limits, api_key=api_key)
+    server = CompletionServer(
+        engine,
+        tokenizer,
+        name=name,
+        limits=settings.limits,
+        api_key=api_key,
+        hosts=settings.hosts,
+        origins=settings.origins,
+    )
     if settings.page:
         from shared.serving.page import add_page  # Gradio takes seconds to import
 

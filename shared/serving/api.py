@@ -23,6 +23,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from shared.models.chat import IM_END, chat_prompt
@@ -41,12 +42,15 @@ from shared.serving.protocol import (
     CompletionBody,
     CompletionFormat,
 )
+from shared.serving.sites import SiteRules
 from shared.serving.text import Piece
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
 DEFAULT_MAX_TOKENS = 16
 """New tokens of a completion that asks for no number, as in OpenAI's API."""
+READ = ["GET", "HEAD"]
+"""Methods of what only tells something. Probes ask for the head alone."""
 
 
 def create_app(
@@ -60,14 +64,19 @@ def create_app(
     queue: int = 64,
     limits: Limits | None = None,
     api_key: str | None = None,
+    hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The app of a `CompletionServer`, which is at `app.state.server`.
 
-    slots, max_length, chunk, queue: as in `Engine`. name, limits, api_key: as in `CompletionServer`. Raises
+    slots, max_length, chunk, queue: as in `Engine`. All others: as in `CompletionServer`. Raises
     ValueError as both do.
     """
     engine = Engine(model, slots, max_length=max_length, chunk=chunk, queue=queue)
-    return CompletionServer(engine, tokenizer, name=name, limits=limits, api_key=api_key).app
+    server = CompletionServer(
+        engine, tokenizer, name=name, limits=limits, api_key=api_key, hosts=hosts, origins=origins
+    )
+    return server.app
 
 
 def describe_size(model: GPT) -> str:
@@ -85,7 +94,8 @@ class CompletionServer:
     """OpenAI's API on an engine, which is closed when the app shuts down.
 
     name: what clients call the model; its adapters go by their own names. api_key: if given, `/v1/` is only
-    for those who send it. Raises ValueError for an adapter that is called like the model.
+    for those who send it. hosts, origins: as in `SiteRules`. Raises ValueError for an adapter that is called
+    like the model, and as `SiteRules` does.
     """
 
     def __init__(
@@ -96,12 +106,18 @@ class CompletionServer:
         name: str = "model",
         limits: Limits | None = None,
         api_key: str | None = None,
+        hosts: Sequence[str] = (),
+        origins: Sequence[str] = (),
     ):
-        if name in engine.adapters:
+        try:
+            if name in engine.adapters:
+                raise ValueError(
+                    f"an adapter and the model are both called {name!r}: choose another name for one of them"
+                )
+            self._sites = SiteRules(hosts, origins, has_key=bool(api_key))
+        except ValueError:
             engine.close()
-            raise ValueError(
-                f"an adapter and the model are both called {name!r}: choose another name for one of them"
-            )
+            raise
         self.engine = engine
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
@@ -300,17 +316,32 @@ class CompletionServer:
         # Without the pages that document an API: their scripts come from other servers.
         app = FastAPI(title="llm-weeks", lifespan=self._lifespan, docs_url=None, redoc_url=None)
         app.state.server = self
-        app.add_api_route("/v1/models", self.list_models)
-        app.add_api_route("/v1/models/{model:path}", self.one_model)
+        app.add_api_route("/v1/models", self.list_models, methods=READ)
+        app.add_api_route("/v1/models/{model:path}", self.one_model, methods=READ)
         app.add_api_route("/v1/completions", self.completions, methods=["POST"])
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
-        app.add_api_route("/health", self.health)
-        app.add_api_route("/ready", self.ready)
-        app.add_api_route("/metrics", self.show_metrics)
+        app.add_api_route("/health", self.health, methods=READ)
+        app.add_api_route("/ready", self.ready, methods=READ)
+        app.add_api_route("/metrics", self.show_metrics, methods=READ)
         for kind in (ApiError, QueueFull, Draining, RequestValidationError, HTTPException, Exception):
             app.add_exception_handler(kind, answer_error)
         paths = [route.path for route in app.routes if isinstance(route, Route)]
-        app.add_middleware(Gate, limits=self.limits, api_key=self.api_key, metrics=self.metrics, paths=paths)
+        app.add_middleware(
+            Gate,
+            limits=self.limits,
+            api_key=self.api_key,
+            sites=self._sites,
+            metrics=self.metrics,
+            paths=paths,
+        )
+        # Around the gate: a page of a configured origin may read why it was refused. It also keeps Gradio
+        # from allowing every origin.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=self._sites.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
         return app
 
     @asynccontextmanager

@@ -17,6 +17,7 @@ from shared.checks import Checks
 from shared.serving.engine import Engine
 from shared.serving.generation import REASONS
 from shared.serving.protocol import error_body
+from shared.serving.sites import SiteRules
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Upper bounds of the histograms' buckets."""
@@ -122,15 +123,24 @@ class Metrics:
 
 
 class Gate:
-    """ASGI middleware around the app: checks the API key and the bodies' size and duration, counts answers.
+    """ASGI middleware around the app: checks which site a request comes from, the API key, and the bodies'
+    size and duration, and counts answers.
 
     paths: those that are counted each by its name; all others are counted as "other".
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, api_key: str | None, metrics: Metrics, paths: Sequence[str]
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        *,
+        api_key: str | None,
+        sites: SiteRules,
+        metrics: Metrics,
+        paths: Sequence[str],
     ):
         self.app = app
+        self.sites = sites
         self.limits = limits
         self.metrics = metrics
         self.paths = paths
@@ -160,6 +170,9 @@ class Gate:
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Why a request is refused by its headers alone; None where it is not."""
         headers = dict(scope["headers"])
+        foreign = self.sites.refusal(scope, headers)
+        if foreign:
+            return ApiError(403, foreign, code="foreign_site")
         if scope["path"].startswith("/v1/") and not self._has_key(headers):
             message = "this server wants its API key, as in Authorization: Bearer KEY"
             return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from shared.models.chat import chat_prompt, is_chat
 from shared.retrieval.documents import Chunk
@@ -33,6 +34,7 @@ from shared.serving.api import CompletionServer, describe_size
 from shared.serving.engine import Draining, QueueFull
 from shared.serving.gate import ApiError
 from shared.serving.page_html import CSS, chat_messages, legend, passages, problem, title, token_view
+from shared.serving.page_paths import OnlyUsedPaths
 from shared.serving.protocol import CompletionBody
 
 if TYPE_CHECKING:  # a page without documents needs no FAISS
@@ -56,7 +58,7 @@ def add_page(server: CompletionServer, index: "Index | None" = None) -> FastAPI:
 
     index: the documents that it can answer from.
     """
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         server.app,
         _Page(server, index).blocks,
         "/",
@@ -70,8 +72,11 @@ def add_page(server: CompletionServer, index: "Index | None" = None) -> FastAPI:
         enable_monitoring=False,
         auth=_login(server.api_key),
         auth_message="The password is this server's API key; the user name may be anything.",
-        max_file_size=1,  # byte: the page takes no files, but Gradio would
     )
+    mounted = app.routes[-1]
+    assert isinstance(mounted, Mount)
+    mounted.app = OnlyUsedPaths(mounted.app)
+    return app
 
 
 def _login(api_key: str | None) -> Callable[[str, str], bool] | None:
