@@ -189,11 +189,11 @@ def _event(values: Mapping[str, Any]) -> str:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. `close` is called however the response ends."""
+    """Server-sent events. `close` is called however the response ends; headers come beside a stream's own."""
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]):
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None], headers: Mapping[str, str]):
+        of_streams = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers={**of_streams, **headers})
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

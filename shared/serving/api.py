@@ -12,6 +12,7 @@ when a text takes longer than it may.
 """
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -32,16 +33,10 @@ from shared.models.layers import without_memory
 from shared.quantization.modules import quantization_of
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, chunks
+from shared.serving.bodies import Body, ChatBody, CompletionBody
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid_body
-from shared.serving.protocol import (
-    AnswerFormat,
-    Body,
-    ChatBody,
-    ChatFormat,
-    CompletionBody,
-    CompletionFormat,
-)
+from shared.serving.protocol import AnswerFormat, ChatFormat, CompletionFormat
 from shared.serving.sites import SiteRules
 from shared.serving.text import Piece
 from shared.tokenizers import Tokenizer
@@ -49,6 +44,9 @@ from shared.tokenizers.bpe import END_OF_TEXT
 
 DEFAULT_MAX_TOKENS = 16
 """New tokens of a completion that asks for no number, as in OpenAI's API."""
+MOST_NAMED = 10
+"""How many of the fields that are not read an answer's headers name."""
+NAMEABLE = re.compile(r"[\w.\[\]-]{1,80}", re.ASCII)
 READ = ["GET", "HEAD"]
 """Methods of what only tells something. Probes ask for the head alone."""
 
@@ -213,7 +211,7 @@ class CompletionServer:
             prompt = await asyncio.to_thread(chat_prompt, self.tokenizer, messages)
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
-        max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        max_tokens = getattr(body, body.length_field)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         requests = self._requests(body, [prompt], max_tokens, logprobs=logprobs)
         return Answer(self.engine, self.metrics, requests, vocab=self.vocab, stops=body.stops)
@@ -221,6 +219,9 @@ class CompletionServer:
     def _check(self, body: Body, prompts: int = 1) -> None:
         """Raises ApiError for what can be refused before so many prompts are tokenized, which takes time."""
         self._check_model(body.model)
+        slip = body.slip()
+        if slip:
+            raise ApiError(400, f"{slip[0]}: this server does not know it: is {slip[1]} meant?", slip[0])
         if prompts * body.answers > self.limits.texts:
             message = f"{prompts} prompts times n={body.answers} are more than {self.limits.texts} texts"
             raise ApiError(400, message, "n")
@@ -258,11 +259,11 @@ class CompletionServer:
         """
         limit = self.limits.tokens
         if limit is not None and max_new_tokens is not None and max_new_tokens > limit:
-            message = f"max_tokens={max_new_tokens} is more than this server gives: {limit}"
-            raise ApiError(400, message, "max_tokens")
+            message = f"{body.length_field}={max_new_tokens} is more than this server gives: {limit}"
+            raise ApiError(400, message, body.length_field)
         requests = []
         for prompt in prompts:
-            new = self._new_tokens(prompt, max_new_tokens)
+            new = self._new_tokens(prompt, max_new_tokens, body.source)
             for number in range(body.answers):
                 try:
                     request = generation.Request(
@@ -271,7 +272,7 @@ class CompletionServer:
                         temperature=1.0 if body.temperature is None else body.temperature,
                         top_k=body.top_k,
                         top_p=body.top_p,
-                        seed=None if body.seed is None else body.seed + number,
+                        seed=None if body.seed is None else generation.later_seed(body.seed, number),
                         stop=() if body.ignore_eos else self._ends,
                         adapter=self.models[body.model],
                         logprobs=logprobs,
@@ -280,12 +281,18 @@ class CompletionServer:
                     )
                     self.engine.check(request)
                 except ValueError as error:
-                    raise ApiError(400, str(error)) from None
+                    # It begins with the name of a setting that is out of range; all else is the prompt's.
+                    name, _, _ = str(error).partition("=")
+                    param = name if name in type(body).model_fields else body.source
+                    raise ApiError(400, str(error), param) from None
                 requests.append(request)
         return requests
 
-    def _new_tokens(self, prompt: list[int], wanted: int | None) -> int:
-        """How many tokens to write after a prompt. Raises ApiError where both together are too many."""
+    def _new_tokens(self, prompt: list[int], wanted: int | None, source: str) -> int:
+        """How many tokens to write after a prompt, which came in the field `source`.
+
+        Raises ApiError where both together are too many.
+        """
         total = self.engine.max_length
         if wanted is None:
             wanted = max(0, min(self.limits.tokens or total, total - len(prompt)))
@@ -294,20 +301,31 @@ class CompletionServer:
                 f"{len(prompt)} tokens of prompt and {wanted} new ones: a prompt may have"
                 f" {self.longest_prompt}, and both together {total}"
             )
-            raise ApiError(400, message, "prompt", "context_length_exceeded")
+            raise ApiError(400, message, source, "context_length_exceeded")
         return wanted
 
     # From an answer to a response.
 
     async def _respond(self, body: Body, request: Request, answer: Answer, form: AnswerFormat) -> Response:
         head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+        headers = self._say_what_is_ignored(body)
         if body.stream:
-            return EventStream(chunks(answer, form, head, body.include_usage), answer.cancel)
+            return EventStream(chunks(answer, form, head, body.include_usage), answer.cancel, headers)
         texts = await _collect_unless_gone(answer, request)
         if texts is None:
             return Response(status_code=499)  # nobody reads it; the count of answers shows it
         choices = [form.choice(index, piece, reason) for index, (piece, reason) in enumerate(texts)]
-        return JSONResponse({**head, "object": form.kind, "choices": choices, "usage": answer.usage()})
+        content = {**head, "object": form.kind, "choices": choices, "usage": answer.usage()}
+        return JSONResponse(content, headers=headers)
+
+    def _say_what_is_ignored(self, body: Body) -> dict[str, str]:
+        """Counts the fields of a request that are not read; returns the header that names them."""
+        paths = list(body.ignored())
+        self.metrics.ignored_fields.inc(len(paths))
+        # The names are the client's: not all of them are fit for a header.
+        named = [path if NAMEABLE.fullmatch(path) else "?" for path in paths[:MOST_NAMED]]
+        more = [f"and {len(paths) - MOST_NAMED} more"] if len(paths) > MOST_NAMED else []
+        return {"X-Ignored-Fields": ", ".join([*named, *more])} if paths else {}
 
     def _describe(self, model: str) -> dict[str, Any]:
         return {"id": model, "object": "model", "created": self._created, "owned_by": "llm-weeks"}

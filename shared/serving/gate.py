@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import prometheus_client as prometheus
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.checks import Checks
+from shared.serving.bodies import path_in
 from shared.serving.engine import Engine
 from shared.serving.generation import REASONS
 from shared.serving.protocol import error_body
@@ -98,6 +100,9 @@ class Metrics:
             "Between two tokens of a text",
             buckets=SECONDS,
             registry=self.registry,
+        )
+        self.ignored_fields = prometheus.Counter(
+            "llm_ignored_fields", "Fields of requests that were not read", registry=self.registry
         )
         ended = prometheus.Gauge(
             "llm_texts_ended", "Texts that ended, by reason", ("reason",), registry=self.registry
@@ -217,14 +222,17 @@ class Gate:
 
 def invalid_body(error: RequestValidationError) -> ApiError:
     """What is wrong with a body, in one line."""
-    first = error.errors()[0]
+    # Of the errors in a field that may be of several types, the innermost says most.
+    first = max(error.errors(), key=_depth)
     kind, reason = first["type"], first["msg"]
-    fields = [str(part) for part in first["loc"][1:]]
+    path = path_in(error.body, first["loc"][1:])
     if kind == "json_invalid":
         detail = first.get("ctx", {}).get("error", reason)
         return ApiError(400, f"the body is not JSON: {detail}", code="invalid_json")
-    if not fields:
+    if not path:
         return ApiError(400, "the body must be a JSON object, sent as Content-Type: application/json")
-    if kind == "extra_forbidden":
-        reason = "this server does not know it"
-    return ApiError(400, f"{fields[0]}: {reason.removeprefix('Value error, ')}", fields[0])
+    return ApiError(400, f"{path}: {reason.removeprefix('Value error, ')}", path)
+
+
+def _depth(error: Mapping[str, Any]) -> int:
+    return len(error["loc"])

@@ -11,11 +11,25 @@ from typing import NamedTuple
 
 import torch
 
-from shared.runtime import check_seed
 from shared.sampling.generate import check_sampling
 
 REASONS = ("stop", "length", "cancelled", "timeout", "error")
 """Why a text ended."""
+
+SEEDS = 2**64
+"""A seed is a whole number of 64 bits with a sign, as in OpenAI's API."""
+
+
+def check_seed(seed: int) -> int:
+    """The seed again, or ValueError for one out of range."""
+    if not -SEEDS // 2 <= seed < SEEDS // 2:
+        raise ValueError(f"{seed} is out of range: a seed is a whole number from -2^63 to 2^63 - 1")
+    return seed
+
+
+def later_seed(seed: int, number: int) -> int:
+    """The seed that comes `number` after another one; after the largest comes the smallest."""
+    return (seed + number + SEEDS // 2) % SEEDS - SEEDS // 2
 
 
 class Token(NamedTuple):

@@ -31,11 +31,12 @@ from shared.retrieval.documents import Chunk
 from shared.retrieval.rag import ABSTENTION, compose
 from shared.serving.answer import Answer, Update
 from shared.serving.api import CompletionServer, describe_size
+from shared.serving.bodies import CompletionBody
 from shared.serving.engine import Draining, QueueFull
 from shared.serving.gate import ApiError
+from shared.serving.generation import check_seed
 from shared.serving.page_html import CSS, chat_messages, legend, passages, problem, title, token_view
 from shared.serving.page_paths import OnlyUsedPaths
-from shared.serving.protocol import CompletionBody
 
 if TYPE_CHECKING:  # a page without documents needs no FAISS
     from shared.retrieval.index import Index
@@ -159,9 +160,10 @@ class _Question:
 
 def _parse_seed(text: str) -> int | None:
     try:
-        return int(text) if text.strip() else None
+        seed = int(text) if text.strip() else None
     except ValueError:
         raise ValueError(f"the seed {text!r} is no whole number: give one, or leave it empty") from None
+    return None if seed is None else check_seed(seed)
 
 
 class _Progress:

@@ -21,6 +21,9 @@ from tests.serving.helpers import (
     gpt,
 )
 
+HI = {"role": "user", "content": "hi"}
+PART = {"type": "text", "text": "a"}
+
 
 @pytest.fixture(
     params=[[("user", "abc")], [("system", "def"), ("user", "hij"), ("assistant", "ok"), ("user", "abc")]],
@@ -58,25 +61,40 @@ def test_without_max_tokens_a_chat_goes_on_to_the_end_of_the_context(shared_clie
 
 
 @pytest.mark.parametrize(
-    ("messages", "message"),
+    ("messages", "message", "path"),
     [
-        ([], "messages: List should have at least 1 item"),
-        ([{"role": "robot", "content": "x"}], "messages: Input should be 'system', 'user' or 'assistant'"),
-        ([{"role": "user"}], "messages: Field required"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "messages:"),
-        ([{"role": "user", "content": "\udfff"}], "half a surrogate pair"),
+        ([], "List should have at least 1 item", "messages"),
+        (
+            [HI, {"role": "robot", "content": "x"}],
+            "Input should be 'system', 'developer'",
+            "messages[1].role",
+        ),
+        ([{"content": "x"}], "Field required", "messages[0].role"),
+        ([{"role": "user"}], "a message needs a text", "messages[0].content"),
+        ([HI, {"role": "user", "content": None}], "a message needs a text", "messages[1].content"),
+        ([{"role": "user", "content": 5}], "valid string", "messages[0].content"),
+        ([{"role": "user", "content": {"str": "x"}}], "valid string", "messages[0].content"),
+        (
+            [{"role": "user", "content": [PART, {"type": "image_url"}]}],
+            "'text'",
+            "messages[0].content[1].type",
+        ),
+        ([{"role": "user", "content": [PART, "x"]}], "valid dictionary", "messages[0].content[1]"),
+        ([HI, "x"], "valid dictionary", "messages[1]"),
+        ([HI, HI | {"tool_calls": [{}]}], "cannot do it", "messages[1].tool_calls"),
+        ([{"role": "user", "content": "\udfff"}], "half a surrogate pair", "messages"),
     ],
     ids=lambda v: str(v)[:40],
 )
-def test_a_conversation_that_is_none_is_refused(shared_client, messages, message):
+def test_a_conversation_that_is_none_is_refused(shared_client, messages, message, path):
     content = json.dumps({"model": "tiny", "messages": messages})
-    check_error(shared_client.post(CHAT, content=content, headers=JSON), 400, message, "messages")
+    check_error(shared_client.post(CHAT, content=content, headers=JSON), 400, message, path)
 
 
 def test_a_conversation_that_is_too_long_asks_for_nothing_new(shared_client):
     answer = complete(shared_client, CHAT, messages=[{"role": "user", "content": "abc def " * 40}])
     message = "tokens of prompt and 0 new ones: a prompt may have 128"
-    check_error(answer, 400, message, "prompt", TOO_LONG)
+    check_error(answer, 400, message, "messages", TOO_LONG)
 
 
 def test_without_a_chat_template_only_completions_work():

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.serving.gate import Limits
 from shared.tokenizers import BPETokenizer
 from tests.helpers import synthetic_text
-from tests.serving.helpers import COMPLETIONS, JSON, TOO_LONG, check_error, client, complete
+from tests.serving.helpers import CHAT, COMPLETIONS, JSON, TOO_LONG, check_error, client, complete
 
 
 def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not():
@@ -28,6 +28,8 @@ def test_limits_of_prompt_and_tokens():
         check_error(answer, 400, "a prompt may have 10", "prompt", TOO_LONG)
         answer = complete(talk, prompt=[1], max_tokens=6)
         check_error(answer, 400, "more than this server gives: 5", "max_tokens")
+        answer = complete(talk, CHAT, max_completion_tokens=6)
+        check_error(answer, 400, "max_completion_tokens=6 is more", "max_completion_tokens")
         assert complete(talk, prompt=[1] * 10, max_tokens=5).status_code == 200
     with pytest.raises(ValueError, match="body=0: must be above 0; seconds=-1"):
         Limits(body=0, seconds=-1)

@@ -7,7 +7,7 @@ import pytest
 from tests.serving.helpers import CHAT, COMPLETIONS, JSON, PROMPT, TOO_LONG, check_error, complete
 
 NO_PROMPT = "a prompt is a text, a list of token ids"
-NO_PENALTY = "presence_penalty: Input should be less than or equal to 0"
+CANNOT = "this server cannot do it: "
 NO_STOP = "stop: up to 16 texts of up to 1000 characters each"
 
 
@@ -17,24 +17,36 @@ NO_STOP = "stop: up to 16 texts of up to 1000 characters each"
         ({"model": "gpt-4"}, "no model is called 'gpt-4'; there are: tiny", "model", "model_not_found"),
         ({"prompt": []}, NO_PROMPT, "prompt", None),
         ({"prompt": [1, "a"]}, NO_PROMPT, "prompt", None),
-        ({"prompt": [300]}, "ids go from 0 to 299", None, None),
-        ({"prompt": ""}, "at least one token to start from", None, None),
+        ({"prompt": [300]}, "ids go from 0 to 299", "prompt", None),
+        ({"prompt": ""}, "at least one token to start from", "prompt", None),
         ({"prompt": "\ud800"}, "half a surrogate pair", "prompt", None),
         ({"prompt": [1] * 129, "max_tokens": 0}, "129 tokens of prompt", "prompt", TOO_LONG),
         ({"prompt": "a" * 500_000}, "longer than 128 tokens", "prompt", TOO_LONG),
         ({"max_tokens": 200}, "200 new ones", "prompt", TOO_LONG),
         ({"max_tokens": -1}, "max_tokens: Input should be greater than or equal to 0", "max_tokens", None),
         ({"max_tokens": "5"}, "max_tokens: Input should be a valid integer", "max_tokens", None),
-        ({"temperature": -1}, "temperature=-1.0 is out of range", None, None),
-        ({"top_p": 0}, "top_p=0.0 is out of range", None, None),
-        ({"seed": -5}, "seed -5 is out of range", None, None),
+        ({"temperature": -1}, "temperature=-1.0 is out of range", "temperature", None),
+        ({"top_p": 0}, "top_p=0.0 is out of range", "top_p", None),
+        ({"top_k": 0}, "top_k=0 is out of range", "top_k", None),
+        ({"seed": 2**63}, f"seed: {2**63} is out of range", "seed", None),
+        ({"seed": -(2**63) - 1}, f"seed: {-(2**63) - 1} is out of range", "seed", None),
         ({"n": 65}, "more than 64 texts", "n", None),
         ({"n": 0}, "n: Input should be greater than or equal to 1", "n", None),
         ({"logprobs": 21}, "logprobs: Input should be less than or equal to 20", "logprobs", None),
-        ({"presence_penalty": 1}, NO_PENALTY, "presence_penalty", None),
+        ({"presence_penalty": 1}, f"presence_penalty: {CANNOT}0 or leave it out", "presence_penalty", None),
+        ({"logit_bias": {"5": 1}}, f"logit_bias: {CANNOT}leave it out", "logit_bias", None),
+        ({"suffix": "x"}, f"suffix: {CANNOT}leave it out", "suffix", None),
+        ({"best_of": 2}, "best_of: this server writes as many texts as it answers with: 1", "best_of", None),
+        ({"stop": [5]}, "stop[0]: Input should be a valid string", "stop[0]", None),
+        ({"stream_options": {"include_usage": 1}}, "valid boolean", "stream_options.include_usage", None),
         ({"stop": ["x"] * 17}, NO_STOP, "stop", None),
         ({"stop": "x" * 1001}, NO_STOP, "stop", None),
-        ({"magic": 1}, "magic: this server does not know it", "magic", None),
+        (
+            {"temprature": 0},
+            "temprature: this server does not know it: is temperature meant?",
+            "temprature",
+            None,
+        ),
     ],
     ids=lambda v: str(v)[:40] if isinstance(v, dict) else "",
 )
