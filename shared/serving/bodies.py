@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
 )
 
-from shared.serving.generation import check_seed
+from shared.serving.generation import check_long_seed
 
 MAX_STOPS = 16
 """How many stop texts a request may name."""
@@ -133,7 +133,7 @@ class Body(JsonObject):
     """Not OpenAI's: write on to max_tokens, whatever the model says (for measurements)."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Answers to each prompt; with a seed, answer i is drawn with seed + i."""
-    seed: Annotated[int, AfterValidator(check_seed)] | None = None
+    seed: Annotated[int, AfterValidator(check_long_seed)] | None = None
     stop: Annotated[str | list[str] | None, BeforeValidator(_check_stop)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -20,7 +20,7 @@ SEEDS = 2**64
 """A seed is a whole number of 64 bits with a sign, as in OpenAI's API."""
 
 
-def check_seed(seed: int) -> int:
+def check_long_seed(seed: int) -> int:
     """The seed again, or ValueError for one out of range."""
     if not -SEEDS // 2 <= seed < SEEDS // 2:
         raise ValueError(f"{seed} is out of range: a seed is a whole number from -2^63 to 2^63 - 1")
@@ -81,7 +81,7 @@ class Request:
             raise ValueError(f"timeout={self.timeout} is out of range: seconds above 0, or none")
         check_sampling(self.temperature, self.top_k, self.top_p)
         if self.seed is not None:
-            check_seed(self.seed)
+            check_long_seed(self.seed)
 
 
 class Generation:

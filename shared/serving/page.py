@@ -34,7 +34,7 @@ from shared.serving.api import CompletionServer, describe_size
 from shared.serving.bodies import CompletionBody
 from shared.serving.engine import Draining, QueueFull
 from shared.serving.gate import ApiError
-from shared.serving.generation import check_seed
+from shared.serving.generation import check_long_seed
 from shared.serving.page_html import CSS, chat_messages, legend, passages, problem, title, token_view
 from shared.serving.page_paths import OnlyUsedPaths
 
@@ -163,7 +163,7 @@ def _parse_seed(text: str) -> int | None:
         seed = int(text) if text.strip() else None
     except ValueError:
         raise ValueError(f"the seed {text!r} is no whole number: give one, or leave it empty") from None
-    return None if seed is None else check_seed(seed)
+    return None if seed is None else check_long_seed(seed)
 
 
 class _Progress:
