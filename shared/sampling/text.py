@@ -6,6 +6,35 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from shared.tokenizers.base import Tokenizer
 
 
+class _StopSearch:
+    """Looks for one text in another one that comes in pieces, in time that does not depend on how long it is.
+
+    Source: Knuth, Morris and Pratt, "Fast Pattern Matching in Strings" (1977).
+    """
+
+    def __init__(self, stop: str):
+        self.stop = stop
+        self.begun = 0
+        """How many characters of `stop` the text so far ends in."""
+        # How many characters go on being matched after so many that were, when the next one is another.
+        self._shorter = [0]
+        for character in stop[1:]:
+            self._shorter.append(self._advance(self._shorter[-1], character))
+
+    def find(self, piece: str) -> int | None:
+        """Takes the next piece; returns where in it `stop` ends, None where it does not."""
+        for place, character in enumerate(piece, 1):
+            self.begun = self._advance(self.begun, character)
+            if self.begun == len(self.stop):
+                return place
+        return None
+
+    def _advance(self, begun: int, character: str) -> int:
+        while begun and self.stop[begun] != character:
+            begun = self._shorter[begun - 1]
+        return begun + 1 if self.stop[begun] == character else 0
+
+
 class TextStream:
     """Turns tokens into text, up to the place where one of the texts in `stops` begins.
 
@@ -19,7 +48,7 @@ class TextStream:
 
     def __init__(self, vocab: Mapping[int, bytes], stops: Sequence[str] = ()):
         self._vocab = vocab
-        self._stops = [stop for stop in stops if stop]
+        self._searches = [_StopSearch(stop) for stop in stops if stop]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
         """Text that cannot be shown yet; once stopped, the stop text and what follows it."""
@@ -35,12 +64,17 @@ class TextStream:
         """
         if token not in self._vocab:
             raise ValueError(f"the id {token} is not in the vocabulary of {len(self._vocab)} tokens")
-        self.held += self._decoder.decode(self._vocab[token])
-        found = [self.held.find(stop) for stop in self._stops if stop in self.held]
+        piece = self._decoder.decode(self._vocab[token])
+        before = len(self.held)
+        self.held += piece
+        if self.stopped:
+            return ""
+        ends = [(search.find(piece), len(search.stop)) for search in self._searches]
+        found = [before + end - length for end, length in ends if end is not None]
         if found:
             self.stopped = True
             return self._let_go(min(found))
-        return self._let_go(len(self.held) - self._length_of_begun_stop())
+        return self._let_go(len(self.held) - max((search.begun for search in self._searches), default=0))
 
     def finish(self) -> str:
         """What was held back; an unfinished character is U+FFFD. Nothing where a stop text ended it."""
@@ -48,16 +82,6 @@ class TextStream:
             return ""
         self.held += self._decoder.decode(b"", final=True)
         return self._let_go(len(self.held))
-
-    def _length_of_begun_stop(self) -> int:
-        """How many of the last characters may be the beginning of a stop text."""
-        lengths = [
-            length
-            for stop in self._stops
-            for length in range(1, len(stop))
-            if self.held.endswith(stop[:length])
-        ]
-        return max(lengths, default=0)
 
     def _let_go(self, length: int) -> str:
         text, self.held = self.held[:length], self.held[length:]
