@@ -21,9 +21,9 @@ def synthetic_text(words: int = 3000) -> str:
 
 
 @contextmanager
-def serving(app):
-    """Serves `app` on a free port; yields its address."""
-    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5)
+def serving(app, **options):
+    """Serves `app` on a free port; yields its address. options: more of uvicorn's."""
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=5, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ one stops at once.
 """
 
 import asyncio
+import codecs
 import hashlib
 import os
 import signal
@@ -33,6 +34,7 @@ from shared.models.pretrained import load_model
 from shared.quantization.modules import num_bytes, quantize
 from shared.runtime import pick_device
 from shared.serving.api import CompletionServer, describe_size
+from shared.serving.connections import punctual
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
 from shared.serving.sites import SiteRules
@@ -203,7 +205,10 @@ def wanted_key(settings: Settings) -> str | None:
 
 def _read_key(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
+        # Editors and shells of Windows put a byte order mark before a text, and PowerShell writes UTF-16.
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         reason = "it is not UTF-8"
     except OSError as error:
@@ -303,7 +308,12 @@ def main(settings: Settings) -> None:
     with ThreadPoolExecutor(1) as maker:
         server = maker.submit(make_server, settings).result()
     config = uvicorn.Config(
-        server.app, settings.host, settings.port, access_log=False, timeout_graceful_shutdown=5
+        server.app,
+        settings.host,
+        settings.port,
+        http=punctual(settings.limits),
+        access_log=False,
+        timeout_graceful_shutdown=5,
     )
     try:
         GracefulServer(config, server.engine, settings.grace).run()

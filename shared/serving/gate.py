@@ -29,6 +29,10 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Limits:
     """What one request may ask for. Raises ValueError for values that are not above 0."""
 
+    header_seconds: float = 10
+    """Until a request's headers are there, from its first byte on, or from when the connection is made."""
+    stalled_seconds: float = 60
+    """For which a client may take nothing of what is sent to it."""
     body: int = 1 << 20
     """Bytes of a request's body."""
     body_seconds: float = 30

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 from shared import checkpoint
 from shared.adapters import LoRAConfig, add_lora, save_adapter
 from shared.runtime import ROOT
+from shared.serving.__main__ import Settings, wanted_key
 from tests.serving.helpers import TOKENIZER, gpt
 
 WITHOUT_END = {"ignore_eos": True}
@@ -106,6 +108,22 @@ def test_a_second_signal_ends_it_at_once_but_not_by_a_crash(folder):
             with pytest.raises(httpx.TransportError):  # cut off in the middle
                 list(lines)
         assert server.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_a_connection_that_says_nothing_is_ended(folder):
+    options = ["--model", str(folder / "tiny"), "--limits.header-seconds", "0.2"]
+    with process(*options) as (_, url):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
+            assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with a mark"])
+def test_a_key_is_read_whatever_editor_wrote_it(tmp_path, encoding):
+    path = tmp_path / "key"
+    name, _, marked = encoding.partition(" ")
+    path.write_bytes(("\ufeff" * bool(marked) + "sésame\r\n").encode(name))
+    assert wanted_key(Settings(api_key_file=str(path))) == "sésame"
 
 
 @pytest.mark.slow
