@@ -429,7 +429,7 @@ TOO_LONG = "90 tokens of prompt and 7 new ones are 97, and this model takes 96"
         ({"temperature": -1}, "temperature=-1 is out of range"),
         ({"top_k": 0}, "top_k=0 is out of range"),
         ({"top_p": 2}, "top_p=2 is out of range"),
-        ({"seed": -1}, "seed -1 is out of range"),
+        ({"seed": 2**63}, f"{2**63} is out of range"),
         ({"logprobs": -1}, "logprobs=-1 is out of range"),
         ({"logprobs": 62}, "there are only 61 tokens"),
         ({"timeout": 0}, "timeout=0 is out of range"),

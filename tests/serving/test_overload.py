@@ -29,7 +29,7 @@ from tests.serving.helpers import (
 
 
 class Held:
-    """A model whose forward pass waits until it may."""
+    """A model whose forward pass waits until it may, at the latest until the end of `with`."""
 
     def __init__(self):
         self.model = gpt()
@@ -37,22 +37,29 @@ class Held:
         self.may = threading.Event()
         self.model.register_forward_pre_hook(self._wait)
 
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.may.set()
+
     def _wait(self, module, args) -> None:
         self.entered.set()
-        assert self.may.wait(60)
+        assert self.may.wait(20)
 
 
 def test_a_full_queue_and_a_server_that_shuts_down_say_so_while_health_answers():
+    # In this order: what is held goes on before the client waits for its end.
     held = Held()
-    with client(held.model, slots=1, queue=1) as talk:
+    with client(held.model, slots=1, queue=1) as talk, held:
         answers: list = []
 
         def ask() -> None:
             answers.append(complete(talk, max_tokens=5, seed=1))
 
-        running, waiting = (threading.Thread(target=ask) for _ in range(2))
+        running, waiting = (threading.Thread(target=ask, daemon=True) for _ in range(2))
         running.start()
-        assert held.entered.wait(60)
+        assert held.entered.wait(20)
         waiting.start()
         while talk.engine.busy + talk.engine.waiting < 2:
             pass
@@ -66,8 +73,8 @@ def test_a_full_queue_and_a_server_that_shuts_down_say_so_while_health_answers()
         check_error(complete(talk), 503, "shutting down", code="shutting_down")
         assert talk.get("/ready").status_code == 503 and talk.get("/health").status_code == 200
         held.may.set()
-        running.join()
-        waiting.join()
+        running.join(20)
+        waiting.join(20)
         assert [a.json()["choices"][0]["text"] for a in answers] == [expected(PROMPT, 5, seed=1)] * 2
         assert talk.engine.busy == talk.engine.waiting == 0
 
@@ -138,7 +145,7 @@ def test_the_text_of_a_client_that_leaves_is_given_up_within_a_step(stream, afte
             if engine.generated_tokens >= after and not left_at:
                 left_at.append(len(steps))
                 loop.call_soon_threadsafe(gone.set)
-                assert noticed.wait(60)  # whatever is drawn after this would be too much
+                assert noticed.wait(20)  # whatever is drawn after this would be too much
 
         model.register_forward_pre_hook(hold)
 
@@ -151,12 +158,16 @@ def test_the_text_of_a_client_that_leaves_is_given_up_within_a_step(stream, afte
         async def send(message):
             pass
 
-        await app(scope_of_a_completion(), receive, send)
-        noticed.set()
+        try:
+            await app(scope_of_a_completion(), receive, send)
+        finally:
+            noticed.set()
         assert await asyncio.to_thread(engine.wait_idle, 10)
 
-    asyncio.run(play())
-    engine.close()
+    try:
+        asyncio.run(play())
+    finally:
+        engine.close()
     assert left_at and len(steps) <= left_at[0] + 1
     assert engine.ended["cancelled"] == 1 and engine.generated_tokens <= after + 2
 
