@@ -7,6 +7,7 @@
 # make serve MODEL=smollm2 DOCUMENTS=weeks/11_rag/handbook
 # make test                            lint, unit tests, week scripts, notebooks; WORKERS=4 runs four processes of tests
 # make quick, make lint                the unit tests that take no time; ruff, the formatting and the types
+# make mutants                         puts 300 small faults into shared, one at a time: which do the tests notice? Takes an hour or two
 # make clean                           removes .venv, and every checkpoint, log and plot of your own runs
 PYTHON ?= python3
 WEEKS ?=
@@ -17,7 +18,7 @@ WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help course serve test quick status doctor notebooks report lint clean
+.PHONY: help course serve test quick mutants status doctor notebooks report lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -34,6 +35,10 @@ test: lint
 
 quick: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile -p no:nbval --doctest-modules shared tests -m "not slow"
+
+mutants: $(VENV)/.test
+	$(RUN) -m pip install --disable-pip-version-check -q cosmic-ray==8.7.0
+	OMP_NUM_THREADS=1 $(RUN) -m tests.mutants --workers $(WORKERS)
 
 status doctor: $(VENV)/.course
 	$(RUN) -m shared.course $@
