@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shared.retrieval.splitting import split
 from shared.tokenizers import Tokenizer
 
 LARGEST = 64 << 20
@@ -403,78 +404,3 @@ def _sentences(text: str) -> Iterator[tuple[int, str]]:
         r"\S.*?(?=(?<=[.!?:])\s|(?<![^\n]{60})\n|\n(?:\n|[-*+•|] |\d+[.)] )|\Z)", text, re.S
     ):
         yield match.start(), match[0]
-
-
-def split(text: str, tokenizer: Tokenizer, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Begin and end, in characters, of pieces of `text`, cut between words.
-
-    They cover all of it but white space between them. A piece is the longest that has at most `size` tokens
-    by itself. The next one begins as far inside it as it can with at most `overlap` tokens in common and with
-    room for a new word. A word of more than `size` tokens is cut between characters. Raises ValueError for
-    sizes that allow no progress, and for a character of more than `size` tokens.
-    """
-    if size < 1 or not 0 <= overlap < size:
-        raise ValueError(
-            f"chunks of {size} tokens with {overlap} of overlap: the size must be at least 1, and the overlap"
-            " from 0 up to below it"
-        )
-
-    def count(start: int, end: int) -> int:
-        return len(tokenizer.encode(text[start:end]))
-
-    words = list(_words(text, count, size))
-    pieces: list[tuple[int, int]] = []
-    first = 0  # the number of the piece's first word
-    while first < len(words):
-
-        def fits(last: int, start: int = words[first][0]) -> bool:
-            return count(start, words[last][1]) <= size
-
-        last = _longest(first, len(words) - 1, fits)
-        pieces.append((words[first][0], words[last][1]))
-        if last == len(words) - 1:
-            break
-
-        def in_common(number: int, last: int = last) -> bool:
-            return count(words[last + 1 - number][0], words[last][1]) <= overlap
-
-        shared = _longest(0, last - first, in_common)
-        # What is shared must leave room for a new word.
-        while shared and count(words[last + 1 - shared][0], words[last + 1][1]) > size:
-            shared -= 1
-        first = last + 1 - shared
-    return pieces
-
-
-def _words(text: str, count: Callable[[int, int], int], size: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of each word; of one that has more than `size` tokens, of its parts."""
-    for word in re.finditer(r"\S+", text):
-        start, end = word.span()
-        while start < end:
-
-            def fits(stop: int, start: int = start) -> bool:
-                return count(start, stop) <= size
-
-            stop = end if fits(end) else _longest(start + 1, end, fits)
-            if stop == start + 1 and count(start, stop) > size:
-                raise ValueError(
-                    f"the character {text[start]!r} alone has more than {size} tokens: choose larger chunks"
-                )
-            yield start, stop
-            start = stop
-
-
-def _longest(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The greatest n from `low` to `high` that `fits`, which `low` is taken to.
-
-    The search takes steps that double and then halve.
-    """
-    step = 1
-    while low + step <= high and fits(low + step):
-        low += step
-        step *= 2
-    while step > 1:
-        step //= 2
-        if low + step <= high and fits(low + step):
-            low += step
-    return low

@@ -5,8 +5,6 @@ is said; chunks leave nothing out.
 import json
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
@@ -17,10 +15,9 @@ from shared.retrieval.documents import (
     clean_text,
     load_documents,
     read_document,
-    split,
 )
 from shared.runtime import ROOT
-from shared.tokenizers import BPETokenizer, CharTokenizer
+from shared.tokenizers import BPETokenizer
 
 HANDBOOK = ROOT / "weeks/11_rag/handbook"
 MARKDOWN = """---
@@ -194,55 +191,6 @@ def test_the_handbook_is_read_whole():
 
 
 # ---- chunks
-
-TEXTS = st.text(st.sampled_from("the ferry\n\tü数😀-."), max_size=120)
-SIZES = st.integers(4, 40).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
-
-
-@given(TEXTS, SIZES)
-@example("e e eü", (4, 1))  # the overlap and the next word do not fit together
-def test_pieces_cover_the_text_within_the_limit_and_share_what_they_should(text, sizes):
-    size, overlap = sizes
-
-    def count(part):
-        return len(TOKENIZER.encode(part))
-
-    pieces = split(text, TOKENIZER, size, overlap)
-    covered = {i for start, end in pieces for i in range(start, end)}
-    assert [c for i, c in enumerate(text) if i not in covered and not c.isspace()] == []
-    for start, end in pieces:
-        assert count(text[start:end]) <= size
-        assert text[start:end] == text[start:end].strip()
-    for (start, end), (after, after_end) in zip(pieces, pieces[1:]):
-        assert start < after and end < after_end  # on and on
-        assert after >= end or count(text[after:end]) <= overlap
-
-
-def test_overlap_and_size_by_hand():
-    tokenizer = CharTokenizer.train("abc defghij")
-    text = "aaa bbb ccc ddd"
-
-    def parts(size, overlap):
-        return [text[a:b] for a, b in split(text, tokenizer, size, overlap)]
-
-    assert parts(7, 3) == ["aaa bbb", "bbb ccc", "ccc ddd"]
-    assert parts(7, 2) == ["aaa bbb", "ccc ddd"]
-    assert parts(11, 7) == ["aaa bbb ccc", "bbb ccc ddd"]
-    assert parts(2, 0) == ["aa", "a", "bb", "b", "cc", "c", "dd", "d"]
-    assert parts(15, 3) == [text]
-    assert split(" \n ", tokenizer, 3, 0) == []
-
-
-@pytest.mark.parametrize("size, overlap", [(0, 0), (5, 5), (5, -1)])
-def test_sizes_that_allow_no_progress_are_refused(size, overlap):
-    with pytest.raises(ValueError, match=f"chunks of {size} tokens with {overlap} of overlap"):
-        split("a b c", TOKENIZER, size, overlap)
-
-
-def test_a_character_that_is_too_large_is_refused():
-    with pytest.raises(ValueError, match="'😀' alone has more than 2 tokens"):
-        split("😀", TOKENIZER, 2, 0)
-
 
 @pytest.mark.slow
 def test_chunks_know_where_they_stand():

@@ -20,10 +20,11 @@ from shared.adapters.instructions import Instructions, answer, template_for
 from shared.assets import SUM_BYTES, is_whole, keep
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text
-from shared.retrieval.documents import Chunk, split
+from shared.retrieval.documents import Chunk
 from shared.retrieval.embedders import MiniLM
 from shared.retrieval.index import Index
 from shared.retrieval.ranking import bootstrap, rank_scores, recall_at
+from shared.retrieval.splitting import split
 from shared.retrieval.stores import VectorStore, make_store
 from shared.runtime import RunLog, clock, table
 from shared.tokenizers import gpt2_tokenizer
