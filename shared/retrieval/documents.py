@@ -10,12 +10,12 @@ in one chunk.
 """
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from shared.retrieval.lines import Heading, Line, Page, decoded_file
 from shared.retrieval.splitting import split
 from shared.tokenizers import Tokenizer
 
@@ -141,7 +141,7 @@ def _hidden(file: Path, base: Path) -> bool:
 def read_document(path: str | Path, source: str | None = None) -> Document:
     """One file as a document. source: what it will be called; None takes the file's name.
 
-    Raises ValueError for a file that has no text to give.
+    Raises ValueError for a file that has no text to give, and OSError for one that cannot be opened.
     """
     path = Path(path)
     if path.suffix.lower() not in KINDS:
@@ -153,26 +153,23 @@ def read_document(path: str | Path, source: str | None = None) -> Document:
             f"{path.stat().st_size >> 20} MiB are more than the {LARGEST >> 20} that a document may have:"
             " split it"
         )
-    lines = KINDS[path.suffix.lower()](path)
+    try:
+        lines = KINDS[path.suffix.lower()](path)
+    except ImportError as error:
+        raise ValueError(
+            f"reading {path.suffix} needs the package {error.name}, which is not installed: pip install"
+            " 'llm-weeks[rag]'"
+        ) from None
     return _document(source or path.name, path.stem, lines)
 
 
-class _Heading(NamedTuple):
-    level: int
-    text: str
-
-
-class _Page(NamedTuple):
-    number: int
-
-
-def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -> Document:
+def _document(source: str, stem: str, lines: Iterable[Line]) -> Document:
     """Lines and headings as sections.
 
     The first heading of level 1 before any text is the title, else the file's name is.
     """
     title: str | None = None
-    above: list[_Heading] = []
+    above: list[Heading] = []
     text: list[str] = []
     page: int | None = None
     sections: list[Section] = []
@@ -188,9 +185,11 @@ def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -
             text.append(line)
             continue
         close()
-        if isinstance(line, _Page):
+        if isinstance(line, Page):
             page = line.number
-        elif line.level == 1 and title is None and not sections:
+            continue
+        line = Heading(line.level, clean_text(line.text))
+        if line.level == 1 and title is None and not sections:
             title = line.text
             above.clear()
         elif line.text:
@@ -203,149 +202,38 @@ def _document(source: str, stem: str, lines: Iterable[str | _Heading | _Page]) -
 
 def clean_text(text: str) -> str:
     """The text with single spaces and single empty lines, without control characters and soft hyphens."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half of a pair of surrogates is no character
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\xad\u200b\ufeff]", "", re.sub(r"\r\n?|\f", "\n", text))
     text = re.sub(r"[^\S\n]+", " ", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
 
 
-def _read_text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"it is not UTF-8 text (byte 0x{data[error.start]:02X} at {error.start}): a binary file, or"
-            " another encoding"
-        ) from None
-    if "\0" in text:
-        raise ValueError("it is a binary file: it has zero bytes in it")
-    return text
+# Readers are imported when a file of their kind is met: each needs a package of its own.
 
 
-def _plain(path: Path) -> Iterator[str]:
-    yield from _read_text(path).splitlines()
+def _plain(path: Path) -> Iterable[Line]:
+    return decoded_file(path).splitlines()
 
 
-MARKUP = (
-    (re.compile(r"<!--.*?-->", re.S), ""),
-    (re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)"), r"\1"),  # an image: what it shows
-    (re.compile(r"\[([^\]\n]+)\]\([^)\n]*\)"), r"\1"),  # a link: its text
-    (re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])"), r"\2"),
-    (re.compile(r"(?<![\w_])(_{1,3})(?=\S)([^_\n]+?)(?<=\S)\1(?![\w_])"), r"\2"),
-)
-"""What Markdown writes round words and a reader does not say."""
+def _markdown(path: Path) -> Iterable[Line]:
+    from shared.retrieval.markdown import read_markdown
+
+    return read_markdown(path)
 
 
-def _markdown(path: Path) -> Iterator[str | _Heading]:
-    """Headings (# and underlined ones), outside of code; emphasis, links and comments reduced to their text.
-    Front matter goes.
-    """
-    text = re.sub(r"\A---\n.*?\n---\n", "", _read_text(path).replace("\r\n", "\n"), flags=re.S)
-    for i, part in enumerate(
-        re.split(r"(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)[ \t]*$|\Z))", text, flags=re.M | re.S)
-    ):
-        if i % 2:  # code stays as it is
-            yield from part.splitlines()
-            continue
-        for pattern, shown in MARKUP:
-            part = pattern.sub(shown, part)
-        part = re.sub(
-            r"^(\S.*)\n(=+|-{2,})[ \t]*$",
-            lambda m: f"{'#' if m[2][0] == '=' else '##'} {m[1]}",
-            part,
-            flags=re.M,
-        )
-        for line in part.splitlines():
-            heading = re.match(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*$", line)
-            yield _Heading(len(heading[1]), heading[2]) if heading else line
+def _html(path: Path) -> Iterable[Line]:
+    from shared.retrieval.html import read_html
+
+    return read_html(path)
 
 
-IGNORED = ("script", "style", "noscript", "template", "nav", "svg", "head", "title")
-BLOCKS = (
-    "address article aside blockquote br dd div dl dt figcaption figure footer form header hr li main ol p"
-    " pre section table tr ul"
-).split()
-HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+def _pdf(path: Path) -> Iterable[Line]:
+    from shared.retrieval.pdf import read_pdf
+
+    return read_pdf(path)
 
 
-def _html(path: Path) -> Iterator[str | _Heading]:
-    """Headings and visible text, blocks on lines of their own.
-
-    <title> is the document's where the page has no <h1>.
-    """
-    try:
-        from bs4 import BeautifulSoup
-    except ImportError:
-        raise ValueError(
-            "reading HTML needs a package that is not installed: pip install beautifulsoup4"
-        ) from None
-    data = path.read_bytes()
-    if b"\0" in data and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError("it is a binary file: it has zero bytes in it")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pages that look like something else; they are read all the same
-        page = BeautifulSoup(data, "html.parser")
-    if page.title and not page.h1:
-        yield _Heading(1, " ".join(page.title.get_text().split()))
-    _lay_out_as_lines(page)
-    for line in page.get_text().split("\n"):
-        if line.startswith("\0"):
-            yield _Heading(int(line[1]), line[2:])
-        else:
-            yield line
-
-
-def _lay_out_as_lines(page: Any) -> None:
-    """Puts line breaks round the blocks of a page, and marks its headings by a zero byte and their level.
-
-    No other zero byte is left in the text.
-    """
-    for tag in page(IGNORED):
-        tag.decompose()
-    for text in page(string=True):
-        if not text.find_parent("pre"):
-            text.replace_with(type(text)(re.sub(r"\s+", " ", text)))
-    for tag in page(BLOCKS):
-        tag.insert_before("\n")
-        tag.insert_after("\n")
-    for tag in page(["td", "th"]):
-        tag.insert_before(" ")
-    for tag in page(HEADINGS):
-        heading = " ".join(tag.get_text().split())
-        tag.replace_with(f"\n\0{tag.name[1]}{heading}\n")
-
-
-def _pdf(path: Path) -> Iterator[str | _Page]:
-    """The text of each page, by the library pypdf."""
-    try:
-        from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
-    except ImportError:
-        raise ValueError("reading PDFs needs a package that is not installed: pip install pypdf") from None
-    try:
-        reader = PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise ValueError("it is encrypted: save it without a password")
-        pages = [page.extract_text() for page in reader.pages]
-    except (
-        PyPdfError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-        NotImplementedError,
-    ) as error:
-        raise ValueError(f"it is damaged or no PDF ({error})") from None
-    if not any(map(str.strip, pages)):
-        where = "its only page has" if len(pages) == 1 else f"its {len(pages)} pages have"
-        raise ValueError(f"{where} no text, only pictures: a scan; run a text recognition (OCR) on it first")
-    for number, text in enumerate(pages, 1):
-        yield _Page(number)
-        yield re.sub(r"(?<=\w)-\n(?=[a-z])", "", text)  # a word that was divided at the end of a line
-
-
-KINDS: dict[str, Callable[[Path], Iterable[str | _Heading | _Page]]] = {
+KINDS: dict[str, Callable[[Path], Iterable[Line]]] = {
     ".md": _markdown,
     ".markdown": _markdown,
     ".txt": _plain,

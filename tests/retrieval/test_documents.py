@@ -3,6 +3,7 @@ is said; chunks leave nothing out.
 """
 
 import json
+import sys
 
 import pytest
 from pypdf import PdfWriter
@@ -60,7 +61,7 @@ TOKENIZER = BPETokenizer.train(
 )
 
 
-def pdf(path, texts, password=None):
+def pdf(path, texts, password=None, algorithm="RC4-128"):
     """A PDF with a page for each text; an empty one is a page without any."""
     writer = PdfWriter()
     font = DictionaryObject(
@@ -79,8 +80,8 @@ def pdf(path, texts, password=None):
             lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
             stream.set_data(f"BT /F1 12 Tf 14 TL 20 250 Td {lines} ET".encode())
             page[NameObject("/Contents")] = writer._add_object(stream)
-    if password:
-        writer.encrypt(password, algorithm="RC4-128")
+    if password is not None:
+        writer.encrypt(password, "owner's", algorithm=algorithm)
     writer.write(path)
     return path
 
@@ -122,6 +123,20 @@ def test_a_pdf_is_read_page_by_page(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_a_pdf_that_opens_without_a_password_is_read(tmp_path, algorithm):
+    found = read_document(pdf(tmp_path / "rules.pdf", ["Pets are welcome."], "", algorithm))
+    assert found.sections == (Section((), "Pets are welcome.", 1),)
+
+
+def jbig2(path):
+    """A PDF whose page can only be unpacked by a program that few have."""
+    pdf(path, ["Hello"])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"<<\n/Length", b"<<\n/Filter /JBIG2Decode\n/Length"))
+    return path
+
+
 def bad_files(folder):
     """What cannot be read, by name, with what must be said of it."""
     (folder / "deep").mkdir()
@@ -134,6 +149,8 @@ def bad_files(folder):
     (folder / "noise.pdf").write_bytes(bytes(range(256)))
     pdf(folder / "scan.pdf", ["", ""])
     pdf(folder / "locked.pdf", ["Hello"], "secret")
+    pdf(folder / "locked-aes.pdf", ["Hello"], "secret", "AES-256")
+    jbig2(folder / "unpacked.pdf")
     return {
         "deep/binary.md": "binary file",
         "latin.txt": "not UTF-8",
@@ -144,6 +161,8 @@ def bad_files(folder):
         "noise.pdf": "damaged or no PDF",
         "scan.pdf": "OCR",
         "locked.pdf": "encrypted",
+        "locked-aes.pdf": "encrypted",
+        "unpacked.pdf": "jbig2dec",
     }
 
 
@@ -158,6 +177,13 @@ def test_a_bad_file_is_said_and_the_rest_goes_on(tmp_path):
     for source, words in expected.items():
         assert words in problems[source]
         assert any(line == f"left out: {source}: {problems[source]}" for line in said)
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shared.retrieval.markdown", None)
+    (tmp_path / "a.md").write_text("Text.")
+    with pytest.raises(ValueError, match=r"reading \.md needs the package .* pip install 'llm-weeks\[rag\]'"):
+        read_document(tmp_path / "a.md")
 
 
 def test_a_folder_that_gives_nothing_is_an_error(tmp_path):
@@ -191,6 +217,7 @@ def test_the_handbook_is_read_whole():
 
 
 # ---- chunks
+
 
 @pytest.mark.slow
 def test_chunks_know_where_they_stand():
