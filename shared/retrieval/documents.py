@@ -10,11 +10,13 @@ in one chunk.
 """
 
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.retrieval.folder import find_files, printable_path
 from shared.retrieval.lines import Heading, Line, Page, decoded_file
 from shared.retrieval.splitting import split
 from shared.tokenizers import Tokenizer
@@ -100,42 +102,51 @@ class Loaded(NamedTuple):
     """For each file that is left out: why."""
 
 
-def load_documents(path: str | Path, say: Callable[[str], None] = print) -> Loaded:
+def load_documents(
+    path: str | Path, say: Callable[[str], None] = print, *, follow_links: bool = False
+) -> Loaded:
     """All documents in a folder, at any depth and in the order of their names; or the one in a file.
 
     Hidden files are passed over. What cannot be read (of another kind, binary, damaged, empty, encrypted,
-    scanned without text) is said and kept in `problems`. Raises ValueError when the path does not exist, and
-    when nothing in it can be read.
+    scanned without text, a broken link, a pipe, a name that is not UTF-8) is said and kept in `problems`; so
+    are links that lead out of the folder or to folders, unless `follow_links`. Raises ValueError when the
+    path does not exist, and when nothing in it can be read.
     """
     path = Path(path)
+    name = printable_path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist: give a folder with documents, or a file")
-    if path.is_dir():
-        base = path
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, base))
-    else:
-        base = path.parent
-        files = [path]
-    if not files:
-        raise ValueError(f"{path} has no files in it: put documents there ({', '.join(KINDS)})")
-    documents: list[Document] = []
+        raise ValueError(f"{name} does not exist: give a folder with documents, or a file")
+    files = {printable_path(path.name): path}
     problems: dict[str, str] = {}
-    for file in files:
-        source = file.relative_to(base).as_posix()
-        try:
-            documents.append(read_document(file, source))
-        except (ValueError, OSError) as error:
-            problems[source] = getattr(error, "strerror", None) or str(error)
+    if path.is_dir():
+        files, problems = find_files(path, follow_links)
+    if not files and not problems:
+        raise ValueError(f"{name} has no files in it: put documents there ({', '.join(KINDS)})")
+    documents: list[Document] = []
+    for source in sorted([*files, *problems], key=_parts):
+        if source in files:
+            try:
+                documents.append(read_document(files[source], source))
+            except Exception as error:  # whatever is wrong with one file, the others are read
+                problems[source] = _reason(error)
+        if source in problems:
             say(f"left out: {source}: {problems[source]}")
     if not documents:
         reasons = [f"{source}: {reason}" for source, reason in problems.items()]
-        raise ValueError(f"{path} has no document that can be read: {'; '.join(reasons[:3])}")
+        raise ValueError(f"{name} has no document that can be read: {'; '.join(reasons[:3])}")
     return Loaded(documents, problems)
 
 
-def _hidden(file: Path, base: Path) -> bool:
-    """Whether the file, or a folder between it and `base`, has a name that begins with a dot."""
-    return any(part.startswith(".") for part in file.relative_to(base).parts)
+def _parts(source: str) -> list[str]:
+    return source.split("/")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"it cannot be read ({type(error).__name__}: {error})"
 
 
 def read_document(path: str | Path, source: str | None = None) -> Document:
@@ -148,10 +159,12 @@ def read_document(path: str | Path, source: str | None = None) -> Document:
         raise ValueError(
             f"files of the kind {path.suffix or '(no suffix)'} are not read; there are: {', '.join(KINDS)}"
         )
-    if path.stat().st_size > LARGEST:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no file but a folder, a pipe, a socket or a device")
+    if status.st_size > LARGEST:
         raise ValueError(
-            f"{path.stat().st_size >> 20} MiB are more than the {LARGEST >> 20} that a document may have:"
-            " split it"
+            f"{status.st_size >> 20} MiB are more than the {LARGEST >> 20} that a document may have: split it"
         )
     try:
         lines = KINDS[path.suffix.lower()](path)
@@ -160,7 +173,7 @@ def read_document(path: str | Path, source: str | None = None) -> Document:
             f"reading {path.suffix} needs the package {error.name}, which is not installed: pip install"
             " 'llm-weeks[rag]'"
         ) from None
-    return _document(source or path.name, path.stem, lines)
+    return _document(source or printable_path(path.name), printable_path(path.stem), lines)
 
 
 def _document(source: str, stem: str, lines: Iterable[Line]) -> Document:

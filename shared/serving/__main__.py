@@ -241,7 +241,7 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
         index.add(chunks)
         return index
     path = Path(documents).resolve()
-    folder = cache / "indexes" / f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    folder = cache / "indexes" / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     print(f"{size}; index in {folder}", flush=True)
     index, _ = Index.kept(folder, MiniLM(device), chunks)
     return index

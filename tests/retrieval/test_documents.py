@@ -10,6 +10,7 @@ from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from shared.retrieval.documents import (
+    KINDS,
     Document,
     Section,
     chunk_documents,
@@ -177,6 +178,30 @@ def test_a_bad_file_is_said_and_the_rest_goes_on(tmp_path):
     for source, words in expected.items():
         assert words in problems[source]
         assert any(line == f"left out: {source}: {problems[source]}" for line in said)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RecursionError("too deep"), "it cannot be read (RecursionError: too deep)"),
+        (
+            AssertionError("we should not get here!"),
+            "it cannot be read (AssertionError: we should not get here!)",
+        ),
+        (MemoryError(), "it cannot be read (MemoryError: )"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+    ],
+)
+def test_whatever_a_reader_does_the_rest_is_read(tmp_path, monkeypatch, error, reason):
+    def fail(path):
+        raise error
+
+    monkeypatch.setitem(KINDS, ".bad", fail)
+    for name in ("a.txt", "b.bad", "c.txt"):
+        (tmp_path / name).write_text("Text.")
+    documents, problems = load_documents(tmp_path, lambda line: None)
+    assert [document.source for document in documents] == ["a.txt", "c.txt"]
+    assert problems == {"b.bad": reason}
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
