@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,22 @@ def test_at_the_start_nothing_changes(kind, config, idx):
     assert torch.equal(model(idx), expected)
     assert len(adapters_of(model)) == 1
     assert_same_bits(base_bits(model), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_values_have_the_size_that_pefts_have(kind):
+    """A's are uniform, within 1 / √in_features; B's are 0."""
+    model = nn.ModuleDict({"up": nn.Linear(1024, 64)})
+    config = peft.LoraConfig(r=32, target_modules=["up"], **KINDS[kind])
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(deepcopy(model), config).base_model.model["up"]
+    add_lora(model, LoRAConfig(r=32, target_modules=("up",), **KINDS[kind]))
+    ours = model["up"].adapters["default"]
+    for a in (ours.lora_A, theirs.lora_A["default"].weight):
+        assert a.shape == (32, 1024)
+        assert a.abs().max().item() == pytest.approx(1024**-0.5, rel=1e-3)
+        assert a.std().item() == pytest.approx((3 * 1024) ** -0.5, rel=0.02)
+    assert not ours.lora_B.any() and not theirs.lora_B["default"].weight.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

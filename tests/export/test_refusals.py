@@ -1,6 +1,8 @@
 """What a format cannot hold is named, and nothing is written."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,40 @@ def test_more_that_gguf_does_not_have(tmp_path):
     for format in ("gguf", "onnx"):
         with pytest.raises(ValueError, match="is a folder: give the name of a file"):
             TO[format](tmp_path, made("GPT-2"), bpe())
+
+
+@pytest.mark.parametrize(
+    "format", ["gguf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hf", "onnx"))]
+)
+def test_every_file_is_synced_whole_before_it_gets_its_name(format, tmp_path, monkeypatch):
+    synced: dict[int, int] = {}  # by inode: how long the file was
+    named: list[str] = []
+    fsync, replace, rename = os.fsync, os.replace, Path.rename
+
+    def noted_sync(handle):
+        status = os.fstat(handle)
+        synced[status.st_ino] = status.st_size
+        fsync(handle)
+
+    def check(path):
+        for file in [path, *path.rglob("*")]:
+            status = file.stat()
+            assert file.is_dir() or synced.get(status.st_ino) == status.st_size, file.name
+            named.append(file.name)
+
+    def noted_replace(old, new):
+        check(Path(old))
+        replace(old, new)
+
+    def noted_rename(old, new):
+        check(old)
+        return rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    TO[format](tmp_path / "m", made("Llama with grouped queries"), CHARACTERS)
+    assert named
 
 
 @pytest.mark.parametrize(
