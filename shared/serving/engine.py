@@ -80,8 +80,8 @@ class _Slot:
         """The prompt has been read, and `next_token` is known."""
         self.next_token = 0
         """While writing: the last token drawn, which the model has not read."""
-        self.last_used = 0
-        """The engine's step in which its last text began."""
+        self.last_used = -1
+        """The engine's step in which its last text began; -1: none has."""
 
     def begin(self, generation: Generation, step: int) -> None:
         """Takes a text whose first `generation.reused` tokens are in the cache."""
@@ -299,8 +299,9 @@ class Engine:
         generation.deliver(None)
 
     def _give_up(self) -> None:
-        """After a failed step: the cache may be half written, so nothing of it is reused."""
+        """After a failed step: the cache may be half written, perhaps with values that are not finite."""
         for slot, generation in self._running():
+            self._cache.clear(slot.index)
             slot.reusable = 0
             self._finish(generation, "error")
 

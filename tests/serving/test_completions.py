@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.attach import use_adapters
+from shared.models.chat import IM_END
 from shared.models.gpt import GPT
 from shared.sampling import generate
 from shared.serving.api import create_app
@@ -76,21 +77,22 @@ def test_a_stop_text_ends_it_wherever_tokens_begin_and_end(shared_client, length
     assert shared_client.engine.wait_idle(10)
 
 
-def test_an_end_token_ends_it_and_is_no_text():
+@pytest.mark.parametrize("end", [0, 1])
+def test_an_end_token_ends_it_and_is_no_text(end):
     model = gpt()
     with torch.no_grad():
         largest = model.lm_head.weight.norm(dim=1).max()
-        model.lm_head.weight[ENDS[0]] = 3 * largest * torch.nn.functional.normalize(torch.ones(32), dim=0)
+        model.lm_head.weight[ENDS[end]] = 3 * largest * torch.nn.functional.normalize(torch.ones(32), dim=0)
     for seed in range(40):
         ids = list(generate(model, [5], 30, seed=seed))
-        if ENDS[0] in ids and 2 < ids.index(ENDS[0]) < 29:
+        if ENDS[end] in ids and 2 < ids.index(ENDS[end]) < 29:
             break
-    at = ids.index(ENDS[0])
+    at = ids.index(ENDS[end])
     with client(model) as talk:
         answer = complete(talk, prompt=[5], max_tokens=30, seed=seed, logprobs=1).json()
         (choice,) = answer["choices"]
         assert choice["text"] == TOKENIZER.decode(ids[:at]) and choice["finish_reason"] == "stop"
-        assert choice["logprobs"]["tokens"][-1] == END_OF_TEXT
+        assert choice["logprobs"]["tokens"][-1] == (END_OF_TEXT, IM_END)[end]
         assert answer["usage"]["completion_tokens"] == at + 1
 
 

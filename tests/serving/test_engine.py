@@ -386,7 +386,7 @@ def test_a_request_whose_slot_cannot_be_prepared_is_ended_and_not_lost(monkeypat
     def fail(*args):
         raise MemoryError("no memory left")
 
-    for prompt in ([50], list(range(20))):  # both in the first slot: the second one is used longest ago
+    for prompt in ([50], list(range(20))):  # in a slot each: the first one is used longest ago
         ids(engine.submit(Request(prompt, 2)))
     with monkeypatch.context() as broken:
         broken.setattr(engine._cache, "copy", fail)

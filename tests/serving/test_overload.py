@@ -70,7 +70,9 @@ def test_a_full_queue_and_a_server_that_shuts_down_say_so_while_health_answers()
         check_error(complete(talk, n=3), 429, "ask again later", code="queue_full")
         assert talk.get("/ready").status_code == 200
         talk.engine.drain()
-        check_error(complete(talk), 503, "shutting down", code="shutting_down")
+        drained = complete(talk)
+        check_error(drained, 503, "shutting down", code="shutting_down")
+        assert drained.headers["retry-after"] == "1"
         assert talk.get("/ready").status_code == 503 and talk.get("/health").status_code == 200
         held.may.set()
         running.join(20)
