@@ -1,5 +1,6 @@
 """shared/sampling: against Hugging Face's filters, expected counts, and a plain search for stop sequences."""
 
+import math
 import os
 import random
 import subprocess
@@ -57,6 +58,12 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p):
         assert kept.all() or p[kept].min() >= p[~kept].max()
 
 
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_top_p_stops_where_p_is_reached_exactly(kept):
+    """Four equally likely tokens: quarters add up without rounding."""
+    assert filter_logits(torch.zeros(4), top_p=kept / 4).isfinite().sum() == kept
+
+
 def test_no_filter_changes_nothing():
     logits = random_logits()
     assert torch.equal(filter_logits(logits), logits)
@@ -105,6 +112,13 @@ def test_one_id_is_drawn_per_row_in_the_shape_of_the_rows():
     logits = torch.full((2, 3, 9), -torch.inf)
     logits[..., 4] = 0
     assert sample(logits).tolist() == [[4] * 3] * 2 and sample(logits[0, 0]).shape == ()
+
+
+@pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-5])
+def test_a_low_temperature_still_draws_among_near_equals(temperature):
+    logits = torch.tensor([0.0, temperature]).expand(4000, 2)  # e times as likely
+    ones = sample(logits, temperature, generator=torch.Generator().manual_seed(0)).float().mean().item()
+    assert ones == pytest.approx(math.e / (1 + math.e), abs=0.03)
 
 
 def test_a_tiny_temperature_is_as_good_as_greedy():
