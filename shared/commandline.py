@@ -5,20 +5,20 @@ flags.
 """
 
 import errno
-import json
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import MISSING, fields, is_dataclass, replace
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 import tyro
 
-from shared.runtime import devices
+from shared.runtime import devices, os_error_in, read_json
 
 SWITCH_VALUES = {"True": True, "true": True, "False": False, "false": False}
 
@@ -134,7 +134,7 @@ def _spelled_out(arg: str, settings: Any) -> str:
 def _read_config(file: str) -> dict[str, Any]:
     """The settings in a JSON file: the whole of it, or its field `settings`, as a run.json has it."""
     try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        values = read_json(Path(file))
     except OSError as error:
         raise ValueError(f"--config {file} cannot be read as JSON: {error.strerror or error}") from None
     except ValueError as error:
@@ -245,35 +245,92 @@ def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
+DISK_FULL = "free some space and run again (a week's script with --resume); what was complete is kept"
+ELSEWHERE = "choose another place (LLM_WEEKS_DATA for what is fetched, LLM_WEEKS_OUTPUT for what runs write)"
+REFUSALS = {
+    errno.ENOSPC: ("the disk is full", DISK_FULL),
+    errno.EDQUOT: ("your quota on this disk is used up", DISK_FULL),
+    errno.EFBIG: ("the file would be larger than is allowed here", ELSEWHERE),
+    errno.EROFS: ("the file system is read-only", ELSEWHERE),
+    errno.EACCES: ("permission denied", f"have it allowed, or {ELSEWHERE}"),
+    errno.EPERM: ("not permitted", f"have it allowed, or {ELSEWHERE}"),
+    errno.ENOENT: ("no such file or folder", "look at the path"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "look at the path"),
+    errno.EISDIR: ("this is a folder, and a file is needed", "look at the path"),
+    errno.EEXIST: ("something of this name is there already", "choose another name, or move it away"),
+    errno.ENOTEMPTY: ("this folder is not empty", "choose another, or move away what is in it"),
+    errno.ENAMETOOLONG: ("this name is too long", "choose a shorter one"),
+    errno.ELOOP: ("these links lead round in a circle", "look at the path"),
+    errno.EMFILE: ("too many files are open", "allow more (ulimit -n), or ask for less at a time"),
+    errno.ENOMEM: ("there is not enough memory", "ask for less at a time, or choose a smaller model"),
+    errno.EADDRINUSE: ("another program listens there", "choose another --port"),
+}
+"""What the operating system may refuse and a person can mend: what it is, and what to do."""
+CLOSED_PIPE = 141
+"""The exit status of a program that wrote where nobody reads (128 + the number of SIGPIPE)."""
+
+
 @contextmanager
 def errors_for_people() -> Iterator[None]:
     """Turns errors that the user can mend into one line on stderr and an exit status.
 
-    A ValueError, which is what this course's code raises for wrong input, gives status 2, a full disk 3, and
-    Ctrl-C 130. With LLM_WEEKS_TRACE=1 the traceback is shown instead. Output that the console or the file
-    behind it has no characters for is printed as escapes: it never ends a run.
+    A ValueError, which is what this course's code raises for wrong input, gives status 2, what the operating
+    system refuses (a full disk, no permission) and too little memory 3, Ctrl-C 130, and output that nobody
+    reads any more (`| head -1`) 141. With LLM_WEEKS_TRACE=1 the traceback is shown instead.
+    Output that the console or the file behind it has no characters for is printed as escapes: it never ends a
+    run.
     """
     _print_what_the_console_lacks_as_escapes()
     if os.environ.get("LLM_WEEKS_TRACE"):
         yield
         return
     try:
-        yield
+        try:
+            yield
+        finally:
+            _flush_output()  # here, where an error is still caught, and not as the interpreter ends
     except KeyboardInterrupt:
-        print("\nstopped (Ctrl-C); what was there is kept", file=sys.stderr)
-        raise SystemExit(130) from None
+        print(file=sys.stderr)  # behind the ^C of the terminal
+        _end("stopped (Ctrl-C); what was there is kept", 130)
+    except BrokenPipeError:
+        # What is still to be written would raise the error again as the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(BrokenPipeError):  # stderr may go there too
+            _end("stopped: nobody reads the output any more; what was there is kept", CLOSED_PIPE)
+        raise SystemExit(CLOSED_PIPE) from None
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        _end(f"error: {error}", 2)
+    except RecursionError:
+        _end("error: something that was read is nested too deeply (LLM_WEEKS_TRACE=1 shows where)", 2)
+    except Exception as error:
+        refused = OSError(errno.ENOMEM, "") if _is_memory(error) else os_error_in(error)
+        if refused is None or refused.errno not in REFUSALS:
             raise
-        print(
-            "error: the disk is full: free some space and run again (a week's script with --resume); what was"
-            " complete is kept",
-            file=sys.stderr,
-        )
-        raise SystemExit(3) from None
+        _end(f"error: {_refusal(refused)}", 3)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether there was too little memory, for Python or for PyTorch."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None and not sys.stdout.closed:
+        sys.stdout.flush()
+
+
+def _end(line: str, status: int) -> NoReturn:
+    print(" ".join(line.split("\n")), file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+def _refusal(error: OSError) -> str:
+    """What was refused, of which file, and what to do."""
+    assert error.errno is not None
+    what, advice = REFUSALS[error.errno]
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    where = f"{' -> '.join(files)}: " if files else ""
+    return f"{where}{what}: {advice}"
 
 
 def _print_what_the_console_lacks_as_escapes() -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -197,6 +198,27 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises OSError, and ValueError for what is no JSON or nested too deeply."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def os_error_in(error: BaseException) -> OSError | None:
+    """What the operating system refused, where that is what an error is about.
+
+    Libraries in Rust, such as safetensors, raise errors of their own, with "(os error 28)" in the text.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+        return None
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def write_json(path: Path, value: Any) -> None:

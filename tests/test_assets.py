@@ -385,8 +385,9 @@ def test_without_the_variable_files_are_kept_in_the_home_folder(tmp_path, cache,
 
 
 def test_where_no_folder_can_be_written_the_message_says_what_to_set(tmp_path, cache, monkeypatch):
-    (tmp_path / "file").write_text("")  # a file where the folders should be
-    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")  # a file where the folder should be
+    (tmp_path / "shared").mkdir(0o555)
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path / "shared"))
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     with pytest.raises(ValueError, match="can be written to: set LLM_WEEKS_DATA"):
         cache_folder()

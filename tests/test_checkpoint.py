@@ -168,6 +168,15 @@ def test_a_cut_file_is_a_value_error_that_names_it(saved, name, keep):
         checkpoint.load(folder)
 
 
+@pytest.mark.parametrize("name", ["training.json", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["[" * 10**5, '{"a":' * 10**5], ids=["lists", "objects"])
+def test_a_file_that_is_nested_too_deeply_is_a_value_error_that_names_it(saved, name, content):
+    folder, _ = saved
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=name):
+        checkpoint.load(folder)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
 def test_a_missing_file_is_a_value_error_that_names_it(saved, name):
     folder, _ = saved

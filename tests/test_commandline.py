@@ -1,15 +1,20 @@
 """shared/commandline.py: settings from presets, files and flags, and errors that are one line."""
 
+import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from io import BytesIO, TextIOWrapper
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from shared import commandline
 from shared.commandline import cli, errors_for_people, flags, parse, parse_args
-from shared.runtime import RunLog
+from shared.runtime import ROOT, RunLog, write_json
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,21 @@ def test_arguments_without_a_preset_are_parsed_too():
         (ValueError("lr=0: must be above 0"), 2, "error: lr=0: must be above 0\n"),
         (OSError(28, "No space left on device"), 3, "error: the disk is full: "),
         (KeyboardInterrupt(), 130, "\nstopped (Ctrl-C)"),
+        (ValueError("two\nlines"), 2, "error: two lines\n"),
+        (OSError(122, "Disk quota exceeded"), 3, "error: your quota on this disk is used up: "),
+        (OSError(30, "x", "/r/a"), 3, "error: /r/a: the file system is read-only: "),
+        (PermissionError(13, "x", "/r/a"), 3, "error: /r/a: permission denied: "),
+        (PermissionError(1, "x", "/a", None, "/b"), 3, "error: /a -> /b: not permitted: "),
+        (OSError(98, "Address already in use"), 3, "error: another program listens there: "),
+        (
+            SafetensorError("I/O error: Read-only file system (os error 30)"),
+            3,
+            "error: the file system is read-",
+        ),
+        (MemoryError(), 3, "error: there is not enough memory: "),
+        (RecursionError("maximum depth"), 2, "error: something that was read is nested too deeply"),
     ],
-    ids=["ValueError", "full disk", "Ctrl-C"],
+    ids=repr,
 )
 def test_errors_for_people_are_one_line_and_a_status(monkeypatch, capsys, error, code, message):
     monkeypatch.delenv("LLM_WEEKS_TRACE", raising=False)
@@ -186,6 +204,52 @@ def test_errors_for_people_are_one_line_and_a_status(monkeypatch, capsys, error,
     assert stop.value.code == code
     err = capsys.readouterr().err
     assert err.startswith(message) and err.strip().count("\n") == 0
+
+
+def child_of_a_file(folder):
+    (folder / "file").write_text("")
+    (folder / "file" / "child").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (child_of_a_file, "child: a part of this path is a file, not a folder"),
+        (lambda folder: write_json(folder / ("n" * 300), 1), "this name is too long"),
+        (lambda folder: write_json(folder, 1), "this is a folder, and a file is needed"),
+        (lambda folder: (folder / "no").read_text(), "no: no such file or folder"),
+        (lambda folder: save_file({}, folder / "no" / "a"), "no such file or folder"),
+        (lambda folder: torch.empty(2**60), "there is not enough memory"),
+        (lambda folder: bytearray(2**60), "there is not enough memory"),
+        (lambda folder: json.loads("[" * 10**5), "nested too deeply"),
+    ],
+    ids=["under a file", "long name", "a folder", "nowhere", "safetensors", "torch", "Python", "deep"],
+)
+def test_what_the_system_refuses_is_one_line(act, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("LLM_WEEKS_TRACE", raising=False)
+    with pytest.raises(SystemExit) as stop, errors_for_people():
+        act(tmp_path)
+    err = capsys.readouterr().err
+    assert stop.value.code in (2, 3) and err.startswith("error: ")
+    assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 20_000], ids=["at the end", "while it runs"])
+def test_output_that_nobody_reads_ends_a_program_in_one_line(lines):
+    program = f"""
+from shared.commandline import errors_for_people
+with errors_for_people():
+    for line in range({lines}):
+        print(line)
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as nobody:
+        command = [sys.executable, "-c", program]
+        ran = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
+    assert ran.returncode == 141
+    assert ran.stderr == "stopped: nobody reads the output any more; what was there is kept\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(5, "disk broken"), AssertionError("ours")])

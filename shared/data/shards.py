@@ -10,7 +10,6 @@ begins with <|endoftext|>, and none is cut: a shard ends with the document that 
 """
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -38,7 +37,7 @@ from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.data.corpus import Corpus
 from shared.data.sources import clean, describe_source, stream_documents
-from shared.runtime import write_atomically, write_json
+from shared.runtime import read_json, write_atomically, write_json
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
@@ -339,7 +338,7 @@ def _file_name(number: int) -> str:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         names = [shard["file"] for shard in index["shards"]]
         if index["format"] != FORMAT or names != [_file_name(i) for i in range(len(names))]:
             raise ValueError(f"not of format {FORMAT}")

@@ -6,7 +6,6 @@ Sources: Penedo et al., "The FineWeb Datasets" (2024); Gokaslan & Cohen, "OpenWe
 et al., "Pointer Sentinel Mixture Models" (WikiText, 2016).
 """
 
-import errno
 import glob
 import json
 import re
@@ -18,6 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from shared.assets import LOCAL, network_failure
 from shared.tokenizers.bpe import END_OF_TEXT
 
 HUB = {
@@ -141,9 +141,12 @@ def _errors_in_a_line(source: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise ValueError(f"--source {source} needs the package {error.name}: pip install datasets") from None
     except Exception as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if getattr(error, "errno", None) in LOCAL:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        failure = network_failure(error) if source in HUB else None
+        if failure:
+            reason = f"{failure}; {reason}"
         message = f"--source {source} cannot be read ({reason})"
         if source in HUB:
             message += (

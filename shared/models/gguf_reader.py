@@ -44,7 +44,7 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, StoredTensor]
     try:
         reader = _Reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, OSError) as error:
         raise ValueError(
             f"{path} is cut, damaged or no GGUF file that the library gguf can read ({error}): download it"
             " again"

@@ -12,7 +12,6 @@ express is refused by name. Nothing here needs the library transformers; it is w
 Sources: Radford et al. (GPT-2, 2019); Touvron et al. (Llama, 2023); Allal et al. (SmolLM2, 2025).
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared import checkpoint
-from shared.assets import fetch
+from shared.assets import fetch, network_failure
 from shared.models.families import config_from_gguf, config_from_hf, hf_config, refuse
 from shared.models.gguf_reader import read_gguf
 from shared.models.gpt import GPT
@@ -40,7 +39,7 @@ from shared.models.tokenizer_files import (
     tokenizer_from_merges,
 )
 from shared.models.weights import StoredTensor, build_gpt, plain_tensors
-from shared.runtime import write_json
+from shared.runtime import os_error_in, read_json, write_json
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import BPETokenizer, gpt2_tokenizer
 
@@ -175,7 +174,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing, cut or damaged ({error}): download it again") from None
     if not isinstance(values, dict):
@@ -190,7 +189,7 @@ def _snapshot(name: str) -> Path:
     try:
         return Path(snapshot_download(hub_name, revision=commit, allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = network_failure(error) or " ".join(str(error).split())
         raise ValueError(
             f"{name!r} is neither a folder here nor a model that the Hugging Face hub gives ({reason}). "
             "Without a network: download the model elsewhere, and give the path of its folder"
@@ -282,7 +281,10 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from None
+        refused = os_error_in(error)
+        if refused is None:
+            raise
+        raise OSError(refused.errno, refused.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shared.runtime import write_atomically
+from shared.runtime import read_json, write_atomically
 
 KINDS: dict[str, type["Tokenizer"]] = {}
 """The kinds of tokenizer that `Tokenizer.load` can open, by name. A subclass enters itself."""
@@ -75,7 +75,7 @@ class Tokenizer(ABC):
     def load(path: str | Path) -> "Tokenizer":
         """The tokenizer that `save` wrote, of whatever kind. Raises ValueError for a file that isn't one."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(Path(path))
             kind = values.pop("kind")
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None

@@ -198,7 +198,10 @@ def test_a_run_that_lost_the_hub_goes_on_with_the_commit_it_was_begun_with(confi
     config = replace(config, source="fineweb-edu")
     with (
         monkeypatch.context() as patch,
-        pytest.raises(ValueError, match=r"fineweb-edu cannot be read \(ConnectionError: gone\): run again"),
+        pytest.raises(
+            ValueError,
+            match=r"fineweb-edu cannot be read \(no connection; ConnectionError: gone\): run again",
+        ),
     ):
         patch.setattr(datasets.IterableDataset, "iter", lost)
         build(config, TOKENIZER)

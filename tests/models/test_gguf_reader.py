@@ -1,6 +1,7 @@
 """shared/models/gguf_reader.py and `from_gguf` against gguf's writer and transformers; and damaged files."""
 
 import random
+import struct
 from dataclasses import replace
 
 import gguf
@@ -164,6 +165,39 @@ def test_a_foreign_file_is_refused_as_gguf(tmp_path):
             from_gguf(path)
     with pytest.raises(ValueError, match="is cut, damaged or no GGUF file"):
         from_gguf(tmp_path / "nothing.gguf")
+
+
+def one_field(kind: int, value: bytes, *, tensors: int = 0, fields: int = 1) -> bytes:
+    """A GGUF file of version 3 with one field "a" of this kind."""
+    header = b"GGUF" + struct.pack("<IQQ", 3, tensors, fields)
+    return header + struct.pack("<Q", 1) + b"a" + struct.pack("<I", kind) + value
+
+
+LIST = 9
+"""GGUF's kind of an array: its items' kind, their number, the items."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        one_field(LIST, struct.pack("<IQ", LIST, 1) * 20_000),
+        one_field(LIST, struct.pack("<IQ", 0, 2**62)),
+        one_field(LIST, struct.pack("<IQ", LIST, 2**62)),
+        one_field(8, struct.pack("<Q", 2**63)),
+        one_field(0, b"x", fields=2**62),
+        one_field(0, b"x", tensors=2**62),
+        one_field(0, b"x", tensors=1)
+        + struct.pack("<Q", 1)
+        + b"t"
+        + struct.pack("<I4QIQ", 4, *[2**62] * 4, 0, 0),
+        one_field(0, b"x", tensors=1) + struct.pack("<Q", 1) + b"t" + struct.pack("<I", 2**31),
+    ],
+    ids=["nested", "array", "arrays", "text", "fields", "tensors", "shape", "dimensions"],
+)
+def test_sizes_and_depths_beyond_the_file_are_a_value_error(content, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(content + bytes(64))
+    with pytest.raises(ValueError, match="is cut, damaged or no GGUF file"):
+        from_gguf(tmp_path / "m.gguf")
 
 
 def test_another_architecture_byte_order_or_tensor_type_is_refused(tmp_path):

@@ -314,6 +314,13 @@ def test_damaged_shards_are_named(tmp_path, damage, message):
         from_hf(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_that_is_nested_too_deeply_is_named(folder, name):
+    (folder / name).write_text('{"a":' * 10**5)
+    with pytest.raises(ValueError, match=f"{name} is missing, cut or damaged .it is nested too deeply"):
+        from_hf(folder)
+
+
 def test_a_folder_without_safetensors_is_refused_and_no_pickle_is_opened(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="read from safetensors only, never from pickles"):
@@ -336,11 +343,12 @@ def test_a_write_that_fails_leaves_no_model_and_no_temporary_file(tmp_path, monk
 
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half")
-        raise pretrained.SafetensorError("No space left on device")
+        raise pretrained.SafetensorError("Error: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(pretrained, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         to_hf(ours, tmp_path)
+    assert error.value.errno == 28
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     with pytest.raises(ValueError, match="config.json is missing"):
         from_hf(tmp_path)
