@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import MISSING, fields, is_dataclass, replace
 from io import StringIO, TextIOWrapper
@@ -30,7 +30,8 @@ def parse(presets: dict[str, Any], argv: list[str] | None = None, description: s
     `--preset NAME` chooses where to start (none given: the hardware chooses, and a line says so), `--config
     FILE.json` lays a file over it (as saved in a run's `run.json`, or only the fields to change), and every
     other flag is a field: `--train.lr 1e-3`, or `--lr 1e-3` where only one group of settings has such a
-    field. A switch may be given a value: `--resume=True`.
+    field. A switch may be given a value: `--resume=True`. Raises ValueError for a flag that has no effect
+    (see `idle_settings`).
     """
     args = list(sys.argv[1:] if argv is None else argv)
     name = _take(args, "--preset")
@@ -43,7 +44,10 @@ def parse(presets: dict[str, Any], argv: list[str] | None = None, description: s
     default = presets[name]
     if file is not None:
         default = _overlay(default, _read_config(file), file)
-    return parse_args(type(default), [_spelled_out(arg, default) for arg in args], description, default)
+    args = [_spelled_out(arg, default) for arg in args]
+    settings = parse_args(type(default), args, description, default)
+    _refuse_idle(settings, args)
+    return settings
 
 
 def _preset_for_this_machine(presets: dict[str, Any]) -> str:
@@ -70,6 +74,56 @@ def parse_args(kind: type, args: list[str], description: str | None = "", defaul
         if not stop.code:
             raise
         raise ValueError(_one_line(message.getvalue())) from None
+
+
+def idle_settings(settings: Any) -> dict[str, str]:
+    """The settings, or groups of them, that a run with these does not read: dotted paths, with the reason.
+
+    They are what the method `idle()` gives, of the settings and of each group among them that has one.
+    """
+    idle = dict(settings.idle()) if hasattr(settings, "idle") else {}
+    for field in fields(settings):
+        group = getattr(settings, field.name)
+        if is_dataclass(group) and field.name not in idle:
+            idle |= {f"{field.name}.{path}": why for path, why in idle_settings(group).items()}
+    return idle
+
+
+def without_idle(settings: Any, preset: Any) -> Any:
+    """The settings with the values of `preset` where they are not read."""
+    for path in idle_settings(settings):
+        settings = _with(settings, path, preset)
+    return settings
+
+
+def _with(settings: Any, path: str, other: Any) -> Any:
+    """The settings with the value that `path` has in `other`."""
+    name, _, rest = path.partition(".")
+    value = getattr(other, name)
+    if rest:
+        value = _with(getattr(settings, name), rest, value)
+    return replace(settings, **{name: value})
+
+
+def _refuse_idle(settings: Any, args: list[str]) -> None:
+    """Raises ValueError for the flags among `args` (spelled out) that this run does not read."""
+    idle = idle_settings(settings)
+    without_effect = []
+    for path in _given(settings, args):
+        for idle_path, why in idle.items():
+            if path == idle_path or path.startswith(f"{idle_path}."):
+                without_effect.append(f"{_flag(path)} has no effect in this run ({why})")
+                break
+    if without_effect:
+        raise ValueError(f"{'; '.join(without_effect)}. Leave out what has no effect")
+
+
+def _given(settings: Any, args: list[str]) -> Iterator[str]:
+    """The dotted paths of the fields that these flags set."""
+    for path, _ in _flat(settings):
+        names = {_flag(path), _flag(path, negated=True)}
+        if any(arg.partition("=")[0].replace("_", "-") in names for arg in args):
+            yield path
 
 
 def flags(settings: Any, preset: Any) -> list[str]:
@@ -214,14 +268,19 @@ def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = 
 
 
 def _description(settings: Any) -> Iterator[str]:
-    """A line for each group of settings. Of a group inside another, only what differs from its class's
-    defaults: a run's log has all.
+    """A line for each group of settings that the run reads. Of a group inside another, only what differs from
+    its class's defaults: a run's log has all.
     """
-    yield from _group_lines(settings, "settings", defaults={})
+    yield from _group_lines(settings, "settings", {}, idle_settings(settings))
 
 
-def _group_lines(settings: Any, name: str, defaults: dict[str, Any]) -> Iterator[str]:
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+def _group_lines(settings: Any, name: str, defaults: dict[str, Any], idle: Container[str]) -> Iterator[str]:
+    prefix = "" if name == "settings" else f"{name}."
+    values = {
+        field.name: getattr(settings, field.name)
+        for field in fields(settings)
+        if f"{prefix}{field.name}" not in idle
+    }
     groups = {key: value for key, value in values.items() if is_dataclass(value)}
     shown = [
         f"{key}={value}"
@@ -231,8 +290,8 @@ def _group_lines(settings: Any, name: str, defaults: dict[str, Any]) -> Iterator
     if shown:
         yield f"{name}: {', '.join(shown)}"
     for key, group in groups.items():
-        path = key if name == "settings" else f"{name}.{key}"
-        yield from _group_lines(group, path, {field.name: field.default for field in fields(group)})
+        class_defaults = {field.name: field.default for field in fields(group)}
+        yield from _group_lines(group, f"{prefix}{key}", class_defaults, idle)
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from shared import commandline
-from shared.commandline import cli, errors_for_people, flags, parse, parse_args
+from shared.commandline import cli, errors_for_people, flags, parse, parse_args, without_idle
 from shared.runtime import ROOT, RunLog, write_json
 
 
@@ -290,3 +290,39 @@ def test_a_console_that_lacks_a_character_does_not_end_a_run(monkeypatch, encodi
     for stream, printed in zip(streams.values(), [text, f"error: {text}"]):
         stream.flush()
         assert stream.buffer.getvalue().decode("unicode_escape").strip() == printed
+
+
+@dataclass(frozen=True)
+class Choosy(Settings):
+    """What `stop` is for, and the seed, goes with `quick`."""
+
+    def idle(self) -> dict[str, str]:
+        return {} if self.quick else {"stop": "quick is off", "train.seed": "quick is off"}
+
+
+CHOOSY = {"laptop": Choosy()}
+
+
+@pytest.mark.parametrize(
+    "args", [["--stop", "a"], ["--train.seed=5"], ["--train.seed", "6"], ["--stop", "a", "--seed", "6"]]
+)
+def test_a_flag_that_is_not_read_is_refused_also_with_the_value_it_has_anyway(args):
+    with pytest.raises(
+        ValueError, match=r"has no effect in this run \(quick is off\).*Leave out what"
+    ) as error:
+        parse(CHOOSY, ["--preset", "laptop", *args])
+    assert str(error.value).count("has no effect in") == sum(arg.startswith("--") for arg in args)
+    assert parse(CHOOSY, ["--preset", "laptop", *args, "--quick"]).quick
+
+
+def test_settings_that_are_not_read_are_not_shown_and_can_be_taken_from_the_preset(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "laptop", "--lr", "0.25"])
+    cli(do_nothing, CHOOSY)
+    assert capsys.readouterr().out.splitlines() == ["settings: preset=laptop, quick=False", "train: lr=0.25"]
+    changed = Choosy(train=Train(lr=0.5, seed=9), stop=("a",))
+    assert without_idle(changed, Choosy()) == Choosy(train=Train(lr=0.5))
+    assert without_idle(replace(changed, quick=True), Choosy()) == replace(changed, quick=True)
+
+
+def do_nothing(settings: Choosy) -> None:
+    """A week's `main` that does nothing."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import tyro
@@ -67,10 +67,30 @@ class WeekSettings:
                 " a digit"
             )
 
+    READ_BY: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The settings that not every part of the week reads: by the part's name, those that it does read."""
+
+    def idle(self) -> dict[str, str]:
+        """The settings that this part of the week does not read, with the reason (see `idle_settings`)."""
+        study = getattr(self, "study", None)
+        own = self.READ_BY.get(study or "run", ())
+        idle: dict[str, str] = {}
+        for names in self.READ_BY.values():
+            for name in names:
+                readers = [part for part, read in self.READ_BY.items() if name in read]
+                if name not in own:
+                    idle[name] = f"it is for {' and '.join(map(_part_label, readers))}"
+        return idle
+
     @property
     def part(self) -> str:
         """What of the week is run: the results of two that run the same part at once would be mixed."""
         return getattr(self, "study", None) or "run"
+
+
+def _part_label(part: str) -> str:
+    """A part of a week for people."""
+    return "the week without --study" if part == "run" else f"--study {part}"
 
 
 def output_root() -> Path:

@@ -5,9 +5,10 @@
 That is the best checkpoint; where there is none, the model is trained first.
 """
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,13 @@ class BaseModelSettings(WeekSettings):
     """How processes share the work; None: ddp where torchrun started several."""
     recompute: bool = False
     """Gradient checkpointing: keep less, compute it again on the way back."""
+
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        idle["model.vocab_size"] = "it is the tokenizer's"
+        if (Path(self.data) / INDEX).exists():
+            idle["vocab_size"] = "shards bring their tokenizer"
+        return idle
 
 
 def _smoke() -> BaseModelSettings:
@@ -146,11 +154,32 @@ def trained_base_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
             f"at the preset {settings.preset}"
         )
         train_base_model(settings)
+    else:
+        _refuse_another_training(settings.train, BASE_PRESETS[preset].train, folder.parent)
     model = checkpoint.load(folder, corpus.tokenizer).model
     if not isinstance(model, GPT):
         raise ValueError(f"{folder} holds a {type(model).__name__}, not a GPT")
     model.tokenizer = corpus.tokenizer
     return model, corpus
+
+
+def _refuse_another_training(wanted: TrainConfig, usual: TrainConfig, kept: Path) -> None:
+    """Raises ValueError where what is wanted otherwise than usual is not how the model in `kept` was trained:
+    it is taken as it is, and the settings would have no effect.
+    """
+    last = checkpoint.find(kept / "last")
+    then: dict[str, Any] = {}
+    if last is not None and (last / "training.json").exists():
+        then = json.loads((last / "training.json").read_text(encoding="utf-8"))["config"]
+    asked = {name: value for name, value in asdict(wanted).items() if value != getattr(usual, name)}
+    unlike = [
+        f"{n}={then.get(n, 'unknown')} then, {now} now" for n, now in asked.items() if then.get(n) != now
+    ]
+    if unlike:
+        raise ValueError(
+            f"week 6's model is there already, trained with other settings: {'; '.join(unlike)}. Leave them"
+            f" out to go on with it, or delete {kept} to train it anew"
+        )
 
 
 def _draw_nothing(logs: Path, reports: Path) -> list[Path]:

@@ -69,6 +69,36 @@ class TrainConfig:
         checks.seed()
         checks.finish()
 
+    def idle(self) -> dict[str, str]:
+        """The settings that the others make pointless, with the reason."""
+        idle: dict[str, str] = {}
+        if self.optimizer != "muon":
+            idle |= dict.fromkeys(("muon_lr", "muon_momentum"), f"optimizer is {self.optimizer}")
+        if self.schedule != "wsd":
+            idle["decay_fraction"] = f"schedule is {self.schedule}"
+        if self.schedule == "constant":
+            idle["final_lr"] = "schedule is constant"
+        return idle
+
+    @property
+    def tokens_per_step(self) -> int:
+        """What a step reads."""
+        return self.grad_accum_steps * self.batch_size * self.block_size
+
+    def in_words(self) -> str:
+        """A line for people: the steps, what each reads, and the learning rate.
+
+        >>> TrainConfig(steps=100, warmup_steps=10).in_words()
+        '100 steps of 32 x 64 tokens (204,800 in all), lr 0.001, cosine after 10 steps of warmup'
+        """
+        rows = f"{self.grad_accum_steps} x " if self.grad_accum_steps > 1 else ""
+        rates = f"lr {self.lr:g}" + (f", Muon's {self.muon_lr:g}" if self.optimizer == "muon" else "")
+        return (
+            f"{self.steps:,} steps of {rows}{self.batch_size} x {self.block_size} tokens"
+            f" ({self.steps * self.tokens_per_step:,} in all), {rates}, {self.schedule} after"
+            f" {self.warmup_steps} steps of warmup"
+        )
+
 
 def lr_at(step: int, config: TrainConfig) -> float:
     """AdamW's learning rate at a step, counted from 0; Muon's follows the same curve.

@@ -4,26 +4,31 @@ import json
 import math
 from dataclasses import replace
 
-import matplotlib.image
 import pytest
 
 from shared.course import report
-from tests.weeks.helpers import DATA, LADDER, RHYME, TEXT, WEEKS, script
+from tests.pictures import assert_shows_something, drawn_figures
+from tests.weeks.helpers import (
+    DATA,
+    LADDER,
+    RHYME,
+    TEXT,
+    WEEKS,
+    assert_flags_have_effects,
+    noting_reads,
+    script,
+)
 
 pytestmark = pytest.mark.slow
 
 
-def assert_picture(path):
-    pixels = matplotlib.image.imread(path)
-    assert pixels.shape[0] > 200 and pixels.shape[1] > 200 and pixels[..., :3].std() > 0.01, (
-        f"{path} is blank"
-    )
-
-
 @pytest.mark.parametrize("topic", WEEKS)
-def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file):
+def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file, monkeypatch):
+    figures = drawn_figures(monkeypatch)
     module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
-    metrics = module.main(settings)
+    noted, read = noting_reads(settings)
+    metrics = module.main(noted)
+    assert_flags_have_effects(topic, settings, read)
     logs = output / "logs" / topic / "mine" / "smoke" / DATA
     week = json.loads((logs / "week.json").read_text())
     assert week["preset"] == "smoke" and week["data"] == DATA
@@ -35,10 +40,9 @@ def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file):
     assert ("bits_per_byte" in metrics) == (topic in LADDER)  # what the ladder shows
     runs = report.read_runs(logs)
     assert runs and all(r.run["state"] == "finished" and r.summary for r in runs.values())
-    plots = list((output / "reports" / topic / "mine").glob("*.png"))
-    assert len(plots) >= 2
-    for plot in plots:
-        assert_picture(plot)
+    assert figures.keys() == set((output / "reports" / topic / "mine").glob("*.png")) and len(figures) >= 2
+    for path, figure in figures.items():
+        assert_shows_something(figure, path.name)
 
 
 STUDIES = {
@@ -64,7 +68,11 @@ def test_studies_run(topic, output, text_file):
     logs = output / "logs" / topic / "mine" / "smoke" / DATA
     before = set()
     for study in STUDIES[topic]:
-        module.main(replace(settings, study=study))
+        chosen = replace(settings, study=study)
+        noted, read = noting_reads(chosen)
+        module.main(noted)
+        if topic != "09_lora":  # whose study starts processes
+            assert_flags_have_effects(topic, chosen, read)
         runs = report.read_runs(logs)
         assert runs.keys() > before and all(r.run["state"] == "finished" and r.summary for r in runs.values())
         before = runs.keys()

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from shared import commandline
 from shared.assets import Unavailable
@@ -15,6 +16,7 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
+from shared.training.base_model import BASE_PRESETS, trained_base_model
 from shared.zero_shot.tasks import Example
 from tests.weeks.helpers import DATA, script
 
@@ -129,3 +131,18 @@ def test_a_task_that_cannot_be_had_is_left_out(monkeypatch, capsys):
     assert studies.score_task("lambada", model, tokenizer, limit=None) == {}
     assert "lambada is left out: lambada could not be fetched" in capsys.readouterr().out
     assert studies.score_task("piqa", model, tokenizer, limit=None)["piqa_examples"] == 1
+
+
+def test_settings_of_a_base_model_that_is_there_already_are_refused(output, text_file):
+    """It is not trained again, so they would have no effect; those it was trained with may be given."""
+    usual = BASE_PRESETS["smoke"].train
+    how = replace(usual, steps=4, lr=0.004)
+    trained, corpus = trained_base_model("smoke", data=text_file, train=how)
+    assert corpus.name == DATA
+    for train in (usual, how, replace(usual, steps=4)):
+        again, _ = trained_base_model("smoke", data=text_file, train=train)
+        assert all(map(torch.equal, trained.parameters(), again.parameters()))
+    with pytest.raises(
+        ValueError, match=r"there already, .*: steps=4 then, 5 now; lr=0.004 then, 0.1 now\. Leave"
+    ):
+        trained_base_model("smoke", data=text_file, train=replace(usual, steps=5, lr=0.1))

@@ -7,7 +7,7 @@ everything from here on.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -48,6 +48,11 @@ class Settings(WeekSettings):
         eval_every=250,
         log_updates=True,
     )
+
+    READ_BY: ClassVar = {
+        "run": ("window", "init_steps"),
+        "window": ("windows",),
+    }
 
 
 PRESETS = {

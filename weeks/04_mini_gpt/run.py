@@ -16,7 +16,7 @@ The best loss in five minutes is the headline; studies compare the recipes and t
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -102,6 +102,24 @@ class Settings(WeekSettings):
     seeds: tuple[int, ...] = (1, 2)
     """For --study seeds, beside the headline's own."""
     study: Literal["speedrun", "ablation", "seeds", "cache"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": ("model", "train", "resume"),
+        "speedrun": ("classic", "modern", "target", "resume"),
+        "ablation": ("modern", "resume"),
+        "seeds": ("model", "train", "seeds", "resume"),
+        "cache": (),
+    }
+
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        for group in ("", "classic.", "modern."):
+            idle[f"{group}model.vocab_size"] = "it is the text's"
+        if self.study == "seeds":
+            idle["train.seed"] = "--seeds gives them"
+        if self.study == "ablation":
+            idle["modern.train.eval_every"] = "it is measured at the end"
+        return idle
 
 
 def smoke() -> Settings:

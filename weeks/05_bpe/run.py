@@ -9,7 +9,7 @@ Its tokenizer is trained first, on the same text.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -58,6 +58,19 @@ class Settings(WeekSettings):
     study_steps: int = 700
     """For --study vocab: how many steps the model on characters gets; the others get as much compute."""
     study: Literal["vocab"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": ("vocab_size",),
+        "vocab": ("study_steps",),
+    }
+
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        idle["model.vocab_size"] = "it is the tokenizer's"
+        if self.study:
+            idle["train.steps"] = "--study-steps gives them"
+            idle |= dict.fromkeys(("train.eval_every", "train.checkpoint_every"), "done at the end only")
+        return idle
 
 
 def smoke() -> Settings:

@@ -66,6 +66,7 @@ def study_vocab(settings: "Settings", text: str, work: Workspace) -> dict[str, f
             "vocab_size": corpus.tokenizer.vocab_size,
             "bytes_per_token": text_bytes / len(corpus.val),
         }
+        print(f"{name}: {train.in_words()}")
         with work.log(name, settings) as log:
             result = fit(config, train, corpus, work, log, resume=settings.resume)
             log.finish(**result, **facts)

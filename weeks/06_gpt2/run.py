@@ -14,12 +14,14 @@ In the repository's folder:
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from figures import draw
 from shared.commandline import cli
 from shared.training.base_model import BASE_PRESETS, BaseModelSettings, train_base_model
-from studies import STUDIES
+from studies import CLASSIC, STUDIES
+
+TRAINING = ("vocab_size", "model", "train", "dtype", "resume")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,19 @@ class Settings(BaseModelSettings):
     GPU 16).
     """
     study: Literal["shape", "smollm2", "cost"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": (*TRAINING, "compile_model", "parallel", "recompute"),
+        "shape": TRAINING,
+        "smollm2": ("limit",),
+        "cost": ("measured",),
+    }
+
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        if self.study == "shape":
+            idle |= {f"model.{field}": "the study gives GPT-2's" for field in CLASSIC}
+        return idle
 
 
 def _preset(name: str, **changes: Any) -> Settings:

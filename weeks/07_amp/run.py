@@ -13,13 +13,15 @@ First the number formats, then a ladder of tricks, with three seeds each.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from figures import draw
 from measures import Bench, compare_cards, find_peaks, measure_rungs, peak_figures
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
+from shared.data.shards import INDEX
 from shared.models.gpt import GPTConfig
 from shared.runtime import device_name, pick_device
 from shared.training import TrainConfig
@@ -50,6 +52,22 @@ class Settings(WeekSettings):
     more: allocator, libraries.
     """
     study: Literal["batch", "profile"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": ("seeds", "formats", "tricks", "peak_size", "train.batch_size"),
+        "batch": ("memory_gb", "train.seed"),
+        "profile": ("formats", "train.batch_size", "train.seed"),
+    }
+
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        idle["resume"] = "measurements are not gone on with"
+        idle["model.vocab_size"] = "it is the tokenizer's"
+        if (Path(self.data) / INDEX).exists():
+            idle["vocab_size"] = "shards bring their tokenizer"
+        for name in ("eval_every", "eval_windows", "checkpoint_every", "log_every", "log_updates"):
+            idle[f"train.{name}"] = "a few steps are measured, and nothing is kept"
+        return idle
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ one, beside other libraries.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from figures import draw, write_card
 from measure import (
@@ -68,6 +68,13 @@ class Settings(WeekSettings):
     others: bool = True
     """For --study smollm2: also transformers, bitsandbytes and torchao, where they are installed."""
     study: Literal["smollm2"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": ("scheme", "train", "calibration_windows", "eval_windows", "device", "resume"),
+        "smollm2": (
+            *("study_windows", "study_block_size", "study_calibration_windows", "study_blocks", "others"),
+        ),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

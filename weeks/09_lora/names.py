@@ -32,6 +32,18 @@ COLUMNS = {
     "forgotten": "old text: perplexity up by",
 }
 """The metrics that tables show, with their headings."""
+HEADLINE = (
+    "best_val_loss",
+    "base_loss",
+    "in_form",
+    "text_perplexity_before",
+    "text_perplexity",
+    "trainable",
+    "share_trainable",
+    "megabytes",
+    "seconds",
+)
+"""The metrics that the week keeps."""
 RUN_NAME = re.compile(
     r"""(?:^|-)(?:
             (?P<full>full)

@@ -13,7 +13,7 @@ them are trained.
 import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -29,7 +29,7 @@ from fine_tuning import (
     train_config,
     trainable,
 )
-from names import COLUMNS, METHODS, STEWARD, kept_under, model_name, parts_of
+from names import COLUMNS, HEADLINE, METHODS, STEWARD, kept_under, model_name, parts_of
 from shared.adapters import LoRAConfig
 from shared.checks import Checks
 from shared.commandline import cli
@@ -40,19 +40,6 @@ from shared.training import TrainConfig, Trainer
 from shared.training.base_model import BASE_PRESETS
 from shared.training.profiling import peak_memory, reset_peak_memory
 from studies import STUDIES
-
-HEADLINE = (
-    "best_val_loss",
-    "base_loss",
-    "in_form",
-    "text_perplexity_before",
-    "text_perplexity",
-    "trainable",
-    "share_trainable",
-    "megabytes",
-    "seconds",
-)
-"""The metrics that the week keeps."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +91,31 @@ class Settings(WeekSettings):
     """The study's runs, a method and its rank or number of embeddings each."""
     study: Literal["compare"] | None = None
 
+    READ_BY: ClassVar = {
+        "run": ("method",),
+        "compare": ("compared",),
+    }
+
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        if self.model != "course":
+            idle["base"] = f"with --model {self.model} no base model is trained"
+        if self.steps is not None:
+            idle["epochs"] = "--steps says how long"
+        if self.study:
+            by_row = ("adapter.r", "adapter.lora_alpha", "adapter.use_dora", "virtual_tokens")
+            return idle | dict.fromkeys(by_row, "--compared gives it")
+        why = f"the method is {self.method}"
+        if self.method in ("full", "prompt"):
+            idle["adapter"] = why
+        if self.method == "dora":
+            idle["adapter.use_dora"] = why
+        if self.method != "qlora":
+            idle["scheme"] = why
+        if self.method != "prompt":
+            idle["virtual_tokens"] = why
+        return idle
+
     def __post_init__(self) -> None:
         super().__post_init__()
         checks = Checks(self)
@@ -126,12 +138,12 @@ class Settings(WeekSettings):
     @property
     def run(self) -> str:
         """What the run is called in the logs."""
-        sizes = {
-            "full": "",
-            "prompt": f"-{self.virtual_tokens}",
-            "qlora": f"-{self.scheme}-{self.adapter.r}",
-        }
-        size = sizes.get(self.method, f"-{self.adapter.r}")
+        size = ""
+        if self.method == "prompt":
+            size = f"-{self.virtual_tokens}"
+        elif self.method != "full":
+            scheme = f"-{self.scheme}" if self.method == "qlora" else ""
+            size = f"{scheme}-{self.adapter.r}"
         return f"{model_name(self.model)}-{self.method}{size}"
 
     def row(self, name: str) -> "Settings":
@@ -207,6 +219,7 @@ def fine_tune(settings: Settings, device: torch.device) -> tuple[Workspace, dict
     work = Workspace(__file__, settings, corpus.name, device, name=kept_under(settings))
     with work.log(settings.run, settings) as log:
         config = train_config(settings, task)
+        print(f"{settings.run}: {config.in_words()}")
         gc.collect()
         reset_peak_memory(device)
         folder = work.checkpoints / settings.run

@@ -11,7 +11,7 @@ import torch
 from figures import draw
 from fine_tuning import load_base
 from names import COLUMNS, kept_under
-from shared.commandline import flags
+from shared.commandline import flags, without_idle
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.runtime import clock, table
@@ -25,7 +25,7 @@ def study_compare(settings: "Settings", preset: "Settings") -> dict[str, float]:
 
     preset: what the settings were made from; a process is started with the flags that make the difference.
     """
-    rows = {name: settings.row(name) for name in settings.compared}
+    rows = {name: without_idle(settings.row(name), preset) for name in settings.compared}
     for row in rows.values():
         run_in_own_process(row, preset)
     # Only the name of the text is needed here, and it is where the runs have just written.

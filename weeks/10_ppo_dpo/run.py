@@ -10,8 +10,8 @@ three methods side by side.
     python weeks/10_ppo_dpo/run.py --preset laptop --study smollm2
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 from figures import draw, write_aligned_card
 from names import METHODS, NAMES, SMOL
@@ -27,6 +27,11 @@ from shared.runtime import pick_device, write_atomically
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
 from studies import STUDIES, study_brief
+
+ALIGNING = (
+    *("mark", "min_words", "prompt_tokens", "prompts", "answers", "held_out", "rows", "train"),
+    *("reward", "ppo", "grpo", "measurements"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,21 @@ class Settings(WeekSettings):
     smol_blocks: int | None = None
     """Use only the first so many blocks of SmolLM2, to see in seconds that everything runs; None: all."""
     study: Literal["frontier", "hacking", "smollm2"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": (*ALIGNING, "keep", "dpo"),
+        "frontier": (*ALIGNING, "online_betas", "dpo_betas", "dpo"),
+        "hacking": (*ALIGNING, "hacking_lr"),
+        SMOL: ("smol", "smol_rows", "smol_questions", "smol_held_out", "smol_tokens", "smol_blocks"),
+    }
+
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        if self.study == "hacking":
+            idle["grpo.lr"] = "--hacking-lr gives it"
+            names = [field.name for field in fields(self.ppo) if field.name != "max_new_tokens"]
+            idle |= {f"ppo.{name}": "the study has GRPO only" for name in names}
+        return idle
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,8 +18,8 @@ from.
     python weeks/11_rag/run.py --study own
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
 
 from asking import converse
 from figures import draw
@@ -33,6 +33,9 @@ from shared.runtime import pick_device
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, open_corpus
 from studies import STUDIES
+
+FINDING = ("documents", "size", "overlap", "window", "embedder", "store", "index", "data")
+ANSWERING = ("max_new_tokens", "min_gain")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,30 @@ class Settings(WeekSettings):
     interactive: bool = False
     """Answer what is typed, until an empty line."""
     study: Literal["answers", "windows", "index", "own"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": (*FINDING, *ANSWERING, "by", "k", "min_score", "questions", "illustrated"),
+        "answers": (*FINDING, *ANSWERING, "by", "k", "min_score"),
+        "windows": FINDING,
+        "index": ("vectors",),
+        "own": (*FINDING, *ANSWERING, "train", "resume"),
+    }
+
+    def idle(self) -> dict[str, str]:
+        if self.ask or self.interactive:
+            why = "--ask and --interactive measure nothing"
+            read = {*FINDING, *ANSWERING, "by", "k", "min_score", "device", "ask", "interactive"}
+            if self.embedder == "own":
+                read.add("text")
+            idle = {field.name: why for field in fields(self) if field.name not in read}
+        else:
+            idle = super().idle()
+        if self.ask:
+            idle["interactive"] = "--ask answers one question and ends"
+        if self.study == "own":
+            idle["train.block_size"] = "it is the model's"
+            idle["train.eval_windows"] = "all that is held out is measured"
+        return idle
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -215,6 +215,7 @@ def train_adapters(
     torch.manual_seed(settings.train.seed)
     add_lora(model, LoRAConfig(r=32, lora_alpha=64.0, target_modules=("all-linear",))).to(work.device)
     config = replace(settings.train, block_size=task.block_size)
+    print(f"own: {config.in_words()}")
     folder = work.checkpoints / "own"
     trainer = Trainer(model, task, config, log, folder, device=work.device, description="own")
     summary = trainer.fit(settings.resume)

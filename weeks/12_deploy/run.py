@@ -11,7 +11,7 @@ other programs read.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from figures import draw
 from measures import CHUNK, measure_server, same_alone, show_served, watch_slots
@@ -30,6 +30,8 @@ from studies import STUDIES
 
 WAITING = ("first_p50", "first_p95", "between_p50", "between_p95", "health_p95", "fresh", "reused")
 """The metrics of delays that the week keeps."""
+SERVED = ("shared_tokens", "shared_prompts")
+EXPORTED = ("compared", "rounds")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Settings(WeekSettings):
     smol_blocks: int | None = None
     """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all."""
     study: Literal["smollm2", "smollm2-programs"] | None = None
+
+    READ_BY: ClassVar = {
+        "run": ("train", "resume", "load", *SERVED, *EXPORTED),
+        "smollm2": ("smol_load", "smol_blocks", *SERVED),
+        "smollm2-programs": ("smol_blocks", *EXPORTED),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,6 @@
-"""What the committed reference runs must show."""
+"""What the runs that the course ships must show: this reads the committed logs and runs none of the code that
+made them. A change of that code shows here only when the runs are made again.
+"""
 
 import json
 import math
