@@ -81,8 +81,7 @@ ENTRIES = entries()
 
 def test_the_glossary_is_in_order_and_names_nothing_twice():
     terms = [term.lower() for term, *_ in ENTRIES]
-    assert 90 <= len(terms) <= 140
-    assert terms == sorted(set(terms))
+    assert terms == sorted(set(terms)) != []
 
 
 @pytest.mark.parametrize("term, meaning, week, path", ENTRIES, ids=[term for term, *_ in ENTRIES])

@@ -1,6 +1,7 @@
 """shared/evaluation.py against torch, and against models whose loss is known beforehand."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -68,13 +69,14 @@ def test_perplexity_of_an_infinite_loss_is_infinite_not_an_overflow():
 
 
 def test_bits_per_byte_counts_the_bytes_of_characters_that_have_several():
-    text = "aä€😀" * 20  # 1, 2, 3 and 4 bytes
+    text = "aä€😀" + "".join(random.Random(0).choices("aä€😀", weights=(1, 2, 3, 9), k=76))  # 1 to 4 bytes
     tokenizer = CharTokenizer.train(text)
     tokens = np.array(tokenizer.encode(text), dtype=np.uint16)
     sizes = torch.tensor([len(tokenizer.vocab[i]) for i in range(4)])
     result = evaluate(Uniform(4), tokens, 8, sizes)
     # 79 tokens to predict, since the first is not: 9 windows of 8.
     predicted_bytes = len(text[1:73].encode())
+    assert predicted_bytes not in (len(text[:72].encode()), len(text[:73].encode()), len(text[7:79].encode()))
     expected = 72 * 2 / predicted_bytes  # 2 bits for each of 4 equally likely tokens
     assert result.tokens == 72
     assert result.bits_per_byte == pytest.approx(expected, rel=1e-6)

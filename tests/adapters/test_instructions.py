@@ -196,6 +196,7 @@ def test_an_epoch_has_every_example_once_and_goes_on_where_it_was(packed):
     first_epoch = texts[:20]
     assert len(first_epoch) == len(work.train)
     assert sorted(first_epoch) == sorted(tuple(example.ids[:-1]) for example in work.train)
+    assert sorted(texts[20:40]) == sorted(first_epoch) and texts[20:40] != first_epoch
     later = work.batches(config, 7)
     for expected in batches[7:10]:
         assert all(torch.equal(a, b) for a, b in zip(next(later), expected))

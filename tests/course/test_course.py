@@ -52,6 +52,48 @@ def test_run_goes_on_after_a_week_that_fails_and_exits_1(tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
+def test_the_table_of_a_run_has_the_figures_of_that_run(output, monkeypatch, capsys):
+    """Beside results of another preset, newer ones too; a week without results of its own says so."""
+    week = """
+import json, os, sys
+from pathlib import Path
+topic = Path(__file__).parent.name
+results = {"01_bigram": ("smoke", 1.25), "02_mlp": ("laptop", 2.25)}
+preset, value = results[topic]
+folder = Path(os.environ["LLM_WEEKS_OUTPUT"], "logs", topic, "mine", preset, "toy")
+folder.mkdir(parents=True)
+written = {"preset": preset, "data": "toy", "seconds": 1, "metrics": {"val_loss": value}}
+(folder / "week.json").write_text(json.dumps(written))
+"""
+    for topic in ("01_bigram", "02_mlp"):
+        script = output / "weeks" / topic / "run.py"
+        script.parent.mkdir(parents=True)
+        script.write_text(week)
+    other = output / "logs" / "01_bigram" / "mine" / "laptop" / "toy"
+    other.mkdir(parents=True)
+    earlier = {"preset": "laptop", "data": "toy", "seconds": 1, "metrics": {"val_loss": 9.75}}
+    (other / "week.json").write_text(json.dumps(earlier))
+    monkeypatch.setattr(course, "ROOT", output)
+    monkeypatch.setattr(course.subprocess, "run", in_silence(course.subprocess.run))
+    course.run(course.Run(weeks=(1, 2), preset="smoke"))
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.startswith(("01_", "02_"))}
+    assert "val loss 1.25" in rows["01_bigram"] and "9.75" not in out
+    assert "no results" in rows["02_mlp"] and "2.25" not in out
+
+
+def in_silence(run):
+    """`subprocess.run` that leaves out the report, which would draw every plot."""
+
+    def call(command, **options):
+        if "shared.course.report" in command:
+            return subprocess.CompletedProcess(command, 0)
+        return run(command, **options)
+
+    return call
+
+
+@pytest.mark.slow
 def test_unknown_command_is_one_line(run_module):
     done = run_module("shared.course", "walk")
     assert done.returncode == 2

@@ -34,7 +34,7 @@ def test_a_week_has_enough(number):
 
 
 def test_no_name_occurs_twice():
-    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES) == 81
+    assert sum(len(Week(n).exercises) for n in WEEKS) == len(EXERCISES)
 
 
 @ALL

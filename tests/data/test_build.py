@@ -87,9 +87,7 @@ def test_a_run_cut_twice_at_any_moment_and_run_again_is_the_same_to_the_byte(con
         renames = at_rename(patch, 0)
         build(config, TOKENIZER)
     whole = written(config.out)
-    assert (
-        len(renames) == 3 + 2 * len(shards_in(config.out)) >= 11
-    )  # tokenizer and index, a shard and the index, the index at the end
+    assert len(renames) > len(shards_in(config.out)) > 2  # moments enough to be cut at
     for number in range(1, len(renames) + 1):
         again = replace(config, out=str(tmp_path / str(number)))
         for cut in (number, 2):

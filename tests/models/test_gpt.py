@@ -411,6 +411,35 @@ def test_tied_weights_are_one_tensor_and_untied_are_two():
     assert untied.num_parameters() - tied.num_parameters() == VOCAB * 32
 
 
+@pytest.mark.parametrize("place", ["embedding", "attention", "mlp"])
+@torch.no_grad()
+def test_half_of_the_numbers_are_dropped_in_each_place_that_gpt2_drops_some(place):
+    """Each place by itself: the branches of the block that are not looked at add nothing."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=40, block_size=32, n_layer=1, n_head=2, n_embd=64, dropout=0.5))
+    block = model.blocks[0]
+    silenced = block.mlp.down_proj if place == "attention" else block.attn.o_proj
+    silenced.weight.zero_()
+    silenced.bias.zero_()
+    seen = {}
+    block.register_forward_hook(lambda module, inputs, output: seen.update(before=inputs[0], after=output))
+    model.eval()
+    (model if place == "embedding" else block).dropout.train()
+    model(torch.randint(40, (8, 32)))
+    dropped = seen["before"] == 0 if place == "embedding" else seen["after"] == seen["before"]
+    assert dropped.double().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+@torch.no_grad()
+def test_attention_weights_are_dropped_too():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**OURS, dropout=0.5)).eval()
+    idx = torch.arange(TIME)[None]
+    assert torch.equal(model(idx), model(idx))
+    model.blocks[0].attn.train()
+    assert not torch.equal(model(idx), model(idx))
+
+
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     model = GPT(GPTConfig(**OURS, dropout=0.3))

@@ -31,6 +31,8 @@ def test_each_optimizer_follows_the_curve_from_its_own_peak(corpus):
     for step in range(5):
         assert seen[2 * step] == pytest.approx(lr_at(step, config))
         assert seen[2 * step + 1] == pytest.approx(lr_at(step, config) * 0.05 / config.lr)
+    logged = {row["step"]: row["lr"] for row in trainer.history if "lr" in row}
+    assert logged == pytest.approx({step + 1: rate for step, rate in enumerate(seen[::2])})
 
 
 def test_muon_gets_its_momentum_and_its_decay_from_the_settings(corpus):
@@ -130,6 +132,33 @@ def test_rows_come_when_the_settings_say(corpus):
     trainer.fit()
     assert [row["step"] for row in trainer.history if "train_loss" in row] == [1, 4, 8]
     assert [row["step"] for row in trainer.history if "val_loss" in row] == [5, 10, 11]
+
+
+def test_the_logged_loss_is_that_before_the_steps_update(corpus):
+    """Step n is logged with the loss of batch n under the weights of step n - 1."""
+    trainer = Trainer(small_gpt(corpus).double(), corpus, replace(QUICK, steps=4))
+    weights_before = []
+    trainer.optimizers[0].register_step_pre_hook(
+        lambda *_: weights_before.append({n: t.clone() for n, t in trainer.model.state_dict().items()})
+    )
+    summary = trainer.fit()
+    losses = []
+    model = small_gpt(corpus).double()
+    for weights, (x, y) in zip(weights_before, batches(corpus.train, 8, 4, seed=1337)):
+        model.load_state_dict(weights)
+        losses.append(torch.nn.functional.cross_entropy(model(x).transpose(1, 2), y).item())
+    logged = [row["train_loss"] for row in trainer.history if "train_loss" in row]
+    assert logged == pytest.approx(losses, rel=1e-9)
+    assert summary["first_loss"] == logged[0] and trainer.last_loss == logged[-1]
+
+
+def test_a_rate_counts_every_token_and_only_the_seconds_of_the_steps(corpus, monkeypatch):
+    config = replace(QUICK, grad_accum_steps=3)
+    ticks = iter(range(1000))
+    monkeypatch.setattr("shared.training.trainer.clock", lambda: 0.5 * next(ticks))
+    summary = Trainer(small_gpt(corpus), corpus, config).fit()
+    assert summary["seconds"] == 0.5 * config.steps  # each step asks the clock twice
+    assert summary["tokens_per_second"] == pytest.approx(3 * 4 * 8 / 0.5)
 
 
 def test_training_with_a_seed_is_repeatable_and_leaves_eval_mode_out_of_it(corpus):
