@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,24 +109,25 @@ def documents_folder(settings: "Settings") -> Path:
 
 
 def write_python_reference(folder: Path) -> None:
-    """The language reference that comes with every Python, a Markdown file for each topic. A section that
-    stands in several topics (most of the long ones repeat shorter ones) is kept in the shortest.
+    """The language reference that comes with every Python, a page of HTML for each topic: its text is not
+    Markdown, where __debug__ would be debug in bold. A section that stands in several topics (most of the
+    long ones repeat shorter ones) is kept in the shortest.
     """
     from pydoc_data.topics import topics
 
     seen = set()
     for topic, text in sorted(topics.items(), key=lambda pair: len(pair[1])):
         before, *sections = SECTION.split(text)  # of each section heading, mark and body, in turns
-        written = [before]
+        written = [f"<pre>{escape(before)}</pre>"] if before.strip() else []
         for heading, mark, body in zip(sections[0::3], sections[1::3], sections[2::3]):
             words = tuple(body.split())
             if words and words in seen:
                 continue
             seen.add(words)
-            indented = re.sub(r"^ {3}", "    ", body, flags=re.MULTILINE)  # 3 blanks and # were a heading
-            written.append(f"{'#' * UNDERLINES[mark]} {heading}\n{indented}")
-        if "".join(written).strip():
-            write_atomically(folder / f"{topic}.md", "\n".join(written))
+            level = UNDERLINES[mark]
+            written.append(f"<h{level}>{escape(heading)}</h{level}>\n<pre>{escape(body)}</pre>")
+        if written:
+            write_atomically(folder / f"{topic}.html", "\n".join(written))
 
 
 def read_questions(data: str, chunks: Sequence[Chunk]) -> tuple[list[dict], list[dict]]:
@@ -134,7 +136,7 @@ def read_questions(data: str, chunks: Sequence[Chunk]) -> tuple[list[dict], list
         questions = read_jsonl(HERE / "questions.jsonl")
     elif data == "python":
         rows = read_jsonl(HERE / "python_questions.jsonl")
-        questions = [row | {"document": f"{row['topic']}.md", "section": None} for row in rows]
+        questions = [row | {"document": f"{row['topic']}.html", "section": None} for row in rows]
     else:
         return [], []
     sources = {chunk.source for chunk in chunks}
