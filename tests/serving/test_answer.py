@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.sampling import generate
 from shared.serving.api import create_app
 from shared.serving.gate import Limits
 from shared.serving.generation import Generation
@@ -22,7 +23,6 @@ from tests.serving.helpers import (
     check_error,
     client,
     complete,
-    expected,
     gpt,
 )
 from tests.serving.test_overload import Held, scope_of_a_completion
@@ -91,8 +91,8 @@ def test_texts_of_a_request_that_is_refused_halfway_are_given_up():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_text_that_a_stop_text_ended_is_given_up_by_the_engine(monkeypatch, stream):
-    model, cancelled = gpt(), threading.Event()
+def test_a_text_that_a_stop_text_ended_is_given_up_while_another_goes_on(monkeypatch, stream):
+    model, cancelled, waited = gpt(), threading.Event(), []
     cancel = Generation.cancel
 
     def note(self):
@@ -100,26 +100,30 @@ def test_a_text_that_a_stop_text_ended_is_given_up_by_the_engine(monkeypatch, st
         cancelled.set()
 
     monkeypatch.setattr(Generation, "cancel", note)
-    text = expected(PROMPT, 30, seed=8)
+    first, second = (TOKENIZER.decode(list(generate(model, [5], 100, seed=seed))) for seed in (8, 9))
+    stop = first[3:12]
+    assert stop not in second
     with client(model) as talk:
 
         def wait_for_the_server(module, args):
-            if talk.engine.generated_tokens >= 20:  # more than the stop text takes
-                cancelled.wait(5)
+            if talk.engine.generated_tokens >= 60 and not waited:  # the stop text is among them
+                waited.append(cancelled.wait(5))
 
         model.register_forward_pre_hook(wait_for_the_server)
-        options = {"max_tokens": 100, "seed": 8, "stop": text[3:5], "stream": stream, "ignore_eos": True}
-        assert complete(talk, **options).status_code == 200
+        options = {"max_tokens": 100, "seed": 8, "n": 2, "stop": stop, "stream": stream, "ignore_eos": True}
+        assert complete(talk, prompt=[5], **options).status_code == 200
         assert talk.engine.wait_idle(20)
-        assert talk.engine.ended["cancelled"] == 1 and talk.engine.generated_tokens <= 21
+        assert waited == [True]
+        assert talk.engine.ended["cancelled"] == talk.engine.ended["length"] == 1
 
 
 def test_a_text_in_more_characters_than_there_may_be_tokens_is_read():
-    text = PROMPT * 30
+    text = PROMPT * 3
     count = len(TOKENIZER.encode(text))
+    assert len(text) > count
     with client(limits=Limits(prompt=count)) as talk:
-        assert len(text) > count
-        assert complete(talk, prompt=text[:100], max_tokens=1).status_code == 200
+        assert complete(talk, prompt=text, max_tokens=1).status_code == 200
+        assert complete(talk, prompt=text + "a", max_tokens=1).status_code == 400
 
 
 @pytest.mark.parametrize("length", [499, 500, 501])
