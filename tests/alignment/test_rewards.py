@@ -150,7 +150,7 @@ def test_a_reward_heads_first_weights_have_the_size_of_the_papers_details():
     """N(0, 1 / (n_embd + 1)): so narrow a model tells that from 1 / n_embd."""
     model = GPT(GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2))
     generator = torch.Generator().manual_seed(0)
-    weights = torch.cat([scalar_head(model, generator=generator).lm_head.weight for _ in range(100)])
+    weights = torch.cat([scalar_head(model, generator=generator).lm_head.weight for _ in range(60)])
     assert weights.std().item() == pytest.approx(3**-0.5, rel=0.1)
     assert abs(weights.mean().item()) < 0.15
 

@@ -44,6 +44,27 @@ def test_gptq_rounding_is_to_nearest_where_inputs_do_not_hang_together():
     torch.testing.assert_close(gptq_round(weight, torch.zeros(64, 64), scale, zero), nearest, atol=0, rtol=0)
 
 
+def test_the_column_of_the_largest_inputs_comes_first():
+    """It is rounded to nearest: only the others make up for columns before them."""
+    weight, inputs = random(16, 64), correlated(500, 64, 1)
+    inputs[:, 40] *= 10
+    scale, zero = group_ranges(weight, 32)
+    nearest = Int4Weight(weight, 32).rows(slice(None))
+    rounded = gptq_round(weight, inputs.T @ inputs, scale, zero)
+    as_nearest = (rounded == nearest).all(0)
+    assert as_nearest[40] and not as_nearest.all()
+
+
+@pytest.mark.parametrize("factor", [2.0**-12, 2.0**12])
+def test_how_large_the_inputs_are_changes_nothing(factor):
+    """What is added to the Hessian's diagonal is a share of its mean."""
+    weight, inputs = random(16, 64), correlated(500, 64, 1)
+    hessian = inputs.T @ inputs
+    scale, zero = group_ranges(weight, 32)
+    expected = gptq_round(weight, hessian, scale, zero)
+    assert torch.equal(gptq_round(weight, factor * hessian, scale, zero), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_gptq_recovers_at_least_half_of_what_rounding_to_nearest_loses(config):
