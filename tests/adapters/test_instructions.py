@@ -237,6 +237,22 @@ def test_an_evaluation_in_parts_is_the_whole_one_and_its_memory_has_a_bound(pack
         assert max(sizes) <= 4 * max(limit, row)
 
 
+def test_each_epoch_reads_every_row_once_in_an_order_of_its_own():
+    instructions = task([talk("?" * n, "Ever." * n) for n in range(1, 13)], pack=False)
+    batches = instructions.batches(TrainConfig(batch_size=12, seed=3), 0)
+    epochs = [[row.tolist() for row in next(batches).ids] for _ in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_evaluation_is_without_dropout_and_leaves_the_mode_as_it_was(training):
+    model = model_of(replace(SMALL, dropout=0.5)).train(training)
+    measured = task().evaluate(model, TrainConfig())
+    assert {module.training for module in model.modules()} == {training}
+    assert measured == task().evaluate(model.eval(), TrainConfig())
+
+
 # ---- training
 
 

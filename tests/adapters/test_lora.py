@@ -64,6 +64,46 @@ def test_the_first_values_have_the_size_that_pefts_have(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_in_training_dropout_acts_where_pefts_does(kind):
+    """With DoRA on what the base's weight multiplies too, but for the base's own output."""
+    base = nn.ModuleDict({"up": nn.Linear(16, 8)})
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["up"], lora_dropout=0.5, **KINDS[kind])
+    theirs = learn(peft.get_peft_model(deepcopy(base), config)).base_model.model["up"].train()
+    add_lora(base, LoRAConfig(r=4, lora_alpha=8, target_modules=("up",), lora_dropout=0.5, **KINDS[kind]))
+    layer = base["up"].train()
+    ours = layer.adapters["default"]
+    with torch.no_grad():
+        ours.lora_A.copy_(theirs.lora_A["default"].weight)
+        ours.lora_B.copy_(theirs.lora_B["default"].weight)
+        if ours.magnitude is not None:
+            ours.magnitude.copy_(theirs.lora_magnitude_vector["default"].weight)
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for module in (layer, theirs):
+        torch.manual_seed(7)  # the same places are dropped
+        outputs.append(module(x))
+    close(*outputs)
+    assert (outputs[0] - layer.eval()(x)).abs().max() > 0.1
+
+
+def test_dora_on_rows_of_zeros_stays_finite():
+    model = nn.ModuleDict({"up": nn.Linear(8, 4, bias=False)})
+    nn.init.zeros_(model["up"].weight)
+    layer = add_lora(model, LoRAConfig(r=2, target_modules=("up",), use_dora=True))["up"]
+    y = layer(torch.ones(3, 8))
+    y.sum().backward()
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in layer.adapters.parameters())
+    assert merge_lora(model)["up"].weight.isfinite().all()
+
+
+def test_what_an_adapter_is_comes_back_with_its_file(tmp_path):
+    settings = {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.3, "use_rslora": True}
+    model = add_lora(gpt(), LoRAConfig(target_modules=("q_proj", "v_proj"), **settings))
+    loaded = adapters_of(load_adapter(save_adapter(tmp_path, model), gpt()))["default"]
+    assert {name: getattr(loaded, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_training_moves_the_adapter_and_leaves_the_base_bit_for_bit(kind, idx):
     model = gpt()
     before = bits(model)
