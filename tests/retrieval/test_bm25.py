@@ -41,12 +41,23 @@ def test_bm25_after_deleting_is_as_if_it_had_never_been():
         left.add([1], ["again"])
 
 
+def test_at_most_k_are_found_and_equals_come_by_id():
+    bm25 = BM25()
+    bm25.add([9, 3, 7, 1], ["ferry ferry"] + ["ferry boat"] * 3)
+    whole = bm25.search("ferry", 99)
+    assert [i for i, _ in whole] == [9, 1, 3, 7]
+    for k in range(1, 6):
+        assert bm25.search("ferry", k) == whole[:k]
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
         ("The FERRIES' boss", ["ferry", "boss"]),
         ("a bus, shoes; 17:50", ["bus", "shoes", "17", "50"]),
         ("Zürich's bays", ["zürich", "bay"]),
+        ("flies, dies, gas", ["fly", "die", "gas"]),  # too short to lose as much
+        ("の, は", ["の", "は"]),  # each stands alone
         ("# Fares\nsee #5, a+b, x[i++], Title#2", ["fare", "see", "5", "b", "x", "i++", "title", "2"]),
         ("iPhone手机 12寸, ３Ｄ", ["iphone", "手机", "手", "机", "12", "寸", "3d"]),
     ],

@@ -1,11 +1,13 @@
 """shared/retrieval/index.py: what is saved is the same, and embedded once."""
 
+import random
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 
 from shared.retrieval.documents import Chunk
-from shared.retrieval.index import WAYS, Index
+from shared.retrieval.index import FUSED, WAYS, Index, reciprocal_rank_fusion
 from shared.retrieval.stores import FAISS_KINDS, FaissStore, make_store
 from tests.retrieval.helpers import CHUNKS, DOCUMENTS, QUESTIONS, Words, results
 
@@ -59,6 +61,40 @@ def test_sync_embeds_only_what_is_new_or_changed():
     fresh = Index(Words())
     fresh.add(changed)
     assert sorted(map(sorted_hits, results(index))) == sorted(map(sorted_hits, results(fresh)))
+
+
+@pytest.mark.slow
+def test_an_index_is_what_a_new_one_would_be(tmp_path):
+    """After any series of changes, and when it has been saved and loaded in between."""
+    draw, index, truth = random.Random(7), Index(Words()), {}
+    groups = {
+        source: [c for c in CHUNKS if c.source == source] for source in sorted({c.source for c in CHUNKS})[:8]
+    }
+    for step in range(40):
+        some = draw.sample(sorted(groups), draw.choice([1, 3]))
+        new = {source: [replace(c, text=f"{c.text} New {step}.") for c in groups[source]] for source in some}
+        action = draw.choice(["update", "delete", "load", "sync"])
+        if action == "update":
+            index.update(chunk for chunks in new.values() for chunk in chunks)
+            truth |= new
+        elif action == "delete":
+            gone = [source for source in some if source in truth]
+            index.delete(gone)
+            truth = {source: chunks for source, chunks in truth.items() if source not in gone}
+        elif action == "load":
+            index = Index.load(index.save(tmp_path), Words())
+        else:
+            truth = {source: truth.get(source, new[source]) for source in some}
+            index.sync(chunk for chunks in truth.values() for chunk in chunks)
+        assert sorted(index.sources) == sorted(truth) and len(index) == sum(map(len, truth.values()))
+        fresh = Index(Words())
+        fresh.add(chunk for chunks in truth.values() for chunk in chunks)
+        for by in ("dense", "bm25"):
+            found, expected = (
+                sorted_hits(each.search("New harbour of the ferry", 99, by)) for each in (index, fresh)
+            )
+            assert [i for _, i in found] == [i for _, i in expected]
+            assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -147,6 +183,46 @@ def test_a_damaged_index_is_refused(tmp_path):
             Index.load(tmp_path, Words())
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_few_chunks_of_many_windows_are_all_found(k):
+    """The nearest windows are all of one chunk, far more of them than a first search asks for."""
+    windows = {
+        "near.md": ["ferry", "ferry boat"] * 30,
+        "middle.md": ["ferry harbour", "ferry boat harbour hill"] * 30,
+        "far.md": ["hill", "baker"] * 30,
+    }
+    index, embedder = Index(Words()), Words()
+    index.add(Chunk(source, "", (), **cut(texts)) for source, texts in windows.items())
+    question = embedder.embed(["ferry"])[0]
+    nearest = {source: max(embedder.embed(texts) @ question) for source, texts in windows.items()}
+    found = index.search("ferry", k)
+    expected = sorted(nearest, key=nearest.get, reverse=True)[:k]
+    assert [hit.chunk.source for hit in found] == expected
+    assert [hit.score for hit in found] == pytest.approx([nearest[s] for s in expected], abs=1e-5)
+
+
+def cut(texts):
+    """A chunk's text, and where its windows, which are `texts`, begin and end in it."""
+    ends = list(accumulate(len(text) + 1 for text in texts))
+    return {
+        "text": " ".join(texts),
+        "windows": tuple((end - len(text) - 1, end - 1) for text, end in zip(texts, ends)),
+    }
+
+
+def test_hybrid_is_the_fusion_of_the_whole_rankings():
+    index = Index(Words())
+    index.add(CHUNKS)
+    for q in QUESTIONS[::80]:
+        rankings = [
+            [hit.chunk.id for hit in index.search(q["question"], FUSED, by)] for by in ("dense", "bm25")
+        ]
+        expected = reciprocal_rank_fusion(rankings)
+        for k in (1, 7, FUSED):
+            found = [(hit.chunk.id, hit.score) for hit in index.search(q["question"], k, "hybrid")]
+            assert found == expected[:k]
+
+
 def test_every_way_finds_as_many_as_are_wanted():
     index = Index(Words())
     index.add(CHUNKS)
@@ -175,3 +251,11 @@ def test_a_chunk_without_windows_is_embedded_whole():
     assert [hit.chunk.source for hit in index.search("green", 1)] == ["a.md"]
     index.delete("a.md")
     assert [hit.chunk.source for hit in index.search("green", 2)] == ["b.md"]
+
+
+@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("question", ["prices", "adults", "tallies"])
+def test_a_chunk_is_found_by_its_title_and_headings_too(by, question):
+    index = Index(Words())
+    index.add([Chunk("a.md", "Boats", (), "Green."), Chunk("b.md", "Prices", ("Adults",), "Nine tallies.")])
+    assert index.search(question, 1, by)[0].chunk.source == "b.md"
