@@ -210,6 +210,7 @@ def cut(texts):
     }
 
 
+@pytest.mark.slow
 def test_hybrid_is_the_fusion_of_the_whole_rankings():
     index = Index(Words())
     index.add(CHUNKS)

@@ -101,6 +101,19 @@ def test_a_prompt_fits_its_budget_and_leaves_out_only_what_does_not(chunks, budg
         assert len(more) > budget
 
 
+def test_a_budget_that_is_just_enough_cuts_nothing():
+    for chunks in ([], [BOATS], [FARES, BOATS]):
+        whole = compose("What?", chunks, TOKENIZER, 10_000)
+        assert whole.chunks == tuple(chunks)
+        assert compose("What?", chunks, TOKENIZER, len(whole.ids)) == whole
+        if chunks:
+            cut = compose("What?", chunks, TOKENIZER, len(whole.ids) - 1)
+            assert cut.chunks[-1].text == BOATS.text.rsplit(" ", 1)[0]
+        else:
+            with pytest.raises(ValueError, match="tokens with its frame"):
+                compose("What?", chunks, TOKENIZER, len(whole.ids) - 1)
+
+
 def test_a_passage_without_spaces_is_cut_and_not_left_out():
     ferry = Chunk("ferry.md", "渡轮", (), "末班渡轮晚上九点离开码头。" * 20)
     budget = len(compose("What?", [replace(ferry, text=ferry.text[:100])], TOKENIZER, 10_000).ids)

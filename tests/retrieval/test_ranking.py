@@ -65,6 +65,7 @@ def test_each_measure_at_k_is_that_of_ir_measures(k):
 
 def test_rankings_by_hand():
     assert [recall_at("abc", "cx", k) for k in (1, 3)] == [0, 0.5]
+    assert recall_at("abc", "ccx", 3) == 0.5  # named twice, relevant once
     assert [reciprocal_rank("abc", x) for x in ("c", "bc", "x")] == [1 / 3, 1 / 2, 0]
     assert ndcg_at("abc", "ac", 10) == pytest.approx((1 + 1 / 2) / (1 + 1 / math.log2(3)))
 
