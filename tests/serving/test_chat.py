@@ -104,3 +104,14 @@ def test_without_a_chat_template_only_completions_work():
         check_error(complete(talk, CHAT), 400, "no <|im_start|>", "messages")
         assert complete(talk, prompt="HELLO", max_tokens=3).status_code == 200
         check_error(complete(talk, prompt="hello", max_tokens=3), 400, "not in the vocabulary", "prompt")
+
+
+def test_each_answer_of_a_stream_is_opened_and_written_under_its_own_number(shared_client):
+    found = events(complete(shared_client, CHAT, max_tokens=8, n=3, seed=1, stream=True, ignore_eos=True))
+    choices = [choice for event in found for choice in event["choices"]]
+    opened = [choice["index"] for choice in choices if "role" in choice["delta"]]
+    assert opened == [0, 1, 2]
+    messages = complete(shared_client, CHAT, max_tokens=8, n=3, seed=1, ignore_eos=True).json()["choices"]
+    for index, whole in enumerate(messages):
+        parts = [choice["delta"].get("content", "") for choice in choices if choice["index"] == index]
+        assert "".join(parts) == whole["message"]["content"]
