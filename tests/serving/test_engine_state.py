@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from shared.serving.engine import Engine, QueueFull
+from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.generation import Request
 from tests.serving.test_engine import alone, gpt, ids, run, stepped
 
@@ -93,6 +93,14 @@ def test_whoever_waits_for_an_idle_engine_hears_of_it():
     engine.submit(Request([1], 20))
     assert engine.wait_idle(20)
     engine.close()
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_closed_engine_takes_nothing(start):
+    engine = Engine(gpt(), start=start)
+    engine.close()
+    with pytest.raises(Draining, match="shutting down"):
+        engine.submit(Request([1], 1))
 
 
 def test_steps_that_did_something_are_counted():
