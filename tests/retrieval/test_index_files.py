@@ -95,11 +95,12 @@ def test_of_two_who_start_at_once_one_embeds(tmp_path, monkeypatch):
     assert not any(unchanged.values()) and results(waited) == results(index)
 
 
-def test_a_kept_index_that_has_not_changed_needs_no_lock(tmp_path):
-    Index.kept(tmp_path, Words(), FEW)
-    (tmp_path / locks.LOCK_NAME).unlink()
-    Index.kept(tmp_path, Words(), FEW)
-    assert not (tmp_path / locks.LOCK_NAME).exists()  # so it may lie in a folder that cannot be written to
+def test_a_kept_index_that_has_not_changed_needs_no_lock(tmp_path, monkeypatch):
+    """So it may lie in a folder that cannot be written to."""
+    index, _ = Index.kept(tmp_path, Words(), FEW)
+    monkeypatch.setattr(index_module, "folder_lock", None)
+    again, changes = Index.kept(tmp_path, Words(), FEW)
+    assert results(again) == results(index) and not any(changes.values())
 
 
 def test_what_a_killed_writer_left_is_cleaned_up(tmp_path):
@@ -114,7 +115,7 @@ def test_what_a_killed_writer_left_is_cleaned_up(tmp_path):
     saved.save(tmp_path)
     vectors, *more = tmp_path.glob("*vectors*")
     assert not more and results(Index.load(tmp_path, Words())) == results(saved)
-    assert {f.name for f in tmp_path.iterdir()} == {vectors.name, "index.json", "notes.txt", locks.LOCK_NAME}
+    assert {f.name for f in tmp_path.iterdir()} == {vectors.name, "index.json", "notes.txt"}
 
 
 # ---- damaged folders

@@ -91,10 +91,7 @@ class Settings(WeekSettings):
     """The study's runs, a method and its rank or number of embeddings each."""
     study: Literal["compare"] | None = None
 
-    READ_BY: ClassVar = {
-        "run": ("method",),
-        "compare": ("compared",),
-    }
+    READ_BY: ClassVar = {"run": ("method",), "compare": ("compared",)}
 
     def idle(self) -> dict[str, str]:
         idle = super().idle()
