@@ -43,6 +43,7 @@ WITHOUT_EFFECT = [
     ("10_ppo_dpo", "--study hacking --grpo.lr 1e-3", "--hacking-lr gives it"),
     ("11_rag", "--ask Who? --questions 3", "--ask and --interactive measure nothing"),
     ("11_rag", "--ask Who? --study index", "--study has no effect"),
+    ("11_rag", "--study answers --questions 3 --preset laptop", "all are answered"),
     ("11_rag", "--study index --size 64", "--size has no effect"),
     ("12_deploy", "--study smollm2 --load.tokens 8", "--load.tokens has no effect"),
 ]

@@ -56,3 +56,15 @@ def test_week_10_without_preferences_says_so(output, text_file):
 def test_week_10_refuses_settings_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
         script("10_ppo_dpo", **changes)
+
+
+def test_week_10s_study_trains_a_reward_model_anew_where_it_is_to_be_another(output, text_file, capsys):
+    """The week's is taken where nothing else is asked for; a setting of its training is never ignored."""
+    module, settings = script("10_ppo_dpo", data=text_file)
+    settings = replace(settings, study="hacking")
+    said = []
+    for reward in (settings.reward, settings.reward, replace(settings.reward, steps=2)):
+        module.main(replace(settings, reward=reward))
+        said.append(capsys.readouterr().out)
+    assert ["reward model: right on" in out for out in said] == [True, False, True]
+    assert "was not trained for {'steps': 2}: it is trained anew" in said[2]

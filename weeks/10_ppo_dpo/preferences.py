@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor, nn
 
 from shared import checkpoint
@@ -169,22 +170,32 @@ checkpoint.register_form("judges", with_reward_head)
 def kept_reward_model(corpus: Corpus, settings: "Settings", work: Workspace) -> nn.Module | None:
     """For a study the week's reward model, in eval mode; None where it must be trained.
 
-    One that was trained on another rule is named, and its training is not gone on with.
+    One that was trained on another rule, or in another way, is named, and its training is not gone on with.
     """
     kept = checkpoint.find(work.checkpoints / "reward")
     if kept is None:
         return None
     config = json.loads((kept / "config.json").read_text(encoding="utf-8"))
-    if config.get("judges") != settings.judges:
-        print(
-            f"the reward model in {kept} was not trained for {settings.judges}: it is trained anew",
-            flush=True,
-        )
-        state_file(work).unlink(missing_ok=True)  # --resume would go on from it
+    wanted = settings.judges
+    if config.get("judges") == wanted:
+        if not settings.study:
+            return None
+        how = trained_with(state_file(work))
+        if how is None or how == asdict(settings.reward):
+            return checkpoint.load(work.checkpoints / "reward", corpus.tokenizer, work.device).model
+        wanted = {name: value for name, value in asdict(settings.reward).items() if how.get(name) != value}
+    print(f"the reward model in {kept} was not trained for {wanted}: it is trained anew", flush=True)
+    state_file(work).unlink(missing_ok=True)  # --resume would go on from it
+    return None
+
+
+def trained_with(state: Path) -> dict[str, Any] | None:
+    """The settings of the training that left this state; None where there is none that can be read."""
+    try:
+        with safe_open(state, "pt") as file:
+            return json.loads(file.metadata()["state"])["config"]
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return None
-    if not settings.study:
-        return None
-    return checkpoint.load(work.checkpoints / "reward", corpus.tokenizer, work.device).model
 
 
 def state_file(work: Workspace) -> Path:

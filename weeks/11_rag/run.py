@@ -97,7 +97,7 @@ class Settings(WeekSettings):
 
     READ_BY: ClassVar = {
         "run": (*FINDING, *ANSWERING, "by", "k", "min_score", "questions", "illustrated"),
-        "answers": (*FINDING, *ANSWERING, "by", "k", "min_score"),
+        "answers": (*FINDING, *ANSWERING, "by", "k", "min_score", "questions"),
         "windows": FINDING,
         "index": ("vectors",),
         "own": (*FINDING, *ANSWERING, "train", "resume"),
@@ -114,6 +114,8 @@ class Settings(WeekSettings):
             idle = super().idle()
         if self.ask:
             idle["interactive"] = "--ask answers one question and ends"
+        if self.study == "answers" and self.preset != "smoke":
+            idle["questions"] = "all are answered"
         if self.study == "own":
             idle["train.block_size"] = "it is the model's"
             idle["train.eval_windows"] = "all that is held out is measured"
