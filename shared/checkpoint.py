@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared.locks import folder_lock
-from shared.registry import MODELS, LanguageModel, WithoutValues, unwrapped
+from shared.registry import MODELS, LanguageModel, SkipInit, WithoutValues, unwrapped
 from shared.runtime import os_error_in, read_json
 from shared.tokenizers.base import Tokenizer
 
@@ -247,6 +247,7 @@ def load(
             f"{folder} has only what was trained beside {meta['beside']}: a run can be resumed with it, it is"
             " no model by itself"
         )
+    _check_sizes(path, meta)
     with WithoutValues():
         model = _rebuilt(path, meta)
     load_weights(model, path / "model.safetensors")
@@ -266,6 +267,49 @@ def load(
         tensors=tensors,
         state=state,
     )
+
+
+def _check_sizes(path: Path, meta: dict[str, Any]) -> None:
+    """Raises ValueError where config.json does not fit what model.safetensors says of its tensors.
+
+    Nothing is computed or read for it but names and shapes.
+    """
+    file = path / "model.safetensors"
+    shapes = _shapes(file)
+    layers = meta["config"].get("n_layer") if isinstance(meta.get("config"), dict) else None
+    if isinstance(layers, int) and layers > len(shapes):  # each takes memory, even without values
+        raise ValueError(
+            f"{file} does not fit the model: {len(shapes)} tensors are too few for {layers} layers"
+        )
+    try:
+        with torch.device("meta"), SkipInit():
+            model = _rebuilt(path, meta)
+    except RuntimeError as error:
+        raise ValueError(f"{path / 'config.json'} describes no model: {error}") from None
+    problems = _misfits(shapes, unshared(model))
+    if problems:
+        raise ValueError(f"{file} does not fit the model: {problems}")
+    check_tables(model, str(path / "config.json"))
+
+
+LARGE_TABLES = 1 << 28
+"""So many bytes of tables a model may have beside its weights, or as many as these have."""
+
+
+def check_tables(model: nn.Module, where: str) -> None:
+    """Raises ValueError for a model whose tables, which no file holds, would take far more than its weights.
+
+    model: one on PyTorch's device "meta". Weights do not depend on the number of rotary positions: that the
+    tables would be huge is the only sign of a damaged one.
+    """
+    kept = model.state_dict().keys()
+    in_tables = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in kept)
+    in_weights = sum(tensor.nbytes for tensor in unshared(model).values())
+    if in_tables > max(LARGE_TABLES, in_weights):
+        raise ValueError(
+            f"{where}: its tables of positions would take {in_tables / 1e9:.1f} GB, its weights"
+            f" {in_weights / 1e9:.1f} GB: the longest sequence that its settings give is damaged; lower it"
+        )
 
 
 def _rebuilt(path: Path, meta: dict[str, Any]) -> LanguageModel:
@@ -382,9 +426,7 @@ def _fitting(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
     An open file lies in memory as far as it was read: it is opened for each tensor anew, so that no more than
     one of them is there twice.
     """
-    with _opened(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    problems = _misfits(shapes, own)
+    problems = _misfits(_shapes(path), own)
     if problems:
         raise ValueError(f"{path} does not fit the model: {problems}")
     tensors = {}
@@ -392,6 +434,11 @@ def _fitting(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
         with _opened(path) as file:
             tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(file.get_tensor(name))
     return tensors
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
 def _misfits(shapes: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> str:

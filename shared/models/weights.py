@@ -7,7 +7,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shared.checkpoint import unshared
+from shared.checkpoint import check_tables, unshared
 from shared.models.families import refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig, Rotary
@@ -37,6 +37,7 @@ def build_gpt(config: GPTConfig, layout: Layout, stored: Mapping[str, StoredTens
     parameters = unshared(model)
     expected = layout.theirs(parameters, config.head_dim)
     refuse(_misfits(expected, stored), where)
+    check_tables(model, where)
     weights: dict[str, Tensor] = {}
     for theirs, names in layout.groups(parameters).items():
         tensor = _read(theirs, stored[theirs], where)
