@@ -154,15 +154,10 @@ def _added_around(processor: Mapping[str, Any] | None) -> tuple[list[int], list[
     if kind in ("BertProcessing", "RobertaProcessing"):
         return [processor["cls"][1]], [processor["sep"][1]], []
     if kind == "Sequence":
-        before: list[int] = []
-        after: list[int] = []
-        unclear: list[str] = []
-        for step in processor["processors"]:
-            outer_before, outer_after, more = _added_around(step)
-            before = outer_before + before
-            after = after + outer_after
-            unclear += more
-        return before, after, unclear
+        adding = [added for added in map(_added_around, processor["processors"]) if any(added)]
+        if len(adding) > 1:  # what one does to the tokens of another is not simply to add its own
+            return [], [], [f"what {len(adding)} steps of its post_processor do together"]
+        return adding[0] if adding else ([], [], [])
     if kind == "TemplateProcessing":
         return _added_by_template(processor)
     return [], [], [f"what its post_processor of type {kind!r} does"]

@@ -123,6 +123,17 @@ def test_what_else_is_put_round_a_text_is_left_out_aloud(name, tmp_path):
     assert ours.prompt("") == (added[:1] if name in ("an end", "RoBERTa's") else [])
 
 
+def test_processors_that_add_one_after_the_other_are_left_out_aloud(tmp_path):
+    """Hugging Face's tokenizers do not put one's tokens round the other's, as one would think."""
+    steps = [processors.TemplateProcessing(f"{token} $A", None, [(token, i)]) for token, i in (S, END)]
+    theirs = folder_with(tmp_path, processors.Sequence(steps))
+    assert theirs.encode("a").ids == [0, 66]
+    said = []
+    assert from_hf(tmp_path, said.append).tokenizer.begins_with is None
+    words = "what 2 steps of its post_processor do together"
+    assert said == [f"{tmp_path}: of its tokenizer are left out: {words}"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", [None, PROCESSORS["a template"]], ids=["plain", "template"])
 @pytest.mark.parametrize(
