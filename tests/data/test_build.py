@@ -168,3 +168,18 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_when_there_
     ]
     build(config, TOKENIZER)
     assert shards_in(config.out) == WANTED
+
+
+def test_a_process_is_handed_so_many_characters_and_no_more_is_read_for_them():
+    read = []
+
+    def documents():
+        for row in range(1, 10**6):
+            read.append(row)
+            yield row, "x" * 9_999
+
+    groups = shards._groups(documents())
+    for number in range(1, 4):
+        group = next(groups)
+        assert shards.GROUP <= sum(len(text) + 1 for _, text in group) < shards.GROUP + 10_000
+        assert group[-1][0] == len(read) == number * len(group)

@@ -110,3 +110,9 @@ def test_cleaning_does_what_it_says_once_and_for_all(text):
         ]
 
     assert sorted(kept(once)) == sorted(kept(text))
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_at_most_one_empty_line_is_kept_in_a_row(count):
+    for end in ("\n", "\r\n", " \n", "\t\r"):
+        assert clean("a" + end * count + "b") == "a" + "\n" * min(count, 2) + "b"

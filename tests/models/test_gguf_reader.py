@@ -74,6 +74,15 @@ def test_transformers_reads_the_same_from_a_gguf_file(name, tmp_path):
     same_logits(from_gguf(tmp_path / "m.gguf"), theirs)
 
 
+def test_without_a_rotary_base_it_is_transformers_default(tmp_path):
+    torch.manual_seed(0)
+    usual = shake(llama(rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}))
+    write_gguf(tmp_path / "m.gguf", usual, drop=["add_rope_freq_base"])
+    same_logits(from_gguf(tmp_path / "m.gguf"), usual)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    same_logits(from_gguf(tmp_path / "m.gguf"), theirs)
+
+
 def test_six_bit_weights_are_read_too(tmp_path):
     """gguf cannot write Q6_K, so its blocks are drawn: 210 bytes for 256 weights, the last two of them the
     scale.

@@ -467,3 +467,22 @@ def test_generate_gives_the_same_text_with_and_without_the_cache():
 def test_generate_without_a_tokenizer_says_so():
     with pytest.raises(ValueError, match="no tokenizer"):
         GPT(GPTConfig(**OURS)).generate("hello")
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_without_biases_there_are_none(norm):
+    with_and_without = [GPT(GPTConfig(**OURS, norm=norm, bias=bias)) for bias in (True, False)]
+    biases = [
+        sum(name.endswith("bias") for name, _ in model.named_parameters()) for model in with_and_without
+    ]
+    assert biases[0] > 0 and biases[1] == 0
+
+
+def test_a_cache_is_of_the_models_type():
+    model = shake(GPT(GPTConfig(**OURS))).to(torch.bfloat16)
+    cache = model.new_cache()
+    idx = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        parts = torch.cat([model(idx[:, :3], cache), model(idx[:, 3:], cache)], dim=1)
+        torch.testing.assert_close(parts, model(idx), atol=0.05, rtol=0.05)
+    assert cache.k.dtype == cache.v.dtype == torch.bfloat16

@@ -129,3 +129,24 @@ print("torch._dynamo" in sys.modules)
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+class OfAnotherKind(torch.Tensor):
+    """As quantized weights of other libraries are: it knows one operation, PyTorch's linear layer."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear:
+            return super().__torch_function__(func, types, args, kwargs)
+        if func.__name__ in ("bmm", "view", "matmul"):
+            raise NotImplementedError(func.__name__)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_a_weight_of_another_kind_goes_through_pytorchs_own_layer(threads):
+    ours = Linear(64, 32)
+    x = torch.randn(1, 64)
+    expected = ours(x)
+    ours.weight = nn.Parameter(ours.weight.detach().as_subclass(OfAnotherKind))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x).as_subclass(torch.Tensor), expected)

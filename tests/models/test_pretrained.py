@@ -321,6 +321,21 @@ def test_a_file_that_is_nested_too_deeply_is_named(folder, name):
         from_hf(folder)
 
 
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", QWEN3])
+def test_settings_that_a_config_leaves_out_are_transformers_defaults(name, tmp_path):
+    build(name).save_pretrained(tmp_path)
+    absent = (
+        "activation_function",
+        "hidden_act",
+        "tie_word_embeddings",
+        "attention_bias",
+        "mlp_bias",
+        "n_inner",
+    )
+    edit(tmp_path, **dict.fromkeys(absent, "absent"))
+    same_logits(from_hf(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
+
+
 def test_a_folder_without_safetensors_is_refused_and_no_pickle_is_opened(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="read from safetensors only, never from pickles"):
