@@ -247,10 +247,10 @@ def sha256(path: Path) -> str:
 
 
 SUM_BYTES = hashlib.sha256().digest_size
-"""How many bytes `keep` puts before the content."""
+"""How many bytes `write_with_sum` puts before the content."""
 
 
-def keep(path: Path, content: bytes) -> None:
+def write_with_sum(path: Path, content: bytes) -> None:
     """Writes a file that was worked out here, with a sum by which `is_whole` knows it again.
 
     The file is the sum, then the content.
@@ -259,7 +259,7 @@ def keep(path: Path, content: bytes) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there and holds what `keep` wrote under this name: not cut, not changed."""
+    """Whether a file is there and holds what `write_with_sum` wrote under this name: not cut, not changed."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:

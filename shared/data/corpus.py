@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shared.assets import SUM_BYTES, cache_folder, fetch_or_fallback, is_whole, keep
+from shared.assets import SUM_BYTES, cache_folder, fetch_or_fallback, is_whole, write_with_sum
 from shared.tokenizers import CharTokenizer, Tokenizer
 
 TRAIN_FRACTION = 0.9
@@ -153,7 +153,7 @@ def _tokens(text: str, tokenizer: Tokenizer, say: Callable[[str], None]) -> np.n
     if not is_whole(path):
         if path.exists():
             say(f"{path} is cut or damaged: these tokens are made again")
-        keep(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
+        write_with_sum(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
     if path.stat().st_size == SUM_BYTES:  # a tiny text's validation split; no bytes cannot be mapped
         return np.zeros(0, dtype=np.uint16)
     return np.memmap(path, dtype=np.uint16, mode="r", offset=SUM_BYTES)

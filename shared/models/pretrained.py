@@ -32,7 +32,7 @@ from shared.models.families import config_from_gguf, config_from_hf, hf_config, 
 from shared.models.gguf_reader import read_gguf
 from shared.models.gpt import GPT
 from shared.models.tokenizer_files import (
-    Found,
+    TokenizerFound,
     UnlikeOurs,
     tokenizer_from_gguf,
     tokenizer_from_json,
@@ -218,7 +218,7 @@ def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None])
     return tokenizer
 
 
-def _tokenizer_in(folder: Path) -> Found:
+def _tokenizer_in(folder: Path) -> TokenizerFound:
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter counts more
         if (folder / name).exists():

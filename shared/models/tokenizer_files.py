@@ -49,7 +49,7 @@ class UnlikeOurs(ValueError):
     """A tokenizer that ours cannot be; the message is the reason."""
 
 
-class Found(NamedTuple):
+class TokenizerFound(NamedTuple):
     """A tokenizer of a file's, and what the file asks for and ours does not do."""
 
     tokenizer: BPETokenizer | CharTokenizer | None
@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 def tokenizer_from_json(
     values: Mapping[str, Any], config: Mapping[str, Any] | None = None, template: str | None = None
-) -> Found:
+) -> TokenizerFound:
     """A tokenizer.json as one of ours.
 
     config: the tokenizer_config.json beside it. template: the chat template, where it has a file of its own.
@@ -69,7 +69,7 @@ def tokenizer_from_json(
     model = values["model"]
     if _is_of_characters(values):
         characters = CharTokenizer("".join(_in_order(model["vocab"])))
-        return Found(characters, ends_of_json(values, config, {}, template).left_out)
+        return TokenizerFound(characters, ends_of_json(values, config, {}, template).left_out)
     known = {token["content"] for token in values["added_tokens"]}
     added = values["added_tokens"] + [t for t in _added_in_config(config) if t["content"] not in known]
     merges = _merges(model)
@@ -82,7 +82,7 @@ def tokenizer_from_json(
     special = {token["content"]: token["id"] for token in added}
     ends = ends_of_json(values, config, special, template)
     tokenizer = _bpe(model["vocab"] | special, merges, pattern, special, ends.begins_with)
-    return Found(tokenizer, ends.left_out)
+    return TokenizerFound(tokenizer, ends.left_out)
 
 
 def _is_of_characters(values: Mapping[str, Any]) -> bool:
@@ -157,7 +157,7 @@ def tokenizer_from_merges(
     added: Mapping[str, int] | None = None,
     config: Mapping[str, Any] | None = None,
     template: str | None = None,
-) -> Found:
+) -> TokenizerFound:
     """GPT-2's two files, vocab.json and the text of merges.txt, as our BPETokenizer.
 
     added: what added_tokens.json, where there is one, adds to them. config, template: as in
@@ -179,7 +179,9 @@ def tokenizer_from_merges(
         raise UnlikeOurs("; ".join(problems))
     special |= {token["content"]: token["id"] for token in listed}
     ends = ends_of_json(None, config, special, template)
-    return Found(_bpe({**ids, **special}, pairs, GPT2_PATTERN, special, ends.begins_with), ends.left_out)
+    return TokenizerFound(
+        _bpe({**ids, **special}, pairs, GPT2_PATTERN, special, ends.begins_with), ends.left_out
+    )
 
 
 def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
@@ -218,7 +220,7 @@ def _bpe(
     return BPETokenizer.from_printable(_in_order(ids), merges, pattern, special, begins_with)
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str) -> Found:
+def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str) -> TokenizerFound:
     """The tokenizer in a GGUF file's metadata as ours, None where there is none.
 
     vocab_size: the model's. Raises ValueError for one that ours cannot be.
@@ -226,9 +228,9 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str
     prefix = "tokenizer.ggml."
     values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     if "model" not in values:
-        return Found(None, [])
+        return TokenizerFound(None, [])
     if values["model"] == "rwkv":
-        return Found(_characters(values, where), [])
+        return TokenizerFound(_characters(values, where), [])
     refuse(_what_ours_lacks_in_gguf(values), where)
     tokens, kinds = values["tokens"], values["token_type"]
     if len(tokens) != len(kinds) or len(tokens) > vocab_size:
@@ -244,7 +246,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str
     try:
         begins_with, left_out = ends_of_gguf(metadata, special)
         pattern = GGUF_PATTERNS[values["pre"]]
-        return Found(
+        return TokenizerFound(
             BPETokenizer.from_printable(tokens, values["merges"], pattern, special, begins_with), left_out
         )
     except (ValueError, TypeError, AttributeError) as error:

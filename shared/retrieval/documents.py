@@ -166,13 +166,7 @@ def read_document(path: str | Path, source: str | None = None) -> Document:
         raise ValueError(
             f"{status.st_size >> 20} MiB are more than the {LARGEST >> 20} that a document may have: split it"
         )
-    try:
-        lines = KINDS[path.suffix.lower()](path)
-    except ImportError as error:
-        raise ValueError(
-            f"reading {path.suffix} needs the package {error.name}, which is not installed: pip install"
-            " 'llm-weeks[rag]'"
-        ) from None
+    lines = KINDS[path.suffix.lower()](path)
     return _document(source or printable_path(path.name), printable_path(path.stem), lines)
 
 
@@ -224,25 +218,38 @@ def clean_text(text: str) -> str:
 # Readers are imported when a file of their kind is met: each needs a package of its own.
 
 
+def _not_installed(error: ImportError, path: Path) -> ValueError:
+    return ValueError(
+        f"reading {path.suffix} needs the package {error.name}, which is not installed: pip install"
+        " 'llm-weeks[rag]'"
+    )
+
+
 def _plain(path: Path) -> Iterable[Line]:
     return decoded_file(path).splitlines()
 
 
 def _markdown(path: Path) -> Iterable[Line]:
-    from shared.retrieval.markdown import read_markdown
-
+    try:
+        from shared.retrieval.markdown import read_markdown
+    except ImportError as error:
+        raise _not_installed(error, path) from None
     return read_markdown(path)
 
 
 def _html(path: Path) -> Iterable[Line]:
-    from shared.retrieval.html import read_html
-
+    try:
+        from shared.retrieval.html import read_html
+    except ImportError as error:
+        raise _not_installed(error, path) from None
     return read_html(path)
 
 
 def _pdf(path: Path) -> Iterable[Line]:
-    from shared.retrieval.pdf import read_pdf
-
+    try:
+        from shared.retrieval.pdf import read_pdf
+    except ImportError as error:
+        raise _not_installed(error, path) from None
     return read_pdf(path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Found(NamedTuple):
+class FolderFiles(NamedTuple):
     """What `find_files` came upon, by path below the folder, with forward slashes."""
 
     files: dict[str, Path]
@@ -14,7 +14,7 @@ class Found(NamedTuple):
     """Why."""
 
 
-def find_files(folder: Path, follow_links: bool = False) -> Found:
+def find_files(folder: Path, follow_links: bool = False) -> FolderFiles:
     """The files in a folder, at any depth. Those whose name begins with a dot, and folders, are ignored.
 
     Links to files in the folder are files of it. What leads out of the folder, and links to folders, are left
@@ -23,7 +23,7 @@ def find_files(folder: Path, follow_links: bool = False) -> Found:
     """
     walk = _Walk(folder, follow_links)
     walk.read_all()
-    return Found(walk.files, walk.left_out)
+    return FolderFiles(walk.files, walk.left_out)
 
 
 def printable_path(path: str | Path) -> str:

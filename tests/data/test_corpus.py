@@ -57,7 +57,7 @@ def test_a_second_call_only_maps_the_tokens(corpus, tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError("written again")
 
-    monkeypatch.setattr("shared.data.corpus.keep", refuse)
+    monkeypatch.setattr("shared.data.corpus.write_with_sum", refuse)
     again = load_corpus(str(tmp_path / "text.txt"))
     assert np.array_equal(again.train, corpus.train)
 

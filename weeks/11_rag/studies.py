@@ -17,7 +17,7 @@ from sentences import gaps, has_digit, named, sentence_of, talk_on, talks_on
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.conversations import Conversation
 from shared.adapters.instructions import Instructions, answer, template_for
-from shared.assets import SUM_BYTES, is_whole, keep
+from shared.assets import SUM_BYTES, is_whole, write_with_sum
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text
 from shared.retrieval.documents import Chunk
@@ -305,7 +305,7 @@ def line_vectors(settings: "Settings", device: torch.device) -> np.ndarray:
         )
     print(f"embedding {len(wanted):,} texts once, which takes minutes on a CPU")
     vectors = np.random.default_rng(0).permutation(MiniLM(device, batch_size=256).embed(wanted))
-    keep(path, save({"lines": torch.from_numpy(vectors)}))
+    write_with_sum(path, save({"lines": torch.from_numpy(vectors)}))
     return vectors
 
 
