@@ -6,7 +6,6 @@ Each is read at a quarter of a megabyte and at a whole one. Four times the text 
 as long; with the square it would be sixteen. What is nested too deep is refused, which is timed as well.
 """
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,8 +18,9 @@ import torch
 from shared.commandline import errors_for_people, parse_args
 from shared.retrieval.documents import read_document
 from shared.retrieval.splitting import split
-from shared.runtime import clock, device_name, table
+from shared.runtime import device_name, table
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
+from timing import seconds
 
 PAGES = {
     "HTML: paragraphs": ("<p>The ferry leaves at nine, they say.</p>\n", ".html"),
@@ -50,16 +50,6 @@ class Settings:
     megabytes: float = 1.0
     repeats: int = 3
     """The median of so many runs counts."""
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """How long `work` takes: the median of some runs."""
-    times = []
-    for _ in range(repeats):
-        started = clock()
-        work()
-        times.append(clock() - started)
-    return statistics.median(times)
 
 
 def reading(text: str, suffix: str) -> Callable[[Path], str]:

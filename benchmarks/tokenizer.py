@@ -31,6 +31,7 @@ from shared.commandline import errors_for_people, parse_args
 from shared.runtime import clock, device_name, table
 from shared.tokenizers import BPETokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN
+from timing import seconds
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,6 @@ class Settings:
     """On how many characters to train with and without spaces."""
     repeats: int = 3
     """The median of so many runs counts."""
-
-
-def seconds(work: Callable[[], object], repeats: int = 1) -> float:
-    """How long `work` takes: the median of some runs."""
-    times = []
-    for _ in range(repeats):
-        started = clock()
-        work()
-        times.append(clock() - started)
-    return statistics.median(times)
 
 
 def plain_loop(pieces: list[list[int]], merges: int) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared.locks import folder_lock
-from shared.registry import MODELS, LanguageModel, SkipInit, WithoutValues, unwrapped
+from shared.registry import MODELS, LanguageModel, WithoutValues, unwrapped, without_memory
 from shared.runtime import os_error_in, read_json
 from shared.tokenizers.base import Tokenizer
 
@@ -107,7 +107,7 @@ def _check_loadable(config: dict[str, Any], weights: Mapping[str, Tensor], folde
             f"a {config['model']} could not be loaded again, so it is not saved: its class is not registered"
             " (shared.registry.register_model). A soft prompt is saved alone (save_adapter)"
         )
-    with WithoutValues():
+    with without_memory():
         model = _rebuilt(folder, json.loads(json.dumps(config)))
     problems = _misfits({name: tensor.shape for name, tensor in weights.items()}, unshared(model))
     if problems:
@@ -282,7 +282,7 @@ def _check_sizes(path: Path, meta: dict[str, Any]) -> None:
             f"{file} does not fit the model: {len(shapes)} tensors are too few for {layers} layers"
         )
     try:
-        with torch.device("meta"), SkipInit():
+        with without_memory():
             model = _rebuilt(path, meta)
     except RuntimeError as error:
         raise ValueError(f"{path / 'config.json'} describes no model: {error}") from None

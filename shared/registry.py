@@ -6,7 +6,8 @@ its reader knowing the models of later weeks.
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -64,7 +65,7 @@ def unwrapped(model: Module) -> Module:
     return model
 
 
-class SkipInit(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Inside, functions of torch.nn.init return their tensor untouched."""
 
     def __torch_function__(
@@ -80,7 +81,18 @@ class SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class WithoutValues(SkipInit):
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are made in here lie on PyTorch's device "meta": names and shapes, without values.
+
+    Their first values are skipped: even on "meta" PyTorch would import its compiler for them, which takes
+    seconds.
+    """
+    with torch.device("meta"), _SkipInit():
+        yield
+
+
+class WithoutValues(_SkipInit):
     """Inside, what `torch.empty` makes lies on PyTorch's device "meta", and has no memory.
 
     So do most parameters: they are made empty, and filled by torch.nn.init. What is computed has its values.

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.checks import Checks
-from shared.models.layers import Linear, without_memory
+from shared.models.layers import Linear
 from shared.quantization.modules import QuantizedLinear
+from shared.registry import without_memory
 from shared.runtime import device_of
 
 BaseLayer = nn.Linear | QuantizedLinear

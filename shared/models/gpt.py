@@ -146,7 +146,7 @@ class Rotary(nn.Module):
     @staticmethod
     def _tables(head_dim: int, block_size: int, theta: float) -> tuple[Tensor, Tensor]:
         """The cosines and sines of all angles, fp32 [block_size, head_dim] each."""
-        if torch.get_default_device().type == "meta":  # no values (see layers.without_memory)
+        if torch.get_default_device().type == "meta":  # no values (see registry.without_memory)
             return torch.empty(block_size, head_dim), torch.empty(block_size, head_dim)
         frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [head_dim / 2]
         position = torch.arange(block_size, dtype=torch.float32)

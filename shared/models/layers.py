@@ -3,13 +3,10 @@
 A single row is what a model computes that writes token by token.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-
-from shared.registry import SkipInit
 
 
 def _is_row(x: Tensor, width: int) -> bool:
@@ -55,17 +52,6 @@ class RMSNorm(nn.RMSNorm):
         inverse_rms = (torch.dot(row, row).item() / width + self.eps) ** -0.5
         # 0 + inverse_rms * x * weight in one operation: multiplying by a number alone would be a second one.
         return torch.addcmul(ZERO, x, weight, value=inverse_rms)
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Modules that are made in here lie on PyTorch's device "meta": names and shapes, without values.
-
-    Their first values are skipped: even on "meta" PyTorch would import its compiler for them, which takes
-    seconds.
-    """
-    with torch.device("meta"), SkipInit():
-        yield
 
 
 def swap_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:

@@ -11,8 +11,7 @@ from shared.checkpoint import check_tables, unshared
 from shared.models.families import refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig, Rotary
-from shared.models.layers import without_memory
-from shared.registry import unwrapped
+from shared.registry import unwrapped, without_memory
 
 
 class StoredTensor(NamedTuple):

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from shared import checkpoint
 from shared.models.gpt import GPT
-from shared.models.layers import Linear, swap_modules, without_memory
+from shared.models.layers import Linear, swap_modules
 from shared.quantization.kernels import KERNELS, how_computed, with_kernel
 from shared.quantization.packing import GROUP_SIZES, SCHEMES, PackedWeight, check_weight
-from shared.registry import LanguageModel, unwrapped
+from shared.registry import LanguageModel, unwrapped, without_memory
 from shared.runtime import device_of
 from shared.tokenizers.base import Tokenizer
 

@@ -29,8 +29,8 @@ from starlette.routing import Route
 
 from shared.models.chat import IM_END, chat_prompt
 from shared.models.gpt import GPT
-from shared.models.layers import without_memory
 from shared.quantization.modules import quantization_of
+from shared.registry import without_memory
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, chunks
 from shared.serving.bodies import Body, ChatBody, CompletionBody

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.layers import without_memory
+from shared.registry import without_memory
 from shared.training.config import TrainConfig
 from shared.training.precision import precision
 from shared.training.profiling import StepCost, in_own_process

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.layers import Linear, RMSNorm, swap_modules, without_memory
+from shared.models.layers import Linear, RMSNorm, swap_modules
+from shared.registry import without_memory
 from shared.runtime import ROOT
 
 
@@ -120,7 +121,7 @@ def test_a_model_without_memory_does_not_import_the_compiler():
     program = """
 import sys
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.layers import without_memory
+from shared.registry import without_memory
 with without_memory():
     GPT(GPTConfig(position="rope"))
 print("torch._dynamo" in sys.modules)

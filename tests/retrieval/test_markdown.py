@@ -55,7 +55,8 @@ CASES = {
         ("page", [("", "Call `__init__`, `a[i](j)`, `` a`b ``, `<!--` and `-->`.")]),
     ),
     "links": (
-        "See [a *b*](https://x.org/(y)), ![a boat](z.png), [c][d] and <https://e.org>.\n\n[d]: https://f.org\n",
+        "See [a *b*](https://x.org/(y)), ![a boat](z.png), [c][d] and <https://e.org>."
+        "\n\n[d]: https://f.org\n",
         ("page", [("", "See a b, a boat, c and https://e.org.")]),
     ),
     "footnotes": ("Fares[^1]\n\n[^1]: Free.\n", ("page", [("", "Fares[^1]\n\n[^1]: Free.")])),

@@ -9,7 +9,7 @@ from figures import draw
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, load_corpus, split_text
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.layers import without_memory
+from shared.registry import without_memory
 from shared.runtime import RunLog, clock, table
 from shared.tokenizers import BPETokenizer
 from shared.training import TrainConfig, Trainer

@@ -14,7 +14,7 @@ from shared.course.exercise import Exercise, Mistake, random_int
 from shared.data.corpus import fixed_windows
 from shared.models.formats import HF_GPT2
 from shared.models.gpt import GPT, MODERN, GPTConfig
-from shared.models.layers import without_memory
+from shared.registry import without_memory
 
 # ---- 1. first weights
 

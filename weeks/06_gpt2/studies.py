@@ -14,8 +14,8 @@ from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX
 from shared.models.chat import IM_END, QUESTIONS, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.layers import without_memory
 from shared.models.pretrained import load_smollm2
+from shared.registry import without_memory
 from shared.runtime import clock, device_name, pick_device, table
 from shared.sampling import generate
 from shared.tokenizers import BPETokenizer

@@ -10,7 +10,7 @@ from figures import NOTES
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.layers import without_memory
+from shared.registry import without_memory
 from shared.runtime import device_name, table
 from shared.training.profiling import CARDS, USUAL_MFU, matmul_peak
 from shared.training.tricks import measure_ladder
