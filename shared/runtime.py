@@ -329,7 +329,7 @@ class RunLog:
         A later value replaces an earlier one of the same name.
         """
         path = self.folder / "artifacts.json"
-        artifacts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        artifacts = read_json(path) if path.exists() else {}
         artifacts.update(plain(values))
         write_atomically(path, json.dumps(artifacts) + "\n")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shared.models.families import refuse
 from shared.models.gpt import GPTConfig
-from shared.runtime import write_atomically, write_json
+from shared.runtime import read_json, write_atomically, write_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -56,7 +56,7 @@ def write_files(
 def read_files(folder: Path) -> AdapterFiles:
     """What is in an adapter's folder. Raises ValueError for files that are missing or damaged."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}

@@ -15,7 +15,7 @@ from typing import Any
 
 from shared.commandline import errors_for_people
 from shared.course.workspace import TOPICS
-from shared.runtime import ROOT, write_atomically
+from shared.runtime import ROOT, read_json, write_atomically
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 SETUP_ID = "colab"
@@ -51,7 +51,7 @@ def open_in_colab(path: str | Path, address: str) -> None:
             " https://github.com/OWNER/NAME"
         )
     repository, name = match.groups()
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook = read_json(path)
     cells = [cell for cell in notebook["cells"] if cell["id"] != SETUP_ID]
     source = "".join(cells[0]["source"])
     title, *rest = re.sub(rf"\n\n{re.escape(BADGE)}.*", "", source).split("\n")

@@ -17,7 +17,6 @@ From the command line: `python -m shared.course.exercise week 1` lists week 1's 
 import copy
 import importlib.util
 import inspect
-import json
 import sys
 import textwrap
 import traceback
@@ -31,7 +30,7 @@ import torch
 
 from shared.commandline import errors_for_people
 from shared.course.comparison import difference, same, short
-from shared.runtime import ROOT, write_json
+from shared.runtime import ROOT, read_json, write_json
 
 PROGRESS = ROOT / "weeks" / ".progress.json"
 """Which exercises are solved; git doesn't track it."""
@@ -264,7 +263,7 @@ class Week:
 
 def read_progress(path: Path = PROGRESS) -> dict[str, list[str]]:
     """Solved exercises by week number."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _load(path: Path, name: str) -> ModuleType:

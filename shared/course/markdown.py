@@ -11,13 +11,12 @@ with the marker on one line; `name=label` gives a run another name in the table.
     <!-- = 04_mini_gpt/reference/tinyshakespeare/modern best_val_loss .3f -->1.497<!-- end -->
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shared.runtime import ROOT
+from shared.runtime import ROOT, read_json
 
 TABLE = re.compile(r"(<!-- table (\S+) (\S+) \"([^\"]*)\" -->\n).*?(<!-- end -->)", re.S)
 VALUE = re.compile(r"(<!-- = (\S+) (\S+) (\S+) -->).*?(<!-- end -->)", re.S)
@@ -73,6 +72,6 @@ def _logged(folder: Path, key: str) -> Any:
     """A value of a week's results, where the folder holds a week's runs, or of a run's summary."""
     week = folder / "week.json"
     if not week.exists():
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))[key]
-    results = json.loads(week.read_text(encoding="utf-8"))
+        return read_json(folder / "summary.json")[key]
+    results = read_json(week)
     return {**results["metrics"], "week_seconds": results["seconds"]}[key]

@@ -5,14 +5,13 @@ status` says the same in the terminal, in short.
 """
 
 import ast
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.course.exercise import Week
 from shared.course.workspace import output_root, week_results, weeks
-from shared.runtime import ROOT
+from shared.runtime import ROOT, read_json
 
 NAMES = {
     "01_bigram": "bigram",
@@ -208,7 +207,7 @@ def _sample(topic: str, logs: Path) -> str | None:
         files = sorted(logs.glob("*/artifacts.json"))
     for file in files:
         if file.exists():
-            text = _written(json.loads(file.read_text(encoding="utf-8")))
+            text = _written(read_json(file))
             if text is not None:
                 return text
     return None

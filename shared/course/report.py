@@ -8,7 +8,6 @@ page.
 """
 
 import importlib
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from shared.course.progress import NAMES, collect
 from shared.course.progress_page import markdown_page, write_page
 from shared.course.style import style
 from shared.course.workspace import TOPICS, newest_logs, output_root, week_results, weeks
-from shared.runtime import ROOT, read_jsonl, write_atomically
+from shared.runtime import ROOT, read_json, read_jsonl, write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 """Of Okabe and Ito: told apart by everyone."""
@@ -52,7 +51,7 @@ class LoggedRun:
 
     @cached_property
     def run(self) -> dict[str, Any]:
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "run.json")
 
     @cached_property
     def rows(self) -> list[dict]:
@@ -69,7 +68,7 @@ class LoggedRun:
 
     def _optional(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def series(self, y: str, x: str = "step") -> tuple[list[float], list[float]]:
         """The logged values of y against x, where both were logged."""

@@ -6,7 +6,6 @@ DATA. The runs that the course ships are in `logs/NN_topic/reference/DATA/RUN`, 
 `reports/NN_topic/`.
 """
 
-import json
 import os
 import re
 import weakref
@@ -21,7 +20,7 @@ import tyro
 
 from shared.course.style import style
 from shared.locks import process_lock
-from shared.runtime import ROOT, RunLog, clock, table, write_json
+from shared.runtime import ROOT, RunLog, clock, read_json, table, write_json
 
 TOPICS = (
     "01_bigram",
@@ -225,7 +224,7 @@ def week_results(
     logs = newest_logs(topic, owner, data, preset)
     if logs is None:
         return None
-    return json.loads((logs / "week.json").read_text(encoding="utf-8"))
+    return read_json(logs / "week.json")
 
 
 def first_figures(metrics: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ from shared.export.tokenizers import hf_tokenizer, hf_tokenizer_config, special_
 from shared.models.families import hf_config
 from shared.models.gpt import GPT
 from shared.models.pretrained import refuse_checkpoint, to_hf
-from shared.runtime import write_atomically, write_json
+from shared.runtime import read_json, write_atomically, write_json
 from shared.sampling.generate import generate
 from shared.tokenizers import Tokenizer
 
@@ -74,7 +74,7 @@ def save_hf_folder(
         role_ids[f"{role}_token_id"] = tokenizer.special_tokens[token]
     with checkpoint.whole_folder(folder) as new:
         to_hf(exported, new)
-        settings = json.loads((new / "config.json").read_text(encoding="utf-8"))
+        settings = read_json(new / "config.json")
         settings |= role_ids
         settings["dtype"] = str(exported.norm.weight.dtype).removeprefix("torch.")
         write_json(new / "config.json", settings)

@@ -15,7 +15,6 @@ Radford et al. (GPT-2, 2019) for the bytes and the pattern.
 """
 
 import heapq
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from typing import Any, Literal
 import regex
 
 from shared.assets import fetch
+from shared.runtime import read_json
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe_training import learn_merges
 
@@ -433,7 +433,7 @@ def gpt2_tokenizer() -> BPETokenizer:
 
     The vocabulary is fetched on the first call.
     """
-    ids: dict[str, int] = json.loads(fetch("gpt2-vocabulary").read_text(encoding="utf-8"))
+    ids: dict[str, int] = read_json(fetch("gpt2-vocabulary"))
     lines = fetch("gpt2-merges").read_text(encoding="utf-8").splitlines()
     merges = lines[1:]  # the first line names the format
     tokens = sorted(ids, key=ids.__getitem__)

@@ -5,7 +5,6 @@
 That is the best checkpoint; where there is none, the model is trained first.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, spl
 from shared.data.shards import INDEX, open_shards
 from shared.evaluation import known_words
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import ROOT, RunLog, clock, device_name
+from shared.runtime import ROOT, RunLog, clock, device_name, read_json
 from shared.sampling.generate import generate
 from shared.tokenizers.bpe import BPETokenizer
 from shared.training.config import TrainConfig
@@ -170,7 +169,7 @@ def _refuse_another_training(wanted: TrainConfig, usual: TrainConfig, kept: Path
     last = checkpoint.find(kept / "last")
     then: dict[str, Any] = {}
     if last is not None and (last / "training.json").exists():
-        then = json.loads((last / "training.json").read_text(encoding="utf-8"))["config"]
+        then = read_json(last / "training.json")["config"]
     asked = {name: value for name, value in asdict(wanted).items() if value != getattr(usual, name)}
     unlike = [
         f"{n}={then.get(n, 'unknown')} then, {now} now" for n, now in asked.items() if then.get(n) != now
