@@ -9,6 +9,9 @@ from shared.data.corpus import Corpus, load_corpus
 from tests.helpers import synthetic_text
 
 
+collect_ignore = ["mutants.py"]  # a program, whose library `make mutants` installs
+
+
 @pytest.fixture
 def corpus(tmp_path, monkeypatch) -> Corpus:
     """The synthetic text by characters, its file and its tokens under `tmp_path`."""
