@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cosmic_ray.plugins
@@ -71,6 +72,7 @@ notice.
 NOT_RUN_HERE = {"shared/training/kernels.py", "shared/serving/page_html.py"}
 """Triton's kernels need a GPU; the other is a page's text."""
 TESTED_ELSEWHERE = {"registry": "tests/test_checkpoint.py"}
+MARKS = ("not slow", "slow")
 LONGEST = 1800
 """Seconds that tests without a fault may take."""
 
@@ -208,9 +210,8 @@ class Bench:
     def __init__(self, checkout: Path):
         self.checkout = checkout
         self.kinds = operators()
-        self._limits: dict[tuple[str, str], float] = {}
 
-    def tried(self, fault: Fault) -> dict:
+    def tried(self, fault: Fault, limits: dict[tuple[str, str], float]) -> dict:
         """The fault, whether it was noticed, by tests with which marks, and what it changed."""
         path = self.checkout / fault.file
         source = path.read_text(encoding="utf-8")
@@ -218,25 +219,22 @@ class Bench:
         difference = difflib.unified_diff(source.splitlines(), broken.splitlines(), n=0, lineterm="")
         change = "\n".join(list(difference)[3:])
         tests = tests_of(fault.file)
-        for marks in ("not slow", "slow"):
-            limit = self._limit(tests, marks)
+        for marks in MARKS:
             path.write_text(broken, encoding="utf-8")
             try:
-                noticed = not passes(self.checkout, tests, marks, limit)
+                noticed = not passes(self.checkout, tests, marks, limits[tests, marks])
             finally:
                 path.write_text(source, encoding="utf-8")
             if noticed:
                 return {"fault": asdict(fault), "noticed": True, "by": marks, "change": change}
         return {"fault": asdict(fault), "noticed": False, "by": None, "change": change}
 
-    def _limit(self, tests: str, marks: str) -> float:
+    def limit(self, tests: str, marks: str) -> float:
         """Seconds after which tests count as failed. Raises ValueError where they fail without a fault."""
-        if (tests, marks) not in self._limits:
-            started = clock()
-            if not passes(self.checkout, tests, marks, LONGEST):
-                raise ValueError(f"{tests} ({marks}) fail without any fault: mend that first")
-            self._limits[tests, marks] = 60 + 5 * (clock() - started)
-        return self._limits[tests, marks]
+        started = clock()
+        if not passes(self.checkout, tests, marks, LONGEST):
+            raise ValueError(f"{tests} ({marks}) fail without any fault: mend that first")
+        return 60 + 5 * (clock() - started)
 
 
 bench: Bench
@@ -259,9 +257,14 @@ def set_up(folder: str) -> None:
     bench = Bench(checkout)
 
 
-def try_fault(fault: Fault) -> dict:
+def limit_of(tests_and_marks: tuple[str, str]) -> float:
+    """How long this worker's bench lets tests run."""
+    return bench.limit(*tests_and_marks)
+
+
+def try_fault(limits: dict[tuple[str, str], float], fault: Fault) -> dict:
     """What this worker's bench says."""
-    return bench.tried(fault)
+    return bench.tried(fault, limits)
 
 
 def main(settings: Settings) -> None:
@@ -274,7 +277,11 @@ def main(settings: Settings) -> None:
         tempfile.TemporaryDirectory() as folder,
         mp.Pool(settings.workers, set_up, (folder,)) as pool,
     ):
-        for row in tqdm(pool.imap_unordered(try_fault, sample), total=len(sample), desc="faults"):
+        wanted = [(tests, marks) for tests in {tests_of(f.file): 0 for f in sample} for marks in MARKS]
+        measured = tqdm(pool.imap(limit_of, wanted), total=len(wanted), desc="tests without a fault")
+        limits = dict(zip(wanted, measured))
+        tries = pool.imap_unordered(partial(try_fault, limits), sample)
+        for row in tqdm(tries, total=len(sample), desc="faults"):
             rows.append(row)
             print(json.dumps(row), file=file, flush=True)
     for row in rows:
