@@ -15,7 +15,6 @@ import ast
 import difflib
 import importlib
 import json
-import multiprocessing as mp
 import os
 import random
 import signal
@@ -23,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cosmic_ray.plugins
@@ -275,13 +275,14 @@ def main(settings: Settings) -> None:
     with (
         settings.out.open("w", encoding="utf-8") as file,
         tempfile.TemporaryDirectory() as folder,
-        mp.Pool(settings.workers, set_up, (folder,)) as pool,
+        # Its workers are no daemons: tests start processes of their own.
+        ProcessPoolExecutor(settings.workers, get_context("fork"), set_up, (folder,)) as pool,
     ):
         wanted = [(tests, marks) for tests in {tests_of(f.file): 0 for f in sample} for marks in MARKS]
-        measured = tqdm(pool.imap(limit_of, wanted), total=len(wanted), desc="tests without a fault")
+        measured = tqdm(pool.map(limit_of, wanted), total=len(wanted), desc="tests without a fault")
         limits = dict(zip(wanted, measured))
-        tries = pool.imap_unordered(partial(try_fault, limits), sample)
-        for row in tqdm(tries, total=len(sample), desc="faults"):
+        tries = as_completed([pool.submit(try_fault, limits, fault) for fault in sample])
+        for row in tqdm((done.result() for done in tries), total=len(sample), desc="faults"):
             rows.append(row)
             print(json.dumps(row), file=file, flush=True)
     for row in rows:
