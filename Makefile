@@ -1,6 +1,7 @@
 # make notebooks                       the lessons, in JupyterLab
 # make course                          every week's script at the preset laptop; PRESET=gpu is the real size, and needs its text first
 # make course WEEKS="01 04" PRESET=smoke
+# make course MINE=1                   with your own answers to the exercises, as far as they are solved
 # make status, make doctor             what is done; what would get in the way on this machine
 # make report                          redraws all plots, pages and tables from the logs
 # make serve                           your model of week 6, else of week 4, else SmolLM2: API and chat page at http://127.0.0.1:8000
@@ -14,6 +15,7 @@ WEEKS ?=
 PRESET ?= laptop
 MODEL ?=
 DOCUMENTS ?=
+MINE ?=
 WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -24,7 +26,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 course: $(VENV)/.course
-	$(RUN) -m shared.course run $(if $(WEEKS),--weeks $(WEEKS)) --preset $(PRESET)
+	$(RUN) -m shared.course run $(if $(WEEKS),--weeks $(WEEKS)) --preset $(PRESET) $(if $(MINE),--mine)
 
 serve: $(VENV)/.course
 	$(RUN) -m shared.serving --page $(if $(MODEL),--model $(MODEL)) $(if $(DOCUMENTS),--documents $(DOCUMENTS))

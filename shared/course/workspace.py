@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 import tyro
 
+from shared.course.exercise.week import Week
 from shared.course.style import style
 from shared.locks import process_lock
 from shared.runtime import ROOT, RunLog, clock, read_json, table, write_json
@@ -52,6 +53,8 @@ class WeekSettings:
     """Keep this run under a name of its own, beside others on the same data. Without one, it takes the place
     of the last run on this data.
     """
+    mine: bool = False
+    """Use your own answers in place of the course's code, as far as they are solved."""
     resume: bool = False
     """Go on with an interrupted run."""
     tensorboard: bool = False
@@ -66,6 +69,8 @@ class WeekSettings:
                 " a digit"
             )
 
+    ANSWERS_IN: ClassVar[tuple[str, ...]] = ()
+    """The parts of the week that can use a learner's answers ("run", or a study's name)."""
     READ_BY: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The settings that not every part of the week reads: by the part's name, those that it does read."""
 
@@ -79,6 +84,8 @@ class WeekSettings:
                 readers = [part for part, read in self.READ_BY.items() if name in read]
                 if name not in own:
                     idle[name] = f"it is for {' and '.join(map(_part_label, readers))}"
+        if self.part not in self.ANSWERS_IN:
+            idle["mine"] = "nothing that this part of the week runs is written by you"
         return idle
 
     @property
@@ -116,16 +123,19 @@ class Workspace:
         self.settings = settings
         self.data = data
         self.device = device
-        kept = Path(settings.preset, settings.run_name or name or "", data)
+        name = settings.run_name or name or ("my-code" if settings.mine else "")
+        kept = Path(settings.preset, name, data)
         owner = Path("reference", data) if settings.reference else Path("mine", kept)
         root = output_root()
         self.logs = root / "logs" / self.topic / owner
         self.reports = root / "reports" / self.topic
         if not settings.reference:
-            self.reports = self.reports / "mine" / (settings.run_name or name or "")
+            self.reports = self.reports / "mine" / name
         elif data != "tinyshakespeare":
             self.reports /= data
         self.checkpoints = root / "checkpoints" / self.topic / kept
+        self.own: list[str] = []
+        """The learner's answers that this run used."""
         self._started = clock()
         self._lock = ExitStack()
         self._unlock = weakref.finalize(self, self._lock.close)
@@ -148,6 +158,19 @@ class Workspace:
             tensorboard=self.settings.tensorboard,
         )
 
+    def mine(self, name: str, promoted: Any) -> Any:
+        """With --mine, the learner's own answer to the week's exercise `name`, once it is solved; else
+        `promoted`, which it must be able to replace. A line says which.
+        """
+        if not self.settings.mine:
+            return promoted
+        week = Week(int(self.topic[:2]))
+        if not week.shelf.is_solved(name):
+            print(f"{name}: the course's ({week.find(name).name} is not solved)")
+            return promoted
+        self.own.append(name)
+        return week.mine(name)
+
     def finish(
         self, metrics: Mapping[str, float | None], draw: Callable[[Path, Path], list[Path]]
     ) -> dict[str, float]:
@@ -164,6 +187,7 @@ class Workspace:
                 "data": self.data,
                 "seconds": round(seconds, 1),
                 "metrics": measured,
+                **({"mine": self.own} if self.settings.mine else {}),
             },
         )
         with style():

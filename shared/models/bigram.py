@@ -70,9 +70,14 @@ class BigramModel(LanguageModel):
     @classmethod
     def from_counts(cls, counts: Tensor, smoothing: float = 1.0) -> "BigramModel":
         """The table that counting gives. With smoothing 0, a pair never seen has logit -inf."""
-        model = cls(BigramConfig(counts.size(0)))
+        return cls.from_probabilities(bigram_probabilities(counts, smoothing))
+
+    @classmethod
+    def from_probabilities(cls, probabilities: Tensor) -> "BigramModel":
+        """The model whose softmax gives these rows: [vocab_size, vocab_size]."""
+        model = cls(BigramConfig(len(probabilities)))
         with torch.no_grad():
-            model.table.weight.copy_(bigram_probabilities(counts, smoothing).log())
+            model.table.weight.copy_(probabilities.log())
         return model
 
     def forward(self, idx: Tensor) -> Tensor:

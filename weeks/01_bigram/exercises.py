@@ -1,15 +1,20 @@
-"""The graded exercises of week 1: counting, probabilities, the loss and its units, targets, temperature."""
+"""The graded exercises of week 1: counting, probabilities, drawing, the loss and its units, targets, and the
+bigram as a network with its training step.
+"""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
 
-from shared.course.exercise import Exercise, Mistake
+from shared.course.exercise import Exercise, Mistake, NotRight, building
 from shared.data.corpus import TokenDataset
 from shared.evaluation import bits_per_byte, cross_entropy
-from shared.models.bigram import bigram_probabilities, count_bigrams
+from shared.models.bigram import BigramConfig, BigramModel, bigram_probabilities, count_bigrams
 
 
 def _tokens(generator: Generator, length: int, vocab_size: int) -> np.ndarray:
@@ -57,6 +62,8 @@ COUNT_PAIRS = Exercise(
     of n tokens has n - 1 pairs. Every token's id is below vocab_size, which is at most a few hundred.""",
     reference=count_pairs,
     cases=_count_pairs_cases,
+    forbids=(count_bigrams,),
+    valid=lambda tokens, vocab_size: len(tokens) > 0 and int(tokens.max()) < vocab_size,
     mistakes=(
         Mistake(
             "the table is transposed",
@@ -146,6 +153,10 @@ ROW_PROBABILITIES = Exercise(
     smoothing 0 no row is empty.""",
     reference=row_probabilities,
     cases=_row_probabilities_cases,
+    forbids=(bigram_probabilities,),
+    valid=lambda counts, smoothing: (
+        len(set(counts.shape)) == 1 and smoothing >= 0 and bool((counts.sum(1) + smoothing > 0).all())
+    ),
     mistakes=(
         Mistake(
             "columns instead of rows",
@@ -220,6 +231,7 @@ def _token_loss_cases(generator: Generator) -> list[tuple]:
         case(1, 1, 2),
         case(2, 4, 3, scale=0.0),  # all equal: ln 3
         case(2, 3, 4, offset=100.0),  # exp(100) does not fit in float32
+        case(3, 2, 3, scale=200.0),  # a probability that float32 rounds to 0 has a logarithm, all the same
     ]
 
 
@@ -238,9 +250,11 @@ TOKEN_LOSS = Exercise(
     makes smaller. `logits` is float32 [batch, time, vocab_size], `targets` int64 [batch, time] holds the
     token that really came. Return the mean over all batch * time positions of -ln(probability of the target),
     a float32 tensor of shape [], in nats. The probabilities are the softmax of the logits over the
-    vocabulary. Logits may be above 100.""",
+    vocabulary. Logits may be above 100, and 200 apart.""",
     reference=token_loss,
     cases=_token_loss_cases,
+    forbids=(F.cross_entropy, F.nll_loss, cross_entropy),
+    differentiable=True,
     tolerance=1e-4,
     mistakes=(
         Mistake(
@@ -280,6 +294,18 @@ TOKEN_LOSS = Exercise(
             "The softmax has to run over the vocabulary, the last dimension. Here it ran over the positions:"
             " each token's probabilities sum to 1 along the text, which is no distribution of the next"
             " token.",
+        ),
+        Mistake(
+            "the logarithm of a probability",
+            lambda logits, targets: -_picked(logits.softmax(-1), targets).log().mean(),
+            "softmax first and the logarithm afterwards: a probability below 1e-45 is 0 in float32, and its"
+            " logarithm is -inf. log_softmax takes both steps at once and loses nothing.",
+        ),
+        Mistake(
+            "a small number added before the logarithm",
+            lambda logits, targets: -(_picked(logits.softmax(-1), targets) + 1e-9).log().mean(),
+            "1e-9 keeps the logarithm finite, but it is the wrong number: a token whose probability is 1e-80"
+            " costs 184 nats, and here 20.7. log_softmax needs no such cure.",
         ),
         Mistake(
             "exp overflows",
@@ -420,6 +446,8 @@ INPUTS_AND_TARGETS = Exercise(
     that follows x[i, t] in the text. Every start leaves room for the last target.""",
     reference=inputs_and_targets,
     cases=_inputs_cases,
+    forbids=(TokenDataset,),
+    valid=lambda tokens, starts, block_size: block_size > 0 and max(starts) + block_size < len(tokens),
     mistakes=(
         Mistake(
             "targets not shifted",
@@ -488,6 +516,7 @@ TEMPERATURE_PROBABILITIES = Exercise(
     the likely tokens gain, above 1 all tokens come closer together.""",
     reference=temperature_probabilities,
     cases=_temperature_cases,
+    differentiable=True,
     mistakes=(
         Mistake(
             "multiplied instead of divided",
@@ -534,11 +563,501 @@ TEMPERATURE_PROBABILITIES = Exercise(
 )
 
 
+# ---- 7. drawing
+
+
+def draw_token(probabilities: Tensor, u: float) -> int:
+    return int(torch.searchsorted(probabilities.double().cumsum(0), u, right=True))
+
+
+def _draw_cases(generator: Generator) -> list[tuple]:
+    def case(size: int, sharpness: float = 1.0) -> tuple[Tensor, float]:
+        logits = sharpness * torch.randn(size, generator=generator)
+        return logits.softmax(0), 0.98 * torch.rand(1, generator=generator).item()
+
+    return [
+        (torch.tensor([0.5, 0.25, 0.25]), 0.6),
+        (torch.tensor([0.25, 0.5, 0.25]), 0.0),
+        (torch.tensor([0.0, 0.5, 0.5]), 0.0),  # what has probability 0 is never drawn
+        (torch.tensor([0.5, 0.0, 0.5]), 0.5),
+        case(4),
+        case(6, 2.0),
+        case(10),
+    ]
+
+
+def _upto(probabilities: Tensor, u: float) -> int:
+    return int((probabilities.double().cumsum(0) < u).sum())
+
+
+DRAW_TOKEN = Exercise(
+    task="""To write, a model draws the next token: each as often as its probability says. Lay the
+    probabilities side by side on a line from 0 to 1; token 0 owns the first piece, token 1 the next. A random
+    number `u`, $0 \\le u < 1$, falls into one piece, and whose piece it is, that token is drawn.
+    `probabilities` is float32 [vocab_size] and sums to 1. Return the token's id, an int: the first one for
+    which the sum of the probabilities up to and including its own is greater than u.""",
+    reference=draw_token,
+    cases=_draw_cases,
+    forbids=(torch.searchsorted.__name__, torch.multinomial.__name__),
+    valid=lambda probabilities, u: bool(abs(probabilities.sum() - 1) < 1e-4) and 0 <= u < 0.999,
+    mistakes=(
+        Mistake(
+            "always the likeliest",
+            lambda probabilities, u: int(probabilities.argmax()),
+            "This is argmax: the same token every time. A model that never takes the second likeliest goes in"
+            " circles; drawing takes each token as often as its probability says.",
+        ),
+        Mistake(
+            "one token too far",
+            lambda probabilities, u: min(draw_token(probabilities, u) + 1, len(probabilities) - 1),
+            "The token after the right one was returned. The piece that u falls into ends where the running"
+            " sum first exceeds u, and belongs to the token just added.",
+        ),
+        Mistake(
+            "the edge belongs to the wrong token",
+            _upto,
+            "At u equal to a running sum, and at u = 0, the piece to the left was taken: >= where > is meant."
+            " A token with probability 0 can then be drawn, and an impossible pair appears in the text.",
+        ),
+        Mistake(
+            "u is compared with single probabilities",
+            lambda probabilities, u: int((probabilities > u).int().argmax()),
+            "u was compared with each probability by itself, not with their running sum. With many tokens"
+            " none is that likely, and the first token comes out nearly always.",
+        ),
+        Mistake(
+            "u as a place in the list",
+            lambda probabilities, u: int(u * len(probabilities)),
+            "u was stretched over the ids, so every token is equally likely and the probabilities are not"
+            " used: the monkey at the typewriter.",
+        ),
+    ),
+    hints=(
+        "Walk along the probabilities, add them up as you go, and stop as soon as the sum exceeds u.",
+        "A running sum needs a variable that starts at 0. The id is the place in the list where you stop.",
+        "for i, p in enumerate(probabilities.tolist()): total += p; if total > u: return i.",
+    ),
+)
+
+
+# ---- 8. writing
+
+
+def write(probabilities: Tensor, start: int, length: int, generator: Generator) -> list[int]:
+    tokens = [start]
+    for _ in range(length):
+        row = probabilities[tokens[-1]]
+        tokens.append(int(torch.multinomial(row, 1, generator=generator)))
+    return tokens
+
+
+def _write_cases(generator: Generator) -> list[tuple]:
+    def table(size: int) -> Tensor:
+        return torch.randn(size, size, generator=generator).softmax(1)
+
+    circle = torch.eye(4).roll(1, 1)
+    return [
+        (circle, 0, 6),
+        (circle, 3, 1),
+        (torch.eye(3)[torch.tensor([2, 0, 1])], 1, 7),
+        (table(3), 0, 3000),
+        (table(5), 4, 4000),
+    ]
+
+
+def _observe_write(
+    answer: Callable, probabilities: Tensor, start: int, length: int
+) -> Iterator[tuple[str, Any]]:
+    tokens = answer(probabilities, start, length, Generator().manual_seed(3))
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        kind = type(tokens[0] if isinstance(tokens, list) and tokens else tokens).__name__
+        raise NotRight(
+            f"a list of ints is wanted, and there is {kind} in it: int(...) or .item() makes an int."
+        )
+    if probabilities.max() == 1:  # each token has one successor: there is nothing to draw
+        yield "what it writes", tokens
+        return
+    yield "how many tokens", len(tokens)
+    yield "the first", tokens[0]
+    again = answer(probabilities, start, length, Generator().manual_seed(3))
+    other = answer(probabilities, start, length, Generator().manual_seed(4))
+    if tokens != again or tokens == other:
+        raise NotRight(
+            "the same generator state has to give the same text, and another one another: hand `generator` to"
+            " torch.multinomial, or draw u with torch.rand(1, generator=generator)."
+        )
+    pairs = count_bigrams(np.array(tokens), len(probabilities))
+    for token, row in enumerate(pairs):
+        if row.sum():
+            building.follows(row, probabilities[token], f"what follows token {token}")
+
+
+def _write_from_the_start(probabilities: Tensor, start: int, length: int, generator: Generator) -> list[int]:
+    row = probabilities[start]
+    return [start, *torch.multinomial(row, length, replacement=True, generator=generator).tolist()]
+
+
+def _write_likeliest(probabilities: Tensor, start: int, length: int, generator: Generator) -> list[int]:
+    tokens = [start]
+    for _ in range(length):
+        tokens.append(int(probabilities[tokens[-1]].argmax()))
+    return tokens
+
+
+def _write_backwards(probabilities: Tensor, start: int, length: int, generator: Generator) -> list[int]:
+    return write(probabilities.T.clamp_min(0), start, length, generator)
+
+
+WRITE = Exercise(
+    task="""Let the table write. `probabilities` is float32 [vocab_size, vocab_size]: row a is the
+    distribution of the token after a. Begin with the token `start`, draw the next one from its row, then one
+    from the row of what you drew, and so on, `length` times. Return a list of `length` + 1 ints, `start`
+    first. Draw with `generator`, a torch.Generator, so that the same seed writes the same text:
+    torch.multinomial(row, 1, generator=generator) does it, or torch.rand(1, generator=generator) with your
+    `draw_token`.""",
+    reference=write,
+    cases=_write_cases,
+    observe=_observe_write,
+    points=3,
+    valid=lambda probabilities, start, length: (
+        probabilities.dim() == 2
+        and len(set(probabilities.shape)) == 1
+        and bool(torch.allclose(probabilities.sum(1), torch.ones(len(probabilities)), atol=1e-4))
+    ),
+    mistakes=(
+        Mistake(
+            "every token is drawn from the first row",
+            _write_from_the_start,
+            "All tokens were drawn from the row of `start`. Each draw must use the row of the token drawn"
+            " just before it; that is what makes it a bigram model.",
+        ),
+        Mistake(
+            "always the likeliest",
+            _write_likeliest,
+            "The largest probability was taken each time instead of a draw. Such a text falls into a circle"
+            " after a few characters.",
+        ),
+        Mistake(
+            "the start is missing",
+            lambda probabilities, start, length, generator: write(probabilities, start, length, generator)[
+                1:
+            ],
+            "`start` belongs to the text, as its first token: length + 1 tokens in all.",
+        ),
+        Mistake(
+            "columns instead of rows",
+            _write_backwards,
+            "The column of the present token was used. It says what comes before it: this writes backwards.",
+        ),
+    ),
+    hints=(
+        "Keep a list that begins as [start]; its last item names the row to draw from.",
+        "In a loop over range(length): take the row of tokens[-1], draw one token, append it as an int.",
+        "tokens.append(torch.multinomial(probabilities[tokens[-1]], 1, generator=generator).item())",
+    ),
+)
+
+
+# ---- 9. the bigram as a network
+
+
+class Bigram(nn.Module):
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, vocab_size)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        return self.table(idx)
+
+    @torch.no_grad()
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        for _ in range(length):
+            p = self(idx)[:, -1].softmax(-1)
+            idx = torch.cat([idx, torch.multinomial(p, 1, generator=generator)], dim=1)
+        return idx
+
+
+BIGRAM_STUB = """class Bigram(nn.Module):
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        # your code here: self.table, an nn.Embedding, with small weights
+        ...
+
+    def forward(self, idx: Tensor) -> Tensor:
+        # int64 [batch, time] -> logits [batch, time, vocab_size]
+        # your code here
+        ...
+
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        # int64 [batch, time] -> int64 [batch, time + length]
+        # your code here
+        ...
+"""
+
+
+def _bigram_cases(generator: Generator) -> list[tuple]:
+    def case(vocab_size: int, batch: int, time: int) -> tuple[int, Tensor]:
+        return vocab_size, torch.randint(vocab_size, (batch, time), generator=generator)
+
+    return [case(3, 1, 1), case(3, 1, 4), case(5, 2, 3), case(7, 4, 6), case(65, 2, 8)]
+
+
+def _observe_bigram(answer: Callable, vocab_size: int, idx: Tensor) -> Iterator[tuple[str, Any]]:
+    reference = Bigram(vocab_size)
+    with torch.no_grad():
+        table = torch.linspace(-2, 2, vocab_size**2).view(vocab_size, vocab_size)
+        reference.table.weight.copy_(table.sin() * 3)
+    fresh = answer(vocab_size)
+    module = building.built(answer, reference, vocab_size)
+    logits = building.method(module, "forward")(idx)
+    yield "the logits", logits
+    yield from building.gradients_of(module, building.weighted(logits))
+    if fresh.table.weight.std() > 0.2:
+        raise NotRight(
+            "the result is right, but a new table begins with numbers as large as 1 (nn.Embedding draws them"
+            " from N(0, 1)). Its first guesses are then wrong with confidence, and the first loss is above"
+            " ln V. Make them small: nn.init.normal_(self.table.weight, std=0.02)."
+        )
+    yield "the shape that generate gives", list(building.method(module, "generate")(idx, 2).shape)
+    yield from _observe_generate(module, vocab_size)
+
+
+def _observe_generate(module: Any, vocab_size: int) -> Iterator[tuple[str, Any]]:
+    """On a table in which each token has one successor, then on one that leaves a choice."""
+    with torch.no_grad():
+        kept = module.table.weight.clone()
+        module.table.weight.copy_(100 * torch.eye(vocab_size).roll(1, 1))
+        start = torch.tensor([[0], [vocab_size - 1]])
+        yield "what generate writes", module.generate(start, 4)
+        module.table.weight.copy_(kept)
+    many = torch.zeros(3000, 1, dtype=torch.int64)
+    drawn = module.generate(many, 1, Generator().manual_seed(0))[:, -1]
+    again = module.generate(many, 1, Generator().manual_seed(0))[:, -1]
+    if not torch.equal(drawn, again):
+        raise NotRight(
+            "generate writes another text each time for the same generator: hand it to torch.multinomial."
+        )
+    counts = drawn.bincount(minlength=vocab_size)
+    building.follows(counts, kept[0].softmax(0), "what generate draws")
+
+
+class _LinearBigram(Bigram):
+    def forward(self, idx: Tensor) -> Tensor:
+        return super().forward(idx).softmax(-1)
+
+
+class _LastOnly(Bigram):
+    def forward(self, idx: Tensor) -> Tensor:
+        return super().forward(idx)[:, -1]
+
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        for _ in range(length):
+            p = self(idx).softmax(-1)
+            idx = torch.cat([idx, torch.multinomial(p, 1, generator=generator)], dim=1)
+        return idx
+
+
+class _Transposed(Bigram):
+    def forward(self, idx: Tensor) -> Tensor:
+        return F.embedding(idx, self.table.weight.T)
+
+
+class _Greedy(Bigram):
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        for _ in range(length):
+            idx = torch.cat([idx, self(idx)[:, -1:].argmax(-1)], dim=1)
+        return idx
+
+
+BIGRAM = Exercise(
+    task="""Build the same table as a network, so that gradient descent can find it. `Bigram(vocab_size)` is
+    an nn.Module with one layer, `self.table`: an nn.Embedding of vocab_size rows of vocab_size numbers, row a
+    being the logits of what follows token a. Begin with small numbers, N(0, 0.02²): then all tokens are
+    nearly alike and the first loss is $\\ln V$. `forward(idx)` takes int64 [batch, time] and returns the
+    logits, float32 [batch, time, vocab_size], at every position. `generate(idx, length, generator)` goes on
+    with each row of idx: it draws `length` tokens, one after the other, from the softmax of the last
+    position's logits, and returns int64 [batch, time + length], the given tokens first.""",
+    reference=Bigram,
+    cases=_bigram_cases,
+    observe=_observe_bigram,
+    stub=BIGRAM_STUB,
+    points=3,
+    forbids=(BigramModel,),
+    mistakes=(
+        Mistake(
+            "probabilities instead of logits",
+            _LinearBigram,
+            "forward returns the softmax. The loss takes a softmax itself, so it would be taken twice: all"
+            " probabilities come close together and the loss cannot fall far.",
+        ),
+        Mistake(
+            "only the last position",
+            _LastOnly,
+            "forward returns the logits of the last position. Training needs them at every position: each one"
+            " is an example, and only writing looks at the last alone.",
+        ),
+        Mistake(
+            "columns instead of rows",
+            _Transposed,
+            "The logits come from the columns of the table. Row a belongs to the token a that is present; its"
+            " columns are the tokens that may follow.",
+        ),
+        Mistake(
+            "generate always takes the likeliest",
+            _Greedy,
+            "generate takes the argmax. It has to draw from the softmax: torch.multinomial(p, 1,"
+            " generator=generator).",
+        ),
+    ),
+    hints=(
+        "An nn.Embedding called with idx already gives [batch, time, vocab_size]: forward is one line.",
+        "generate is your `write`, for a batch: logits = self(idx)[:, -1], softmax, multinomial, torch.cat.",
+        "idx = torch.cat([idx, torch.multinomial(self(idx)[:, -1].softmax(-1), 1, generator=generator)], 1)",
+    ),
+)
+
+
+# ---- 10. a training step
+
+
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+    loss = cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _step_cases(generator: Generator) -> list[tuple]:
+    def case(name: str, lr: float, vocab_size: int, steps: int) -> tuple[str, float, list[tuple]]:
+        text = torch.randint(vocab_size, (steps, 4, 6), generator=generator)
+        return name, lr, [(rows[:, :-1], rows[:, 1:]) for rows in text]
+
+    return [
+        case("SGD", 1.0, 3, 1),
+        case("SGD", 1.0, 3, 2),
+        case("SGD", 0.5, 5, 4),
+        case("AdamW", 0.1, 4, 3),
+        case("AdamW", 0.05, 6, 5),
+    ]
+
+
+def _observe_step(
+    answer: Callable, optimizer_name: str, lr: float, batches: list[tuple]
+) -> Iterator[tuple[str, Any]]:
+    vocab_size = 1 + max(int(part.max()) for batch in batches for part in batch)
+    model = BigramModel(BigramConfig(vocab_size))
+    with torch.no_grad():
+        model.table.weight.copy_(torch.linspace(-1, 1, vocab_size**2).view(vocab_size, vocab_size).cos())
+    optimizer = getattr(torch.optim, optimizer_name)(model.parameters(), lr=lr)
+    for step, (x, y) in enumerate(batches, 1):
+        loss = answer(model, optimizer, x, y)
+        if isinstance(loss, Tensor):
+            raise NotRight(
+                "the loss comes back as a tensor. It holds its whole graph in memory for as long as you keep"
+                " it, and a list of losses fills up: .item() makes it a plain number."
+            )
+        yield f"the loss of step {step}", loss
+        yield f"the table after step {step}", model.table.weight.detach().clone()
+
+
+def _without_zero_grad(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    loss = cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _zeroed_too_late(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    loss = cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    return loss.item()
+
+
+def _loss_of_last_position(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    loss = F.cross_entropy(model(x)[:, -1], y[:, -1])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _softmax_first(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    loss = cross_entropy(model(x).softmax(-1), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _loss_afterwards(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    training_step(model, optimizer, x, y)
+    return cross_entropy(model(x), y).item()
+
+
+TRAINING_STEP = Exercise(
+    task="""One step of gradient descent, the heart of every training loop from here to the largest models.
+    `model(x)` gives logits [batch, time, vocab_size] for `x`, int64 [batch, time]; `y` holds the targets, of
+    the same shape; `optimizer` has the model's parameters. Compute the loss (the mean cross-entropy over all
+    positions; F.cross_entropy is welcome, or your `token_loss`), clear the old gradients, compute the new
+    ones, and let the optimizer take one step. Return the loss before the step, as a Python float.""",
+    reference=training_step,
+    cases=_step_cases,
+    observe=_observe_step,
+    points=3,
+    mistakes=(
+        Mistake(
+            "the gradients are not cleared",
+            _without_zero_grad,
+            "backward adds to the gradients that are there. Without zero_grad each step repeats all earlier"
+            " ones, as if the learning rate grew with every step.",
+        ),
+        Mistake(
+            "the weights do not move",
+            _zeroed_too_late,
+            "The loss is right, but the model is as before. loss.backward() and optimizer.step() belong here,"
+            " in this order, and zero_grad before them: between the two it clears what was just computed.",
+        ),
+        Mistake(
+            "only the last position",
+            _loss_of_last_position,
+            "The loss was taken at the last position alone. All positions are examples: for a block of 64"
+            " characters this throws 63 of them away.",
+        ),
+        Mistake(
+            "softmax before the loss",
+            _softmax_first,
+            "F.cross_entropy takes logits and does the softmax itself. Given probabilities, it takes a second"
+            " softmax of them.",
+        ),
+        Mistake(
+            "the loss after the step",
+            _loss_afterwards,
+            "This is the loss on the same batch after the step, on what was just learned, and it costs a"
+            " second forward pass. The one before the step is the honest one: the model had not seen it.",
+        ),
+    ),
+    hints=(
+        "Four statements in this order: the loss, zero_grad, backward, step.",
+        "F.cross_entropy wants [positions, vocab_size] and [positions]: flatten(0, 1) and flatten().",
+        "loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten()); optimizer.zero_grad();"
+        " loss.backward(); optimizer.step(); return loss.item().",
+    ),
+)
+
+
 EXERCISES: tuple[Exercise, ...] = (
     COUNT_PAIRS,
     ROW_PROBABILITIES,
+    DRAW_TOKEN,
+    WRITE,
+    TEMPERATURE_PROBABILITIES,
     TOKEN_LOSS,
     LOSS_IN_BITS_PER_BYTE,
     INPUTS_AND_TARGETS,
-    TEMPERATURE_PROBABILITIES,
+    BIGRAM,
+    TRAINING_STEP,
 )

@@ -5,13 +5,15 @@ python weeks/01_bigram/run.py --preset laptop
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from figures import draw
 from shared.commandline import cli
+from shared.course.exercise.building import computed_by
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import evaluate, known_words
-from shared.models.bigram import BigramConfig, BigramModel, count_bigrams
+from shared.models.bigram import BigramConfig, BigramModel, bigram_probabilities, count_bigrams
 from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
@@ -19,6 +21,8 @@ from shared.training import TrainConfig, Trainer
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     smoothing: float = 1.0
     """Added to every count, so that a pair never seen stays possible."""
     train: TrainConfig = TrainConfig(
@@ -55,14 +59,18 @@ def main(settings: Settings) -> dict[str, float]:
     train = settings.train
 
     with work.log("counts", settings) as log:
-        counts = count_bigrams(corpus.train, tokenizer.vocab_size)
-        counted = BigramModel.from_counts(counts, settings.smoothing)
+        counts = work.mine("count_pairs", count_bigrams)(corpus.train, tokenizer.vocab_size)
+        probabilities = work.mine("row_probabilities", bigram_probabilities)(counts, settings.smoothing)
+        counted = BigramModel.from_probabilities(probabilities)
         result = evaluate(counted, corpus.val, train.block_size, corpus.token_bytes)
         log.artifact(counts=counts, chars=tokenizer.chars, sample=sample_text(counted, corpus))
         by_counting = log.finish(**result.as_metrics(), pairs_never_seen=int((counts == 0).sum()))
 
     with work.log("network", settings) as log:
         model = BigramModel(BigramConfig(tokenizer.vocab_size))
+        hers = work.mine("Bigram", None)
+        if hers is not None:
+            computed_by(model, hers(tokenizer.vocab_size))
         folder = work.checkpoints / "network"
         trainer = Trainer(model, corpus, train, log, folder, device=device, description="bigram network")
         by_training = log.finish(**trainer.fit(settings.resume))

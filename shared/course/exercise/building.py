@@ -1,0 +1,140 @@
+"""Week 0. For exercises in which a learner builds a class or a loop: same weights, then same behaviour.
+
+An exercise's `observe` calls these, and says with `NotRight` what no comparison of two values would show.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from shared.course.exercise.definition import NotRight
+from shared.runtime import seed_everything
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def built(answer: Callable[..., Any], reference: nn.Module, *arguments: Any, **options: Any) -> nn.Module:
+    """The learner's module, made with these arguments, with the reference's weights.
+
+    Raises NotRight where it is no module, or its parameters are not those of the reference by name and shape.
+    """
+    seed_everything(0)
+    module = answer(*arguments, **options)
+    if not isinstance(module, nn.Module):
+        raise NotRight(f"it makes {type(module).__name__}, and an nn.Module is wanted: class ...(nn.Module).")
+    own, wanted = shapes(module), shapes(reference)
+    if own != wanted:
+        raise NotRight(_differing_parameters(own, wanted))
+    module.load_state_dict(reference.state_dict())
+    return module
+
+
+def computed_by(model: Model, hers: nn.Module) -> Model:
+    """A model of the course that computes with the learner's code: her `forward`, on the model's parameters.
+
+    It is trained, saved and loaded as before, since the parameters are the model's own. A call with a cache
+    goes to the course's code. Raises ValueError where the parameters differ by name or shape.
+    """
+    own, wanted = shapes(hers), shapes(model)
+    if own != wanted:
+        raise ValueError(
+            f"your {type(hers).__name__} cannot be used here: {_differing_parameters(own, wanted)}"
+        )
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        *path, last = name.split(".")
+        hers.get_submodule(".".join(path))._parameters[last] = parameter
+
+    def forward(idx: Tensor, cache: Any = None) -> Tensor:
+        if cache is not None:
+            return type(model).forward(model, idx, cache)
+        return hers(idx)
+
+    model.forward = forward
+    return model
+
+
+def shapes(module: nn.Module) -> dict[str, list[int]]:
+    """The shape of each parameter and buffer that is saved, by name."""
+    return {name: list(value.shape) for name, value in module.state_dict().items()}
+
+
+def _differing_parameters(own: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> str:
+    missing = [f"{name} {shape}" for name, shape in wanted.items() if name not in own]
+    surplus = [f"{name} {shape}" for name, shape in own.items() if name not in wanted]
+    other = [
+        f"{name} is {own[name]} and should be {shape}"
+        for name, shape in wanted.items()
+        if name in own and own[name] != shape
+    ]
+    parts = []
+    if missing:
+        parts.append(f"missing: {', '.join(missing)}")
+    if surplus:
+        parts.append(f"not in the task: {', '.join(surplus)}")
+    if other:
+        parts.append("; ".join(other))
+    return (
+        f"its parameters are not those of the task; {'; '.join(parts)}. Weights are copied into your module"
+        " by name, so that the results can be compared. (PyTorch does not see layers in a plain Python list:"
+        " nn.ModuleList holds them.)"
+    )
+
+
+def gradients_of(module: nn.Module, loss: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The gradient of a loss at each parameter, as observations. Raises NotRight where none arrives."""
+    named = dict(module.named_parameters())
+    if not loss.requires_grad:
+        raise NotRight(
+            "the result is detached from the graph: no gradient reaches the parameters, so it cannot learn."
+        )
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    for name, gradient in zip(named, found):
+        if gradient is None:
+            raise NotRight(
+                f"no gradient reaches `{name}`: it is not used, or the graph is cut on the way to it."
+            )
+        yield f"the gradient of {name}", gradient
+
+
+def weighted(result: Tensor) -> Tensor:
+    """A number made of all of a result, in which each element counts differently: its gradients tell much."""
+    weights = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view(result.shape)
+    return (result * weights).sum()
+
+
+def takes(answer: Callable[..., Any], *names: str) -> None:
+    """Raises NotRight where a function or class does not take these arguments."""
+    try:
+        own = list(inspect.signature(answer).parameters)
+    except (TypeError, ValueError):
+        return
+    if own[: len(names)] != list(names):
+        raise NotRight(f"it takes ({', '.join(own)}), and the task says ({', '.join(names)}).")
+
+
+def method(module: Any, name: str) -> Callable[..., Any]:
+    """A method of the learner's object. Raises NotRight where there is none."""
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise NotRight(f"it has no method `{name}`: is it indented as a part of the class, and spelled so?")
+    return found
+
+
+def follows(counts: Tensor, probabilities: Tensor, what: str) -> None:
+    """Raises NotRight where drawn tokens do not follow their probabilities.
+
+    counts: int64 [n], how often each was drawn. Allowed are five standard deviations of a binomial count,
+    which an honest sampler leaves once in a million times.
+    """
+    total = int(counts.sum())
+    spread = (total * probabilities * (1 - probabilities)).sqrt()
+    off = (counts - total * probabilities).abs() > 5 * spread + 1
+    if bool(off.any()):
+        worst = int(off.int().argmax())
+        raise NotRight(
+            f"{what} does not follow the probabilities: token {worst} has probability"
+            f" {float(probabilities[worst]):.3f}, and was drawn {int(counts[worst])} times in {total}."
+        )

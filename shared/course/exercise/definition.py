@@ -1,0 +1,178 @@
+"""Week 0. What an exercise is made of: the task, a right answer, cases to try it on, and wrong answers that
+learners give.
+
+A week's `exercises.py` makes a list EXERCISES of these.
+"""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Observe = Callable[..., Iterator[tuple[str, Any]]]
+Answer = Callable[..., Any]
+"""A function, a class, or any object that can be called."""
+
+
+SAID = "said"
+"""Where a `NotRight` stands among what was seen of an answer."""
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
+
+
+class NotRight(Exception):  # noqa: N818  what it says is a verdict, not an error of the program
+    """What is wrong with an answer, in a sentence for the learner."""
+
+
+class Sentence(str):
+    """What NotRight said. Two are equal where they differ in numbers alone."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sentence) and NUMBER.sub("#", self) == NUMBER.sub("#", other)
+
+    __hash__ = str.__hash__
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer that learners really give."""
+
+    name: str
+    """Short, as one would say it: "mask after the softmax"."""
+    function: Answer
+    why: str
+    """What is wrong with it and why it matters: a sentence or two, told to the learner."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What a learner writes, the answer, and how to tell them apart."""
+
+    task: str
+    """What to write, in Markdown: a few sentences, with shapes; formulas between $ signs."""
+    reference: Answer
+    """The right answer; its name and signature are the stub's."""
+    cases: Callable[[torch.Generator], Sequence[tuple]]
+    """Makes argument tuples from a seeded generator. Enough of them that every mistake differs from the
+    reference on one.
+    """
+    mistakes: tuple[Mistake, ...]
+    hints: tuple[str, str, str]
+    """From a nudge to nearly the answer."""
+    tolerance: float = 1e-5
+    observe: Observe | None = None
+    """How a class, or what has a state, is tried: called with the answer and a case's arguments, it yields
+    what it sees, (name, value), from the plainest to the subtlest: ("the output", ...), ("the gradient of
+    q_proj", ...). It may raise `NotRight`. None: the answer is a function, called with a case's arguments.
+    """
+    stub: str = ""
+    """The source to fill in; where it is empty, the reference's signature with an empty body."""
+    forbids: tuple[Answer | str, ...] = ()
+    """What the answer may not call: Python functions, and the names of functions and methods written in C."""
+    differentiable: bool = False
+    """Whether gradients must flow through the answer to its arguments of type float."""
+    valid: Callable[..., bool] | None = None
+    """Whether arguments are such as the task allows, when the grader looks for a smaller failing case. None:
+    all that the reference takes without an error.
+    """
+    points: int = 1
+    """For a teacher's table: 1 for a function, 3 for what is built."""
+
+    def __post_init__(self) -> None:
+        if not self.stub:
+            object.__setattr__(self, "stub", _empty_body(self.reference))
+
+    @property
+    def name(self) -> str:
+        return self.reference.__name__
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of a case's arguments."""
+        if self.observe is not None:
+            return list(inspect.signature(self.observe).parameters)[1:]
+        return list(inspect.signature(self.reference).parameters)
+
+    @property
+    def forbidden_names(self) -> list[str]:
+        """What the answer may not call, as a learner would write it."""
+        return [_written(call) for call in self.forbids]
+
+    def seen(self, answer: Answer, arguments: tuple) -> dict[str, Any]:
+        """What is seen of an answer on a case's arguments, by name; a function's result has the name "", and
+        what NotRight says stands under SAID.
+        """
+        if self.observe is None:
+            return {"": answer(*arguments)}
+        seen: dict[str, Any] = {}
+        try:
+            for name, value in self.observe(answer, *arguments):
+                seen[name] = value
+        except NotRight as error:
+            seen[SAID] = Sentence(str(error))
+        return seen
+
+    def is_untouched(self, answer: Answer, source: str | None) -> bool:
+        """Whether the answer is still the stub. source: its own, where that is known."""
+        if source is not None and _shape(source) is not None and _shape(source) == _shape(self.stub):
+            return True
+        return not inspect.isclass(answer) and is_empty(answer)
+
+
+def _empty_body(function: Answer) -> str:
+    signature = str(inspect.signature(function)).replace(
+        "numpy.", "np."
+    )  # the name that it is imported under
+    return f"def {function.__name__}{signature}:\n    # your code here\n    ...\n"
+
+
+def _written(call: Answer | str) -> str:
+    if isinstance(call, str):
+        return call
+    module = call.__module__.replace("torch.nn.functional", "F").replace("torch.nn.modules.", "nn.")
+    name = getattr(call, "__qualname__", call.__name__)
+    return f"{module}.{name}" if module == "F" else name
+
+
+def _shape(source: str) -> str | None:
+    """A source without its comments, docstrings and spacing; None where it is no Python."""
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            is_text = [isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) for s in body]
+            node.body = [s for s, text in zip(body, is_text) if not text]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def is_empty(function: Answer) -> bool:
+    """Whether the body is nothing but a docstring, `...` or `pass`."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    trivial = (_ellipsis, _pass, _documented, lambda: ..., lambda: None)
+    constants = [c for c in code.co_consts if c is not None and c is not ... and not isinstance(c, str)]
+    return not constants and code.co_code in [body.__code__.co_code for body in trivial]
+
+
+def _ellipsis() -> None: ...
+
+
+def _pass() -> None:
+    pass
+
+
+def _documented() -> None:
+    """A docstring."""
+
+
+def random_int(generator: torch.Generator, low: int, high: int) -> int:
+    """A random number from `low` up to, not including, `high`, for an exercise's cases."""
+    return int(torch.randint(low, high, (1,), generator=generator))

@@ -1,0 +1,417 @@
+"""Week 0. Grades an answer: solved, not attempted, or wrong, and then how.
+
+A wrong answer is told in this order: it crashed, it never ends, it changed its input, it makes a known
+mistake, it breaks a property (see properties.py), it differs. The smallest case that shows it comes with it.
+"""
+
+import copy
+import inspect
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.course.exercise.comparison import difference, same
+from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake
+from shared.course.exercise.properties import Evidence, Failure, property_of
+from shared.course.exercise.running import SECONDS, Calls, TimeUpError, time_cap, where
+from shared.course.exercise.shrinking import size, smallest
+from shared.course.exercise.verdict import Case, Verdict
+from shared.runtime import clock
+
+LOOSE = 2e-3
+"""Within which a result may be that of a known mistake, made in another way."""
+
+
+@dataclass
+class _Trial:
+    """One case of an answer that is being graded."""
+
+    arguments: tuple
+    expected: dict[str, Any]
+    seen: dict[str, Any] = field(default_factory=dict)
+
+
+def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = None) -> Verdict:
+    """Runs an answer on the exercise's cases beside the reference.
+
+    The inputs are copies, so nothing that it does can reach a later case. seed: of the cases. source: the
+    answer's, where it is known: an unchanged stub is told by it.
+    """
+    if not callable(answer):
+        says = f"this is {type(answer).__name__} {answer!r:.60}, and a function or a class is wanted."
+        return Verdict(exercise.name, "wrong", says, kind="type")
+    if exercise.is_untouched(answer, source):
+        return _not_attempted(exercise)
+    return _Grading(exercise, answer, seed).verdict()
+
+
+def example(exercise: Exercise) -> Case:
+    """The case of an exercise that is quickest to read, with the right result."""
+    cases = [tuple(case) for case in exercise.cases(torch.Generator().manual_seed(0))]
+    arguments = min(cases, key=size)
+    seen = exercise.seen(exercise.reference, copy.deepcopy(arguments))
+    what, expected = next(iter(seen.items()))
+    return Case(dict(zip(exercise.parameters, arguments)), expected, what=what)
+
+
+def _not_attempted(exercise: Exercise) -> Verdict:
+    return Verdict(exercise.name, "not attempted", "not attempted yet. Write it in place of the stub.")
+
+
+class _Grading:
+    """An answer being graded."""
+
+    def __init__(self, exercise: Exercise, answer: Answer, seed: int):
+        self.exercise = exercise
+        self.answer = answer
+        started = clock()
+        cases = exercise.cases(torch.Generator().manual_seed(seed))
+        self.trials = [_Trial(tuple(case), self._right(tuple(case))) for case in cases]
+        self.seconds = max(SECONDS, 20 * (clock() - started))
+        self.tolerance = exercise.tolerance
+
+    def _right(self, arguments: tuple) -> dict[str, Any]:
+        return self.exercise.seen(self.exercise.reference, copy.deepcopy(arguments))
+
+    def _yours(self, arguments: tuple) -> dict[str, Any]:
+        return self.exercise.seen(self.answer, arguments)
+
+    def verdict(self) -> Verdict:
+        calls = Calls(self.exercise.forbids)
+        for number, trial in enumerate(self.trials, 1):
+            given = copy.deepcopy(trial.arguments)
+            try:
+                with time_cap(self.seconds), calls.watched():
+                    trial.seen = self._yours(given)
+            except TimeUpError as error:
+                return self._too_slow(trial, error)
+            except NotImplementedError:
+                return _not_attempted(self.exercise)
+            except Exception as error:
+                return self._crashed(trial, error, number)
+            if not same(given, trial.arguments, 0):
+                return self._changed_input(given, trial)
+        failed = [trial for trial in self.trials if not same(trial.seen, trial.expected, self.tolerance)]
+        if failed:
+            with redirect_stdout(io.StringIO()):  # what the answer prints is shown once, not for every try
+                return self._wrong(failed)
+        return self._forbidden(calls) or self._detached() or self._solved()
+
+    def _solved(self) -> Verdict:
+        says = f"solved. It agrees with the reference on all {len(self.trials)} cases."
+        return Verdict(self.exercise.name, "solved", says)
+
+    def _verdict(self, kind: str, says: str, case: Case | None = None, mistake: str | None = None) -> Verdict:
+        return Verdict(self.exercise.name, "wrong", says, mistake, kind, case)
+
+    # ---- before any result is compared
+
+    def _too_slow(self, trial: _Trial, error: TimeUpError) -> Verdict:
+        line = where(error, self.answer)
+        at = f" It was at {line}." if line else ""
+        says = (
+            f"it was still running after {self.seconds:.0f} s, and was ended. Is there a loop whose condition"
+            f" never becomes false?{at}"
+        )
+        return self._verdict("time", says, self._case(trial.arguments, "", error="it never came back"))
+
+    def _crashed(self, trial: _Trial, error: Exception, number: int) -> Verdict:
+        signature = self._wrong_signature()
+        if signature:
+            return self._verdict("crash", signature)
+
+        def crashes(arguments: tuple) -> bool:
+            if not self._is_valid(arguments):
+                return False
+            try:
+                self._yours(arguments)
+            except type(error):
+                return True
+            except Exception:
+                return False
+            return False
+
+        with redirect_stdout(io.StringIO()), _capped(self.seconds):
+            arguments = smallest(trial.arguments, crashes) if crashes(trial.arguments) else trial.arguments
+        case = self._case(arguments, "", error=where(error, self.answer))
+        try:
+            self._yours(copy.deepcopy(arguments))
+        except Exception as smaller:
+            case = self._case(arguments, "", error=where(smaller, self.answer))
+        return self._verdict("crash", f"it crashed on case {number} of {len(self.trials)}.", case)
+
+    def _wrong_signature(self) -> str | None:
+        """What is wrong with the number of the answer's arguments, if that is what makes it crash."""
+        if self.exercise.observe is not None:
+            return None
+        wanted = self.exercise.parameters
+        try:
+            inspect.signature(self.answer).bind(*wanted)
+        except TypeError:
+            try:
+                own = list(inspect.signature(self.answer).parameters)
+            except (TypeError, ValueError):
+                return None
+            return f"it takes ({', '.join(own)}), and the task calls it with ({', '.join(wanted)})."
+        except ValueError:  # a built-in function without a signature
+            return None
+        return None
+
+    def _changed_input(self, given: tuple, trial: _Trial) -> Verdict:
+        pairs = zip(self.exercise.parameters, given, trial.arguments)
+        changed = [name for name, now, before in pairs if not same(now, before, 0)]
+        says = (
+            f"it changed its input `{', '.join(changed)}` in place. Whoever calls it still needs that value:"
+            " work on a copy, or use an operation that returns a new tensor (x = x + 1, and masked_fill"
+            " without the _ at its end)."
+        )
+        return self._verdict("input", says, self._case(trial.arguments, ""))
+
+    # ---- right, but
+
+    def _forbidden(self, calls: Calls) -> Verdict | None:
+        if not calls.made:
+            return None
+        names = [self.exercise.forbidden_names[self.exercise.forbids.index(call)] for call in calls.made]
+        says = f"right, but by a call that the task forbids: {', '.join(names)}. Write out what it does."
+        return self._verdict("forbidden", says)
+
+    def _detached(self) -> Verdict | None:
+        """The verdict where gradients do not reach the arguments, or are not the reference's."""
+        if not self.exercise.differentiable:
+            return None
+        for trial in self.trials:
+            right = gradients(self.exercise.reference, trial.arguments)
+            yours = gradients(self.answer, trial.arguments)
+            if right is None or same(yours, right, 10 * self.tolerance):
+                continue
+            says = "the values are right, but their gradient is not."
+            if yours is None:
+                says = (
+                    "the values are right, but detached from the graph: no gradient reaches the inputs, and"
+                    " a model would learn nothing through it. .item(), .detach(), .numpy(), torch.tensor(x)"
+                    " and torch.no_grad() cut the graph."
+                )
+            return self._verdict("detached", says, self._case(trial.arguments, ""))
+        return None
+
+    # ---- wrong
+
+    def _wrong(self, failed: Sequence[_Trial]) -> Verdict:
+        what = _first_difference(failed, self.tolerance)
+        verdict = self._verdict("differs", "not right yet.", self._case(failed[0].arguments, what))
+        with _capped(self.seconds):
+            verdict = self._explained(failed, what)
+        return verdict
+
+    def _explained(self, failed: Sequence[_Trial], what: str) -> Verdict:
+        """The verdict with what can be found out about how the answer is wrong."""
+        mistake, is_exact = self._known_mistake(failed)
+        if mistake is not None and is_exact:
+            return self._mistaken(mistake, failed, what)
+        if what == SAID and mistake is None:
+            said = next(trial for trial in failed if SAID in trial.seen)
+            return self._verdict("property", f"not right yet: {said.seen[SAID]}", self._given(said.arguments))
+        if self._of_another_type(failed, what):
+            case = self._smallest(failed, what)
+            return self._verdict("type", f"not right yet: {case.differs}", case)
+        if mistake is not None:
+            return self._mistaken(mistake, failed, what)
+        says = property_of(self._evidence(failed, what))
+        case = self._smallest(failed, what)
+        if says:
+            return self._verdict("property", f"not right yet. {says}", case)
+        share = f"{len(failed)} of {len(self.trials)} cases"
+        return self._verdict("differs", f"not right yet, on {share}. {case.differs}", case)
+
+    def _mistaken(self, mistake: Mistake, failed: Sequence[_Trial], what: str) -> Verdict:
+        case = self._smallest(failed, what, mistake)
+        says = f"this looks like a known mistake: {mistake.name}.\n{mistake.why}"
+        return self._verdict("mistake", says, case, mistake.name)
+
+    def _known_mistake(self, failed: Sequence[_Trial]) -> tuple[Mistake | None, bool]:
+        """The mistake that does the same in all cases; or nearly, in every case that is wrong."""
+        near: list[Mistake] = []
+        for mistake in self.exercise.mistakes:
+            if self._does_the_same(mistake, self.trials, self.tolerance):
+                return mistake, True
+            if self._does_the_same(mistake, failed, LOOSE) and self._tells_apart(mistake, failed):
+                near.append(mistake)
+        return (near[0] if near else None), False
+
+    def _does_the_same(self, mistake: Mistake, trials: Sequence[_Trial], tolerance: float) -> bool:
+        for trial in trials:
+            try:
+                made = self.exercise.seen(mistake.function, copy.deepcopy(trial.arguments))
+            except Exception:
+                return False
+            if not same(_loosened(trial.seen, tolerance), _loosened(made, tolerance), tolerance):
+                return False
+        return True
+
+    def _tells_apart(self, mistake: Mistake, failed: Sequence[_Trial]) -> bool:
+        """Whether agreeing with the mistake says something: results have many values, or fail many times."""
+        return len(failed) > 1 or size(failed[0].expected) > 6
+
+    def _of_another_type(self, failed: Sequence[_Trial], what: str) -> bool:
+        """Whether the results differ in what they are, before any value is looked at."""
+        yours, right = failed[0].seen.get(what), failed[0].expected.get(what)
+        return not _alike(yours, right, self.tolerance)
+
+    def _evidence(self, failed: Sequence[_Trial], what: str) -> Evidence:
+        failures = [
+            Failure(trial.arguments, trial.seen[what], trial.expected[what])
+            for trial in failed
+            if what in trial.seen and not same(trial.seen[what], trial.expected[what], self.tolerance)
+        ]
+
+        def on(answer: Answer) -> Callable[[tuple], Any]:
+            return lambda arguments: self.exercise.seen(answer, copy.deepcopy(arguments))[what]
+
+        return Evidence(
+            self.exercise.parameters,
+            failures,
+            [trial.arguments for trial in self.trials],
+            on(self.answer),
+            on(self.exercise.reference),
+            self.tolerance,
+        )
+
+    # ---- the smallest case
+
+    def _is_valid(self, arguments: tuple) -> bool:
+        """Whether the task allows these arguments, as far as can be told."""
+        if self.exercise.valid is not None and not self.exercise.valid(*arguments):
+            return False
+        try:
+            expected = self._right(arguments)
+        except Exception:
+            return False
+        return all(_is_finite(value) for value in expected.values())
+
+    def _smallest(self, failed: Sequence[_Trial], what: str, mistake: Mistake | None = None) -> Case:
+        """The smallest case on which the answer is wrong in the same way."""
+        is_alike = not self._of_another_type(failed, what)
+
+        def fails_alike(arguments: tuple) -> bool:
+            if not self._is_valid(arguments):
+                return False
+            try:
+                yours, right = self._yours(copy.deepcopy(arguments)), self._right(arguments)
+                if same(yours.get(what), right.get(what), self.tolerance):
+                    return False
+                if _alike(yours.get(what), right.get(what), self.tolerance) != is_alike:
+                    return False
+                if mistake is None:
+                    return True
+                made = self.exercise.seen(mistake.function, copy.deepcopy(arguments))
+            except Exception:
+                return False
+            return same(_loosened(yours.get(what), LOOSE), _loosened(made.get(what), LOOSE), LOOSE)
+
+        candidates = [t for t in failed if not same(t.seen.get(what), t.expected.get(what), self.tolerance)]
+        start = min(candidates or failed, key=lambda trial: size(trial.arguments)).arguments
+        return self._case(smallest(start, fails_alike), what)
+
+    def _given(self, arguments: tuple) -> Case:
+        """A case without results."""
+        return Case(dict(zip(self.exercise.parameters, arguments)), None, only_given=True)
+
+    def _case(self, arguments: tuple, what: str, error: str = "") -> Case:
+        expected = self._right(arguments)
+        what = what if what in expected else next(iter(expected))
+        yours, differs = None, ""
+        if not error:
+            try:
+                with time_cap(self.seconds):
+                    yours = self._yours(copy.deepcopy(arguments)).get(what)
+            except (Exception, TimeUpError):
+                yours = None
+            else:
+                if not same(yours, expected[what], self.tolerance):
+                    differs = difference(yours, expected[what], self.tolerance)
+        given = dict(zip(self.exercise.parameters, arguments))
+        return Case(given, expected[what], yours, error, what, differs)
+
+
+@contextmanager
+def _capped(seconds: float) -> Iterator[None]:
+    """`time_cap` whose end is no error: what was found until then is told."""
+    with suppress(TimeUpError), time_cap(seconds):
+        yield
+
+
+def _first_difference(failed: Sequence[_Trial], tolerance: float) -> str:
+    """The first thing seen, in the exercise's order, that is wrong in some case."""
+    for what in failed[0].expected:
+        for trial in failed:
+            is_seen = what in trial.seen or SAID not in trial.seen  # what NotRight cut off is not wrong
+            if is_seen and not same(trial.seen.get(what), trial.expected.get(what), tolerance):
+                return what
+    return SAID if any(SAID in trial.seen for trial in failed) else next(iter(failed[0].expected))
+
+
+def _loosened(value: Any, tolerance: float = LOOSE) -> Any:
+    """A result whose type says less, when it is compared loosely: another float type, a list for a tuple."""
+    if tolerance < LOOSE:
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().double() if value.is_floating_point() else value.detach().long()
+    if isinstance(value, dict):
+        return {key: _loosened(part, tolerance) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_loosened(part, tolerance) for part in value]
+    return value
+
+
+def type_of(value: Any) -> str:
+    """What kind of thing a result is, where a list and a tuple, or an int and a float, are of one kind."""
+    if isinstance(value, list | tuple):
+        return "sequence"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    return "function" if callable(value) else type(value).__name__
+
+
+def _alike(yours: Any, right: Any, tolerance: float) -> bool:
+    """Whether a result is of the right type and shape, or its first part that is wrong is."""
+    if isinstance(right, Tensor) and isinstance(yours, Tensor):
+        return yours.dtype == right.dtype and yours.shape == right.shape
+    if type_of(yours) != type_of(right) or (yours is None) != (right is None):
+        return False
+    if isinstance(right, list | tuple) and any(isinstance(part, Tensor) for part in right):
+        if len(right) != len(yours):
+            return False
+        pairs = zip(yours, right)
+        return all(_alike(a, b, tolerance) for a, b in pairs if not same(a, b, tolerance))
+    return True
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return not bool(value.isnan().any())
+    return value == value if isinstance(value, float) else True
+
+
+def gradients(answer: Answer, arguments: tuple) -> list[Tensor | None] | None:
+    """The gradients of the result's weighted sum at the float arguments; None where no graph leads there."""
+    leaves = [
+        value.detach().clone().requires_grad_()
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for value in copy.deepcopy(arguments)
+    ]
+    result = answer(*leaves)
+    outputs = [part for part in (result if isinstance(result, list | tuple) else [result])]
+    floats = [part for part in outputs if isinstance(part, Tensor) and part.requires_grad]
+    if not floats:
+        return None
+    weights = [torch.linspace(0.5, 1.5, part.numel()).view(part.shape).to(part.dtype) for part in floats]
+    inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    total = torch.stack([(part * weight).sum() for part, weight in zip(floats, weights)]).sum()
+    return list(torch.autograd.grad(total, inputs, allow_unused=True))

@@ -1,0 +1,103 @@
+"""Week 0. What the grader says of an answer, as text for a terminal and as a coloured box for a notebook."""
+
+import copy
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from shared.course.exercise.comparison import whole
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False})
+COLOURS = {"solved": "#1a7f37", "wrong": "#9a6700", "not attempted": "#57606a"}
+"""Of a box's edge: green, amber, grey; the words beside it say the same."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call that an answer fails on, or one to play with: the arguments, by name, and the results."""
+
+    given: dict[str, Any]
+    expected: Any
+    yours: Any = None
+    error: str = ""
+    """Where the answer crashed: its line and the error."""
+    what: str = ""
+    """What of the answer is looked at: "the output"; empty for a function's result."""
+    differs: str = ""
+    """How `yours` differs from `expected`, in a sentence."""
+    only_given: bool = False
+    """Whether there is no result to compare, only what the answer was called with."""
+
+    @property
+    def arguments(self) -> tuple:
+        """The arguments in order, for trying again: `answer(*case.arguments)`. Each time a copy."""
+        return tuple(copy.deepcopy(value) for value in self.given.values())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What there is to show: (what, its value)."""
+        rows = [(name, whole(value)) for name, value in self.given.items()]
+        if self.only_given:
+            return rows
+        if self.error:
+            return [*rows, ("stopped at", self.error)]
+        what = f", {self.what}" if self.what else ""
+        if self.differs:
+            rows.append((f"yours{what}", whole(self.yours)))
+        rows.append((f"expected{what}", whole(self.expected)))
+        if self.differs:
+            rows.append(("difference", self.differs))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        indent = "\n" + " " * (width + 4)
+        return "\n".join(f"  {name:{width}}  {value.replace(chr(10), indent)}" for name, value in rows)
+
+    def _repr_html_(self) -> str:
+        cells = [
+            f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap">{escape(name)}</th>'
+            f'<td style="text-align:left"><code style="white-space:pre-wrap">{escape(value)}</code></td></tr>'
+            for name, value in self.rows()
+        ]
+        return f"<table>{''.join(cells)}</table>"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `grade` says."""
+
+    exercise: str
+    status: str
+    """One of "solved", "not attempted", "wrong"."""
+    says: str
+    """The verdict, and what is wrong, without the name and the case."""
+    mistake: str | None = None
+    """The name of the known mistake that the function makes."""
+    kind: str = ""
+    """Of a wrong answer: "mistake", "property", "crash", "time", "input", "forbidden", "detached", "type",
+    or "differs" where nothing more is known.
+    """
+    case: Case | None = None
+    """The smallest case found on which it is wrong."""
+
+    @property
+    def message(self) -> str:
+        """All of it as plain text."""
+        case = f"\n{self.case}" if self.case is not None else ""
+        return f"{self.exercise}: {self.says}{case}"
+
+    def html(self) -> str:
+        """All of it as a box."""
+        case = self.case._repr_html_() if self.case is not None else ""
+        return box(f"**{self.exercise}**: {self.says}", self.status, case)
+
+
+def box(markdown: str, status: str, html: str = "") -> str:
+    """Markdown, and HTML below it, in a box whose edge has the status's colour."""
+    return (
+        f'<div style="border-left:6px solid {COLOURS[status]};padding:.4em 1em;margin:.4em 0;'
+        f'background:rgba(127,127,127,.08)">{_MARKDOWN.render(markdown)}{html}</div>'
+    )
