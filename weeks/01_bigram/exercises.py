@@ -283,6 +283,13 @@ TOKEN_LOSS = Exercise(
             " a whole sequence; ours is per token.",
         ),
         Mistake(
+            "every target at every position",
+            lambda logits, targets: -logits.log_softmax(-1)[..., targets.flatten()].mean(),
+            "The indexing took all targets at each position, so most of what is averaged is the probability"
+            " of another position's token. Each position has one target: gather picks it, or an index of"
+            " positions beside the index of targets.",
+        ),
+        Mistake(
             "logarithm to base 2",
             lambda logits, targets: -_picked(logits.log_softmax(-1), targets).mean() / math.log(2),
             "The unit is bits: base 2 was used. The loss is in nats, with the natural logarithm, and"
@@ -383,6 +390,12 @@ LOSS_IN_BITS_PER_BYTE = Exercise(
             " among its bytes; a token is usually several bytes, so the loss per byte is the smaller one.",
         ),
         Mistake(
+            "whole bytes per token",
+            lambda loss, tokens, text_bytes: loss / math.log(2) / max(1, text_bytes // tokens),
+            "// rounds the bytes per token down to a whole number, so a tokenizer with 4.9 bytes per token is"
+            " charged as if it had 4. Use / for a share.",
+        ),
+        Mistake(
             "bits per token",
             lambda loss, tokens, text_bytes: loss / math.log(2),
             "This is bits per token: the unit is changed, but the length of the tokens is not taken into"
@@ -415,6 +428,7 @@ def _inputs_cases(generator: Generator) -> list[tuple]:
         case(30, 200, 5, 4),
         case(20, 10, 1, 6),
         case(20, 90, 4, 1),
+        case(30, 60_000, 3, 5),  # ids that int16 has no room for
         (np.arange(10, dtype=np.uint16), [0, 5], 4),  # the first and the last that fits
         (np.arange(7, dtype=np.uint16), [2], 3),
     ]
@@ -506,6 +520,7 @@ def _temperature_cases(generator: Generator) -> list[tuple]:
         (logits(1, 6), 0.8),
         (logits(5, 2), 10.0),
         (torch.tensor([[1.0, 2.0, 3.0]]), 0.25),
+        (0.05 * logits(2, 60), 0.02),  # powers of probabilities vanish
     ]
 
 
@@ -541,6 +556,13 @@ TEMPERATURE_PROBABILITIES = Exercise(
             lambda logits, temperature: (logits / temperature).softmax(0),
             "The softmax ran over dimension 0: each token's probabilities sum to 1 over the batch. It has to"
             " run over the vocabulary, the last dimension.",
+        ),
+        Mistake(
+            "powers that vanish",
+            lambda logits, temperature: _rows(logits.softmax(-1) ** (1 / temperature)),
+            "The formula is right on paper, but at a low temperature the power of every probability is 0 in"
+            " float32, and 0/0 is nan. Divide the logits and let softmax do the rest: it subtracts the"
+            " largest first.",
         ),
         Mistake(
             "not normalised",

@@ -671,6 +671,21 @@ def _rearranged_lists(evidence: Evidence) -> str | None:
     return None
 
 
+def _wrapped_round(evidence: Evidence) -> str | None:
+    """Whole numbers that are off by a multiple of what their type can hold."""
+    pairs = _pairs(evidence)
+    if not pairs or any(isinstance(failure.expected, float) for failure in evidence.failures):
+        return None
+    differences = np.concatenate([(yours - expected).reshape(-1) for yours, expected in pairs])
+    for bits in (32, 16, 8):
+        if np.isfinite(differences).all() and not (differences % 2.0**bits).any():
+            return (
+                f"Numbers are off by a multiple of 2^{bits}: a type of {bits} bits has no room for them and"
+                " starts anew. Turn the ids into int64 before you compute."
+            )
+    return None
+
+
 def _off_by_one(evidence: Evidence) -> str | None:
     pairs = _pairs(evidence)
     if not pairs or any(isinstance(failure.expected, float) for failure in evidence.failures):
@@ -762,6 +777,7 @@ RECOGNISED: tuple[Callable[[Evidence], str | None], ...] = (
     _factor,
     _factor_by_place,
     _more_or_fewer_true,
+    _wrapped_round,
     _off_by_one,
     _offset,
     _sharper,
