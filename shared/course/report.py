@@ -282,22 +282,37 @@ def ladder(path: Path, data: str, mine: bool) -> Path | None:
     measured = [_bits_per_byte("reference", data)]
     if mine:
         measured.append(_bits_per_byte("mine", data))
-    topics = [topic for topic in TOPICS if any(topic in bits for bits in measured)]
-    if not topics:
+    if not any(measured):
         return None
+    return save_figure(_ladder_figure(measured, data), path)
+
+
+def ladder_so_far(topic: str, bits_per_byte: float, data: str) -> Figure:
+    """The ladder up to a week, for its notebook: the course's runs on `data`, and the learner's figure."""
+    course = _bits_per_byte("reference", data)
+    so_far = {week: bits for week, bits in course.items() if week <= topic}
+    return _ladder_figure([so_far, {topic: bits_per_byte}], data)
+
+
+def _ladder_figure(measured: Sequence[Mapping[str, float]], data: str) -> Figure:
+    """measured: bits per byte by topic, the course's and, if there is a second, the learner's."""
+    topics = [topic for topic in TOPICS if any(topic in bits for bits in measured)]
     with style():
         fig, ax = figure()
         for i, bits in enumerate(measured):
             _draw_rungs(ax, i, [topics.index(topic) for topic in bits], list(bits.values()))
         ax.set_xticks(range(len(topics)), [f"{int(topic[:2])} {NAMES[topic]}" for topic in topics])
         ax.margins(x=0.08, y=0.18)
+        low, high = ax.get_ylim()
+        if high - low < 0.5:  # one rung: two figures that differ in the third digit should look alike
+            ax.set_ylim((low + high) / 2 - 0.25, (low + high) / 2 + 0.25)
         ax.set(
             title=f"The ladder: bits per byte of the same held-out text ({data})",
             xlabel="week",
             ylabel="bits per byte (lower is better)",
         )
         ax.legend(frameon=False)
-        return save_figure(fig, path)
+        return fig
 
 
 def _bits_per_byte(owner: str, data: str) -> dict[str, float]:

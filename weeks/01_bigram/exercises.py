@@ -811,7 +811,12 @@ BIGRAM_STUB = """class Bigram(nn.Module):
         # your code here
         ...
 
-    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+    def generate(
+        self,
+        idx: Tensor,
+        length: int,
+        generator: Generator | None = None,
+    ) -> Tensor:
         # int64 [batch, time] -> int64 [batch, time + length]
         # your code here
         ...

@@ -19,6 +19,16 @@ Answer = Callable[..., Any]
 """A function, a class, or any object that can be called."""
 
 
+STUB_WIDTH = 88
+"""Characters of a line in a notebook."""
+SHORT_NAMES = {
+    "numpy.": "np.",
+    "torch._C.Generator": "torch.Generator",
+    "torch.nn.modules.module.Module": "torch.nn.Module",
+    "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
+    "collections.abc.": "",
+}
+"""The names that types are imported under."""
 SAID = "said"
 """Where a `NotRight` stands among what was seen of an answer."""
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -124,10 +134,30 @@ class Exercise:
 
 
 def _empty_body(function: Answer) -> str:
-    signature = str(inspect.signature(function)).replace(
-        "numpy.", "np."
-    )  # the name that it is imported under
-    return f"def {function.__name__}{signature}:\n    # your code here\n    ...\n"
+    """The head of a function, on one line where it fits and else an argument a line."""
+    signature = inspect.signature(function)
+    head = f"def {function.__name__}{signature}:"
+    for long, short in SHORT_NAMES.items():
+        head = head.replace(long, short)
+    if len(head) > STUB_WIDTH:
+        arguments, arrow, result = head.removesuffix(":").rpartition(" -> ")
+        name, _, inside = arguments.removesuffix(")").partition("(")
+        parts = [f"    {part.strip()},\n" for part in _split_at_top(inside)]
+        head = f"{name}(\n{''.join(parts)}){arrow}{result}:"
+    return f"{head}\n    # your code here\n    ...\n"
+
+
+def _split_at_top(arguments: str) -> list[str]:
+    """Arguments, split at the commas that stand in no brackets."""
+    parts = [""]
+    depth = 0
+    for character in arguments:
+        depth += (character in "[(") - (character in "])")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _written(call: Answer | str) -> str:
