@@ -1,4 +1,5 @@
-# make notebooks                       the lessons, in JupyterLab
+# make notebooks                       the lessons, in JupyterLab, each as a copy of your own
+# make notebooks FRESH=3               week 3's lesson anew after a git pull, with your answers filled in
 # make course                          every week's script at the preset laptop; PRESET=gpu is the real size, and needs its text first
 # make course WEEKS="01 04" PRESET=smoke
 # make course MINE=1                   with your own answers to the exercises, as far as they are solved
@@ -16,6 +17,7 @@ PRESET ?= laptop
 MODEL ?=
 DOCUMENTS ?=
 MINE ?=
+FRESH ?=
 WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -46,7 +48,7 @@ status doctor: $(VENV)/.course
 	$(RUN) -m shared.course $@
 
 notebooks: $(VENV)/.course
-	$(RUN) -m jupyter lab weeks
+	$(RUN) -m shared.course notebooks $(if $(FRESH),--fresh $(FRESH))
 
 report: $(VENV)/.course
 	$(RUN) -m shared.course.report

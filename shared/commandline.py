@@ -6,6 +6,7 @@ flags.
 
 import errno
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterator
@@ -20,6 +21,10 @@ import tyro
 
 from shared.runtime import devices, os_error_in, read_json
 
+HELP = {"-h", "--help", "--help-all"}
+HEADING = re.compile(r"^ (\S+) options *$", re.M)
+"""Above a group of settings in tyro's help, as it is where no terminal reads it."""
+RULE = re.compile(r"-{20,}")
 SWITCH_VALUES = {"True": True, "true": True, "False": False, "false": False}
 
 
@@ -37,17 +42,24 @@ def parse(presets: dict[str, Any], argv: list[str] | None = None, description: s
     name = _take(args, "--preset")
     file = _take(args, "--config")
     if name is None:
-        asks_for_help = "-h" in args or "--help" in args
-        name = "laptop" if asks_for_help else _preset_for_this_machine(presets)
+        name = "laptop" if HELP.intersection(args) else _preset_for_this_machine(presets)
     if name not in presets:
         raise ValueError(f"no preset is called {name!r}; there are: {', '.join(presets)}")
     default = presets[name]
     if file is not None:
         default = _overlay(default, _read_config(file), file)
     args = [_spelled_out(arg, default) for arg in args]
-    settings = parse_args(type(default), args, description, default)
+    settings = parse_args(type(default), args, f"{description}\n{_more_flags(presets)}", default)
     _refuse_idle(settings, args)
     return settings
+
+
+def _more_flags(presets: dict[str, Any]) -> str:
+    """What `--help` says of the flags that are no fields."""
+    return (
+        f"--preset {{{','.join(presets)}}}: where the settings start; none: chosen for this machine.\n\n"
+        "--config FILE.json: settings from a file, such as a run's run.json."
+    )
 
 
 def _preset_for_this_machine(presets: dict[str, Any]) -> str:
@@ -64,6 +76,8 @@ def parse_args(kind: type, args: list[str], description: str | None = "", defaul
     line, for an unknown flag or a value of the wrong type.
     """
     program = Path(sys.argv[0]).name
+    if HELP.intersection(args):
+        _print_help(kind, args, description, default)
     message = StringIO()
     try:
         with redirect_stderr(message):
@@ -74,6 +88,37 @@ def parse_args(kind: type, args: list[str], description: str | None = "", defaul
         if not stop.code:
             raise
         raise ValueError(_one_line(message.getvalue())) from None
+
+
+def _print_help(kind: type, args: list[str], description: str | None, default: Any) -> NoReturn:
+    """Prints what there is to set and ends the program; groups of settings in a line each, if not all are
+    asked for.
+    """
+    text = StringIO()
+    options = {} if default is None else {"default": default}
+    with redirect_stdout(text), suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], prog=Path(sys.argv[0]).name, description=description, **options)
+    print(text.getvalue() if "--help-all" in args else folded_help(text.getvalue()), end="")
+    raise SystemExit(0)
+
+
+def folded_help(text: str) -> str:
+    """Tyro's help with each group of settings as one line: how many there are, and what they are for."""
+    parts = HEADING.split(text)  # the head and the plain options, then a name and a text for each group
+    groups = list(zip(parts[1::2], parts[2::2]))
+    if not groups:
+        return text
+    lines = [_folded_group(name, inside.splitlines()) for name, inside in groups]
+    return f"{parts[0].rstrip()}\n\n groups of settings (--help-all lists them)\n" + "\n".join(lines) + "\n"
+
+
+def _folded_group(name: str, lines: list[str]) -> str:
+    inside = [line.strip() for line in lines]
+    settings = [line for line in inside if line.startswith("--") and not RULE.fullmatch(line)]
+    rules = [i for i, line in enumerate(inside) if RULE.fullmatch(line)]
+    about = " ".join(inside[rules[0] + 1 : rules[1]]) if len(rules) > 1 else ""
+    text = f"--{name}.*  {len(settings)} settings. {about}"
+    return textwrap.fill(text, 79, initial_indent="  ", subsequent_indent="        ")
 
 
 def idle_settings(settings: Any) -> dict[str, str]:

@@ -165,10 +165,26 @@ def test_a_config_file_that_will_not_do_is_one_line_that_names_it(tmp_path, cont
 
 def test_help_lists_the_settings_and_leaves_with_zero(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(PRESETS, ["--help"], "What it does.")
+        parse(PRESETS, ["--help-all"], "What it does.")
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert "What it does." in out and "--train.lr" in out
+    for preset in PRESETS:
+        assert preset in out.partition("--preset")[2].partition("\n")[0]
+    assert "--config FILE.json" in out
+
+
+def test_help_has_a_line_for_each_group_and_hides_none_of_the_plain_settings(capsys):
+    shown = {}
+    for flag in ("-h", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse(PRESETS, [flag], "What it does.")
+        shown[flag] = capsys.readouterr().out
+    assert "--train.lr" not in shown["-h"] and len(shown["-h"]) < len(shown["--help-all"])
+    count = shown["--help-all"].count("\n  --train.")
+    assert f"--train.*  {count} settings" in " ".join(shown["-h"].split(" "))
+    plain = [word for word in shown["--help-all"].split() if word.startswith("--") and "." not in word]
+    assert all(word in shown["-h"] for word in plain if not set(word) <= {"-"})
 
 
 def test_arguments_without_a_preset_are_parsed_too():

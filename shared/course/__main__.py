@@ -1,5 +1,6 @@
 """Week 0. The course as a whole, from the command line.
 
+python -m shared.course notebooks
 python -m shared.course run --weeks 1 4 --preset smoke
 python -m shared.course status
 python -m shared.course doctor
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from shared.commandline import errors_for_people, parse_args
 from shared.course.doctor import Doctor, doctor
 from shared.course.exercise import Week
+from shared.course.notebooks import COPY, Notebooks, notebooks
 from shared.course.workspace import choose, first_figures, output_root, relative, week_results, weeks
 from shared.runtime import ROOT, clock, devices, table
 
@@ -86,31 +88,33 @@ def _outcome(topic: str, preset: str, exit_status: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Status:
-    """Which weeks are done, exercises solved, and your figures beside the course's."""
+    """Which exercises are solved, which weeks' scripts were run, and your figures beside the course's."""
 
 
 def status(settings: Status) -> None:
-    """Prints a row a week, and what comes next."""
-    rows = [_week_status(topic) for topic in weeks()]
-    print(table(rows))
-    later = [row["week"] for row in rows if row["done"] == "no"]
-    if later:
-        print(f"\nnext: open weeks/{later[0]}/notebook.ipynb, or run: python weeks/{later[0]}/run.py")
+    """Prints a row a week, and what comes next: the first unsolved exercise, and the first script not run."""
+    topics = weeks()
+    print(table([_week_status(topic) for topic in topics]))
+    for week in (Week(int(topic[:2])) for topic in topics):
+        unsolved = [name for name in week.exercises if name not in week.solved()]
+        if unsolved:
+            print(f"\nnext exercise: {unsolved[0]}, in weeks/{week.folder.name}/{COPY} (make notebooks)")
+            break
+    not_run = [topic for topic in topics if week_results(topic, "mine") is None]
+    if not_run:
+        option = " --mine" if int(not_run[0][:2]) <= LAST_WRITTEN else ""
+        print(f"next script: python weeks/{not_run[0]}/run.py{option}")
 
 
 def _week_status(topic: str) -> dict[str, str]:
     week = Week(int(topic[:2]))
-    row = {
-        "week": topic,
-        "done": "no",
-        "exercises": f"{len(week.solved())} of {len(week.exercises)}",
-    }
+    row = {"week": topic, "solved": f"{len(week.solved())} of {len(week.exercises)}", "run": "no"}
     mine = week_results(topic, "mine")
     if mine is None:
         return row
     name, value = next(iter(mine["metrics"].items()))
-    row["done"] = "yes"
-    row["yours"] = f"{name.replace('_', ' ')} {value:.3f} ({mine['preset']}, {mine['data']})"
+    row["run"] = f"{mine['preset']}, {mine['data']}"
+    row["yours"] = f"{name.replace('_', ' ')} {value:.3f}"
     course = week_results(topic, "reference", mine["data"])
     if course and name in course["metrics"]:
         row["course"] = f"{course['metrics'][name]:.3f}"
@@ -120,6 +124,7 @@ def _week_status(topic: str) -> dict[str, str]:
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "notebooks": (Notebooks, notebooks),
     "run": (Run, run),
     "status": (Status, status),
     "doctor": (Doctor, doctor),
