@@ -29,6 +29,16 @@ def test_bm25_scores_as_the_library_does(k1, b):
         assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
 
 
+def test_bm25_has_lucenes_parameters_if_none_are_given():
+    texts = ["the harbour", "the harbour and the town with its harbour", "a town"]
+    library = bm25s.BM25(method="lucene", k1=1.2, b=0.75)  # Lucene's defaults; bm25s has others
+    library.index([terms(text) for text in texts], show_progress=False)
+    ours = BM25()
+    ours.add(range(3), texts)
+    expected = library.get_scores(terms("harbour town"))
+    assert dict(ours.search("harbour town", 3)) == pytest.approx(dict(enumerate(expected)), rel=1e-5)
+
+
 def test_bm25_after_deleting_is_as_if_it_had_never_been():
     texts = [s.text for d in DOCUMENTS[:8] for s in d.sections]
     left, whole = BM25(), BM25()

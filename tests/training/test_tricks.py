@@ -57,6 +57,15 @@ def test_each_step_of_the_ladder_does_what_it_says(here, monkeypatch, units):
     assert losses[5] == losses[4]
 
 
+def test_the_memory_is_what_came_on_top(monkeypatch):
+    cost = SimpleNamespace(memory=700)
+    monkeypatch.setattr(tricks, "peak_memory", lambda device: 300)
+    monkeypatch.setattr(tricks, "measure_training", lambda *settings, **options: cost)
+    device = torch.device("cpu")
+    costs, memory = measure_tricks(Tricks(), TINY, TRAIN, device=device, seeds=(1, 2), corpus=None)
+    assert (costs, memory) == ([cost, cost], 400)
+
+
 def test_the_spread_is_that_of_the_seeds(here):
     (one,) = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=LADDER[:1])
     (two,) = measure_ladder(TINY, TRAIN, seeds=(2,), ladder=LADDER[:1])
