@@ -9,6 +9,11 @@ Text between markers is generated. A table has a row for each run, a column for 
 with the marker on one line; `name=label` gives a run another name in the table. A single figure is
 
     <!-- = 04_mini_gpt/reference/tinyshakespeare/modern best_val_loss .3f -->1.497<!-- end -->
+
+and text that a run kept (in its artifacts.json), cut at a line's end after so many characters, is
+
+    <!-- text 01_bigram/reference/tinyshakespeare/network sample 200 -->
+    <!-- end -->
 """
 
 import re
@@ -19,6 +24,7 @@ from typing import Any
 from shared.runtime import ROOT, read_json
 
 TABLE = re.compile(r"(<!-- table (\S+) (\S+) \"([^\"]*)\" -->\n).*?(<!-- end -->)", re.S)
+TEXT = re.compile(r"(<!-- text (\S+) (\S+) (\d+) -->\n).*?(<!-- end -->)", re.S)
 VALUE = re.compile(r"(<!-- = (\S+) (\S+) (\S+) -->).*?(<!-- end -->)", re.S)
 DOCUMENTS = ("README.md", "weeks/*/log.md", "reports/*.md", "docs/*.md", "docs/posts/*.md")
 
@@ -33,7 +39,9 @@ def refill(text: str) -> str:
 
     Raises ValueError, naming the marker, where its log isn't there.
     """
-    return VALUE.sub(_or_name_marker(_figure), TABLE.sub(_or_name_marker(_table), text))
+    for marker, fill in ((TABLE, _table), (TEXT, _text), (VALUE, _figure)):
+        text = marker.sub(_or_name_marker(fill), text)
+    return text
 
 
 def _or_name_marker(replace: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
@@ -50,6 +58,14 @@ def _or_name_marker(replace: Callable[[re.Match[str]], str]) -> Callable[[re.Mat
 def _figure(match: re.Match[str]) -> str:
     head, run, key, format, end = match.groups()
     return f"{head}{_logged(ROOT / 'logs' / run, key):{format}}{end}"
+
+
+def _text(match: re.Match[str]) -> str:
+    head, run, key, length, end = match.groups()
+    kept = read_json(ROOT / "logs" / run / "artifacts.json")[key].strip()
+    if len(kept) > int(length):
+        kept = kept[: int(length)].rpartition("\n")[0].rstrip()
+    return f"{head}```text\n{kept}\n```\n{end}"
 
 
 def _table(match: re.Match[str]) -> str:

@@ -11,13 +11,16 @@ from programs import race_programs
 from prompts import Prompts
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
+from shared.models.chat import chat_prompt
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2
 from shared.runtime import pick_device
+from shared.sampling import generate
 
 if TYPE_CHECKING:
     from run import Settings
 
+QUESTION = "What is a language model?"
 INT8 = ("--quantize=int8", "--group-size=64")
 
 
@@ -38,10 +41,22 @@ def study_served_smollm2(settings: "Settings") -> dict[str, float]:
     for run, options in ((SMOL, ()), (f"{SMOL}-int8", INT8)):
         row = measure_server(run, model, prompts, settings.smol_load, work, options=options)
         metrics |= {f"{run}_{key}": row[key] for key in ("ratio", "many", "one", "first_p50", "reused")}
+    talk(model.to(work.device), work)
     metrics["same_alone"] = same_alone(SMOL, model.to(work.device), prompts, settings, work)["same"]
     show_served(work.logs)
     draw(work.logs, work.reports)
     return metrics
+
+
+def talk(model: GPT, work: Workspace) -> None:
+    """A question and SmolLM2's answer, the likeliest one, kept for the README."""
+    tokenizer = model.tokenizer
+    ids = chat_prompt(tokenizer, [{"role": "user", "content": QUESTION}])
+    end = tokenizer.special_tokens["<|im_end|>"]
+    with work.log(f"{SMOL}-chat") as log:
+        answer = list(generate(model, ids, 100, temperature=0, stop=(end,)))
+        log.artifact(question=QUESTION, answer=tokenizer.decode(answer))
+        log.finish(prompt_tokens=len(ids), answer_tokens=len(answer))
 
 
 def study_smollm2_in_programs(settings: "Settings") -> dict[str, float]:
