@@ -8,7 +8,6 @@ import pytest
 from shared.data.corpus import Corpus, load_corpus
 from tests.helpers import synthetic_text
 
-
 collect_ignore = ["mutants.py"]  # a program, whose library `make mutants` installs
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.course.workspace import TOPICS
+from shared.course.runs import TOPICS
 from shared.runtime import ROOT
 
 DOCS = ROOT / "docs"

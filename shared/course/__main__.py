@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from shared.commandline import errors_for_people, parse_args
 from shared.course.doctor import Doctor, doctor
-from shared.course.exercise import Week
+from shared.course.exercise.week import exercise_names, solved_exercises
 from shared.course.notebooks import COPY, Notebooks, notebooks
-from shared.course.workspace import choose, first_figures, output_root, relative, week_results, weeks
+from shared.course.runs import choose, first_figures, output_root, relative, week_results, weeks
 from shared.runtime import ROOT, clock, devices, table
 
 LAST_WRITTEN = 6
@@ -95,10 +95,11 @@ def status(settings: Status) -> None:
     """Prints a row a week, and what comes next: the first unsolved exercise, and the first script not run."""
     topics = weeks()
     print(table([_week_status(topic) for topic in topics]))
-    for week in (Week(int(topic[:2])) for topic in topics):
-        unsolved = [name for name in week.exercises if name not in week.solved()]
+    for topic in topics:
+        folder = ROOT / "weeks" / topic
+        unsolved = [name for name in exercise_names(folder) if name not in solved_exercises(folder)]
         if unsolved:
-            print(f"\nnext exercise: {unsolved[0]}, in weeks/{week.folder.name}/{COPY} (make notebooks)")
+            print(f"\nnext exercise: {unsolved[0]}, in weeks/{topic}/{COPY} (make notebooks)")
             break
     not_run = [topic for topic in topics if week_results(topic, "mine") is None]
     if not_run:
@@ -107,8 +108,9 @@ def status(settings: Status) -> None:
 
 
 def _week_status(topic: str) -> dict[str, str]:
-    week = Week(int(topic[:2]))
-    row = {"week": topic, "solved": f"{len(week.solved())} of {len(week.exercises)}", "run": "no"}
+    folder = ROOT / "weeks" / topic
+    solved = f"{len(solved_exercises(folder))} of {len(exercise_names(folder))}"
+    row = {"week": topic, "solved": solved, "run": "no"}
     mine = week_results(topic, "mine")
     if mine is None:
         return row

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.commandline import errors_for_people
-from shared.course.workspace import TOPICS
+from shared.course.runs import TOPICS
 from shared.runtime import ROOT, read_json, write_atomically
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"

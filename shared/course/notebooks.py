@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from shared.course.exercise import Week
-from shared.course.workspace import TOPICS, relative, week_results
+from shared.course.exercise.week import Week, exercise_names, solved_exercises
+from shared.course.runs import TOPICS, relative, week_results
 from shared.runtime import ROOT, read_json, write_atomically
 
 LESSON = "notebook.ipynb"
@@ -99,25 +99,25 @@ def _fill_in(lesson: dict[str, Any], week: Week) -> None:
 
 def start_page() -> str:
     """The page that JupyterLab opens on: what comes next, and all weeks with what is solved and run."""
-    weeks = [Week(int(topic[:2])) for topic in TOPICS]
-    following = next((week for week in weeks if len(week.solved()) < len(week.exercises)), weeks[-1])
     rows = []
-    for week in weeks:
-        topic = week.folder.name
-        link = f"[{title(week)}]({topic}/{COPY})"
+    following = ""
+    for topic in TOPICS:
+        folder = ROOT / "weeks" / topic
+        exercises, solved = exercise_names(folder), solved_exercises(folder)
+        link = f"[{title(topic)}]({topic}/{COPY})"
+        if len(solved) < len(exercises):
+            following = following or link
         is_run = "yes" if week_results(topic, "mine") else ""
-        note = f"changed since you began: `make notebooks FRESH={week.number}`" if is_outdated(topic) else ""
-        solved = len(week.solved())
-        done = f"{solved} of {len(week.exercises)}" if solved else ""
-        rows.append(f"| {week.number} | {link} | {done} | {is_run} | {note} |")
-    return START_PAGE.format(
-        following=f"[{title(following)}]({following.folder.name}/{COPY})", rows="\n".join(rows)
-    )
+        number = int(topic[:2])
+        note = f"changed since you began: `make notebooks FRESH={number}`" if is_outdated(topic) else ""
+        done = f"{len(solved)} of {len(exercises)}" if solved else ""
+        rows.append(f"| {number} | {link} | {done} | {is_run} | {note} |")
+    return START_PAGE.format(following=following or "any of these", rows="\n".join(rows))
 
 
-def title(week: Week) -> str:
-    """What the lesson is called: its first heading, without the number."""
-    lesson = read_json(week.folder / LESSON)
+def title(topic: str) -> str:
+    """What a lesson is called: its first heading, without the number."""
+    lesson = read_json(ROOT / "weeks" / topic / LESSON)
     heading = "".join(lesson["cells"][0]["source"]).splitlines()[0]
     return heading.lstrip("# ").partition(": ")[2] or heading
 

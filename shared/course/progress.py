@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.course.exercise import Week
-from shared.course.workspace import output_root, week_results, weeks
+from shared.course.exercise.week import exercise_names, solved_exercises
+from shared.course.runs import newest_logs, output_root, week_results, weeks
 from shared.runtime import ROOT, read_json
 
 NAMES = {
@@ -152,7 +152,7 @@ def collect(mine: bool = True) -> list[WeekReport]:
 
 
 def _week_report(topic: str, mine: bool) -> WeekReport:
-    week = Week(int(topic[:2]))
+    folder = ROOT / "weeks" / topic
     yours = _runs(topic, "mine") if mine else None
     course = _runs(topic, "reference", yours.data) if yours else None
     if course is None:
@@ -160,8 +160,8 @@ def _week_report(topic: str, mine: bool) -> WeekReport:
     return WeekReport(
         topic=topic,
         about=_about(topic),
-        solved=len(week.solved()) if mine else 0,
-        exercises=len(week.exercises),
+        solved=len(solved_exercises(folder)) if mine else 0,
+        exercises=len(exercise_names(folder)),
         mine=yours,
         course=course,
     )
@@ -180,11 +180,12 @@ def _runs(topic: str, owner: str, data: str | None = None) -> Runs | None:
     results = week_results(topic, owner, data)
     if results is None:
         return None
+    logs = newest_logs(topic, owner, data)
+    assert logs is not None
     if owner == "mine":
-        logs = output_root() / "logs" / topic / "mine" / results["preset"] / results["data"]
-        plots = output_root() / "reports" / topic / "mine"
+        own = logs.relative_to(output_root() / "logs" / topic / "mine").parts[1:-1]  # --run-name, if any
+        plots = (output_root() / "reports" / topic / "mine").joinpath(*own)
     else:
-        logs = ROOT / "logs" / topic / "reference" / results["data"]
         plots = ROOT / "reports" / topic
         other_data = plots / results["data"]
         if other_data.is_dir():

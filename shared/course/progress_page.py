@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from shared.course.progress import Runs, WeekReport, collect, seconds
-from shared.course.workspace import output_root
+from shared.course.runs import output_root
 from shared.runtime import ROOT, write_atomically
 
 TITLE = "Progress: a language model from nothing"

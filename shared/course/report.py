@@ -26,8 +26,8 @@ from shared.commandline import errors_for_people, parse_args
 from shared.course.markdown import documents, refill
 from shared.course.progress import NAMES, collect
 from shared.course.progress_page import markdown_page, write_page
+from shared.course.runs import TOPICS, newest_logs, output_root, week_results, weeks
 from shared.course.style import style
-from shared.course.workspace import TOPICS, newest_logs, output_root, week_results, weeks
 from shared.runtime import ROOT, read_json, read_jsonl, write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")

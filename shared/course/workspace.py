@@ -1,4 +1,4 @@
-"""Week 0. A week's settings, its folders of logs, plots and checkpoints, and the runs found there.
+"""Week 0. A week's settings, and its folders of logs, plots and checkpoints.
 
 A week writes `logs/NN_topic/mine/PRESET/DATA/RUN`, `reports/NN_topic/mine/` and
 `checkpoints/NN_topic/PRESET/DATA/RUN`, none of which git tracks; with `--run-name NAME`, NAME stands before
@@ -6,10 +6,9 @@ DATA. The runs that the course ships are in `logs/NN_topic/reference/DATA/RUN`, 
 `reports/NN_topic/`.
 """
 
-import os
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +18,12 @@ import torch
 import tyro
 
 from shared.course.exercise.week import Week
+from shared.course.progress_page import write_page
+from shared.course.runs import output_root, relative
 from shared.course.style import style
 from shared.locks import process_lock
-from shared.runtime import ROOT, RunLog, clock, read_json, table, write_json
+from shared.runtime import RunLog, clock, table, write_json
 
-TOPICS = (
-    "01_bigram",
-    "02_mlp",
-    "03_attention",
-    "04_mini_gpt",
-    "05_bpe",
-    "06_gpt2",
-    "07_amp",
-    "08_quantization",
-    "09_lora",
-    "10_ppo_dpo",
-    "11_rag",
-    "12_deploy",
-)
 PRESETS = ("smoke", "laptop", "gpu")
 RUN_NAME = re.compile(r"[^\W_][\w.-]*")
 
@@ -97,11 +84,6 @@ class WeekSettings:
 def _part_label(part: str) -> str:
     """A part of a week for people."""
     return "the week without --study" if part == "run" else f"--study {part}"
-
-
-def output_root() -> Path:
-    """Where logs, reports and checkpoints go: the repository, or the folder that LLM_WEEKS_OUTPUT names."""
-    return Path(os.environ.get("LLM_WEEKS_OUTPUT") or ROOT)
 
 
 class Workspace:
@@ -198,60 +180,6 @@ class Workspace:
             f"\n{self.topic}: {seconds:.0f} s; logs in {relative(self.logs)}, {len(plots)} plots in"
             f" {relative(self.reports)}"
         )
+        if not self.settings.reference:
+            print(f"all your weeks beside the course's: {relative(write_page())}")
         return measured
-
-
-def relative(path: Path) -> Path:
-    """The path as seen from the repository, where it lies inside."""
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
-def weeks() -> list[str]:
-    """The topics whose script exists."""
-    return [t for t in TOPICS if (ROOT / "weeks" / t / "run.py").exists()]
-
-
-def choose(numbers: Sequence[int]) -> list[str]:
-    """Topics by week number, all if none is given. Raises ValueError for a week that doesn't exist."""
-    available = {int(topic[:2]): topic for topic in weeks()}
-    missing = [number for number in numbers if number not in available]
-    if missing:
-        unknown = ", ".join(map(str, missing))
-        raise ValueError(f"no week {unknown}; there are: {', '.join(map(str, available))}")
-    chosen = sorted(set(numbers)) or list(available)
-    return [available[number] for number in chosen]
-
-
-def newest_logs(topic: str, owner: str, data: str | None = None, preset: str | None = None) -> Path | None:
-    """The folder with the logs of a week's newest run; None if there is none.
-
-    owner: "reference" (the course's) or "mine". data, preset: only runs with these. Smoke runs count only
-    where nothing else is there: they show that a week runs, no more.
-    """
-    root = (ROOT if owner == "reference" else output_root()) / "logs" / topic / owner
-
-    def wanted(folder: Path) -> bool:
-        return data in (None, folder.name) and preset in (None, folder.relative_to(root).parts[0])
-
-    def rank(folder: Path) -> tuple[bool, float]:
-        is_smoke = folder.relative_to(root).parts[0] == "smoke"
-        return not is_smoke, (folder / "week.json").stat().st_mtime
-
-    folders = [path.parent for path in root.rglob("week.json")]
-    return max(filter(wanted, folders), key=rank, default=None)
-
-
-def week_results(
-    topic: str, owner: str, data: str | None = None, preset: str | None = None
-) -> dict[str, Any] | None:
-    """The `week.json` of the run that `newest_logs` finds: its preset, data, seconds and metrics."""
-    logs = newest_logs(topic, owner, data, preset)
-    if logs is None:
-        return None
-    return read_json(logs / "week.json")
-
-
-def first_figures(metrics: Mapping[str, float]) -> str:
-    """A week's first two figures in words."""
-    first = list(metrics.items())[:2]
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in first)

@@ -28,7 +28,7 @@ from shared.adapters.files import load_adapter
 from shared.assets import cache_folder
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
-from shared.course.workspace import output_root
+from shared.course.runs import output_root
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.quantization.modules import num_bytes, quantize

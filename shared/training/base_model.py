@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from shared import checkpoint
-from shared.course.workspace import WeekSettings, Workspace, output_root
+from shared.course.runs import output_root
+from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, split_text
 from shared.data.shards import INDEX, open_shards
 from shared.evaluation import known_words

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from shared.course.colab import BADGE, SETUP_ID, main, open_in_colab
-from shared.course.workspace import TOPICS
+from shared.course.runs import TOPICS
 from shared.runtime import ROOT
 
 LINUX = pytest.mark.skipif(

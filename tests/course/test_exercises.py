@@ -5,8 +5,8 @@ import inspect
 import numpy as np
 import pytest
 import torch
-
 from shared.course.comparison import same
+
 from shared.course.exercise import Week, grade
 from tests.course.answers import OTHER_ANSWERS
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from shared.course.comparison import difference
+
 from shared.course.exercise import Exercise, Mistake, Week, grade, random_int, read_progress
 from tests.course.answers import OTHER_ANSWERS
 

@@ -87,6 +87,11 @@ def test_git_tracks_neither_the_copies_nor_the_page():
 
 
 def test_every_lesson_has_a_title():
+    for topic in notebooks.TOPICS:
+        assert notebooks.title(topic) and ":" not in notebooks.title(topic)
+
+
+def test_names_are_read_without_running_what_they_name():
     for number in week_module.week_numbers():
         week = week_module.Week(number)
-        assert notebooks.title(week) and ":" not in notebooks.title(week)
+        assert week_module.exercise_names(week.folder) == list(week.exercises)

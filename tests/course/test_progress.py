@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.course import progress, progress_page, workspace
+from shared.course import progress, progress_page, runs
 from shared.runtime import ROOT, RunLog, write_json
 
 
@@ -70,7 +70,7 @@ def test_the_learners_page_has_their_figures_beside_the_courses(learner):
     path = progress_page.write_page()
     page = Page(path.read_text(encoding="utf-8"))
     assert path == learner / "reports" / "index.html" and page.open == []
-    weeks = workspace.weeks()
+    weeks = runs.weeks()
     assert f"2 of {len(weeks)} weeks run" in page.words
     reference = reference_metrics("01_bigram", "tinyshakespeare")
     assert f"bits per byte 3.25 {reference['bits_per_byte']:.4g}" in page.words
@@ -84,7 +84,7 @@ def test_what_the_page_links_is_there(learner):
     assert len(page.sources) > 30
     for source in page.sources:
         assert (learner / "reports" / source).resolve().is_file()
-    assert {link.removeprefix("#") for link in page.links} == set(workspace.weeks()) <= page.ids
+    assert {link.removeprefix("#") for link in page.links} == set(runs.weeks()) <= page.ids
 
 
 def test_figures_are_those_of_the_same_data(output):

@@ -8,7 +8,8 @@ import sys
 import matplotlib
 import pytest
 
-from shared.course import markdown, report, workspace
+from shared.course import markdown, report
+from shared.course import runs as found_runs
 from shared.course.style import STYLE, style, use_style
 from shared.runtime import ROOT, RunLog
 from tests.pictures import assert_shows_something, drawn_figures
@@ -86,7 +87,7 @@ def test_a_heatmap_has_its_values_in_rows_and_columns(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topic", workspace.weeks())
+@pytest.mark.parametrize("topic", found_runs.weeks())
 def test_plots_of_the_committed_logs_show_something(topic, tmp_path, monkeypatch):
     figures = drawn_figures(monkeypatch)
     with style():
@@ -192,6 +193,19 @@ def test_refill_writes_tables_and_figures_from_the_logs(monkeypatch, runs, tmp_p
     assert markdown.refill(text) == text and text.startswith("Before.")
 
 
+def test_refill_writes_kept_text_up_to_the_end_of_a_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(markdown, "ROOT", tmp_path)
+    folder = tmp_path / "logs" / "04_mini_gpt" / "toy"
+    folder.mkdir(parents=True)
+    text = "To be,\nor not to be:\nthat is the question"
+    (folder / "artifacts.json").write_text(json.dumps({"sample": f"\n{text}\n"}), encoding="utf-8")
+    for length, shown in ((100, text), (25, "To be,\nor not to be:"), (10, "To be,")):
+        marker = f"<!-- text 04_mini_gpt/toy sample {length} -->"
+        filled = markdown.refill(f"Look:\n{marker}\nold\n<!-- end -->\n")
+        assert filled == f"Look:\n{marker}\n```text\n{shown}\n```\n<!-- end -->\n"
+        assert markdown.refill(filled) == filled
+
+
 def test_refill_names_a_marker_without_a_log(monkeypatch, tmp_path):
     monkeypatch.setattr(markdown, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="04_mini_gpt/reference/toy"):
@@ -199,7 +213,7 @@ def test_refill_names_a_marker_without_a_log(monkeypatch, tmp_path):
 
 
 def test_ladder_needs_runs_and_leaves_smoke_runs_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(workspace, "ROOT", tmp_path)
+    monkeypatch.setattr(found_runs, "ROOT", tmp_path)
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))
     assert report.ladder(tmp_path / "ladder.png", "toy", mine=True) is None
     runs = (("01_bigram", "laptop", 3.5), ("02_mlp", "laptop", 2.5), ("03_attention", "smoke", 9.0))

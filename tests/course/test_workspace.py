@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from shared.course.workspace import WeekSettings, Workspace, newest_logs, week_results
+from shared.course.runs import newest_logs, week_results
+from shared.course.workspace import WeekSettings, Workspace
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from shared import checks, commandline, runtime
-from shared.course import report, workspace
+from shared.course import report, runs
 from shared.data.corpus import named_by_content
 
-WEEKS = workspace.weeks()
+WEEKS = runs.weeks()
 LADDER = WEEKS[:6]
 """The weeks that train the model; from week 7 on something is done to it."""
 RHYME = "Round about the cauldron go;\nIn the poison'd entrails throw.\nToad, that under cold stone\n" * 200

@@ -15,8 +15,8 @@ from shared.course.report import (
     read_runs,
     save_figure,
 )
+from shared.course.runs import relative
 from shared.course.style import style
-from shared.course.workspace import relative
 
 if TYPE_CHECKING:
     from run import Settings

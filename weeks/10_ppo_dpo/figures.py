@@ -18,8 +18,8 @@ from shared.course.report import (
     reference_for,
     save_figure,
 )
+from shared.course.runs import output_root
 from shared.course.style import style
-from shared.course.workspace import output_root
 
 if TYPE_CHECKING:
     from run import Settings

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from shared.checkpoint import unshared
-from shared.course.workspace import output_root
+from shared.course.runs import output_root
 from shared.data.corpus import named_by_content
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2

@@ -23,7 +23,7 @@ from shared.course.exercise.definition import Exercise
 from shared.course.exercise.grading import grade
 from shared.course.exercise.verdict import Verdict
 from shared.course.exercise.week import Week, path_of_solutions, week_numbers
-from shared.course.workspace import relative
+from shared.course.runs import relative
 
 SOLUTIONS_HEAD = """import math
 

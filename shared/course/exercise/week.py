@@ -1,5 +1,6 @@
 """Week 0. A week's exercises as a notebook uses them: tasks, checks, hints, and the learner's own code."""
 
+import ast
 import inspect
 import sys
 import textwrap
@@ -19,6 +20,30 @@ HINTS = 3
 def week_numbers() -> list[int]:
     """The weeks that have exercises."""
     return [int(path.parent.name[:2]) for path in sorted((ROOT / "weeks").glob("*/exercises.py"))]
+
+
+def exercise_names(folder: Path) -> list[str]:
+    """The names of a week's exercises, in order, read from its exercises.py without running it."""
+    tree = ast.parse((folder / "exercises.py").read_text(encoding="utf-8"))
+    names: dict[str, str] = {}
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if not isinstance(target, ast.Name):
+            continue
+        if target.id == "EXERCISES" and isinstance(value, ast.Tuple):
+            return [names[item.id] for item in value.elts if isinstance(item, ast.Name)]
+        if isinstance(value, ast.Call):
+            for keyword in value.keywords:
+                if keyword.arg == "reference" and isinstance(keyword.value, ast.Name):
+                    names[target.id] = keyword.value.id
+    raise ValueError(f"{folder / 'exercises.py'} has no tuple EXERCISES")
+
+
+def solved_exercises(folder: Path) -> list[str]:
+    """The names of a week's exercises that are solved; none of its code is run."""
+    shelf = Shelf(folder.name)
+    return [name for name in exercise_names(folder) if shelf.is_solved(name)]
 
 
 class Week:
