@@ -97,7 +97,7 @@ def in_silence(run):
 def test_unknown_command_is_one_line(run_module):
     done = run_module("shared.course", "walk")
     assert done.returncode == 2
-    assert done.stderr == "error: usage: python -m shared.course run | status | doctor\n"
+    assert done.stderr == "error: usage: python -m shared.course notebooks | run | status | doctor\n"
 
 
 def test_status_shows_what_is_done(tmp_path, monkeypatch, capsys):
@@ -110,7 +110,8 @@ def test_status_shows_what_is_done(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     (bigram,) = [line for line in lines if line.startswith("01_bigram")]
     assert "laptop, tinyshakespeare" in bigram and "bits per byte 3.500" in bigram
-    assert "next: open weeks/02_mlp/notebook.ipynb" in lines[-1]
+    assert "next exercise: count_pairs, in weeks/01_bigram/my_notebook.ipynb" in lines[-2]
+    assert lines[-1] == "next script: python weeks/02_mlp/run.py --mine"
 
 
 def test_results_of_a_smoke_run_give_way_to_any_other(tmp_path, monkeypatch):
