@@ -165,7 +165,8 @@ def _written(call: Answer | str) -> str:
         return call
     module = call.__module__.replace("torch.nn.functional", "F").replace("torch.nn.modules.", "nn.")
     name = getattr(call, "__qualname__", call.__name__)
-    return f"{module}.{name}" if module == "F" else name
+    is_ours = inspect.isfunction(call) and module.startswith("shared.")  # hers may have the same name
+    return f"{module}.{name}" if module == "F" or is_ours else name
 
 
 def _shape(source: str) -> str | None:

@@ -286,9 +286,9 @@ class _Grading:
 
     def _is_valid(self, arguments: tuple) -> bool:
         """Whether the task allows these arguments, as far as can be told."""
-        if self.exercise.valid is not None and not self.exercise.valid(*arguments):
-            return False
         try:
+            if self.exercise.valid is not None and not self.exercise.valid(*arguments):
+                return False
             expected = self._right(arguments)
         except Exception:
             return False
