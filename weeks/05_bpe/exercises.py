@@ -1,17 +1,19 @@
 """The graded exercises of week 5: counting pairs, merging one, learning merges, cutting a text into pieces,
-encoding a piece, decoding.
+training a tokenizer, encoding a piece, decoding, and the tokenizer as a class.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
+from typing import Any
 
 import regex
 import torch
 from torch import Generator
 
-from shared.course.exercise import Exercise, Mistake, random_int
-from shared.tokenizers.bpe import GPT2_PATTERN, BPETokenizer
+from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
+from shared.tokenizers import bpe_training
+from shared.tokenizers.bpe import GPT2_PATTERN, GPT4_PATTERN, BPETokenizer
 
 WHOLE = r"(?s).+"  # a pattern that cuts nothing: a text is one piece
 
@@ -41,6 +43,27 @@ def _counted(
     return dict(counts)
 
 
+def _overwritten(words: dict[tuple[bytes, ...], int]) -> dict[Pair, int]:
+    counts: dict[Pair, int] = {}
+    for word, times in words.items():
+        counts |= {pair: n * times for pair, n in Counter(zip(word, word[1:])).items()}
+    return counts
+
+
+def _with_zeros(words: dict[tuple[bytes, ...], int]) -> dict[Pair, int]:
+    known = {token for word in words for token in word}
+    return {(left, right): 0 for left in known for right in known} | pair_counts(words)
+
+
+def _not_overlapping(word: tuple[bytes, ...]) -> Iterator[Pair]:
+    """The pairs of a piece, where one that overlaps with the same pair just before it is left out."""
+    last: tuple[Pair, int] | None = None
+    for i, pair in enumerate(zip(word, word[1:])):
+        if last != (pair, i - 1):
+            last = (pair, i)
+            yield pair
+
+
 def _across(words: dict[tuple[bytes, ...], int]) -> dict[Pair, int]:
     text = [token for word, times in words.items() for _ in range(times) for token in word]
     return dict(Counter(zip(text, text[1:])))
@@ -53,22 +76,26 @@ def _count_cases(generator: Generator) -> list[tuple]:
 
     return [
         ({(b"l", b"o", b"w"): 5, (b"l", b"o", b"w", b"e", b"r"): 2},),
-        ({(b"an", b"an", b"an", b"a"): 3, (b"s",): 4},),  # a pair twice in a word; a word without any
+        ({(b"an", b"an", b"an", b"a"): 3, (b"s",): 4},),  # a pair twice in a piece; a piece without any
+        ({(b"a", b"a", b"a", b"a"): 2, (b"b", b"a", b"a"): 3},),  # pairs that overlap
         case(4, 6, "abc"),
         case(6, 8, "abcdef"),
         case(2, 9, "xé"),
         ({(b"a",): 7},),
+        ({},),
     ]
 
 
 PAIR_COUNTS = Exercise(
     task="""Training begins by counting which tokens stand side by side. `words` says how often each piece of
-    the text occurs: its keys are tuples of tokens (bytes), its values counts. Return a dict from each pair of
-    neighbours, (left, right), to how often it occurs in the whole text. A piece that occurs 5 times brings
-    each of its pairs 5 times, a pair that it has twice 10 times. Pieces have no neighbours: no pair reaches
-    from one to the next. Leave out pairs that never occur.""",
+    the text occurs: its keys are tuples of tokens (bytes), its values counts of 1 or more. Return a dict from
+    each pair of neighbours, (left, right), to how often it occurs in the whole text. A piece that occurs 5
+    times brings each of its pairs 5 times, and a pair that it has twice 10 times. Every token but a piece's
+    last begins a pair, so a a a has (a, a) twice. Pieces have no neighbours: no pair reaches from one to the
+    next. The dict has no entry for a pair that never occurs, not even with the value 0.""",
     reference=pair_counts,
     cases=_count_cases,
+    valid=lambda words: all(times > 0 for times in words.values()),
     mistakes=(
         Mistake(
             "how often a piece occurs is forgotten",
@@ -99,6 +126,24 @@ PAIR_COUNTS = Exercise(
             lambda words: _counted(words, lambda word: set(zip(word, word[1:]))),
             "A pair that occurs twice in a piece was counted once, as with `if pair in word` or a set. In"
             " banana, (a, n) occurs twice.",
+        ),
+        Mistake(
+            "a later piece replaces what was counted before",
+            _overwritten,
+            "A pair has the count of the last piece that contains it. dict.update and counts[pair] = ..."
+            " replace a value; add to it: counts[pair] += times.",
+        ),
+        Mistake(
+            "pairs that never occur have an entry",
+            _with_zeros,
+            "There is an entry for every pair of known tokens, most of them 0. Of 50,000 tokens that would be"
+            " 2.5 billion entries; count only what stands side by side.",
+        ),
+        Mistake(
+            "overlapping pairs are counted once",
+            lambda words: _counted(words, _not_overlapping),
+            "a a a was counted as one (a, a), as if the pairs were merged while they are counted. Every token"
+            " but the last begins a pair: it has two.",
         ),
     ),
     hints=(
@@ -147,6 +192,10 @@ def _merged(
     return out
 
 
+def _replaced_in_text(tokens: list[bytes], pair: Pair) -> list[bytes]:
+    return b" ".join(tokens).replace(b" ".join(pair), b"".join(pair)).split(b" ")
+
+
 def _merged_from_the_right(tokens: list[bytes], pair: Pair) -> list[bytes]:
     turned = [t[::-1] for t in tokens[::-1]]
     return [t[::-1] for t in merge_pair(turned, (pair[1][::-1], pair[0][::-1]))[::-1]]
@@ -160,21 +209,25 @@ def _merge_cases(generator: Generator) -> list[tuple]:
         ([b"b", b"a", b"n", b"a", b"n", b"a"], (b"a", b"n")),
         ([b"a", b"a", b"a", b"b"], (b"a", b"a")),  # the pair overlaps with itself
         ([b"ab", b"c", b"a", b"bc", b"ab", b"c"], (b"ab", b"c")),  # the same bytes, other tokens
+        ([b"x"], (b"x", b"x")),
         case(12, "ab", (b"a", b"b")),
         case(10, "ab", (b"b", b"b")),
         case(9, "abc", (b"c", b"a")),
-        ([b"x"], (b"x", b"y")),
+        ([b"ba", b"n", b"a", b"ny", b" ", b"a", b"n", b" "], (b"a", b"n")),  # tokens that end in it; spaces
+        ([], (b"x", b"y")),
         ([b"x", b"y"], (b"x", b"y")),
     ]
 
 
 MERGE_PAIR = Exercise(
     task="""Merging is all that byte-pair encoding does. `tokens` is a list of tokens (bytes), `pair` two
-    tokens (left, right). Return a new list in which every left directly followed by right has become one
-    token, left + right, and all else stays in its order. Go from left to right, and use no token twice: a a a
-    with the pair (a, a) becomes aa a.""",
+    tokens (left, right). Return a list in which every left directly followed by right has become one token,
+    left + right, and all else stays in its order. A token is compared whole: with the pair (a, n), the tokens
+    ba n stay as they are. Go from left to right, and use no token twice: a a a with the pair (a, a) becomes
+    aa a. `tokens` itself is not changed.""",
     reference=merge_pair,
     cases=_merge_cases,
+    valid=lambda tokens, pair: all(tokens) and all(pair),  # no token is empty
     mistakes=(
         Mistake(
             "the last token is lost",
@@ -217,6 +270,13 @@ MERGE_PAIR = Exercise(
             "left + right was compared joined. Then (a, bc) is taken for (ab, c): the same bytes, but another"
             " pair, which has a merge of its own or none.",
         ),
+        Mistake(
+            "replaced in the joined text",
+            _replaced_in_text,
+            "The tokens were joined with spaces and the pair was replaced in that text. Then it is also found"
+            " where it is the end or the beginning of a longer token, and a token that is a space does not"
+            " come back from split.",
+        ),
     ),
     hints=(
         (
@@ -248,11 +308,22 @@ def _as_bytes(words: dict[str, int]) -> dict[tuple[bytes, ...], int]:
     return {tuple(bytes([b]) for b in word.encode()): times for word, times in words.items()}
 
 
-def _learned(words: dict[str, int], n: int, best: Callable[[dict[Pair, int]], Pair]) -> list[Pair]:
-    """best: picks a pair from the counts."""
+def _greatest(counts: dict[Pair, int]) -> Pair:
+    return max(counts, key=lambda pair: (counts[pair], pair))
+
+
+def _learned(
+    words: dict[str, int], n: int, best: Callable[[dict[Pair, int]], Pair], characters: bool = False
+) -> list[Pair]:
+    """best: picks a pair from the counts. characters: begins with those instead of with bytes."""
     pieces, merges = _as_bytes(words), []
+    if characters:
+        pieces = {tuple(c.encode() for c in word): times for word, times in words.items()}
     for _ in range(n):
-        merges.append(best(pair_counts(pieces)))
+        counts = pair_counts(pieces)
+        if not counts:
+            break
+        merges.append(best(counts))
         pieces = {tuple(merge_pair(list(piece), merges[-1])): times for piece, times in pieces.items()}
     return merges
 
@@ -273,19 +344,24 @@ def _learn_cases(generator: Generator) -> list[tuple]:
         ({"abxy": 3, "abz": 1, "azq": 4}, 4),
         ({"aba": 2, "az": 2, "ab": 2}, 3),  # (ab, a) is the greater pair, az the greater token
         ({"aaaa": 1, "bc": 3, "bcbc": 1}, 3),
+        ({"é": 3, "è": 2, "in": 4}, 3),  # characters of two bytes
         case(6, "abcd", 5),
         case(5, "nié", 4),
+        ({"low": 1}, 0),
     ]
 
 
 LEARN_MERGES = Exercise(
     task="""Now the whole training. `words` says how often each piece (str) of the text occurs. Every piece
-    begins as its UTF-8 bytes, one token each. Do `n` times: count the pairs, take the most frequent one,
-    merge it in all pieces. Return the pairs taken, in order, as a list of (left, right). Among equally
-    frequent pairs take the greatest as Python compares tuples of bytes: left first, then right. There are
-    always enough pairs.""",
+    begins as its UTF-8 bytes, one token each. Do `n` times: count the pairs of the pieces as they are now,
+    each as often as its piece occurs; take the most frequent pair; merge it in all pieces. Return the pairs
+    taken, in order, as a list of (left, right). Among equally frequent pairs take the greatest as Python
+    compares tuples of bytes: left first, then right. There are always enough pairs. Your `pair_counts` and
+    `merge_pair` are welcome.""",
     reference=learn_merges,
     cases=_learn_cases,
+    forbids=(BPETokenizer, bpe_training.learn_merges),
+    valid=lambda words, n: n >= 0 and all(times > 0 for times in words.values()),
     mistakes=(
         Mistake(
             "counted only once",
@@ -317,6 +393,18 @@ LEARN_MERGES = Exercise(
             "Among equals, left + right was compared as one string. The pair is compared left first: (ab, a)"
             " is greater than (a, z), though aba is smaller than az.",
         ),
+        Mistake(
+            "characters instead of bytes",
+            lambda words, n: _learned(words, n, _greatest, characters=True),
+            "The pieces were taken apart into characters. é is two bytes, and they are two tokens until a"
+            " merge joins them: word.encode() gives the bytes, a character's encode() all of its bytes in"
+            " one.",
+        ),
+        Mistake(
+            "how often a piece occurs is forgotten",
+            lambda words, n: _learned(dict.fromkeys(words, 1), n, _greatest),
+            "Each different piece was counted once. A pair in a piece that occurs 5 times counts 5 times.",
+        ),
     ),
     hints=(
         (
@@ -343,65 +431,131 @@ def cut(text: str) -> list[str]:
 
 
 def _cut_cases(generator: Generator) -> list[tuple]:
+    pool = ["king", "Rome", "don't", "42", "a1b2", ", ", "--", "   ", "\n", "\n\n", " ", "?!", "we'll", "\t"]
+    pool += ["_", "I'D", "'t", "7_", "x's", " '", "''"]
+
     def case(parts: int) -> tuple[str]:
-        pool = ["king", "Rome", "don't", "42", "a1b2", ", ", "--", "   ", "\n", "\n\n", " ", "?!", "we'll"]
-        return (
-            "".join(
-                pool[random_int(generator, 0, len(pool))] + " " * random_int(generator, 0, 2)
-                for _ in range(parts)
-            ),
-        )
+        drawn = [
+            pool[random_int(generator, 0, len(pool))] + " " * random_int(generator, 0, 2)
+            for _ in range(parts)
+        ]
+        return ("".join(drawn),)
 
     return [
         ("To be, or not to be",),
         ("ROMEO:\nWe'll meet at 10, I'd say.",),
         ("a   b  1600 c3po ",),  # several spaces; letters beside digits; a space at the end
-        ("What?! \n\n  It's -- well, he's gone",),
+        ("What?! \n\n  It's -- well, he's gone\n\n",),
+        ("they've, we're, I'm, can't, she'd: 'tis o'clock, rock'n'roll, dogs' ''s",),
+        ("IT'S WE'LL I'D",),  # GPT-2 knows contractions in small letters only
+        ('snake_case _x x_1 3.14 12345 $9 ("so") #!',),
+        ("\tone\n two\r\n\t three \t4 \t, ",),  # only a space goes with what comes next
         case(8),
-        case(12),
-        ("",),
+        case(14),
     ]
+
+
+def _cut_by(pattern: str) -> Callable[[str], list[str]]:
+    return regex.compile(pattern).findall
+
+
+def _split(text: str) -> list[str]:
+    return text.split()
 
 
 CUT = Exercise(
     task="""Before anything is merged, a text is cut into pieces, and no token reaches across a cut. Cut
-    `text` (ASCII) as GPT-2 does, into a list of str that joined give the text again. At each place, the first
-    of these that fits is a piece: 's 't 'd 'm 'll 've or 're; a run of letters, with one space before it if
-    there is one; a run of digits, likewise; a run of other signs (neither letters, digits nor white space),
-    likewise; a run of two or more white-space characters, all but the last of them if text follows; or white
-    space. A regular expression does it in one line: import re, or regex.""",
+    `text` as GPT-2 does, into a list of str that joined give the text again. The text is ASCII; white space
+    is the space, the tab and the line breaks \\n and \\r. Begin at the start of the text. At each place,
+    the first of these six that fits is a piece, as long as it can be, and the next piece begins behind it:
+
+    1. one of 's 't 'd 'm 'll 've 're, in small letters;
+    2. a run of letters, with one space before it if there is one;
+    3. a run of digits, likewise with one space before it if there is one;
+    4. a run of other signs (all but letters, digits and white space; so also _ and '), likewise;
+    5. a run of white space: if it is followed by anything else, all but its last character, where that
+       leaves one; at the end of the text, all of it;
+    6. a run of white space.
+
+    A regular expression does it in one line: import re, or regex.""",
     reference=cut,
     cases=_cut_cases,
+    forbids=(BPETokenizer,),
+    valid=lambda text: text.isascii() and not set("\x0b\x0c\x1c\x1d\x1e\x1f") & set(text),
     mistakes=(
         Mistake(
             "str.split",
-            lambda text: text.split(),
+            _split,
             "split throws the white space away, and the text cannot be had back: every character has to be in"
             " a piece. It leaves the comma with its word as well, so `be` and `be,` have nothing in common.",
         ),
         Mistake(
             "white space is lost",
-            lambda text: regex.findall(r"'(?:[sdmt]|ll|ve|re)|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+", text),
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+"),
             "Words and signs are cut well, but the white space between them is gone, and with it the lines of"
             " the verse.",
         ),
         Mistake(
             "the space is behind the word",
-            lambda text: regex.findall(
-                r"'(?:[sdmt]|ll|ve|re) ?|\p{L}+ ?|\p{N}+ ?|[^\s\p{L}\p{N}]+ ?|\s+", text
-            ),
+            _cut_by(r"'(?:[sdmt]|ll|ve|re) ?|\p{L}+ ?|\p{N}+ ?|[^\s\p{L}\p{N}]+ ?|\s+"),
             "The space went with the word before it. GPT-2 puts it in front of the next word: a model that"
             " writes word by word then needs no token for the space, and a word is the same before a space, a"
             " comma and the end.",
         ),
         Mistake(
             "the last of several spaces is not left to the word",
-            lambda text: regex.findall(
-                r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", text
-            ),
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"),
             r"After several spaces the word stands alone, and its token is another than after one space."
             r" \s+(?!\S) before \s+ takes all of them but "
             "the last, which goes with the word.",
+        ),
+        Mistake(
+            "every white-space character is a piece",
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s"),
+            "Each character of white space became a piece of its own. Number 5 of the list takes a run: four"
+            " spaces before a word are a piece of three, and one that goes with the word.",
+        ),
+        Mistake(
+            "case is ignored",
+            _cut_by(r"(?i)'(?:[sdmt]|ll|ve|re)| ?[a-z]+| ?[0-9]+| ?[^\sa-z0-9]+|\s+(?!\S)|\s+"),
+            "'S and 'LL were cut off like 's and 'll. GPT-2 knows its contractions in small letters only"
+            " (GPT-4's pattern mends that); the text IT'S becomes IT, ' and S.",
+        ),
+        Mistake(
+            "the underscore is a letter",
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d]+| ?\d+| ?(?:[^\s\w])+|\s+(?!\S)|\s+"),
+            r"snake_case stayed whole: \w contains the underscore, and so does [^\W\d]. It is a sign, as the"
+            " hyphen is.",
+        ),
+        Mistake(
+            "the underscore is lost",
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?\d+| ?[^\s\w]+|\s+(?!\S)|\s+"),
+            r"The underscore is in no piece: \w contains it, so [^\s\w] leaves it out, and it is none of the"
+            " letters either. Joined, the pieces must give the text again.",
+        ),
+        Mistake(
+            "letters and digits in one piece",
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"),
+            "Letters and digits were taken together: c3po is c, 3 and po. Letters are one run, digits"
+            " another.",
+        ),
+        Mistake(
+            "the apostrophe is a sign first",
+            _cut_by(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+|'(?:[sdmt]|ll|ve|re)"),
+            "The contractions were never found: the run of signs comes before them, and takes the apostrophe."
+            " The first that fits is taken, so they must stand first.",
+        ),
+        Mistake(
+            "any white space goes with the word",
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)|\s?\p{L}+|\s?\p{N}+|\s?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+            "A line break or a tab went with the word behind it. Only a space does: a line break is a piece"
+            " of its own.",
+        ),
+        Mistake(
+            "GPT-4's pattern",
+            _cut_by(GPT4_PATTERN),
+            "This is GPT-4's pattern, which takes any one sign before a word, three digits at most, and"
+            " contractions in capitals. The task is GPT-2's.",
         ),
     ),
     hints=(
@@ -420,7 +574,152 @@ CUT = Exercise(
 )
 
 
-# ---- 5. encoding
+# ---- 5. training
+
+
+def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
+    return bpe_training.learn_merges(Counter(regex.findall(GPT2_PATTERN, text)), vocab_size - 256, False)
+
+
+def _trained(
+    pieces: Iterable[str], n: int, best: Callable[[dict[Pair, int]], Pair] = _greatest, least: int = 1
+) -> list[Pair]:
+    """At most `n` merges. least: how often a pair must occur to be merged."""
+    words, merges = _as_bytes(Counter(pieces)), []
+    while len(merges) < n:
+        counts = pair_counts(words)
+        if not counts or max(counts.values()) < least:
+            break
+        merges.append(best(counts))
+        merged: Counter[tuple[bytes, ...]] = Counter()
+        for piece, times in words.items():
+            merged[tuple(merge_pair(list(piece), merges[-1]))] += times
+        words = merged
+    return merges
+
+
+def _pieces(text: str) -> list[str]:
+    return regex.findall(GPT2_PATTERN, text)
+
+
+TRAINED_ON = (
+    "She sells sea shells by the sea shore. The shells she sells are sea-shells, I'm sure.\n\n"
+    "So if she sells sea shells on the sea shore, then I'm sure she sells sea-shore shells.\n"
+)
+
+
+def _train_cases(generator: Generator) -> list[tuple]:
+    def case(words: int, alphabet: str, vocab_size: int) -> tuple[str, int]:
+        drawn = [_letters(generator, random_int(generator, 1, 6), alphabet) for _ in range(words)]
+        text = "".join(word + ("\n", " ", ", ")[random_int(generator, 0, 3)] for word in drawn)
+        return text, vocab_size
+
+    return [
+        ("low lower lowest", 260),
+        (TRAINED_ON, 256 + 40),
+        ("ab ab", 300),  # pairs for three tokens only
+        ("naïve café, naïve cafés; 中文 中文 😀😀 😀", 256 + 12),
+        ("1600 1600 16 160 don't don't isn't   x   x", 256 + 9),
+        case(40, "abc", 256 + 25),
+        case(30, "aé", 256 + 15),
+        ("to be", 256),
+        ("", 300),
+    ]
+
+
+TRAIN_BPE = Exercise(
+    task="""Now the tokenizer of a whole text. `train_bpe(text, vocab_size)` returns its merges, a list of
+    (left, right) in the order in which they were learned. `text` may hold any characters: cut it with
+    `regex.findall(GPT2_PATTERN, text)`, which are the rules of `cut` with the letters and digits of every
+    script; GPT2_PATTERN comes from shared.tokenizers.bpe. Count how often each different piece occurs, and
+    learn from these counts as in `learn_merges`: from UTF-8 bytes, the most frequent pair first, of equally
+    frequent ones the greatest. The vocabulary has `vocab_size` tokens (256 or more): the 256 bytes, and one
+    for each merge. Where the text has no pair left, the list ends early; a pair that occurs once is merged
+    like any other.""",
+    reference=train_bpe,
+    cases=_train_cases,
+    points=3,
+    forbids=(BPETokenizer, bpe_training.learn_merges),
+    valid=lambda text, vocab_size: vocab_size >= 256,
+    mistakes=(
+        Mistake(
+            "the text is not cut",
+            lambda text, vocab_size: _trained([text], vocab_size - 256),
+            "The whole text was one piece, and tokens reach over the ends of words. Cut first, then count the"
+            " pieces.",
+        ),
+        Mistake(
+            "the bytes do not count",
+            lambda text, vocab_size: _trained(_pieces(text), vocab_size),
+            "There are as many merges as the vocabulary has tokens. The 256 bytes belong to the vocabulary:"
+            " vocab_size - 256 merges are left.",
+        ),
+        Mistake(
+            "the spaces are lost",
+            lambda text, vocab_size: _trained(text.split(), vocab_size - 256),
+            "The text was cut with split, and no token has a space. The space belongs to the word behind it.",
+        ),
+        Mistake(
+            "letters are A to Z only",
+            lambda text, vocab_size: _trained(
+                regex.findall(
+                    r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text
+                ),
+                vocab_size - 256,
+            ),
+            "naïve was cut at its ï: for this pattern, as for `cut`, a letter is A to Z. The text may hold"
+            " any characters, and GPT2_PATTERN knows the letters of every script.",
+        ),
+        Mistake(
+            "how often a piece occurs is forgotten",
+            lambda text, vocab_size: _trained(set(_pieces(text)), vocab_size - 256),
+            "Each different piece was counted once, however often it occurs in the text.",
+        ),
+        Mistake(
+            "pairs that occur once are not merged",
+            lambda text, vocab_size: _trained(_pieces(text), vocab_size - 256, least=2),
+            "It stopped when no pair occurred twice. That may be wise, but the task asks for vocab_size"
+            " tokens, as long as there are pairs at all.",
+        ),
+        Mistake(
+            "the first of equals",
+            lambda text, vocab_size: _trained(
+                _pieces(text), vocab_size - 256, lambda counts: max(counts, key=counts.__getitem__)
+            ),
+            "Among equally frequent pairs this takes the one it met first. The key of max needs the pair"
+            " behind the count.",
+        ),
+        Mistake(
+            "the smallest of equals",
+            lambda text, vocab_size: _trained(
+                _pieces(text),
+                vocab_size - 256,
+                lambda counts: min(counts, key=lambda pair: (-counts[pair], pair)),
+            ),
+            "Among equally frequent pairs the smallest was taken. Ours is the greatest.",
+        ),
+    ),
+    hints=(
+        (
+            "Three parts: cut; count the pieces with Counter; learn the merges. `learn_merges` does the last"
+            " one, but it relies on there being pairs enough."
+        ),
+        (
+            "Begin with Counter(regex.findall(GPT2_PATTERN, text)), and a dict from tuples of single bytes to"
+            " counts. Loop until there are vocab_size - 256 merges, and leave the loop when pair_counts gives"
+            " an empty dict."
+        ),
+        (
+            "pieces = {tuple(bytes([b]) for b in piece.encode()): n for piece, n in"
+            " Counter(regex.findall(GPT2_PATTERN, text)).items()}; then while len(merges) < vocab_size - 256:"
+            " counts = pair_counts(pieces); if not counts: break; take the best, and merge it in all pieces,"
+            " as in learn_merges."
+        ),
+    ),
+)
+
+
+# ---- 6. encoding
 
 
 def encode_piece(piece: str, merges: list[tuple[bytes, bytes]]) -> list[bytes]:
@@ -445,6 +744,14 @@ def _encoded(
     return tokens
 
 
+def _leftmost(piece: str, merges: list[Pair]) -> list[bytes]:
+    tokens = [bytes([b]) for b in piece.encode()]
+    while able := [i for i, pair in enumerate(zip(tokens, tokens[1:])) if pair in merges]:
+        i = able[0]
+        tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+    return tokens
+
+
 def _longest_first(piece: str, merges: list[Pair]) -> list[bytes]:
     vocab = {bytes([i]) for i in range(256)} | {a + b for a, b in merges}
     rest = piece.encode()
@@ -455,32 +762,47 @@ def _longest_first(piece: str, merges: list[Pair]) -> list[bytes]:
     return out
 
 
+def _can_be_learned(merges: list[Pair]) -> bool:
+    """Whether each merge makes a new token, of bytes and of tokens made before."""
+    known = {bytes([i]) for i in range(256)}
+    for left, right in merges:
+        if left not in known or right not in known or left + right in known:
+            return False
+        known.add(left + right)
+    return True
+
+
 def _encode_cases(generator: Generator) -> list[tuple]:
     def case(length: int, alphabet: str, n: int) -> tuple[str, list[Pair]]:
         text = _letters(generator, 60, alphabet)
         return _letters(generator, length, alphabet), BPETokenizer.train(text, 256 + n, WHOLE).merges
 
-    ranks = [(b"b", b"c"), (b"a", b"b"), (b"bc", b"d"), (b"c", b"d")]
+    ranks = [(b"b", b"c"), (b"a", b"b"), (b"bc", b"d"), (b"c", b"d"), (b"a", b"bcd")]
     return [
         ("abcd", ranks),
         ("ababc", ranks),  # here ab is the more frequent pair, bc the earlier
+        ("bcd", ranks),
         ("abcbc", ranks),  # here ab stands first
-        ("abc", [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc")]),
+        ("aaaaaaa", [(b"a", b"a"), (b"aa", b"aa"), (b"aa", b"a")]),
         ("café", ranks),  # no merge for the two bytes of é
         case(12, "abc", 10),
         case(10, "éñx", 6),
         ("", ranks),
+        ("to be", []),
     ]
 
 
 ENCODE_PIECE = Exercise(
-    task="""A trained tokenizer encodes by doing its merges again, in the order in which they were learned.
-    `piece` is one piece of text (str), `merges` a list of (left, right), learned first to last. Begin with
-    the UTF-8 bytes of the piece, one token each. Of all pairs that stand side by side, merge the one that
-    comes first in `merges`, wherever it stands; go on until no pair is in `merges`. Return the tokens, a list
-    of bytes.""",
+    task="""A trained tokenizer encodes with what it learned. `piece` is one piece of text (str), `merges` a
+    list of (left, right), the one learned first at its beginning. Begin with the UTF-8 bytes of the piece,
+    one token each. Then, again and again: look at all pairs of tokens that stand side by side now, and take
+    the one that stands earliest in `merges`; merge it everywhere in the piece, from left to right. When none
+    of the pairs is in `merges`, return the tokens, a list of bytes. The merges are as training gives them:
+    each makes a token that no other one makes, and stands behind the merges that make its two halves.""",
     reference=encode_piece,
     cases=_encode_cases,
+    forbids=(BPETokenizer,),
+    valid=lambda piece, merges: _can_be_learned(merges),
     mistakes=(
         Mistake(
             "the longest token first",
@@ -493,6 +815,12 @@ ENCODE_PIECE = Exercise(
             lambda piece, merges: _encoded(piece, merges, lambda tokens, able: able[0]),
             "The leftmost pair that can be merged was merged first. It is not where a pair stands that"
             " decides, but how early it was learned.",
+        ),
+        Mistake(
+            "the leftmost place first",
+            _leftmost,
+            "The first place from the left where anything can be merged was merged, again and again. It is"
+            " not where a pair stands that decides, but how early it was learned.",
         ),
         Mistake(
             "the most frequent pair of the piece",
@@ -516,6 +844,12 @@ ENCODE_PIECE = Exercise(
             "The piece was taken apart into characters. Each é is two bytes, and two tokens to begin with; as"
             " one it is a token that the vocabulary may not have, and no merge of its bytes is ever found.",
         ),
+        Mistake(
+            "the last merge first",
+            lambda piece, merges: _encoded(piece, merges, lambda tokens, able: max(able, key=merges.index)),
+            "Of the pairs that can be merged, the one learned last was taken. The one learned first goes"
+            " first: it has the lowest rank.",
+        ),
     ),
     hints=(
         "A loop: which neighbours are in `merges`, which of them comes first there, merge that one.",
@@ -525,13 +859,14 @@ ENCODE_PIECE = Exercise(
         ),
         (
             "Simpler still: tokens = [bytes([b]) for b in piece.encode()], then for pair in merges: tokens ="
-            " merge_pair(tokens, pair). A later merge never makes room for an earlier one."
+            " merge_pair(tokens, pair). It gives the same, since a later merge never makes room for an"
+            " earlier one; it is slow where there are many merges."
         ),
     ),
 )
 
 
-# ---- 6. decoding
+# ---- 7. decoding
 
 
 def decode_ids(ids: list[int], vocab: dict[int, bytes]) -> str:
@@ -559,6 +894,8 @@ def _decode_cases(generator: Generator) -> list[tuple]:
         (list("中文".encode())[1:], vocab),  # begins in the middle of one
         case("a_b_ñ_c_"),
         case("_ö__ß_"),
+        (list("\ufeff\r\n to be \n\n".encode()), vocab),  # nothing is stripped at the ends
+        ([0xFF, 256, 0xF0, 0x9F, 33, 0xE4, 0xB8, 0xE9], vocab),  # bytes that are no character
         ([], vocab),
     ]
 
@@ -567,9 +904,11 @@ DECODE_IDS = Exercise(
     task="""Back from ids to text. `ids` is a list of token ids, `vocab` gives the bytes of each. Return the
     text (str) that all the bytes together stand for, read as UTF-8. A character's bytes may be spread over
     several tokens. Bytes that are no character, as when the ids stop in the middle of one, become U+FFFD, the
-    sign �, which is what errors="replace" does.""",
+    sign �, as many as errors="replace" gives; the characters around them stay. Nothing else is changed: white
+    space at the ends belongs to the text.""",
     reference=decode_ids,
     cases=_decode_cases,
+    forbids=(BPETokenizer,),
     mistakes=(
         Mistake(
             "decoded token by token",
@@ -607,4 +946,321 @@ DECODE_IDS = Exercise(
 )
 
 
-EXERCISES: tuple[Exercise, ...] = (PAIR_COUNTS, MERGE_PAIR, LEARN_MERGES, CUT, ENCODE_PIECE, DECODE_IDS)
+# ---- 8. the tokenizer
+
+
+class BPE:
+    """Byte-pair encoding with given merges."""
+
+    def __init__(self, merges: list[tuple[bytes, bytes]], special_tokens: tuple[str, ...] = ()):
+        self._tokenizer = BPETokenizer(merges, special_tokens=special_tokens)
+        self.vocab = self._tokenizer.vocab
+
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        return self._tokenizer.encode(text, allowed_special)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+
+BPE_STUB = """class BPE:
+    def __init__(
+        self, merges: list[tuple[bytes, bytes]], special_tokens: tuple[str, ...] = ()
+    ):
+        # your code here: self.vocab, a dict from each id to its bytes
+        ...
+
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        # your code here
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        # your code here
+        ...
+"""
+END, TURN = "<|endoftext|>", "[turn]"
+ODD = "naïve café 中文 😀👍🏽  don't  \n\n x_1=1600; IT'S\t "
+
+
+def _bpe_cases(generator: Generator) -> list[tuple]:
+    def case(words: int, alphabet: str, n: int, special_tokens: tuple[str, ...]) -> tuple:
+        drawn = [_letters(generator, random_int(generator, 1, 7), alphabet) for _ in range(words)]
+        text = " ".join(drawn)
+        merges = train_bpe(text, 256 + n)
+        return merges, special_tokens, text[::-1] + END + ODD
+
+    low = [(b"o", b"w"), (b"l", b"ow"), (b"low", b"e"), (b" ", b"lowe")]
+    return [
+        (low, (), "low lower"),
+        (train_bpe("don't can't isn't won't " * 3, 266), (), "can't 'tis 'twas  don't"),  # cuts matter
+        (train_bpe(TRAINED_ON, 300), (), "The sea shells, she's sure\n"),
+        (train_bpe(TRAINED_ON, 300), (END,), f"by the shore.{END} So she sells"),
+        (train_bpe(ODD * 2, 290), (END, TURN), f"{TURN}{ODD}{END}{END}turn endoftext {TURN} {ODD}"),
+        ([], (END,), f"  {ODD}{END}"),
+        case(30, "abc", 12, (END,)),
+        case(30, "aé", 10, (TURN, END)),
+    ]
+
+
+def _observe_bpe(
+    answer: Callable, merges: list[Pair], special_tokens: tuple[str, ...], text: str
+) -> Iterator[tuple[str, Any]]:
+    building.takes(answer, "merges", "special_tokens")
+    _remembers_well(answer)
+    tokenizer = answer(list(merges), special_tokens)
+    encode, decode = building.method(tokenizer, "encode"), building.method(tokenizer, "decode")
+    vocab = getattr(tokenizer, "vocab", None)
+    if not isinstance(vocab, dict):
+        raise NotRight("it has no dict `vocab`, which gives the bytes of each id.")
+    yield "the vocabulary", dict(sorted(vocab.items()))
+    ids = encode(text)
+    yield "the ids of the text", list(ids)
+    yield "the text that decode gives for its ids", decode(ids)
+    for special in special_tokens:
+        allowed = encode(text, allowed_special=(special,))
+        yield f"the ids of the text with {special} allowed", allowed
+        yield f"the text for the ids with {special} allowed", decode(allowed)
+    yield "the ids with all special tokens allowed", encode(text, allowed_special=special_tokens)
+    for few in ([240, 159, 152, 128], [255, 97, 195], []):
+        yield f"the text of the ids {few}", decode(few)
+
+
+def _remembers_well(answer: Callable) -> None:
+    """Raises NotRight for a dict of remembered pieces that is shared, or handed out."""
+    tokenizer = answer([(b"z", b"q")])
+    first = tokenizer.encode("zqzq")
+    kept = list(first)
+    if kept == answer([]).encode("zqzq") == [256, 256]:
+        raise NotRight(
+            "a second tokenizer, made without merges, gives the ids of the first one: what it remembers"
+            " belongs to the class, and all its objects share it. Make that dict in __init__."
+        )
+    first.append(0)
+    if list(tokenizer.encode("zqzq")) == [*kept, 0]:
+        raise NotRight(
+            "encode gave a list, its caller appended to that list, and the next encode of the same text gives"
+            " the longer one: what is remembered must not be handed out. Return a new list."
+        )
+
+
+class _AnyBPE(BPE):
+    """The right answer, written so that parts of it can be replaced."""
+
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        ids: list[int] = []
+        for part in self._parts(text, allowed_special):
+            if part in allowed_special:
+                ids.append(self._tokenizer.special_tokens[part])
+            else:
+                ids += self._plain(part)
+        return ids
+
+    def _parts(self, text: str, allowed: tuple[str, ...]) -> list[str]:
+        return regex.split(f"({'|'.join(map(regex.escape, allowed))})", text) if allowed else [text]
+
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+class _AlwaysSpecial(_AnyBPE):
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        return super().encode(text, tuple(self._tokenizer.special_tokens))
+
+
+class _NeverSpecial(_AnyBPE):
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        return self._plain(text)
+
+
+class _AllAllowed(_AnyBPE):
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        return super().encode(text, tuple(self._tokenizer.special_tokens) if allowed_special else ())
+
+
+class _NotEscaped(_AnyBPE):
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        ids: list[int] = []
+        for part in regex.split(f"({'|'.join(allowed_special)})", text) if allowed_special else [text]:
+            ids += [self._tokenizer.special_tokens[part]] if part in allowed_special else self._plain(part)
+        return ids
+
+
+class _Dropped(_AnyBPE):
+    def _parts(self, text: str, allowed: tuple[str, ...]) -> list[str]:
+        return regex.split("|".join(map(regex.escape, allowed)), text) if allowed else [text]
+
+
+class _Uncut(_AnyBPE):
+    def _plain(self, text: str) -> list[int]:
+        return BPETokenizer(self._tokenizer.merges, WHOLE).encode(text)
+
+
+class _AsciiCut(_AnyBPE):
+    def _plain(self, text: str) -> list[int]:
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
+        return BPETokenizer(self._tokenizer.merges, pattern).encode(text)
+
+
+class _LongestFirst(_AnyBPE):
+    def _plain(self, text: str) -> list[int]:
+        ids = {token: i for i, token in BPETokenizer(self._tokenizer.merges).vocab.items()}
+        pieces = regex.findall(GPT2_PATTERN, text)
+        return [ids[t] for piece in pieces for t in _longest_first(piece, self._tokenizer.merges)]
+
+
+class _SpecialsBeforeMerges(_AnyBPE):
+    def __init__(self, merges: list[tuple[bytes, bytes]], special_tokens: tuple[str, ...] = ()):
+        plain = list(BPETokenizer(merges).vocab.values())
+        tokens = [*plain[:256], *(special.encode() for special in special_tokens), *plain[256:]]
+        ids = {special: 256 + i for i, special in enumerate(special_tokens)}
+        self._tokenizer = BPETokenizer(merges, special_tokens=ids, vocab=dict(enumerate(tokens)))
+        self.vocab = self._tokenizer.vocab
+
+
+class _TokenByToken(_AnyBPE):
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.vocab[i].decode(errors="replace") for i in ids)
+
+
+class _Ignoring(_AnyBPE):
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self.vocab[i] for i in ids).decode(errors="ignore")
+
+
+class _SpecialsNotDecoded(_AnyBPE):
+    def decode(self, ids: list[int]) -> str:
+        specials = self._tokenizer.special_tokens.values()
+        return super().decode([i for i in ids if i not in specials])
+
+
+BPE_CLASS = Exercise(
+    task="""Build the tokenizer, with all that you have. `BPE(merges, special_tokens)` is made of the merges
+    that training gave and of texts that stand for one token each, such as `("<|endoftext|>",)`; no special
+    token is a part of another.
+
+    `vocab` is a dict from each id to its bytes: ids 0 to 255 are the bytes, 256 is the token that the first
+    merge makes, and so on in order; behind the merges come the special tokens in their order, each with the
+    bytes of its text.
+
+    `encode(text, allowed_special)` gives the ids of a text, a list of int. Cut the text with
+    `regex.findall(GPT2_PATTERN, text)`, encode each piece by its merges, and look up the ids. A special
+    token's text is plain text, cut and merged like any other, unless `allowed_special` contains it: then each
+    place where it stands becomes its id, and the text before it, between and behind is encoded as if it stood
+    alone.
+
+    `decode(ids)` gives the text of ids, special tokens with their text; bytes that are no character become �.
+    For every text, decode(encode(text)) is the text. Words come back often: a dict that remembers the ids of
+    each piece makes encode many times faster.""",
+    reference=BPE,
+    cases=_bpe_cases,
+    observe=_observe_bpe,
+    stub=BPE_STUB,
+    points=3,
+    forbids=(BPETokenizer,),
+    valid=lambda merges, special_tokens, text: (
+        _can_be_learned(merges) and all(len(special) > 3 for special in special_tokens)
+    ),
+    mistakes=(
+        Mistake(
+            "special tokens are always allowed",
+            _AlwaysSpecial,
+            "The text of a special token became its id although nobody allowed it. Whoever types into your"
+            " program could then end its instructions and begin others.",
+        ),
+        Mistake(
+            "special tokens are never encoded",
+            _NeverSpecial,
+            "A special token is plain text even where allowed_special contains it. Split the text at the"
+            " allowed ones first, and give each its id.",
+        ),
+        Mistake(
+            "one is allowed, all are taken",
+            _AllAllowed,
+            "With one special token allowed, the others were encoded as well. Only those in allowed_special"
+            " are.",
+        ),
+        Mistake(
+            "the special token is read as a pattern",
+            _NotEscaped,
+            "<|endoftext|> was put into a regular expression as it is, where | means `or`, and [turn] means"
+            " one of four letters. regex.escape takes the meaning away.",
+        ),
+        Mistake(
+            "the special token vanishes",
+            _Dropped,
+            "The text was split at the special tokens, and they were lost: regex.split keeps what a group"
+            " captures, so put the alternatives into ( ).",
+        ),
+        Mistake(
+            "the text is not cut",
+            _Uncut,
+            "The merges were done on the whole text, so that tokens reach across the cuts. Cut first, then"
+            " encode each piece.",
+        ),
+        Mistake(
+            "letters are A to Z only",
+            _AsciiCut,
+            "naïve was cut at its ï. Your `cut` is for ASCII; GPT2_PATTERN knows the letters of every"
+            " script.",
+        ),
+        Mistake(
+            "the longest token first",
+            _LongestFirst,
+            "Each piece was taken apart into the longest tokens from the left. The order of the merges"
+            " decides: `encode_piece`.",
+        ),
+        Mistake(
+            "special tokens come before the merges",
+            _SpecialsBeforeMerges,
+            "The special tokens took the ids from 256 on, and all merges moved. They come last: a tokenizer"
+            " that gets one more special token keeps its other ids.",
+        ),
+        Mistake(
+            "decoded token by token",
+            _TokenByToken,
+            "decode turns each token into text by itself. A character may be spread over several tokens: join"
+            " the bytes of all, then decode once.",
+        ),
+        Mistake(
+            "wrong bytes are dropped",
+            _Ignoring,
+            'decode drops bytes that are no character. errors="replace" shows that something is missing.',
+        ),
+        Mistake(
+            "special tokens are not decoded",
+            _SpecialsNotDecoded,
+            "decode leaves the special tokens out. They are in `vocab` like the others, and decode gives"
+            " their text.",
+        ),
+    ),
+    hints=(
+        (
+            "Three dicts: vocab, its reverse from bytes to ids, and one from special tokens to their ids."
+            " encode splits at the allowed special tokens, then cuts, then merges."
+        ),
+        (
+            "vocab: start with {i: bytes([i]) for i in range(256)}; for each merge vocab[len(vocab)] = left +"
+            " right. Take the reverse before the special tokens are added. regex.split keeps what a group"
+            " captures, so f\"({'|'.join(map(regex.escape, allowed_special))})\" leaves the special tokens"
+            " among the parts; with nothing allowed, do not split."
+        ),
+        (
+            "for part in parts: if part in allowed_special: ids.append(self.special_ids[part]); else: for"
+            " piece in regex.findall(GPT2_PATTERN, part): ids += [self.ids[token] for token in"
+            ' encode_piece(piece, self.merges)]. decode: b"".join(self.vocab[i] for i in'
+            ' ids).decode("utf-8", errors="replace").'
+        ),
+    ),
+)
+
+
+EXERCISES: tuple[Exercise, ...] = (
+    PAIR_COUNTS,
+    MERGE_PAIR,
+    LEARN_MERGES,
+    CUT,
+    TRAIN_BPE,
+    ENCODE_PIECE,
+    DECODE_IDS,
+    BPE_CLASS,
+)
