@@ -5,9 +5,16 @@ Its tokenizer is trained first, on the same text.
     python weeks/05_bpe/run.py --preset laptop
     # characters and vocabularies of several sizes, at equal compute
     python weeks/05_bpe/run.py --preset laptop --study vocab
+    # with your own train_bpe and BPE, as far as they are solved
+    python weeks/05_bpe/run.py --preset laptop --mine
+
+With --mine your `train_bpe` learns the merges, and your `BPE` decodes what the model writes; the course's
+tokenizer does these merges on the text, for its speed. At the laptop preset a `train_bpe` that counts all
+pairs anew for each merge takes a few minutes more, at the smoke preset a few seconds.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -30,6 +37,8 @@ SENTENCE = "To be, or not to be, that is the question: 1234567 antidisestablishm
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     vocab_size: int = 1024
     """Of the tokenizer, the 256 bytes among them."""
     model: GPTConfig = GPTConfig.preset("mini")
@@ -125,7 +134,7 @@ def main(settings: Settings) -> dict[str, float]:
     TokenDataset(held_out, settings.train.block_size)  # what is too short for bytes is too short for tokens
     measured = compression(train_text, val_text, settings.vocab_sizes)
     started = clock()
-    tokenizer = BPETokenizer.train(train_text, settings.vocab_size)
+    tokenizer = learned_tokenizer(train_text, settings.vocab_size, work.mine("train_bpe", None))
     tokenizer_seconds = clock() - started
     corpus = load_corpus(settings.data, tokenizer, settings.train.block_size)
     bytes_per_token = len(held_out) / len(corpus.val)
@@ -133,12 +142,13 @@ def main(settings: Settings) -> dict[str, float]:
         f"tokenizer: {tokenizer.vocab_size} tokens in {tokenizer_seconds:.1f} s; {bytes_per_token:.2f} bytes"
         " of held-out text a token"
     )
+    reader = work.mine("BPE", BPETokenizer)(tokenizer.merges)
     with work.log("bpe", settings) as log:
         result = fit(settings.model, settings.train, corpus, work, log, resume=settings.resume)
         model = GPT.from_checkpoint(work.checkpoints / "bpe" / "best")
-        sample = tokenizer.decode(list(generate(model, corpus.start, 1000, temperature=0.8, seed=1)))
+        sample = reader.decode(list(generate(model, corpus.start, 1000, temperature=0.8, seed=1)))
         words = known_words(sample, train_text)
-        tokens = [tokenizer.decode([i]) for i in tokenizer.encode(SENTENCE)]
+        tokens = [reader.decode([i]) for i in reader.encode(SENTENCE)]
         log.artifact(sample=sample[:1000], sentence=SENTENCE, tokens=tokens)
         log.artifact(compression=measured)
         log.finish(
@@ -170,6 +180,14 @@ def main(settings: Settings) -> dict[str, float]:
         },
         draw,
     )
+
+
+def learned_tokenizer(text: str, vocab_size: int, train_bpe: Callable | None) -> BPETokenizer:
+    """A tokenizer with the merges that `train_bpe`, the learner's, finds in a text; None: the course's."""
+    if train_bpe is None:
+        return BPETokenizer.train(text, vocab_size)
+    print(f"your train_bpe learns {vocab_size - 256:,} merges from {len(text):,} characters ...", flush=True)
+    return BPETokenizer(train_bpe(text, vocab_size))
 
 
 def compression(train_text: str, val_text: str, sizes: tuple[int, ...]) -> dict[str, list[float]]:
