@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import chain, count, pairwise, takewhile
 from unittest.mock import patch
 
+import regex
 import tiktoken
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from shared.models.gpt import GPT, GPTConfig
+from shared.tokenizers.bpe import GPT2_PATTERN
 from shared.training.optim import build_optimizers
 from tests.course.answers.register import answer
 
@@ -73,6 +75,41 @@ def decode_ids(ids, vocab):
     """Byte by byte, as a stream is decoded."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return "".join(decoder.decode(vocab[i]) for i in ids) + decoder.decode(b"", final=True)
+
+
+@answer
+def train_bpe(text, vocab_size):
+    """Without counting the pieces: all of them are kept, in the order of the text."""
+    pieces = [[bytes([b]) for b in piece.encode()] for piece in regex.findall(GPT2_PATTERN, text)]
+    merges = []
+    while len(merges) < vocab_size - 256:
+        counts = Counter(pair for piece in pieces for pair in pairwise(piece))
+        if not counts:
+            break
+        most = max(counts.values())
+        merges.append(max(pair for pair, count in counts.items() if count == most))
+        pieces = [merge_pair(piece, merges[-1]) for piece in pieces]
+    return merges
+
+
+@answer
+class BPE:
+    """tiktoken, with ranks in the order of the merges."""
+
+    def __init__(self, merges, special_tokens=()):
+        tokens = [bytes([i]) for i in range(256)] + [left + right for left, right in merges]
+        specials = {special: len(tokens) + i for i, special in enumerate(special_tokens)}
+        self.vocab = dict(enumerate([*tokens, *(special.encode() for special in special_tokens)]))
+        ranks = {token: i for i, token in enumerate(tokens)}
+        self.theirs = tiktoken.Encoding(
+            "ours", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+        )
+
+    def encode(self, text, allowed_special=()):
+        return self.theirs.encode(text, allowed_special=set(allowed_special), disallowed_special=())
+
+    def decode(self, ids):
+        return self.theirs.decode(ids, errors="replace")
 
 
 # ---- week 6
