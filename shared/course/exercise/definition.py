@@ -89,6 +89,10 @@ class Exercise:
     """Whether arguments are such as the task allows, when the grader looks for a smaller failing case. None:
     all that the reference takes without an error.
     """
+    explain: Callable[..., str | None] | None = None
+    """What is wrong with a function's result, in a sentence for the learner: called with the result and the
+    arguments of the smallest case that shows it. None: nothing that it knows of.
+    """
     points: int = 1
     """For a teacher's table: 1 for a function, 3 for what is built."""
 

@@ -222,12 +222,20 @@ class _Grading:
             return self._verdict("type", f"not right yet: {case.differs}", case)
         if mistake is not None:
             return self._mistaken(mistake, failed, what)
-        says = property_of(self._evidence(failed, what))
         case = self._smallest(failed, what)
+        says = self._explanation(case) or property_of(self._evidence(failed, what))
         if says:
             return self._verdict("property", f"not right yet. {says}", case)
         share = f"{len(failed)} of {len(self.trials)} cases"
         return self._verdict("differs", f"not right yet, on {share}. {case.differs}", case)
+
+    def _explanation(self, case: Case) -> str | None:
+        """What the exercise itself says of the answer's result on a case."""
+        if self.exercise.explain is None or case.error:
+            return None
+        with suppress(Exception):  # a result of any form
+            return self.exercise.explain(case.yours, *case.arguments)
+        return None
 
     def _mistaken(self, mistake: Mistake, failed: Sequence[_Trial], what: str) -> Verdict:
         case = self._smallest(failed, what, mistake)
