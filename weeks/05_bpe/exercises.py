@@ -201,6 +201,20 @@ def _merged_from_the_right(tokens: list[bytes], pair: Pair) -> list[bytes]:
     return [t[::-1] for t in merge_pair(turned, (pair[1][::-1], pair[0][::-1]))[::-1]]
 
 
+def _explain_merging(yours: list[bytes], tokens: list[bytes], pair: Pair) -> str | None:
+    merged = pair[0] + pair[1]
+    if not all(isinstance(token, bytes) for token in yours):
+        return "Every token of the result must be bytes; the merged one is left + right."
+    if b"".join(yours) != b"".join(tokens):
+        return "Joined, the tokens do not give the same bytes as before: some were lost, or are there twice."
+    strange = [token for token in yours if token not in (*tokens, merged)]
+    if strange:
+        return f"It made {strange[0]!r}, which is neither left + right, {merged!r}, nor a token of `tokens`."
+    if pair in zip(yours, yours[1:]):
+        return f"{pair[0]!r} and {pair[1]!r} still stand side by side: every place is merged."
+    return "The pair was merged where it does not stand, or not from left to right."
+
+
 def _merge_cases(generator: Generator) -> list[tuple]:
     def case(length: int, alphabet: str, pair: Pair) -> tuple[list[bytes], Pair]:
         return [c.encode() for c in _letters(generator, length, alphabet)], pair
@@ -227,7 +241,8 @@ MERGE_PAIR = Exercise(
     aa a. `tokens` itself is not changed.""",
     reference=merge_pair,
     cases=_merge_cases,
-    valid=lambda tokens, pair: all(tokens) and all(pair),  # no token is empty
+    valid=lambda tokens, pair: len(pair) == 2 and all(tokens) and all(pair),
+    explain=_explain_merging,
     mistakes=(
         Mistake(
             "the last token is lost",
@@ -333,6 +348,33 @@ def _counted_once(words: dict[str, int], n: int) -> list[Pair]:
     return sorted(counts, key=lambda pair: (counts[pair], pair), reverse=True)[:n]
 
 
+def _explain_learning(yours: list[Pair], words: dict[str, int], n: int) -> str | None:
+    """What is wrong with the first wrong merge."""
+    pieces, right = _as_bytes(words), _learned(words, n, _greatest)
+    for number, (given, best) in enumerate(zip(yours, right), 1):
+        is_pair = isinstance(given, list | tuple) and len(given) == 2
+        if not is_pair or not all(isinstance(token, bytes) for token in given):
+            return f"A merge is a pair of tokens, (left, right), both bytes; yours is {given!r}."
+        counts = pair_counts(pieces)
+        if tuple(given) == best:
+            pieces = {tuple(merge_pair(list(piece), best)): times for piece, times in pieces.items()}
+        elif tuple(given) not in counts:
+            return f"Merge {number} is {given!r}, but at that point these two stand side by side nowhere."
+        elif counts[tuple(given)] < counts[best]:
+            return (
+                f"Merge {number} is {given!r}, which occurs {counts[tuple(given)]} times at that point;"
+                f" {best!r} occurs {counts[best]} times."
+            )
+        else:
+            return (
+                f"At merge {number}, {given!r} and {best!r} are equally frequent; the second is the greater"
+                " pair as Python compares tuples, and goes first."
+            )
+    if len(yours) < len(right):
+        return f"It stops after {len(yours)} merges; wanted are {len(right)}, and the text has the pairs."
+    return f"It gives {len(yours)} merges; wanted are {len(right)}."
+
+
 def _learn_cases(generator: Generator) -> list[tuple]:
     def case(words: int, alphabet: str, n: int) -> tuple[dict[str, int], int]:
         drawn = [_letters(generator, random_int(generator, 4, 8), alphabet) for _ in range(words)]
@@ -362,6 +404,7 @@ LEARN_MERGES = Exercise(
     cases=_learn_cases,
     forbids=(BPETokenizer, bpe_training.learn_merges),
     valid=lambda words, n: n >= 0 and all(times > 0 for times in words.values()),
+    explain=_explain_learning,
     mistakes=(
         Mistake(
             "counted only once",
@@ -463,6 +506,30 @@ def _split(text: str) -> list[str]:
     return text.split()
 
 
+RULES = (
+    (r"'(?:[sdmt]|ll|ve|re)", "1, a contraction"),
+    (r" ?\p{L}+", "2, a run of letters with the space before it"),
+    (r" ?\p{N}+", "3, a run of digits with the space before it"),
+    (r" ?[^\s\p{L}\p{N}]+", "4, a run of other signs with the space before it"),
+    (r"\s+(?!\S)", "5, a run of white space that leaves its last character to what follows"),
+    (r"\s+", "6, white space"),
+)
+
+
+def _explain_cutting(yours: list[str], text: str) -> str | None:
+    """Which rule is broken at the first place that is cut otherwise."""
+    if not all(isinstance(piece, str) for piece in yours):
+        return "A piece is a str; with groups in ( ) that capture, findall gives what they capture: (?:...)."
+    at = 0
+    for given, right in zip([*yours, ""], cut(text)):
+        if given != right:
+            rule = next(words for pattern, words in RULES if regex.match(pattern, text[at:]))
+            behind = f"Behind {text[:at]!r}" if at else "At the start"
+            return f"{behind} the piece is {right!r}, by rule {rule}; yours is {given!r}."
+        at += len(right)
+    return f"There are {len(yours)} pieces, and the text has {len(cut(text))}."
+
+
 CUT = Exercise(
     task="""Before anything is merged, a text is cut into pieces, and no token reaches across a cut. Cut
     `text` as GPT-2 does, into a list of str that joined give the text again. The text is ASCII; white space
@@ -481,6 +548,7 @@ CUT = Exercise(
     reference=cut,
     cases=_cut_cases,
     forbids=(BPETokenizer,),
+    explain=_explain_cutting,
     valid=lambda text: text.isascii() and not set("\x0b\x0c\x1c\x1d\x1e\x1f") & set(text),
     mistakes=(
         Mistake(
@@ -532,6 +600,12 @@ CUT = Exercise(
             _cut_by(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?\d+| ?[^\s\w]+|\s+(?!\S)|\s+"),
             r"The underscore is in no piece: \w contains it, so [^\s\w] leaves it out, and it is none of the"
             " letters either. Joined, the pieces must give the text again.",
+        ),
+        Mistake(
+            r"\w+ for letters",
+            _cut_by(r"'(?:[sdmt]|ll|ve|re)| ?\w+| ?[^\s\w]+|\s+(?!\S)|\s+"),
+            r"\w is letters, digits and the underscore: c3po and snake_case became one piece each. Letters"
+            " are one run, digits another, and the underscore is a sign.",
         ),
         Mistake(
             "letters and digits in one piece",
@@ -619,7 +693,7 @@ def _train_cases(generator: Generator) -> list[tuple]:
         (TRAINED_ON, 256 + 40),
         ("ab ab", 300),  # pairs for three tokens only
         ("naïve café, naïve cafés; 中文 中文 😀😀 😀", 256 + 12),
-        ("1600 1600 16 160 don't don't isn't   x   x", 256 + 9),
+        ("  1600 1600 16 160 don't don't ISN'T   x   x \n \n\n", 256 + 14),
         case(40, "abc", 256 + 25),
         case(30, "aé", 256 + 15),
         ("to be", 256),
@@ -641,6 +715,9 @@ TRAIN_BPE = Exercise(
     points=3,
     forbids=(BPETokenizer, bpe_training.learn_merges),
     valid=lambda text, vocab_size: vocab_size >= 256,
+    explain=lambda yours, text, vocab_size: _explain_learning(
+        yours, Counter(_pieces(text)), vocab_size - 256
+    ),
     mistakes=(
         Mistake(
             "the text is not cut",
@@ -777,6 +854,24 @@ def _can_be_learned(merges: list[Pair]) -> bool:
     return True
 
 
+def _explain_encoding(yours: list[bytes], piece: str, merges: list[Pair]) -> str | None:
+    if not all(isinstance(token, bytes) for token in yours):
+        return f"A token is bytes; yours has {yours[0]!r}."
+    if b"".join(yours) != piece.encode():
+        return "Joined, the tokens are not the UTF-8 bytes of the piece."
+    left_over = [pair for pair in zip(yours, yours[1:]) if pair in merges]
+    if left_over:
+        return f"{left_over[0][0]!r} and {left_over[0][1]!r} stand side by side and are in `merges`: go on."
+    start = [bytes([b]) for b in piece.encode()]
+    first = min((pair for pair in zip(start, start[1:]) if pair in merges), key=merges.index, default=None)
+    if first is None:
+        return "None of the bytes' pairs is in `merges`: nothing is merged."
+    return (
+        "Every token is one that merges can make, but they were done in another order. Of the pairs of bytes,"
+        f" {first!r} stands earliest in `merges`, and is merged first, everywhere, from left to right."
+    )
+
+
 def _encode_cases(generator: Generator) -> list[tuple]:
     def case(length: int, alphabet: str, n: int) -> tuple[str, list[Pair]]:
         text = _letters(generator, 60, alphabet)
@@ -808,6 +903,7 @@ ENCODE_PIECE = Exercise(
     cases=_encode_cases,
     forbids=(BPETokenizer,),
     valid=lambda piece, merges: _can_be_learned(merges),
+    explain=_explain_encoding,
     mistakes=(
         Mistake(
             "the longest token first",
@@ -1050,6 +1146,24 @@ def _remembers_well(answer: Callable) -> None:
         )
 
 
+def _explain_ids(yours: Any, merges: list[Pair], special_tokens: tuple[str, ...], text: str) -> str | None:
+    """What is wrong with ids, where it is those that are wrong."""
+    if not isinstance(yours, list | tuple):
+        return None
+    vocab = BPE(merges, special_tokens).vocab
+    unknown = [i for i in yours if i not in vocab]
+    if unknown:
+        return f"It gives the id {unknown[0]!r}, which is not in the vocabulary."
+    if b"".join(vocab[i] for i in yours) != text.encode():
+        return (
+            "The tokens of these ids, joined, are not the UTF-8 bytes of the text: some were lost or changed."
+        )
+    return (
+        "The tokens of these ids, joined, give the text, but it is divided into other tokens than it should:"
+        " look at special tokens first, then at the cuts of the pattern, then at the merges of each piece."
+    )
+
+
 class _AnyBPE(BPE):
     """The right answer, written so that parts of it can be replaced."""
 
@@ -1164,6 +1278,7 @@ BPE_CLASS = Exercise(
     stub=BPE_STUB,
     points=3,
     forbids=(BPETokenizer,),
+    explain=_explain_ids,
     valid=lambda merges, special_tokens, text: (
         _can_be_learned(merges) and all(len(special) > 3 for special in special_tokens)
     ),
