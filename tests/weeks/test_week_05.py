@@ -4,9 +4,10 @@ import random
 from dataclasses import replace
 
 import pytest
+import regex
 import tiktoken
 
-from shared.course.exercise import Week
+from shared.course.exercise import Week, grade
 from shared.course.exercise.answers import load_module
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
@@ -76,3 +77,27 @@ def test_the_script_with_her_code_ends_at_the_same_figures(output, text_file, tm
     assert {k: v for k, v in hers.items() if k not in timed} == {
         k: v for k, v in promoted.items() if k not in timed
     }
+
+
+SPACES_AND_SIGNS = r"| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
+
+
+@pytest.mark.parametrize(
+    "pattern, words",
+    [
+        (r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d]+| ?\d+" + SPACES_AND_SIGNS, "the underscore is a letter"),
+        (r"'(?i:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+" + SPACES_AND_SIGNS, "case is ignored"),
+        (r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]" + SPACES_AND_SIGNS, "by rule 3, a run of digits"),
+        (r"'(?:[sdmt]|ll)| ?[A-Za-z]+| ?[0-9]+" + SPACES_AND_SIGNS, "by rule 1, a contraction"),
+    ],
+)
+def test_a_wrong_pattern_is_told_which_rule_it_breaks(pattern, words):
+    verdict = grade(Week(5).exercises["cut"], regex.compile(pattern).findall)
+    assert verdict.status == "wrong" and words in verdict.message
+
+
+def test_a_merge_that_is_not_the_most_frequent_is_named():
+    def learn_merges(words, n):
+        return [(right, left) for left, right in ANSWERS.learn_merges(words, n)]
+
+    assert "side by side nowhere" in grade(Week(5).exercises["learn_merges"], learn_merges).message
