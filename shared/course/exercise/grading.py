@@ -74,6 +74,8 @@ class _Grading:
         self.trials = [_Trial(tuple(case), self._right(tuple(case))) for case in cases]
         self.seconds = max(SECONDS, 20 * (clock() - started))
         self.tolerance = exercise.tolerance
+        self.remark = ""
+        """What is said to a right answer beside that it is right."""
 
     def _right(self, arguments: tuple) -> dict[str, Any]:
         return self.exercise.seen(self.exercise.reference, copy.deepcopy(arguments))
@@ -103,7 +105,7 @@ class _Grading:
         return self._forbidden(calls) or self._detached() or self._solved()
 
     def _solved(self) -> Verdict:
-        says = f"solved. It agrees with the reference on all {len(self.trials)} cases."
+        says = f"solved. It agrees with the reference on all {len(self.trials)} cases.{self.remark}"
         return Verdict(self.exercise.name, "solved", says)
 
     def _verdict(self, kind: str, says: str, case: Case | None = None, mistake: str | None = None) -> Verdict:
@@ -187,7 +189,14 @@ class _Grading:
             return None
         for trial in self.trials:
             right = gradients(self.exercise.reference, trial.arguments)
-            yours = gradients(self.answer, trial.arguments)
+            try:
+                yours = gradients(self.answer, trial.arguments)
+            except RuntimeError:  # the graph is there, but what it needs was overwritten
+                self.remark = (
+                    " One remark: it writes into a tensor that the gradient needs, so no model can be trained"
+                    " through it. An operation that returns a new tensor (torch.stack, x + y) can be."
+                )
+                continue
             if right is None or same(yours, right, 10 * self.tolerance):
                 continue
             says = "the values are right, but their gradient is not."
