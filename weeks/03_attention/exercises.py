@@ -1,14 +1,20 @@
-"""The graded exercises of week 3: averages of the past, the causal mask, attention, heads, the sliding
-window, all of it together.
+"""The graded exercises of week 3: averages of the past, one query by hand, the causal mask, attention, a head
+and many heads as modules, the sliding window.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from shared.course.exercise import Exercise, Mistake
-from shared.models.attention import attention_weights, causal_mask
+from shared.course.exercise import Exercise, Mistake, NotRight, building
+from shared.models.attention import CausalSelfAttention, attention_weights, causal_mask
+from shared.runtime import seed_everything
+
+PROMOTED = (attention_weights, CausalSelfAttention, nn.MultiheadAttention, "scaled_dot_product_attention")
+"""What does the whole of it already."""
 
 
 def _hide(scores: Tensor, visible: Tensor) -> Tensor:
@@ -34,9 +40,10 @@ AVERAGE_PAST = Exercise(
     task="""Before attention chooses what to look at, let every position count alike. `x` is float32 [batch,
     time, channel]. Return a tensor of the same shape and type whose position t is the mean of x at the
     positions 0 to t, its own included. Attention does the same with weights that it chooses itself. A loop is
-    allowed; a matrix product with a lower triangular matrix is what the rest of the week builds on.""",
+    allowed; one matrix product is what the rest of the week builds on. Leave `x` as it is.""",
     reference=average_past,
     cases=_average_cases,
+    differentiable=True,
     mistakes=(
         Mistake(
             "sums instead of means",
@@ -68,6 +75,13 @@ AVERAGE_PAST = Exercise(
             "All positions got the mean over the whole sequence, the future included. The limit at the"
             " present position is what makes it causal.",
         ),
+        Mistake(
+            "a softmax of zeros and ones",
+            lambda x: causal_mask(x.size(1)).float().softmax(dim=-1) @ x,
+            "The triangle of ones and zeros went through a softmax. exp(0) is 1, so the future keeps weight,"
+            " and the past gets only 2.7 times as much. Divide each row by its sum; or let the softmax see"
+            " minus infinity where nothing may be seen.",
+        ),
     ),
     hints=(
         (
@@ -83,7 +97,116 @@ AVERAGE_PAST = Exercise(
 )
 
 
-# ---- 2. the mask
+# ---- 2. one query
+
+
+def attention_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return attention_weights(query[None], keys, None)[0] @ values
+
+
+def _row_cases(generator: Generator) -> list[tuple]:
+    def case(time: int, head_dim: int, value_dim: int, scale: float = 1.0) -> tuple[Tensor, ...]:
+        query = scale * torch.randn(head_dim, generator=generator)
+        keys = scale * torch.randn(time, head_dim, generator=generator)
+        return query, keys, torch.randn(time, value_dim, generator=generator)
+
+    query, keys, values = case(5, 16, 3)
+    far_up = keys + 1000 * query / query.square().sum()  # every product grows by 1000, the weights stay
+    return [
+        (torch.tensor([2.0, 0.0, 0.0, 0.0]), torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]), torch.eye(2)),
+        case(4, 3, 2),
+        case(6, 8, 3),
+        case(3, 5, 5),
+        case(1, 4, 2),
+        case(5, 1, 1),
+        case(4, 9, 6, scale=8.0),  # scores more than 100 apart
+        (query, far_up, values),
+    ]
+
+
+def _mixed(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    return (keys @ query * scale).softmax(dim=0) @ values
+
+
+def _overflowing_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    powers = (keys @ query / math.sqrt(len(query))).exp()
+    return powers / powers.sum() @ values
+
+
+def _shares_without_exp(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    scores = keys @ query / math.sqrt(len(query))
+    return scores / scores.sum() @ values
+
+
+ATTENTION_ROW = Exercise(
+    task="""One query looks at all keys. `query` is float32 [head_dim], `keys` float32 [time, head_dim],
+    `values` float32 [time, value_dim]; all keys may be seen. The score of key $j$ is
+    $s_j = q \\cdot k_j / \\sqrt{d}$ with $d$ = head_dim, the weights are $w = \\mathrm{softmax}(s)$, and the
+    result is the weighted mean of the values, $\\sum_j w_j v_j$: float32 [value_dim]. Scores may be above
+    100, and more than 100 apart.""",
+    reference=attention_row,
+    cases=_row_cases,
+    forbids=PROMOTED,
+    differentiable=True,
+    mistakes=(
+        Mistake(
+            "no 1/sqrt(d)",
+            lambda query, keys, values: _mixed(query, keys, values, 1.0),
+            "The scores were not divided by √head_dim. A product of long vectors is large only because they"
+            " are long, and the softmax then gives everything to one key.",
+        ),
+        Mistake(
+            "divided by d, not by its root",
+            lambda query, keys, values: _mixed(query, keys, values, 1 / len(query)),
+            "Divided by head_dim, not by its root: the weights come out too nearly equal.",
+        ),
+        Mistake(
+            "divided by the root of the time",
+            lambda query, keys, values: _mixed(query, keys, values, 1 / math.sqrt(len(keys))),
+            "The scale was taken from the number of keys. A score is a sum over head_dim products, however"
+            " many keys there are.",
+        ),
+        Mistake(
+            "no softmax",
+            lambda query, keys, values: keys @ query / math.sqrt(len(query)) @ values,
+            "The scores themselves were used as weights. They may be negative and sum to anything; the"
+            " softmax makes them shares that sum to 1.",
+        ),
+        Mistake(
+            "shares without exp",
+            _shares_without_exp,
+            "The scores were divided by their sum. With negative scores that gives negative shares, and it"
+            " divides by zero where they cancel; exp makes all of them positive first.",
+        ),
+        Mistake(
+            "only the best match",
+            lambda query, keys, values: values[(keys @ query).argmax()],
+            "Only the value of the highest score was taken. That choice has no gradient: a head could not"
+            " learn to look elsewhere. The softmax is the choice made smooth.",
+        ),
+        Mistake(
+            "the keys are mixed",
+            lambda query, keys, values: attention_row(query, keys, keys),
+            "The weights were applied to the keys, and `values` was not used. The key says how well a"
+            " position matches; the value is what it hands over.",
+        ),
+        Mistake(
+            "exp overflows",
+            _overflowing_row,
+            "The formula is right, but exp of a score above 88 is infinite in float32, and infinity over"
+            " infinity is nan. Take the largest score from all of them first, or use .softmax(dim=0), which"
+            " does so.",
+        ),
+    ),
+    hints=(
+        "Three steps, each a line: scores [time], weights [time], the mixed value [value_dim].",
+        "keys @ query gives all dot products at once: [time, head_dim] @ [head_dim] -> [time].",
+        "scores = keys @ query / math.sqrt(query.size(0)); then scores.softmax(dim=0) @ values.",
+    ),
+)
+
+
+# ---- 3. the mask
 
 
 def causal_weights(scores: Tensor) -> Tensor:
@@ -91,21 +214,39 @@ def causal_weights(scores: Tensor) -> Tensor:
 
 
 def _scores_cases(generator: Generator) -> list[tuple]:
-    shapes = (2, 4, 4), (3, 6, 6), (1, 5, 5), (2, 1, 1), (5, 2, 2)
-    return [(2 * torch.randn(shape, generator=generator),) for shape in shapes] + [(torch.zeros(1, 3, 3),)]
+    def normal(batch: int, time: int) -> Tensor:
+        return 2 * torch.randn(batch, time, time, generator=generator)
+
+    future_takes_all = normal(1, 4)
+    future_takes_all[:, :, 3] += 300  # a softmax over everything leaves the past nothing, not even 1e-45
+    plain = [normal(2, 4), normal(3, 6), normal(1, 5), normal(2, 1), normal(5, 2), torch.zeros(1, 3, 3)]
+    return [(scores,) for scores in (*plain, future_takes_all, normal(2, 3) + 1000, normal(2, 3) - 1000)]
 
 
 def _visible(scores: Tensor) -> Tensor:
     return causal_mask(scores.size(-1))
 
 
+def _rescaled(scores: Tensor) -> Tensor:
+    weights = scores.softmax(dim=-1) * _visible(scores)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def _weights_by_exp(scores: Tensor) -> Tensor:
+    powers = scores.exp() * _visible(scores)
+    return powers / powers.sum(dim=-1, keepdim=True)
+
+
 CAUSAL_WEIGHTS = Exercise(
     task="""A position may look at itself and at what came before, never ahead: the token after it is the
     answer. `scores` is float32 [batch, time, time]; entry [b, i, j] says how well query i and key j match.
     Return the attention weights, float32 [batch, time, time]: in row i a softmax over the keys 0 to i, and
-    exactly 0 for the later ones. Every row sums to 1. Leave `scores` as it is.""",
+    exactly 0 for the later ones. Every row sums to 1. Scores may be large, of either sign, and far apart, in
+    the future too: 1000, or -1000. Leave `scores` as it is.""",
     reference=causal_weights,
     cases=_scores_cases,
+    differentiable=True,
+    forbids=PROMOTED,
     mistakes=(
         Mistake(
             "mask after the softmax",
@@ -144,6 +285,32 @@ CAUSAL_WEIGHTS = Exercise(
             "Nothing is hidden. The model can read the token that it is asked to predict: the training loss"
             " becomes very low, and the model cannot write.",
         ),
+        Mistake(
+            "the softmax covers the future and is rescaled",
+            _rescaled,
+            "The softmax ran over all keys, then the future was set to 0 and the rows were divided by their"
+            " sums. On paper that is the same. In float32 it is not: where a future score is far above the"
+            " others it takes all of the first softmax, the past is rounded to 0, and 0/0 is nan. Hide the"
+            " future before the softmax.",
+        ),
+        Mistake(
+            "a score of 0 is hidden",
+            lambda scores: scores.masked_fill(scores.tril() == 0, float("-inf")).softmax(dim=-1),
+            "What is 0 after tril was hidden, and a visible score may be 0 too: then it gets no weight, or the"
+            " whole row becomes nan. Ask the places, not the values: a triangle of ones says what is hidden.",
+        ),
+        Mistake(
+            "hidden by a number that is not small enough",
+            lambda scores: scores.masked_fill(~_visible(scores), -100.0).softmax(dim=-1),
+            "The hidden scores were set to a number such as -100. Beside scores of -1000 that is a very good"
+            " score, and the future gets all the weight. Minus infinity is below every score.",
+        ),
+        Mistake(
+            "exp overflows",
+            _weights_by_exp,
+            "The formula is right, but exp of a score above 88 is infinite in float32, and of one below -104"
+            " it is 0: the rows become nan. .softmax(dim=-1) takes the largest score away first.",
+        ),
     ),
     hints=(
         "Hide the future before the softmax, with a number that the softmax turns into exactly 0.",
@@ -156,7 +323,7 @@ CAUSAL_WEIGHTS = Exercise(
 )
 
 
-# ---- 3. attention
+# ---- 4. attention
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -164,11 +331,12 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attention_cases(generator: Generator) -> list[tuple]:
-    def case(batch: int, time: int, head_dim: int, value_dim: int) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.randn(batch, time, size, generator=generator) for size in (head_dim, head_dim, value_dim)
-        )
+    def case(batch: int, time: int, head_dim: int, value_dim: int, scale: float = 1) -> tuple[Tensor, ...]:
+        sizes = ((head_dim, scale), (head_dim, scale), (value_dim, 1))
+        return tuple(size * torch.randn(batch, time, dim, generator=generator) for dim, size in sizes)
 
+    q, k, v = case(1, 4, 4, 3)
+    q[..., 0], k[:, 3, 0] = 40.0, 40.0  # the last key matches every query, 800 above all others
     return [
         case(2, 5, 8, 3),
         case(3, 4, 6, 6),
@@ -176,6 +344,8 @@ def _attention_cases(generator: Generator) -> list[tuple]:
         case(4, 1, 3, 2),
         case(2, 6, 16, 1),
         case(1, 2, 1, 1),
+        case(2, 5, 9, 4, scale=8),  # scores more than 100 apart
+        (q, k, v),
     ]
 
 
@@ -184,13 +354,26 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dim: int = -1, masked
     return (_hide(scores, _visible(scores)) if masked else scores).softmax(dim) @ v
 
 
+def _attend_by(weights: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Attention whose weights are made by a function of the scores."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return weights(q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))) @ v
+
+    return attend
+
+
 CAUSAL_ATTENTION = Exercise(
-    task="""This is the formula that the whole field rests on: softmax(q kᵀ / √head_dim) v, with the future
-    hidden. `q` and `k` are float32 [batch, time, head_dim], `v` is float32 [batch, time, value_dim]. Return
-    float32 [batch, time, value_dim]: position i is a mean of the values at 0 to i, weighted by how well its
-    query matches their keys. Write it out, without F.scaled_dot_product_attention.""",
+    task="""Now for every query at once: $\\mathrm{softmax}\\left(q k^\\top / \\sqrt{d}\\right) v$, with the
+    future hidden. `q` and `k` are float32 [batch, time, head_dim], `v` is float32 [batch, time, value_dim],
+    and $d$ is head_dim. Return float32 [batch, time, value_dim]: position i is a mean of the values at 0 to
+    i, weighted by how well its query matches their keys. value_dim may differ from head_dim, and scores may
+    be hundreds apart, in the future too.""",
     reference=causal_attention,
     cases=_attention_cases,
+    forbids=PROMOTED,
+    differentiable=True,
+    valid=lambda q, k, v: q.shape == k.shape and q.shape[:2] == v.shape[:2],
     mistakes=(
         Mistake(
             "no 1/sqrt(d)",
@@ -229,6 +412,37 @@ CAUSAL_ATTENTION = Exercise(
             "The softmax ran over the queries. For each query the weights of the keys must sum to 1, and the"
             " keys are the last dimension of the scores.",
         ),
+        Mistake(
+            "divided by the root of the values' size",
+            lambda q, k, v: _attend(q, k, v, 1 / math.sqrt(v.size(-1))),
+            "The scale was taken from `v`. A score is a sum over the channels of queries and keys; how many a"
+            " value has does not matter to it.",
+        ),
+        Mistake(
+            "queries and keys exchanged",
+            lambda q, k, v: _attend(k, q, v, 1 / math.sqrt(q.size(-1))),
+            "The scores are k qᵀ. Row i has to be the scores of query i for all keys, q kᵀ; transposed, each"
+            " position looks with its key and is found by its query.",
+        ),
+        Mistake(
+            "mask after the softmax",
+            _attend_by(lambda scores: scores.softmax(dim=-1) * _visible(scores)),
+            "The softmax ran over all keys, and the future was set to 0 afterwards. The weights of a row no"
+            " longer sum to 1, and depend on the future through the denominator.",
+        ),
+        Mistake(
+            "the softmax covers the future and is rescaled",
+            _attend_by(_rescaled),
+            "The softmax ran over all keys, then the rows were divided by what the past had got. Where a"
+            " future score is far above the others the past has got 0, and 0/0 is nan. Hide the future before"
+            " the softmax.",
+        ),
+        Mistake(
+            "no softmax",
+            _attend_by(lambda scores: scores.masked_fill(~_visible(scores), 0.0)),
+            "The scores were used as weights as they are: negative ones too, and with any sum. The softmax"
+            " makes them shares.",
+        ),
     ),
     hints=(
         (
@@ -247,7 +461,202 @@ CAUSAL_ATTENTION = Exercise(
 )
 
 
-# ---- 4. heads
+# ---- 5. a head
+
+
+class Head(nn.Module):
+    def __init__(self, n_embd: int, head_dim: int):
+        super().__init__()
+        self.q_proj = nn.Linear(n_embd, head_dim, bias=False)
+        self.k_proj = nn.Linear(n_embd, head_dim, bias=False)
+        self.v_proj = nn.Linear(n_embd, head_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return causal_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x))
+
+
+HEAD_STUB = """class Head(nn.Module):
+    def __init__(self, n_embd: int, head_dim: int):
+        super().__init__()
+        # your code here: self.q_proj, self.k_proj, self.v_proj
+        ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [batch, time, n_embd] -> [batch, time, head_dim]
+        # your code here
+        ...
+"""
+
+
+def _module_cases(generator: Generator) -> list[tuple]:
+    """Two sizes of a module, and an input whose channels are as many as their product."""
+
+    def case(batch: int, time: int, heads: int, head_dim: int, scale: float = 1.0) -> tuple[int, int, Tensor]:
+        x = scale * torch.randn(batch, time, heads * head_dim, generator=generator)
+        return heads, head_dim, x
+
+    return [
+        case(1, 3, 2, 2),
+        case(2, 5, 3, 4),
+        case(3, 4, 2, 3),
+        case(4, 1, 2, 2),
+        case(2, 3, 1, 5),
+        case(1, 6, 5, 1),
+        case(2, 6, 2, 4, scale=12.0),  # scores more than 100 apart
+    ]
+
+
+def _weights_that_matter(module: nn.Module) -> None:
+    """Weights by which no two channels are alike; the queries and keys are large enough for clear choices."""
+    seed_everything(1)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            size = 1.8 if name.startswith(("q_proj", "k_proj")) else 1.0
+            weight.copy_(size * torch.randn_like(weight) / math.sqrt(weight.size(1)))
+
+
+def _observe_attention(module: nn.Module, x: Tensor) -> Iterator[tuple[str, Any]]:
+    """What a causal module does: the output, gradients, causality, texts of a batch apart."""
+    output = building.method(module, "forward")(x)
+    yield "the output", output
+    yield from building.gradients_of(module, building.weighted(output))
+    source = x.clone().requires_grad_()
+    yield "the gradient of x", torch.autograd.grad(building.weighted(module(source)), source)[0]
+    half = (x.size(1) + 1) // 2
+    yield "the output for the first half of the text", module(x[:, :half])
+    yield "the output for a longer text", module(torch.cat([x, x.flip(1)], dim=1))
+    if not torch.allclose(module(x)[:, :half], module(x[:, :half]), atol=1e-4):
+        raise NotRight("what stands in the second half changes the output of the first: the future leaks.")
+    yield "the output for the last text alone", module(x[-1:])
+    if not torch.equal(module(x), module(x)):
+        raise NotRight("two calls with the same x give two results: there should be nothing random in it.")
+
+
+def _observe_head(answer: Callable, heads: int, head_dim: int, x: Tensor) -> Iterator[tuple[str, Any]]:
+    reference = Head(heads * head_dim, head_dim)
+    _weights_that_matter(reference)
+    yield from _observe_attention(building.built(answer, reference, heads * head_dim, head_dim), x)
+
+
+class _WrongHead(Head):
+    """A head with one of its parts wrong: `attend` makes the output of q, k, v and x."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), x)
+
+
+class _HeadWithoutScale(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return _attend(q, k, v, 1.0)
+
+
+class _HeadOfWholeWidth(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return _attend(q, k, v, 1 / math.sqrt(x.size(-1)))
+
+
+class _HeadWithoutMask(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return _attend(q, k, v, 1 / math.sqrt(q.size(-1)), masked=False)
+
+
+class _HeadOfQueries(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return _attend(q, k, v, 1 / math.sqrt(q.size(-1)), dim=-2)
+
+
+class _HeadRescaled(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return _attend_by(_rescaled)(q, k, v)
+
+
+class _HeadMasksLate(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return _attend_by(lambda scores: scores.softmax(dim=-1) * _visible(scores))(q, k, v)
+
+
+class _HeadMixesKeys(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return causal_attention(q, k, k) + 0 * v
+
+
+class _HeadExchanged(_WrongHead):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return causal_attention(k, q, v)
+
+
+HEAD = Exercise(
+    task="""Build a head: attention whose queries, keys and values are learned. `Head(n_embd, head_dim)` is an
+    nn.Module with three layers, `self.q_proj`, `self.k_proj` and `self.v_proj`, each an nn.Linear from n_embd
+    to head_dim without a bias. `forward(x)` takes float32 [batch, time, n_embd], of any length, and returns
+    float32 [batch, time, head_dim]: causal attention of the projections of x, scaled by $1/\\sqrt{d}$ with
+    $d$ = head_dim. Your `causal_attention` may do the work.""",
+    reference=Head,
+    cases=_module_cases,
+    observe=_observe_head,
+    valid=lambda heads, head_dim, x: x.size(-1) == heads * head_dim and x.dim() == 3,
+    stub=HEAD_STUB,
+    points=3,
+    forbids=PROMOTED,
+    mistakes=(
+        Mistake(
+            "no 1/sqrt(d)",
+            _HeadWithoutScale,
+            "The scores are not divided by √head_dim, so they are too large, and the softmax is too sharp to"
+            " learn from.",
+        ),
+        Mistake(
+            "scaled by the whole width",
+            _HeadOfWholeWidth,
+            "The scores are divided by √n_embd. A score is a sum over head_dim products.",
+        ),
+        Mistake(
+            "the future is visible",
+            _HeadWithoutMask,
+            "There is no causal mask: each position mixes in the values of later ones.",
+        ),
+        Mistake(
+            "mask after the softmax",
+            _HeadMasksLate,
+            "The future was set to 0 after the softmax. The weights of a row no longer sum to 1, and still"
+            " depend on the future.",
+        ),
+        Mistake(
+            "the softmax covers the future and is rescaled",
+            _HeadRescaled,
+            "The softmax ran over all keys and the past was rescaled afterwards, which is 0/0 where the"
+            " future takes all. Hide the future before the softmax.",
+        ),
+        Mistake(
+            "the softmax runs over the queries",
+            _HeadOfQueries,
+            "The softmax ran over the queries. The weights of the keys have to sum to 1 for each query.",
+        ),
+        Mistake(
+            "the keys are mixed",
+            _HeadMixesKeys,
+            "The weights were applied to the keys. What a position hands over is its value, v_proj(x).",
+        ),
+        Mistake(
+            "queries and keys exchanged",
+            _HeadExchanged,
+            "q_proj makes the keys here, and k_proj the queries. Alone it would learn as well, but weights"
+            " from elsewhere do not fit: row i of the scores belongs to query i.",
+        ),
+    ),
+    hints=(
+        "Three nn.Linear layers in __init__; in forward three products, and then your causal_attention.",
+        "self.q_proj = nn.Linear(n_embd, head_dim, bias=False), and two more like it. Do not make a mask in"
+        " __init__: the length is known only in forward.",
+        "return causal_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x)).",
+    ),
+)
+
+
+# ---- 6. splitting the channels
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
@@ -264,8 +673,15 @@ def _heads_cases(generator: Generator) -> list[tuple]:
         case(1, 6, 2, 3),
         case(4, 1, 2, 5),
         case(2, 3, 1, 4),
+        case(2, 4, 4, 1),
+        case(2, 3, 3, 3),
         (torch.arange(24.0).view(1, 4, 6), 2),
     ]
+
+
+def _split_after_joining(x: Tensor, n_head: int) -> Tensor:
+    joined = torch.cat(x.chunk(n_head, dim=-1), dim=0)
+    return joined.view(x.size(0), n_head, x.size(1), -1)
 
 
 SPLIT_HEADS = Exercise(
@@ -275,6 +691,8 @@ SPLIT_HEADS = Exercise(
     the heads beside the batch, one matrix product serves them all.""",
     reference=split_heads,
     cases=_heads_cases,
+    differentiable=True,
+    valid=lambda x, n_head: n_head > 0 and x.size(-1) % n_head == 0,
     mistakes=(
         Mistake(
             "view without transpose",
@@ -301,6 +719,12 @@ SPLIT_HEADS = Exercise(
             "The contents are right, but the heads stand in front of the batch. The shape should be [batch,"
             " n_head, time, head_dim]: whatever comes next takes dimension 0 for the batch.",
         ),
+        Mistake(
+            "texts and heads mixed",
+            _split_after_joining,
+            "The heads were joined along the batch, and a view then named the axes anew. With more than one"
+            " text in the batch, a text gets heads of its neighbours: a view does not exchange dimensions.",
+        ),
     ),
     hints=(
         "Two steps: the last dimension is cut in two, then two dimensions change places.",
@@ -313,7 +737,286 @@ SPLIT_HEADS = Exercise(
 )
 
 
-# ---- 5. the sliding window
+# ---- 7. all of it together
+
+
+def multi_head_attention(
+    x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
+) -> Tensor:
+    q, k, v = (split_heads(x @ weight.T, n_head) for weight in (q_weight, k_weight, v_weight))
+    out = attention_weights(q, k, causal_mask(x.size(1))) @ v  # [batch, n_head, time, head_dim]
+    return out.transpose(1, 2).flatten(-2) @ o_weight.T
+
+
+def _multi_head_cases(generator: Generator) -> list[tuple]:
+    def case(batch: int, time: int, n_head: int, head_dim: int) -> tuple:
+        n_embd = n_head * head_dim
+        weights = [torch.randn(n_embd, n_embd, generator=generator) / math.sqrt(n_embd) for _ in range(4)]
+        return torch.randn(batch, time, n_embd, generator=generator), *weights, n_head
+
+    sizes = (2, 5, 3, 4), (3, 4, 2, 3), (1, 6, 4, 2), (4, 1, 2, 2), (2, 3, 1, 5), (2, 4, 4, 1)
+    x, *weights, n_head = case(2, 5, 2, 4)
+    return [*(case(*size) for size in sizes), (12 * x, *weights, n_head)]  # scores more than 100 apart
+
+
+def _is_layer(
+    x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
+) -> bool:
+    square = [x.size(-1)] * 2
+    weights = q_weight, k_weight, v_weight, o_weight
+    return all(list(w.shape) == square for w in weights) and n_head > 0 and x.size(-1) % n_head == 0
+
+
+def _dealt_out(x: Tensor, n_head: int) -> Tensor:
+    """Heads of every n_head-th channel: [batch, n_head, time, head_dim]."""
+    return x.unflatten(-1, (-1, n_head)).movedim(-1, 1)
+
+
+def _dealt_heads(
+    x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
+) -> Tensor:
+    q, k, v = (_dealt_out(x @ weight.T, n_head) for weight in (q_weight, k_weight, v_weight))
+    out = _attend(q, k, v, 1 / math.sqrt(q.size(-1)))
+    return out.movedim(1, -1).flatten(-2) @ o_weight.T
+
+
+def _wrong_heads(
+    transposed: bool = True,
+    scale_by: str = "head_dim",
+    merged: bool = True,
+    heads: bool = True,
+    project: bool = True,
+    masked: bool = True,
+) -> Callable[..., Tensor]:
+    """Multi-head attention with one of its parts wrong."""
+
+    def attend(
+        x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
+    ) -> Tensor:
+        n_head = n_head if heads else 1
+        q, k, v = (
+            split_heads(x @ (w.T if transposed else w), n_head) for w in (q_weight, k_weight, v_weight)
+        )
+        size = q.size(-1) if scale_by == "head_dim" else x.size(-1)
+        out = _attend(q, k, v, 1 / math.sqrt(size), masked=masked)
+        out = out.transpose(1, 2).flatten(-2) if merged else out.reshape(x.shape)
+        return out @ (o_weight.T if transposed else o_weight) if project else out
+
+    return attend
+
+
+MULTI_HEAD_ATTENTION = Exercise(
+    task="""Put the layer together. `x` is float32 [batch, time, n_embd]; the four weights are float32
+    [n_embd, n_embd] in nn.Linear's layout, [outputs, inputs], without biases. Make queries, keys and values,
+    split each into `n_head` heads of neighbouring channels, attend causally in every head with scale
+    $1/\\sqrt{d}$, $d$ = head_dim, put the heads side by side again in their order, and apply `o_weight`.
+    Return float32 [batch, time, n_embd].""",
+    reference=multi_head_attention,
+    cases=_multi_head_cases,
+    forbids=PROMOTED,
+    differentiable=True,
+    valid=_is_layer,
+    mistakes=(
+        Mistake(
+            "weights not transposed",
+            _wrong_heads(transposed=False),
+            "nn.Linear keeps its weight as [outputs, inputs] and computes x @ weight.T. The matrices here are"
+            " square, so x @ weight runs without an error and gives something else.",
+        ),
+        Mistake(
+            "scaled by the whole width",
+            _wrong_heads(scale_by="n_embd"),
+            "The scores were divided by √n_embd. Each head's score is a sum over head_dim products only, so"
+            " that is the size to take.",
+        ),
+        Mistake(
+            "heads merged without a transpose",
+            _wrong_heads(merged=False),
+            "The heads were put together by a reshape alone. The result has heads before time, so this mixes"
+            " positions, and even lets a position see later ones. Bring time back in front of the heads"
+            " first.",
+        ),
+        Mistake(
+            "one big head",
+            _wrong_heads(heads=False),
+            "`n_head` was not used: all channels attend together with one set of weights. A single head can"
+            " look at one place only; several are the point.",
+        ),
+        Mistake(
+            "no output projection",
+            _wrong_heads(project=False),
+            "`o_weight` was not applied. Without it the heads only lie side by side; this matrix is where"
+            " what they found is combined.",
+        ),
+        Mistake(
+            "the future is visible",
+            _wrong_heads(masked=False),
+            "There is no causal mask. The heads do not change that rule: each hides the later keys.",
+        ),
+        Mistake(
+            "channels dealt out in turn",
+            _dealt_heads,
+            "Each head got every n_head-th channel, and the merge put them back the same way. The result has"
+            " the right shape, but a head is a block of neighbouring channels: published weights do not fit.",
+        ),
+    ),
+    hints=(
+        (
+            "You have all the pieces: three products with weights, split_heads, causal_attention for each"
+            " head, and split_heads in reverse."
+        ),
+        (
+            "x @ weight.T for q, k, v; view and transpose(1, 2) to [batch, n_head, time, head_dim]; scores"
+            " with q.size(-1) under the root; then undo the split."
+        ),
+        (
+            "out.transpose(1, 2).reshape(batch, time, n_embd) @ o_weight.T, where out = softmax(masked scores"
+            " / √head_dim) @ v is [batch, n_head, time, head_dim]."
+        ),
+    ),
+)
+
+
+# ---- 8. the layer as a module
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, n_embd: int, n_head: int):
+        super().__init__()
+        self.n_head = n_head
+        self.q_proj = nn.Linear(n_embd, n_embd, bias=False)
+        self.k_proj = nn.Linear(n_embd, n_embd, bias=False)
+        self.v_proj = nn.Linear(n_embd, n_embd, bias=False)
+        self.o_proj = nn.Linear(n_embd, n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(proj(x), self.n_head) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        out = attention_weights(q, k, causal_mask(x.size(1), device=x.device)) @ v
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+
+MULTI_HEAD_STUB = """class MultiHeadAttention(nn.Module):
+    def __init__(self, n_embd: int, n_head: int):
+        super().__init__()
+        # your code here: self.q_proj, self.k_proj, self.v_proj, self.o_proj
+        ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [batch, time, n_embd] -> [batch, time, n_embd]
+        # your code here
+        ...
+"""
+
+
+def _observe_layer(answer: Callable, heads: int, head_dim: int, x: Tensor) -> Iterator[tuple[str, Any]]:
+    reference = MultiHeadAttention(heads * head_dim, heads)
+    _weights_that_matter(reference)
+    yield from _observe_attention(building.built(answer, reference, heads * head_dim, heads), x)
+
+
+def _wrong_layer(**wrong: Any) -> type[MultiHeadAttention]:
+    """The layer with one of its parts wrong, as `_wrong_heads` has it."""
+
+    class Wrong(MultiHeadAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            weights = [proj.weight for proj in (self.q_proj, self.k_proj, self.v_proj, self.o_proj)]
+            return _wrong_heads(**wrong)(x, *weights, self.n_head)
+
+    return Wrong
+
+
+class _DealtLayer(MultiHeadAttention):
+    def forward(self, x: Tensor) -> Tensor:
+        weights = [proj.weight for proj in (self.q_proj, self.k_proj, self.v_proj, self.o_proj)]
+        return _dealt_heads(x, *weights, self.n_head)
+
+
+class _LayerWithResidual(MultiHeadAttention):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class _ProjectsFirst(MultiHeadAttention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(proj(x), self.n_head) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        v = split_heads(self.o_proj(v.transpose(1, 2).flatten(-2)), self.n_head)
+        return (attention_weights(q, k, causal_mask(x.size(1))) @ v).transpose(1, 2).flatten(-2)
+
+
+MULTI_HEAD_MODULE = Exercise(
+    task="""Make it a module, the layer that every model from here to week 12 is built of.
+    `MultiHeadAttention(n_embd, n_head)` is an nn.Module with four layers, `self.q_proj`, `self.k_proj`,
+    `self.v_proj` and `self.o_proj`, each an nn.Linear from n_embd to n_embd without a bias. `forward(x)`
+    takes float32 [batch, time, n_embd], of any length, and returns float32 [batch, time, n_embd]: the
+    projections of x split into n_head heads, causal attention in each, the heads side by side again, and
+    o_proj of that. These are the names and shapes of the course's own layer, so its weights fit into
+    yours.""",
+    reference=MultiHeadAttention,
+    cases=_module_cases,
+    observe=_observe_layer,
+    valid=lambda heads, head_dim, x: x.size(-1) == heads * head_dim and x.dim() == 3,
+    stub=MULTI_HEAD_STUB,
+    points=3,
+    forbids=PROMOTED,
+    mistakes=(
+        Mistake(
+            "scaled by the whole width",
+            _wrong_layer(scale_by="n_embd"),
+            "The scores were divided by √n_embd. Each head's score is a sum over head_dim = n_embd / n_head"
+            " products.",
+        ),
+        Mistake(
+            "heads merged without a transpose",
+            _wrong_layer(merged=False),
+            "The heads were put together by a reshape alone. Heads stand before time there, so this mixes"
+            " positions, and lets a position see later ones. transpose(1, 2) comes first.",
+        ),
+        Mistake(
+            "one big head",
+            _wrong_layer(heads=False),
+            "`n_head` is not used: all channels attend together, with one set of weights for each position.",
+        ),
+        Mistake(
+            "no output projection",
+            _wrong_layer(project=False),
+            "o_proj is not applied. The heads only lie side by side, and no channel of the result knows what"
+            " another head has found.",
+        ),
+        Mistake(
+            "the future is visible",
+            _wrong_layer(masked=False),
+            "There is no causal mask: each head has to hide the later keys.",
+        ),
+        Mistake(
+            "channels dealt out in turn",
+            _DealtLayer,
+            "Each head got every n_head-th channel. A head is a block of neighbouring channels; otherwise the"
+            " course's weights, and every published model's, mean something else in your layer.",
+        ),
+        Mistake(
+            "the input is added",
+            _LayerWithResidual,
+            "x was added to the result. That is the residual connection, and it belongs to the model that"
+            " uses the layer: it would be added twice.",
+        ),
+        Mistake(
+            "o_proj before the mixing",
+            _ProjectsFirst,
+            "o_proj was applied to the values before they were mixed. It has to come last: it combines what"
+            " different heads found at different places.",
+        ),
+    ),
+    hints=(
+        "Your `multi_head_attention` has the computation; here the four weights live in nn.Linear layers.",
+        "q, k and v are split_heads(self.q_proj(x), self.n_head) and so on. For four dimensions the mask and"
+        " the softmax are the same: only the last two count.",
+        "self.o_proj(out.transpose(1, 2).flatten(-2)), with out = weights @ v, [batch, n_head, time,"
+        " head_dim].",
+    ),
+)
+
+
+# ---- 9. the sliding window
 
 
 def sliding_window_mask(time: int, window: int) -> Tensor:
@@ -325,7 +1028,14 @@ def _window_cases(generator: Generator) -> list[tuple]:
         int(torch.randint(8, 12, (1,), generator=generator)),
         int(torch.randint(3, 6, (1,), generator=generator)),
     )
-    return [(time, window), (5, 2), (7, 3), (6, 1), (4, 9), (1, 1), (3, 3)]
+    return [(time, window), (5, 2), (7, 3), (6, 1), (4, 9), (1, 1), (3, 3), (2, 7)]
+
+
+def _wrapped_window(time: int, window: int) -> Tensor:
+    mask = torch.zeros(time, time, dtype=torch.bool)
+    for i in range(time):
+        mask[i, i - window + 1 : i + 1] = True
+    return mask
 
 
 def _distance(time: int) -> Tensor:
@@ -340,6 +1050,8 @@ SLIDING_WINDOW_MASK = Exercise(
     a window of `time` or more the mask is the ordinary causal one.""",
     reference=sliding_window_mask,
     cases=_window_cases,
+    forbids=(causal_mask,),
+    valid=lambda time, window: time > 0 and window > 0,
     mistakes=(
         Mistake(
             "one position too many",
@@ -378,6 +1090,12 @@ SLIDING_WINDOW_MASK = Exercise(
             lambda time, window: causal_mask(time),
             "This is the ordinary causal mask: `window` was not used, and late positions see the whole past.",
         ),
+        Mistake(
+            "the slice begins before the text",
+            _wrapped_window,
+            "Near the start i - window + 1 is negative, and a slice counts negative numbers from the end: the"
+            " first rows stay empty, or get places at the end. max(0, ...) keeps it inside.",
+        ),
     ),
     hints=(
         "Two conditions on the distance i - j between query and key, and both must hold.",
@@ -393,119 +1111,14 @@ SLIDING_WINDOW_MASK = Exercise(
 )
 
 
-# ---- 6. all of it together
-
-
-def multi_head_attention(
-    x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
-) -> Tensor:
-    q, k, v = (split_heads(x @ weight.T, n_head) for weight in (q_weight, k_weight, v_weight))
-    out = attention_weights(q, k, causal_mask(x.size(1))) @ v  # [batch, n_head, time, head_dim]
-    return out.transpose(1, 2).flatten(-2) @ o_weight.T
-
-
-def _multi_head_cases(generator: Generator) -> list[tuple]:
-    def case(batch: int, time: int, n_head: int, head_dim: int) -> tuple:
-        n_embd = n_head * head_dim
-        weights = [torch.randn(n_embd, n_embd, generator=generator) / math.sqrt(n_embd) for _ in range(4)]
-        return torch.randn(batch, time, n_embd, generator=generator), *weights, n_head
-
-    return [case(2, 5, 3, 4), case(3, 4, 2, 3), case(1, 6, 4, 2), case(4, 1, 2, 2), case(2, 3, 1, 5)]
-
-
-def _wrong_heads(
-    transposed: bool = True,
-    scale_by: str = "head_dim",
-    merged: bool = True,
-    heads: bool = True,
-    project: bool = True,
-    masked: bool = True,
-):
-    """Multi-head attention with one of its parts wrong."""
-
-    def attend(
-        x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
-    ) -> Tensor:
-        n_head = n_head if heads else 1
-        q, k, v = (
-            split_heads(x @ (w.T if transposed else w), n_head) for w in (q_weight, k_weight, v_weight)
-        )
-        size = q.size(-1) if scale_by == "head_dim" else x.size(-1)
-        out = _attend(q, k, v, 1 / math.sqrt(size), masked=masked)
-        out = out.transpose(1, 2).flatten(-2) if merged else out.reshape(x.shape)
-        return out @ (o_weight.T if transposed else o_weight) if project else out
-
-    return attend
-
-
-MULTI_HEAD_ATTENTION = Exercise(
-    task="""Put the layer together. `x` is float32 [batch, time, n_embd]; the four weights are float32
-    [n_embd, n_embd] in nn.Linear's layout, [outputs, inputs], without biases. Make queries, keys and values,
-    split each into `n_head` heads of neighbouring channels, attend causally in every head with scale
-    1/√head_dim, put the heads side by side again in their order, and apply `o_weight`. Return float32 [batch,
-    time, n_embd].""",
-    reference=multi_head_attention,
-    cases=_multi_head_cases,
-    mistakes=(
-        Mistake(
-            "weights not transposed",
-            _wrong_heads(transposed=False),
-            "nn.Linear keeps its weight as [outputs, inputs] and computes x @ weight.T. The matrices here are"
-            " square, so x @ weight runs without an error and gives something else.",
-        ),
-        Mistake(
-            "scaled by the whole width",
-            _wrong_heads(scale_by="n_embd"),
-            "The scores were divided by √n_embd. Each head's score is a sum over head_dim products only, so"
-            " that is the size to take.",
-        ),
-        Mistake(
-            "heads merged without a transpose",
-            _wrong_heads(merged=False),
-            "The heads were put together by a reshape alone. The result has heads before time, so this mixes"
-            " positions, and even lets a position see later ones. Bring time back in front of the heads"
-            " first.",
-        ),
-        Mistake(
-            "one big head",
-            _wrong_heads(heads=False),
-            "`n_head` was not used: all channels attend together with one set of weights. A single head can"
-            " look at one place only; several are the point.",
-        ),
-        Mistake(
-            "no output projection",
-            _wrong_heads(project=False),
-            "`o_weight` was not applied. Without it the heads only lie side by side; this matrix is where"
-            " what they found is combined.",
-        ),
-        Mistake(
-            "the future is visible",
-            _wrong_heads(masked=False),
-            "There is no causal mask. The heads do not change that rule: each hides the later keys.",
-        ),
-    ),
-    hints=(
-        (
-            "You have all the pieces: three products with weights, split_heads, causal_attention for each"
-            " head, and split_heads in reverse."
-        ),
-        (
-            "x @ weight.T for q, k, v; view and transpose(1, 2) to [batch, n_head, time, head_dim]; scores"
-            " with q.size(-1) under the root; then undo the split."
-        ),
-        (
-            "out.transpose(1, 2).reshape(batch, time, n_embd) @ o_weight.T, where out = softmax(masked scores"
-            " / √head_dim) @ v is [batch, n_head, time, head_dim]."
-        ),
-    ),
-)
-
-
 EXERCISES: tuple[Exercise, ...] = (
     AVERAGE_PAST,
+    ATTENTION_ROW,
     CAUSAL_WEIGHTS,
     CAUSAL_ATTENTION,
+    HEAD,
     SPLIT_HEADS,
-    SLIDING_WINDOW_MASK,
     MULTI_HEAD_ATTENTION,
+    MULTI_HEAD_MODULE,
+    SLIDING_WINDOW_MASK,
 )
