@@ -296,7 +296,7 @@ CAUSAL_WEIGHTS = Exercise(
         Mistake(
             "a score of 0 is hidden",
             lambda scores: scores.masked_fill(scores.tril() == 0, float("-inf")).softmax(dim=-1),
-            "What is 0 after tril was hidden, and a visible score may be 0 too: then it gets no weight, or the"
+            "What is 0 after tril was hidden. A visible score may be 0 too: it gets no weight then, or the"
             " whole row becomes nan. Ask the places, not the values: a triangle of ones says what is hidden.",
         ),
         Mistake(
