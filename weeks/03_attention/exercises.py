@@ -138,6 +138,13 @@ def _shares_without_exp(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return scores / scores.sum() @ values
 
 
+ATTENTION_ROW_STUB = """def attention_row(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    # your code here
+    ...
+"""
+
 ATTENTION_ROW = Exercise(
     task="""One query looks at all keys. `query` is float32 [head_dim], `keys` float32 [time, head_dim],
     `values` float32 [time, value_dim]; all keys may be seen. The score of key $j$ is
@@ -145,6 +152,7 @@ ATTENTION_ROW = Exercise(
     result is the weighted mean of the values, $\\sum_j w_j v_j$: float32 [value_dim]. Scores may be above
     100, and more than 100 apart.""",
     reference=attention_row,
+    stub=ATTENTION_ROW_STUB,
     cases=_row_cases,
     forbids=PROMOTED,
     differentiable=True,
@@ -805,6 +813,18 @@ def _wrong_heads(
     return attend
 
 
+MULTI_HEAD_STUB = """def multi_head_attention(
+    x: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    o_weight: torch.Tensor,
+    n_head: int,
+) -> torch.Tensor:
+    # your code here
+    ...
+"""
+
 MULTI_HEAD_ATTENTION = Exercise(
     task="""Put the layer together. `x` is float32 [batch, time, n_embd]; the four weights are float32
     [n_embd, n_embd] in nn.Linear's layout, [outputs, inputs], without biases. Make queries, keys and values,
@@ -812,6 +832,7 @@ MULTI_HEAD_ATTENTION = Exercise(
     $1/\\sqrt{d}$, $d$ = head_dim, put the heads side by side again in their order, and apply `o_weight`.
     Return float32 [batch, time, n_embd].""",
     reference=multi_head_attention,
+    stub=MULTI_HEAD_STUB,
     cases=_multi_head_cases,
     forbids=PROMOTED,
     differentiable=True,
@@ -895,7 +916,7 @@ class MultiHeadAttention(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
 
-MULTI_HEAD_STUB = """class MultiHeadAttention(nn.Module):
+MULTI_HEAD_MODULE_STUB = """class MultiHeadAttention(nn.Module):
     def __init__(self, n_embd: int, n_head: int):
         super().__init__()
         # your code here: self.q_proj, self.k_proj, self.v_proj, self.o_proj
@@ -955,7 +976,7 @@ MULTI_HEAD_MODULE = Exercise(
     cases=_module_cases,
     observe=_observe_layer,
     valid=lambda heads, head_dim, x: x.size(-1) == heads * head_dim and x.dim() == 3,
-    stub=MULTI_HEAD_STUB,
+    stub=MULTI_HEAD_MODULE_STUB,
     points=3,
     forbids=PROMOTED,
     mistakes=(

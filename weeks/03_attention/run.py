@@ -5,11 +5,13 @@ python weeks/03_attention/run.py --preset laptop
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from figures import draw
 from shared.commandline import cli
+from shared.course.exercise.building import computed_by
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import known_words
@@ -24,6 +26,8 @@ PHRASE = "ROMEO:\nIt is the east, and Juliet is the sun."
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     n_layer: int = 3
     n_head: int = 4
     n_embd: int = 64
@@ -75,6 +79,10 @@ def main(settings: Settings) -> dict[str, float]:
 
     torch.manual_seed(train.seed)
     model = AttentionLM(config)
+    hers = work.mine("MultiHeadAttention", None)
+    if hers is not None:
+        for layer in model.layers:
+            computed_by(layer, hers(settings.n_embd, settings.n_head))
     results = {}
     for name, candidate in (("attention", model), ("window-mlp", equal_mlp(model, tokenizer.vocab_size))):
         with work.log(name, settings) as log:
