@@ -1,6 +1,8 @@
 """Week 3: attention against the fixed window, at equal parameters and equal steps.
 
 python weeks/03_attention/run.py --preset laptop
+# with your own MultiHeadAttention in it, once it is solved
+python weeks/03_attention/run.py --preset laptop --mine
 """
 
 import math
@@ -79,12 +81,13 @@ def main(settings: Settings) -> dict[str, float]:
 
     torch.manual_seed(train.seed)
     model = AttentionLM(config)
+    window = equal_mlp(model, tokenizer.vocab_size)
     hers = work.mine("MultiHeadAttention", None)
     if hers is not None:
         for layer in model.layers:
             computed_by(layer, hers(settings.n_embd, settings.n_head))
     results = {}
-    for name, candidate in (("attention", model), ("window-mlp", equal_mlp(model, tokenizer.vocab_size))):
+    for name, candidate in (("attention", model), ("window-mlp", window)):
         with work.log(name, settings) as log:
             folder = work.checkpoints / name
             trainer = Trainer(candidate, corpus, train, log, folder, device=device, description=name)
