@@ -213,7 +213,8 @@ class _Grading:
 
     def _wrong(self, failed: Sequence[_Trial]) -> Verdict:
         what = _first_difference(failed, self.tolerance)
-        verdict = self._verdict("differs", "not right yet.", self._case(failed[0].arguments, what))
+        case = self._case(failed[0].arguments, what)
+        verdict = self._verdict("differs", f"not right yet. {case.differs}".rstrip(), case)
         with _capped(self.seconds):
             verdict = self._explained(failed, what)
         return verdict
