@@ -42,7 +42,7 @@ def test_the_command_grades_what_is_there(copy, capsys):
     grader.main(["week", "3"])
     shown = capsys.readouterr().out
     assert "split_heads: solved" in shown and "average_past: not in solutions.py" in shown
-    assert "week 3: 1 of 6 solved" in shown
+    assert "week 3: 1 of 9 solved" in shown
 
 
 def test_a_file_that_does_not_run_is_named(copy):

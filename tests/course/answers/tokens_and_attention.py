@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.models.attention import CausalSelfAttention
 from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from tests.course.answers.register import answer
 
@@ -118,8 +117,31 @@ def causal_weights(scores):
 
 
 @answer
+def attention_row(query, keys, values):
+    scores = torch.stack([(query * key).sum() for key in keys]) / len(query) ** 0.5
+    return torch.einsum("t,tv->v", torch.exp(scores - scores.logsumexp(0)), values)
+
+
+@answer
 def causal_attention(q, k, v):
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    rows = []
+    for i in range(q.size(1)):
+        scores = torch.einsum("bd,bjd->bj", q[:, i], k[:, : i + 1]) * q.size(-1) ** -0.5
+        rows.append(torch.einsum("bj,bjv->bv", F.softmax(scores, dim=1), v[:, : i + 1]))
+    return torch.stack(rows, dim=1)
+
+
+@answer
+class Head(nn.Module):
+    def __init__(self, n_embd, head_dim):
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj"):
+            self.add_module(name, nn.Linear(n_embd, head_dim, bias=False))
+
+    def forward(self, x):
+        scores = torch.einsum("bid,bjd->bij", self.q_proj(x), self.k_proj(x) / self.k_proj.out_features**0.5)
+        future = torch.full(scores.shape[1:], -torch.inf).triu(1)
+        return F.softmax(scores + future, dim=2) @ self.v_proj(x)
 
 
 @answer
@@ -134,10 +156,25 @@ def sliding_window_mask(time, window):
 
 @answer
 def multi_head_attention(x, q_weight, k_weight, v_weight, o_weight, n_head):
-    layer = CausalSelfAttention(x.size(-1), n_head)
-    weights = {"q": q_weight, "k": k_weight, "v": v_weight, "o": o_weight}
-    layer.load_state_dict({f"{name}_proj.weight": weight for name, weight in weights.items()})
-    return layer(x).detach()
+    result = torch.zeros_like(x)
+    for q_part, k_part, v_part, o_part in zip(
+        q_weight.chunk(n_head), k_weight.chunk(n_head), v_weight.chunk(n_head), o_weight.chunk(n_head, dim=1)
+    ):
+        result = result + causal_attention(x @ q_part.T, x @ k_part.T, x @ v_part.T) @ o_part.T
+    return result
+
+
+@answer
+class MultiHeadAttention(nn.Module):
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.n_head = n_head
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            self.add_module(name, nn.Linear(n_embd, n_embd, bias=False))
+
+    def forward(self, x):
+        weights = [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight, self.o_proj.weight]
+        return multi_head_attention(x, *weights, self.n_head)
 
 
 # ---- week 4
