@@ -26,11 +26,12 @@ from shared.course.exercise.week import Week, path_of_solutions, week_numbers
 from shared.course.runs import relative
 
 SOLUTIONS_HEAD = """import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 
 """
