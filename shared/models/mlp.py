@@ -59,7 +59,7 @@ class WindowMLP(LanguageModel):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """The first values.
+        """The initialization.
 
         naive: N(0, 1) throughout. scaled: tanh stays out of saturation and the first loss is ln V:
 

@@ -673,7 +673,11 @@ def _falling_to_the_fraction(
 
 
 LEARNING_RATE_STUB = """def learning_rate(
-    step: int, steps: int, warmup_steps: int, peak: float, final_fraction: float
+    step: int,
+    steps: int,
+    warmup_steps: int,
+    peak: float,
+    final_fraction: float,
 ) -> float:
     # your code here
     ...
@@ -1007,6 +1011,12 @@ def _spectral(gradients: list[Tensor]) -> float:
     return torch.stack(norms).norm().item()
 
 
+CLIP_STUB = """def clip_gradients(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
+    # your code here
+    ...
+"""
+
+
 CLIP_GRADIENTS = Exercise(
     task="""One strange batch can give a gradient so long that its step ruins the model. Clipping shortens it.
     `gradients` is a list of float32 tensors of one or two dimensions, one per parameter. Take all their
@@ -1017,6 +1027,7 @@ CLIP_GRADIENTS = Exercise(
     themselves. The norm is never 0 here.""",
     reference=clip_gradients,
     cases=_clip_cases,
+    stub=CLIP_STUB,
     forbids=(nn.utils.clip_grad_norm_, nn.utils.clip_grads_with_norm_, nn.utils.get_total_norm),
     valid=lambda gradients, max_norm: max_norm > 0 and sum(g.square().sum() for g in gradients) > 0,
     mistakes=(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pictures import losses_by_window, update_ratios_figure, window_study_figure
 from shared.course.report import (
     COLOURS,
     LINES,
@@ -33,50 +34,14 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 reference=[Curve(reference[n], label) for n, label in lines if n in reference],
             )
         )
-        plots.append(draw_updates(runs["mlp"], out))
+        if any(key.startswith("update/") for row in runs["mlp"].rows for key in row):
+            plots.append(save_figure(update_ratios_figure(runs["mlp"]), out / "updates.png"))
     if "init-naive" in runs:
         plots.append(draw_activations(runs, out))
-    studied = {
-        r.summary["window"]: r.summary["val_loss"]
-        for n, r in runs.items()
-        if n.startswith("window-") and r.summary
-    }
-    if len(studied) > 1:
-        if "mlp" in runs and runs["mlp"].summary:  # the main run is one of the study's points
-            studied[runs["mlp"].run["settings"]["window"]] = runs["mlp"].summary["val_loss"]
-        fig, ax = figure()
-        xs = sorted(studied)
-        ax.plot(xs, [studied[x] for x in xs], color=COLOURS[0], marker="o", linewidth=2)
-        for x in xs:
-            ax.annotate(
-                f"{studied[x]:.3f}", (x, studied[x]), xytext=(4, 8), textcoords="offset points", fontsize=9
-            )
-        ax.set(
-            title="What each further character of context is worth",
-            xlabel="window (characters)",
-            ylabel="validation loss (nats per character)",
-        )
-        ax.set_xticks(xs)
-        ax.margins(y=0.12)
-        plots.append(save_figure(fig, out / "window.png"))
+    losses = losses_by_window(runs)
+    if len(losses) > 1:
+        plots.append(save_figure(window_study_figure(losses), out / "window.png"))
     return plots
-
-
-def draw_updates(run: LoggedRun, out: Path) -> Path:
-    """The update-to-data ratio of each matrix: about 10^-3 is healthy."""
-    fig, ax = figure()
-    names = sorted({k for row in run.rows for k in row if k.startswith("update/")})
-    for i, name in enumerate(names):
-        label = name.removeprefix("update/").removesuffix(".weight").replace("_", " ")
-        ax.plot(*run.series(name), color=COLOURS[i], linestyle=LINES[i % 4], label=label)
-    ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: a thousandth")
-    ax.set(
-        title="How far each step moves each matrix",
-        xlabel="step",
-        ylabel="log10(std of update / std of weight)",
-    )
-    ax.legend(frameon=False)
-    return save_figure(fig, out / "updates.png")
 
 
 def draw_activations(runs: dict[str, LoggedRun], out: Path) -> Path:

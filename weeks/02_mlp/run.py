@@ -1,11 +1,14 @@
-"""Week 2: a neural model over a window of characters, why its first values matter, and the loop that trains
-everything from here on.
+"""Week 2: a neural model over a window of characters, why its initialization matters, and the loop that
+trains everything from here on.
 
     python weeks/02_mlp/run.py --preset laptop
+    # with your own WindowMLP and your own training loop, as far as they are solved
+    python weeks/02_mlp/run.py --preset laptop --mine
     # how much each further character of context is worth
     python weeks/02_mlp/run.py --preset laptop --study window
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -13,14 +16,16 @@ import numpy as np
 import torch
 
 from figures import draw
+from shared import checkpoint
 from shared.commandline import cli
+from shared.course.exercise.building import computed_by
 from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, fixed_windows, load_corpus
 from shared.evaluation import known_words
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.runtime import pick_device
+from shared.runtime import RunLog, clock, pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
 from studies import STUDIES
@@ -28,12 +33,14 @@ from studies import STUDIES
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     window: int = 8
     """Characters the model sees."""
     n_embd: int = 32
     n_hidden: int = 256
     init_steps: int = 300
-    """Length of the two short runs that compare first values."""
+    """Length of the two short runs that compare initializations."""
     windows: tuple[int, ...] = (1, 2, 4, 16)
     """For --study window, beside the main run's own."""
     study: Literal["window"] | None = None
@@ -72,7 +79,7 @@ PRESETS = {
 
 
 def main(settings: Settings) -> dict[str, float]:
-    """The bigram and the MLP at one budget, then two short runs with good and bad first values.
+    """The bigram and the MLP at one budget, then two short runs with a good and a bad initialization.
 
     Or the study. Returns the week's metrics.
     """
@@ -83,7 +90,7 @@ def main(settings: Settings) -> dict[str, float]:
         return STUDIES[settings.study](settings, corpus, work)
     bigram = train_bigram(settings, corpus, work)
     mlp = train_mlp(settings, corpus, work)
-    first = train_from_both_first_values(settings, corpus, work)
+    starts = train_from_both_initializations(settings, corpus, work)
     share = f"{mlp['known_words']:.0%}"
     sample = read_runs(work.logs)["mlp"].artifacts["sample"]
     print(
@@ -95,8 +102,8 @@ def main(settings: Settings) -> dict[str, float]:
             "val_loss": mlp["val_loss"],
             "bigram_val_loss": bigram["val_loss"],
             "accuracy": mlp["val_accuracy"],
-            "first_loss_naive": first["naive"]["first_loss"],
-            "first_loss_scaled": first["scaled"]["first_loss"],
+            "first_loss_naive": starts["naive"]["first_loss"],
+            "first_loss_scaled": starts["scaled"]["first_loss"],
             "known_words": mlp["known_words"],
             "parameters": mlp["parameters"],
             "train_seconds": mlp["seconds"],
@@ -109,6 +116,7 @@ def train_bigram(settings: Settings, corpus: Corpus, work: Workspace) -> dict[st
     """Week 1's model, trained as often and on as much text as the MLP."""
     config = replace(settings.train, lr=0.1, weight_decay=0.0, log_updates=False)
     with work.log("bigram", settings) as log:
+        torch.manual_seed(settings.train.seed)
         model = BigramModel(BigramConfig(corpus.tokenizer.vocab_size))
         folder = work.checkpoints / "bigram"
         trainer = Trainer(model, corpus, config, log, folder, device=work.device, description="bigram")
@@ -122,24 +130,39 @@ def mlp_config(settings: Settings, corpus: Corpus) -> WindowMLPConfig:
 
 
 def train_mlp(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, Any]:
-    """The MLP's summary, with the share of known words in what it writes."""
+    """The MLP's summary, with the share of known words in what it writes.
+
+    With --mine, the learner's `WindowMLP` computes it and her `train` trains it, where they are solved.
+    """
     tokenizer = corpus.tokenizer
     with work.log("mlp", settings) as log:
         torch.manual_seed(settings.train.seed)
-        model = WindowMLP(mlp_config(settings, corpus))
+        config = mlp_config(settings, corpus)
+        model = WindowMLP(config)
+        her_model, her_loop = work.mine("WindowMLP", None), work.mine("train", None)
+        if her_model is not None:
+            computed_by(model, her_model(config.vocab_size, config.window, config.n_embd, config.n_hidden))
         folder = work.checkpoints / "mlp"
         trainer = Trainer(model, corpus, settings.train, log, folder, device=work.device, description="MLP")
-        result = log.finish(**trainer.fit(settings.resume))
+        if her_loop is None:
+            summary = trainer.fit(settings.resume)
+        else:
+            check_for_her_loop(settings)
+            summary = fit_with(her_loop, trainer, log)
+            checkpoint.save(folder / "last", model, tokenizer, trainer.final)
+        result = log.finish(**summary)
         text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
     return result | {"known_words": words}
 
 
-def train_from_both_first_values(
+def train_from_both_initializations(
     settings: Settings, corpus: Corpus, work: Workspace
 ) -> dict[str, dict[str, Any]]:
-    """A short run from naive and one from scaled first values, with the hidden layer's values in both."""
+    """A short run from the naive and one from the scaled initialization, with the hidden layer's values in
+    both.
+    """
     block_size = settings.train.block_size
     short = replace(settings.train, steps=settings.init_steps, eval_every=settings.init_steps)
     summaries = {}
@@ -148,11 +171,70 @@ def train_from_both_first_values(
             torch.manual_seed(settings.train.seed)
             model = WindowMLP(replace(mlp_config(settings, corpus), init=init))
             start = activations(model, corpus, block_size)
-            name = f"{init} first values"
+            name = f"{init} initialization"
             trainer = Trainer(model, corpus, short, log, device=work.device, description=name)
             summaries[init] = log.finish(**trainer.fit())
             log.artifact(start=start, end=activations(model.cpu(), corpus, block_size))
     return summaries
+
+
+def check_for_her_loop(settings: Settings) -> None:
+    """Raises ValueError for settings that the exercise's loop does not know."""
+    train = settings.train
+    known = {"optimizer": "adamw", "schedule": "cosine", "grad_accum_steps": 1}
+    other = [
+        f"train.{name}={getattr(train, name)}"
+        for name, value in known.items()
+        if getattr(train, name) != value
+    ]
+    if settings.resume:
+        other.append("resume")
+    if train.grad_clip == 0:
+        other.append("train.grad_clip=0")
+    if train.warmup_steps >= train.steps:
+        other.append(f"train.warmup_steps={train.warmup_steps} of {train.steps} steps")
+    if other:
+        raise ValueError(
+            f"your training loop cannot do this: {', '.join(other)}. It takes one batch a step, with AdamW, a"
+            " cosine after the warmup and clipping, and starts anew each time. Leave these settings out, or"
+            " --mine"
+        )
+
+
+def fit_with(loop: Callable[..., Any], trainer: Trainer, log: RunLog) -> dict[str, Any]:
+    """Trains with the learner's loop instead of the Trainer's, on the same batches and with the same
+    optimizer, and returns the Trainer's summary. Its seconds include the evaluations.
+    """
+    config = trainer.config
+    found: list[dict[str, float]] = []
+
+    def evaluate(model: torch.nn.Module) -> float:
+        found.append(trainer.task.evaluate(model, config, trainer.device))
+        return found[-1]["val_loss"]
+
+    batches = trainer.task.batches(config, start_step=0, rank=0, world_size=1)
+    started = clock()
+    losses, evaluations = loop(
+        trainer.model,
+        ([part.to(trainer.device) for part in batch] for batch in batches),
+        config.steps,
+        optimizer=trainer.optimizers[0],
+        peak=config.lr,
+        warmup_steps=config.warmup_steps,
+        final_fraction=config.final_lr,
+        max_norm=config.grad_clip,
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+    )
+    trainer.seconds = clock() - started
+    trainer.step, trainer.first_loss, trainer.last_loss = len(losses), losses[0], losses[-1]
+    trainer.final = found[-1]
+    for step, loss in enumerate(losses, 1):
+        if step == 1 or step % config.log_every == 0:
+            log.log(step, train_loss=loss)
+    for (done, _), metrics in zip(evaluations, found):
+        log.log(done, **metrics)
+    return trainer.summary()
 
 
 @torch.no_grad()

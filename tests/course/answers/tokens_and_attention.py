@@ -67,9 +67,37 @@ def scaled_weights(noise, gain):
 
 
 @answer
+class WindowMLP(nn.Module):
+    def __init__(self, vocab_size, window, n_embd, n_hidden):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size + 1, n_embd)
+        self.position_embedding = nn.Embedding(window, n_embd)
+        self.hidden = nn.Linear(window * n_embd, n_hidden)
+        self.lm_head = nn.Linear(n_hidden, vocab_size)
+        self.position_embedding.weight.data.mul_(0.1)
+        nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="tanh")
+        self.lm_head.weight.data.normal_(0, 0.01)
+        for layer in (self.hidden, self.lm_head):
+            layer.bias.data.zero_()
+
+    def activations(self, idx):
+        window = self.position_embedding.num_embeddings
+        padding = idx.new_full((len(idx), window - 1), self.lm_head.out_features)
+        padded = torch.cat([padding, idx], dim=1)
+        parts = []
+        for place in range(window):
+            tokens = padded[:, place : place + idx.size(1)]
+            parts.append(self.token_embedding(tokens) + self.position_embedding.weight[place])
+        return self.hidden(torch.cat(parts, dim=-1)).tanh()
+
+    def forward(self, idx):
+        return self.lm_head(self.activations(idx))
+
+
+@answer
 def logit_gradient(logits, targets):
-    logits = logits.clone().requires_grad_()
-    return torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), logits)[0]
+    p = torch.exp(logits - logits.logsumexp(-1, keepdim=True))
+    return p.scatter_add(-1, targets[..., None], -torch.ones_like(logits)) / targets.numel()
 
 
 @answer
@@ -81,26 +109,43 @@ def learning_rate(step, steps, warmup_steps, peak, final_fraction):
 
 
 @answer
-def clip_gradients(gradients, max_norm):
-    parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients]
-    for p, g in zip(parameters, gradients):
-        p.grad = g.clone()
-    nn.utils.clip_grad_norm_(parameters, max_norm)
-    return [p.grad for p in parameters]
+def adamw_step(weight, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay):
+    first = first.lerp(gradient, 1 - beta1)
+    second = second.lerp(gradient.square(), 1 - beta2)
+    unit = math.sqrt(1 - beta2**step)
+    moved = lr / (1 - beta1**step) * first * unit / (second.sqrt() + eps * unit)
+    return weight * (1 - lr * weight_decay) - moved, first, second
 
 
 @answer
-def adamw_step(weight, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay):
-    p = nn.Parameter(weight.clone())
-    p.grad = gradient.clone()
-    optimizer = torch.optim.AdamW([p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
-    optimizer.state[p] = {
-        "step": torch.tensor(float(step - 1)),
-        "exp_avg": first.clone(),
-        "exp_avg_sq": second.clone(),
-    }
-    optimizer.step()
-    return p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]
+def clip_gradients(gradients, max_norm):
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    if norm <= max_norm:
+        return gradients
+    return [g / norm * max_norm for g in gradients]
+
+
+@answer
+def train(
+    model, batches, steps, *, optimizer, peak, warmup_steps, final_fraction, max_norm, evaluate, eval_every
+):
+    losses, evaluations = [], []
+    for step in range(steps):
+        model.train()
+        x, y = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, warmup_steps, peak, final_fraction)
+        model.zero_grad()
+        loss = -model(x).log_softmax(-1).gather(-1, y.unsqueeze(-1)).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+        losses.append(loss.item())
+        if step == steps - 1 or step % eval_every == eval_every - 1:
+            with torch.inference_mode():
+                evaluations.append([step + 1, evaluate(model.eval())])
+    model.train()
+    return losses, evaluations
 
 
 # ---- week 3

@@ -1,0 +1,249 @@
+"""Week 2's plots of what the notebook has at hand. Each function takes data and returns a figure."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from shared.course.report import COLOURS, LINES, MARKERS, LoggedRun, figure
+
+Evaluations = Sequence[tuple[int, float]]
+"""(steps done, validation loss), as `train` returns them."""
+
+
+def contexts_figure(vocab_size: int, found: Mapping[int, int], met_again: Mapping[int, float]) -> Figure:
+    """By the length of a context: how many there could be, how many there are, and how many of a new text's
+    were seen before.
+    """
+    fig, (left, right) = figure(11, 3.8, ncols=2)
+    lengths = list(found)
+    rows = [vocab_size**k for k in lengths]
+    left.semilogy(lengths, rows, color=COLOURS[1], linestyle="--", marker="s", label="rows of the table")
+    left.semilogy(
+        lengths, list(found.values()), color=COLOURS[0], marker="o", label="different contexts in the text"
+    )
+    left.set(title="A row for each context", xlabel="characters of context", ylabel="number")
+    left.legend(frameon=False)
+    right.plot(list(met_again), list(met_again.values()), color=COLOURS[2], marker="D", linewidth=2)
+    right.set(
+        title="Contexts of a new text that were seen before",
+        xlabel="characters of context",
+        ylabel="share",
+        ylim=(0, 1.05),
+    )
+    return fig
+
+
+def sums_figure(sizes: Sequence[int], deviations: Mapping[str, Sequence[float]]) -> Figure:
+    """The standard deviation of a neuron's sum by the number of its inputs, for several kinds of weights."""
+    fig, ax = figure(8, 3.6)
+    for i, (name, values) in enumerate(deviations.items()):
+        style = {"color": COLOURS[1 - i], "linestyle": LINES[1 - i], "marker": MARKERS[1 - i]}
+        ax.loglog(sizes, values, linewidth=2, label=f"weights {name}", **style)
+    ax.set_xticks(sizes, [str(n) for n in sizes])
+    ax.set_yticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+    ax.minorticks_off()
+    ax.set(title="How large is the sum in a neuron?", xlabel="inputs", ylabel="standard deviation of the sum")
+    ax.legend(frameon=False)
+    return fig
+
+
+def activations_figure(activations: Mapping[str, Tensor]) -> Figure:
+    """Histograms of tanh outputs, one for each initialization."""
+    fig, axes = figure(11, 3.6, ncols=2, sharey=True)
+    for i, (name, values) in enumerate(activations.items()):
+        saturated = (values.abs() > 0.97).float().mean().item()
+        axes[i].hist(
+            values.flatten().numpy(),
+            bins=50,
+            range=(-1, 1),
+            weights=[1 / values.numel()] * values.numel(),
+            color=COLOURS[1 - i],
+            label=f"{saturated:.0%} beyond ±0.97",
+        )
+        axes[i].set(title=f"Hidden layer before the first step: {name}", xlabel="tanh output")
+        axes[i].legend(frameon=False, loc="upper center")
+    axes[0].set_ylabel("share of values")
+    return fig
+
+
+def steps_figure(
+    lines: Mapping[str, Sequence[float]],
+    title: str,
+    ylabel: str,
+    *,
+    level: tuple[str, float] | None = None,
+    ticks: Sequence[float] = (),
+) -> Figure:
+    """Values by training step, one line for each name. level: a horizontal line, with its label. ticks: of a
+    logarithmic axis; without any, the axis is linear.
+    """
+    fig, ax = figure(8, 3.7)
+    for i, (name, values) in enumerate(lines.items()):
+        ax.plot(values, color=COLOURS[i], linestyle=LINES[i], linewidth=2, label=name)
+    if level is not None:
+        ax.axhline(level[1], color=COLOURS[7], linestyle=":", linewidth=2, label=level[0])
+    if ticks:
+        ax.set_yscale("log")
+        ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set(title=title, xlabel="step", ylabel=ylabel)
+    ax.legend(frameon=False)
+    return fig
+
+
+def contest_figure(runs: Mapping[str, tuple[Sequence[float], Evaluations]], ln_v: float) -> Figure:
+    """Training losses (pale) and validation losses by step, of several models."""
+    fig, ax = figure(8, 4)
+    for i, (name, (losses, evaluations)) in enumerate(runs.items()):
+        colour = COLOURS[1 - i]
+        ax.plot(range(1, len(losses) + 1), losses, color=colour, alpha=0.3, linewidth=1)
+        steps, values = zip(*evaluations)
+        label = f"{name}, validation: {values[-1]:.3f}"
+        ax.plot(
+            steps,
+            values,
+            color=colour,
+            linestyle=LINES[1 - i],
+            marker=MARKERS[1 - i],
+            linewidth=2,
+            label=label,
+        )
+    ax.axhline(ln_v, color=COLOURS[7], linestyle=":", label="ln V")
+    ax.set(
+        title="Eight characters against one, as many steps (pale: training batches)",
+        xlabel="step",
+        ylabel="loss (nats per character)",
+    )
+    ax.legend(frameon=False)
+    return fig
+
+
+def update_ratios_figure(run: LoggedRun) -> Figure:
+    """How far each logged step of a run moved each matrix, as a share of the size of its numbers."""
+    fig, ax = figure()
+    names = sorted({key for row in run.rows for key in row if key.startswith("update/")})
+    for i, name in enumerate(names):
+        label = name.removeprefix("update/").removesuffix(".weight").replace("_", " ")
+        ax.plot(*run.series(name), color=COLOURS[i], linestyle=LINES[i % 4], label=label)
+    ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: a thousandth")
+    ax.set(
+        title="How far each step moves each matrix",
+        xlabel="step",
+        ylabel="log10(std of update / std of weight)",
+    )
+    ax.legend(frameon=False)
+    return fig
+
+
+def reach_figure(reach: Mapping[str, Sequence[float]], window: int) -> Figure:
+    """How much the prediction changes with the character so many places back, for each model."""
+    fig, ax = figure(8, 3.6)
+    for i, (name, values) in enumerate(reach.items()):
+        places = [back + 0.4 * i - 0.2 for back in range(len(values))]
+        ax.bar(places, values, width=0.4, color=COLOURS[1 - i], label=name)
+        ax.set_xticks(range(len(values)))
+    ax.axvline(window - 0.5, color="black", linewidth=1, linestyle=":", label="end of the window")
+    ax.grid(axis="x")
+    ax.set(
+        title="What does the next character depend on?",
+        xlabel="how far back (0: the present character)",
+        ylabel="change of the prediction",
+    )
+    ax.legend(frameon=False)
+    return fig
+
+
+def letters_figure(spaces: Mapping[str, Tensor], letters: str) -> Figure:
+    """Letters' vectors, [letters, channel], drawn on the two directions in which they differ most."""
+    fig, axes = figure(11, 4.8, ncols=2)
+    for ax, (title, vectors) in zip(axes, spaces.items()):
+        points = _two_directions(vectors)
+        for kind, colour, marker in (("vowels", COLOURS[5], "s"), ("consonants", COLOURS[0], "o")):
+            chosen = [i for i, c in enumerate(letters) if (c in "aeiou") == (kind == "vowels")]
+            ax.scatter(*points[chosen].T, s=320, color=colour, alpha=0.2, marker=marker, label=kind)
+            for i in chosen:
+                place = points[i].tolist()
+                ax.annotate(letters[i], place, ha="center", va="center", color=colour, fontsize=13)
+        ax.set(title=title, xlabel="first principal component", ylabel="second principal component")
+        ax.margins(0.1)
+    axes[1].legend(frameon=False, markerscale=0.6)
+    return fig
+
+
+def _two_directions(vectors: Tensor) -> Tensor:
+    """The first two principal components: [count, channel] -> [count, 2]."""
+    centred = vectors - vectors.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:2].T
+
+
+def likeness_figure(distances: Tensor, cosines: Tensor) -> Figure:
+    """Each pair of letters: how differently they are followed, and how alike their vectors are."""
+    fig, ax = figure(8, 4)
+    pairs = torch.triu_indices(len(distances), len(distances), 1)
+    ax.scatter(distances[*pairs], cosines[*pairs], s=18, alpha=0.5, color=COLOURS[0], label="pair of letters")
+    ax.axhline(0, color=COLOURS[7], linewidth=1)
+    ax.set(
+        title="Letters that are followed alike, and their vectors",
+        xlabel="total variation between the letters' next characters",
+        ylabel="cosine of their vectors",
+    )
+    ax.legend(frameon=False)
+    return fig
+
+
+def beside_reference_figure(evaluations: Evaluations, reference: Mapping[str, LoggedRun]) -> Figure:
+    """The learner's validation losses by step, over the curves of the course's runs, by their labels."""
+    fig, ax = figure(8, 4)
+    for i, (label, run) in enumerate(reference.items()):
+        style = {"color": COLOURS[1 - i], "linestyle": LINES[1 - i], "marker": MARKERS[1 - i]}
+        ax.plot(*run.series("val_loss"), linewidth=1.5, label=f"the course, {label}", **style)
+    steps, values = zip(*evaluations)
+    label = f"this notebook: {values[-1]:.3f}"
+    ax.plot(steps, values, color=COLOURS[5], marker="P", linewidth=2.5, label=label)
+    ax.set(
+        title="This notebook's run and the course's",
+        xlabel="step",
+        ylabel="validation loss (nats per character)",
+    )
+    ax.legend(frameon=False)
+    return fig
+
+
+def window_study_figure(losses: Mapping[int, float]) -> Figure:
+    """The validation loss by the size of the window."""
+    fig, ax = figure(8, 3.8)
+    sizes = sorted(losses)
+    ax.plot(sizes, [losses[size] for size in sizes], color=COLOURS[0], marker="o", linewidth=2)
+    for size in sizes:
+        place = (size, losses[size])
+        ax.annotate(f"{losses[size]:.3f}", place, xytext=(4, 8), textcoords="offset points", fontsize=9)
+    ax.set(
+        title="The same model with windows of several sizes",
+        xlabel="window (characters)",
+        ylabel="validation loss (nats per character)",
+    )
+    ax.set_xticks(sizes)
+    ax.margins(y=0.15)
+    return fig
+
+
+def losses_by_window(runs: Mapping[str, LoggedRun]) -> dict[int, float]:
+    """The validation loss by the size of the window, of the study's runs and of the main one beside them."""
+    losses = {
+        run.summary["window"]: run.summary["val_loss"]
+        for name, run in runs.items()
+        if name.startswith("window-") and run.summary
+    }
+    main = runs.get("mlp")
+    if losses and main is not None and main.summary:
+        losses[main.run["settings"]["window"]] = main.summary["val_loss"]
+    return losses
+
+
+def padded(values: Sequence[float], steps_before: int) -> list[float]:
+    """Values of a run that began after so many steps, so that they are drawn at their place."""
+    return [math.nan] * steps_before + list(values)
