@@ -1214,6 +1214,11 @@ def _observe_train(
     if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[0], list)):
         raise NotRight(f"it returns {type(result).__name__}, and (losses, evaluations) is wanted: two lists.")
     losses, evaluations = result
+    if not isinstance(evaluations, list) or any(not _is_pair(item) for item in evaluations):
+        raise NotRight(
+            f"the evaluations are {evaluations!r:.80}, and a list of pairs (steps done, what `evaluate`"
+            " returned) is wanted."
+        )
     if any(isinstance(loss, Tensor) for loss in losses):
         raise NotRight(
             "there are tensors among the losses, and each holds its whole graph in memory: .item() makes a"
@@ -1225,9 +1230,13 @@ def _observe_train(
     yield "the losses", losses
     for name, parameter in watched.model.named_parameters():
         yield f"{name} after the last step", parameter.detach().clone()
-    yield "the steps after which it evaluates", [done for done, *_ in evaluations]
+    yield "the steps after which it evaluates", [done for done, _ in evaluations]
     watched.complain(steps)
     yield "the evaluations", evaluations
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple | list) and len(item) == 2
 
 
 class _Watched:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from figures import draw
+from own_loop import check_own_loop, fit_with
 from shared import checkpoint
 from shared.commandline import cli
 from shared.course.exercise.building import computed_by
@@ -25,7 +26,7 @@ from shared.data.corpus import Corpus, fixed_windows, load_corpus
 from shared.evaluation import known_words
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.runtime import RunLog, clock, pick_device
+from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
 from studies import STUDIES
@@ -88,8 +89,11 @@ def main(settings: Settings) -> dict[str, float]:
     work = Workspace(__file__, settings, corpus.name, device)
     if settings.study:
         return STUDIES[settings.study](settings, corpus, work)
+    her_loop = work.mine("train", None)
+    if her_loop is not None:
+        check_own_loop(settings)
     bigram = train_bigram(settings, corpus, work)
-    mlp = train_mlp(settings, corpus, work)
+    mlp = train_mlp(settings, corpus, work, her_loop)
     starts = train_from_both_initializations(settings, corpus, work)
     share = f"{mlp['known_words']:.0%}"
     sample = read_runs(work.logs)["mlp"].artifacts["sample"]
@@ -129,17 +133,20 @@ def mlp_config(settings: Settings, corpus: Corpus) -> WindowMLPConfig:
     return WindowMLPConfig(vocab_size, settings.window, settings.n_embd, settings.n_hidden)
 
 
-def train_mlp(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, Any]:
+def train_mlp(
+    settings: Settings, corpus: Corpus, work: Workspace, her_loop: Callable[..., Any] | None
+) -> dict[str, Any]:
     """The MLP's summary, with the share of known words in what it writes.
 
-    With --mine, the learner's `WindowMLP` computes it and her `train` trains it, where they are solved.
+    With --mine, the learner's `WindowMLP` computes it, where it is solved. her_loop: her `train`; None takes
+    the Trainer.
     """
     tokenizer = corpus.tokenizer
     with work.log("mlp", settings) as log:
         torch.manual_seed(settings.train.seed)
         config = mlp_config(settings, corpus)
         model = WindowMLP(config)
-        her_model, her_loop = work.mine("WindowMLP", None), work.mine("train", None)
+        her_model = work.mine("WindowMLP", None)
         if her_model is not None:
             computed_by(model, her_model(config.vocab_size, config.window, config.n_embd, config.n_hidden))
         folder = work.checkpoints / "mlp"
@@ -147,7 +154,6 @@ def train_mlp(settings: Settings, corpus: Corpus, work: Workspace) -> dict[str, 
         if her_loop is None:
             summary = trainer.fit(settings.resume)
         else:
-            check_for_her_loop(settings)
             summary = fit_with(her_loop, trainer, log)
             checkpoint.save(folder / "last", model, tokenizer, trainer.final)
         result = log.finish(**summary)
@@ -176,65 +182,6 @@ def train_from_both_initializations(
             summaries[init] = log.finish(**trainer.fit())
             log.artifact(start=start, end=activations(model.cpu(), corpus, block_size))
     return summaries
-
-
-def check_for_her_loop(settings: Settings) -> None:
-    """Raises ValueError for settings that the exercise's loop does not know."""
-    train = settings.train
-    known = {"optimizer": "adamw", "schedule": "cosine", "grad_accum_steps": 1}
-    other = [
-        f"train.{name}={getattr(train, name)}"
-        for name, value in known.items()
-        if getattr(train, name) != value
-    ]
-    if settings.resume:
-        other.append("resume")
-    if train.grad_clip == 0:
-        other.append("train.grad_clip=0")
-    if train.warmup_steps >= train.steps:
-        other.append(f"train.warmup_steps={train.warmup_steps} of {train.steps} steps")
-    if other:
-        raise ValueError(
-            f"your training loop cannot do this: {', '.join(other)}. It takes one batch a step, with AdamW, a"
-            " cosine after the warmup and clipping, and starts anew each time. Leave these settings out, or"
-            " --mine"
-        )
-
-
-def fit_with(loop: Callable[..., Any], trainer: Trainer, log: RunLog) -> dict[str, Any]:
-    """Trains with the learner's loop instead of the Trainer's, on the same batches and with the same
-    optimizer, and returns the Trainer's summary. Its seconds include the evaluations.
-    """
-    config = trainer.config
-    found: list[dict[str, float]] = []
-
-    def evaluate(model: torch.nn.Module) -> float:
-        found.append(trainer.task.evaluate(model, config, trainer.device))
-        return found[-1]["val_loss"]
-
-    batches = trainer.task.batches(config, start_step=0, rank=0, world_size=1)
-    started = clock()
-    losses, evaluations = loop(
-        trainer.model,
-        ([part.to(trainer.device) for part in batch] for batch in batches),
-        config.steps,
-        optimizer=trainer.optimizers[0],
-        peak=config.lr,
-        warmup_steps=config.warmup_steps,
-        final_fraction=config.final_lr,
-        max_norm=config.grad_clip,
-        evaluate=evaluate,
-        eval_every=config.eval_every,
-    )
-    trainer.seconds = clock() - started
-    trainer.step, trainer.first_loss, trainer.last_loss = len(losses), losses[0], losses[-1]
-    trainer.final = found[-1]
-    for step, loss in enumerate(losses, 1):
-        if step == 1 or step % config.log_every == 0:
-            log.log(step, train_loss=loss)
-    for (done, _), metrics in zip(evaluations, found):
-        log.log(done, **metrics)
-    return trainer.summary()
 
 
 @torch.no_grad()
