@@ -51,7 +51,6 @@ CONTEXT_WINDOWS = Exercise(
     `padding`. The text may be shorter than the window.""",
     reference=context_windows,
     cases=_windows_cases,
-    forbids=(mlp.WindowMLP,),
     valid=lambda idx, window, padding: idx.dim() == 2 and window >= 1,
     mistakes=(
         Mistake(
@@ -402,7 +401,7 @@ WINDOW_MLP = Exercise(
     observe=_observe_window_mlp,
     stub=WINDOW_MLP_STUB,
     points=3,
-    forbids=(mlp.WindowMLP,),
+    forbids=(mlp.WindowMLPConfig,),  # the promoted model cannot be made without one
     valid=lambda vocab_size, window, n_embd, n_hidden, idx: (
         min(vocab_size, window, n_embd, n_hidden) >= 1 and idx.dim() == 2 and int(idx.max()) < vocab_size
     ),
@@ -531,13 +530,7 @@ LOGIT_GRADIENT = Exercise(
     autograd. Logits may be above 100, and 200 apart.""",
     reference=logit_gradient,
     cases=_gradient_cases,
-    forbids=(
-        torch.autograd.grad,
-        torch.autograd.backward,
-        torch.func.grad,
-        torch.func.vjp,
-        torch.func.jacrev,
-    ),
+    forbids=(torch.autograd.grad, torch.autograd.backward),
     valid=lambda logits, targets: logits.dim() == 3 and logits.shape[:2] == targets.shape,
     mistakes=(
         Mistake(
@@ -1028,7 +1021,7 @@ CLIP_GRADIENTS = Exercise(
     reference=clip_gradients,
     cases=_clip_cases,
     stub=CLIP_STUB,
-    forbids=(nn.utils.clip_grad_norm_, nn.utils.clip_grads_with_norm_, nn.utils.get_total_norm),
+    forbids=(nn.utils.clip_grad_norm_,),
     valid=lambda gradients, max_norm: max_norm > 0 and sum(g.square().sum() for g in gradients) > 0,
     mistakes=(
         Mistake(
@@ -1390,10 +1383,10 @@ TRAIN = Exercise(
     compute the new ones; replace the gradients of all of `model.parameters()` by what your
     `clip_gradients(..., max_norm)` makes of them; let the optimizer step. The steps are done in train mode,
     whatever mode the model comes in. After every `eval_every` steps done, and after the last step, call
-    `evaluate(model)`, which returns a float: in eval mode, under torch.no_grad(), and once at a time.
-    Return (losses, evaluations): the loss of each batch before its step, as a list of `steps` floats, and a
-    list of (steps done, what `evaluate` returned). Leave the model in train mode. Every parameter gets a
-    gradient.""",
+    `evaluate(model)`, which returns a float: in eval mode and under torch.no_grad(), once where both fall
+    together. Return (losses, evaluations): the loss of each batch before its step, as a list of `steps`
+    floats, and a list of (steps done, what `evaluate` returned). Leave the model in train mode. Every
+    parameter gets a gradient.""",
     reference=train,
     cases=_train_cases,
     observe=_observe_train,
