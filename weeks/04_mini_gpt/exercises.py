@@ -1,16 +1,22 @@
-"""The graded exercises of week 4: the norm, rotary positions, the gated MLP, the residual stream, one step
-with a cache, counting parameters.
+"""The graded exercises of week 4: the norm, the gated MLP, the residual stream, the block, counting and
+initializing parameters, rotary positions, one step with a cache, and the whole GPT.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from shared.course.exercise import Exercise, Mistake
-from shared.models.attention import attention_weights
-from shared.models.gpt import Rotary
+from shared.course.exercise import Exercise, Mistake, NotRight, building
+from shared.evaluation import cross_entropy
+from shared.models import gpt
+from shared.models.attention import CausalSelfAttention, attention_weights
+from shared.models.gpt import MLP, GPTConfig, Rotary, make_norm
+from shared.runtime import seed_everything
 
 # ---- 1. the norm
 
@@ -20,8 +26,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def _norm_cases(generator: Generator) -> list[tuple]:
-    def case(batch: int, time: int, n_embd: int, eps: float, scale: float = 2.0) -> tuple:
-        x = scale * torch.randn(batch, time, n_embd, generator=generator) + 1
+    def case(batch: int, time: int, n_embd: int, eps: float, scale: float = 2.0, mean: float = 1.0) -> tuple:
+        x = scale * torch.randn(batch, time, n_embd, generator=generator) + mean
         return x, torch.randn(n_embd, generator=generator), torch.randn(n_embd, generator=generator), eps
 
     return [
@@ -30,8 +36,16 @@ def _norm_cases(generator: Generator) -> list[tuple]:
         case(1, 6, 3, 1e-5),
         case(3, 1, 4, 1e-3, scale=0.1),  # here eps can be seen
         case(2, 5, 2, 0.5),
+        case(1, 1, 2, 1e-5),
+        case(3, 4, 7, 1e-5, scale=10.0, mean=1000.0),
         (torch.full((1, 2, 4), 3.0), torch.ones(4), torch.zeros(4), 1e-5),  # no variance at all
     ]
+
+
+def _by_squares(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = x.square().mean(-1, keepdim=True) - mean.square()
+    return (x - mean) / (variance + eps).sqrt() * weight + bias
 
 
 def _normed(x: Tensor, eps: float, dim: int | tuple[int, ...] = -1) -> Tensor:
@@ -40,12 +54,27 @@ def _normed(x: Tensor, eps: float, dim: int | tuple[int, ...] = -1) -> Tensor:
 
 LAYER_NORM = Exercise(
     task="""A norm keeps the numbers that flow through a deep network at one size. Write LayerNorm by hand,
-    without F.layer_norm. `x` is float32 [batch, time, n_embd], `weight` and `bias` are float32 [n_embd]. At
-    each position, by itself, take away the mean over the channels, divide by the root of (variance + eps),
-    then multiply by `weight` and add `bias`. The variance is the mean of the squared differences from the
-    mean. Return the shape of x.""",
+    out of sums, products and roots. `x` is float32 [batch, time, n_embd], `weight` and `bias` are float32
+    [n_embd]. At each position, by itself, take away the mean over the channels, divide by
+    $\\sqrt{\\text{variance} + \\text{eps}}$, then multiply by `weight` and add `bias`. The variance is the
+    mean of the squared differences from the mean; the mean may be a hundred times larger than they are.
+    Return the shape of x.""",
     reference=layer_norm,
     cases=_norm_cases,
+    forbids=(
+        F.layer_norm,
+        nn.LayerNorm,
+        F.group_norm,
+        F.instance_norm,
+        F.batch_norm,
+        "layer_norm",
+        "native_layer_norm",
+        "group_norm",
+        "instance_norm",
+        "batch_norm",
+    ),
+    differentiable=True,
+    tolerance=1e-4,
     mistakes=(
         Mistake(
             "unbiased variance",
@@ -84,6 +113,19 @@ LAYER_NORM = Exercise(
             " otherwise the future leaks in, and a padded batch gives other results than a single text.",
         ),
         Mistake(
+            "the variance as a difference of squares",
+            _by_squares,
+            "The variance was computed as the mean of the squares minus the square of the mean. On paper the"
+            " two are equal; in float32 they are two large numbers whose difference is small, and what is"
+            " left of it is rounding. Take the mean away first, then square.",
+        ),
+        Mistake(
+            "eps is missing",
+            lambda x, weight, bias, eps: _normed(x, 0.0) * weight + bias,
+            "eps was not used. Where all channels are equal the variance is 0, and 0/0 is nan; where they"
+            " hardly differ, eps is what keeps the result small.",
+        ),
+        Mistake(
             "the bias is added before the weight",
             lambda x, weight, bias, eps: (_normed(x, eps) + bias) * weight,
             "The bias was multiplied by the weight as well. The order is: norm, times weight, plus bias.",
@@ -100,97 +142,7 @@ LAYER_NORM = Exercise(
 )
 
 
-# ---- 2. rotary positions
-
-
-def rotate(x: Tensor, start: int, theta: float) -> Tensor:
-    end = start + x.size(2)
-    return Rotary(x.size(3), end, theta).at(slice(start, end))(x)
-
-
-def _rotate_cases(generator: Generator) -> list[tuple]:
-    def case(
-        batch: int, n_head: int, time: int, head_dim: int, start: int, theta: float
-    ) -> tuple[Tensor, int, float]:
-        return torch.randn(batch, n_head, time, head_dim, generator=generator), start, theta
-
-    return [
-        case(2, 3, 5, 8, 0, 10000.0),
-        case(1, 2, 4, 6, 3, 100.0),
-        case(3, 1, 1, 4, 7, 10000.0),  # one new token after seven
-        case(2, 2, 6, 2, 0, 10.0),
-        case(1, 4, 3, 4, 20, 10000.0),
-    ]
-
-
-def _turned(
-    x: Tensor, start: int, theta: float, sign: int = 1, interleaved: bool = False, halved: bool = False
-) -> Tensor:
-    """Rotary positions with one of their parts wrong."""
-    pairs = x.size(-1) // 2
-    frequency = theta ** (-torch.arange(pairs) / (2 * pairs if halved else pairs))
-    angle = sign * torch.outer(
-        torch.arange(start, start + x.size(2)).float(), frequency
-    )  # [time, head_dim / 2]
-    cos, sin = angle.cos(), angle.sin()
-    a, b = x.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
-    turned = a * cos - b * sin, a * sin + b * cos
-    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
-
-
-ROTATE = Exercise(
-    task="""RoPE tells attention where a token stands by turning its query and key. `x` is float32 [batch,
-    n_head, time, head_dim], head_dim even; its positions are start, start + 1 and so on. Channels i and i +
-    head_dim/2 form a pair (a, b). At position p turn it by the angle p * theta^(-2i/head_dim): it becomes (a
-    cos - b sin, a sin + b cos), in the same two places. Return the same shape. Scores then depend only on
-    distances.""",
-    reference=rotate,
-    cases=_rotate_cases,
-    mistakes=(
-        Mistake(
-            "neighbours paired instead of halves",
-            lambda x, start, theta: _turned(x, start, theta, interleaved=True),
-            "Channels 0 and 1 were paired, then 2 and 3. Some models do that, but in the layout of Llama that"
-            " we use channel i belongs with i + head_dim/2. Mixing the two up with trained weights gives"
-            " nonsense.",
-        ),
-        Mistake(
-            "turned the wrong way",
-            lambda x, start, theta: _turned(x, start, theta, sign=-1),
-            "The sign of the sine is wrong, so the pairs turn backwards. A model trained like this from the"
-            " start would work; weights trained with the usual direction would not.",
-        ),
-        Mistake(
-            "positions begin at 0",
-            lambda x, start, theta: _turned(x, 0, theta),
-            "`start` was not used. With a cache, a new token comes in alone, and would always be taken for"
-            " the first of the text: all its distances to the keys in the cache are wrong.",
-        ),
-        Mistake(
-            "positions are off by one",
-            lambda x, start, theta: _turned(x, start + 1, theta),
-            "Positions were counted from start + 1. The first token stands at position 0 and is not turned at"
-            " all. A shift of everything would not change the scores, a shift of only some tokens does.",
-        ),
-        Mistake(
-            "the frequencies fall too slowly",
-            lambda x, start, theta: _turned(x, start, theta, halved=True),
-            "The exponent is -2i/head_dim for pair number i; here the 2 is missing. Then the time of the"
-            " slowest turn grows with √theta, not with theta, and far distances look like near ones.",
-        ),
-    ),
-    hints=(
-        "First the angles, [time, head_dim/2]: positions times frequencies. Then cut x into its two halves.",
-        (
-            "frequency = theta ** (-torch.arange(0, head_dim, 2) / head_dim); the angles are"
-            " torch.outer(positions, frequency). a, b = x.chunk(2, dim=-1)."
-        ),
-        "With cos and sin of the angles: torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).",
-    ),
-)
-
-
-# ---- 3. the gated MLP
+# ---- 2. the gated MLP
 
 
 def gated_mlp(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
@@ -202,7 +154,21 @@ def _mlp_cases(generator: Generator) -> list[tuple]:
         shapes = (batch, time, n_embd), (hidden, n_embd), (hidden, n_embd), (n_embd, hidden)
         return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
-    return [case(2, 3, 4, 7), case(3, 2, 5, 5), case(1, 4, 3, 8), case(4, 1, 2, 3), case(1, 1, 6, 1)]
+    x, gate_weight, up_weight, down_weight = case(1, 3, 2, 4)
+    far = x, gate_weight * 200 / (x @ gate_weight.T).abs().max(), up_weight, down_weight
+    return [
+        case(2, 3, 4, 7),
+        case(3, 2, 5, 5),
+        case(1, 4, 3, 8),
+        case(4, 1, 2, 3),
+        case(1, 1, 6, 1),
+        far,  # exp of 200 does not fit in float32
+    ]
+
+
+def _overflowing_silu(z: Tensor) -> Tensor:
+    power = z.exp()
+    return z * power / (1 + power)
 
 
 GATED_MLP = Exercise(
@@ -210,9 +176,12 @@ GATED_MLP = Exercise(
     float32 [batch, time, n_embd]; `gate_weight` and `up_weight` are [hidden, n_embd], `down_weight` is
     [n_embd, hidden], in nn.Linear's layout and without biases. Multiply SiLU of the gate branch, element by
     element, with the up branch, and bring the product down again. Return float32 [batch, time, n_embd].
-    SiLU(z) is z * sigmoid(z).""",
+    $\\text{SiLU}(z) = z \\cdot \\text{sigmoid}(z)$; z may be as large as 200, either way, and neither the
+    result nor its gradient may become nan.""",
     reference=gated_mlp,
     cases=_mlp_cases,
+    differentiable=True,
+    tolerance=1e-4,
     mistakes=(
         Mistake(
             "the activation is on the wrong branch",
@@ -228,6 +197,21 @@ GATED_MLP = Exercise(
             ),
             "The activation is GELU, so this is GEGLU. The curves look alike, but trained weights notice the"
             " difference in every layer.",
+        ),
+        Mistake(
+            "ReLU instead of SiLU",
+            lambda x, gate_weight, up_weight, down_weight: (
+                (F.relu(x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T
+            ),
+            "The gate is a ReLU, which makes it ReGLU. SiLU is smooth, and lets a little through below 0.",
+        ),
+        Mistake(
+            "exp overflows",
+            lambda x, gate_weight, up_weight, down_weight: (
+                (_overflowing_silu(x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T
+            ),
+            "The sigmoid was written as exp(z) / (1 + exp(z)). Above z = 88, exp is infinite in float32, and"
+            " infinity over infinity is nan. torch.sigmoid, or F.silu itself, has no such limit.",
         ),
         Mistake(
             "sigmoid instead of SiLU",
@@ -270,7 +254,7 @@ GATED_MLP = Exercise(
 )
 
 
-# ---- 4. the residual stream
+# ---- 3. the residual stream
 
 
 def mlp_sublayer(x: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
@@ -305,6 +289,8 @@ MLP_SUBLAYER = Exercise(
     float32 [batch, time, n_embd]; x itself stays.""",
     reference=mlp_sublayer,
     cases=_sublayer_cases,
+    forbids=(MLP,),
+    differentiable=True,
     mistakes=(
         Mistake(
             "no residual",
@@ -335,7 +321,18 @@ MLP_SUBLAYER = Exercise(
             "the output is normed",
             lambda x, up_weight, down_weight: x + _plain_norm(_mlp(x, up_weight, down_weight)),
             "The norm stands behind the MLP. Then every layer adds a vector of the same length, whether it"
-            " has anything to say or not. It belongs in front.",
+            " has anything to say or not, and the MLP reads the stream at whatever size it has. There are"
+            " models that norm a layer's output (OLMo 2), or input and output (Gemma 2); pre-norm, which is"
+            " asked for here, norms the input.",
+        ),
+        Mistake(
+            "the tanh approximation of GELU",
+            lambda x, up_weight, down_weight: (
+                x + F.gelu(_plain_norm(x) @ up_weight.T, approximate="tanh") @ down_weight.T
+            ),
+            'This is GELU approximated by a tanh, GPT-2\'s (`approximate="tanh"`). The two differ by less'
+            " than a thousandth, and weights trained with one are a little off with the other. Here F.gelu is"
+            " asked for as it stands.",
         ),
     ),
     hints=(
@@ -349,7 +346,622 @@ MLP_SUBLAYER = Exercise(
 )
 
 
-# ---- 5. one step with a cache
+# ---- 4. the block
+
+
+class Block(nn.Module):
+    def __init__(self, attn: nn.Module, mlp: nn.Module, norm: Callable[[], nn.Module]):
+        super().__init__()
+        self.attn_norm = norm()
+        self.attn = attn
+        self.mlp_norm = norm()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.attn_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+BLOCK_STUB = """class Block(nn.Module):
+    def __init__(self, attn: nn.Module, mlp: nn.Module, norm: Callable[[], nn.Module]):
+        super().__init__()
+        # your code here: self.attn_norm, self.attn, self.mlp_norm, self.mlp
+        ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [batch, time, n_embd] -> [batch, time, n_embd]
+        # your code here
+        ...
+"""
+
+
+class _PastMean(nn.Module):
+    """In the place of attention: the mean of what came so far, without a parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1) / torch.arange(1, x.size(1) + 1).view(1, -1, 1)
+
+
+def _block_parts(kind: str, n_embd: int) -> tuple[nn.Module, nn.Module, Callable[[], nn.Module]]:
+    """An attention, an MLP and what makes a norm, for a block."""
+    if kind == "mean":
+        mlp = nn.Sequential(nn.Linear(n_embd, 3), nn.Tanh(), nn.Linear(3, n_embd))
+        return _PastMean(), mlp, partial(nn.RMSNorm, n_embd, eps=1e-5)
+    config = GPTConfig(n_embd=n_embd, n_head=2, mlp_hidden=5, bias=False)
+    return CausalSelfAttention(n_embd, 2), MLP(config), partial(nn.LayerNorm, n_embd)
+
+
+@torch.no_grad()
+def _spread_weights(module: nn.Module) -> None:
+    """Weights so large that each one shows in the output."""
+    seed_everything(1)
+    for parameter in module.parameters():
+        parameter.copy_(0.5 * torch.randn(parameter.shape) + (1.0 if parameter.dim() == 1 else 0.0))
+
+
+def _block_cases(generator: Generator) -> list[tuple]:
+    def case(kind: str, batch: int, time: int, n_embd: int) -> tuple[str, Tensor]:
+        return kind, 3 * torch.randn(batch, time, n_embd, generator=generator) + 1
+
+    return [
+        case("mean", 1, 1, 2),
+        case("mean", 2, 3, 4),
+        case("attention", 1, 4, 6),
+        case("attention", 3, 2, 4),
+        case("attention", 2, 5, 8),
+    ]
+
+
+def _observe_block(answer: Callable, kind: str, x: Tensor) -> Iterator[tuple[str, Any]]:
+    n_embd = x.size(-1)
+    reference = Block(*_block_parts(kind, n_embd))
+    _spread_weights(reference)
+    attn, mlp, norm = _block_parts(kind, n_embd)
+    block = building.built(answer, reference, attn, mlp, norm)
+    if getattr(block, "attn", None) is not attn or getattr(block, "mlp", None) is not mlp:
+        raise NotRight(
+            "self.attn and self.mlp have to be the very modules that were handed in: who builds a model"
+            " decides what is in its blocks."
+        )
+    leaf = x.clone().requires_grad_()
+    out = building.method(block, "forward")(leaf)
+    yield "the output", out
+    if not isinstance(out, Tensor):
+        return
+    yield from building.gradients_of(block, building.weighted(out))
+    yield "the gradient of x", torch.autograd.grad(building.weighted(block(leaf)), leaf)[0]
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.01)
+    for step in range(1, 4):
+        loss = block(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield f"the loss of training step {step}", loss.detach()
+
+
+class _PostNormBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn_norm(x + self.attn(x))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class _ParallelBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attn(self.attn_norm(x)) + self.mlp(self.mlp_norm(x))
+
+
+class _NormedStreamBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn_norm(x)
+        x = x + self.attn(x)
+        x = self.mlp_norm(x)
+        return x + self.mlp(x)
+
+
+class _NoResidualBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.mlp_norm(self.attn(self.attn_norm(x))))
+
+
+class _OneNormBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.attn_norm(x))
+        return x + self.mlp(self.attn_norm(x))
+
+
+class _HalfResidualBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.attn_norm(x))
+        return self.mlp(self.mlp_norm(x))
+
+
+class _OtherOrderBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mlp(self.mlp_norm(x))
+        return x + self.attn(self.attn_norm(x))
+
+
+BLOCK = Exercise(
+    task="""Build the block, the unit that a transformer repeats. `Block(attn, mlp, norm)` is an nn.Module.
+    It is handed two modules, `attn` and `mlp`, each from [batch, time, n_embd] to the same shape, and keeps
+    these very modules as `self.attn` and `self.mlp`. `norm` is a function without arguments that makes a new
+    norm; it is called twice, for `self.attn_norm` and `self.mlp_norm`. forward(x) is pre-norm: attention
+    reads the stream through `attn_norm` and its output is added to the stream; then the MLP reads the new
+    stream through `mlp_norm` and its output is added in turn. Nothing else changes the stream.""",
+    reference=Block,
+    cases=_block_cases,
+    observe=_observe_block,
+    stub=BLOCK_STUB,
+    points=3,
+    forbids=(gpt.Block,),
+    tolerance=1e-4,
+    valid=lambda kind, x: kind == "mean" or x.size(-1) % 2 == 0,
+    mistakes=(
+        Mistake(
+            "post-norm",
+            _PostNormBlock,
+            "The sums were normed, not what the two parts read. That is the order of 2017: the stream itself"
+            " passes through a norm at every step, and a deep stack needs a careful warmup to train.",
+        ),
+        Mistake(
+            "attention and MLP side by side",
+            _ParallelBlock,
+            "The MLP read the stream as it was before attention. Some models do that (GPT-J), since the two"
+            " can then run at once; here the MLP has to see what attention has just gathered.",
+        ),
+        Mistake(
+            "the normed stream is added",
+            _NormedStreamBlock,
+            "x was overwritten by its norm, so the sums begin from the normed stream. Only what the parts"
+            " read is normed; the stream passes by.",
+        ),
+        Mistake(
+            "no residuals",
+            _NoResidualBlock,
+            "Each part replaces the stream. All that is not passed on is lost, and so is the gradient's short"
+            " way back: both outputs are added to x.",
+        ),
+        Mistake(
+            "the second residual is missing",
+            _HalfResidualBlock,
+            "After attention the stream was kept, after the MLP it was replaced: the MLP's output is added"
+            " too.",
+        ),
+        Mistake(
+            "one norm for both",
+            _OneNormBlock,
+            "attn_norm is used twice and mlp_norm never. Each norm has weights of its own, since the two"
+            " parts want different scales.",
+        ),
+        Mistake(
+            "the MLP comes first",
+            _OtherOrderBlock,
+            "The MLP is in front of the attention. In every published GPT and Llama attention gathers first,"
+            " and weights trained in that order mean nothing in the other.",
+        ),
+    ),
+    hints=(
+        "Two lines in forward, each of the form x = x + part(norm(x)).",
+        "self.attn_norm = norm() and self.mlp_norm = norm(): two calls, so that each has its own weights.",
+        "x = x + self.attn(self.attn_norm(x)), then return x + self.mlp(self.mlp_norm(x)).",
+    ),
+)
+
+
+# ---- 5. counting parameters
+
+
+def count_parameters(vocab_size: int, block_size: int, n_layer: int, n_embd: int) -> int:
+    attention = 4 * n_embd * n_embd + 4 * n_embd  # q, k, v, o and their biases
+    mlp = 2 * n_embd * 4 * n_embd + 4 * n_embd + n_embd
+    norm = 2 * n_embd
+    return (vocab_size + block_size) * n_embd + n_layer * (attention + mlp + 2 * norm) + norm
+
+
+def _parameters_cases(generator: Generator) -> list[tuple]:
+    sizes = torch.randint(2, 40, (2, 4), generator=generator).tolist()
+    return [
+        (50257, 1024, 12, 768),
+        (65, 64, 4, 128),
+        (7, 3, 1, 2),
+        (1, 1, 1, 1),
+        *(tuple(row) for row in sizes),
+    ]
+
+
+COUNT_PARAMETERS = Exercise(
+    task="""How large is a GPT? Return the number of parameters, an int, of one built like GPT-2. It has a
+    token embedding [vocab_size, n_embd] and a learned position embedding [block_size, n_embd]. Each of its
+    n_layer blocks has two LayerNorms (weight and bias), four attention projections n_embd to n_embd, and an
+    MLP from n_embd to 4 n_embd and back; all these linear layers have biases. A last LayerNorm follows. The
+    output layer shares the token embedding's weight and has no bias. For GPT-2's sizes (50257, 1024, 12,
+    768) it is 124,439,808.""",
+    reference=count_parameters,
+    cases=_parameters_cases,
+    forbids=(gpt.GPT, gpt.GPT.num_parameters),
+    mistakes=(
+        Mistake(
+            "the output layer is counted again",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) + vocab_size * n_embd
+            ),
+            "The output layer has the token embedding's weight, the very same tensor, so it is counted once."
+            " For GPT-2 that is 38.6 million.",
+        ),
+        Mistake(
+            "biases are forgotten",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) - 9 * n_layer * n_embd
+            ),
+            "The linear layers' biases are missing: four of n_embd in the attention, one of 4 n_embd and one"
+            " of n_embd in the MLP.",
+        ),
+        Mistake(
+            "positions are forgotten",
+            lambda vocab_size, block_size, n_layer, n_embd: count_parameters(vocab_size, 0, n_layer, n_embd),
+            "The position embedding is missing. It is learned in GPT-2, a vector of n_embd for each of"
+            " block_size places.",
+        ),
+        Mistake(
+            "the last norm is forgotten",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) - 2 * n_embd
+            ),
+            "One LayerNorm is missing: the one after the last block. A pre-norm stream is never normed"
+            " itself, so the output layer needs a norm before it.",
+        ),
+        Mistake(
+            "12 is the number of layers",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                (vocab_size + block_size) * n_embd
+                + n_layer * (n_layer * n_embd**2 + 13 * n_embd)
+                + 2 * n_embd
+            ),
+            "The 12 in 12 n_embd² was taken for the number of layers. It is 4 + 8: four matrices of the"
+            " attention, and two of the MLP that are four times as large. That GPT-2 has 12 layers as well is"
+            " chance.",
+        ),
+        Mistake(
+            "norms have no bias",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd) - (2 * n_layer + 1) * n_embd
+            ),
+            "The LayerNorms were counted with a weight only. Each has a bias of n_embd as well.",
+        ),
+        Mistake(
+            "no output projection in the attention",
+            lambda vocab_size, block_size, n_layer, n_embd: (
+                count_parameters(vocab_size, block_size, n_layer, n_embd)
+                - n_layer * (n_embd * n_embd + n_embd)
+            ),
+            "The attention was counted with three projections. Besides queries, keys and values there is the"
+            " output projection, which combines the heads.",
+        ),
+    ),
+    hints=(
+        (
+            "A linear layer from a to b with a bias has a * b + b parameters, a LayerNorm 2 * n_embd. Count"
+            " one block first."
+        ),
+        (
+            "A block: 4 n_embd² + 4 n_embd in the attention, 8 n_embd² + 5 n_embd in the MLP, 4 n_embd in its"
+            " two norms. What is there besides the blocks?"
+        ),
+        "(vocab_size + block_size) * n_embd + n_layer * (12 * n_embd**2 + 13 * n_embd) + 2 * n_embd.",
+    ),
+)
+
+
+# ---- 6. initialization
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, n_layer: int) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            into_stream = name.endswith(("o_proj", "down_proj"))
+            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * n_layer) if into_stream else 0.02)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+
+
+def _initialize_cases(generator: Generator) -> list[tuple]:
+    return [
+        ("nano", 2, 64, False),
+        ("nano", 3, 64, True),
+        ("mini", 2, 64, False),
+        ("nano", 8, 64, True),
+    ]
+
+
+def _observe_initialize(
+    answer: Callable, preset: str, n_layer: int, n_embd: int, bias: bool
+) -> Iterator[tuple[str, Any]]:
+    config = GPTConfig.preset(preset, n_layer=n_layer, n_embd=n_embd, n_head=2, bias=bias, vocab_size=300)
+    model = MiniGPT(config, partial(CausalSelfAttention, bias=bias), Block)
+    _spread_weights(model)
+    before = dict(model.named_parameters())
+    seed_everything(int(n_layer))
+    answer(model, n_layer)
+    after = dict(model.named_parameters())
+    if any(after[name] is not parameter for name, parameter in before.items()):
+        raise NotRight(
+            "a parameter was replaced by a new one. An optimizer, or a tied output layer, would still"
+            " hold the old one: fill the numbers in place, as nn.init.normal_ does."
+        )
+    if any(parameter.grad_fn is not None or not parameter.requires_grad for parameter in after.values()):
+        raise NotRight("the parameters are not trainable any more: work under torch.no_grad().")
+    drawn = {name: p.detach().clone() for name, p in after.items() if p.dim() == 2}
+    for name, parameter in after.items():
+        if parameter.dim() == 1:
+            yield name, parameter.detach().clone()
+    for name, values in drawn.items():
+        _check_drawn(name, values, n_layer)
+    first = list(drawn.values())
+    if any(torch.equal(a, b) for at, a in enumerate(first) for b in first[:at]):
+        raise NotRight("two weights got the very same numbers: draw each anew, without setting a seed.")
+    answer(model, n_layer)
+    if all(torch.equal(drawn[name], after[name]) for name in drawn):
+        raise NotRight("each call makes the same numbers: the seed belongs to whoever calls, not in here.")
+
+
+def _check_drawn(name: str, values: Tensor, n_layer: int) -> None:
+    """Raises NotRight where a weight is not drawn from the distribution that the task names."""
+    into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+    wanted = 0.02 / math.sqrt(2 * n_layer) if into_stream else 0.02
+    kind = "a projection into the stream" if into_stream else "a weight"
+    if "embedding" in name:
+        kind = "an embedding"
+    std = float(values.std())
+    if abs(std / wanted - 1) > 0.1:
+        factors = {
+            "it was not scaled": math.sqrt(2 * n_layer),
+            "it was scaled by 1/sqrt(n_layer)": math.sqrt(2),
+            "it was scaled by 1/(2 n_layer), without the root": 1 / math.sqrt(2 * n_layer),
+        }
+        known = [text for text, factor in factors.items() if abs(std / wanted / factor - 1) < 0.08]
+        because = f" {known[0]}, as it seems." if known and into_stream else ""
+        if not into_stream and abs(std * math.sqrt(2 * n_layer) / wanted - 1) < 0.08:
+            because = " Only o_proj and down_proj are scaled."
+        raise NotRight(
+            f"{kind} has the standard deviation {std:.4f} and should have {wanted:.4f} (`{name}`).{because}"
+        )
+    if abs(float(values.mean())) > 5 * wanted / math.sqrt(values.numel()):
+        raise NotRight(f"{kind} has the mean {float(values.mean()):.4f} and should have 0 (`{name}`).")
+    if float(values.abs().max()) < 2.5 * wanted:
+        raise NotRight(
+            f"{kind} is not drawn from a normal distribution: of {values.numel()} numbers none is farther"
+            f" from 0 than 2.5 standard deviations (`{name}`)."
+        )
+
+
+@torch.no_grad()
+def _initialize_by(model: nn.Module, n_layer: int, scale: float) -> None:
+    initialize(model, n_layer)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.normal_(parameter, std=0.02 * scale)
+
+
+@torch.no_grad()
+def _initialize_all(model: nn.Module, n_layer: int) -> None:
+    for name, parameter in model.named_parameters():
+        into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+        nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layer) if into_stream else 0.02)
+
+
+@torch.no_grad()
+def _initialize_linears(model: nn.Module, n_layer: int) -> None:
+    kept = {name: p.clone() for name, p in model.named_parameters() if "embedding" in name}
+    initialize(model, n_layer)
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.copy_(kept[name])
+
+
+@torch.no_grad()
+def _initialize_up(model: nn.Module, n_layer: int) -> None:
+    initialize(model, n_layer)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj.weight"):
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layer))
+
+
+INITIALIZE = Exercise(
+    task="""Give a GPT the numbers that it starts from. `model` is any nn.Module made of nn.Linear,
+    nn.Embedding and norms (nn.LayerNorm, nn.RMSNorm), `n_layer` its number of blocks. Fill its parameters in
+    place: weights of linear layers and embeddings from a normal distribution of mean 0 and standard
+    deviation 0.02; the projections that write into the residual stream, whose names end in `o_proj` and
+    `down_proj`, with $0.02/\\sqrt{2\\, n_{\\text{layer}}}$; biases 0; the norms' weights 1 (and their
+    biases, where there are any, 0). Parameters stay the same trainable objects. Set no seed: the caller has
+    done that. Return nothing.""",
+    reference=initialize,
+    cases=_initialize_cases,
+    observe=_observe_initialize,
+    points=3,
+    forbids=(gpt.GPT.init_weights,),
+    valid=lambda preset, n_layer, n_embd, bias: n_layer >= 2 and n_embd >= 64 and n_embd % 4 == 0,
+    mistakes=(
+        Mistake(
+            "the projections into the stream are not scaled",
+            lambda model, n_layer: _initialize_by(model, n_layer, 1.0),
+            "o_proj and down_proj have 0.02 like the rest. Each of the 2 n_layer parts then adds as much as"
+            " the others to the stream, and its variance grows with the depth.",
+        ),
+        Mistake(
+            "scaled by 1/sqrt(n_layer)",
+            lambda model, n_layer: _initialize_by(model, n_layer, n_layer**-0.5),
+            "The 2 is missing: each block writes to the stream twice, once from the attention and once from"
+            " the MLP.",
+        ),
+        Mistake(
+            "scaled by 1/(2 n_layer)",
+            lambda model, n_layer: _initialize_by(model, n_layer, 1 / (2 * n_layer)),
+            "The root is missing. Variances of independent parts add up, and a variance is the square of a"
+            " standard deviation: to divide it by 2 n_layer, divide the deviation by the root of that.",
+        ),
+        Mistake(
+            "norms and biases are drawn too",
+            _initialize_all,
+            "Every parameter was drawn, the norms' weights and the biases too. A norm with weights near 0"
+            " makes everything behind it vanish: norms start at 1, biases at 0.",
+        ),
+        Mistake(
+            "the embeddings are left out",
+            _initialize_linears,
+            "The embeddings kept what they had. nn.Embedding draws from N(0, 1), 50 times too large: with"
+            " tied weights the first logits are then huge, and the first loss far above ln V.",
+        ),
+        Mistake(
+            "all projections are scaled",
+            _initialize_up,
+            "All layers whose name ends in _proj were scaled. Only what writes into the stream is: o_proj and"
+            " down_proj. The others read from it.",
+        ),
+    ),
+    hints=(
+        "model.named_modules() gives (name, module) for every part; isinstance tells what it is.",
+        'name.endswith(("o_proj", "down_proj")) finds what writes into the stream. nn.init.normal_(weight,'
+        " std=...), nn.init.zeros_ and nn.init.ones_ fill in place, without a gradient.",
+        "for each module: Linear or Embedding: nn.init.normal_(module.weight, std=0.02, or 0.02 /"
+        " math.sqrt(2 * n_layer)); a bias that is not None: zeros_; a norm: ones_(module.weight).",
+    ),
+)
+
+
+# ---- 7. rotary positions
+
+
+def rotate(x: Tensor, start: int, theta: float) -> Tensor:
+    end = start + x.size(2)
+    return Rotary(x.size(3), end, theta).at(slice(start, end))(x)
+
+
+def _rotate_cases(generator: Generator) -> list[tuple]:
+    def case(
+        batch: int, n_head: int, time: int, head_dim: int, start: int, theta: float
+    ) -> tuple[Tensor, int, float]:
+        return torch.randn(batch, n_head, time, head_dim, generator=generator), start, theta
+
+    return [
+        case(2, 3, 5, 8, 0, 10000.0),
+        case(1, 2, 4, 6, 3, 100.0),
+        case(3, 1, 1, 4, 7, 10000.0),  # one new token after seven
+        case(2, 2, 6, 2, 0, 10.0),
+        case(1, 4, 3, 4, 20, 10000.0),
+        case(1, 1, 9, 10, 60, 500.0),
+    ]
+
+
+def _frequencies(pairs: int, theta: float, denominator: int) -> Tensor:
+    return theta ** (-torch.arange(pairs) / denominator)
+
+
+def _turned_with_new_values(x: Tensor, start: int, theta: float) -> Tensor:
+    pairs = x.size(-1) // 2
+    angle = torch.outer(
+        torch.arange(start, start + x.size(2)).float(), _frequencies(pairs, theta, pairs)
+    )  # [time, head_dim / 2]
+    a, b = x.chunk(2, dim=-1)
+    a = a * angle.cos() - b * angle.sin()
+    b = a * angle.sin() + b * angle.cos()
+    return torch.cat([a, b], dim=-1)
+
+
+def _turned(
+    x: Tensor, start: int, theta: float, sign: int = 1, interleaved: bool = False, halved: bool = False
+) -> Tensor:
+    """Rotary positions with one of their parts wrong."""
+    pairs = x.size(-1) // 2
+    frequency = _frequencies(pairs, theta, 2 * pairs if halved else pairs)
+    angle = sign * torch.outer(
+        torch.arange(start, start + x.size(2)).float(), frequency
+    )  # [time, head_dim / 2]
+    cos, sin = angle.cos(), angle.sin()
+    a, b = x.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
+    turned = a * cos - b * sin, a * sin + b * cos
+    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+
+
+ROTATE = Exercise(
+    task="""RoPE tells attention where a token stands by turning its query and key. `x` is float32 [batch,
+    n_head, time, head_dim], head_dim even; its positions are start, start + 1 and so on. Channels $i$ and $i
+    + \\text{head\\_dim}/2$ form a pair $(a, b)$. At position $p$ turn it by the angle $\\varphi = p \\cdot
+    \\text{theta}^{-2i/\\text{head\\_dim}}$: it becomes $(a \\cos\\varphi - b \\sin\\varphi,\\ a
+    \\sin\\varphi + b \\cos\\varphi)$, in the same two places. Return float32, the same shape. Scores then
+    depend only on distances.""",
+    reference=rotate,
+    cases=_rotate_cases,
+    forbids=(Rotary,),
+    differentiable=True,
+    tolerance=1e-4,
+    valid=lambda x, start, theta: x.size(-1) % 2 == 0 and 0 <= start < 100 and theta > 1,
+    mistakes=(
+        Mistake(
+            "neighbours paired instead of halves",
+            lambda x, start, theta: _turned(x, start, theta, interleaved=True),
+            "Channels 0 and 1 were paired, then 2 and 3. Some models do that, but in the layout that"
+            " Hugging Face gives Llama, and that we use, channel i belongs with i + head_dim/2. Mixing them"
+            " up with trained weights gives nonsense.",
+        ),
+        Mistake(
+            "turned the wrong way",
+            lambda x, start, theta: _turned(x, start, theta, sign=-1),
+            "The sign of the sine is wrong, so the pairs turn backwards. A model trained like this from the"
+            " start would work; weights trained with the usual direction would not.",
+        ),
+        Mistake(
+            "positions begin at 0",
+            lambda x, start, theta: _turned(x, 0, theta),
+            "`start` was not used. With a cache, a new token comes in alone, and would always be taken for"
+            " the first of the text: all its distances to the keys in the cache are wrong.",
+        ),
+        Mistake(
+            "positions are off by one",
+            lambda x, start, theta: _turned(x, start + 1, theta),
+            "Positions were counted from start + 1. The first token stands at position 0 and is not turned at"
+            " all. A shift of everything would not change the scores, a shift of only some tokens does.",
+        ),
+        Mistake(
+            "b is turned with the new a",
+            _turned_with_new_values,
+            "a got its new value before b was computed from it, so b is turned with the wrong one. It also"
+            " happens in silence: `a, b = out.chunk(2, -1)` are views, and writing into `out` changes them."
+            " Compute both from the old values.",
+        ),
+        Mistake(
+            "all pairs turn at one speed",
+            lambda x, start, theta: _turned(x, start, 1.0),
+            "theta was not used: every pair turns by one radian a step. Then no pair is slow, and a distance"
+            " of 6 looks like one of 0: a turn is 6.28 radians.",
+        ),
+        Mistake(
+            "the frequencies grow",
+            lambda x, start, theta: _turned(x, start, 1 / theta),
+            "The exponent has the wrong sign, so pair 1 turns faster than pair 0, by up to theta radians a"
+            " step. The first pair is the fastest, one radian a step, and all others are slower.",
+        ),
+        Mistake(
+            "the frequencies fall too slowly",
+            lambda x, start, theta: _turned(x, start, theta, halved=True),
+            "The exponent is -2i/head_dim for pair number i; here the 2 is missing. Then the time of the"
+            " slowest turn grows with √theta, not with theta, and far distances look like near ones.",
+        ),
+    ),
+    hints=(
+        "First the angles, [time, head_dim/2]: positions times frequencies. Then cut x into its two halves.",
+        (
+            "frequency = theta ** (-torch.arange(0, head_dim, 2) / head_dim); the angles are"
+            " torch.outer(positions, frequency). a, b = x.chunk(2, dim=-1)."
+        ),
+        "With cos and sin of the angles: torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).",
+    ),
+)
+
+
+# ---- 8. one step with a cache
 
 
 def decode_step(
@@ -364,6 +976,7 @@ def _decode_cases(generator: Generator) -> list[tuple]:
         new = [torch.randn(batch, n_head, 1, head_dim, generator=generator) for _ in range(3)]
         return *new, *(torch.randn(batch, n_head, past, head_dim, generator=generator) for _ in range(2))
 
+    q, k, *rest = case(1, 2, 4, 6)
     return [
         case(2, 3, 5, 4),
         case(3, 2, 2, 6),
@@ -371,7 +984,27 @@ def _decode_cases(generator: Generator) -> list[tuple]:
         case(2, 2, 1, 5),
         case(1, 2, 0, 4),
         case(4, 1, 3, 8),
+        (
+            400 * q / q.norm(),
+            k / k.norm() * 9,
+            *rest,
+        ),  # scores far apart: exp of the largest does not fit in float32
     ]
+
+
+def _overflowing_step(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, keys, values = decode_step(q, k, v, past_k, past_v)
+    power = (q @ keys.transpose(-2, -1) / math.sqrt(q.size(-1))).exp()
+    return power / power.sum(-1, keepdim=True) @ values, keys, values
+
+
+def _lined_up_with_the_first(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, keys, values = decode_step(q, k, v, past_k, past_v)
+    return F.scaled_dot_product_attention(q, keys, values, is_causal=True), keys, values
 
 
 def _without_new(
@@ -406,9 +1039,13 @@ DECODE_STEP = Exercise(
     not change. `q`, `k`, `v` are float32 [batch, n_head, 1, head_dim], of the new token alone; `past_k` and
     `past_v` are [batch, n_head, past, head_dim], where past may be 0. The new token attends to the past and
     to itself. Return (out, keys, values): out is [batch, n_head, 1, head_dim], and keys and values are
-    [batch, n_head, past + 1, head_dim], oldest first, for the next step.""",
+    [batch, n_head, past + 1, head_dim], oldest first, for the next step. Scores are divided by
+    $\\sqrt{\\text{head\\_dim}}$ and may be hundreds apart.""",
     reference=decode_step,
     cases=_decode_cases,
+    forbids=(attention_weights,),
+    differentiable=True,
+    valid=lambda q, k, v, past_k, past_v: q.shape == k.shape == v.shape and q.size(2) == 1,
     mistakes=(
         Mistake(
             "the new key is forgotten",
@@ -441,6 +1078,18 @@ DECODE_STEP = Exercise(
             " window, or a causal mask over several new tokens, relies on the order of the text.",
         ),
         Mistake(
+            "a causal mask lined up with the first key",
+            _lined_up_with_the_first,
+            "With is_causal=True PyTorch lines the mask up with the first key: its one query may see key 0"
+            " alone. The newest token stands at the end, where there is nothing to hide: no mask at all.",
+        ),
+        Mistake(
+            "exp overflows",
+            _overflowing_step,
+            "exp of a score above 88 is infinite in float32, and infinity over infinity is nan. softmax takes"
+            " the largest score away first, which changes nothing else.",
+        ),
+        Mistake(
             "no 1/sqrt(d)",
             _unscaled,
             "The scores were not divided by √head_dim. One step with a cache must give exactly what the whole"
@@ -464,96 +1113,369 @@ DECODE_STEP = Exercise(
 )
 
 
-# ---- 6. counting parameters
+# ---- 9. the whole GPT
 
 
-def count_parameters(vocab_size: int, block_size: int, n_layer: int, n_embd: int) -> int:
-    attention = 4 * n_embd * n_embd + 4 * n_embd  # q, k, v, o and their biases
-    mlp = 2 * n_embd * 4 * n_embd + 4 * n_embd + n_embd
-    norm = 2 * n_embd
-    return (vocab_size + block_size) * n_embd + n_layer * (attention + mlp + 2 * norm) + norm
+Cached = list[tuple[Tensor, Tensor]]
 
 
-def _parameters_cases(generator: Generator) -> list[tuple]:
-    sizes = torch.randint(2, 40, (2, 4), generator=generator).tolist()
+def _heads(x: Tensor, n_head: int) -> Tensor:
+    """[batch, time, n_embd] -> [batch, n_head, time, head_dim]."""
+    return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
+
+
+class MiniGPT(nn.Module):
+    def __init__(
+        self, config: GPTConfig, attention: Callable[..., nn.Module], block: Callable[..., nn.Module]
+    ):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(
+            block(attention(config.n_embd, config.n_head), MLP(config), partial(make_norm, config))
+            for _ in range(config.n_layer)
+        )
+        self.norm = make_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.lm_head.weight = self.token_embedding.weight
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding(idx)
+        if self.config.position == "learned":
+            x = x + self.position_embedding.weight[: idx.size(1)]
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(self.norm(x))
+
+    def step(self, idx: Tensor, cache: Cached) -> tuple[Tensor, Cached]:
+        x = self.token_embedding(idx) + self.position_embedding.weight[self._read(cache)]
+        longer = []
+        for number, block in enumerate(self.blocks):
+            h = block.attn_norm(x)
+            attn = block.attn
+            q, k, v = (_heads(p(h), self.config.n_head) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+            past = self._past(cache, number, k, v)
+            out, keys, values = decode_step(q, k, v, *past)
+            x = x + attn.o_proj(out.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.mlp_norm(x))
+            longer.append((keys, values))
+        return self.lm_head(self.norm(x)), longer
+
+    def _read(self, cache: Cached) -> int:
+        return cache[0][0].size(2) if cache else 0
+
+    def _past(self, cache: Cached, number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return cache[number] if cache else (k[:, :, :0], v[:, :, :0])
+
+    @torch.no_grad()
+    def generate(self, idx: Tensor, length: int) -> Tensor:
+        cache: Cached = []
+        for t in range(idx.size(1)):
+            logits, cache = self.step(idx[:, t : t + 1], cache)
+        for n in range(length):
+            idx = torch.cat([idx, logits[:, -1:].argmax(-1)], dim=1)
+            if n + 1 < length:
+                logits, cache = self.step(idx[:, -1:], cache)
+        return idx
+
+
+MINI_GPT_STUB = """class MiniGPT(nn.Module):
+    def __init__(
+        self,
+        config: GPTConfig,
+        attention: Callable[..., nn.Module],
+        block: Callable[..., nn.Module],
+    ):
+        super().__init__()
+        self.config = config
+        # your code here: self.token_embedding, self.position_embedding, self.blocks,
+        # self.norm, self.lm_head
+        ...
+
+    def forward(self, idx: Tensor) -> Tensor:
+        # int64 [batch, time] -> logits [batch, time, vocab_size]
+        # your code here
+        ...
+
+    def step(self, idx: Tensor, cache: list) -> tuple[Tensor, list]:
+        # idx int64 [batch, 1], the next token; cache: [] at first, then a pair (keys,
+        # values) for each block, each [batch, n_head, past, head_dim]
+        # -> logits [batch, 1, vocab_size], and the cache one position longer
+        # your code here
+        ...
+
+    def generate(self, idx: Tensor, length: int) -> Tensor:
+        # int64 [batch, time] -> int64 [batch, time + length]
+        # your code here
+        ...
+"""
+
+
+class _TurnedAttention(CausalSelfAttention):
+    """Attention with QK-norm that turns its queries and keys itself."""
+
+    def __init__(self, n_embd: int, n_head: int):
+        super().__init__(n_embd, n_head, qk_norm=partial(nn.RMSNorm, eps=1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # without a cache
+        return super().forward(x, rotate=partial(rotate, start=0, theta=10000.0))
+
+
+class _ReversedBlock(Block):
+    """Not the usual block, so that one sees whether the block that was handed in is used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.mlp_norm(x)) - self.attn(self.attn_norm(x))
+
+
+def _gpt_parts(kind: str) -> tuple[str, Callable[..., nn.Module], type[Block]]:
+    """The preset, the attention and the block of a case."""
+    if kind == "modern":
+        return "mini", _TurnedAttention, Block
+    if kind == "other parts":
+        return "nano", partial(CausalSelfAttention, window=2), _ReversedBlock
+    return "nano", CausalSelfAttention, Block
+
+
+def _gpt_cases(generator: Generator) -> list[tuple]:
+    def case(kind: str, n_layer: int, n_head: int, n_embd: int, batch: int, time: int) -> tuple:
+        idx = torch.randint(7, (batch, time), generator=generator)
+        return kind, n_layer, n_head, n_embd, 9, idx
+
     return [
-        (50257, 1024, 12, 768),
-        (65, 64, 4, 128),
-        (7, 3, 1, 2),
-        (1, 1, 1, 1),
-        *(tuple(row) for row in sizes),
+        case("classic", 1, 1, 4, 1, 3),
+        case("classic", 2, 2, 8, 2, 5),
+        case("classic", 3, 4, 8, 3, 4),
+        case("classic", 1, 2, 4, 2, 1),
+        case("other parts", 2, 2, 8, 2, 5),
+        case("modern", 2, 2, 8, 2, 6),
     ]
 
 
-COUNT_PARAMETERS = Exercise(
-    task="""How large is a GPT? Return the number of parameters, an int, of one built like GPT-2. It has a
-    token embedding [vocab_size, n_embd] and a learned position embedding [block_size, n_embd]. Each of its
-    n_layer blocks has two LayerNorms (weight and bias), four attention projections n_embd to n_embd, and an
-    MLP from n_embd to 4 n_embd and back; all these linear layers have biases. A last LayerNorm follows. The
-    output layer shares the token embedding's weight and has no bias. For GPT-2's sizes (50257, 1024, 12, 768)
-    it is 124,439,808.""",
-    reference=count_parameters,
-    cases=_parameters_cases,
+def _observe_gpt(
+    answer: Callable, kind: str, n_layer: int, n_head: int, n_embd: int, block_size: int, idx: Tensor
+) -> Iterator[tuple[str, Any]]:
+    preset, attention, block = _gpt_parts(kind)
+    sizes = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size, vocab_size=7)
+    config = GPTConfig.preset(preset, **sizes)
+    reference = MiniGPT(config, attention, block)
+    _spread_weights(reference)
+    model = building.built(answer, reference, config, attention, block)
+    is_tied = model.lm_head.weight is model.token_embedding.weight
+    if is_tied != config.tie_weights:
+        raise NotRight(
+            f"config.tie_weights is {config.tie_weights}, and the output layer"
+            f" {'shares' if is_tied else 'does not share'} the token embedding's weight. To share it is to"
+            " have the same Parameter, not a copy: self.lm_head.weight = self.token_embedding.weight."
+        )
+    logits = building.method(model, "forward")(idx)
+    yield "the logits", logits
+    if not isinstance(logits, Tensor):
+        return
+    yield from building.gradients_of(model, building.weighted(logits))
+    if kind == "classic":
+        yield from _observe_writing(model, idx, block_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for number in range(1, 4):
+        loss = cross_entropy(model(idx), idx.roll(-1, 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield f"the loss of training step {number}", loss.detach()
+
+
+def _observe_writing(model: Any, idx: Tensor, block_size: int) -> Iterator[tuple[str, Any]]:
+    """One token after the other with the cache, and generate."""
+    cache: Any = []
+    for t in range(idx.size(1)):
+        before = list(cache)
+        logits, cache = building.method(model, "step")(idx[:, t : t + 1], cache)
+        yield f"the logits of step {t + 1}", logits
+        yield f"the cache after step {t + 1}", [part for pair in cache for part in pair]
+        again, _ = model.step(idx[:, t : t + 1], before)
+        if not torch.allclose(again, logits, atol=1e-5):
+            raise NotRight(
+                "the same step, taken twice from one cache, gives two results: `step` changed the cache that"
+                " it was given. Return a new, longer one, so that a text can go on in two ways."
+            )
+    length = block_size - idx.size(1)
+    fed: list[int] = []
+    hook = model.token_embedding.register_forward_hook(
+        lambda module, given, out: fed.append(given[0].size(1))
+    )
+    written = building.method(model, "generate")(idx, length)
+    hook.remove()
+    yield "what generate writes", written
+    if sum(fed) > idx.size(1) + length:
+        raise NotRight(
+            f"generate is right, and reads {sum(fed)} positions to write {length} tokens after {idx.size(1)}:"
+            " it begins anew for each token. With the cache each position is read once."
+        )
+    yield "what generate writes for length 0", model.generate(idx, 0)
+
+
+class _WithoutPositions(MiniGPT):
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding(idx)
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(self.norm(x))
+
+
+class _WithoutLastNorm(MiniGPT):
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding(idx)
+        if self.config.position == "learned":
+            x = x + self.position_embedding.weight[: idx.size(1)]
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(x)
+
+
+class _OneBlock(MiniGPT):
+    def __init__(
+        self, config: GPTConfig, attention: Callable[..., nn.Module], block: Callable[..., nn.Module]
+    ):
+        super().__init__(config, attention, block)
+        self.blocks = nn.ModuleList([self.blocks[0]] * config.n_layer)
+
+
+class _Untied(MiniGPT):
+    def __init__(
+        self, config: GPTConfig, attention: Callable[..., nn.Module], block: Callable[..., nn.Module]
+    ):
+        super().__init__(config, attention, block)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+
+class _AlwaysFirst(MiniGPT):
+    def _read(self, cache: Cached) -> int:
+        return 0
+
+
+class _Forgetful(MiniGPT):
+    def _past(self, cache: Cached, number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return k[:, :, :0], v[:, :, :0]
+
+
+class _SharedCache(MiniGPT):
+    def _past(self, cache: Cached, number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return super()._past(cache, 0, k, v)
+
+
+class _Rereading(MiniGPT):
+    @torch.no_grad()
+    def generate(self, idx: Tensor, length: int) -> Tensor:
+        for _ in range(length):
+            idx = torch.cat([idx, self(idx)[:, -1:].argmax(-1)], dim=1)
+        return idx
+
+
+MINI_GPT = Exercise(
+    task="""Put the whole model together. `MiniGPT(config, attention, block)` is an nn.Module. `config` is a
+    GPTConfig; `attention(n_embd, n_head)` makes an attention layer, such as your `MultiHeadAttention` of
+    week 3; `block(attn, mlp, norm)` makes a block, such as yours. It has
+
+    - `token_embedding`, an nn.Embedding, and where config.position is "learned" a `position_embedding` for
+      the positions 0 to block_size - 1 (where it is "rope", attention knows the positions itself);
+    - `blocks`, an nn.ModuleList of n_layer blocks, each with an attention of its own, an `MLP(config)` and
+      norms that `make_norm(config)` makes (both from shared.models.gpt);
+    - `norm`, one more norm, and `lm_head`, an nn.Linear to vocab_size without bias. Where config.tie_weights
+      is true, its weight is the token embedding's.
+
+    forward(idx) takes int64 [batch, time], adds to each token's embedding that of its position, runs the
+    blocks in order, norms, and returns the logits [batch, time, vocab_size].
+
+    The rest is for learned positions and blocks like yours (their parts: `attn_norm`, `attn` with `q_proj`,
+    `k_proj`, `v_proj`, `o_proj`, `mlp_norm`, `mlp`). step(idx, cache) reads one token more, int64 [batch,
+    1]. The cache is an empty list at first, then a list of one pair (keys, values) for each block, each
+    [batch, n_head, past, head_dim]. It returns (logits [batch, 1, vocab_size], the longer cache); the cache
+    that it was given stays as it is. Its logits are those of forward at that position; your `decode_step`
+    does the attention. generate(idx, length) goes on with each row by the likeliest token, `length` times,
+    and returns int64 [batch, time + length], the given tokens first. It uses the cache: each position is
+    read at most once.""",
+    reference=MiniGPT,
+    cases=_gpt_cases,
+    observe=_observe_gpt,
+    stub=MINI_GPT_STUB,
+    points=3,
+    forbids=(gpt.GPT, gpt.Block, gpt.KVCache),
+    tolerance=1e-4,
+    valid=lambda kind, n_layer, n_head, n_embd, block_size, idx: (
+        n_embd % (2 * n_head) == 0 and 0 < idx.size(1) < block_size
+    ),
     mistakes=(
         Mistake(
-            "the output layer is counted again",
-            lambda vocab_size, block_size, n_layer, n_embd: (
-                count_parameters(vocab_size, block_size, n_layer, n_embd) + vocab_size * n_embd
-            ),
-            "The output layer has the token embedding's weight, the very same tensor, so it is counted once."
-            " For GPT-2 that is 38.6 million.",
+            "positions are not added",
+            _WithoutPositions,
+            "forward does not use position_embedding. Attention alone sees a set, not an order: without"
+            " positions, only the causal mask tells where a token stands.",
         ),
         Mistake(
-            "biases are forgotten",
-            lambda vocab_size, block_size, n_layer, n_embd: (
-                count_parameters(vocab_size, block_size, n_layer, n_embd) - 9 * n_layer * n_embd
-            ),
-            "The linear layers' biases are missing: four of n_embd in the attention, one of 4 n_embd and one"
-            " of n_embd in the MLP.",
+            "the last norm is missing",
+            _WithoutLastNorm,
+            "The stream goes to the output layer as it is. A pre-norm stream is never normed on its way and"
+            " grows with every block, so it is normed once before the logits.",
         ),
         Mistake(
-            "positions are forgotten",
-            lambda vocab_size, block_size, n_layer, n_embd: count_parameters(vocab_size, 0, n_layer, n_embd),
-            "The position embedding is missing. It is learned in GPT-2, a vector of n_embd for each of"
-            " block_size places.",
+            "one block for all layers",
+            _OneBlock,
+            "All layers are one and the same block: [block] * n_layer repeats the object, not its weights."
+            " Make a new one for each layer.",
         ),
         Mistake(
-            "the last norm is forgotten",
-            lambda vocab_size, block_size, n_layer, n_embd: (
-                count_parameters(vocab_size, block_size, n_layer, n_embd) - 2 * n_embd
-            ),
-            "One LayerNorm is missing: the one after the last block. A pre-norm stream is never normed"
-            " itself, so the output layer needs a norm before it.",
+            "the weights are not tied",
+            _Untied,
+            "The output layer has a table of its own although config.tie_weights is true. The state looks the"
+            " same, but the two drift apart in training.",
         ),
         Mistake(
-            "norms have no bias",
-            lambda vocab_size, block_size, n_layer, n_embd: (
-                count_parameters(vocab_size, block_size, n_layer, n_embd) - (2 * n_layer + 1) * n_embd
-            ),
-            "The LayerNorms were counted with a weight only. Each has a bias of n_embd as well.",
+            "every step is at position 0",
+            _AlwaysFirst,
+            "step takes each token for the first of the text. It stands at the position that the cache has"
+            " reached: cache[0][0].size(2).",
         ),
         Mistake(
-            "no output projection in the attention",
-            lambda vocab_size, block_size, n_layer, n_embd: (
-                count_parameters(vocab_size, block_size, n_layer, n_embd)
-                - n_layer * (n_embd * n_embd + n_embd)
-            ),
-            "The attention was counted with three projections. Besides queries, keys and values there is the"
-            " output projection, which combines the heads.",
+            "step forgets the past",
+            _Forgetful,
+            "step does not use the keys and values in the cache, so each token sees itself alone.",
+        ),
+        Mistake(
+            "all blocks read the first block's cache",
+            _SharedCache,
+            "Each block has keys and values of its own: block number i goes on with cache[i].",
+        ),
+        Mistake(
+            "generate reads everything again",
+            _Rereading,
+            "generate calls forward on the whole text for each token. The text is right, the work grows with"
+            " its square: `step` and the cache read each position once.",
         ),
     ),
     hints=(
-        (
-            "A linear layer from a to b with a bias has a * b + b parameters, a LayerNorm 2 * n_embd. Count"
-            " one block first."
-        ),
-        (
-            "A block: 4 n_embd² + 4 n_embd in the attention, 8 n_embd² + 5 n_embd in the MLP, 4 n_embd in its"
-            " two norms. What is there besides the blocks?"
-        ),
-        "(vocab_size + block_size) * n_embd + n_layer * (12 * n_embd**2 + 13 * n_embd) + 2 * n_embd.",
+        "forward first; compare its parts with the list. Then step: what forward does to one position, with"
+        " decode_step in the place of attention's softmax.",
+        "In step, for each block: h = block.attn_norm(x); q, k, v from block.attn.q_proj(h) and so on, cut"
+        " into heads [batch, n_head, 1, head_dim]; out, keys, values = decode_step(q, k, v, *past); add"
+        " block.attn.o_proj of the joined heads; then the MLP's half. An empty past is k[:, :, :0].",
+        "heads: x.unflatten(-1, (n_head, -1)).transpose(1, 2); joined: out.transpose(1, 2).flatten(2)."
+        " The position is cache[0][0].size(2) if cache else 0. generate feeds idx[:, t : t + 1] for each t,"
+        " then logits[:, -1:].argmax(-1), one after the other.",
     ),
 )
 
 
-EXERCISES: tuple[Exercise, ...] = (LAYER_NORM, ROTATE, GATED_MLP, MLP_SUBLAYER, DECODE_STEP, COUNT_PARAMETERS)
+EXERCISES: tuple[Exercise, ...] = (
+    LAYER_NORM,
+    GATED_MLP,
+    MLP_SUBLAYER,
+    BLOCK,
+    COUNT_PARAMETERS,
+    INITIALIZE,
+    ROTATE,
+    DECODE_STEP,
+    MINI_GPT,
+)

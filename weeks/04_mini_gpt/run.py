@@ -2,7 +2,7 @@
 
 The best loss in five minutes is the headline; studies compare the recipes and their ingredients.
 
-    # the headline
+    # the headline; with --mine, computed by the GPT that you wrote
     python weeks/04_mini_gpt/run.py --preset laptop
     # classic against modern at one size, to a fixed loss
     python weeks/04_mini_gpt/run.py --preset laptop --study speedrun
@@ -12,16 +12,22 @@ The best loss in five minutes is the headline; studies compare the recipes and t
     python weeks/04_mini_gpt/run.py --preset laptop --study seeds
     # the headline's checkpoint, writing with the KV cache and without
     python weeks/04_mini_gpt/run.py --preset laptop --study cache
+    # the modern recipe's model in texts longer than those that it was trained on
+    python weeks/04_mini_gpt/run.py --preset laptop --study length
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 
 from figures import draw
+from own import with_own_code
 from shared.commandline import cli
+from shared.course.exercise import Week
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import load_corpus
 from shared.evaluation import known_words
@@ -76,6 +82,8 @@ MODERN = Recipe(
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     model: GPTConfig = GPTConfig.preset("mini")
     """The headline's model; its vocabulary is the text's."""
     train: TrainConfig = TrainConfig(
@@ -105,7 +113,7 @@ class Settings(WeekSettings):
     """How many settings of each recipe --study speedrun tries, at most 6."""
     seeds: tuple[int, ...] = (1, 2)
     """For --study seeds and --study speedrun, beside the headline's own."""
-    study: Literal["speedrun", "ablation", "seeds", "cache"] | None = None
+    study: Literal["speedrun", "ablation", "seeds", "cache", "length"] | None = None
 
     READ_BY: ClassVar = {
         "run": ("model", "train", "resume"),
@@ -113,6 +121,7 @@ class Settings(WeekSettings):
         "ablation": ("modern", "resume"),
         "seeds": ("model", "train", "seeds", "resume"),
         "cache": (),
+        "length": ("modern", "resume"),
     }
 
     def __post_init__(self) -> None:
@@ -182,7 +191,8 @@ def main(settings: Settings) -> dict[str, float]:
     tokenizer = corpus.tokenizer
     with work.log("headline", settings) as log:
         recipe = Recipe(settings.model, settings.train)
-        result = train(recipe, corpus, work, log, "GPT", resume=settings.resume)
+        own = own_code(work)
+        result = train(recipe, corpus, work, log, "GPT", resume=settings.resume, prepare=own)
         model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
         ids = generate(model, corpus.start, 2000, temperature=0.8, seed=1)
         text = tokenizer.decode(list(ids))
@@ -211,6 +221,17 @@ def main(settings: Settings) -> dict[str, float]:
         },
         draw,
     )
+
+
+def own_code(work: Workspace) -> Callable[[GPT], GPT] | None:
+    """With --mine: what makes a model compute with the learner's code, once her `MiniGPT` is solved."""
+    gpt = work.mine("MiniGPT", None)
+    if gpt is None:
+        return None
+    exercises = Week(4).exercises
+    block = work.mine("Block", exercises["Block"].reference)
+    rotate = work.mine("rotate", exercises["rotate"].reference)
+    return partial(with_own_code, gpt=gpt, block=block, rotate=rotate)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,17 +41,26 @@ def new_model(recipe: Recipe, corpus: Corpus) -> GPT:
 
 
 def train(
-    recipe: Recipe, corpus: Corpus, work: Workspace, log: RunLog, name: str, *, resume: bool = False
+    recipe: Recipe,
+    corpus: Corpus,
+    work: Workspace,
+    log: RunLog,
+    name: str,
+    *,
+    resume: bool = False,
+    prepare: Callable[[GPT], GPT] | None = None,
 ) -> dict[str, float]:
     """Trains one recipe; its summary.
 
-    `wall_seconds` in it counts everything from the first step to the last evaluation.
+    prepare: what is done to the new model first. `wall_seconds` in the summary counts everything from the
+    first step to the last evaluation, also of a run that was interrupted and resumed.
     """
-    started = clock()
     model = new_model(recipe, corpus)
+    if prepare is not None:
+        model = prepare(model)
     folder = work.checkpoints / log.folder.name
     trainer = Trainer(model, corpus, recipe.train, log, folder, device=work.device, description=name)
-    return {**trainer.fit(resume), "wall_seconds": clock() - started}
+    return {**trainer.fit(resume), "wall_seconds": trainer.wall_seconds}
 
 
 def study_cache(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[str, float]:
@@ -293,9 +303,88 @@ def study_seeds(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[s
     return losses
 
 
+SCALE = 8
+"""How many times longer the texts of the length study are than those that the model was trained on."""
+
+
+def scaled_speeds(head_dim: int, theta: float, trained: int) -> dict[str, Tensor]:
+    """How fast each pair of channels turns, in radians a position, for texts SCALE times as long.
+
+    NTK scaling makes theta larger, so that the slowest pair turns as far in the long text as it did in the
+    short one (bloc97, 2023). YaRN (Peng et al., 2023) slows pairs down by SCALE that turn less than once in
+    the trained length, leaves those that turn 32 times or more, and takes a mean between; its change of the
+    softmax's temperature is left out. Its bounds are made for long texts: here the upper one is 4 turns.
+    """
+    half = head_dim // 2
+    usual = theta ** (-torch.arange(half) / half)
+    ntk = (theta * SCALE ** (head_dim / (head_dim - 2))) ** (-torch.arange(half) / half)
+    turns = trained * usual / (2 * math.pi)
+    kept = ((turns - 1) / (4 - 1)).clamp(0, 1)
+    return {"as trained": usual, "NTK": ntk, "YaRN": usual * kept + usual / SCALE * (1 - kept)}
+
+
+@torch.no_grad()
+def losses_by_position(model: GPT, tokens: np.ndarray, speeds: Tensor, length: int, windows: int) -> Tensor:
+    """The loss at each position of windows of `length` tokens, read whole: [windows, length].
+
+    model: one with RoPE; it is left as it was. speeds: those of its pairs of channels, in radians a position.
+    """
+    longer = GPT(replace(model.config, block_size=length)).eval()
+    longer.load_state_dict(model.state_dict())
+    angle = torch.outer(torch.arange(length).float(), speeds)
+    longer.rotary.cos = torch.cat([angle.cos(), angle.cos()], dim=-1)
+    longer.rotary.sin = torch.cat([-angle.sin(), angle.sin()], dim=-1)
+    rows = []
+    for start in range(0, windows * length, length):
+        text = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64))
+        logits = longer(text[None, :-1])[0]
+        rows.append(torch.nn.functional.cross_entropy(logits, text[1:], reduction="none"))
+    return torch.stack(rows)
+
+
+def mean_by_range(losses: Tensor, trained: int) -> dict[str, float]:
+    """The mean loss in ranges of positions that double, by the range's name; the first two end inside of the
+    trained length. losses: [windows, length].
+    """
+    by_position = losses.mean(0)
+    edges = [0, trained // 2]
+    while edges[-1] < len(by_position):
+        edges.append(2 * edges[-1])
+    return {f"{a}-{b - 1}": by_position[a:b].mean().item() for a, b in zip(edges, edges[1:])}
+
+
+def study_length(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[str, float]:
+    """The modern recipe's model in texts longer than those that it was trained on, with RoPE as it is and
+    scaled.
+    """
+    trained = settings.modern.model.block_size
+    length = SCALE * trained
+    windows = min(50, (len(corpus.val) - 1) // length)
+    if windows < 1:
+        raise ValueError(f"the validation split has {len(corpus.val)} tokens, and {length + 1} are needed")
+    with work.log("length", settings) as log:
+        train(settings.modern, corpus, work, log, "modern", resume=settings.resume)
+        model = GPT.from_checkpoint(work.checkpoints / "length" / "best").cpu()
+        config = model.config
+        losses = {
+            name: mean_by_range(losses_by_position(model, corpus.val, speeds, length, windows), trained)
+            for name, speeds in scaled_speeds(config.head_dim, config.rope_theta, trained).items()
+        }
+        log.artifact(losses=losses)
+        summary = {
+            f"{name.replace(' ', '_')}_{where.replace('-', '_')}": loss
+            for name, by_range in losses.items()
+            for where, loss in by_range.items()
+        }
+        log.finish(trained_on=trained, length=length, windows=windows, **summary)
+    print("\n" + table([{"RoPE": name, **by_range} for name, by_range in losses.items()]))
+    return summary
+
+
 STUDIES = {
     "speedrun": study_speedrun,
     "ablation": study_ablation,
     "seeds": study_seeds,
     "cache": study_cache,
+    "length": study_length,
 }
