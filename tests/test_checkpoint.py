@@ -19,6 +19,7 @@ from shared.models.attention import AttentionLM, AttentionLMConfig
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.mlp import WindowMLP, WindowMLPConfig
+from shared.models.pretrained import load_model
 from shared.quantization.modules import quantize, save_quantized
 from shared.runtime import ROOT
 from shared.tokenizers import CharTokenizer
@@ -191,6 +192,23 @@ def test_a_folder_without_a_checkpoint_is_named_with_what_was_expected(tmp_path)
         assert checkpoint.find(folder) is None
         with pytest.raises(ValueError, match=f"no checkpoint in {folder}: {message}"):
             checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("laptop/tinyshakespeare/headline/best", "python weeks/04_mini_gpt/run.py --preset laptop"),
+        ("smoke/shakespeare/headline/last", "weeks/04_mini_gpt/run.py --preset smoke --data shakespeare"),
+        ("gpu/my-code/tinyshakespeare/headline/best", "--preset gpu --run-name my-code"),
+        ("laptop/rhyme-0123/headline/best", "--preset laptop --data FILE, with the text it is for"),
+    ],
+)
+def test_a_missing_checkpoint_of_a_week_is_named_with_the_command_that_makes_it(tmp_path, folder, command):
+    for load in (checkpoint.load, load_model):
+        with pytest.raises(ValueError) as error:
+            load(str(tmp_path / "checkpoints" / "04_mini_gpt" / folder))
+        assert str(error.value).startswith("no checkpoint in")
+        assert str(error.value).endswith(command)
 
 
 @pytest.mark.parametrize("folder", [".", "", "..", "inside/.."])

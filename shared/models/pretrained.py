@@ -335,6 +335,7 @@ def load_model(name: str | Path, device: torch.device | str = "cpu", dtype: torc
         raise ValueError(
             f"no checkpoint in {name}, nor another model: give 'smollm2', the folder of a checkpoint or of a"
             " Hugging Face model (with config.json in it), a GGUF file, or a name on the hub such as 'gpt2'"
+            f"{checkpoint.made_by(name)}"
         )
     return model.to(device=device, dtype=dtype)
 

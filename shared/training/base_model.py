@@ -21,7 +21,7 @@ from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, spl
 from shared.data.shards import INDEX, open_shards
 from shared.evaluation import known_words
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import ROOT, RunLog, clock, device_name, read_json
+from shared.runtime import ROOT, RunLog, device_name, read_json
 from shared.sampling.generate import generate
 from shared.tokenizers.bpe import BPETokenizer
 from shared.training.config import TrainConfig
@@ -215,7 +215,6 @@ def train_model(
     name: str = "gpt2",
 ) -> dict[str, float]:
     """Trains on a corpus; returns the summary, with `wall_seconds` for everything, evaluations included."""
-    started = clock()
     torch.manual_seed(settings.train.seed)
     block_size = max(settings.model.block_size, settings.train.block_size)
     model = GPT(replace(settings.model, vocab_size=corpus.tokenizer.vocab_size, block_size=block_size))
@@ -230,7 +229,7 @@ def train_model(
         precision=Precision(DTYPES[settings.dtype]),
         processes=processes,
     )
-    return {**trainer.fit(settings.resume), "wall_seconds": clock() - started}
+    return {**trainer.fit(settings.resume), "wall_seconds": trainer.wall_seconds}
 
 
 def _finish(

@@ -48,8 +48,9 @@ class ResumableLoop(ABC, Generic[Settings]):
     """A training loop: it counts and logs the steps, saves its state, stops on Ctrl-C, and can be resumed.
 
     The state is saved every `checkpoint_every` steps, after the last one, and after the step in which Ctrl-C
-    or SIGTERM came. A resumed loop neither repeats nor skips anything: on a CPU it equals, bit for bit, one
-    that was left alone. Nothing is saved where `state_path` is None.
+    or SIGTERM came. A finished run can be resumed with more steps. A resumed loop neither repeats nor skips
+    anything: on a CPU it equals, bit for bit, one that was left alone. Nothing is saved where `state_path` is
+    None.
 
     A subclass calls `_open` and then `_run`, both inside `_alone`, with what a step does, which advances
     `step` itself. It says what a resumed run must have in common with the saved one (`_identity`,
@@ -175,7 +176,7 @@ class ResumableLoop(ABC, Generic[Settings]):
             self._say(f"no {self.state_name} to resume from, so it starts from the beginning")
             return False
         try:
-            self._refuse_changes(state.values)
+            self._refuse_changes(self._lengthened(state.values))
             self._take_up(state)
             self.step = state.values["step"]
         except KeyError as missing:
@@ -184,6 +185,12 @@ class ResumableLoop(ABC, Generic[Settings]):
                 " another version of the course or by another program. Start anew without --resume"
             ) from missing
         self._say(f"resumed at step {self.step}")
+        then = state.values["config"]["steps"]
+        if then != self.config.steps:
+            self._say(
+                f"it was finished with {then} steps and goes on to {self.config.steps}: what follows from the"
+                " number of steps, such as the learning rate, follows the new one from here on"
+            )
         unchecked = [name for name in self._fingerprints() if name not in state.values]
         if unchecked:
             self._say(
@@ -191,6 +198,13 @@ class ResumableLoop(ABC, Generic[Settings]):
                 f" same as then could not be checked: {', '.join(unchecked)}"
             )
         return True
+
+    def _lengthened(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The saved values; of a finished run, where this one has more steps, as if it had had these."""
+        then = saved["config"]["steps"]
+        if saved["step"] < then or self.config.steps < then:
+            return saved
+        return {**saved, "config": {**saved["config"], "steps": self.config.steps}}
 
     def _refuse_changes(self, saved: Mapping[str, Any]) -> None:
         """Raises ValueError, with both values of each, for settings that are not those of the saved run, and

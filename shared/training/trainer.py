@@ -76,6 +76,8 @@ class Trainer(ResumableLoop[TrainConfig]):
         )
         self.seconds = 0.0
         """Spent in steps; evaluating and saving are not counted."""
+        self._wall_before = 0.0
+        self._opened: float | None = None
         self.first_loss = math.nan
         self.last_loss = math.nan
         self.final: dict[str, float] = {}
@@ -93,6 +95,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         process trains in the folder of the checkpoints.
         """
         with self._alone():
+            self._opened = clock()
             self._open(resume)
             self.model.train()
             batches = self.task.batches(
@@ -102,7 +105,15 @@ class Trainer(ResumableLoop[TrainConfig]):
                 self.processes.world_size,
             )
             self._run(partial(self._step_and_evaluate, batches))
+            self._wall_before, self._opened = self.wall_seconds, None
         return self.summary()
+
+    @property
+    def wall_seconds(self) -> float:
+        """Everything from the first step to now, or to the end of `fit`: steps, evaluations, checkpoints. Of
+        a resumed run also what was spent before.
+        """
+        return self._wall_before + (clock() - self._opened if self._opened is not None else 0.0)
 
     def summary(self) -> dict[str, Any]:
         """What `fit` returns, as of the last step."""
@@ -308,6 +319,7 @@ class Trainer(ResumableLoop[TrainConfig]):
             tensors |= optimizer_tensors(optimizer, self._names(), str(number), self.processes)
         values = {
             "seconds": self.seconds,
+            "wall_seconds": self.wall_seconds,
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
             "best": self.best,
@@ -329,6 +341,7 @@ class Trainer(ResumableLoop[TrainConfig]):
             torch.cuda.set_rng_state(state.tensors["random.cuda"].cpu(), self.device)
         self.precision.restore(values["precision"])
         self.seconds = values["seconds"]
+        self._wall_before = values["wall_seconds"]
         self.first_loss = values["first_loss"]
         self.last_loss = values["last_loss"]
         self.best = values["best"]
@@ -360,6 +373,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         # The first checkpoints had neither, and until hashes were kept, a file's name had none.
         values.setdefault("dtype", str(self.precision.dtype))
         values.setdefault("precision", {})
+        values.setdefault("wall_seconds", values.get("seconds"))  # before it was kept: of the steps alone
         if "training data" not in values and self.task.name.startswith(f"{values.get('data')}-"):
             values["data"] = self.task.name
         return RunState(weights, tensors, values)

@@ -42,7 +42,11 @@ def random_corpus(vocab_size: int) -> Corpus:
 
 def timeless(row: dict) -> dict:
     """A row or summary without what depends on the clock."""
-    return {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second")}
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in ("seconds", "wall_seconds", "tokens_per_second")
+    }
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 bit for bit.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from shared.data.corpus import Corpus
 from shared.runtime import RunLog, read_jsonl
 from shared.training import Trainer
 from tests.helpers import synthetic_text
-from tests.training.helpers import QUICK, all_equal, small_gpt, timeless, weights
+from tests.training.helpers import QUICK, all_equal, at_training_step, small_gpt, timeless, weights
 
 pytestmark = pytest.mark.slow
 
@@ -247,7 +248,7 @@ def test_lines_written_before_a_resume_are_not_lost(corpus, tmp_path):
     ("changes", "message"),
     [
         (dict(lr=2e-2), "lr=0.01 then, 0.02 now"),
-        (dict(steps=7), "steps=6 then, 7 now"),
+        (dict(steps=5), "steps=6 then, 5 now"),
         (dict(seed=1, batch_size=2), "batch_size=4 then, 2 now; seed=1337 then, 1 now"),
     ],
 )
@@ -255,6 +256,49 @@ def test_resuming_with_other_settings_is_refused_with_both_values(corpus, tmp_pa
     trainer_in(tmp_path / "c", corpus).fit()
     with pytest.raises(ValueError, match=f"cannot be resumed with other settings: {message}"):
         trainer_in(tmp_path / "c", corpus, **changes).fit(resume=True)
+
+
+def test_a_finished_run_with_more_steps_goes_on_as_one_that_was_that_long_from_the_start(
+    corpus, tmp_path, capsys
+):
+    level = dict(schedule="constant")
+    trainer_in(tmp_path / "c", corpus, **level).fit()
+    longer = trainer_in(tmp_path / "c", corpus, steps=9, **level)
+    longer.fit(resume=True)
+    said = capsys.readouterr().out
+    assert "finished with 6 steps and goes on to 9: what follows from the number of steps" in said
+    whole = trainer_in(tmp_path / "d", corpus, steps=9, **level)
+    whole.fit()
+    assert longer.step == 9 and all_equal(weights(longer.model), weights(whole.model))
+
+
+def test_an_interrupted_run_is_not_resumed_with_more_steps(corpus, tmp_path):
+    trainer = trainer_in(tmp_path / "c", corpus)
+    at_training_step(trainer.model, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    with pytest.raises(ValueError, match="with other settings: steps=6 then, 9 now"):
+        trainer_in(tmp_path / "c", corpus, steps=9).fit(resume=True)
+
+
+def test_wall_seconds_count_all_parts_of_a_run_and_not_the_time_between(corpus, tmp_path, monkeypatch):
+    """By a clock that moves by a second at each look, and by a thousand between the parts."""
+    ticks = itertools.count()
+    monkeypatch.setattr("shared.training.trainer.clock", lambda: float(next(ticks)))
+    first = trainer_in(tmp_path / "c", corpus)
+    at_training_step(first.model, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    kept = json.loads((tmp_path / "c" / "last" / "training.json").read_text(encoding="utf-8"))["wall_seconds"]
+    ticks = itertools.count(1000)
+    second = trainer_in(tmp_path / "c", corpus)
+    second.fit(resume=True)
+    ended = second.wall_seconds
+    assert second.wall_seconds == ended  # the clock stands once fit has returned
+    assert 0 < kept < ended < 1000
+    again = trainer_in(tmp_path / "c", corpus)
+    again.fit(resume=True)
+    assert again.wall_seconds - ended < 10  # a finished run adds what it takes to look at it, no more
 
 
 def test_resuming_with_another_model_is_refused(corpus, tmp_path):

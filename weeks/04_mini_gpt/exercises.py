@@ -52,6 +52,12 @@ def _normed(x: Tensor, eps: float, dim: int | tuple[int, ...] = -1) -> Tensor:
     return (x - x.mean(dim, keepdim=True)) / (x.var(dim, keepdim=True, unbiased=False) + eps).sqrt()
 
 
+LAYER_NORM_STUB = """def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    # your code here
+    ...
+"""
+
+
 LAYER_NORM = Exercise(
     task="""A norm keeps the numbers that flow through a deep network at one size. Write LayerNorm by hand,
     out of sums, products and roots. `x` is float32 [batch, time, n_embd], `weight` and `bias` are float32
@@ -75,6 +81,7 @@ LAYER_NORM = Exercise(
     ),
     differentiable=True,
     tolerance=1e-4,
+    stub=LAYER_NORM_STUB,
     mistakes=(
         Mistake(
             "unbiased variance",
@@ -171,6 +178,14 @@ def _overflowing_silu(z: Tensor) -> Tensor:
     return z * power / (1 + power)
 
 
+GATED_MLP_STUB = """def gated_mlp(
+    x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor
+) -> Tensor:
+    # your code here
+    ...
+"""
+
+
 GATED_MLP = Exercise(
     task="""Llama's MLP, SwiGLU, lets one half of the network decide how much of the other passes. `x` is
     float32 [batch, time, n_embd]; `gate_weight` and `up_weight` are [hidden, n_embd], `down_weight` is
@@ -182,6 +197,7 @@ GATED_MLP = Exercise(
     cases=_mlp_cases,
     differentiable=True,
     tolerance=1e-4,
+    stub=GATED_MLP_STUB,
     mistakes=(
         Mistake(
             "the activation is on the wrong branch",
@@ -281,6 +297,12 @@ def _sublayer_cases(generator: Generator) -> list[tuple]:
     return [case(2, 3, 4, 7), case(3, 2, 6, 5), case(1, 5, 3, 8), case(4, 1, 5, 3), case(1, 1, 4, 1)]
 
 
+MLP_SUBLAYER_STUB = """def mlp_sublayer(x: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
+    # your code here
+    ...
+"""
+
+
 MLP_SUBLAYER = Exercise(
     task="""In a deep model the residual stream runs from the embedding to the last layer, and each part only
     adds to it. Write the MLP half of a pre-norm block. `x` is float32 [batch, time, n_embd], `up_weight`
@@ -291,6 +313,7 @@ MLP_SUBLAYER = Exercise(
     cases=_sublayer_cases,
     forbids=(MLP,),
     differentiable=True,
+    stub=MLP_SUBLAYER_STUB,
     mistakes=(
         Mistake(
             "no residual",
@@ -569,6 +592,14 @@ def _parameters_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+COUNT_PARAMETERS_STUB = """def count_parameters(
+    vocab_size: int, block_size: int, n_layer: int, n_embd: int
+) -> int:
+    # your code here
+    ...
+"""
+
+
 COUNT_PARAMETERS = Exercise(
     task="""How large is a GPT? Return the number of parameters, an int, of one built like GPT-2. It has a
     token embedding [vocab_size, n_embd] and a learned position embedding [block_size, n_embd]. Each of its
@@ -579,6 +610,7 @@ COUNT_PARAMETERS = Exercise(
     reference=count_parameters,
     cases=_parameters_cases,
     forbids=(gpt.GPT, gpt.GPT.num_parameters),
+    stub=COUNT_PARAMETERS_STUB,
     mistakes=(
         Mistake(
             "the output layer is counted again",
@@ -769,6 +801,12 @@ def _initialize_up(model: nn.Module, n_layer: int) -> None:
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layer))
 
 
+INITIALIZE_STUB = """def initialize(model: nn.Module, n_layer: int) -> None:
+    # your code here
+    ...
+"""
+
+
 INITIALIZE = Exercise(
     task="""Give a GPT the numbers that it starts from. `model` is any nn.Module made of nn.Linear,
     nn.Embedding and norms (nn.LayerNorm, nn.RMSNorm), `n_layer` its number of blocks. Fill its parameters in
@@ -783,6 +821,7 @@ INITIALIZE = Exercise(
     points=3,
     forbids=(gpt.GPT.init_weights,),
     valid=lambda preset, n_layer, n_embd, bias: n_layer >= 2 and n_embd >= 64 and n_embd % 4 == 0,
+    stub=INITIALIZE_STUB,
     mistakes=(
         Mistake(
             "the projections into the stream are not scaled",
@@ -885,6 +924,12 @@ def _turned(
     return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
 
 
+ROTATE_STUB = """def rotate(x: Tensor, start: int, theta: float) -> Tensor:
+    # your code here
+    ...
+"""
+
+
 ROTATE = Exercise(
     task="""RoPE tells attention where a token stands by turning its query and key. `x` is float32 [batch,
     n_head, time, head_dim], head_dim even; its positions are start, start + 1 and so on. Channels $i$ and $i
@@ -898,6 +943,7 @@ ROTATE = Exercise(
     differentiable=True,
     tolerance=1e-4,
     valid=lambda x, start, theta: x.size(-1) % 2 == 0 and 0 <= start < 100 and theta > 1,
+    stub=ROTATE_STUB,
     mistakes=(
         Mistake(
             "neighbours paired instead of halves",
@@ -1034,6 +1080,14 @@ def _unscaled(
     return decode_step(q * math.sqrt(q.size(-1)), k, v, past_k, past_v)
 
 
+DECODE_STEP_STUB = """def decode_step(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # your code here
+    ...
+"""
+
+
 DECODE_STEP = Exercise(
     task="""To write one more token, a model need not read the text again: the keys and values of the past do
     not change. `q`, `k`, `v` are float32 [batch, n_head, 1, head_dim], of the new token alone; `past_k` and
@@ -1046,6 +1100,7 @@ DECODE_STEP = Exercise(
     forbids=(attention_weights,),
     differentiable=True,
     valid=lambda q, k, v, past_k, past_v: q.shape == k.shape == v.shape and q.size(2) == 1,
+    stub=DECODE_STEP_STUB,
     mistakes=(
         Mistake(
             "the new key is forgotten",

@@ -10,7 +10,7 @@ from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, load_corpus, split_text
 from shared.models.gpt import GPT, GPTConfig
 from shared.registry import without_memory
-from shared.runtime import RunLog, clock, table
+from shared.runtime import RunLog, table
 from shared.tokenizers import BPETokenizer
 from shared.training import TrainConfig, Trainer
 
@@ -31,14 +31,13 @@ def fit(
 
     `wall_seconds` in it counts everything from the first step to the last evaluation.
     """
-    started = clock()
     torch.manual_seed(train.seed)
     block_size = max(config.block_size, train.block_size)
     model = GPT(replace(config, vocab_size=corpus.tokenizer.vocab_size, block_size=block_size))
     run = log.folder.name
     name = "GPT on tokens" if run == "bpe" else run
     trainer = Trainer(model, corpus, train, log, work.checkpoints / run, device=work.device, description=name)
-    return {**trainer.fit(resume), "wall_seconds": clock() - started}
+    return {**trainer.fit(resume), "wall_seconds": trainer.wall_seconds}
 
 
 def study_vocab(settings: "Settings", text: str, work: Workspace) -> dict[str, float]:
