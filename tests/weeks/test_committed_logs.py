@@ -49,7 +49,10 @@ def test_week_4_headline_and_speedrun():
     assert len(headline) == 3 and len({s["steps"] for s in headline}) == 1
     assert all(s["best_val_loss"] <= 1.53 for s in headline)
     assert all(s["wall_seconds"] <= 300 for s in headline)
-    assert runs["speedrun"].summary["ratio"] >= 5
+    speedrun = runs["speedrun"].summary
+    trials = {name: [n for n in runs if n.startswith(f"trial-{name}-")] for name in ("classic", "modern")}
+    assert len(trials["classic"]) == len(trials["modern"]) == speedrun["trials"]
+    assert 1 < speedrun["flops_ratio"] < speedrun["steps_ratio"]
 
 
 def test_week_6_trains_in_five_minutes_and_reads_what_others_trained():

@@ -48,7 +48,7 @@ def test_smoke_run_writes_logs_metrics_and_plots(topic, output, text_file, monke
 STUDIES = {
     "02_mlp": ["window"],
     "03_attention": [],
-    "04_mini_gpt": ["speedrun", "ablation", "seeds", "cache"],
+    "04_mini_gpt": ["speedrun", "ablation", "seeds", "cache", "length"],
     "05_bpe": ["vocab"],
     "06_gpt2": ["shape", "cost", "smollm2"],
     "07_amp": ["batch", "profile"],

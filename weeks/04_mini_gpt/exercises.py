@@ -1275,7 +1275,7 @@ class _TurnedAttention(CausalSelfAttention):
     def __init__(self, n_embd: int, n_head: int):
         super().__init__(n_embd, n_head, qk_norm=partial(nn.RMSNorm, eps=1e-5))
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # without a cache
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x, rotate=partial(rotate, start=0, theta=10000.0))
 
 

@@ -27,11 +27,16 @@ class SelfTurningAttention(CausalSelfAttention):
             window=config.window,
             qk_norm=partial(RMSNorm, eps=config.norm_eps) if config.qk_norm else None,
         )
-        self.turn = partial(rotate, start=0, theta=config.rope_theta) if rotate else None
+        self.rotate = rotate
+        self.theta = config.rope_theta
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Queries or keys [batch, n_head, time, head_dim], turned by their positions from 0 on."""
+        return x if self.rotate is None else self.rotate(x, 0, self.theta)
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """[batch, time, n_embd] -> the same, for positions from 0 on; whatever else is given is not used."""
-        return super().forward(x, rotate=self.turn)
+        return super().forward(x, rotate=self.turned)
 
 
 def with_own_code(
