@@ -592,6 +592,17 @@ def _parameters_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+def _observe_count(
+    answer: Callable, vocab_size: int, block_size: int, n_layer: int, n_embd: int
+) -> Iterator[tuple[str, Any]]:
+    count = answer(vocab_size, block_size, n_layer, n_embd)
+    if isinstance(count, float):
+        raise NotRight(
+            "a number of parameters is an int, and it is a float: is there a division by /, or a float factor?"
+        )
+    yield "", count
+
+
 COUNT_PARAMETERS_STUB = """def count_parameters(
     vocab_size: int, block_size: int, n_layer: int, n_embd: int
 ) -> int:
@@ -609,6 +620,7 @@ COUNT_PARAMETERS = Exercise(
     768) it is 124,439,808.""",
     reference=count_parameters,
     cases=_parameters_cases,
+    observe=_observe_count,
     forbids=(gpt.GPT, gpt.GPT.num_parameters),
     stub=COUNT_PARAMETERS_STUB,
     mistakes=(

@@ -139,7 +139,7 @@ class Settings(WeekSettings):
             for recipe in ("classic", "modern"):
                 idle[f"{recipe}.train.eval_every"] = f"it is measured {EVALUATIONS} times"
                 idle[f"{recipe}.train.eval_windows"] = f"it is measured on {WINDOWS} windows"
-        if self.study == "ablation":
+        if self.study in ("ablation", "length"):
             idle["modern.train.eval_every"] = "it is measured at the end"
         return idle
 

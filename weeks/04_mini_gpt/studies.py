@@ -363,7 +363,8 @@ def study_length(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[
     if windows < 1:
         raise ValueError(f"the validation split has {len(corpus.val)} tokens, and {length + 1} are needed")
     with work.log("length", settings) as log:
-        train(settings.modern, corpus, work, log, "modern", resume=settings.resume)
+        once = replace(settings.modern.train, eval_every=settings.modern.train.steps)
+        train(Recipe(settings.modern.model, once), corpus, work, log, "modern", resume=settings.resume)
         model = GPT.from_checkpoint(work.checkpoints / "length" / "best").cpu()
         config = model.config
         losses = {
@@ -371,12 +372,13 @@ def study_length(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[
             for name, speeds in scaled_speeds(config.head_dim, config.rope_theta, trained).items()
         }
         log.artifact(losses=losses)
-        summary = {
-            f"{name.replace(' ', '_')}_{where.replace('-', '_')}": loss
-            for name, by_range in losses.items()
-            for where, loss in by_range.items()
-        }
-        log.finish(trained_on=trained, length=length, windows=windows, **summary)
+        log.finish(trained_on=trained, length=length, windows=windows)
+    summary = {}
+    for name, by_range in losses.items():
+        figures = {f"loss_{where.replace('-', '_')}": loss for where, loss in by_range.items()}
+        with work.log(f"length-{name.replace(' ', '-')}", settings) as log:
+            log.finish(**figures)
+        summary |= {f"{name.replace(' ', '_')}_{figure}": loss for figure, loss in figures.items()}
     print("\n" + table([{"RoPE": name, **by_range} for name, by_range in losses.items()]))
     return summary
 
