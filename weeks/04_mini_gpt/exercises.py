@@ -598,7 +598,7 @@ def _observe_count(
     count = answer(vocab_size, block_size, n_layer, n_embd)
     if isinstance(count, float):
         raise NotRight(
-            "a number of parameters is an int, and it is a float: is there a division by /, or a float factor?"
+            "a number of parameters is an int, and it is a float: did a / or a float factor make it one?"
         )
     yield "", count
 
