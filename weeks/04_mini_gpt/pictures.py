@@ -167,16 +167,20 @@ def writing_time(elapsed: Curves) -> Figure:
 
 
 def logged_losses(
-    runs: Mapping[str, LoggedRun], title: str, levels: Mapping[str, float] | None = None
+    runs: Mapping[str, LoggedRun], title: str, x: str = "seconds", levels: Mapping[str, float] | None = None
 ) -> Figure:
-    """The validation losses of logged runs, over their seconds of training; horizontal lines by label."""
+    """The validation losses of logged runs.
+
+    x: "seconds" of training, or "step". levels: horizontal lines by label.
+    """
     fig, ax = figure(8, 4.2)
     for i, (name, run) in enumerate(runs.items()):
         style = dict(color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i % 4])
-        ax.plot(*run.series("val_loss", "seconds"), linewidth=2, label=name, **style)
+        ax.plot(*run.series("val_loss", x), linewidth=2, label=name, **style)
     for label, level in (levels or {}).items():
         ax.axhline(level, color=COLOURS[7], linestyle=":", label=label)
-    ax.set(title=title, xlabel="seconds of training", ylabel="validation loss (nats per character)")
+    xlabel = "seconds of training" if x == "seconds" else "steps"
+    ax.set(title=title, xlabel=xlabel, ylabel="validation loss (nats per character)")
     ax.legend(frameon=False)
     return fig
 
