@@ -179,7 +179,10 @@ def _overflowing_silu(z: Tensor) -> Tensor:
 
 
 GATED_MLP_STUB = """def gated_mlp(
-    x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    down_weight: Tensor,
 ) -> Tensor:
     # your code here
     ...
@@ -604,7 +607,10 @@ def _observe_count(
 
 
 COUNT_PARAMETERS_STUB = """def count_parameters(
-    vocab_size: int, block_size: int, n_layer: int, n_embd: int
+    vocab_size: int,
+    block_size: int,
+    n_layer: int,
+    n_embd: int,
 ) -> int:
     # your code here
     ...
