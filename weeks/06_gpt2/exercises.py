@@ -1,22 +1,34 @@
-"""The graded exercises of week 6: first weights, weight decay, accumulated gradients, others' weights,
-packing, scoring choices, MFU.
+"""The graded exercises of week 6: initialization, others' weights, scoring choices, packing, reading shards,
+accumulated gradients, weight decay, a data-parallel step, MFU.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from shared.course.exercise import Exercise, Mistake, random_int
+from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
 from shared.data.corpus import fixed_windows
-from shared.models.formats import HF_GPT2
+from shared.data.shards import ShardedTokens
+from shared.evaluation import cross_entropy
+from shared.models.formats import Layout
 from shared.models.gpt import GPT, MODERN, GPTConfig
+from shared.models.pretrained import from_hf
+from shared.models.weights import build_gpt
 from shared.registry import without_memory
+from shared.training.optim import build_optimizers
 
-# ---- 1. first weights
+# ---- 1. initialization
 
 
 def initial_std(name: str, shape: tuple[int, ...], n_layer: int) -> float:
@@ -58,9 +70,10 @@ def _std_cases(generator: Generator) -> list[tuple]:
         ("norm.weight", (768,), 12),
         ("token_embedding.weight", (50257, 768), 12),
         ("position_embedding.weight", (1024, 768), 12),
+        ("lm_head.weight", (1000, 64), 3),
+        ("blocks.1.mlp.gate_proj.weight", (128, 64), 3),
         case("attn.o_proj.weight", 1, 1),
         case("mlp.down_proj.weight", 1, 4),
-        case("mlp.up_proj.weight", 4, 1),
         case("mlp.down_proj.bias", 1),
         case("attn_norm.weight", 1),
     ]
@@ -68,14 +81,22 @@ def _std_cases(generator: Generator) -> list[tuple]:
 
 INITIAL_STD = Exercise(
     task="""How large are a GPT's weights before it has learned anything? Return the standard deviation, a
-    float, with which the parameter `name` of `shape` starts in a GPT-2 of `n_layer` blocks. The names are
-    those of our GPT, such as blocks.3.attn.o_proj.weight. Embeddings and the weights of linear layers are
-    drawn with 0.02. Two layers in each block, attn.o_proj and mlp.down_proj, add to the residual stream.
-    Their weights are drawn smaller: so that all these additions of the whole model together have the variance
-    that a single one would have with 0.02. Biases (0) and the gains of norms (1) start as constants, which
-    have a standard deviation of 0.""",
+    float, with which the parameter `name` of `shape` is initialized in a GPT-2 of `n_layer` blocks.
+
+    The names are those that `GPT.named_parameters()` gives: `token_embedding.weight`,
+    `position_embedding.weight`, `norm.weight`, `norm.bias` and `lm_head.weight` outside of the blocks; in
+    block number i, `blocks.i.` and then `attn_norm`, `attn.q_proj`, `attn.k_proj`, `attn.v_proj`,
+    `attn.o_proj`, `mlp_norm`, `mlp.up_proj`, `mlp.gate_proj` or `mlp.down_proj`, each with `.weight` and
+    perhaps `.bias`.
+
+    Embeddings and the weights of linear layers are drawn with 0.02. Two layers in each block, `attn.o_proj`
+    and `mlp.down_proj`, add to the residual stream. Their weights are drawn smaller: so that all these
+    additions of the whole model together have the variance that a single one would have with 0.02. Biases
+    (all 0) and the gains of norms (all 1) begin as constants, which have a standard deviation of 0.""",
     reference=initial_std,
     cases=_std_cases,
+    forbids=(GPT,),
+    valid=lambda name, shape, n_layer: n_layer >= 1 and all(shape) and len(shape) in (1, 2),
     mistakes=(
         Mistake(
             "the residual projections are not scaled",
@@ -116,7 +137,7 @@ INITIAL_STD = Exercise(
     ),
     hints=(
         (
-            "Three kinds of parameter: vectors, the two matrices that write into the stream, and all other"
+            "Three kinds of parameter: vectors, the two matrices that add to the stream, and all other"
             " matrices."
         ),
         (
@@ -131,205 +152,11 @@ INITIAL_STD = Exercise(
 )
 
 
-# ---- 2. weight decay
-
-
-def decay_groups(shapes: dict[str, tuple[int, ...]]) -> tuple[list[str], list[str]]:
-    return _groups(shapes, lambda name: len(shapes[name]) >= 2)
-
-
-def _groups(shapes: dict[str, tuple[int, ...]], decays: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """decays: whether the parameter of a name is decayed."""
-    return [name for name in shapes if decays(name)], [name for name in shapes if not decays(name)]
-
-
-def _decay_cases(generator: Generator) -> list[tuple]:
-    def case(**settings: object) -> tuple[dict[str, tuple[int, ...]]]:
-        sizes = dict(
-            vocab_size=random_int(generator, 20, 90),
-            n_layer=random_int(generator, 1, 4),
-            n_head=2,
-            n_embd=4 * random_int(generator, 2, 9),
-        )
-        with without_memory():
-            model = GPT(GPTConfig(**sizes, **settings))
-        return ({name: tuple(p.shape) for name, p in model.named_parameters()},)
-
-    theirs = {
-        "wte.weight": (50, 8),
-        "h.0.ln_1.weight": (8,),
-        "h.0.attn.c_attn.weight": (8, 24),
-        "h.0.attn.c_attn.bias": (24,),
-        "ln_f.bias": (8,),
-    }
-    return [case(), case(bias=False), case(**MODERN), (theirs,), ({"weight": (3, 2), "bias": (3,)},)]
-
-
-DECAY_GROUPS = Exercise(
-    task="""Weight decay pulls weights towards 0. That suits matrices, and embeddings are matrices too. It
-    does not suit vectors: a bias, or the gain of a norm, which should stay near 1. `shapes` maps the names of
-    a model's parameters to their shapes. Return two lists of names, those that AdamW decays and those that it
-    does not, each in the order of `shapes`. The model may be another library's, where a norm is called
-    ln_1.""",
-    reference=decay_groups,
-    cases=_decay_cases,
-    mistakes=(
-        Mistake(
-            "norm gains are decayed",
-            lambda shapes: _groups(shapes, lambda name: name.endswith("weight")),
-            "Whatever is called weight was decayed, and so is the gain of a norm: attn_norm.weight. It is a"
-            " vector; decay pulls it from 1 to 0.",
-        ),
-        Mistake(
-            "biases are decayed",
-            lambda shapes: _groups(shapes, lambda name: "norm" not in name),
-            "Everything but the norms was decayed, the linear layers' biases too. A bias is a vector: it only"
-            " shifts, and need not be held small.",
-        ),
-        Mistake(
-            "everything is decayed",
-            lambda shapes: _groups(shapes, lambda name: True),
-            "This is what AdamW(model.parameters(), weight_decay=0.1) does. The vectors need a group of their"
-            " own, with a decay of 0.",
-        ),
-        Mistake(
-            "embeddings are left out",
-            lambda shapes: _groups(shapes, lambda name: len(shapes[name]) >= 2 and "embedding" not in name),
-            "The embeddings were not decayed. Some do leave them out; here all matrices decay, and GPT-2's"
-            " embedding is also its output layer.",
-        ),
-        Mistake(
-            "norms are known by their name",
-            lambda shapes: _groups(shapes, lambda name: not name.endswith("bias") and "norm" not in name),
-            "This is right as long as a norm has norm in its name. Hugging Face calls it ln_1, and its gain"
-            " is decayed in silence. Ask the shape.",
-        ),
-    ),
-    hints=(
-        (
-            "Names differ from one library to the next. What is it that a bias and the gain of a norm share,"
-            " and no matrix has?"
-        ),
-        (
-            "A parameter is decayed if its shape has two sizes or more. Go through shapes.items() once for"
-            " each list."
-        ),
-        (
-            "decayed = [name for name, shape in shapes.items() if len(shape) >= 2], the other list with < 2;"
-            " return decayed, others."
-        ),
-    ),
-)
-
-
-# ---- 3. accumulated gradients
-
-
-def accumulated_gradient(weight: Tensor, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    return _accumulated(weight, batches, lambda n, total: n / total)
-
-
-def _accumulated(
-    weight: Tensor,
-    batches: list[tuple[Tensor, Tensor]],
-    factor: Callable[[int, int], float],
-    clear: bool = False,
-) -> Tensor:
-    """factor: what a micro-batch's mean loss is multiplied by, from the number of its examples and of all.
-    clear: whether the gradient is set back before each micro-batch.
-    """
-    weight = weight.clone().requires_grad_()
-    total = sum(len(y) for _, y in batches)
-    for x, y in batches:
-        if clear:
-            weight.grad = None
-        loss = F.cross_entropy(x @ weight.T, y)
-        (loss * factor(len(y), total)).backward()
-    return weight.grad
-
-
-def _accumulation_cases(generator: Generator) -> list[tuple]:
-    def case(vocab_size: int, features: int, *sizes: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        def batch(n: int) -> tuple[Tensor, Tensor]:
-            x = torch.randn(n, features, generator=generator)
-            return x, torch.randint(vocab_size, (n,), generator=generator)
-
-        weight = torch.randn(vocab_size, features, generator=generator)
-        return weight, [batch(n) for n in sizes]
-
-    return [case(5, 3, 4, 4), case(4, 2, 6, 1), case(7, 4, 2, 5, 3), case(3, 3, 1, 1, 8, 2), case(6, 2, 3)]
-
-
-ACCUMULATED_GRADIENT = Exercise(
-    task="""GPT-2 was trained on half a million tokens in each step; few machines hold as many. So a step
-    reads them in micro-batches, and adds up their gradients. The model is one layer: `weight` is float32
-    [vocab_size, features], its logits are x @ weight.T. `batches` is a list of (x, y), x float32 [n,
-    features], y int64 [n], and n differs from one to the next. Return the gradient with respect to weight,
-    float32 [vocab_size, features], of the cross-entropy averaged over all examples of all micro-batches.
-    Never join them: call backward once for each. `weight` itself should stay as it is: work on
-    weight.clone().requires_grad_().""",
-    reference=accumulated_gradient,
-    cases=_accumulation_cases,
-    mistakes=(
-        Mistake(
-            "not divided",
-            lambda weight, batches: _accumulated(weight, batches, lambda n, total: 1),
-            "The gradients of the means were added up as they are. With 8 micro-batches the gradient is 8"
-            " times as long, and clipping cuts it.",
-        ),
-        Mistake(
-            "a mean of means",
-            lambda weight, batches: _accumulated(weight, batches, lambda n, total: 1 / len(batches)),
-            "Each micro-batch counts alike, so the examples of a small one count for more. That is right only"
-            " where all are of one size, as the Trainer's are. Weigh each by its share of the examples.",
-        ),
-        Mistake(
-            "divided twice",
-            lambda weight, batches: _accumulated(weight, batches, lambda n, total: n / total / len(batches)),
-            "Each loss has its share already, and then all was divided by the number of micro-batches as"
-            " well. The shares sum to 1: that is enough.",
-        ),
-        Mistake(
-            "gradients are cleared in between",
-            lambda weight, batches: _accumulated(weight, batches, lambda n, total: n / total, clear=True),
-            "Only the last micro-batch is left: the gradient was cleared before each backward. zero_grad"
-            " belongs after the step, once.",
-        ),
-        Mistake(
-            "a sum, not a mean",
-            lambda weight, batches: _accumulated(weight, batches, lambda n, total: n),
-            "This is the gradient of the summed loss. It grows with the batch, and the learning rate would"
-            " have to shrink in turn.",
-        ),
-    ),
-    hints=(
-        (
-            "backward adds to .grad, so the adding up happens by itself. What must each loss be multiplied by"
-            " beforehand?"
-        ),
-        (
-            "A micro-batch of n examples has a mean loss, F.cross_entropy(x @ w.T, y). Of the large batch's"
-            " mean it makes up n / total."
-        ),
-        (
-            "total = sum(len(y) for _, y in batches); for x, y in batches: (F.cross_entropy(x @ w.T, y) *"
-            " len(y) / total).backward(); return w.grad."
-        ),
-    ),
-)
-
-
-# ---- 4. weights that others trained
+# ---- 2. one Conv1D of GPT-2's
 
 
 def split_c_attn(weight: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, ...]:
-    n_embd = len(weight)
-    parts = []
-    for tensor, kind in ((weight, "weight"), (bias, "bias")):
-        shape = torch.Size([n_embd] * tensor.dim())
-        shapes = {f"blocks.0.attn.{letter}_proj.{kind}": shape for letter in "qkv"}
-        parts += HF_GPT2.ours(tensor, shapes, n_embd // n_head).values()
-    return tuple(parts)
+    return *weight.T.chunk(3), *bias.chunk(3)
 
 
 def _keys_first(weight: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, ...]:
@@ -349,7 +176,7 @@ def _split_cases(generator: Generator) -> list[tuple]:
         weight = torch.randn(n_embd, 3 * n_embd, generator=generator)
         return weight, torch.randn(3 * n_embd, generator=generator), n_head
 
-    return [case(6, 2), case(12, 3), case(6, 3), case(9, 1), case(12, 4)]
+    return [case(6, 2), case(12, 3), case(6, 3), case(9, 1), case(12, 4), case(1, 1), case(5, 5)]
 
 
 SPLIT_C_ATTN = Exercise(
@@ -361,6 +188,13 @@ SPLIT_C_ATTN = Exercise(
     it.""",
     reference=split_c_attn,
     cases=_split_cases,
+    forbids=(Layout.ours,),
+    valid=lambda weight, bias, n_head: (
+        list(weight.shape) == [len(bias) // 3, len(bias)]
+        and len(bias) % 3 == 0
+        and n_head >= 1
+        and len(weight) % n_head == 0
+    ),
     mistakes=(
         Mistake(
             "not transposed",
@@ -404,128 +238,263 @@ SPLIT_C_ATTN = Exercise(
 )
 
 
-# ---- 5. packing documents
+# ---- 3. weights that others trained
 
 
-def pack_documents(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
-    return fixed_windows(np.array(_stream(documents, end_of_text)), block_size)
+INSIDE = {
+    "ln_1": "attn_norm",
+    "attn.c_proj": "attn.o_proj",
+    "ln_2": "mlp_norm",
+    "mlp.c_fc": "mlp.up_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+"""Our names of the modules in a block, by theirs."""
+OUTSIDE = {"wte": "token_embedding", "wpe": "position_embedding", "ln_f": "norm", "lm_head": "lm_head"}
 
 
-def _stream(documents: list[list[int]], end_of_text: int) -> list[int]:
-    return [token for document in documents for token in (end_of_text, *document)]
+def load_hf_weights(model: GPT, state: dict[str, Tensor]) -> None:
+    model.load_state_dict(_ours(model, state))
 
 
-def _rows(stream: list[int], block_size: int, step: int) -> tuple[Tensor, Tensor]:
-    """Windows of block_size and the token after them, each `step` after the one before; perhaps none."""
-    starts = range(0, len(stream) - block_size, step)
-    windows = torch.tensor([stream[start : start + block_size + 1] for start in starts], dtype=torch.int64)
-    windows = windows.view(-1, block_size + 1)  # the shape of no window is [0]
-    return windows[:, :-1], windows[:, 1:]
+def _ours(
+    model: GPT,
+    state: dict[str, Tensor],
+    transposed: tuple[str, ...] = ("attn.", "mlp."),
+    order: str = "qkv",
+    head: str = "lm_head.weight",
+) -> dict[str, Tensor]:
+    """transposed: how the names of modules begin whose weights are. order: of the parts of c_attn. head: the
+    tied head's name.
+    """
+    ours = {}
+    for key, tensor in state.items():
+        name = key.removeprefix("transformer.")
+        if name.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        module, kind = name.rsplit(".", 1)
+        if not module.startswith("h."):
+            ours[f"{OUTSIDE[module]}.{kind}"] = tensor
+            continue
+        _, number, part = module.split(".", 2)
+        if kind == "weight" and part.startswith(transposed):
+            tensor = tensor.T
+        if part == "attn.c_attn":
+            for letter, third in zip(order, tensor.chunk(3)):
+                ours[f"blocks.{number}.attn.{letter}_proj.{kind}"] = third
+        else:
+            ours[f"blocks.{number}.{INSIDE[part]}.{kind}"] = tensor
+    if model.config.tie_weights:
+        ours[head] = ours["token_embedding.weight"]
+    return ours
 
 
-def _not_separated(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
-    stream = [token for document in documents for token in document]
-    return _rows(stream, block_size, block_size)
+def _load_cases(generator: Generator) -> list[tuple]:
+    # Here, since it takes seconds, and only this exercise needs it.
+    from transformers import GPT2Config, GPT2LMHeadModel
 
+    def case(
+        n_layer: int, n_head: int, n_embd: int, *, tied: bool, form: str
+    ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+        sizes = dict(vocab_size=random_int(generator, 11, 20), n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+        theirs = GPT2LMHeadModel(
+            GPT2Config(**sizes, n_positions=8, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=None)
+        )
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+        if form == "hub":
+            if tied:
+                del state["lm_head.weight"]
+            state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+            for block in range(n_layer):
+                state[f"h.{block}.attn.bias"] = torch.ones(8, 8).tril().view(1, 1, 8, 8)
+                state[f"h.{block}.attn.masked_bias"] = torch.tensor(-1e4)
+        idx = torch.randint(sizes["vocab_size"], (2, 5), generator=generator)
+        return {**sizes, "block_size": 8, "tie_weights": tied}, state, idx
 
-def _separated_after(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
-    stream = [token for document in documents for token in (*document, end_of_text)]
-    return _rows(stream, block_size, block_size)
-
-
-def _not_shifted(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
-    inputs, _ = pack_documents(documents, end_of_text, block_size)
-    return inputs, inputs
-
-
-def _each_alone(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
-    parts = [_rows([end_of_text, *document], block_size, block_size) for document in documents]
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-
-
-def _pack_cases(generator: Generator) -> list[tuple]:
-    def case(count: int, longest: int, end_of_text: int, block_size: int) -> tuple[list[list[int]], int, int]:
-        lengths = [random_int(generator, block_size, longest + 1) for _ in range(count)]
-        documents = [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths]
-        return documents, end_of_text, block_size
-
-    small = [[5, 6, 7], [8], [9, 10, 11, 12]]
     return [
-        (small, 0, 3),
-        (small, 0, 2),
-        (small, 50256, 4),
-        case(3, 9, 0, 4),
-        case(5, 7, 50, 2),
-        case(1, 12, 0, 6),
-        case(4, 8, 99, 7),
+        case(1, 1, 4, tied=True, form="object"),
+        case(2, 2, 8, tied=True, form="object"),
+        case(2, 3, 6, tied=True, form="hub"),
+        case(1, 2, 8, tied=False, form="object"),
+        case(11, 1, 2, tied=False, form="hub"),
     ]
 
 
-PACK_DOCUMENTS = Exercise(
-    task="""A web page is rarely as long as a row of the batch, so documents are packed. `documents` is a list
-    of lists of token ids. Let each begin with the token `end_of_text`, the first one too, and join them all
-    into one stream. Cut it into rows, side by side. Return (inputs, targets), int64 [rows, block_size] each,
-    where a target is the token after its input. Every token of the stream but the first should be the target
-    of exactly one input; only at the very end of the stream, what fills no whole row is left out.""",
-    reference=pack_documents,
-    cases=_pack_cases,
+def _observe_load(
+    answer: Callable, sizes: dict[str, Any], state: dict[str, Tensor], idx: Tensor
+) -> Iterator[tuple[str, Any]]:
+    def fresh() -> GPT:
+        building.seed_everything(0)
+        return GPT(GPTConfig(**sizes))
+
+    model = fresh()
+    answer(model, state)
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach().clone()
+    with torch.no_grad():
+        yield "the logits", model(idx)
+    is_tied = model.lm_head.weight is model.token_embedding.weight
+    if is_tied != sizes["tie_weights"]:
+        raise NotRight(
+            "the numbers are right, but the head is no longer what it was: where model.config.tie_weights is"
+            " true, model.lm_head.weight and model.token_embedding.weight stay one parameter, and where it is"
+            " false they stay two."
+        )
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    if not all(torch.equal(before[name], tensor) for name, tensor in state.items()):
+        raise NotRight(
+            "the model and `state` share memory: training the model would change the file's tensors under"
+            " your hands. Copy the numbers: parameter.copy_(tensor) under torch.no_grad(), or"
+            " model.load_state_dict."
+        )
+    _refuses_misfits(answer, fresh, state)
+
+
+def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str, Tensor]) -> None:
+    """Raises NotRight for an answer that takes tensors that are not the model's, and says nothing."""
+    gone = next(name for name in state if name.endswith("h.0.ln_2.bias"))
+    prefix = gone.removesuffix("h.0.ln_2.bias")
+    without = {name: tensor for name, tensor in state.items() if name != gone}
+    another_block = state | {f"{prefix}h.99.ln_1.weight": state[gone]}
+    misshapen = state | {f"{prefix}wpe.weight": torch.zeros(4, len(state[gone]))}
+    for damaged, what in (
+        (without, f"{gone} was missing from `state`, and the model kept its random numbers"),
+        (another_block, f"`state` had {prefix}h.99.ln_1.weight, which this model has no place for"),
+        (misshapen, f"{prefix}wpe.weight had 4 positions, and the model has 8"),
+    ):
+        try:
+            answer(fresh(), damaged)
+        except Exception:
+            continue
+        raise NotRight(f"{what}, and nothing was said. Raise an error: load_state_dict does it by itself.")
+
+
+def _loaded_as(**other: Any) -> Callable[[GPT, dict[str, Tensor]], None]:
+    """A mistake in translating."""
+
+    def load(model: GPT, state: dict[str, Tensor]) -> None:
+        model.load_state_dict(_ours(model, state, **other))
+
+    return load
+
+
+def _load_reshaped(model: GPT, state: dict[str, Tensor]) -> None:
+    ours = _ours(model, state, transposed=())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".attn." in name and name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+                number, letter = name.split(".")[1], name.split(".")[3][0]
+                key = next(k for k in state if k.endswith(f"h.{number}.attn.c_attn.weight"))
+                ours[name] = state[key].chunk(3, dim=1)["qkv".index(letter)]
+            parameter.copy_(ours[name].reshape(parameter.shape))
+
+
+def _load_square_as_is(model: GPT, state: dict[str, Tensor]) -> None:
+    """Only what does not fit is transposed."""
+    model.load_state_dict(_ours(model, state, transposed=("attn.c_attn", "mlp.")))
+
+
+def _load_what_fits(model: GPT, state: dict[str, Tensor]) -> None:
+    ours = _ours(model, {name: t for name, t in state.items() if ".99." not in name})
+    own = model.state_dict()
+    fitting = {name: t for name, t in ours.items() if name in own and t.shape == own[name].shape}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _load_untied(model: GPT, state: dict[str, Tensor]) -> None:
+    load_hf_weights(model, state)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+
+
+def _load_always_tied(model: GPT, state: dict[str, Tensor]) -> None:
+    ours = _ours(model, state)
+    ours["lm_head.weight"] = ours["token_embedding.weight"]
+    model.load_state_dict(ours)
+
+
+LOAD_HF_WEIGHTS = Exercise(
+    task="""Fill a GPT with the weights of a GPT-2 of Hugging Face's. `model` is our GPT with GPT-2's parts,
+    `state` maps their names to tensors, as `GPT2LMHeadModel.state_dict()` gives it, or as the file on the hub
+    has it: there the names lack the first part, `transformer.`. Copy every tensor into the parameter it
+    belongs to, in place; return nothing.
+
+    Their names, and ours: `wte` is token_embedding, `wpe` position_embedding, `ln_f` norm, `lm_head` lm_head;
+    `h.i` is blocks.i, and in it `ln_1` is attn_norm, `attn.c_attn` q_proj, k_proj and v_proj of attn in one
+    (your `split_c_attn`), `attn.c_proj` attn.o_proj, `ln_2` mlp_norm, `mlp.c_fc` mlp.up_proj, `mlp.c_proj`
+    mlp.down_proj. All layers in the blocks but the norms are Conv1D: their weights are [in, out].
+
+    Where `model.config.tie_weights` is true, the output layer's weight is the embedding's, and stays one
+    parameter with it; `state` may have it a second time as lm_head.weight, or leave it out. Where it is
+    false, lm_head.weight has numbers of its own. Older files also keep masks, `attn.bias` and
+    `attn.masked_bias` in each block: skip these two. An error must be raised where a parameter of the model
+    finds no tensor, a tensor finds no parameter, or their shapes differ. Any kind of error will do.""",
+    reference=load_hf_weights,
+    cases=_load_cases,
+    observe=_observe_load,
+    points=3,
+    stub="""def load_hf_weights(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    # model.config.tie_weights says whether the head is the embedding
+    # your code here
+    ...
+""",
+    forbids=(from_hf, build_gpt, Layout.ours),
+    valid=lambda sizes, state, idx: (
+        idx.dim() == 2 and idx.size(1) <= sizes["block_size"] and int(idx.max()) < sizes["vocab_size"]
+    ),
     mistakes=(
         Mistake(
-            "nothing between documents",
-            _not_separated,
-            "The documents were joined without end_of_text. The model then learns that a recipe goes on as a"
-            " football match, and never to stop.",
+            "Conv1D is not transposed",
+            _load_reshaped,
+            "The weights were copied as they lie. Conv1D keeps [in, out] and nn.Linear [out, in]: a reshape"
+            " gives the right shape and the wrong matrix. Transpose: tensor.T.",
         ),
         Mistake(
-            "nothing before the first document",
-            lambda documents, end, size: _rows(_stream(documents, end)[1:], size, size),
-            "end_of_text was put between the documents only. The first one needs it as well: its first token"
-            " is to be predicted too.",
+            "square weights are not transposed",
+            _load_square_as_is,
+            "attn.c_proj was copied without a transpose. It is square, [n_embd, n_embd], so its shape does"
+            " not complain; but it is a Conv1D like the others.",
         ),
         Mistake(
-            "end-of-text comes after",
-            _separated_after,
-            "end_of_text ends each document instead of beginning it. Others do so too; but then nothing"
-            " stands before the first document, and our shards and the zero-shot evaluation count on its"
-            " being there.",
+            "keys and queries are exchanged",
+            _loaded_as(order="kqv"),
+            "c_attn holds queries, keys and values in this order. Queries and keys were exchanged.",
         ),
         Mistake(
-            "each document is cut alone",
-            _each_alone,
-            "Every document lost what fills no whole row, and short ones vanished. Padding instead would"
-            " waste arithmetic. Join first, then cut: a row may hold the end of one document and the"
-            " beginning of the next.",
+            "what does not fit is passed over",
+            _load_what_fits,
+            "The right weights are loaded, but a tensor that is missing, left over or of another shape goes"
+            " by in silence: strict=False, or a loop with `if name in ...`. Half of a model then keeps its"
+            " random numbers, and still writes something.",
         ),
         Mistake(
-            "targets are not shifted",
-            _not_shifted,
-            "The targets are the inputs themselves. The model learns to copy what it sees, its loss falls to"
-            " nearly 0, and it can write nothing.",
+            "the tied head is a copy",
+            _load_untied,
+            "The head has the right numbers, but is a parameter of its own now. In training the two would"
+            " drift apart, and the model would have 38 million parameters more than GPT-2.",
         ),
         Mistake(
-            "a token is lost between rows",
-            lambda documents, end, size: _rows(_stream(documents, end), size, size + 1),
-            "The stream was cut into pieces of block_size + 1 that share nothing, so the first token of each"
-            " is never a target. The next row begins with the last target of the one before: go on by"
-            " block_size.",
+            "every head is tied",
+            _load_always_tied,
+            "The embedding was copied into the head although model.config.tie_weights is false. There `state`"
+            " has a lm_head.weight of its own.",
         ),
     ),
     hints=(
-        "First make one long list. How many whole rows are in it, if each row also needs the token after it?",
-        (
-            "A stream of n tokens has n - 1 targets, so (n - 1) // block_size rows. Inputs start at 0,"
-            " targets at 1, both block_size apart."
-        ),
-        (
-            "rows = (len(stream) - 1) // block_size; inputs = torch.tensor(stream[: rows *"
-            " block_size]).view(rows, block_size); the targets likewise from stream[1 : rows * block_size"
-            " + 1]."
-        ),
+        "Translate first, load afterwards: build a dict of our names and tensors, then load_state_dict.",
+        "For a name in a block: _, number, part = module.split('.', 2). Transpose a weight where part begins"
+        " with attn. or mlp.; a table gives our name of part; c_attn goes into three with chunk(3).",
+        "At the end: if model.config.tie_weights: ours['lm_head.weight'] = ours['token_embedding.weight'];"
+        " model.load_state_dict(ours), which raises for whatever is missing, left over or of another shape.",
     ),
 )
 
 
-# ---- 6. scoring choices
+# ---- 4. scoring choices
 
 
 def score_choices(
@@ -572,6 +541,42 @@ def _not_divided(
     return _scored(_sums(_logprobs(logits), ids, n_context), [1] * len(choices))
 
 
+def _for_each_byte(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    lengths = [len(text.encode("utf-8")) for text in choices]
+    return _scored(_sums(_logprobs(logits), ids, n_context), lengths)
+
+
+def _best_of_sums(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    scores, _ = score_choices(logits, ids, n_context, choices)
+    _, best = _not_divided(logits, ids, n_context, choices)
+    return scores, best
+
+
+def _last_of_equals(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    scores, _ = score_choices(logits, ids, n_context, choices)
+    return scores, len(scores) - 1 - scores[::-1].index(max(scores))
+
+
+def _mean_and_divided(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    lengths = [len(text) * (len(row) - n_context) for row, text in zip(ids, choices)]
+    return _scored(_sums(_logprobs(logits), ids, n_context), lengths)
+
+
+def _log_of_softmax(
+    logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
+) -> tuple[list[float], int]:
+    logprobs = [x.softmax(-1).log() for x in logits]
+    return _scored(_sums(logprobs, ids, n_context), map(len, choices))
+
+
 def _lowest(
     logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]
 ) -> tuple[list[float], int]:
@@ -591,26 +596,44 @@ def _choice_cases(generator: Generator) -> list[tuple]:
         ids = [torch.cat([context, row]) for _, row in rows]
         return logits, ids, n_context, list(choices)
 
+    logits, ids, n_context, choices = case(3, "left", "right")
+    tie = [logits[0]] * 3, [ids[0]] * 3, n_context, ["left", "west", "here"]
+    sure = [100 * x for x in logits], ids, n_context, choices
     return [
         case(4, "Use a knife.", "Use the blunt end of a large wooden spoon."),
         case(6, "boil it", "freeze it overnight, then boil it", "throw it away"),
         case(2, "salt", "sugar, two spoons of it"),
         case(5, "a", "ab", "abcdefgh", "abcd"),
         case(1, "Open the window.", "Shut it."),
-        case(3, "yes", "no"),
+        case(3, "Schließe die Tür.", "気をつけて", "ça va ☕"),
+        case(2, "the only one"),
+        tie,
+        sure,
     ]
+
+
+def _is_choice(logits: list[Tensor], ids: list[Tensor], n_context: int, choices: list[str]) -> bool:
+    """Whether each row has a context and a choice."""
+    if not (len(logits) == len(ids) == len(choices) > 0 and n_context >= 1 and all(choices)):
+        return False
+    return all(
+        x.dim() == 2 and len(x) == len(row) > n_context and int(row.max()) < x.size(1)
+        for x, row in zip(logits, ids)
+    )
 
 
 SCORE_CHOICES = Exercise(
     task="""PIQA asks which of several answers is right. A base model cannot be asked, but it can be measured:
     which answer does it find the most probable for its length? For choice i, `ids[i]` (int64 [time]) holds
-    the context, `n_context` tokens, and then the choice's tokens; `logits[i]` (float32 [time, vocab_size]) is
-    what the model returned for all of them; `choices[i]` is the choice's text. Its score is the sum of the
-    log-probabilities of the choice's tokens, each given all before it, divided by the characters of the text.
-    Return (scores, best): a list of floats, and the number of the best choice. This is the measure called
-    acc_norm.""",
+    the context, `n_context` tokens (at least 1), and then the choice's tokens (at least 1); `logits[i]`
+    (float32 [time, vocab_size]) is what the model returned for all of them; `choices[i]` is the choice's
+    text. Its score is the sum of the log-probabilities of the choice's tokens, each given all before it,
+    divided by the number of characters of the text, `len(text)`: not its bytes, not its tokens. Return
+    (scores, best): a list of floats, and the number of the best choice, an int; of several that are equally
+    good, the first. Logits may be 200 apart. This is the measure called acc_norm.""",
     reference=score_choices,
     cases=_choice_cases,
+    valid=_is_choice,
     mistakes=(
         Mistake(
             "the context is scored too",
@@ -629,6 +652,36 @@ SCORE_CHOICES = Exercise(
             _for_each_token,
             "The sum was divided by the number of tokens. That depends on the tokenizer; characters do not,"
             " so models can be compared.",
+        ),
+        Mistake(
+            "divided by bytes",
+            _for_each_byte,
+            "The sum was divided by the bytes of the text. In English that is the same; an ä has two bytes,"
+            " and a Japanese character three. acc_norm counts characters: len(text).",
+        ),
+        Mistake(
+            "the best of the plain sums",
+            _best_of_sums,
+            "The scores are right, but the best was picked by the sums before the division. So the length"
+            " still decides.",
+        ),
+        Mistake(
+            "of equals the last",
+            _last_of_equals,
+            "Of several choices that are equally good the last was taken: >= where > is meant. The task says"
+            " the first, as max and argmax do.",
+        ),
+        Mistake(
+            "a mean over the tokens as well",
+            _mean_and_divided,
+            "The mean of the log-probabilities was taken, and then divided by the characters. The score is"
+            " their sum, divided once.",
+        ),
+        Mistake(
+            "the logarithm of a probability",
+            _log_of_softmax,
+            "softmax first and the logarithm afterwards: where logits are 200 apart, a probability is rounded"
+            " to 0 and its logarithm is -inf. log_softmax takes both steps at once.",
         ),
         Mistake(
             "not divided",
@@ -663,7 +716,1194 @@ SCORE_CHOICES = Exercise(
 )
 
 
-# ---- 7. how much of the machine is used
+# ---- 5. packing documents
+
+
+def pack_documents(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    return _rows(_stream(documents, end_of_text), block_size, block_size)
+
+
+def _stream(documents: list[list[int]], end_of_text: int) -> list[int]:
+    return [token for document in documents for token in (end_of_text, *document)]
+
+
+def _rows(stream: list[int], block_size: int, step: int) -> tuple[Tensor, Tensor]:
+    """Windows of block_size and the token after them, each `step` after the one before; perhaps none."""
+    starts = range(0, len(stream) - block_size, step)
+    windows = torch.tensor([stream[start : start + block_size + 1] for start in starts], dtype=torch.int64)
+    windows = windows.view(-1, block_size + 1)  # the shape of no window is [0]
+    return windows[:, :-1], windows[:, 1:]
+
+
+def _not_separated(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    stream = [token for document in documents for token in document]
+    return _rows(stream, block_size, block_size)
+
+
+def _separated_after(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    stream = [token for document in documents for token in (*document, end_of_text)]
+    return _rows(stream, block_size, block_size)
+
+
+def _not_shifted(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    inputs, _ = pack_documents(documents, end_of_text, block_size)
+    return inputs, inputs
+
+
+def _each_alone(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    parts = [_rows([end_of_text, *document], block_size, block_size) for document in documents]
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _one_row_less(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = pack_documents(documents, end_of_text, block_size)
+    return inputs[:-1], targets[:-1]
+
+
+def _overlapping(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    return _rows(_stream(documents, end_of_text), block_size, 1)
+
+
+def _without_empty(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    return pack_documents([document for document in documents if document], end_of_text, block_size)
+
+
+def _rest_padded(documents: list[list[int]], end_of_text: int, block_size: int) -> tuple[Tensor, Tensor]:
+    stream = _stream(documents, end_of_text)
+    missing = -(len(stream) - 1) % block_size if stream else 0
+    return _rows(stream + [end_of_text] * missing, block_size, block_size)
+
+
+def _pack_cases(generator: Generator) -> list[tuple]:
+    def case(count: int, longest: int, end_of_text: int, block_size: int) -> tuple[list[list[int]], int, int]:
+        lengths = [random_int(generator, block_size, longest + 1) for _ in range(count)]
+        documents = [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths]
+        return documents, end_of_text, block_size
+
+    small = [[5, 6, 7], [8], [9, 10, 11, 12]]  # a stream of 11 tokens
+    return [
+        (small, 0, 3),
+        (small, 0, 2),  # all 10 targets are used
+        (small, 50256, 4),
+        ([[5, 6, 7], [8, 9, 10, 11]], 0, 3),  # 9 tokens: 3 divides them, but there are 8 targets
+        (small, 0, 11),  # as long as the stream: no row
+        ([[4, 3], [], [2], []], 1, 2),
+        ([[7, 7, 8]], 0, 1),
+        case(3, 9, 0, 4),
+        case(5, 7, 50, 2),
+        case(4, 8, 99, 7),
+    ]
+
+
+PACK_DOCUMENTS = Exercise(
+    task="""A web page is rarely as long as a row of the batch, so documents are packed. `documents` is a list
+    of lists of token ids. Let each begin with the token `end_of_text`, the first one too, and join them all
+    into one stream; of an empty document, that token is all there is. Cut the stream into rows, side by side.
+    Return (inputs, targets), int64 [rows, block_size] each, where a target is the token after its input.
+    Every token of the stream but the first should be the target of exactly one input; only at the very end of
+    the stream, what fills no whole row is left out. A stream of block_size tokens or fewer fills none: then
+    both are [0, block_size]. The documents themselves stay as they are.""",
+    reference=pack_documents,
+    cases=_pack_cases,
+    forbids=(fixed_windows,),
+    valid=lambda documents, end_of_text, block_size: block_size >= 1,
+    mistakes=(
+        Mistake(
+            "nothing between documents",
+            _not_separated,
+            "The documents were joined without end_of_text. The model then learns that a recipe goes on as a"
+            " football match, and never to stop.",
+        ),
+        Mistake(
+            "nothing before the first document",
+            lambda documents, end, size: _rows(_stream(documents, end)[1:], size, size),
+            "end_of_text was put between the documents only. The first one needs it as well: its first token"
+            " is to be predicted too.",
+        ),
+        Mistake(
+            "the last row is left out",
+            _one_row_less,
+            "There is one row too few: a row that was whole went missing at the end. (n - 1) // block_size"
+            " rows fit into n tokens.",
+        ),
+        Mistake(
+            "the rows overlap",
+            _overlapping,
+            "The rows begin one token apart, so nearly every token is a target block_size times. They lie"
+            " side by side: block_size apart.",
+        ),
+        Mistake(
+            "empty documents vanish",
+            _without_empty,
+            "A document without tokens was dropped. It still begins with end_of_text: the stream has as many"
+            " of those as there are documents.",
+        ),
+        Mistake(
+            "the rest is padded",
+            _rest_padded,
+            "What was left at the end was filled up to a whole row. The model would learn from targets that"
+            " nobody wrote: leave it out.",
+        ),
+        Mistake(
+            "end-of-text comes after",
+            _separated_after,
+            "end_of_text ends each document instead of beginning it. Others do so too; but then nothing"
+            " stands before the first document, and our shards and the zero-shot evaluation count on its"
+            " being there.",
+        ),
+        Mistake(
+            "each document is cut alone",
+            _each_alone,
+            "Every document lost what fills no whole row, and short ones vanished. Padding instead would"
+            " waste arithmetic. Join first, then cut: a row may hold the end of one document and the"
+            " beginning of the next.",
+        ),
+        Mistake(
+            "targets are not shifted",
+            _not_shifted,
+            "The targets are the inputs themselves. The model learns to copy what it sees, its loss falls to"
+            " nearly 0, and it can write nothing.",
+        ),
+        Mistake(
+            "a token is lost between rows",
+            lambda documents, end, size: _rows(_stream(documents, end), size, size + 1),
+            "The stream was cut into pieces of block_size + 1 that share nothing, so the first token of each"
+            " is never a target. The next row begins with the last target of the one before: go on by"
+            " block_size.",
+        ),
+    ),
+    hints=(
+        "First make one long list. How many whole rows are in it, if each row also needs the token after it?",
+        (
+            "A stream of n tokens has n - 1 targets, so (n - 1) // block_size rows. Inputs start at 0,"
+            " targets at 1, both block_size apart."
+        ),
+        (
+            "rows = (len(stream) - 1) // block_size; inputs = torch.tensor(stream[: rows *"
+            " block_size]).view(rows, block_size); the targets likewise from stream[1 : rows * block_size"
+            " + 1]."
+        ),
+    ),
+)
+
+
+# ---- 6. reading shards
+
+
+class ShardReader:
+    def __init__(
+        self, paths: list[str], batch_size: int, block_size: int, rank: int = 0, world_size: int = 1
+    ):
+        self.shards = [np.memmap(path, dtype=np.uint16, mode="r") for path in paths]
+        self.starts = np.cumsum([0, *map(len, self.shards)]).tolist()
+        self.batch_size = batch_size
+        self.block_size = block_size
+        self.rank = rank
+        self.world_size = world_size
+        self.position = 0
+
+    def read(self, start: int, stop: int) -> Tensor:
+        parts = [
+            shard[max(0, start - begin) : max(0, stop - begin)]
+            for begin, shard in zip(self.starts, self.shards)
+        ]
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        own = self.batch_size * self.block_size
+        if self.position + own * self.world_size + 1 > self.starts[-1]:
+            self.position = 0
+        start = self.position + self.rank * own
+        tokens = self.read(start, start + own + 1)
+        self.position += own * self.world_size
+        shape = self.batch_size, self.block_size
+        return tokens[:-1].view(shape), tokens[1:].view(shape)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+SHARD_READER_STUB = """class ShardReader:
+    def __init__(
+        self, paths: list[str], batch_size: int, block_size: int, rank: int = 0, world_size: int = 1
+    ):
+        # np.memmap(path, dtype=np.uint16, mode="r") opens a file without reading it
+        # your code here
+        ...
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        # tokens number start, ..., stop - 1 of all shards: int64 [stop - start]
+        # your code here
+        ...
+
+    def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        # inputs and targets: int64 [batch_size, block_size] each
+        # your code here
+        ...
+
+    def state_dict(self) -> dict:
+        # your code here
+        ...
+
+    def load_state_dict(self, state: dict) -> None:
+        # your code here
+        ...
+"""
+
+
+def _reader_cases(generator: Generator) -> list[tuple]:
+    def case(
+        lengths: list[int], batch_size: int, block_size: int, world_size: int
+    ) -> tuple[list[np.ndarray], int, int, int]:
+        shards = [torch.randint(50257, (n,), generator=generator).numpy().astype(np.uint16) for n in lengths]
+        return shards, batch_size, block_size, world_size
+
+    return [
+        case([13], 1, 3, 1),  # 4 batches, and the last target: all is used
+        case([20], 2, 3, 1),
+        case([5, 6, 7], 1, 4, 1),
+        case([7, 2, 1, 9], 2, 4, 1),  # a batch out of four shards
+        case([25], 2, 2, 3),  # two batches of three processes, and the last target
+        case([11, 13, 16], 1, 5, 2),
+        case([30, 30], 3, 2, 2),
+        case([9, 40], 1, 1, 4),
+    ]
+
+
+def _can_be_read(shards: list[np.ndarray], batch_size: int, block_size: int, world_size: int) -> bool:
+    if not (batch_size >= 1 and block_size >= 1 and world_size >= 1 and all(map(len, shards))):
+        return False
+    return sum(map(len, shards)) > batch_size * block_size * world_size
+
+
+def _observe_reader(
+    answer: Callable, shards: list[np.ndarray], batch_size: int, block_size: int, world_size: int
+) -> Iterator[tuple[str, Any]]:
+    building.takes(answer, "paths", "batch_size", "block_size", "rank", "world_size")
+    # Windows does not delete a file that is mapped.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        paths = [str(Path(folder) / f"train_{number:05d}.bin") for number in range(len(shards))]
+        for path, shard in zip(paths, shards):
+            shard.tofile(path)
+        yield from _observe_read(answer(paths, batch_size, block_size), shards)
+        together = batch_size * block_size * world_size
+        readers = [answer(paths, batch_size, block_size, rank, world_size) for rank in range(world_size)]
+        whole = (sum(map(len, shards)) - 1) // together
+        for number in range(whole + 1):
+            for rank, reader in enumerate(readers):
+                x, y = _next_batch(reader)
+                yield f"batch {number + 1}, inputs of rank {rank}", x
+                yield f"batch {number + 1}, targets of rank {rank}", y
+        for reader in readers:
+            reader.next_batch()
+        yield from _observe_resumed(answer, paths, readers, (batch_size, block_size))
+        _changes_with_its_file(answer(paths, batch_size, block_size), paths[0], shards[0])
+
+
+def _observe_read(reader: Any, shards: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
+    read = building.method(reader, "read")
+    total = sum(map(len, shards))
+    yield "read(0, 2)", read(0, 2)
+    edge = len(shards[0])
+    if edge < total:
+        yield f"read({edge - 1}, {edge + 1}), across a border", read(edge - 1, edge + 1)
+        yield f"read({edge}, {edge + 1}), the second shard's first", read(edge, edge + 1)
+    yield f"read(0, {total}), everything", read(0, total)
+    yield f"read({total - 1}, {total}), the last", read(total - 1, total)
+
+
+def _next_batch(reader: Any) -> tuple[Tensor, Tensor]:
+    batch = building.method(reader, "next_batch")()
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise NotRight("next_batch returns two tensors: the inputs and the targets.")
+    return batch[0], batch[1]
+
+
+def _observe_resumed(
+    answer: Callable, paths: list[str], readers: list[Any], shape: tuple[int, int]
+) -> Iterator[tuple[str, Any]]:
+    """What readers do that take up the state of others, beside those others."""
+    state = building.method(readers[0], "state_dict")()
+    try:
+        kept = json.dumps(state, sort_keys=True)
+    except TypeError as error:
+        raise NotRight(
+            f"the state cannot be written as JSON ({error}): a dict of plain numbers is wanted, no tensors"
+            " and no arrays."
+        ) from None
+    if any(json.dumps(reader.state_dict(), sort_keys=True) != kept for reader in readers):
+        raise NotRight(
+            "after equally many batches the state differs from rank to rank. Only the first process writes"
+            " the checkpoint, and all read it: keep what they have in common, how far all have come."
+        )
+    resumed = []
+    for rank in range(len(readers)):
+        reader = answer(paths, *shape, rank, len(readers))
+        reader.next_batch()
+        building.method(reader, "load_state_dict")(json.loads(kept))
+        resumed.append(reader)
+    alone = answer(paths, *shape)
+    alone.load_state_dict(json.loads(kept))
+    for rank, (reader, original) in enumerate(zip(resumed, readers)):
+        yield f"resumed, the next inputs of rank {rank}", reader.next_batch()[0]
+        original.next_batch()
+    yield "resumed by a single process, its next inputs", alone.next_batch()[0]
+    if json.dumps(state, sort_keys=True) != kept:
+        raise NotRight("a state that was taken earlier changes as the reader goes on: return a new dict.")
+
+
+def _changes_with_its_file(reader: Any, path: str, shard: np.ndarray) -> None:
+    """Raises NotRight for a reader that holds the tokens in memory: it does not see that the file changed."""
+    changed = shard ^ 1
+    with open(path, "r+b") as file:
+        file.write(changed.tobytes())
+    if not np.array_equal(reader.read(0, len(shard)).numpy(), changed.astype(np.int64)):
+        raise NotRight(
+            "the tokens are right, but all of them are held in memory: the file was changed, and the reader"
+            " still has the old ones. A real corpus has 20 GB. np.memmap opens a file without reading it, and"
+            " a slice of it reads what it needs; np.fromfile, np.array and np.concatenate of whole shards"
+            " read everything."
+        )
+
+
+class _StopsAtBorders(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        need = self.batch_size * self.block_size * self.world_size + 1
+        end = min(stop for stop in self.starts if stop > self.position)
+        if self.position + need > end:
+            self.position = end if end < self.starts[-1] else 0
+        return super().next_batch()
+
+
+class _AllAlike(ShardReader):
+    def __init__(
+        self, paths: list[str], batch_size: int, block_size: int, rank: int = 0, world_size: int = 1
+    ):
+        super().__init__(paths, batch_size, block_size, 0, world_size)
+
+
+class _OwnSteps(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        batch = super().next_batch()
+        self.position -= self.batch_size * self.block_size * (self.world_size - 1)
+        return batch
+
+
+class _LosesTargets(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        batch = super().next_batch()
+        self.position += 1
+        return batch
+
+
+class _ForgetsTheEnd(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        together = self.batch_size * self.block_size * self.world_size
+        if self.position + together + 1 >= self.starts[-1]:
+            self.position = 0
+        return super().next_batch()
+
+
+class _DealsRows(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        batch_size, rank, world_size = self.batch_size, self.rank, self.world_size
+        self.batch_size, self.rank, self.world_size = batch_size * world_size, 0, 1
+        x, y = super().next_batch()
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        return x[rank::world_size], y[rank::world_size]
+
+
+class _InMemory(ShardReader):
+    def __init__(
+        self, paths: list[str], batch_size: int, block_size: int, rank: int = 0, world_size: int = 1
+    ):
+        super().__init__(paths, batch_size, block_size, rank, world_size)
+        self.shards = [np.fromfile(path, dtype=np.uint16) for path in paths]  # type: ignore[misc]
+
+
+class _BeginsAnew(ShardReader):
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = 0
+
+
+class _CountsBatches(ShardReader):
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.position // (self.batch_size * self.block_size * self.world_size)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["batches"] * self.batch_size * self.block_size * self.world_size
+
+
+class _Signed(ShardReader):
+    def read(self, start: int, stop: int) -> Tensor:
+        return super().read(start, stop).to(torch.int16).long()
+
+
+SHARD_READER = Exercise(
+    task="""Ten billion tokens lie on disk in shards: files of uint16 numbers (ids up to 65,535), one token
+    after the other, written by array.tofile. To training they are one long stream, the tokens of the first
+    file, then those of the second. `ShardReader(paths, batch_size, block_size, rank, world_size)` reads it in
+    order, a batch at a time, for one of `world_size` processes: the one numbered `rank`. It never holds a
+    whole shard in memory: np.memmap maps a file, and reads the slices that you ask for.
+
+    `read(start, stop)` returns the stream's tokens number start to stop - 1, int64 [stop - start], wherever
+    the borders of the shards lie. `next_batch()` returns (inputs, targets), int64 [batch_size, block_size]
+    each: rows that lie side by side in the stream, the targets one token on, so that the last target is also
+    the next row's first input. At each call all processes together read one stretch of batch_size ·
+    block_size · world_size inputs, and the one with rank 0 takes its first part, rank 1 the part after that,
+    and so on; the next call goes on behind it. Where the stream has too few tokens left for all of them (one
+    more is needed, for the very last target), it begins again at token 0.
+
+    `state_dict()` returns how far all have come, a dict of plain numbers that can be written as JSON, the
+    same on every rank. `load_state_dict(state)` goes on from there, in a reader of any rank, also where the
+    number of processes is another now.""",
+    reference=ShardReader,
+    cases=_reader_cases,
+    observe=_observe_reader,
+    stub=SHARD_READER_STUB,
+    points=3,
+    forbids=(ShardedTokens,),
+    valid=_can_be_read,
+    mistakes=(
+        Mistake(
+            "batches end at a shard's border",
+            _StopsAtBorders,
+            "Where a shard has too few tokens left for a batch, the rest was passed over and the next shard"
+            " begun. Each shard loses its end: a batch takes what is left, and the beginning of the next.",
+        ),
+        Mistake(
+            "all ranks read the same",
+            _AllAlike,
+            "Every process got the same rows, so eight GPUs compute one gradient eight times. Rank r begins"
+            " r · batch_size · block_size tokens after rank 0.",
+        ),
+        Mistake(
+            "the ranks overlap",
+            _OwnSteps,
+            "Each process goes on by its own batch only, and so comes to what its neighbour has just read. A"
+            " call moves all of them on by batch_size · block_size · world_size.",
+        ),
+        Mistake(
+            "a token is lost between batches",
+            _LosesTargets,
+            "A batch reads one token more than it has inputs, for the last target, and the next batch went on"
+            " behind that one. It is the next batch's first input: move on by the inputs alone.",
+        ),
+        Mistake(
+            "the last batch is left out",
+            _ForgetsTheEnd,
+            "A batch that fits exactly, with its last target as the stream's last token, was not read: >="
+            " where > is meant.",
+        ),
+        Mistake(
+            "the rows are dealt one by one",
+            _DealsRows,
+            "Each process took every world_size-th row. That works too, but the task has each rank take one"
+            " part in a piece, which is one read from disk.",
+        ),
+        Mistake(
+            "everything is in memory",
+            _InMemory,
+            "The tokens are right, but they are all held in memory: the file was changed, and the reader did"
+            " not see it. Use np.memmap, and cut slices out of it when they are needed.",
+        ),
+        Mistake(
+            "a resumed reader begins anew",
+            _BeginsAnew,
+            "After load_state_dict the batches come from the beginning again. A run that was interrupted ten"
+            " times would have read the first tenth of its data ten times.",
+        ),
+        Mistake(
+            "the state counts batches",
+            _CountsBatches,
+            "The state says how many batches were read. With another number of processes a batch of all is"
+            " of another size, and the reader goes on in the wrong place: keep the position in tokens.",
+        ),
+        Mistake(
+            "ids become negative",
+            _Signed,
+            "Ids above 32,767 came out negative: two bytes were read as int16. They are uint16; turn them"
+            " into int64 at once.",
+        ),
+    ),
+    hints=(
+        "Keep a list of memmaps, where each begins in the stream, and one number: the position of all.",
+        "read: from each shard take shard[max(0, start - begin) : max(0, stop - begin)], which is empty where"
+        " nothing is wanted of it, and join the pieces. next_batch: one read of batch_size · block_size + 1"
+        " tokens from position + rank · batch_size · block_size on.",
+        "tokens = self.read(at, at + n + 1); x = tokens[:-1].view(batch_size, block_size); y = tokens[1:]."
+        "view(...); self.position += n * world_size; and before all this, position = 0 if position + n *"
+        " world_size + 1 > total.",
+    ),
+)
+
+
+# ---- 7. accumulated gradients
+
+
+def accumulated_gradient(weight: Tensor, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return _accumulated(weight, batches, lambda n, total: n / total)
+
+
+def _accumulated(
+    weight: Tensor,
+    batches: list[tuple[Tensor, Tensor]],
+    factor: Callable[[int, int], float],
+    clear: bool = False,
+) -> Tensor:
+    """factor: what a micro-batch's mean loss is multiplied by, from the number of its examples and of all.
+    clear: whether the gradient is set back before each micro-batch.
+    """
+    weight = weight.clone().requires_grad_()
+    total = sum(len(y) for _, y in batches)
+    for x, y in batches:
+        if clear:
+            weight.grad = None
+        loss = F.cross_entropy(x @ weight.T, y)
+        (loss * factor(len(y), total)).backward()
+    return weight.grad
+
+
+def _accumulation_cases(generator: Generator) -> list[tuple]:
+    def case(vocab_size: int, features: int, *sizes: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        def batch(n: int) -> tuple[Tensor, Tensor]:
+            x = torch.randn(n, features, generator=generator)
+            return x, torch.randint(vocab_size, (n,), generator=generator)
+
+        weight = torch.randn(vocab_size, features, generator=generator)
+        return weight, [batch(n) for n in sizes]
+
+    return [
+        case(5, 3, 4, 4),
+        case(4, 2, 6, 1),
+        case(7, 4, 2, 5, 3),
+        case(3, 3, 1, 1, 8, 2),
+        case(6, 2, 3),
+        case(2, 1, 1, 2),
+    ]
+
+
+def _observe_accumulation(
+    answer: Callable, weight: Tensor, batches: list[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[str, Any]]:
+    passes = []
+
+    def counted(backward: Callable) -> Callable:
+        def run(*arguments: Any, **options: Any) -> Any:
+            passes.append(1)
+            return backward(*arguments, **options)
+
+        return run
+
+    engine = torch.autograd
+    with (
+        patch.object(engine, "backward", counted(engine.backward)),
+        patch.object(engine, "grad", counted(engine.grad)),
+    ):
+        gradient = answer(weight, batches)
+    yield "the gradient", gradient
+    if weight.requires_grad or weight.grad is not None:
+        raise NotRight(
+            "the gradient is right, but `weight` is not as it was: it now requires gradients, or holds one in"
+            " .grad. Whoever owns it did not ask for that: work on weight.clone().requires_grad_()."
+        )
+    if len(passes) != len(batches):
+        raise NotRight(
+            f"the gradient is right, but backward ran {len(passes)} times for {len(batches)} micro-batches."
+            " Once for each: only then is the graph of a micro-batch gone from memory before the next one"
+            " begins, which is the whole point. Losses that are added up first, or micro-batches that are"
+            " joined, are all held at once."
+        )
+
+
+def _one_backward(weight: Tensor, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    weight = weight.clone().requires_grad_()
+    total = sum(len(y) for _, y in batches)
+    losses = [F.cross_entropy(x @ weight.T, y) * len(y) / total for x, y in batches]
+    torch.stack(losses).sum().backward()
+    return weight.grad
+
+
+def _on_weight_itself(weight: Tensor, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    weight.grad = None
+    weight.requires_grad_()
+    total = sum(len(y) for _, y in batches)
+    for x, y in batches:
+        (F.cross_entropy(x @ weight.T, y) * (len(y) / total)).backward()
+    return weight.grad
+
+
+ACCUMULATED_GRADIENT = Exercise(
+    task="""GPT-2 was trained on half a million tokens in each step; few machines hold as many. So a step
+    reads them in micro-batches, and adds up their gradients. The model is one layer: `weight` is float32
+    [vocab_size, features], its logits are x @ weight.T. `batches` is a list of (x, y), x float32 [n,
+    features], y int64 [n], and n differs from one to the next. Return the gradient with respect to weight,
+    float32 [vocab_size, features], of the cross-entropy averaged over all examples of all micro-batches.
+    Never hold two at once: call backward once for each micro-batch. `weight` itself stays as it is, in its
+    values, its requires_grad and its .grad: work on weight.clone().requires_grad_().""",
+    reference=accumulated_gradient,
+    cases=_accumulation_cases,
+    observe=_observe_accumulation,
+    valid=lambda weight, batches: (
+        weight.dim() == 2
+        and len(batches) > 0
+        and all(
+            len(x) == len(y) > 0 and x.shape[1:] == weight.shape[1:] and int(y.max()) < len(weight)
+            for x, y in batches
+        )
+    ),
+    mistakes=(
+        Mistake(
+            "not divided",
+            lambda weight, batches: _accumulated(weight, batches, lambda n, total: 1),
+            "The gradients of the means were added up as they are. With 8 micro-batches the gradient is 8"
+            " times as long, and clipping cuts it.",
+        ),
+        Mistake(
+            "a mean of means",
+            lambda weight, batches: _accumulated(weight, batches, lambda n, total: 1 / len(batches)),
+            "Each micro-batch counts alike, so the examples of a small one count for more. That is right only"
+            " where all are of one size, as the Trainer's are. Weigh each by its share of the examples.",
+        ),
+        Mistake(
+            "divided twice",
+            lambda weight, batches: _accumulated(weight, batches, lambda n, total: n / total / len(batches)),
+            "Each loss has its share already, and then all was divided by the number of micro-batches as"
+            " well. The shares sum to 1: that is enough.",
+        ),
+        Mistake(
+            "gradients are cleared in between",
+            lambda weight, batches: _accumulated(weight, batches, lambda n, total: n / total, clear=True),
+            "Only the last micro-batch is left: the gradient was cleared before each backward. zero_grad"
+            " belongs after the step, once.",
+        ),
+        Mistake(
+            "one backward for all",
+            _one_backward,
+            "The gradient is right, but all micro-batches were held at once: their losses were added up, or"
+            " they were joined, and backward ran once. That takes the memory of the large batch. backward for"
+            " each frees its graph.",
+        ),
+        Mistake(
+            "weight itself gets the gradient",
+            _on_weight_itself,
+            "The gradient is right, but `weight` now requires gradients and holds one. Work on a copy that"
+            " is yours: weight.clone().requires_grad_().",
+        ),
+        Mistake(
+            "a sum, not a mean",
+            lambda weight, batches: _accumulated(weight, batches, lambda n, total: n),
+            "This is the gradient of the summed loss. It grows with the batch, and the learning rate would"
+            " have to shrink in turn.",
+        ),
+    ),
+    hints=(
+        (
+            "backward adds to .grad, so the adding up happens by itself. What must each loss be multiplied by"
+            " beforehand?"
+        ),
+        (
+            "A micro-batch of n examples has a mean loss, F.cross_entropy(x @ w.T, y). Of the large batch's"
+            " mean it makes up n / total."
+        ),
+        (
+            "total = sum(len(y) for _, y in batches); for x, y in batches: (F.cross_entropy(x @ w.T, y) *"
+            " len(y) / total).backward(); return w.grad."
+        ),
+    ),
+)
+
+
+# ---- 8. weight decay
+
+
+def decay_groups(shapes: dict[str, tuple[int, ...]]) -> tuple[list[str], list[str]]:
+    return _groups(shapes, lambda name: len(shapes[name]) >= 2)
+
+
+def _groups(shapes: dict[str, tuple[int, ...]], decays: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """decays: whether the parameter of a name is decayed."""
+    return [name for name in shapes if decays(name)], [name for name in shapes if not decays(name)]
+
+
+def _decay_cases(generator: Generator) -> list[tuple]:
+    def case(**settings: object) -> tuple[dict[str, tuple[int, ...]]]:
+        sizes = dict(
+            vocab_size=random_int(generator, 20, 90),
+            n_layer=random_int(generator, 1, 4),
+            n_head=2,
+            n_embd=4 * random_int(generator, 2, 9),
+        )
+        with without_memory():
+            model = GPT(GPTConfig(**sizes, **settings))
+        return ({name: tuple(p.shape) for name, p in model.named_parameters()},)
+
+    theirs = {
+        "wte.weight": (50, 8),
+        "h.0.ln_1.weight": (8,),
+        "h.0.attn.c_attn.weight": (8, 24),
+        "h.0.attn.c_attn.bias": (24,),
+        "ln_f.bias": (8,),
+    }
+    odd = {"scale": (), "conv.weight": (8, 4, 3), "norm_mix.weight": (4, 4), "conv.bias": (8,), "gain": (1,)}
+    return [
+        case(),
+        case(bias=False),
+        case(**MODERN),
+        (theirs,),
+        (odd,),
+        ({"weight": (3, 2), "bias": (3,)},),
+        ({"b": (2,), "a": (2, 2), "c": (1, 1)},),
+    ]
+
+
+DECAY_GROUPS = Exercise(
+    task="""Weight decay pulls weights towards 0. That suits matrices, and embeddings are matrices too. It
+    does not suit vectors: a bias, or the gain of a norm, which should stay near 1. `shapes` maps the names of
+    a model's parameters to their shapes. Return two lists of names, those that AdamW decays and those that it
+    does not, each in the order of `shapes`. The shape decides, never the name, since the model may be another
+    library's, where a norm is called ln_1: two dimensions or more are decayed (the weight of a convolution
+    has three), one dimension or none (a single number, shape ()) are not.""",
+    reference=decay_groups,
+    cases=_decay_cases,
+    forbids=(build_optimizers,),
+    mistakes=(
+        Mistake(
+            "norm gains are decayed",
+            lambda shapes: _groups(shapes, lambda name: name.endswith("weight")),
+            "Whatever is called weight was decayed, and so is the gain of a norm: attn_norm.weight. It is a"
+            " vector; decay pulls it from 1 to 0.",
+        ),
+        Mistake(
+            "biases are decayed",
+            lambda shapes: _groups(shapes, lambda name: "norm" not in name),
+            "Everything but the norms was decayed, the linear layers' biases too. A bias is a vector: it only"
+            " shifts, and need not be held small.",
+        ),
+        Mistake(
+            "two dimensions and no more",
+            lambda shapes: _groups(shapes, lambda name: len(shapes[name]) == 2),
+            "Only shapes of exactly two sizes were decayed. The weight of a convolution has three or four"
+            " and is a matrix of matrices: >= 2, not == 2.",
+        ),
+        Mistake(
+            "a single number is decayed",
+            lambda shapes: _groups(shapes, lambda name: len(shapes[name]) != 1),
+            "Everything but the vectors was decayed, a single number (shape ()) too. It is a gain like"
+            " theirs.",
+        ),
+        Mistake(
+            "the two lists are exchanged",
+            lambda shapes: decay_groups(shapes)[::-1],
+            "The lists are right, but the first one is to hold the names that are decayed.",
+        ),
+        Mistake(
+            "everything is decayed",
+            lambda shapes: _groups(shapes, lambda name: True),
+            "This is what AdamW(model.parameters(), weight_decay=0.1) does. The vectors need a group of their"
+            " own, with a decay of 0.",
+        ),
+        Mistake(
+            "embeddings are left out",
+            lambda shapes: _groups(shapes, lambda name: len(shapes[name]) >= 2 and "embedding" not in name),
+            "The embeddings were not decayed. Some do leave them out; here all matrices decay, and GPT-2's"
+            " embedding is also its output layer.",
+        ),
+        Mistake(
+            "norms are known by their name",
+            lambda shapes: _groups(shapes, lambda name: not name.endswith("bias") and "norm" not in name),
+            "This is right as long as a norm has norm in its name. Hugging Face calls it ln_1, and its gain"
+            " is decayed in silence. Ask the shape.",
+        ),
+    ),
+    hints=(
+        (
+            "Names differ from one library to the next. What is it that a bias and the gain of a norm share,"
+            " and no matrix has?"
+        ),
+        (
+            "A parameter is decayed if its shape has two sizes or more. Go through shapes.items() once for"
+            " each list."
+        ),
+        (
+            "decayed = [name for name, shape in shapes.items() if len(shape) >= 2], the other list with < 2;"
+            " return decayed, others."
+        ),
+    ),
+)
+
+
+# ---- 9. a data-parallel step
+
+
+class Group(Protocol):
+    """Processes that work together, as one of them sees them."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replaces the tensor by the sum of what all processes give, in each of them."""
+        ...
+
+
+def ddp_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[tuple[Tensor, Tensor]],
+    group: Group,
+) -> float:
+    total = _local_backward(model, optimizer, micro_batches)
+    _average_gradients(model, group)
+    optimizer.step()
+    return _mean_loss(total, group)
+
+
+def _local_backward(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[tuple[Tensor, Tensor]],
+    clear: bool = True,
+    share: float | None = None,
+) -> Tensor:
+    """Leaves this process's gradients in .grad, and returns its loss. share: of a micro-batch."""
+    if clear:
+        optimizer.zero_grad()
+    total = torch.zeros(())
+    for x, y in micro_batches:
+        loss = cross_entropy(model(x), y) * (share or 1 / len(micro_batches))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _average_gradients(model: nn.Module, group: Group, divide: bool = True) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            group.all_reduce(parameter.grad)
+            if divide:
+                parameter.grad /= group.world_size
+
+
+def _mean_loss(total: Tensor, group: Group) -> float:
+    group.all_reduce(total)
+    return total.item() / group.world_size
+
+
+class _Exchange:
+    """What the threads that stand for processes have in common: the tensors that they add up."""
+
+    def __init__(self, world_size: int):
+        self.world_size = world_size
+        self.given: list[Tensor] = []
+        self.sum: Tensor | None = None
+        self.rounds = 0
+        self.ended = 0
+        self.changed = threading.Condition()
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over all threads, once all have come."""
+        with self.changed:
+            here = self.rounds
+            self.given.append(tensor.detach().clone())
+            if len(self.given) == self.world_size:
+                if len({part.shape for part in self.given}) > 1:
+                    raise NotRight("the processes reduce tensors of different shapes in the same call.")
+                self.sum = torch.stack(self.given).sum(0)
+                self.given = []
+                self.rounds += 1
+                self.changed.notify_all()
+            while self.rounds == here:
+                if self.ended:
+                    raise NotRight(
+                        "one process waits in all_reduce for another that is done already: for real, the run"
+                        " would hang. All must call it equally often."
+                    )
+                self.changed.wait(0.5)
+            assert self.sum is not None
+            return self.sum
+
+    def leave(self) -> None:
+        with self.changed:
+            self.ended += 1
+            self.changed.notify_all()
+
+
+class _Member:
+    """A process of a group that is a thread."""
+
+    def __init__(self, exchange: _Exchange, rank: int):
+        self.exchange = exchange
+        self.rank = rank
+        self.world_size = exchange.world_size
+        self.sent = 0
+        """Numbers that were given to all_reduce."""
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise NotRight(f"all_reduce takes a tensor, and got {type(tensor).__name__}.")
+        self.sent += tensor.numel()
+        with torch.no_grad():
+            tensor.copy_(self.exchange.add(tensor))
+
+
+def _all_at_once(work: Callable[[_Member], Any], world_size: int) -> list[tuple[Any, int]]:
+    """For each rank what `work` returns, and how many numbers it sent; all ranks run at once."""
+    exchange = _Exchange(world_size)
+    members = [_Member(exchange, rank) for rank in range(world_size)]
+    results: list[Any] = [None] * world_size
+    errors: list[Exception] = []
+
+    def run(member: _Member) -> None:
+        try:
+            results[member.rank] = work(member)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            exchange.leave()
+
+    threads = [threading.Thread(target=run, args=(member,), daemon=True) for member in members]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        threads[0].join(0.01)
+    if errors:  # one that waits for another says less than the other's own error
+        raise min(errors, key=lambda error: isinstance(error, NotRight))
+    return [(result, member.sent) for result, member in zip(results, members)]
+
+
+def _ddp_cases(generator: Generator) -> list[tuple]:
+    def case(optimizer: str, lr: float, frozen: bool, *sizes: int) -> tuple[str, float, bool, Tensor]:
+        """sizes: steps, processes, micro-batches, rows, tokens in a row and one."""
+        return optimizer, lr, frozen, torch.randint(7, sizes, generator=generator)
+
+    return [
+        case("SGD", 0.5, False, 1, 1, 1, 2, 4),
+        case("SGD", 0.5, False, 1, 2, 1, 2, 4),
+        case("SGD", 0.5, False, 2, 2, 2, 1, 3),
+        case("SGD", 0.3, True, 2, 3, 1, 1, 4),
+        case("AdamW", 0.05, False, 3, 2, 3, 2, 3),
+        case("AdamW", 0.05, True, 2, 4, 1, 1, 5),
+    ]
+
+
+def _small_model(frozen: bool) -> nn.Module:
+    """frozen: whether its bias does not learn."""
+    model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7))
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters(), 1):
+            values = torch.linspace(-2, 2, parameter.numel()).mul(number).sin()
+            parameter.copy_(values.view(parameter.shape))
+    model[1].bias.requires_grad_(not frozen)
+    return model
+
+
+def _observe_ddp(
+    answer: Callable, optimizer: str, lr: float, frozen: bool, tokens: Tensor
+) -> Iterator[tuple[str, Any]]:
+    """tokens: int64 [steps, processes, micro-batches, rows, time + 1]."""
+    world_size = tokens.size(1)
+    models = [_small_model(frozen) for _ in range(world_size)]
+    optimizers = [getattr(torch.optim, optimizer)(model.parameters(), lr=lr) for model in models]
+    trained = sum(p.numel() for p in models[0].parameters() if p.requires_grad)
+
+    for step, of_all in enumerate(tokens, 1):
+
+        def work(member: _Member, of_all: Tensor = of_all) -> Any:
+            micro_batches = [(rows[:, :-1].clone(), rows[:, 1:].clone()) for rows in of_all[member.rank]]
+            return answer(models[member.rank], optimizers[member.rank], micro_batches, member)
+
+        results = _all_at_once(work, world_size)
+        last = world_size - 1
+        loss = results[0][0]
+        if isinstance(loss, Tensor):
+            raise NotRight("the loss comes back as a tensor: .item() makes it a Python float.")
+        yield f"the weights of rank 0 after step {step}", _weights(models[0])
+        yield f"the weights of rank {last} after step {step}", _weights(models[last])
+        yield f"the loss that rank 0 returns in step {step}", loss
+        yield f"the loss that rank {last} returns in step {step}", results[last][0]
+        sent = max(numbers for _, numbers in results)
+        if sent > trained + of_all.size(1):
+            raise NotRight(
+                f"the numbers are right, but {sent} of them went through all_reduce in a step of"
+                f" {of_all.size(1)} micro-batches, and the model has {trained} that learn. Between machines"
+                " that is the slow part: let the gradients add up in .grad, and reduce each once, after the"
+                " last micro-batch."
+            )
+
+
+def _weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def _ddp_with(
+    clear: bool = True, share: float | None = None, divide: bool = True, reduce: bool = True
+) -> Callable[..., float]:
+    """A step with one thing changed."""
+
+    def step(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+        total = _local_backward(model, optimizer, micro_batches, clear, share)
+        if reduce:
+            _average_gradients(model, group, divide)
+        optimizer.step()
+        return _mean_loss(total * (1 / len(micro_batches) if share else 1), group)
+
+    return step
+
+
+def _own_loss(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    total = _local_backward(model, optimizer, micro_batches)
+    _average_gradients(model, group)
+    optimizer.step()
+    return total.item()
+
+
+def _reduced_each_time(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    optimizer.zero_grad()
+    total = torch.zeros(())
+    for x, y in micro_batches:
+        loss = cross_entropy(model(x), y) / len(micro_batches)
+        gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        for parameter, gradient in zip((p for p in model.parameters() if p.requires_grad), gradients):
+            group.all_reduce(gradient)
+            share = gradient / group.world_size
+            parameter.grad = share if parameter.grad is None else parameter.grad + share
+        total += loss.detach()
+    optimizer.step()
+    return _mean_loss(total, group)
+
+
+def _reduced_inside_the_loop(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    optimizer.zero_grad()
+    total = torch.zeros(())
+    for x, y in micro_batches:
+        loss = cross_entropy(model(x), y) / len(micro_batches)
+        loss.backward()
+        _average_gradients(model, group)
+        total += loss.detach()
+    optimizer.step()
+    return _mean_loss(total, group)
+
+
+def _weights_averaged(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    total = _local_backward(model, optimizer, micro_batches)
+    optimizer.step()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                group.all_reduce(parameter)
+                parameter /= group.world_size
+    return _mean_loss(total, group)
+
+
+def _reduced_too_late(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    total = _local_backward(model, optimizer, micro_batches)
+    optimizer.step()
+    _average_gradients(model, group)
+    return _mean_loss(total, group)
+
+
+DDP_STEP = Exercise(
+    task="""Data parallelism by hand: what DistributedDataParallel does in a step. Every process has the whole
+    model, with the same weights, an optimizer of its own, and its own rows of the batch. `micro_batches` is
+    this process's part: a list of (x, y), int64 [rows, time] each, all of one size and equally many in every
+    process; `model(x)` gives logits [rows, time, vocab_size]. `group.world_size` says how many processes
+    there are, and `group.all_reduce(tensor)` replaces a tensor, in place, by the sum of what all processes
+    give; it waits until all have called it.
+
+    Clear the old gradients. Run every micro-batch forward and backward, so that .grad holds the gradient of
+    the mean cross-entropy of all of them. Then average each parameter's gradient over the processes (a
+    parameter that is frozen has none: .grad is None), and let the optimizer take a step. So every process
+    takes the same step, that of one process on the whole batch, and the weights stay alike. Gradients may
+    travel once a step, not once a micro-batch. Return the mean loss of the whole batch before the step, over
+    all micro-batches and processes: a Python float, the same in every process.""",
+    reference=ddp_step,
+    cases=_ddp_cases,
+    observe=_observe_ddp,
+    points=3,
+    stub="""def ddp_step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[tuple[torch.Tensor, torch.Tensor]],
+    group,  # .rank, .world_size, .all_reduce(tensor)
+) -> float:
+    # your code here
+    ...
+""",
+    forbids=(DistributedDataParallel,),
+    valid=lambda optimizer, lr, frozen, tokens: (
+        tokens.dim() == 5 and all(tokens.shape) and tokens.size(4) > 1
+    ),
+    mistakes=(
+        Mistake(
+            "summed, not averaged",
+            _ddp_with(divide=False),
+            "The gradients were added up over the processes and not divided. With eight of them the step is"
+            " that of a learning rate eight times as large: /= group.world_size.",
+        ),
+        Mistake(
+            "no gradient is exchanged",
+            _ddp_with(reduce=False),
+            "Each process took a step by its own gradient. From then on their weights differ: that is as many"
+            " separate trainings, each on a small batch.",
+        ),
+        Mistake(
+            "exchanged after the step",
+            _reduced_too_late,
+            "The optimizer took its step before the gradients were averaged. all_reduce belongs between"
+            " backward and step.",
+        ),
+        Mistake(
+            "the weights are averaged instead",
+            _weights_averaged,
+            "Each took its own step, and the weights were averaged afterwards. For plain SGD that comes to"
+            " the same; AdamW divides by each process's own second moment, and its moments drift apart.",
+        ),
+        Mistake(
+            "exchanged after every micro-batch",
+            _reduced_each_time,
+            "The result is right, but the gradients travelled once for every micro-batch. Let them add up in"
+            " .grad and reduce them once, after the last.",
+        ),
+        Mistake(
+            "what was exchanged is exchanged again",
+            _reduced_inside_the_loop,
+            "all_reduce stands inside the loop over the micro-batches: what was averaged there is in .grad,"
+            " and is sent again after the next one, at the full price each time. Once, behind the loop.",
+        ),
+        Mistake(
+            "the micro-batches are not divided",
+            _ddp_with(share=1.0),
+            "The losses of the micro-batches were not divided by their number, so the gradient is as many"
+            " times too long.",
+        ),
+        Mistake(
+            "the gradients are not cleared",
+            _ddp_with(clear=False),
+            "backward adds to what is there: without zero_grad the last step's gradient is still in it.",
+        ),
+        Mistake(
+            "only its own loss",
+            _own_loss,
+            "The weights are right, but the loss is that of this process's rows. all_reduce it as well, and"
+            " divide: eight processes would otherwise log eight losses.",
+        ),
+    ),
+    hints=(
+        "Up to the last backward it is your accumulation loop. What is new comes between it and the step.",
+        "After the loop: for each parameter with a gradient, group.all_reduce(p.grad), then p.grad /="
+        " group.world_size. The loss travels the same way, as a tensor.",
+        "total = torch.zeros(()); in the loop: loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten()) /"
+        " len(micro_batches); loss.backward(); total += loss.detach(). At the end group.all_reduce(total);"
+        " return total.item() / group.world_size.",
+    ),
+)
+
+
+# ---- 10. how much of the machine is used
 
 
 def mfu(
@@ -693,22 +1933,38 @@ def _mfu_cases(generator: Generator) -> list[tuple]:
         (12, 768, 50257, 1024, 150e3, 312e12),
         (48, 1600, 50257, 1024, 14e3, 312e12),
         (5, 128, 1024, 128, 30e3, 5e11),
+        (1, 1, 1, 1, 1.0, 1000.0),
+        (3, 64, 50257, 1, 2.5e4, 1e11),
         case(),
         case(),
         case(),
     ]
 
 
+def _mfu_with(scores: int, *case: Any, mlp: int = 8, attention: int = 4) -> float:
+    """scores: what is counted for the attention's scores, in n_layer n_embd block_size; mlp, attention: the
+    weights of each in a block, in n_embd².
+    """
+    n_layer, n_embd, vocab_size, block_size, tokens_per_second, peak_flops = case
+    weights = (mlp + attention) * n_layer * n_embd**2 + vocab_size * n_embd
+    flops = 6 * weights + scores * n_layer * n_embd * block_size
+    return flops * tokens_per_second / peak_flops
+
+
 MFU = Exercise(
     task="""Is the machine busy with the model, or with waiting? MFU, model FLOPs utilisation, is the
     arithmetic that training needs in a second over the `peak_flops` (FLOP/s) that the machine could do. For
-    each token, a forward pass takes 2 operations for each weight of a matrix product, and in each layer 4
-    n_embd block_size more for the attention's scores and what they weigh. The backward pass takes twice as
-    many. A block's linear layers are q, k, v and o, n_embd to n_embd each, and an MLP from n_embd to 4 n_embd
-    and back; the output layer has vocab_size times n_embd weights. An embedding only looks up. Return the
-    MFU, a float: 0.4 means 40 percent.""",
+    each token, a forward pass takes 2 operations for each weight of a matrix product, and in each of the
+    `n_layer` blocks another 4 · n_embd · block_size for the attention's scores and what they weigh. The
+    backward pass takes twice as many as the forward, of both kinds. A block's linear layers are q, k, v and
+    o, n_embd to n_embd each, and an MLP from n_embd to 4 n_embd and back; the output layer has vocab_size
+    times n_embd weights. An embedding only looks up. Return the MFU, a float: 0.4 means 40 percent.""",
     reference=mfu,
     cases=_mfu_cases,
+    forbids=(GPT.flops_per_token,),
+    valid=lambda n_layer, n_embd, vocab_size, block_size, tokens_per_second, peak_flops: (
+        min(n_layer, n_embd, vocab_size, block_size) >= 1 and min(tokens_per_second, peak_flops) > 0
+    ),
     mistakes=(
         Mistake(
             "the scores are forgotten",
@@ -741,6 +1997,34 @@ MFU = Exercise(
             " more than a quarter of the work.",
         ),
         Mistake(
+            "the scores count twice",
+            lambda *case: _mfu_with(24, *case),
+            "The 4 n_embd block_size of the scores were doubled along with the weights. They are operations"
+            " already, a multiplication and an addition each; only a weight still has to be taken twice.",
+        ),
+        Mistake(
+            "no backward for the scores",
+            lambda *case: _mfu_with(4, *case),
+            "The backward was counted for the weights only. The scores are matrix products as well, and"
+            " their backward also takes twice the forward.",
+        ),
+        Mistake(
+            "half of the scores",
+            lambda *case: _mfu_with(6, *case),
+            "Half of the scores was counted, since a causal mask hides the other half, or since only one of"
+            " the two products was. The task counts both products in full, as is usual for MFU.",
+        ),
+        Mistake(
+            "one matrix in the MLP",
+            lambda *case: _mfu_with(12, *case, mlp=4),
+            "The MLP was counted with 4 n_embd² weights. It goes from n_embd to 4 n_embd and back: 8.",
+        ),
+        Mistake(
+            "the projection after the attention is forgotten",
+            lambda *case: _mfu_with(12, *case, attention=3),
+            "Only q, k and v were counted. o, which mixes the heads, has n_embd² weights as well.",
+        ),
+        Mistake(
             "in percent",
             lambda *case: 100 * mfu(*case),
             "The number is right, but in percent. Return the fraction: 0.4, not 40.",
@@ -765,10 +2049,13 @@ MFU = Exercise(
 
 EXERCISES: tuple[Exercise, ...] = (
     INITIAL_STD,
-    DECAY_GROUPS,
-    ACCUMULATED_GRADIENT,
     SPLIT_C_ATTN,
-    PACK_DOCUMENTS,
+    LOAD_HF_WEIGHTS,
     SCORE_CHOICES,
+    PACK_DOCUMENTS,
+    SHARD_READER,
+    ACCUMULATED_GRADIENT,
+    DECAY_GROUPS,
+    DDP_STEP,
     MFU,
 )
