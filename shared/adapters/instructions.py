@@ -220,9 +220,9 @@ class Instructions:
             epoch += 1
 
     def batches(
-        self, config: TrainConfig, start_step: int, rank: int = 0, world_size: int = 1
+        self, config: TrainConfig, start_step: int, rank: int = 0, world_size: int = 1, *, every: int = 1
     ) -> Iterator[Rows]:
-        """The batches from the `start_step`-th on; of each, the rows of this process.
+        """Every `every`-th batch from the `start_step`-th on; of each, the rows of this process.
 
         Each epoch draws its order anew from (seed, epoch); a batch may begin in one epoch and end in the
         next. Raises ValueError where world_size does not divide the batch size.
@@ -238,6 +238,8 @@ class Instructions:
         while True:
             batch = [next(stream) for _ in range(config.batch_size)]
             yield lay_out(batch[rank::world_size])
+            for _ in range((every - 1) * config.batch_size):
+                next(stream)
 
     def loss(self, call: Callable[..., Tensor], *batch: Tensor) -> Tensor:
         """Nats for each token of the answers, the mean over those of the batch, which is a `Rows`."""

@@ -196,16 +196,20 @@ class EpochSampler(Sampler):
 
     Each epoch cuts the text at a new random phase into windows that don't overlap, and goes through them in a
     new order. Batch number `step` depends on seed and step alone, so a resumed run draws what it would have
-    drawn. With fewer windows than `batch_size`, start positions are drawn at random instead.
+    drawn. With fewer windows than `batch_size`, start positions are drawn at random instead. every: after a
+    batch, so many numbers further on comes the next.
     """
 
-    def __init__(self, dataset: TokenDataset, batch_size: int, seed: int, start_step: int = 0):
+    def __init__(
+        self, dataset: TokenDataset, batch_size: int, seed: int, start_step: int = 0, every: int = 1
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.step = start_step
+        self.every = every
         # One window less than fit, so that every phase has as many.
         self.batches_per_epoch = (len(dataset.tokens) // dataset.block_size - 1) // batch_size
 
@@ -228,7 +232,7 @@ class EpochSampler(Sampler):
                     windows = (len(self.dataset.tokens) - 1 - phase) // self.dataset.block_size
                     order = random.permutation(windows) * self.dataset.block_size + phase
                 yield order[at * self.batch_size : (at + 1) * self.batch_size].tolist()
-            step += 1
+            step += self.every
 
 
 def batches(
@@ -240,12 +244,13 @@ def batches(
     *,
     rank: int = 0,
     world_size: int = 1,
+    every: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, (x, y) int64 [batch_size, block_size], from batch number `start_step` on.
 
-    rank, world_size: of each batch only row number `rank` and every `world_size`-th after it are read, so
-    that together, processes that share a batch read what one would. Raises ValueError for a rank that isn't
-    one, or a batch that cannot be shared evenly.
+    every: of these only every so many-th. rank, world_size: of each batch only row number `rank` and every
+    `world_size`-th after it are read, so that together, processes that share a batch read what one would.
+    Raises ValueError for a rank that isn't one, or a batch that cannot be shared evenly.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
@@ -254,7 +259,7 @@ def batches(
             f"batch_size={batch_size} cannot be shared by {world_size} processes: choose a multiple"
         )
     dataset = TokenDataset(tokens, block_size)
-    sampler = EpochSampler(dataset, batch_size, seed, start_step)
+    sampler = EpochSampler(dataset, batch_size, seed, start_step, every)
     own = (starts[rank::world_size] for starts in sampler)
     # A generator of its own: without one, starting to iterate draws from torch's, and a resumed run would get
     # other dropout masks.

@@ -1,5 +1,6 @@
 """Week 2. What a training step computes in, and which processes share it; the Trainer is handed both."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -45,6 +46,44 @@ class Precision:
 
     def restore(self, state: dict[str, float]) -> None:
         """Takes up what `state` returned."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes reads of a step.
+
+    Whole micro-batches as far as their number allows it, so that each is as large as it is for one process;
+    only where there are more processes than micro-batches to give does one share the rows of a micro-batch
+    with others. Together, the processes read what one would.
+
+    >>> Share.of(16, rank=3, world_size=8)  # two whole ones out of 16
+    Share(first=3, every=8, micro_batches=2, rank=0, world_size=1)
+    >>> Share.of(2, rank=3, world_size=4)  # half of the rows of the second
+    Share(first=1, every=2, micro_batches=1, rank=1, world_size=2)
+    """
+
+    first: int
+    """Number of its first micro-batch, in a step."""
+    every: int
+    """From there to its next one."""
+    micro_batches: int
+    """Of a step."""
+    rank: int
+    """Among those that share the rows of its micro-batches."""
+    world_size: int
+    """How many do."""
+
+    @classmethod
+    def of(cls, grad_accum_steps: int, rank: int, world_size: int) -> "Share":
+        """The share of process number `rank` in a step of so many micro-batches."""
+        groups = math.gcd(grad_accum_steps, world_size)
+        return cls(
+            first=rank % groups,
+            every=groups,
+            micro_batches=grad_accum_steps // groups,
+            rank=rank // groups,
+            world_size=world_size // groups,
+        )
 
 
 class OneProcess:

@@ -28,9 +28,9 @@ class Task(Protocol):
         ...
 
     def batches(
-        self, config: TrainConfig, start_step: int, rank: int, world_size: int
+        self, config: TrainConfig, start_step: int, rank: int, world_size: int, *, every: int = 1
     ) -> Iterator[tuple[Tensor, ...]]:
-        """The batches from the `start_step`-th on; of each, the rows of this process."""
+        """Every `every`-th batch from the `start_step`-th on; of each, the rows of this process."""
         ...
 
     def loss(self, call: Callable[..., Tensor], *batch: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class NextToken:
         return self.corpus.fingerprints
 
     def batches(
-        self, config: TrainConfig, start_step: int, rank: int, world_size: int
+        self, config: TrainConfig, start_step: int, rank: int, world_size: int, *, every: int = 1
     ) -> Iterator[tuple[Tensor, ...]]:
         """(ids, targets), both int64 [rows, block_size]: see `shared.data.corpus.batches`."""
         return batches(
@@ -71,6 +71,7 @@ class NextToken:
             start_step=start_step,
             rank=rank,
             world_size=world_size,
+            every=every,
         )
 
     def loss(self, call: Callable[..., Tensor], *batch: Tensor) -> Tensor:

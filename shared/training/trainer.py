@@ -22,7 +22,7 @@ from shared.registry import LanguageModel, unwrapped
 from shared.runtime import RunLog, clock, plain
 from shared.training.config import TrainConfig, lr_at
 from shared.training.diagnosis import TrainingStopped, gradient_to_blame, where_not_finite
-from shared.training.execution import ALONE, FP32, OneProcess, Precision
+from shared.training.execution import ALONE, FP32, OneProcess, Precision, Share
 from shared.training.optim import build_optimizers
 from shared.training.resume import (
     ResumableLoop,
@@ -62,6 +62,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         super().__init__(config, last, log, description=description, processes=processes)
         self.device = torch.device(device)
         self.precision = precision
+        self.share = Share.of(config.grad_accum_steps, processes.rank, processes.world_size)
         self.task: Task = NextToken(corpus) if isinstance(corpus, Corpus) else corpus
         self.model = unwrapped(model).to(self.device)
         self.call = processes.prepare(model)
@@ -100,9 +101,10 @@ class Trainer(ResumableLoop[TrainConfig]):
             self.model.train()
             batches = self.task.batches(
                 self.config,
-                self.step * self.config.grad_accum_steps,
-                self.processes.rank,
-                self.processes.world_size,
+                self.step * self.config.grad_accum_steps + self.share.first,
+                self.share.rank,
+                self.share.world_size,
+                every=self.share.every,
             )
             self._run(partial(self._step_and_evaluate, batches))
             self._wall_before, self._opened = self.wall_seconds, None
@@ -139,7 +141,7 @@ class Trainer(ResumableLoop[TrainConfig]):
     # ---- one step
 
     def train_step(self, batches: Iterator[tuple[Tensor, ...]]) -> None:
-        """Takes grad_accum_steps batches, updates the weights once, and counts and logs the step.
+        """Takes this process's share of a step's batches, updates the weights once, counts and logs.
 
         Raises TrainingStopped, before anything is updated, for a loss or a gradient that is not finite.
         """
@@ -173,25 +175,26 @@ class Trainer(ResumableLoop[TrainConfig]):
         """Adds up the gradients of a step; returns its loss and its batches.
 
         The loss is the mean over all tokens that are learned in the step, in all batches and processes: each
-        batch counts by its share of them.
+        batch counts by its share of them. The processes wait for each other, and the device is asked for a
+        number, once a step and not once a batch.
         """
-        step_batches = [
-            [part.to(self.device) for part in next(batches)] for _ in range(self.config.grad_accum_steps)
-        ]
-        tokens = [self.task.learned_tokens(*batch) for batch in step_batches]
+        read = [next(batches) for _ in range(self.share.micro_batches)]
+        tokens = [self.task.learned_tokens(*batch) for batch in read]  # before they are on the device
+        step_batches = [[part.to(self.device) for part in batch] for batch in read]
         tokens_of_a_process = self.processes.mean(sum(tokens))  # gradients are averaged over processes
-        total = 0.0
+        losses = []
         for number, (batch, count) in enumerate(zip(step_batches, tokens), 1):
             last = number == len(step_batches)
+            # Forward and backward: DDP decides in the forward whether gradients will be exchanged.
             with nullcontext() if last else self.processes.accumulating(self.call):
                 with self.precision.autocast(self.device):
                     loss = self.task.loss(self.call, *batch) * (count / tokens_of_a_process)
-                total += self.processes.mean(loss.item())
-                if not (math.isfinite(total) or self.precision.skips):
-                    used = step_batches[:number]
-                    place = self._where_not_finite(used) or "the loss itself (every layer's output is finite)"
-                    self._stop(f"the loss is {total}", place)
+                losses.append(loss.detach())
                 self.precision.backward(loss)
+        total = self.processes.mean(torch.stack(losses).sum().item())
+        if not (math.isfinite(total) or self.precision.skips):
+            place = self._where_not_finite(step_batches) or "the loss itself (every layer's output is finite)"
+            self._stop(f"the loss is {total}", place)
         return total, step_batches
 
     def _clip(self, loss: float, used: list[list[Tensor]]) -> tuple[float, bool]:

@@ -282,8 +282,8 @@ def test_resuming_equals_never_having_stopped(tmp_path, method):
         if stop:
             all_batches = work.batches
 
-            def batches(*arguments):
-                for number, batch in enumerate(all_batches(*arguments)):
+            def batches(*arguments, **options):
+                for number, batch in enumerate(all_batches(*arguments, **options)):
                     if number == stop:
                         raise RuntimeError("power cut")
                     yield batch
@@ -360,8 +360,8 @@ def test_accumulated_gradients_count_every_learned_token_alike():
 class WorseAfterStep8(Instructions):
     """Learns in the first eight steps, and unlearns in all others: the end is not the best."""
 
-    def batches(self, config, start_step, rank=0, world_size=1):
-        stream = super().batches(config, start_step, rank, world_size)
+    def batches(self, config, start_step, rank=0, world_size=1, *, every=1):
+        stream = super().batches(config, start_step, rank, world_size, every=every)
         for step, batch in enumerate(stream, start_step):
             yield *batch, torch.tensor(1.0 if step < 8 else -1.0)
 

@@ -189,8 +189,8 @@ def test_a_compiled_model_is_trained_and_saved_like_the_model_in_it(corpus, tmp_
 class WorseAfterStep7(NextToken):
     """Learns in the first seven steps, and unlearns in all others."""
 
-    def batches(self, config, start_step, rank, world_size):
-        stream = super().batches(config, start_step, rank, world_size)
+    def batches(self, config, start_step, rank, world_size, *, every=1):
+        stream = super().batches(config, start_step, rank, world_size, every=every)
         for step, batch in enumerate(stream, start_step):
             yield *batch, torch.tensor(1.0 if step < 7 else -1.0)
 

@@ -42,8 +42,8 @@ CONFIG = TrainConfig(
 class SomeTokens(NextToken):
     """Learns one token of a row whose first id is even, and all of another."""
 
-    def batches(self, config: TrainConfig, start_step: int, rank: int, world_size: int) -> Iterator[tuple]:
-        for ids, targets in super().batches(config, start_step, rank, world_size):
+    def batches(self, *arguments, **options) -> Iterator[tuple]:
+        for ids, targets in super().batches(*arguments, **options):
             learned = targets.clone()
             learned[ids[:, 0] % 2 == 0, 1:] = IGNORED
             yield ids, learned
@@ -95,7 +95,8 @@ def main(text: str, folder: Path) -> None:
         for parallel in ("ddp", "fsdp"):
 
             def run(folder: Path, recompute: bool = False, parallel=parallel, **how) -> list[float]:
-                processes = Processes(parallel, device, recompute=recompute)
+                # Padded too where it recomputes: neither may change anything.
+                processes = Processes(parallel, device, recompute=recompute, pad_vocabulary=recompute)
                 return train(corpus, folder, processes, **how)
 
             half = folder / f"{parallel}-half"
