@@ -33,6 +33,10 @@ TOPIC = "06_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Draw = Callable[[Path, Path], list[Path]]
 """Makes plots from logs, given the folders of logs and of plots; returns their files."""
+ReadWith = Callable[[Workspace, Corpus], Corpus]
+"""The same corpus, whose tokens are read in another way."""
+NumberFormat = Callable[[str, torch.device], Precision]
+"""What a step computes in, by the name of its dtype."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,19 @@ class BaseModelSettings(WeekSettings):
         eval_every=600,
         checkpoint_every=600,
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What a step computes in; the weights stay float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What a step computes in; the weights stay float32. float16 is for GPUs that have no bfloat16, such as a
+    T4.
+    """
     compile_model: bool = False
     parallel: Literal["none", "ddp", "fsdp"] | None = None
     """How processes share the work; None: ddp where torchrun started several."""
     recompute: bool = False
     """Gradient checkpointing: keep less, compute it again on the way back."""
+    pad_vocabulary: bool = False
+    """Compute the output layer with rows of zeros up to a multiple of 64, which suits a GPU's matrix units.
+    Logits and files stay as they are.
+    """
 
     def idle(self) -> dict[str, str]:
         idle = super().idle()
@@ -116,6 +126,7 @@ BASE_PRESETS = {
         ),
         dtype="bfloat16",
         compile_model=True,
+        pad_vocabulary=True,
     ),
 }
 
@@ -186,22 +197,49 @@ def _draw_nothing(logs: Path, reports: Path) -> list[Path]:
     return []
 
 
-def train_base_model(settings: BaseModelSettings, draw: Draw = _draw_nothing) -> dict[str, float]:
+def unscaled_format(dtype: str, device: torch.device) -> Precision:
+    """float32 or bfloat16. Raises ValueError for float16, whose loss has to be scaled: week 7 has that."""
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"dtype={dtype}: here it must be one of {', '.join(DTYPES)}; float16 is for week 6's own script,"
+            " which scales the loss"
+        )
+    return Precision(DTYPES[dtype])
+
+
+def _as_it_is(work: Workspace, corpus: Corpus) -> Corpus:
+    return corpus
+
+
+def train_base_model(
+    settings: BaseModelSettings,
+    draw: Draw = _draw_nothing,
+    read_with: ReadWith = _as_it_is,
+    number_format: NumberFormat = unscaled_format,
+) -> dict[str, float]:
     """Trains the model, lets it write, and keeps the week's figures.
 
     They are returned, on the first process; on the others an empty dict is. draw: makes the week's plots from
-    its logs, given the folders of logs and of plots; without it none are drawn.
+    its logs, given the folders of logs and of plots; without it none are drawn. read_with: gives the corpus
+    another way to its tokens. number_format: makes a step's precision.
     """
     with process_group(settings.device) as (device, rank, size):
         corpus = open_corpus(settings)
         work = Workspace(ROOT / "weeks" / TOPIC / "run.py", settings, corpus.name, device)
+        corpus = read_with(work, corpus)
         kind = settings.parallel or ("ddp" if size > 1 else "none")
-        processes = Processes(kind, device, settings.compile_model, settings.recompute)
+        processes = Processes(
+            kind,
+            device,
+            settings.compile_model,
+            settings.recompute,
+            pad_vocabulary=settings.pad_vocabulary,
+        )
         if rank > 0:
-            train_model(settings, corpus, work, None, processes)
+            train_model(settings, corpus, work, None, processes, number_format=number_format)
             return {}
         with work.log("gpt2", settings) as log:
-            result = train_model(settings, corpus, work, log, processes)
+            result = train_model(settings, corpus, work, log, processes, number_format=number_format)
             return _finish(corpus, work, log, result, draw)
 
 
@@ -213,6 +251,7 @@ def train_model(
     processes: OneProcess,
     *,
     name: str = "gpt2",
+    number_format: NumberFormat = unscaled_format,
 ) -> dict[str, float]:
     """Trains on a corpus; returns the summary, with `wall_seconds` for everything, evaluations included."""
     torch.manual_seed(settings.train.seed)
@@ -226,7 +265,7 @@ def train_model(
         work.checkpoints / name,
         device=work.device,
         description=name,
-        precision=Precision(DTYPES[settings.dtype]),
+        precision=number_format(settings.dtype, work.device),
         processes=processes,
     )
     return {**trainer.fit(settings.resume), "wall_seconds": trainer.wall_seconds}

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -33,9 +34,10 @@ class Processes(OneProcess):
 
     parallel: "none" is one process. "ddp": each process has the whole model, and gradients are averaged.
     "fsdp": each has a part of every parameter, gradient and moment, and layers are put together only while
-    they are used. Each process takes its own rows of every batch, so that the losses are those of one
-    process. compile_model: torch.compile. recompute: keep only each block's input and compute the rest again
-    in the backward (gradient checkpointing): less memory, up to a third more work.
+    they are used. Each process takes its share of every step (see `execution.Share`), so that the losses are
+    those of one process. compile_model: torch.compile. recompute: keep only each block's input and compute
+    the rest again in the backward (gradient checkpointing): less memory, up to a third more work.
+    pad_vocabulary: see `pad_output_layer`.
 
     Raises ValueError for another way, and for several processes where torchrun has not started them.
     """
@@ -46,6 +48,8 @@ class Processes(OneProcess):
         device: torch.device | str = "cpu",
         compile_model: bool = False,
         recompute: bool = False,
+        *,
+        pad_vocabulary: bool = False,
     ):
         if parallel not in ("none", "ddp", "fsdp"):
             raise ValueError(f"parallel={parallel!r}: must be none, ddp or fsdp")
@@ -58,6 +62,7 @@ class Processes(OneProcess):
         self.device = torch.device(device)
         self.compile_model = compile_model
         self.recompute = recompute
+        self.pad_vocabulary = pad_vocabulary
         if parallel != "none":
             self.rank = dist.get_rank()
             self.world_size = dist.get_world_size()
@@ -70,6 +75,8 @@ class Processes(OneProcess):
             )
         if self.recompute:
             recompute_blocks(model)
+        if self.pad_vocabulary:
+            pad_output_layer(model)
         call = model
         if self.parallel == "ddp":
             device_ids = [self.device] if self.device.type == "cuda" else None
@@ -138,6 +145,29 @@ def _recomputed(forward: Callable[..., Tensor], *inputs: object) -> Tensor:
     if torch.is_grad_enabled():
         return checkpoint(forward, *inputs, use_reentrant=False)
     return forward(*inputs)
+
+
+def pad_output_layer(model: nn.Module, multiple: int = 64) -> None:
+    """Makes the output layer of a GPT compute with a weight of some more rows of zeros, up to a multiple of
+    64: GPT-2's 50,257 become 50,304.
+
+    Matrix units work in tiles, and an odd size leaves some of them half empty. The logits of the rows of
+    zeros are cut off again, and the parameter stays as it is: logits, gradients and files are those of a
+    model that is not padded. Raises ValueError for a model without an output layer called lm_head.
+    """
+    head = getattr(model, "lm_head", None)
+    if not isinstance(head, nn.Linear) or len(list(head.parameters())) > 1:
+        raise ValueError(
+            f"a {type(model).__name__} has no lm_head without a bias: padding the vocabulary is for models"
+            " such as GPT"
+        )
+    head.forward = partial(_padded_product, head, multiple)  # type: ignore[method-assign]
+
+
+def _padded_product(head: nn.Linear, multiple: int, x: Tensor) -> Tensor:
+    missing = -head.out_features % multiple
+    weight = F.pad(head.weight, (0, 0, 0, missing))  # [vocab_size + missing, n_embd]
+    return F.linear(x, weight)[..., : head.out_features]
 
 
 @contextmanager

@@ -5,18 +5,22 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 
 from shared import checkpoint
-from shared.data.corpus import load_corpus
+from shared.data.corpus import batches, load_corpus
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT
 from shared.training import TrainConfig, Trainer
-from shared.training.distributed import Processes, process_group, recompute_blocks
-from shared.training.execution import FP32, OneProcess, Precision
+from shared.training.base_model import BASE_PRESETS
+from shared.training.distributed import Processes, pad_output_layer, process_group, recompute_blocks
+from shared.training.execution import FP32, OneProcess, Precision, Share
 from tests.helpers import synthetic_text
 from tests.training.train_together import SomeTokens, train
 
@@ -206,3 +210,110 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with process_group("cpu") as (device, rank, size):
         assert (device.type, rank, size) == ("cpu", 0, 1)
+
+
+# ---- shares of a step, and the padded vocabulary
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 6, 16])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_processes_together_read_each_row_of_a_step_once(grad_accum_steps, world_size):
+    rows = 24
+    read = []
+    for rank in range(world_size):
+        share = Share.of(grad_accum_steps, rank, world_size)
+        numbers = range(share.first, grad_accum_steps, share.every)
+        assert len(numbers) == share.micro_batches
+        read += [(number, row) for number in numbers for row in range(share.rank, rows, share.world_size)]
+    assert sorted(read) == [(number, row) for number in range(grad_accum_steps) for row in range(rows)]
+
+
+def test_eight_processes_divide_the_accumulation_and_not_the_micro_batch():
+    """The gpu preset: 16 micro-batches of 32 rows, by one GPU or by eight."""
+    train = BASE_PRESETS["gpu"].train
+    shares = [Share.of(train.grad_accum_steps, rank, 8) for rank in range(8)]
+    assert {(share.micro_batches, share.world_size) for share in shares} == {(2, 1)}
+    assert sum(share.micro_batches for share in shares) * train.batch_size * train.block_size == 524_288
+
+
+def test_every_so_many_th_batch_is_the_one_of_that_number():
+    tokens = np.arange(400, dtype=np.uint16)
+    all_of_them = list(islice(batches(tokens, 8, 4, seed=3), 40))
+    some = list(islice(batches(tokens, 8, 4, seed=3, start_step=2, every=5), 7))  # over several epochs
+    for number, (x, y) in enumerate(some):
+        assert torch.equal(x, all_of_them[2 + 5 * number][0]) and torch.equal(
+            y, all_of_them[2 + 5 * number][1]
+        )
+
+
+def test_the_numbers_of_a_step_are_asked_for_once_and_not_for_every_micro_batch(corpus):
+    class Counting(OneProcess):
+        reductions = 0
+
+        def mean(self, value: float) -> float:
+            self.reductions += 1
+            return value
+
+    counts = []
+    for grad_accum_steps in (1, 4):
+        processes = Counting()
+        config = TrainConfig(steps=1, batch_size=4, block_size=16, grad_accum_steps=grad_accum_steps)
+        model = GPT(replace(SMALL, vocab_size=corpus.tokenizer.vocab_size, n_layer=1))
+        trainer = Trainer(model, corpus, config, processes=processes)
+        stream = trainer.task.batches(config, 0, 0, 1)
+        asked = []
+        with patch.object(torch.Tensor, "item", _counted(torch.Tensor.item, asked)):
+            trainer.train_step(stream)
+        counts.append((processes.reductions, len(asked)))
+    assert counts[0] == counts[1]
+
+
+def _counted(function, calls: list):
+    def run(*arguments):
+        calls.append(1)
+        return function(*arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("vocab_size", [64, 65, 50])
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_a_padded_vocabulary_changes_neither_logits_nor_gradients_nor_files(
+    vocab_size, tie_weights, tmp_path
+):
+    torch.manual_seed(0)
+    model = GPT(replace(SMALL, vocab_size=vocab_size, tie_weights=tie_weights)).double()
+    idx = torch.randint(vocab_size, (2, 16))
+    seen = []
+    for padded in (False, True):
+        if padded:
+            pad_output_layer(model)
+        model.zero_grad()
+        logits = model(idx)
+        assert logits.shape == (2, 16, vocab_size)
+        logits.logsumexp(-1).sum().backward()
+        files = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+        seen.append((logits.detach(), gradients, files))
+    torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(seen[0][1], seen[1][1], rtol=1e-12, atol=1e-12)
+    assert seen[0][2] == seen[1][2]
+
+
+def test_the_padded_product_is_that_of_a_multiple_of_64():
+    head = torch.nn.Linear(4, 70, bias=False)
+    model = torch.nn.Module()
+    model.lm_head = head
+    pad_output_layer(model)
+    shapes = []
+    linear = torch.nn.functional.linear
+
+    def seen(x, weight):
+        shapes.append(tuple(weight.shape))
+        return linear(x, weight)
+
+    with patch.object(torch.nn.functional, "linear", seen):
+        assert head(torch.ones(3, 4)).shape == (3, 70)
+    assert shapes == [(128, 4)]
+    with pytest.raises(ValueError, match="a Sequential has no lm_head"):
+        pad_output_layer(torch.nn.Sequential())
