@@ -30,7 +30,7 @@ from shared import checkpoint
 from shared.assets import fetch, network_failure
 from shared.models.families import config_from_gguf, config_from_hf, hf_config, refuse
 from shared.models.gguf_reader import read_gguf
-from shared.models.gpt import GPT
+from shared.models.gpt import GPT, GPTConfig
 from shared.models.tokenizer_files import (
     TokenizerFound,
     UnlikeOurs,
@@ -126,6 +126,18 @@ def _from_hf(values: Mapping[str, Any], stored: dict[str, StoredTensor], where: 
     return build_gpt(config, layout, stored, where)
 
 
+def hf_tensors(source: str | Path, download: bool = True) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """A Hugging Face model's configuration as ours, and its tensors as they are stored: for a loader of one's
+    own. `from_hf` does both and loads.
+
+    source: a folder, or a hub name such as "gpt2". download: whether what is not on this machine yet is
+    fetched. Raises ValueError where `from_hf` does, and for what would have to be fetched and must not be.
+    """
+    folder = Path(source) if Path(source).is_dir() else _snapshot(str(source), download)
+    config, _ = config_from_hf(_read_json(folder / "config.json"), str(folder))
+    return config, {name: stored.read() for name, stored in _open_folder(folder).items()}
+
+
 def _open_folder(folder: Path) -> dict[str, StoredTensor]:
     """The tensors in model.safetensors, or in the shards that model.safetensors.index.json names."""
     whole = folder / "model.safetensors"
@@ -182,13 +194,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _snapshot(name: str) -> Path:
-    """The folder of a model on the hub, downloaded on the first call."""
+def _snapshot(name: str, download: bool = True) -> Path:
+    """The folder of a model on the hub, downloaded on the first call, if that is allowed."""
     hub_name, commit = HUB.get(name, (name, None))
     wanted = ["*.json", "merges.txt", "chat_template.jinja", "model*.safetensors"]
     try:
-        return Path(snapshot_download(hub_name, revision=commit, allow_patterns=wanted))
+        return Path(
+            snapshot_download(hub_name, revision=commit, allow_patterns=wanted, local_files_only=not download)
+        )
     except (OSError, ValueError) as error:
+        if not download:
+            raise ValueError(f"{name!r} is not on this machine, and must not be downloaded here") from None
         reason = network_failure(error) or " ".join(str(error).split())
         raise ValueError(
             f"{name!r} is neither a folder here nor a model that the Hugging Face hub gives ({reason}). "

@@ -1,22 +1,32 @@
 """Week 6's script: flags, processes, shards and texts."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
 from shared import commandline
 from shared.assets import Unavailable
 from shared.course import report
+from shared.course.exercise import Week
+from shared.course.exercise.answers import load_module
 from shared.data import shards
+from shared.data.corpus import batches
+from shared.models import pretrained
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.pretrained import to_hf
 from shared.runtime import ROOT
-from shared.tokenizers import BPETokenizer
+from shared.tokenizers import BPETokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
+from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
+from shared.training.memory import estimate_memory
 from shared.zero_shot.tasks import Example
 from tests.weeks.helpers import DATA, script
 
@@ -146,3 +156,83 @@ def test_settings_of_a_base_model_that_is_there_already_are_refused(output, text
         ValueError, match=r"there already, .*: steps=4 then, 5 now; lr=0.004 then, 0.1 now\. Leave"
     ):
         trained_base_model("smoke", data=text_file, train=replace(usual, steps=5, lr=0.1))
+
+
+# ---- the page on training the real one
+
+
+PAGE = ROOT / "docs" / "training_gpt2.md"
+
+
+def test_the_memory_on_the_training_page_is_what_the_estimate_computes():
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE.read_text("utf-8"), re.M)
+    assert [int(row[0]) for row in rows] == [4, 8, 16, 32, 64]
+    for batch_size, *printed in rows:
+        train = TrainConfig(batch_size=int(batch_size), block_size=1024, grad_accum_steps=2)
+        kinds = ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True))
+        peaks = [estimate_memory(GPTConfig.preset("gpt2"), train, *kind).peak / 1e9 for kind in kinds]
+        assert [f"{peak:.1f}" for peak in peaks] == printed
+
+
+def test_the_flags_on_the_training_page_are_taken_and_read_as_many_tokens():
+    module = report.load_script("06_gpt2")
+    lines = re.findall(r"`(--[^`]*--train.grad_accum_steps \d+)`", PAGE.read_text("utf-8"))
+    assert len(lines) == 4
+    for flags in lines:
+        settings = commandline.parse(module.PRESETS, ["--preset", "gpu", *flags.split()])
+        assert settings.train.tokens_per_step == 524_288, flags
+    assert module.PRESETS["gpu"].train.tokens_per_step == 524_288
+    assert round(375e6 / 524_288) == module.PRESETS["gpu"].train.warmup_steps
+    assert int(10e9 / 524_288) == module.PRESETS["gpu"].train.steps
+
+
+# ---- the learner's code
+
+
+def test_the_course_s_ddp_step_in_two_real_processes_is_that_of_one(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "weeks" / "06_gpt2" / "two_processes.py"),
+    ]
+    environment = {**os.environ, "LLM_WEEKS_ANSWERS": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = re.findall(r"^\d +([\d.]+) +([\d.]+)$", done.stdout, re.M)
+    assert len(losses) == 4
+    for together, alone in losses:
+        assert float(together) == pytest.approx(float(alone), abs=2e-6)
+    assert float(done.stdout.split()[-1]) < 1e-5
+
+
+def test_what_is_read_through_her_reader_are_the_same_tokens(tmp_path):
+    module = report.load_script("06_gpt2")
+    reader = Week(6).exercises["ShardReader"].reference
+    tokens = np.random.default_rng(0).integers(60_000, size=500).astype(np.uint16)
+    hers = module.ReadByHer(reader, tokens, tmp_path)
+    assert len(list(tmp_path.glob("train_*.bin"))) == 3 and len(hers) == 500
+    assert hers[160:340].tolist() == tokens[160:340].tolist()
+    for ours, theirs in zip(islice(batches(tokens, 16, 4, 0), 20), batches(hers, 16, 4, 0)):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+
+
+def test_openai_s_gpt2_by_the_learners_loader(output, text_file, monkeypatch, tmp_path):
+    """A tiny one in place of the hub's."""
+    gpt2 = gpt2_tokenizer()
+    tiny = GPT(GPTConfig(vocab_size=gpt2.vocab_size, block_size=1024, n_layer=1, n_head=1, n_embd=4))
+    folder = to_hf(tiny, tmp_path / "hub")
+    monkeypatch.setattr(pretrained, "_snapshot", lambda name, download=True: folder)
+    monkeypatch.setenv("LLM_WEEKS_ANSWERS", str(tmp_path / "answers"))
+    week = Week(6)
+    week.shelf.solve("load_hf_weights", load_module(week.folder / "answers.py", "answers").load_hf_weights)
+    module = report.load_script("06_gpt2")
+    found = []
+    for mine in (False, True):
+        settings = replace(
+            module.PRESETS["smoke"], study="openai", data=text_file, mine=mine, limit=1, device="cpu"
+        )
+        found.append(module.main(settings)["bits_per_byte"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)

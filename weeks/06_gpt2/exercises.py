@@ -187,6 +187,14 @@ SPLIT_C_ATTN = Exercise(
     n_embd], each bias [n_embd]. The heads have the same order in both; `n_head` is given in case you need
     it.""",
     reference=split_c_attn,
+    stub="""def split_c_attn(
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    n_head: int,
+) -> tuple[torch.Tensor, ...]:
+    # your code here
+    ...
+""",
     cases=_split_cases,
     forbids=(Layout.ours,),
     valid=lambda weight, bias, n_head: (
@@ -632,6 +640,15 @@ SCORE_CHOICES = Exercise(
     (scores, best): a list of floats, and the number of the best choice, an int; of several that are equally
     good, the first. Logits may be 200 apart. This is the measure called acc_norm.""",
     reference=score_choices,
+    stub="""def score_choices(
+    logits: list[torch.Tensor],
+    ids: list[torch.Tensor],
+    n_context: int,
+    choices: list[str],
+) -> tuple[list[float], int]:
+    # your code here
+    ...
+""",
     cases=_choice_cases,
     valid=_is_choice,
     mistakes=(
@@ -804,6 +821,14 @@ PACK_DOCUMENTS = Exercise(
     the stream, what fills no whole row is left out. A stream of block_size tokens or fewer fills none: then
     both are [0, block_size]. The documents themselves stay as they are.""",
     reference=pack_documents,
+    stub="""def pack_documents(
+    documents: list[list[int]],
+    end_of_text: int,
+    block_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # your code here
+    ...
+""",
     cases=_pack_cases,
     forbids=(fixed_windows,),
     valid=lambda documents, end_of_text, block_size: block_size >= 1,
@@ -928,7 +953,12 @@ class ShardReader:
 
 SHARD_READER_STUB = """class ShardReader:
     def __init__(
-        self, paths: list[str], batch_size: int, block_size: int, rank: int = 0, world_size: int = 1
+        self,
+        paths: list[str],
+        batch_size: int,
+        block_size: int,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         # np.memmap(path, dtype=np.uint16, mode="r") opens a file without reading it
         # your code here
@@ -1345,6 +1375,13 @@ ACCUMULATED_GRADIENT = Exercise(
     Never hold two at once: call backward once for each micro-batch. `weight` itself stays as it is, in its
     values, its requires_grad and its .grad: work on weight.clone().requires_grad_().""",
     reference=accumulated_gradient,
+    stub="""def accumulated_gradient(
+    weight: torch.Tensor,
+    batches: list[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    # your code here
+    ...
+""",
     cases=_accumulation_cases,
     observe=_observe_accumulation,
     valid=lambda weight, batches: (
@@ -1766,21 +1803,6 @@ def _reduced_each_time(model: nn.Module, optimizer: Any, micro_batches: list, gr
     total = torch.zeros(())
     for x, y in micro_batches:
         loss = cross_entropy(model(x), y) / len(micro_batches)
-        gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
-        for parameter, gradient in zip((p for p in model.parameters() if p.requires_grad), gradients):
-            group.all_reduce(gradient)
-            share = gradient / group.world_size
-            parameter.grad = share if parameter.grad is None else parameter.grad + share
-        total += loss.detach()
-    optimizer.step()
-    return _mean_loss(total, group)
-
-
-def _reduced_inside_the_loop(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
-    optimizer.zero_grad()
-    total = torch.zeros(())
-    for x, y in micro_batches:
-        loss = cross_entropy(model(x), y) / len(micro_batches)
         loss.backward()
         _average_gradients(model, group)
         total += loss.detach()
@@ -1796,13 +1818,6 @@ def _weights_averaged(model: nn.Module, optimizer: Any, micro_batches: list, gro
             if parameter.requires_grad:
                 group.all_reduce(parameter)
                 parameter /= group.world_size
-    return _mean_loss(total, group)
-
-
-def _reduced_too_late(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
-    total = _local_backward(model, optimizer, micro_batches)
-    optimizer.step()
-    _average_gradients(model, group)
     return _mean_loss(total, group)
 
 
@@ -1845,16 +1860,11 @@ DDP_STEP = Exercise(
             " that of a learning rate eight times as large: /= group.world_size.",
         ),
         Mistake(
-            "no gradient is exchanged",
+            "no gradient is exchanged before the step",
             _ddp_with(reduce=False),
-            "Each process took a step by its own gradient. From then on their weights differ: that is as many"
-            " separate trainings, each on a small batch.",
-        ),
-        Mistake(
-            "exchanged after the step",
-            _reduced_too_late,
-            "The optimizer took its step before the gradients were averaged. all_reduce belongs between"
-            " backward and step.",
+            "Each process took a step by its own gradient: none was exchanged, or only after optimizer.step."
+            " From then on their weights differ, and that is as many separate trainings, each on a small"
+            " batch. all_reduce belongs between backward and step.",
         ),
         Mistake(
             "the weights are averaged instead",
@@ -1867,12 +1877,6 @@ DDP_STEP = Exercise(
             _reduced_each_time,
             "The result is right, but the gradients travelled once for every micro-batch. Let them add up in"
             " .grad and reduce them once, after the last.",
-        ),
-        Mistake(
-            "what was exchanged is exchanged again",
-            _reduced_inside_the_loop,
-            "all_reduce stands inside the loop over the micro-batches: what was averaged there is in .grad,"
-            " and is sent again after the next one, at the full price each time. Once, behind the loop.",
         ),
         Mistake(
             "the micro-batches are not divided",
@@ -1960,6 +1964,17 @@ MFU = Exercise(
     o, n_embd to n_embd each, and an MLP from n_embd to 4 n_embd and back; the output layer has vocab_size
     times n_embd weights. An embedding only looks up. Return the MFU, a float: 0.4 means 40 percent.""",
     reference=mfu,
+    stub="""def mfu(
+    n_layer: int,
+    n_embd: int,
+    vocab_size: int,
+    block_size: int,
+    tokens_per_second: float,
+    peak_flops: float,
+) -> float:
+    # your code here
+    ...
+""",
     cases=_mfu_cases,
     forbids=(GPT.flops_per_token,),
     valid=lambda n_layer, n_embd, vocab_size, block_size, tokens_per_second, peak_flops: (
