@@ -370,11 +370,15 @@ def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str
     without = {name: tensor for name, tensor in state.items() if name != gone}
     another_block = state | {f"{prefix}h.99.ln_1.weight": state[gone]}
     misshapen = state | {f"{prefix}wpe.weight": torch.zeros(4, len(state[gone]))}
-    for damaged, what in (
+    headless = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    damages = [
         (without, f"{gone} was missing from `state`, and the model kept its random numbers"),
         (another_block, f"`state` had {prefix}h.99.ln_1.weight, which this model has no place for"),
         (misshapen, f"{prefix}wpe.weight had 4 positions, and the model has 8"),
-    ):
+    ]
+    if not fresh().config.tie_weights:
+        damages.append((headless, "lm_head.weight was missing for a head that is not tied"))
+    for damaged, what in damages:
         try:
             answer(fresh(), damaged)
         except Exception:
@@ -1030,6 +1034,8 @@ def _observe_reader(
         for reader in readers:
             reader.next_batch()
         yield from _observe_resumed(answer, paths, readers, (batch_size, block_size))
+        if whole >= 3:
+            yield from _observe_more_processes(answer, paths, readers, (batch_size, block_size))
         _changes_with_its_file(answer(paths, batch_size, block_size), paths[0], shards[0])
 
 
@@ -1083,6 +1089,16 @@ def _observe_resumed(
     yield "resumed by a single process, its next inputs", alone.next_batch()[0]
     if json.dumps(state, sort_keys=True) != kept:
         raise NotRight("a state that was taken earlier changes as the reader goes on: return a new dict.")
+
+
+def _observe_more_processes(
+    answer: Callable, paths: list[str], readers: list[Any], shape: tuple[int, int]
+) -> Iterator[tuple[str, Any]]:
+    """What twice as many processes read that go on where these are, up to the end and from the beginning."""
+    twice = answer(paths, *shape, 0, 2 * len(readers))
+    twice.load_state_dict(readers[0].state_dict())
+    for number in range(1, 4):
+        yield f"resumed by twice as many processes, inputs {number} of rank 0", twice.next_batch()[0]
 
 
 def _changes_with_its_file(reader: Any, path: str, shard: np.ndarray) -> None:

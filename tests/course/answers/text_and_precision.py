@@ -4,8 +4,10 @@ import codecs
 import re
 from collections import Counter
 from itertools import chain, count, pairwise, takewhile
+from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import regex
 import tiktoken
 import torch
@@ -14,9 +16,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
-from shared.models.gpt import GPT, GPTConfig
 from shared.tokenizers.bpe import GPT2_PATTERN
-from shared.training.optim import build_optimizers
 from tests.course.answers.register import answer
 
 # ---- week 5
@@ -117,32 +117,30 @@ class BPE:
 
 @answer
 def initial_std(name, shape, n_layer):
-    """Measured in our GPT, whose random numbers are replaced by as many +std as -std."""
-
-    @torch.no_grad()
-    def draw(tensor, mean=0.0, std=1.0):
-        return tensor.copy_(std * torch.tensor([1.0, -1.0]).repeat(tensor.numel() // 2).view_as(tensor))
-
-    with patch.object(nn.init, "normal_", draw):
-        model = GPT(GPTConfig(vocab_size=4, block_size=4, n_layer=n_layer, n_head=1, n_embd=4))
-    return model.get_parameter(name).std(correction=0).item()
+    """By the variance, of which all that write to the stream share one matrix's."""
+    module, kind = name.rsplit(".", 1)
+    if kind == "bias" or module.endswith("norm"):
+        return 0.0
+    writers = [f"blocks.{i}.{part}" for i in range(n_layer) for part in ("attn.o_proj", "mlp.down_proj")]
+    variance = 0.02**2 / (len(writers) if module in writers else 1)
+    return variance**0.5
 
 
 @answer
 def decay_groups(shapes):
-    """As the Trainer's optimizer has them."""
-    model = nn.ParameterList(torch.zeros(shape) for shape in shapes.values())
-    (optimizer,) = build_optimizers(model, "adamw", lr=1e-3, weight_decay=0.1)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    names = [(name, decay[id(p)]) for name, p in zip(shapes, model)]
-    return [n for n, d in names if d == 0.1], [n for n, d in names if d == 0]
+    """A tensor of each shape says how many dimensions it has."""
+    dimensions = {name: torch.zeros(shape).dim() for name, shape in shapes.items()}
+    return [n for n, d in dimensions.items() if d > 1], [n for n, d in dimensions.items() if d < 2]
 
 
 @answer
 def accumulated_gradient(weight, batches):
-    """Without backward: probabilities less the truth, times the inputs, over all examples at once."""
-    x, y = (torch.cat(parts) for parts in zip(*batches))
-    return ((x @ weight.T).softmax(-1) - F.one_hot(y, len(weight))).T @ x / len(y)
+    """A linear layer, whose losses are summed and whose gradient is divided at the end."""
+    layer = nn.Linear(weight.size(1), weight.size(0), bias=False)
+    layer.load_state_dict({"weight": weight})
+    for x, y in batches:
+        F.cross_entropy(layer(x), y, reduction="sum").backward()
+    return layer.weight.grad / sum(y.numel() for _, y in batches)
 
 
 @answer
@@ -169,7 +167,8 @@ def pack_documents(documents, end_of_text, block_size):
         if len(row) == block_size + 1:
             rows.append(row)
             row = [token]
-    return torch.tensor([r[:-1] for r in rows]), torch.tensor([r[1:] for r in rows])
+    cut = torch.tensor(rows, dtype=torch.int64).view(-1, block_size + 1)
+    return cut[:, :-1], cut[:, 1:]
 
 
 @answer
@@ -184,9 +183,105 @@ def score_choices(logits, ids, n_context, choices):
 
 @answer
 def mfu(n_layer, n_embd, vocab_size, block_size, tokens_per_second, peak_flops):
-    with torch.device("meta"):
-        model = GPT(GPTConfig(vocab_size, block_size, n_layer, 1, n_embd))
-    return model.flops_per_token(block_size) * tokens_per_second / peak_flops
+    """Product by product: of each its inputs, outputs, and how often."""
+    products = [
+        (n_embd, n_embd, 4 * n_layer),  # q, k, v, o
+        (n_embd, 4 * n_embd, 2 * n_layer),  # up and down
+        (n_embd, block_size, 2 * n_layer),  # scores, and what they weigh
+        (n_embd, vocab_size, 1),
+    ]
+    forward = sum(2 * inputs * outputs * times for inputs, outputs, times in products)
+    return (1 + 2) * forward * tokens_per_second / peak_flops
+
+
+@answer
+def load_hf_weights(model, state):
+    """From our names to theirs, a parameter at a time; what is left at the end is too much."""
+    left = {f"transformer.{n.removeprefix('transformer.')}": tensor for n, tensor in state.items()}
+    left = {n: tensor for n, tensor in left.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    tables = {"token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f", "lm_head": "lm_head"}
+    inside = {"attn_norm": "ln_1", "mlp_norm": "ln_2", "up_proj": "mlp.c_fc", "down_proj": "mlp.c_proj"}
+    used = set()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            module, kind = name.rsplit(".", 1)
+            last = module.split(".")[-1]
+            place, part = "", 0
+            if module.startswith("blocks."):
+                place = f"h.{module.split('.')[1]}."
+                theirs = inside.get(last, "attn.c_proj" if last == "o_proj" else "attn.c_attn")
+                part = "qkv".find(last[0]) if theirs == "attn.c_attn" else 0
+            else:
+                theirs = tables[module]
+            key = f"transformer.{place}{theirs}.{kind}"
+            tensor = left[key]
+            used.add(key)
+            if place and kind == "weight" and "ln_" not in theirs:
+                tensor = tensor.transpose(0, 1)
+            rows = len(parameter)
+            whole = 3 * rows if theirs == "attn.c_attn" else rows
+            if tensor.shape != (whole, *parameter.shape[1:]):
+                raise ValueError(f"{key} is {list(tensor.shape)}")
+            parameter.copy_(tensor[part * rows : (part + 1) * rows])
+    if model.config.tie_weights:
+        used.add("transformer.lm_head.weight")
+    if left.keys() - used:
+        raise ValueError(f"left over: {left.keys() - used}")
+
+
+@answer
+class ShardReader:
+    """Asks for each token by itself; the files are opened anew for every batch."""
+
+    def __init__(self, paths, batch_size, block_size, rank=0, world_size=1):
+        self.paths = paths
+        self.shape = (batch_size, block_size)
+        self.rank, self.world_size = rank, world_size
+        self.done = 0
+
+    def read(self, start, stop):
+        tokens = []
+        begin = 0
+        for path in self.paths:
+            shard = np.memmap(path, dtype="<u2", mode="r")
+            tokens += [int(shard[i - begin]) for i in range(start, stop) if 0 <= i - begin < len(shard)]
+            begin += len(shard)
+        return torch.tensor(tokens, dtype=torch.int64)
+
+    def next_batch(self):
+        rows, width = self.shape
+        size = sum(Path(path).stat().st_size for path in self.paths) // 2
+        if size - self.done <= rows * width * self.world_size:
+            self.done = 0
+        starts = [self.done + (self.rank * rows + row) * width for row in range(rows)]
+        self.done += rows * width * self.world_size
+        cut = torch.stack([self.read(start, start + width + 1) for start in starts])
+        return cut[:, :-1], cut[:, 1:]
+
+    def state_dict(self):
+        return {"tokens": self.done, "note": "of all processes"}
+
+    def load_state_dict(self, state):
+        self.done = int(state["tokens"])
+
+
+@answer
+def ddp_step(model, optimizer, micro_batches, group):
+    """All gradients and the loss in one long tensor, which travels once."""
+    model.zero_grad()
+    losses = []
+    for x, y in micro_batches:
+        loss = -model(x).log_softmax(-1).gather(-1, y.unsqueeze(-1)).mean()
+        loss.backward()
+        losses.append(loss.item())
+    trained = [p for p in model.parameters() if p.grad is not None]
+    bucket = torch.cat([*(p.grad.flatten() for p in trained), torch.tensor([sum(losses)])])
+    group.all_reduce(bucket)
+    bucket /= group.world_size * len(micro_batches)
+    for parameter, part in zip(trained, bucket[:-1].split([p.numel() for p in trained])):
+        parameter.grad = part.view_as(parameter)
+    optimizer.step()
+    return float(bucket[-1])
 
 
 # ---- week 7
