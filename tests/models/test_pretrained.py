@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from shared import checkpoint
 from shared.models import pretrained
-from shared.models.gpt import GPT
-from shared.models.pretrained import from_hf, load_gpt2, to_hf
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.pretrained import from_hf, hf_tensors, load_gpt2, to_hf
 from shared.sampling import generate
 from shared.tokenizers import gpt2_tokenizer
 from tests.helpers import shake
@@ -397,7 +397,7 @@ def hub(monkeypatch, tmp_path):
     ).save_pretrained(tmp_path)
     asked = []
 
-    def download(name, revision, allow_patterns):
+    def download(name, revision, allow_patterns, local_files_only):
         asked.append((name, revision))
         return str(tmp_path)
 
@@ -445,3 +445,15 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch, error):
     ) as raised:
         from_hf("gpt2")
     assert "\n" not in str(raised.value)
+
+
+def test_the_tensors_of_a_folder_come_as_they_are_stored(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=30, block_size=8, n_layer=1, n_head=2, n_embd=8))
+    config, tensors = hf_tensors(to_hf(model, tmp_path / "tiny"))
+    assert config == model.config
+    c_attn = tensors["transformer.h.0.attn.c_attn.weight"]
+    assert c_attn.shape == (8, 24)  # a Conv1D's
+    assert torch.equal(c_attn[:, :8].T, model.blocks[0].attn.q_proj.weight)
+    with pytest.raises(ValueError, match="'someone/never-made' is not on this machine, and must not be"):
+        hf_tensors("someone/never-made", download=False)
