@@ -1729,17 +1729,17 @@ def _all_at_once(work: Callable[[_Member], Any], world_size: int) -> list[tuple[
 
 
 def _ddp_cases(generator: Generator) -> list[tuple]:
-    def case(optimizer: str, lr: float, frozen: bool, *sizes: int) -> tuple[str, float, bool, Tensor]:
+    def case(optimizer: str, lr: float, frozen: bool, sizes: tuple) -> tuple[str, float, bool, Tensor]:
         """sizes: steps, processes, micro-batches, rows, tokens in a row and one."""
         return optimizer, lr, frozen, torch.randint(7, sizes, generator=generator)
 
     return [
-        case("SGD", 0.5, False, 1, 1, 1, 2, 4),
-        case("SGD", 0.5, False, 1, 2, 1, 2, 4),
-        case("SGD", 0.5, False, 2, 2, 2, 1, 3),
-        case("SGD", 0.3, True, 2, 3, 1, 1, 4),
-        case("AdamW", 0.05, False, 3, 2, 3, 2, 3),
-        case("AdamW", 0.05, True, 2, 4, 1, 1, 5),
+        case("SGD", 0.5, False, (1, 1, 1, 2, 4)),
+        case("SGD", 0.5, False, (1, 2, 1, 2, 4)),
+        case("SGD", 0.5, False, (2, 2, 2, 1, 3)),
+        case("SGD", 0.3, True, (2, 3, 1, 1, 4)),
+        case("AdamW", 0.05, False, (3, 2, 3, 2, 3)),
+        case("AdamW", 0.05, True, (2, 4, 1, 1, 5)),
     ]
 
 

@@ -199,7 +199,7 @@ def plot_packing(lengths: Sequence[int] = (4, 3, 9, 2, 7), row_length: int = 6) 
         ax.add_patch(Rectangle((column, -row), 0.94, 0.85, facecolor=colour, alpha=alpha))
         label, ink = ("<|endoftext|>", "white") if is_mark else (f"{'ABCDE'[document]}{at}", "black")
         ax.text(column + 0.47, 0.42 - row, label, color=ink, ha="center", va="center", fontsize=9)
-    rows = len(stream) // row_length + 1
+    rows = -(-len(stream) // row_length)
     ax.set(title=f"Five documents, A to E, packed in rows of {row_length} tokens", xticks=[])
     ax.set(xlim=(-0.1, row_length), ylim=(-rows + 0.9, 1))
     ax.set_yticks([0.42 - r for r in range(rows)], [f"row {r}" for r in range(rows)])
