@@ -147,7 +147,9 @@ def attention() -> Picture:
     """Week 3: q, k, v, scores, mask, softmax, mix."""
     scores = attention_scores()
     weights = causal_softmax(scores)
-    hidden = [[value if j <= i else "−∞" for j, value in enumerate(row)] for i, row in enumerate(scores)]
+    hidden: list[list[float | str]] = [
+        [value if j <= i else "−∞" for j, value in enumerate(row)] for i, row in enumerate(scores)
+    ]
     picture = Picture(
         WIDTH,
         470,
@@ -166,7 +168,7 @@ def attention() -> Picture:
         picture.arrow(x.right, (90, 230), (90, y), layer.left)
         picture.arrow(layer.right, made.left)
         picture.shape(235, y + 38, "[T, D]")
-    tables = (
+    tables: tuple[tuple[Sequence[Sequence[float | str]], str, str], ...] = (
         (scores, "scores", "q kᵀ / √D"),
         (hidden, "masked", "later: −∞"),
         (weights, "weights", "softmax of each row"),
@@ -376,9 +378,9 @@ def bpe_merge() -> Picture:
         picture.arrow(right.right, made.left)
     picture.write(30, 378, "␣ is a space", size=12, anchor="start", soft=True)
     picture.write(340, 78, "the piece, step by step", anchor="start", bold=True)
-    for row, (parts, rank) in enumerate(steps):
+    for row, (parts, merge) in enumerate(steps):
         y = 114 + 60 * row
-        kind = "chosen" if rank is None else "values"
+        kind = "chosen" if merge is None else "values"
         x = 340.0
         boxes = []
         for part in parts:
@@ -386,13 +388,13 @@ def bpe_merge() -> Picture:
             boxes.append(picture.box(Box(x, y - 16, width, 32), part, kind))
             x += width + 4
         says = "no merge fits: these are the tokens"
-        if rank is not None:
-            pair = MERGES[rank]
+        if merge is not None:
+            pair = MERGES[merge]
             at = next(i for i, both in enumerate(zip(parts, parts[1:])) if both == pair)
             start, stop = boxes[at].x, boxes[at + 1].x + boxes[at + 1].width
             picture.line((start + 2, y + 21), (start + 2, y + 26), (stop - 2, y + 26), (stop - 2, y + 21))
             picture.arrow(((start + stop) / 2, y + 26), ((start + stop) / 2, y + 42))
-            says = f"merge {rank + 1}: {pair[0]} and {pair[1]}"
+            says = f"merge {merge + 1}: {pair[0]} and {pair[1]}"
         picture.write(634, y + 4.5, says, size=12, anchor="start", soft=True)
     return picture
 

@@ -56,6 +56,7 @@ class GradeSettings:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Does what the words of the command line ask for. Raises ValueError where they ask for nothing known."""
     words = list(argv)
     if len(words) == 2 and words[0] == "week":  # as the command was spelled before
         words = words[1:]

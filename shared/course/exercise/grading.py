@@ -50,7 +50,7 @@ def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = N
     return _Grading(exercise, answer, seed).verdict()
 
 
-def example(exercise: Exercise) -> Case:
+def readable_case(exercise: Exercise) -> Case:
     """The case of an exercise that is quickest to read, with the right result."""
     cases = [tuple(case) for case in exercise.cases(torch.Generator().manual_seed(0))]
     arguments = min(cases, key=size)

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.course.exercise.answers import Shelf, load_module, module_source, source_of
 from shared.course.exercise.definition import Answer, Exercise
-from shared.course.exercise.grading import example, grade
+from shared.course.exercise.grading import grade, readable_case
 from shared.course.exercise.verdict import Case, Verdict, box
 from shared.runtime import ROOT
 
@@ -77,7 +77,7 @@ class Week:
 
     def task(self, name: str) -> None:
         """Shows what to write."""
-        show(*self._task(self.find(name)))
+        draw_or_print(*self._task(self.find(name)))
 
     def hint(self, name: str) -> None:
         """Shows the next hint: three, from a nudge to nearly the answer; then where the solution is."""
@@ -88,7 +88,7 @@ class Week:
             text = f"Hint {shown + 1} of {HINTS}: {exercise.hints[shown]}"
         else:
             text = f"Those were all hints. {self._how('solution', name)} shows a solution."
-        show(text, box(text, "not attempted"))
+        draw_or_print(text, box(text, "not attempted"))
 
     def check(self, answer: Answer, name: str | None = None) -> None:
         """Grades an answer as the exercise of its name, and shows the verdict.
@@ -104,14 +104,14 @@ class Week:
         html = verdict.html() + "".join(f"<p>{escape(note)}</p>" for note in notes)
         if verdict.status != "solved":
             html += self._hints_to_open(exercise)
-        show(text, html + self._bar(name))
+        draw_or_print(text, html + self._bar(name))
 
     def case(self, name: str) -> Case:
         """The smallest case on which the last check failed, to try by hand; before any, one that is easy to
         read: `case = week.case("count_pairs"); count_pairs(*case.arguments)`.
         """
         exercise = self.find(name)
-        return self._cases.get(name) or example(exercise)
+        return self._cases.get(name) or readable_case(exercise)
 
     def solution(self, name: str, reveal: bool = False) -> None:
         """Shows a clean solution with a word on why, once the exercise is solved or its hints are used up.
@@ -125,11 +125,11 @@ class Week:
                 f" first: {self._how('hint', name)}. {self._how('solution', name, 'reveal')} shows it all the"
                 " same."
             )
-            show(text, box(text, "not attempted"))
+            draw_or_print(text, box(text, "not attempted"))
             return
         why, source = self.solution_of(exercise)
         text = f"{why}\n\n```python\n{source}\n```" if why else f"```python\n{source}\n```"
-        show(f"{why}\n\n{source}", box(text, "solved"))
+        draw_or_print(f"{why}\n\n{source}", box(text, "solved"))
 
     def mine(self, name: str) -> Any:
         """The learner's own function or class, once it is solved, else the course's; a line says which."""
@@ -250,7 +250,7 @@ def _without_docstring(source: str, why: str) -> str:
     return source.strip()
 
 
-def show(text: str, html: str) -> None:
+def draw_or_print(text: str, html: str) -> None:
     """Draws HTML in a notebook, and prints the text anywhere else."""
     if in_notebook():
         from IPython.display import display
