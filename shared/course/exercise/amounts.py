@@ -29,10 +29,12 @@ def factor(evidence: Evidence) -> str | None:
         factors.append(float(ratio.flat[0]))
     known = _known_quantity(evidence, factors)
     if known:
-        return f"The values are too large by a factor: {known}. (In the first such case, {factors[0]:.4g}.)"
+        what = "too large by a factor" if abs(factors[0]) > 1 else "multiplied once too often by this"
+        return f"The values are {what}: {known}. (In the first such case, {factors[0]:.4g}.)"
     turned = _known_quantity(evidence, [1 / factor for factor in factors])
     if turned:
-        return f"The values are too small by a factor: {turned}. (Yours are {factors[0]:.4g} of the right.)"
+        what = "too small by a factor" if abs(factors[0]) < 1 else "divided once too often by this"
+        return f"The values are {what}: {turned}. (Yours are {factors[0]:.4g} times the right ones.)"
     if len(factors) > 1 and np.allclose(factors, factors[0], rtol=2e-3):
         return f"The values are off by a constant factor: yours are {factors[0]:.5g} times the right ones."
     if len(factors) > 1 and pairs[0][1].size > 1:

@@ -10,6 +10,7 @@ import builtins
 import importlib.util
 import inspect
 import linecache
+import math
 import os
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from typing import Any
 
 from shared.runtime import read_json, write_atomically, write_json
 
+Definition = ast.FunctionDef | ast.ClassDef | ast.Assign
 SMALL = 2000
 """Characters of a constant that is written into an answer's file."""
 
@@ -80,6 +82,23 @@ class Shelf:
         write_atomically(self.file(name), source)
         return None
 
+    def adopt(self, earlier: Path, week: str) -> None:
+        """Takes over what is solved according to the course's earlier bookkeeping, once.
+
+        earlier: its file, {"3": ["split_heads"]}, from which the week is taken out. There is no source: it
+        counts as solved until it is checked again.
+        """
+        if not earlier.exists():
+            return
+        solved = read_json(earlier)
+        for name in solved.pop(week, []):
+            if "solved" not in self._state(name):
+                self._change(name, solved="earlier")
+        if solved:
+            write_json(earlier, solved)
+        else:
+            earlier.unlink()
+
     def lose(self, name: str) -> bool:
         """Takes the mark of a solved exercise away; its file stays. Returns whether there was one."""
         if not self.is_solved(name):
@@ -127,11 +146,8 @@ def module_source(name: str, answer: Any) -> str:
     Raises NotKeptError for what no file can hold, such as a tensor of the notebook that it reads.
     """
     writer = _Writer()
-    writer.define(name, answer)
-    if not writer.defines(name):
-        own = getattr(answer, "__name__", "")
-        if not own.isidentifier() or not writer.defines(own):
-            raise NotKeptError("it is no function or class with a name")
+    own = writer.define(name, answer)
+    if own != name:
         writer.definitions.append(f"{name} = {own}")
     imports = "\n".join(sorted(set(writer.imports)))
     parts = [imports] if imports else []
@@ -153,19 +169,14 @@ class _Writer:
         self._names: dict[str, int] = {}
         """What was written, by name: the object's id."""
 
-    def defines(self, name: str) -> bool:
-        return name in self._names
-
-    def define(self, name: str, value: Any) -> None:
-        """Writes a function or a class, and first what it uses."""
-        if name in self._names:
-            return
+    def define(self, name: str, value: Any) -> str:
+        """Writes a function or a class, and first what it uses. Returns the name that its source gives it."""
         node, text = _definition(value)
         if node is None:
             raise NotKeptError(f"the source of `{name}` cannot be found")
-        self._names[name] = id(value)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            self._names.setdefault(node.name, id(value))
+        own = _name_in(node)
+        self._take(name, value)
+        self._take(own, value)
         space = _globals(value)
         for used in _names_used(node):
             if used in space and used not in self._names:
@@ -173,6 +184,12 @@ class _Writer:
             elif used not in space and not hasattr(builtins, used):
                 raise NotKeptError(f"it uses `{used}`, which is not defined")
         self.definitions.append(_segment(node, text))
+        return own
+
+    def _take(self, name: str, value: Any) -> None:
+        """Notes what a name stands for. Raises NotKeptError where it stands for something else, too."""
+        if self._names.setdefault(name, id(value)) != id(value):
+            raise NotKeptError(f"`{name}` is the name of two things that it uses: give one another name")
 
     def need(self, name: str, value: Any) -> None:
         """Writes what a global name of the answer stands for."""
@@ -181,7 +198,9 @@ class _Writer:
             self.imports.append(line)
             self._names[name] = id(value)
         elif inspect.isfunction(value) or inspect.isclass(value):
-            self.define(name, value)
+            own = self.define(name, value)
+            if own != name:
+                self.definitions.append(f"{name} = {own}")
         elif _is_week(value):
             self.imports.append("from shared.course.exercise import Week")
             self.definitions.append(f"{name} = Week({value.number})")
@@ -201,11 +220,20 @@ def _is_week(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple | set | frozenset):
+    """Whether `repr` writes a value that Python reads back: nan and inf it does not, nor subclasses."""
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
         return all(map(_is_plain, value))
-    if isinstance(value, dict):
+    if kind is dict:
         return all(_is_plain(k) and _is_plain(v) for k, v in value.items())
-    return value is None or isinstance(value, bool | int | float | str | bytes)
+    if kind is float:
+        return math.isfinite(value)
+    return value is None or kind in (bool, int, str, bytes)
+
+
+def _name_in(node: Definition) -> str:
+    """The name that a definition gives, or the first of an assignment's."""
+    return node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else ast.unparse(node.targets[0])
 
 
 def _import_of(name: str, value: Any) -> str | None:
@@ -245,9 +273,6 @@ def _first_function(value: Any) -> Callable | None:
     if not inspect.isclass(value):
         return None
     return next((part for part in vars(value).values() if inspect.isfunction(part)), None)
-
-
-Definition = ast.FunctionDef | ast.ClassDef | ast.Assign
 
 
 def _definition(value: Any) -> tuple[Definition | None, str]:

@@ -189,7 +189,7 @@ def _shape(source: str) -> str | None:
 
 def is_empty(function: Answer) -> bool:
     """Whether the body is nothing but a docstring, `...` or `pass`."""
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         return False
     trivial = (_ellipsis, _pass, _documented, lambda: ..., lambda: None)

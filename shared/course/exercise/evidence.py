@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from shared.course.exercise.comparison import is_odd, plain
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -56,7 +58,8 @@ def is_array(value: Any) -> bool:
 def array_of(value: Any) -> np.ndarray | None:
     """A number, a tensor, or a list of numbers, as float64; None for anything else."""
     if isinstance(value, Tensor):
-        return value.detach().double().numpy()
+        is_readable = not is_odd(value) and not value.is_complex()
+        return plain(value).detach().double().numpy() if is_readable else None
     if isinstance(value, bool | str | bytes) or value is None:
         return None
     if isinstance(value, int | float | np.ndarray | list | tuple):

@@ -7,22 +7,43 @@ mistake, it breaks a property (see properties.py), it differs. The smallest case
 import copy
 import inspect
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shared.course.exercise.comparison import difference, same
+from shared.course.exercise.comparison import difference, is_odd, same
 from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake
 from shared.course.exercise.properties import Evidence, Failure, property_of
-from shared.course.exercise.running import SECONDS, Calls, TimeUpError, time_cap, where
+from shared.course.exercise.running import (
+    SECONDS,
+    Calls,
+    TimeUpError,
+    capped,
+    kept,
+    left_alone,
+    printing_a_little,
+    says_unwritten,
+    where,
+)
 from shared.course.exercise.shrinking import size, smallest
 from shared.course.exercise.verdict import Case, Verdict
 from shared.runtime import clock
 
+OTHER_CASES = 1000
+"""Added to the seed for the cases that a right answer is tried on once more."""
+DETACHED = (
+    "the values are right, but detached from the graph: no gradient reaches the inputs, and a model would"
+    " learn nothing through it. .item(), .detach(), .numpy(), torch.tensor(x) and torch.no_grad() cut the"
+    " graph."
+)
+OVERWRITES = (
+    " One remark: it writes into a tensor that the gradient needs, so no model can be trained through it. An"
+    " operation that returns a new tensor (torch.stack, x + y) can be."
+)
 LOOSE = 2e-3
 """Within which a result may be that of a known mistake, made in another way."""
 
@@ -47,7 +68,14 @@ def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = N
         return Verdict(exercise.name, "wrong", says, kind="type")
     if exercise.is_untouched(answer, source):
         return _not_attempted(exercise)
-    return _Grading(exercise, answer, seed).verdict()
+    verdict = _Grading(exercise, answer, seed).verdict()
+    if verdict.status == "solved":  # and not only on the cases that a learner has seen
+        with redirect_stdout(io.StringIO()):
+            again = _Grading(exercise, answer, seed + OTHER_CASES).verdict()
+        if again.status == "wrong":
+            says = f"right on the cases that were tried first, but not on others: {again.says}"
+            return replace(again, says=says)
+    return verdict
 
 
 def readable_case(exercise: Exercise) -> Case:
@@ -81,28 +109,43 @@ class _Grading:
         return self.exercise.seen(self.exercise.reference, copy.deepcopy(arguments))
 
     def _yours(self, arguments: tuple) -> dict[str, Any]:
-        return self.exercise.seen(self.answer, arguments)
+        return kept(self.exercise.seen(self.answer, arguments))
 
     def verdict(self) -> Verdict:
         calls = Calls(self.exercise.forbids)
+        changed: list[str] = []
+        with left_alone(changed), printing_a_little():
+            verdict = self._tried(calls)
+        if changed and (verdict is None or verdict.kind != "time"):
+            return self._verdict("program", _changes_the_program(changed))
+        if verdict is not None:
+            return verdict
+        with redirect_stdout(io.StringIO()):  # what the answer prints is shown once, not for every try
+            failed = [trial for trial in self.trials if not self._is_right(trial)]
+            if failed:
+                return self._wrong(failed)
+            return self._forbidden(calls) or self._detached() or self._solved()
+
+    def _is_right(self, trial: _Trial) -> bool:
+        return same(trial.seen, trial.expected, self.tolerance)
+
+    def _tried(self, calls: Calls) -> Verdict | None:
+        """Runs the answer on every case. The verdict where it does not come back with a result."""
+        deadline = clock() + self.seconds
         for number, trial in enumerate(self.trials, 1):
             given = copy.deepcopy(trial.arguments)
             try:
-                with time_cap(self.seconds), calls.watched():
-                    trial.seen = self._yours(given)
+                with calls.watched():
+                    trial.seen = capped(max(deadline - clock(), 0.01), self._yours, given)
             except TimeUpError as error:
                 return self._too_slow(trial, error)
-            except NotImplementedError:
-                return _not_attempted(self.exercise)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                if isinstance(error, NotImplementedError) and says_unwritten(error, self.answer):
+                    return _not_attempted(self.exercise)
                 return self._crashed(trial, error, number)
             if not same(given, trial.arguments, 0):
                 return self._changed_input(given, trial)
-        failed = [trial for trial in self.trials if not same(trial.seen, trial.expected, self.tolerance)]
-        if failed:
-            with redirect_stdout(io.StringIO()):  # what the answer prints is shown once, not for every try
-                return self._wrong(failed)
-        return self._forbidden(calls) or self._detached() or self._solved()
+        return None
 
     def _solved(self) -> Verdict:
         says = f"solved. It agrees with the reference on all {len(self.trials)} cases.{self.remark}"
@@ -122,29 +165,28 @@ class _Grading:
         )
         return self._verdict("time", says, self._case(trial.arguments, "", error="it never came back"))
 
-    def _crashed(self, trial: _Trial, error: Exception, number: int) -> Verdict:
+    def _crashed(self, trial: _Trial, error: Exception | SystemExit, number: int) -> Verdict:
         signature = self._wrong_signature()
         if signature:
             return self._verdict("crash", signature)
+        found: list[tuple[tuple, BaseException]] = [(trial.arguments, error)]
 
         def crashes(arguments: tuple) -> bool:
             if not self._is_valid(arguments):
                 return False
             try:
-                self._yours(arguments)
-            except type(error):
-                return True
-            except Exception:
-                return False
+                self._yours(copy.deepcopy(arguments))
+            except (Exception, SystemExit) as smaller:
+                if type(smaller) is type(error):
+                    found.append((arguments, smaller))
+                    return True
             return False
 
-        with redirect_stdout(io.StringIO()), _capped(self.seconds):
-            arguments = smallest(trial.arguments, crashes) if crashes(trial.arguments) else trial.arguments
-        case = self._case(arguments, "", error=where(error, self.answer))
-        try:
-            self._yours(copy.deepcopy(arguments))
-        except Exception as smaller:
-            case = self._case(arguments, "", error=where(smaller, self.answer))
+        with redirect_stdout(io.StringIO()), suppress(TimeUpError):
+            if capped(self.seconds, crashes, trial.arguments):
+                capped(self.seconds, smallest, trial.arguments, crashes)
+        arguments, last = found[-1]
+        case = self._case(arguments, "", error=where(last, self.answer))
         return self._verdict("crash", f"it crashed on case {number} of {len(self.trials)}.", case)
 
     def _wrong_signature(self) -> str | None:
@@ -155,11 +197,8 @@ class _Grading:
         try:
             inspect.signature(self.answer).bind(*wanted)
         except TypeError:
-            try:
-                own = list(inspect.signature(self.answer).parameters)
-            except (TypeError, ValueError):
-                return None
-            return f"it takes ({', '.join(own)}), and the task calls it with ({', '.join(wanted)})."
+            own = _parameters_of(self.answer)
+            return own and f"it takes {own}, and the task calls it with ({', '.join(wanted)})."
         except ValueError:  # a built-in function without a signature
             return None
         return None
@@ -189,23 +228,19 @@ class _Grading:
             return None
         for trial in self.trials:
             right = gradients(self.exercise.reference, trial.arguments)
-            try:
-                yours = gradients(self.answer, trial.arguments)
-            except RuntimeError:  # the graph is there, but what it needs was overwritten
-                self.remark = (
-                    " One remark: it writes into a tensor that the gradient needs, so no model can be trained"
-                    " through it. An operation that returns a new tensor (torch.stack, x + y) can be."
-                )
-                continue
-            if right is None or same(yours, right, 10 * self.tolerance):
-                continue
             says = "the values are right, but their gradient is not."
-            if yours is None:
-                says = (
-                    "the values are right, but detached from the graph: no gradient reaches the inputs, and"
-                    " a model would learn nothing through it. .item(), .detach(), .numpy(), torch.tensor(x)"
-                    " and torch.no_grad() cut the graph."
-                )
+            try:
+                yours = capped(self.seconds, gradients, self.answer, trial.arguments)
+            except (Exception, TimeUpError, SystemExit) as error:
+                if "modified by an inplace operation" in str(error):
+                    self.remark = OVERWRITES
+                    continue
+                says = f"the values are right, but not with gradients: {where(error, self.answer)}"
+            else:
+                if right is None or same(yours, right, 10 * self.tolerance):
+                    continue
+                if yours is None:
+                    says = DETACHED
             return self._verdict("detached", says, self._case(trial.arguments, ""))
         return None
 
@@ -215,8 +250,8 @@ class _Grading:
         what = _first_difference(failed, self.tolerance)
         case = self._case(failed[0].arguments, what)
         verdict = self._verdict("differs", f"not right yet. {case.differs}".rstrip(), case)
-        with _capped(self.seconds):
-            verdict = self._explained(failed, what)
+        with suppress(TimeUpError):  # then what was found until then is told
+            verdict = capped(self.seconds, self._explained, failed, what)
         return verdict
 
     def _explained(self, failed: Sequence[_Trial], what: str) -> Verdict:
@@ -289,7 +324,7 @@ class _Grading:
         ]
 
         def on(answer: Answer) -> Callable[[tuple], Any]:
-            return lambda arguments: self.exercise.seen(answer, copy.deepcopy(arguments))[what]
+            return lambda arguments: kept(self.exercise.seen(answer, copy.deepcopy(arguments)))[what]
 
         return Evidence(
             self.exercise.parameters,
@@ -304,7 +339,7 @@ class _Grading:
 
     def _is_valid(self, arguments: tuple) -> bool:
         """Whether the task allows these arguments, as far as can be told."""
-        try:
+        try:  # a smaller case may not even have the form that `valid` counts on
             if self.exercise.valid is not None and not self.exercise.valid(*arguments):
                 return False
             expected = self._right(arguments)
@@ -346,9 +381,8 @@ class _Grading:
         yours, differs = None, ""
         if not error:
             try:
-                with time_cap(self.seconds):
-                    yours = self._yours(copy.deepcopy(arguments)).get(what)
-            except (Exception, TimeUpError):
+                yours = capped(self.seconds, self._yours, copy.deepcopy(arguments)).get(what)
+            except (Exception, TimeUpError, SystemExit):
                 yours = None
             else:
                 if not same(yours, expected[what], self.tolerance):
@@ -357,11 +391,22 @@ class _Grading:
         return Case(given, expected[what], yours, error, what, differs)
 
 
-@contextmanager
-def _capped(seconds: float) -> Iterator[None]:
-    """`time_cap` whose end is no error: what was found until then is told."""
-    with suppress(TimeUpError), time_cap(seconds):
-        yield
+def _changes_the_program(changed: Sequence[str]) -> str:
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(changed))
+    return (
+        f"it changes {names} for the whole program, and for the grader. It was put back: everything that an"
+        " answer needs to know comes in through its arguments."
+    )
+
+
+def _parameters_of(answer: Answer) -> str | None:
+    """What a function takes, in brackets, without types; None where it does not say."""
+    try:
+        signature = inspect.signature(answer)
+    except (TypeError, ValueError):
+        return None
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
 
 
 def _first_difference(failed: Sequence[_Trial], tolerance: float) -> str:
@@ -379,6 +424,8 @@ def _loosened(value: Any, tolerance: float = LOOSE) -> Any:
     if tolerance < LOOSE:
         return value
     if isinstance(value, Tensor):
+        if value.is_complex():
+            return value.detach()
         return value.detach().double() if value.is_floating_point() else value.detach().long()
     if isinstance(value, dict):
         return {key: _loosened(part, tolerance) for key, part in value.items()}
@@ -399,7 +446,8 @@ def type_of(value: Any) -> str:
 def _alike(yours: Any, right: Any, tolerance: float) -> bool:
     """Whether a result is of the right type and shape, or its first part that is wrong is."""
     if isinstance(right, Tensor) and isinstance(yours, Tensor):
-        return yours.dtype == right.dtype and yours.shape == right.shape
+        is_alike = yours.dtype == right.dtype and yours.shape == right.shape
+        return is_alike and is_odd(yours) == is_odd(right)
     if type_of(yours) != type_of(right) or (yours is None) != (right is None):
         return False
     if isinstance(right, list | tuple) and any(isinstance(part, Tensor) for part in right):

@@ -112,19 +112,25 @@ def _dimension(back: int, dimensions: int) -> str:
 
 
 def future_leaks(evidence: Evidence) -> str | None:
-    """A later part of an input changes an earlier part of the result, where the reference's stays."""
+    """A later part of an input changes an earlier part of the result, where the reference looks back."""
+    return next((sentence for is_future, sentence in _leaks(evidence) if is_future), None)
+
+
+def positions_mixed(evidence: Evidence) -> str | None:
+    """The same where the reference looks neither back nor ahead."""
+    return next((sentence for is_future, sentence in _leaks(evidence) if not is_future), None)
+
+
+def _leaks(evidence: Evidence) -> Iterator[tuple[bool, str]]:
     for at, name in enumerate(evidence.parameters):
         for arguments in evidence.cases:
-            sentence = _leak(evidence, arguments, at, name)
-            if sentence:
-                return sentence
-    return None
+            yield from _leaks_in(evidence, arguments, at, name)
 
 
-def _leak(evidence: Evidence, arguments: tuple, at: int, name: str) -> str | None:
+def _leaks_in(evidence: Evidence, arguments: tuple, at: int, name: str) -> Iterator[tuple[bool, str]]:
     value = arguments[at]
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        return None
+        return
     for dimension, length in enumerate(value.shape):
         if length < 3:
             continue
@@ -145,15 +151,17 @@ def _leak(evidence: Evidence, arguments: tuple, at: int, name: str) -> str | Non
                 f"with another value at position {length - 1} of `{name}`, your result changes at position"
             )
             if _moved(from_first, out)[-1]:
-                return (
+                yield (
+                    True,
                     f"The future leaks: {place} {int(moves.argmax())} already. A position may depend on"
-                    " itself and the ones before it, and on nothing later."
+                    " itself and the ones before it, and on nothing later.",
                 )
-            return (
+                continue
+            yield (
+                False,
                 f"Positions are mixed that have nothing to do with each other: {place} {int(moves.argmax())},"
-                f" too (dimension {dimension} of `{name}`, dimension {out} of the result)."
+                f" too (dimension {dimension} of `{name}`, dimension {out} of the result).",
             )
-    return None
 
 
 def _changed_at(value: Tensor, dimension: int, place: int) -> Tensor:

@@ -1,50 +1,188 @@
-"""Week 0. Runs a learner's answer: with an end to endless loops, and an eye on calls that a task forbids."""
+"""Week 0. Runs a learner's answer: with an end to endless loops, an eye on calls that a task forbids, and a
+look at whether it left the rest of the program as it was.
+"""
 
+import builtins
 import ctypes
 import inspect
+import io
+import math
+import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.course.exercise.comparison import plain
+from shared.runtime import clock
+
+T = TypeVar("T")
 SECONDS = 10.0
 """How long all cases of an answer may take together, where the reference takes no time."""
+AGAIN = 0.1
+"""Seconds after which an answer that caught the error of its end gets it once more."""
+POLL = 0.01
+"""Seconds between two looks at whether it has ended, where there is no timer."""
+PRINTED = 4000
+"""Characters of what an answer prints that are shown."""
+
+
+# ---- an end to endless loops
 
 
 class TimeUpError(BaseException):
     """Raised in an answer that runs too long. Not an Exception: an answer may catch those."""
 
 
-@contextmanager
-def time_cap(seconds: float) -> Iterator[None]:
-    """Inside, after so many seconds, TimeUpError is raised in this thread, at the next line of Python.
+def capped(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+    """What `work(*arguments)` returns. After so many seconds TimeUpError is raised in it, and again until it
+    gets out.
 
-    A call into C (one large matrix product, `time.sleep`) is not cut short, only what comes after it.
+    In the main thread, where the system has timers, what waits (`time.sleep`, a lock) is cut short, too. In
+    another thread, and on Windows, the error comes at the next line of Python. One long call into C, such as
+    a huge matrix product, is not cut short, only what comes after it.
     """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        return _capped_by_timer(seconds, work, *arguments)
+    return _capped_by_thread(seconds, work, *arguments)
+
+
+def _capped_by_timer(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename != __file__:  # not in the lines below
+            raise TimeUpError
+
+    started = clock()
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    outer, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        return work(*arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if outer:  # a cap round this one goes on
+            signal.setitimer(signal.ITIMER_REAL, max(outer - (clock() - started), 0.01), interval)
+
+
+def _capped_by_thread(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
     thread = ctypes.c_ulong(threading.get_ident())
-    changing = threading.Lock()
-    state = {"inside": True, "raised": False}
+    state = {"ended": False}
 
     def interrupt() -> None:
-        with changing:
-            if state["inside"]:
-                state["raised"] = True
+        due = clock() + seconds
+        while not state["ended"]:
+            if clock() >= due:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeUpError))
+                due += AGAIN
+            time.sleep(POLL)
 
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
+    def end() -> None:
+        """Ends the timer. What it raised in the last moment comes here, and is dropped. (To take it back with
+        PyThreadState_SetAsyncExc(thread, None) would leave CPython 3.11 looking for it without an end.)
+        """
+        while True:
+            try:
+                state["ended"] = True
+                timer.join()
+                for _ in range(10):
+                    pass
+                return
+            except TimeUpError:
+                continue
+
+    timer = threading.Thread(target=interrupt, daemon=True)
     timer.start()
+    try:
+        try:
+            return work(*arguments)
+        finally:
+            end()
+    finally:  # where the error came in the lines above
+        end()
+
+
+# ---- what an answer does beside its result
+
+
+class _Bounded(io.TextIOBase):
+    """Hands on what is printed, up to a number of characters."""
+
+    def __init__(self, to: Any, characters: int):
+        self._to = to
+        self._left = characters
+
+    def write(self, text: str) -> int:
+        if self._left > 0:
+            self._to.write(text[: self._left])
+            if len(text) > self._left:
+                self._to.write("\n... (it prints more than this; the rest is left out)\n")
+        self._left -= len(text)
+        return len(text)
+
+
+def printing_a_little() -> AbstractContextManager[Any]:
+    """Inside, printing ends after PRINTED characters: a loop that prints would fill the page."""
+    return redirect_stdout(_Bounded(sys.stdout, PRINTED))
+
+
+def kept(value: Any) -> Any:
+    """A result as it is now: a tensor that the next call writes into stays what it was."""
+    if isinstance(value, Tensor):
+        return plain(value).clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)(map(kept, value))
+    if type(value) is dict:
+        return {key: kept(part) for key, part in value.items()}
+    return value
+
+
+EVERYBODYS: dict[str, Any] = {
+    "torch": torch,
+    "F": F,
+    "torch.Tensor": torch.Tensor,
+    "nn.Module": nn.Module,
+    "np": np,
+    "math": math,
+    "builtins": builtins,
+}
+"""What all of a program uses, the grader too."""
+
+
+@contextmanager
+def left_alone(changed: list[str]) -> Iterator[None]:
+    """Puts back, at the end, what was changed of EVERYBODYS or PyTorch's modes; `changed` gets the names."""
+    before = {name: dict(vars(owner)) for name, owner in EVERYBODYS.items()}
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
     try:
         yield
     finally:
-        with changing:
-            state["inside"] = False
-        timer.cancel()
-        if state["raised"] and not isinstance(sys.exc_info()[1], TimeUpError):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)  # it ended in the very last moment
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+            changed.append("torch.get_default_dtype()")
+        if torch.is_grad_enabled() != grad:
+            torch.set_grad_enabled(grad)
+            changed.append("torch.is_grad_enabled()")
+        for name, owner in EVERYBODYS.items():
+            now = vars(owner)
+            others = [key for key, value in before[name].items() if now.get(key, changed) is not value]
+            for attribute in others:
+                setattr(owner, attribute, before[name][attribute])
+                changed.append(f"{name}.{attribute}")
+            if inspect.isclass(owner):  # what a class inherits may be hidden by something of its own
+                for attribute in [key for key in vars(owner) if key not in before[name]]:
+                    delattr(owner, attribute)
+                    changed.append(f"{name}.{attribute}")
 
 
 class Calls:
@@ -94,17 +232,34 @@ def files_of(answer: Any) -> set[str]:
     return {code.co_filename for code in codes if code is not None}
 
 
+def _own_frames(error: BaseException, answer: Any) -> list[traceback.FrameSummary]:
+    own = files_of(answer)
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if frame.filename in own or "ipykernel" in frame.filename]
+
+
 def where(error: BaseException, answer: Any) -> str:
     """The learner's own line that an error came from, and the error."""
-    own = files_of(answer)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename in own or "ipykernel" in frame.filename
-    ]
-    line = ""
-    if frames and frames[-1].line:
-        line = f"line {frames[-1].lineno}: {frames[-1].line}\n"
+    frames = _own_frames(error, answer)
+    line = f"line {frames[-1].lineno}: {frames[-1].line}" if frames and frames[-1].line else ""
     if isinstance(error, TimeUpError):
-        return line.rstrip("\n")
-    return f"{line}{type(error).__name__}: {error}"
+        return line
+    if isinstance(error, RecursionError):
+        says = "RecursionError: it calls itself without an end"
+    else:
+        says = f"{type(error).__name__}: {_message(error)}"
+    return f"{line}\n{says}" if line else says
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be made)"
+
+
+def says_unwritten(error: NotImplementedError, answer: Any) -> bool:
+    """Whether the learner's own line raised it, as a stub does, and not a function that she called."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_own = last in _own_frames(error, answer)
+    return is_own and (not last.line or "raise NotImplementedError" in last.line)

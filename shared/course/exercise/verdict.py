@@ -77,8 +77,8 @@ class Verdict:
     mistake: str | None = None
     """The name of the known mistake that the function makes."""
     kind: str = ""
-    """Of a wrong answer: "mistake", "property", "crash", "time", "input", "forbidden", "detached", "type",
-    or "differs" where nothing more is known.
+    """Of a wrong answer: "mistake", "property", "crash", "time", "input", "forbidden", "detached",
+    "program" (it changes what all use), "type", or "differs" where nothing more is known.
     """
     case: Case | None = None
     """The smallest case found on which it is wrong."""

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import sys
 import textwrap
 from html import escape
@@ -15,6 +16,8 @@ from shared.course.exercise.verdict import Case, Verdict, box
 from shared.runtime import ROOT
 
 HINTS = 3
+EARLIER = ROOT / "weeks" / ".progress.json"
+"""Where the course noted what is solved before it kept answers."""
 
 
 def week_numbers() -> list[int]:
@@ -58,6 +61,8 @@ class Week:
         self.number = number
         self.folder = folders[0].parent
         self.shelf = Shelf(self.folder.name)
+        if not os.environ.get("LLM_WEEKS_ANSWERS"):
+            self.shelf.adopt(EARLIER, str(number))
         module = load_module(folders[0], f"exercises_{number:02d}")
         self.exercises: dict[str, Exercise] = {exercise.name: exercise for exercise in module.EXERCISES}
         self._mine: dict[str, Answer] = {}
@@ -168,16 +173,17 @@ class Week:
             return []
         if verdict.status == "not attempted":
             if self.shelf.is_solved(name):
-                return [
-                    f"You solved it before: the course goes on with your answer in {self.shelf.file(name)}."
-                ]
+                return [f"You solved it before, and it stays solved.{self._whereabouts(name)}"]
             return []
         self._mine.pop(name, None)
         if self.shelf.lose(name):
-            return [
-                f"It was solved before, and now is not. Your last right answer is in {self.shelf.file(name)}."
-            ]
+            return [f"It was solved before, and now is not.{self._whereabouts(name)}"]
         return []
+
+    def _whereabouts(self, name: str) -> str:
+        """Where the last right answer is, as a sentence after a space; empty where its source wasn't kept."""
+        file = self.shelf.file(name)
+        return f" Your last right answer is in {file}." if file.exists() else ""
 
     def solution_of(self, exercise: Exercise) -> tuple[str, str]:
         """A word on why, and the source of a clean solution, from the week's answers.py."""
@@ -206,6 +212,11 @@ class Week:
         bound = [name for name in self.exercises if name in caller and caller[name] is answer]
         if len(bound) == 1:
             return bound[0]
+        if not callable(answer):
+            raise ValueError(
+                f"check takes a function or a class itself, without calling it, and this is"
+                f" {type(answer).__name__}: week.check({next(iter(self.exercises))})"
+            )
         called = own or type(answer).__name__
         raise ValueError(
             f"week {self.number} has no exercise {called!r}; there are: {', '.join(self.exercises)}. An"
@@ -252,6 +263,7 @@ def _without_docstring(source: str, why: str) -> str:
 
 def draw_or_print(text: str, html: str) -> None:
     """Draws HTML in a notebook, and prints the text anywhere else."""
+    text, html = (words.encode("utf-8", "backslashreplace").decode("utf-8") for words in (text, html))
     if in_notebook():
         from IPython.display import display
 
