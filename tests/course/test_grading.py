@@ -1,15 +1,17 @@
 """What the grader says of an answer, what a week shows, and what it remembers."""
 
 import inspect
-import json
 import math
+import re
+import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from shared.course.comparison import difference
 
-from shared.course.exercise import Exercise, Mistake, Week, grade, random_int, read_progress
+from shared.course.exercise import Exercise, Mistake, Week, grade, random_int, week_numbers
+from shared.course.exercise.comparison import difference, same
 from tests.course.answers import OTHER_ANSWERS
 
 EXERCISES = {e.name: e for n in (1, 2, 3, 4) for e in Week(n).exercises.values()}
@@ -59,17 +61,17 @@ def _misses_an_argument():
 @pytest.mark.parametrize(
     "function, words",
     [
-        (_crashes, ["crashed on case 1", "of shape [2, 5, 3]", "return y.view(7, 7, 7)", "RuntimeError"]),
+        (_crashes, ["crashed on case 1", "x ", "return y.view(7, 7, 7)", "RuntimeError"]),
         (_crashes_inside_torch, ["return F.layer_norm(x, (99,))", "RuntimeError", "99"]),
-        (_misses_an_argument, ["TypeError", "positional argument"]),
+        (_misses_an_argument, ["it takes ()", "calls it with (x)"]),
         (lambda x: print(end=""), ["None", "`return`"]),
-        (lambda x: x.tolist(), ["expected a tensor", "float32"]),
+        (lambda x: x.tolist(), ["expected a tensor", "difference"]),
         (lambda x: past_means(x).double(), ["dtype", "torch.float64", "torch.float32"]),
-        (lambda x: past_means(x).transpose(1, 2), ["expected shape [2, 5, 3], got [2, 3, 5]", "transpose"]),
-        (lambda x: past_means(x).flatten(), ["expected shape [2, 5, 3], got [30]", "reshape"]),
-        (lambda x: x.mean(dim=1), ["got [2, 3]", "keepdim"]),
+        (lambda x: past_means(x).transpose(1, 2), ["expected shape", "transpose"]),
+        (lambda x: past_means(x).flatten(), ["expected shape", "reshape"]),
+        (lambda x: x.mean(dim=1), ["expected shape", "keepdim"]),
         (lambda x: x / 0, ["nan or inf"]),
-        (lambda x: x * 0, ["values differ", "expected"]),
+        (lambda x: x * 0, ["Every value of your result is", "expected"]),
     ],
 )
 def test_what_is_wrong_is_said(function, words):
@@ -97,14 +99,14 @@ def test_the_line_of_a_crash_is_the_learners():
 @pytest.mark.parametrize(
     "name, function, words",
     [
-        ("loss_in_bits_per_byte", lambda loss, *_: torch.tensor(loss), ["expected float", "got Tensor"]),
-        ("loss_in_bits_per_byte", lambda loss, *_: 7.5, ["expected", "got 7.5"]),
-        ("clip_gradients", lambda gradients, max_norm: tuple(gradients), ["expected list", "got tuple"]),
-        ("clip_gradients", lambda gradients, max_norm: gradients[:1], ["expected 3 items, got 1"]),
-        ("decode_step", lambda q, k, v, past_k, past_v: (q, past_k, past_v), ["item 0", "values differ"]),
+        ("loss_in_bits_per_byte", lambda loss, *_: torch.tensor(loss), ["Python number", ".item()"]),
+        ("loss_in_bits_per_byte", lambda loss, tokens, text_bytes: 7.5, ["expected", "got 7.5"]),
+        ("clip_gradients", lambda gradients, max_norm: {}, ["expected list", "got dict"]),
+        ("clip_gradients", lambda gradients, max_norm: gradients[:1], ["items, got 1"]),
+        ("decode_step", lambda q, k, v, past_k, past_v: (q, past_k, past_v), ["item 0", "differ"]),
         ("sliding_window_mask", lambda *sizes: window_mask(*sizes).float(), ["torch.float32", "torch.bool"]),
-        ("count_parameters", lambda *sizes: 0, ["expected 124439808, got 0"]),
-        ("count_pairs", lambda tokens, vocab_size: tokens, ["expected a tensor", "array"]),
+        ("count_parameters", lambda *sizes: 0, ["expected", "got 0"]),
+        ("count_pairs", lambda tokens, vocab_size: tokens, ["expected a tensor", "torch.from_numpy"]),
     ],
 )
 def test_what_is_wrong_with_other_types_is_said(name, function, words):
@@ -137,7 +139,8 @@ def test_a_mistake_that_crashes_on_a_case_is_no_match():
     exercise = Exercise("Halve it.", half, lambda generator: [(4,), (7,)], (crashing,), ("a", "b", "c"))
     verdict = grade(exercise, lambda x: x)
     assert verdict.status == "wrong" and verdict.mistake is None
-    assert "case 1" in verdict.message and "expected 2, got 4" in verdict.message
+    assert re.search(r"expected -?\d+, got -?\d+", verdict.message)
+    assert verdict.case.expected == verdict.case.yours // 2
 
 
 def test_random_int_leaves_its_upper_end_out():
@@ -145,12 +148,153 @@ def test_random_int_leaves_its_upper_end_out():
     assert {random_int(generator, 2, 5) for _ in range(100)} == {2, 3, 4}
 
 
+def test_only_the_answer_that_counts_exactly_is_right():
+    """Whole numbers are compared exactly, however large: a tolerance of 1e-5 would forgive a thousand."""
+    assert not same(124439808, 124439809, 1e-5) and same(2.0, 2, 0)
+    assert not same(np.array([124439808]), np.array([124439809]), 1e-5)
+    assert not same(True, 1, 1e-5) and same([1, 2], (1, 2), 0) and not same([1], [1, 2], 0)
+
+
+def test_a_detached_answer_is_told_apart():
+    right = OTHER_ANSWERS["token_loss"]
+
+    def token_loss(logits, targets):
+        return right(logits.detach(), targets)
+
+    def through_numpy(logits, targets):
+        return right(torch.from_numpy(logits.numpy()), targets)
+
+    for function, words in ((token_loss, "detached from the graph"), (through_numpy, "not with gradients")):
+        verdict = grade(EXERCISES["token_loss"], function)
+        assert (verdict.status, verdict.kind) == ("wrong", "detached") and words in verdict.says
+
+
+def test_an_answer_that_only_knows_the_cases_that_were_shown_is_wrong():
+    exercise = EXERCISES["average_past"]
+    cases = exercise.cases(torch.Generator().manual_seed(0))
+    known = {str(x.tolist()): exercise.reference(x) for (x,) in cases}
+    verdict = grade(exercise, lambda x: known.get(str(x.tolist()), x))
+    assert verdict.status == "wrong" and "right on the cases that were tried first" in verdict.says
+
+
+def unwritten_operation(x):
+    return x.long().softmax(-1)  # PyTorch raises NotImplementedError
+
+
+async def asynchronous(x):
+    return x
+
+
+def generating(x):
+    yield x
+
+
+def quitting(x):
+    raise SystemExit
+
+
+def endlessly(x):
+    return endlessly(x)
+
+
+class Unreadable:
+    def __repr__(self):
+        raise ValueError
+
+
+class Stubborn(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        raise RuntimeError("not with me")
+
+
+@pytest.mark.parametrize(
+    "function, kind, words",
+    [
+        (unwritten_operation, "crash", "not implemented for 'Long'"),
+        (asynchronous, "type", "`async def`"),
+        (generating, "type", "`yield`"),
+        (quitting, "crash", "SystemExit"),
+        (endlessly, "crash", "calls itself without an end"),
+        (lambda x: Unreadable(), "type", "whose repr raises ValueError"),
+        (lambda x: past_means(x).to_sparse(), "type", "sparse and should be dense"),
+        (lambda x: past_means(x).to(torch.complex64), "type", "dtype is torch.complex64"),
+        (lambda x: past_means(x).to("meta"), "type", "on the device meta"),
+        (lambda x: (past_means(x) * 0).as_subclass(Stubborn), "property", "Every value"),
+        (lambda *, x: x, "crash", "it takes (*, x)"),
+        (lambda x: True, "type", "the number True"),
+        (lambda x: [past_means(x)], "type", "torch.stack or torch.cat"),
+        (lambda x: "x" * 10**5, "type", "expected a tensor"),
+        (3, "type", "a function or a class is wanted"),
+        (None, "type", "a function or a class is wanted"),
+    ],
+)
+def test_whatever_comes_is_answered(function, kind, words):
+    verdict = grade(EXERCISES["average_past"], function)
+    assert (verdict.status, verdict.kind) == ("wrong", kind) and words in verdict.message, verdict.message
+    assert len(verdict.message) < 5000 and len(verdict.html()) < 10_000
+
+
+def average(cases=EXERCISES["average_past"].cases):
+    """The exercise as it is, without asking for gradients."""
+    return Exercise("", past_means, cases, (), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: past_means(x).as_subclass(Stubborn),
+        lambda x: torch.nn.Parameter(past_means(x)),
+        lambda *arguments, **options: past_means(*arguments),
+        torch.no_grad()(lambda x: past_means(x)),
+    ],
+)
+def test_what_is_right_in_an_unusual_form_is_right(function):
+    assert grade(average(), function).status == "solved"
+
+
+def test_a_buffer_that_is_written_into_again_is_as_good_as_any_result():
+    buffer = torch.empty(10_000)
+
+    def average_past(x):
+        return buffer[: x.numel()].view(x.shape).copy_(past_means(x))
+
+    assert grade(average(), average_past).status == "solved"
+
+
+def test_threads_may_compute():
+    def average_past(x):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(past_means(x)))
+        thread.start()
+        thread.join()
+        return results[0]
+
+    assert grade(average(), average_past).status == "solved"
+
+
+def test_a_class_with_other_names_for_its_arguments_is_right_and_one_without_them_is_told():
+    bigram = EXERCISES["Bigram"]
+
+    class Bigram(bigram.reference):
+        def __init__(self, number_of_tokens):
+            super().__init__(number_of_tokens)
+
+    class Forgetful(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+
+    assert grade(bigram, Bigram).status == "solved"
+    verdict = grade(bigram, Forgetful)
+    assert verdict.kind == "crash" and "takes 1 positional argument" in verdict.message
+
+
 # ---- a week
 
 
 @pytest.fixture
-def week(tmp_path):
-    return Week(3, tmp_path / "progress.json")
+def week():
+    return Week(3)
 
 
 def test_task_shows_what_to_write(week, capsys):
@@ -159,55 +303,87 @@ def test_task_shows_what_to_write(week, capsys):
     assert "[batch, time, channel]" in shown and "def average_past(x: torch.Tensor) -> torch.Tensor:" in shown
 
 
-def test_hints_come_in_order_and_the_last_repeats(week, capsys):
+def test_hints_come_in_order_and_then_the_way_to_the_solution(week, capsys):
     for _ in range(5):
         week.hint("average_past")
     hints = EXERCISES["average_past"].hints
-    shown = [f"Hint {n} of 3: {hints[n - 1]}" for n in (1, 2, 3, 3, 3)]
-    assert capsys.readouterr().out.splitlines() == shown
+    shown = [f"Hint {n} of 3: {hints[n - 1]}" for n in (1, 2, 3)]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == shown and len(lines) == 5
+    assert all("Those were all hints." in line and "solution average_past" in line for line in lines[3:])
 
 
 def test_hints_of_one_exercise_do_not_use_up_anothers(week, capsys):
     week.hint("average_past")
-    week.hint("split_heads")
+    week.hint("causal_weights")
     assert capsys.readouterr().out.count("Hint 1 of 3") == 2
 
 
-def test_solved_is_remembered(week, tmp_path, capsys):
-    def split_heads(x, n_head):
-        return x.view(x.size(0), x.size(1), n_head, -1).transpose(1, 2)
+def test_a_solution_is_locked_until_the_hints_are_used_up_or_it_is_solved(capsys):
+    week = Week(1)
+    week.solution("count_pairs")
+    locked = capsys.readouterr().out
+    assert "0 of 3 hints are used" in locked and "np.bincount" not in locked
+    week.solution("count_pairs", reveal=True)
+    assert "np.bincount" in capsys.readouterr().out
+    for _ in range(3):
+        week.hint("count_pairs")
+    Week(1).solution("count_pairs")  # what was asked for is remembered
+    assert "return torch.from_numpy(counts)" in capsys.readouterr().out
+    week.check(OTHER_ANSWERS["row_probabilities"])
+    week.solution("row_probabilities")
+    assert "keepdim=True" in capsys.readouterr().out
 
+
+def causal_weights(scores):
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(hidden, float("-inf")).softmax(-1)
+
+
+def test_solved_is_remembered(week, capsys):
     def average_past(x):
         return x.cumsum(1)
 
     assert week.solved() == []
     week.check(average_past)
     assert "sums instead of means" in capsys.readouterr().out and week.solved() == []
-    week.check(split_heads)
-    week.check(split_heads)
+    week.check(causal_weights)
+    week.check(causal_weights)
     assert "solved" in capsys.readouterr().out
-    assert Week(3, tmp_path / "progress.json").solved() == ["split_heads"]
-    assert Week(2, tmp_path / "progress.json").solved() == []
-    assert read_progress(tmp_path / "progress.json") == {"3": ["split_heads"]}
+    assert Week(3).solved() == ["causal_weights"]
+    assert Week(2).solved() == []
+    kept = sorted(path.name for path in week.shelf.folder.iterdir())
+    assert kept == ["causal_weights.json", "causal_weights.py"]
 
 
-def test_progress_of_several_weeks_is_kept_together(week, tmp_path):
-    week.check(EXERCISES["causal_weights"].reference)
-    week.check(EXERCISES["average_past"].reference)
-    Week(2, tmp_path / "progress.json").check(EXERCISES["adamw_step"].reference)
+def test_progress_of_several_weeks_is_kept_together(week, answers_folder):
+    week.check(causal_weights)
+    week.check(past_means, "average_past")
+    Week(2).check(OTHER_ANSWERS["adamw_step"], "adamw_step")
     assert week.solved() == ["average_past", "causal_weights"]  # in the order of the week
-    assert set(json.loads((tmp_path / "progress.json").read_text())) == {"2", "3"}
+    assert {path.name for path in answers_folder.iterdir()} == {"02_mlp", "03_attention"}
 
 
-ASK = [lambda w: w.task("attend"), lambda w: w.hint("attend"), lambda w: w.check(lambda x: x)]
+ASK = [
+    lambda w: w.task("attend"),
+    lambda w: w.hint("attend"),
+    lambda w: w.check(lambda x: x),
+    lambda w: w.mine("attend"),
+    lambda w: w.case("attend"),
+    lambda w: w.solution("attend"),
+]
 
 
-@pytest.mark.parametrize("ask", ASK, ids=["task", "hint", "check"])
+@pytest.mark.parametrize("ask", ASK, ids=["task", "hint", "check", "mine", "case", "solution"])
 def test_an_unknown_exercise_is_an_error_that_names_those_there_are(week, ask):
-    with pytest.raises(ValueError, match="week 3 has no exercise.*average_past.*multi_head_attention"):
+    with pytest.raises(ValueError, match="week 3 has no exercise.*average_past.*causal_weights"):
         ask(week)
 
 
 def test_an_unknown_week_is_an_error_that_names_those_there_are():
     with pytest.raises(ValueError, match="week 99 has no exercises.*1, 2, 3, 4, 5, 6"):
         Week(99)
+
+
+def test_weeks_with_exercises_are_known():
+    assert week_numbers() == list(range(1, 13))

@@ -1,6 +1,7 @@
 """How an answer is run: loops end, forbidden calls are seen, and the rest of the program stays as it was."""
 
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy as ce
 
 from shared.course.exercise import grade, grading
 from shared.course.exercise.running import PRINTED, Calls, TimeUpError, capped
+from shared.runtime import ROOT
 from tests.course.helpers import made_up, normal
 
 SECONDS = 0.2
@@ -298,6 +300,25 @@ def test_what_an_answer_changes_for_all_is_put_back_and_named(answer, name):
     assert (verdict.status, verdict.kind) == ("wrong", "program") and f"`{name}`" in verdict.says
     after = torch.allclose, torch.Tensor.exp, torch.get_default_dtype(), torch.is_grad_enabled(), len
     assert after == before
+
+
+@pytest.mark.slow
+def test_what_pytorch_changes_itself_is_no_fault_of_the_answer():
+    """An optimizer imports torch._dynamo, which replaces torch.manual_seed."""
+    lines = [
+        "import torch",
+        "from shared.course.exercise import grade",
+        "from tests.course.helpers import made_up, normal",
+        "before = torch.manual_seed",
+        "def answer(x):",
+        "    import torch._dynamo",
+        "    return x * 2",
+        "verdict = grade(made_up(lambda x: x * 2, normal((2,))), answer)",
+        "print(verdict.status, torch.manual_seed is before)",
+    ]
+    code = "\n".join(lines)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "solved False\n", done.stdout + done.stderr
 
 
 def test_a_lot_of_printing_is_cut_off(capsys):

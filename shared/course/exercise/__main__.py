@@ -14,7 +14,9 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from shared.commandline import errors_for_people, parse_args
@@ -176,7 +178,8 @@ def grade_for_teacher(settings: GradeSettings) -> None:
     for number in settings.weeks or week_numbers():
         week = Week(number)
         for exercise in week.exercises.values():
-            verdict = _graded(week, exercise, settings)
+            with redirect_stdout(StringIO()):  # what an answer prints is no row
+                verdict = _graded(week, exercise, settings)
             points = exercise.points if verdict.status == "solved" else 0
             earned += points
             possible += exercise.points

@@ -159,6 +159,11 @@ EVERYBODYS: dict[str, Any] = {
 """What all of a program uses, the grader too."""
 
 
+def _is_the_librarys(value: Any) -> bool:
+    """Whether PyTorch itself put it there, as it does when torch.compile's modules are first imported."""
+    return str(getattr(value, "__module__", "")).startswith("torch.")
+
+
 @contextmanager
 def left_alone(changed: list[str]) -> Iterator[None]:
     """Puts back, at the end, what was changed of EVERYBODYS or PyTorch's modes; `changed` gets the names."""
@@ -175,12 +180,17 @@ def left_alone(changed: list[str]) -> Iterator[None]:
             changed.append("torch.is_grad_enabled()")
         for name, owner in EVERYBODYS.items():
             now = vars(owner)
-            others = [key for key, value in before[name].items() if now.get(key, changed) is not value]
+            others = [
+                key
+                for key, value in before[name].items()
+                if now.get(key, changed) is not value and not _is_the_librarys(now.get(key))
+            ]
             for attribute in others:
                 setattr(owner, attribute, before[name][attribute])
                 changed.append(f"{name}.{attribute}")
             if inspect.isclass(owner):  # what a class inherits may be hidden by something of its own
-                for attribute in [key for key in vars(owner) if key not in before[name]]:
+                new = [key for key in vars(owner) if key not in before[name]]
+                for attribute in [key for key in new if not _is_the_librarys(vars(owner)[key])]:
                     delattr(owner, attribute)
                     changed.append(f"{name}.{attribute}")
 
