@@ -56,6 +56,9 @@ class Case:
         indent = "\n" + " " * (width + 4)
         return "\n".join(f"  {name:{width}}  {value.replace(chr(10), indent)}" for name, value in rows)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_html_(self) -> str:
         cells = [
             f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap">{escape(name)}</th>'
