@@ -54,7 +54,7 @@ def _same_numbers(a: float, b: float, tolerance: float) -> bool:
 def _same_tensors(a: Tensor, b: Tensor, tolerance: float) -> bool:
     if a.layout != b.layout or a.device != b.device or a.shape != b.shape or a.dtype != b.dtype:
         return False
-    a, b = plain(a), plain(b)
+    a, b = plain_tensor(a), plain_tensor(b)
     if a.layout is not torch.strided:
         a, b = a.to_dense(), b.to_dense()
     if not a.is_floating_point() and not a.is_complex():
@@ -62,7 +62,7 @@ def _same_tensors(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def plain(value: Tensor) -> Tensor:
+def plain_tensor(value: Tensor) -> Tensor:
     """A tensor without what a subclass of Tensor would do when it is compared."""
     if type(value) is Tensor:
         return value
@@ -88,7 +88,7 @@ def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
     if isinstance(expected, Tensor):
         if not isinstance(given, Tensor):
             return f"expected a tensor {short(expected)}, got {_no_tensor(given)}."
-        return _tensor_difference(plain(given), plain(expected), tolerance)
+        return _tensor_difference(plain_tensor(given), plain_tensor(expected), tolerance)
     are_numbers = isinstance(given, int | float) and isinstance(expected, int | float)
     if isinstance(given, Tensor) and isinstance(expected, int | float) and given.numel() == 1:
         return (
@@ -186,7 +186,7 @@ def short(value: Any) -> str:
     """A value, short enough to read in a sentence; of a large tensor, its shape and dtype."""
     if not isinstance(value, Tensor):
         return textwrap.shorten(written(value), 120)
-    value = plain(value)
+    value = plain_tensor(value)
     if value.numel() > 8 or is_odd(value):
         return f"of shape {list(value.shape)}, {value.dtype}"
     values = [round(v, 4) if isinstance(v, float) else v for v in value.flatten().tolist()]
@@ -204,7 +204,7 @@ def whole(value: Any) -> str:
     tensor([[1, 2.5], [0, 0.3333]])
     """
     if isinstance(value, Tensor):
-        value = plain(value)
+        value = plain_tensor(value)
         if is_odd(value):
             return f"{_layout(value)} tensor of shape {list(value.shape)}, {value.dtype}, on {value.device}"
         return _whole_array("tensor", value.detach(), (torch.float32, torch.int64, torch.bool))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from shared.course.exercise.comparison import is_odd, plain
+from shared.course.exercise.comparison import is_odd, plain_tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def array_of(value: Any) -> np.ndarray | None:
     """A number, a tensor, or a list of numbers, as float64; None for anything else."""
     if isinstance(value, Tensor):
         is_readable = not is_odd(value) and not value.is_complex()
-        return plain(value).detach().double().numpy() if is_readable else None
+        return plain_tensor(value).detach().double().numpy() if is_readable else None
     if isinstance(value, bool | str | bytes) or value is None:
         return None
     if isinstance(value, int | float | np.ndarray | list | tuple):
