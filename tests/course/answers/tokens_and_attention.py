@@ -48,7 +48,7 @@ def inputs_and_targets(tokens, starts, block_size):
 
 @answer
 def temperature_probabilities(logits, temperature):
-    powers = logits.softmax(-1) ** (1 / temperature)
+    powers = ((logits - logits.max(-1, keepdim=True).values) / temperature).exp()
     return powers / powers.sum(-1, keepdim=True)
 
 
