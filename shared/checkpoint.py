@@ -8,7 +8,6 @@ the folder is written under another name, synced, and only then takes the old on
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared.locks import folder_lock
-from shared.registry import MODELS, LanguageModel, WithoutValues, unwrapped, without_memory
+from shared.registry import MODELS, LanguageModel, WithoutValues, made_by, unwrapped, without_memory
 from shared.runtime import os_error_in, read_json
 from shared.tokenizers.base import Tokenizer
 
@@ -99,11 +98,6 @@ def save(
             _write_tensors(new / "training.safetensors", tensors or {})
             (new / "training.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
     return Path(folder)
-
-
-WEEKS_CHECKPOINT = re.compile(
-    r"checkpoints/(?P<topic>\d\d_\w+)/(?P<preset>smoke|laptop|gpu)/(?P<kept>[^/]+(/[^/]+)?)/[^/]+/(best|last)/?$"
-)
 
 
 def _check_loadable(config: dict[str, Any], weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -394,25 +388,6 @@ def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
             f"{made_by(folder)}"
         )
     return path, _read_json(path / "config.json")
-
-
-def made_by(folder: str | Path) -> str:
-    """Which command makes the checkpoint of a week's run that belongs here, as the end of a sentence; "" for
-    a folder that is not of that kind, which is checkpoints/NN_topic/PRESET/(NAME/)DATA/RUN.
-
-    >>> made_by("checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best")
-    '. It is made by: python weeks/04_mini_gpt/run.py --preset laptop'
-    """
-    found = WEEKS_CHECKPOINT.search(Path(folder).as_posix())
-    if found is None:
-        return ""
-    command = f"python weeks/{found['topic']}/run.py --preset {found['preset']}"
-    *name, data = found["kept"].split("/")
-    if name:
-        command += f" --run-name {name[0]}"
-    if data != "tinyshakespeare":
-        command += f" --data {data}" if data == "shakespeare" else " --data FILE, with the text it is for"
-    return f". It is made by: {command}"
 
 
 def _tokenizer(path: Path, wanted: Tokenizer | None) -> Tokenizer | None:

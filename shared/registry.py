@@ -1,11 +1,12 @@
 """Week 1. Which model classes there are.
 
 Each registers its kind here, and a checkpoint names the kind it holds. So a checkpoint can be opened without
-its reader knowing the models of later weeks.
+its reader knowing the models of later weeks. `made_by` names the week's command that makes a missing one.
 """
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,28 @@ class WithoutValues(_SkipInit):
         if func is torch.empty:
             kwargs = {**(kwargs or {}), "device": "meta"}
         return super().__torch_function__(func, types, args, kwargs)
+
+
+WEEKS_CHECKPOINT = re.compile(
+    r"checkpoints/(\d\d_\w+)/(smoke|laptop|gpu)/(?:([^/]+)/)?([^/]+)/[^/]+/(?:best|last)/?$"
+)
+
+
+def made_by(folder: str | Path) -> str:
+    """The command that makes a week's checkpoint (checkpoints/TOPIC/PRESET/[NAME/]DATA/RUN/...), as the end
+    of a sentence; "" for another folder.
+
+    >>> made_by("checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best")
+    '. It is made by: python weeks/04_mini_gpt/run.py --preset laptop'
+    """
+    found = WEEKS_CHECKPOINT.search(Path(folder).as_posix())
+    if found is None:
+        return ""
+    topic, preset, name, data = found.groups()
+    own = {"tinyshakespeare": "", "shakespeare": " --data shakespeare"}
+    flags = f" --run-name {name}" if name else ""
+    flags += own.get(data, " --data FILE, with the text it is for")
+    return f". It is made by: python weeks/{topic}/run.py --preset {preset}{flags}"
 
 
 def import_all_models() -> None:

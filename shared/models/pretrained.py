@@ -39,6 +39,7 @@ from shared.models.tokenizer_files import (
     tokenizer_from_merges,
 )
 from shared.models.weights import StoredTensor, build_gpt, plain_tensors
+from shared.registry import made_by
 from shared.runtime import os_error_in, read_json, write_json
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import BPETokenizer, gpt2_tokenizer
@@ -351,7 +352,7 @@ def load_model(name: str | Path, device: torch.device | str = "cpu", dtype: torc
         raise ValueError(
             f"no checkpoint in {name}, nor another model: give 'smollm2', the folder of a checkpoint or of a"
             " Hugging Face model (with config.json in it), a GGUF file, or a name on the hub such as 'gpt2'"
-            f"{checkpoint.made_by(name)}"
+            f"{made_by(name)}"
         )
     return model.to(device=device, dtype=dtype)
 

@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_a_detached_answer_is_told_apart():
 
 
 def test_an_answer_that_only_knows_the_cases_that_were_shown_is_wrong():
-    exercise = EXERCISES["average_past"]
+    exercise = replace(EXERCISES["average_past"], differentiable=False)  # what is looked up has no graph
     cases = exercise.cases(torch.Generator().manual_seed(0))
     known = {str(x.tolist()): exercise.reference(x) for (x,) in cases}
     verdict = grade(exercise, lambda x: known.get(str(x.tolist()), x))

@@ -96,11 +96,9 @@ def main(settings: Settings) -> dict[str, float]:
                 model.cpu()
                 text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
                 words = known_words(text, tokenizer.decode(corpus.train.tolist()))
-                phrase = (
-                    PHRASE[: train.block_size]
-                    if set(PHRASE) <= set(tokenizer.chars)
-                    else tokenizer.decode(corpus.val[: train.block_size].tolist())
-                )
+                phrase = tokenizer.decode(corpus.val[: train.block_size].tolist())
+                if set(PHRASE) <= set(tokenizer.chars):
+                    phrase = PHRASE[: train.block_size]
                 log.artifact(
                     sample=text[:400], known_words=words, tokens=phrase, attention=look(model, corpus, phrase)
                 )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from shared.course.exercise import Exercise, Mistake, NotRight, building
+from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
 from shared.evaluation import cross_entropy
 from shared.models import gpt
 from shared.models.attention import CausalSelfAttention, attention_weights
@@ -723,6 +723,7 @@ def _initialize_cases(generator: Generator) -> list[tuple]:
         ("nano", 3, 64, True),
         ("mini", 2, 64, False),
         ("nano", 8, 64, True),
+        ("mini", random_int(generator, 3, 7), 64, False),
     ]
 
 

@@ -38,6 +38,8 @@ from torch import Generator, Tensor, nn
 
 """
 """What a new solutions.py begins with."""
+ALSO_IMPORTED = {"GPTConfig": "\nfrom shared.models.gpt import GPTConfig"}
+"""What it imports besides where a stub names it."""
 COMMANDS = ("task", "hint", "solution", "case", "grade")
 
 
@@ -164,7 +166,10 @@ def write_stubs(week: Week, path: Path) -> None:
             " ".join(exercise.task.split()), 100, initial_indent="# ", subsequent_indent="# "
         )
         stubs.append(f"{task}\n{exercise.stub}")
-    path.write_text(SOLUTIONS_HEAD + "\n\n".join(stubs), encoding="utf-8")
+    text = "\n\n".join(stubs)
+    also = [line for name, line in ALSO_IMPORTED.items() if name in text]
+    head = "\n".join([SOLUTIONS_HEAD.rstrip(), *also])
+    path.write_text(f"{head}\n\n\n{text}", encoding="utf-8")
     print(f"wrote {relative(path)} with {len(stubs)} stubs: fill them in, then run the same command again")
 
 
