@@ -306,14 +306,14 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def from_gguf(path: str | Path, say: Callable[[str], None] = print) -> GPT:
+def from_gguf(path: str | Path, say: Callable[[str], None] = print, blocks: int | None = None) -> GPT:
     """A Llama, GPT-2 or Qwen3 in a GGUF file as our GPT, in fp32 on the CPU, in eval mode, its tokenizer (if
     it has one) under `tokenizer`.
 
-    `say` gets what of the tokenizer ours does not do, such as a token after each text. Raises ValueError for
-    a file that is cut, damaged or none, for another architecture or tokenizer, for settings that our GPT does
-    not have, and for tensors that are missing, left over, or of a type that the library gguf cannot
-    dequantize.
+    `say` gets what of the tokenizer ours does not do, such as a token after each text. blocks: only so many
+    of the model's blocks are read, from the first. Raises ValueError for another number of blocks, for a file
+    that is cut, damaged or none, for another architecture or tokenizer, for settings that our GPT does not
+    have, and for tensors that are missing, left over, or of a type that the library gguf cannot dequantize.
     """
     where = str(path)
     metadata, stored = read_gguf(path)
@@ -321,9 +321,15 @@ def from_gguf(path: str | Path, say: Callable[[str], None] = print) -> GPT:
     if "token_embd.weight" in stored:
         vocab_size = stored["token_embd.weight"].shape[0]
     config, layout = config_from_gguf(metadata, vocab_size, "output.weight" not in stored, where)
+    if blocks is not None:
+        if not 1 <= blocks <= config.n_layer:
+            raise ValueError(f"blocks={blocks}: {where} has {config.n_layer}, so it must be from 1 to that")
+        left_out = tuple(f"blk.{block}." for block in range(blocks, config.n_layer))
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
+        config = replace(config, n_layer=blocks)
     model = build_gpt(config, layout, stored, where)
-    model.tokenizer, left_out = tokenizer_from_gguf(metadata, vocab_size, where)
-    _say_left_out(left_out, where, say)
+    model.tokenizer, unlike_ours = tokenizer_from_gguf(metadata, vocab_size, where)
+    _say_left_out(unlike_ours, where, say)
     return model
 
 
@@ -364,23 +370,10 @@ def load_smollm2(blocks: int | None = None) -> tuple[GPT, BPETokenizer]:
     30 blocks, from the first; what it then writes makes no sense, but it takes the same paths, faster. Raises
     ValueError for another number of blocks.
     """
-    model = from_gguf(fetch("smollm2"))
-    if blocks is not None:
-        model = _first_blocks(model, blocks)
+    model = from_gguf(fetch("smollm2"), blocks=blocks)
     if not isinstance(model.tokenizer, BPETokenizer):
         raise ValueError("SmolLM2's file has no BPE tokenizer: fetch it again")
     return model, model.tokenizer
-
-
-def _first_blocks(model: GPT, blocks: int) -> GPT:
-    """The model with its first `blocks` blocks only."""
-    if not 1 <= blocks <= model.config.n_layer:
-        raise ValueError(f"blocks={blocks}: SmolLM2 has {model.config.n_layer}, so it must be from 1 to that")
-    part = GPT(replace(model.config, n_layer=blocks)).eval()
-    names = part.state_dict().keys()
-    part.load_state_dict({name: t for name, t in model.state_dict().items() if name in names})
-    part.tokenizer = model.tokenizer
-    return part
 
 
 def load_gpt2(name: str = "gpt2") -> tuple[GPT, BPETokenizer]:

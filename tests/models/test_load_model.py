@@ -54,7 +54,8 @@ def test_smollm2s_first_blocks(smollm2):
     assert model.config.n_layer == 1 and not model.training and model.tokenizer is tokenizer
     assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
     for blocks in (0, 3):
-        with pytest.raises(ValueError, match=f"blocks={blocks}: SmolLM2 has 2, so it must be from 1 to that"):
+        message = rf"blocks={blocks}: .*smollm2\.gguf has 2, so it must be from 1 to that"
+        with pytest.raises(ValueError, match=message):
             load_smollm2(blocks)
 
 
