@@ -128,6 +128,7 @@ FOUND = [
     ("another result each time", doubled, ROWS, lambda x: x * 2 + torch.rand(()), strange),
     ("Every value of your result is 3", doubled, ROWS, lambda x: x * 0 + 3, strange),
     ("True and False are exchanged", positive, ROWS, lambda x: x <= 0, strange_mask),
+    ("There is nan in your result", doubled, ROWS, lambda x: x * 2 + 0 * x.new_tensor(math.inf), strange),
     ("not in float32", log_sum_exp, large, lambda x: x.exp().sum(-1).log(), lambda x: x.amax(-1) ** 0.5),
     ("The future leaks", running_mean, ROWS, lambda x: running_mean(x) + x.mean(0), strange_mean),
     ("Positions are mixed", doubled, ROWS, lambda x: x * 2 + x.mean(0), strange),

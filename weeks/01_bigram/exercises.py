@@ -165,6 +165,12 @@ ROW_PROBABILITIES = Exercise(
             " runs over the tokens that may follow it.",
         ),
         Mistake(
+            "only what was never seen is smoothed",
+            lambda counts, smoothing: _rows(counts.double().masked_fill(counts == 0, smoothing).float()),
+            "The smoothing took the place of the zeros, and belongs to every count: a pair seen once would"
+            " otherwise be worth as much as one that was never seen.",
+        ),
+        Mistake(
             "keepdim forgotten",
             lambda counts, smoothing: (counts + smoothing) / (counts + smoothing).sum(dim=1),
             "Without keepdim the row sums have shape [vocab_size], and broadcasting lines them up with the"
@@ -521,6 +527,7 @@ def _temperature_cases(generator: Generator) -> list[tuple]:
         (logits(5, 2), 10.0),
         (torch.tensor([[1.0, 2.0, 3.0]]), 0.25),
         (0.05 * logits(2, 60), 0.02),  # powers of probabilities vanish
+        (torch.tensor([[100.0, 0.0], [3.0, 4.0]]), 0.5),  # exp of 200 is no float32
     ]
 
 
@@ -556,6 +563,12 @@ TEMPERATURE_PROBABILITIES = Exercise(
             lambda logits, temperature: (logits / temperature).softmax(0),
             "The softmax ran over dimension 0: each token's probabilities sum to 1 over the batch. It has to"
             " run over the vocabulary, the last dimension.",
+        ),
+        Mistake(
+            "exp overflows",
+            lambda logits, temperature: _rows((logits / temperature).exp()),
+            "The formula is right on paper, but exp of a number above 88 is infinite in float32, and infinity"
+            " over infinity is nan. softmax subtracts the row's largest first, which changes nothing else.",
         ),
         Mistake(
             "powers that vanish",
@@ -703,10 +716,15 @@ def _observe_write(
     yield "the first", tokens[0]
     again = answer(probabilities, start, length, Generator().manual_seed(3))
     other = answer(probabilities, start, length, Generator().manual_seed(4))
-    if tokens != again or tokens == other:
+    if tokens != again:
         raise NotRight(
-            "the same generator state has to give the same text, and another one another: hand `generator` to"
-            " torch.multinomial, or draw u with torch.rand(1, generator=generator)."
+            "it draws, but not with `generator`: the same state of it gave two texts. Hand it on:"
+            " torch.multinomial(row, 1, generator=generator), or torch.rand(1, generator=generator)."
+        )
+    if tokens == other:
+        raise NotRight(
+            "another state of `generator` gives the same text. Either nothing is drawn (argmax takes the"
+            " likeliest each time), or a generator of its own is made inside."
         )
     pairs = count_bigrams(np.array(tokens), len(probabilities))
     for token, row in enumerate(pairs):
@@ -840,6 +858,11 @@ def _observe_bigram(answer: Callable, vocab_size: int, idx: Tensor) -> Iterator[
     logits = building.method(module, "forward")(idx)
     yield "the logits", logits
     yield from building.gradients_of(module, building.weighted(logits))
+    if fresh.table.weight.std() < 0.01:
+        raise NotRight(
+            "the result is right, but a new table is nearly zero. N(0, 0.02²) names the variance: the"
+            " standard deviation is 0.02, nn.init.normal_(self.table.weight, std=0.02)."
+        )
     if fresh.table.weight.std() > 0.2:
         raise NotRight(
             "the result is right, but a new table begins with numbers as large as 1 (nn.Embedding draws them"

@@ -369,13 +369,17 @@ class _Grading:
                 return False
             return same(_loosened(yours.get(what), LOOSE), _loosened(made.get(what), LOOSE), LOOSE)
 
-        first = failed[0]
-        differs = self._differs(first.seen, first.expected, what)
         candidates = [t for t in failed if not same(t.seen.get(what), t.expected.get(what), self.tolerance)]
         start = min(candidates or failed, key=lambda trial: size(trial.arguments)).arguments
+        if what == SAID:  # a law is broken: there is no result to compare
+            return self._given(start)
+        first = (candidates or failed)[0]
+        differs = self._differs(first.seen, first.expected, what)
         return self._case(smallest(start, fails_alike), what)
 
     def _differs(self, yours: dict[str, Any], right: dict[str, Any], what: str) -> Sentence:
+        if same(yours.get(what), right.get(what), self.tolerance):
+            return Sentence("")
         return Sentence(difference(yours.get(what), right.get(what), self.tolerance))
 
     def _given(self, arguments: tuple) -> Case:

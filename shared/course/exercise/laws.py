@@ -23,6 +23,18 @@ from shared.course.exercise.evidence import (
 )
 
 
+def not_finite(evidence: Evidence) -> str | None:
+    """nan in the result of every failure, where the right ones have none."""
+    for failure in evidence.failures:
+        yours, expected = array_of(failure.yours), array_of(failure.expected)
+        if yours is None or expected is None or np.isnan(expected).any() or not np.isnan(yours).any():
+            return None
+    return (
+        "There is nan in your result. 0 times infinity is nan, and so are infinity minus infinity, 0 / 0, the"
+        " logarithm of a negative number, and a softmax over a row that is all -inf."
+    )
+
+
 def different_each_time(evidence: Evidence) -> str | None:
     """Two calls with the same arguments give two results, where the reference's are equal."""
     arguments = evidence.failures[0].arguments
