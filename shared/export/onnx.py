@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.weights import plain_tensors
+from shared.models.weights import filled, gpt_without_memory, plain_tensors
 
 LARGEST_FILE = 1_900_000_000
 """Bytes of weights up to which they go into the ONNX file itself, and above which into a second file beside
@@ -124,9 +124,8 @@ def to_onnx(path: str | Path, model: GPT) -> Path:
 
 def _program(config: GPTConfig, weights: Mapping[str, Tensor]) -> torch.onnx.ONNXProgram:
     """The graph of a GPT with these weights, in fp32, with its configuration in the metadata."""
-    model = GPT(config).eval()
-    # Not strict: a weight that is tied to another has one name in `weights`, and two in the model.
-    model.load_state_dict({name: tensor.detach() for name, tensor in weights.items()}, strict=False)
+    values = {name: tensor.detach().float() for name, tensor in weights.items()}
+    model = filled(gpt_without_memory(config), values)
     # Sizes of at least 2: the exporter takes a 1 for a constant.
     ids = torch.zeros(2, 2, dtype=torch.int64)
     past = [torch.zeros(2, config.kv_heads, 2, config.head_dim) for _ in range(2 * config.n_layer)]

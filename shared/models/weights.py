@@ -42,7 +42,7 @@ def build_gpt(config: GPTConfig, layout: Layout, stored: Mapping[str, StoredTens
         tensor = _read(theirs, stored[theirs], where)
         shapes = {name: parameters[name].shape for name in names}
         weights |= layout.ours(tensor, shapes, config.head_dim)
-    return _filled(model, weights)
+    return filled(model, weights)
 
 
 def _misfits(expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> list[str]:
@@ -72,8 +72,10 @@ def gpt_without_memory(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
-def _filled(model: GPT, weights: Mapping[str, Tensor]) -> GPT:
-    """`gpt_without_memory` with these tensors as its parameters, one for each name of `unshared`."""
+def filled(model: GPT, weights: Mapping[str, Tensor]) -> GPT:
+    """A model of `gpt_without_memory` with these tensors as its parameters, one for each name of `unshared`;
+    in eval mode.
+    """
     config = model.config
     model.load_state_dict(weights, assign=True, strict=False)  # a tied weight's second name is not in them
     if config.tie_weights:
@@ -117,4 +119,4 @@ def with_biases(model: GPT) -> GPT:
         for name, tensor in unshared(biased).items()
         if name not in own
     }
-    return _filled(biased, own | zeros)
+    return filled(biased, own | zeros)
