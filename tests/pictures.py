@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOUR_BAR = "<colorbar>"
@@ -13,13 +14,13 @@ COLOUR_BAR = "<colorbar>"
 def drawn_figures(patch: pytest.MonkeyPatch) -> dict[Path, Figure]:
     """The figures that are saved from now on, by file."""
     figures = {}
-    save = Figure.savefig
+    save = FigureCanvasAgg.print_png
 
-    def keep(figure, path, **options):
-        figures[Path(path)] = figure
-        save(figure, path, **options)
+    def keep(canvas, path, **options):
+        figures[Path(path)] = canvas.figure
+        save(canvas, path, **options)
 
-    patch.setattr(Figure, "savefig", keep)
+    patch.setattr(FigureCanvasAgg, "print_png", keep)
     return figures
 
 

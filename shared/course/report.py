@@ -112,7 +112,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a figure as PNG, its folder made if needed. The same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with style():
-        figure.savefig(path, metadata={"Software": None})
+        # Figure.savefig would draw it twice, the first time for the layout.
+        FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
     return path
 
 
