@@ -80,6 +80,8 @@ class BaseModelSettings(WeekSettings):
     """Compute the output layer with rows of zeros up to a multiple of 64, which suits a GPU's matrix units.
     Logits and files stay as they are.
     """
+    sample_tokens: int = 600
+    """Of the text that the trained model writes."""
 
     def idle(self) -> dict[str, str]:
         idle = super().idle()
@@ -101,7 +103,7 @@ def _smoke() -> BaseModelSettings:
         checkpoint_every=10,
     )
     model = replace(laptop.model, n_layer=2, n_head=2, n_embd=64)
-    return replace(laptop, preset="smoke", vocab_size=280, model=model, train=train)
+    return replace(laptop, preset="smoke", vocab_size=280, model=model, train=train, sample_tokens=100)
 
 
 BASE_PRESETS = {
@@ -240,7 +242,7 @@ def train_base_model(
             return {}
         with work.log("gpt2", settings) as log:
             result = train_model(settings, corpus, work, log, processes, number_format=number_format)
-            return _finish(corpus, work, log, result, draw)
+            return _finish(corpus, work, log, result, draw, sample_tokens=settings.sample_tokens)
 
 
 def train_model(
@@ -272,12 +274,19 @@ def train_model(
 
 
 def _finish(
-    corpus: Corpus, work: Workspace, log: RunLog, result: dict[str, float], draw: Draw
+    corpus: Corpus,
+    work: Workspace,
+    log: RunLog,
+    result: dict[str, float],
+    draw: Draw,
+    *,
+    sample_tokens: int,
 ) -> dict[str, float]:
     """Lets the best checkpoint write, and closes the week."""
     model = GPT.from_checkpoint(work.checkpoints / "gpt2" / "best", work.device)
     tokenizer = corpus.tokenizer
-    sample = tokenizer.decode(list(generate(model, corpus.start, 600, temperature=0.8, top_p=0.95, seed=1)))
+    ids = generate(model, corpus.start, sample_tokens, temperature=0.8, top_p=0.95, seed=1)
+    sample = tokenizer.decode(list(ids))
     words = known_words(sample, tokenizer.decode(corpus.train[: 2**20].tolist()))
     log.artifact(sample=sample)
     log.finish(**result, known_words=words, vocab_size=tokenizer.vocab_size)

@@ -161,7 +161,7 @@ PRESETS = {
         steps=6,
         examples_per_step=2,
         evaluations=2,
-        questions=2,
+        questions=1,
         text_windows=8,
         compared=("full", "qlora-int8-2", "prompt-4"),
     ),

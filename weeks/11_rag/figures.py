@@ -103,7 +103,7 @@ def draw_grouped_bars(path: Path, rows: Sequence[dict], measures: Sequence[str],
         xticklabels=[MEASURE_LABELS.get(key, key) for key in measures],
     )
     highest = max(row[f"{key}_high"] for row in rows for key in measures)
-    ax.set_ylim(0, min(1.08, 1.12 * highest))
+    ax.set_ylim(0, min(1.08, 1.12 * highest) if highest else 1.08)
     ax.set(ylabel="share of questions, or mean", xlabel="measure")
     ax.grid(False, axis="x")
     columns = len(rows) if len(rows) < 5 else 3

@@ -160,9 +160,9 @@ def own_model(settings: "Settings") -> GPT:
     return trained_base_model(settings.preset, data=settings.text, device=settings.device)[0]
 
 
-def make_reader(settings: "Settings", device: torch.device) -> Reader:
-    """SmolLM2; on a CPU in int8, which writes several times as fast."""
-    model, tokenizer = load_smollm2()
+def make_reader(settings: "Settings", device: torch.device, blocks: int | None = None) -> Reader:
+    """SmolLM2, or its first blocks; on a CPU in int8, which writes several times as fast."""
+    model, tokenizer = load_smollm2(blocks)
     if device.type == "cpu":
         quantize(model, "int8", group_size=64)
     return Reader(model.to(device), tokenizer, settings.max_new_tokens, settings.min_gain)

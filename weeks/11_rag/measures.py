@@ -26,7 +26,7 @@ NO_GAIN = -99.0
 def measure_library(settings: "Settings", work: Workspace, library: Library) -> dict[str, float]:
     """Finding, on all questions, and answering, on some."""
     metrics = measure_retrieval(settings, work, library)
-    reader = make_reader(settings, work.device)
+    reader = make_reader(settings, work.device, settings.smol_blocks)
     metrics |= measure_answers(settings, work, library, reader)
     if library.name == "handbook":
         illustrate(settings, work, library, reader)

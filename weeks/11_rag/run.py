@@ -67,6 +67,10 @@ class Settings(WeekSettings):
     """Questions whose best passage has a lower score are not answered."""
     min_gain: float | None = None
     """Answers that the passage makes less likely than this, in nats per token, are not given."""
+    smol_blocks: int | None = None
+    """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all. So do
+    --ask and --interactive.
+    """
     questions: int | None = 48
     """So many of the questions are answered, spread over all; none takes all. Retrieval is measured on all.
     """
@@ -96,11 +100,11 @@ class Settings(WeekSettings):
     study: Literal["answers", "windows", "index", "own"] | None = None
 
     READ_BY: ClassVar = {
-        "run": (*FINDING, *ANSWERING, "by", "k", "min_score", "questions", "illustrated"),
-        "answers": (*FINDING, *ANSWERING, "by", "k", "min_score", "questions"),
+        "run": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions", "illustrated"),
+        "answers": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions"),
         "windows": FINDING,
         "index": ("vectors",),
-        "own": (*FINDING, *ANSWERING, "train", "resume"),
+        "own": (*FINDING, *ANSWERING, "smol_blocks", "train", "resume"),
     }
 
     def idle(self) -> dict[str, str]:
@@ -134,10 +138,11 @@ class Settings(WeekSettings):
 PRESETS = {
     "smoke": Settings(
         preset="smoke",
-        documents=5,
+        documents=3,
         questions=2,
         vectors=1000,
         max_new_tokens=8,
+        smol_blocks=1,
         illustrated="Which dogs are exempt?",
         train=replace(Settings().train, steps=3, eval_every=2, checkpoint_every=2, warmup_steps=1),
     ),

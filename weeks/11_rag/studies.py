@@ -42,7 +42,8 @@ def study_answers(settings: "Settings", work: Workspace) -> dict[str, float]:
     """Every question is answered."""
     library = open_library(settings, work.device)
     every = settings if settings.preset == "smoke" else replace(settings, questions=None)
-    return measure_answers(every, work, library, make_reader(settings, work.device), "all-")
+    reader = make_reader(settings, work.device, settings.smol_blocks)
+    return measure_answers(every, work, library, reader, "all-")
 
 
 # ---- what to embed
@@ -182,7 +183,7 @@ def study_own(settings: "Settings", work: Workspace) -> dict[str, float]:
     nearest = [nearest_sentence(library.index, question["question"]) for question in asked]
     answers.add("retrieved", "trained, with the nearest sentence", answers_from(model, asked, nearest))
     answers.add("right", "trained, with the right sentence", answers_from(model, asked, right))
-    reader = make_reader(settings, work.device)
+    reader = make_reader(settings, work.device, settings.smol_blocks)
     read = [reader.read(q["question"], [as_chunk(sentence)]).text for q, sentence in zip(asked, right)]
     answers.add("smollm2", "SmolLM2, with the right sentence", read)
     print(
