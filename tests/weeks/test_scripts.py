@@ -2,11 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from shared import commandline
 from shared.course import report
+from shared.runtime import ROOT
 from tests.pictures import assert_shows_something, drawn_figures
 from tests.weeks.helpers import (
     DATA,
@@ -60,9 +65,36 @@ STUDIES = {
 }
 
 
+@pytest.fixture
+def later_processes_here(monkeypatch):
+    """Of the processes that week 9's study starts, the first is one; the others' scripts run in this process
+    with the same flags, where PyTorch is imported already.
+    """
+    started = []
+
+    def run(command):
+        started.append(command)
+        python, run_script, *flags = command
+        assert (python, run_script) == (sys.executable, str(ROOT / "weeks" / "09_lora" / "run.py"))
+        if len(started) == 1:
+            return subprocess.run(command)
+        module = report.load_script("09_lora")
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.argv", [run_script, *flags])
+            commandline.cli(module.main, module.PRESETS, module.__doc__)
+        return subprocess.CompletedProcess(command, 0)
+
+    def patch_study():
+        monkeypatch.setattr(sys.modules["weeks.09_lora.studies"], "subprocess", SimpleNamespace(run=run))
+
+    return patch_study
+
+
 @pytest.mark.parametrize("topic", STUDIES)
-def test_studies_run(topic, output, text_file):
+def test_studies_run(topic, output, text_file, later_processes_here):
     module, settings = script(topic, **{TEXT.get(topic, "data"): text_file})
+    if topic == "09_lora":
+        later_processes_here()
     if "cache" in STUDIES[topic]:  # reads the headline's checkpoint
         module.main(settings)
     logs = output / "logs" / topic / "mine" / "smoke" / DATA
