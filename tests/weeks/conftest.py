@@ -1,10 +1,55 @@
 """What the tests of the weeks share."""
 
+import multiprocessing
+from pathlib import Path
+from shutil import copytree
+
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from shared import commandline
 from shared.course import report
+from shared.training import profiling
+from shared.training.base_model import trained_base_model
 from tests.weeks.helpers import RHYME
+
+
+@pytest.fixture(autouse=True)
+def processes_that_have_pytorch(monkeypatch):
+    """What has a process of its own has one here too, but forked from one that has imported PyTorch and its
+    compiler, which takes a new one seconds.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "shared.training.tricks"])
+    monkeypatch.setattr(profiling, "get_context", lambda method: context)
+
+
+@pytest.fixture(scope="session")
+def trained_on_the_rhyme(tmp_path_factory):
+    """A folder with RHYME, rhyme.txt, and what week 6's run left there: a small model trained on it."""
+    folder = tmp_path_factory.mktemp("week-6")
+    text = folder / "rhyme.txt"
+    text.write_text(RHYME, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_WEEKS_OUTPUT", str(folder))
+        trained_base_model("smoke", data=str(text))
+    return folder
+
+
+@pytest.fixture
+def base_model(output, trained_on_the_rhyme):
+    """Week 6's model is there already."""
+    copytree(trained_on_the_rhyme, output, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def plain_plots(monkeypatch):
+    """Plots are made and not turned into pictures, which takes most of their time: they are looked at in
+    test_scripts.py.
+    """
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, path, **options: Path(path).touch())
 
 
 @pytest.fixture

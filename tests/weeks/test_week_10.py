@@ -2,19 +2,32 @@
 
 import sys
 from dataclasses import replace
+from shutil import copytree
 
 import pytest
 
 from shared.course import report
 from tests.weeks.helpers import DATA, script
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("base_model", "plain_plots")]
+
+
+@pytest.fixture(scope="module")
+def whole_run(trained_on_the_rhyme, tmp_path_factory):
+    """The folder of what the week left, and its metrics."""
+    folder = copytree(trained_on_the_rhyme, tmp_path_factory.mktemp("whole") / "output")
+    module, settings = script("10_ppo_dpo", data=str(trained_on_the_rhyme / "rhyme.txt"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_WEEKS_OUTPUT", str(folder))
+        return folder, module.main(settings)
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
-def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, monkeypatch):
+def test_week_10_goes_on_where_it_was_interrupted(method, output, text_file, whole_run, monkeypatch):
     module, settings = script("10_ppo_dpo", data=text_file)
-    whole, measure, seen = module.main(settings), module.measure_policy, []
+    folder, whole = whole_run
+    copytree(folder, output, dirs_exist_ok=True)
+    measure, seen = module.measure_policy, []
 
     def interrupted(policy, start, settings, log=None):
         seen.append(log)
