@@ -70,30 +70,56 @@ def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh,
     assert len(list((tmp_path / "native").iterdir())) == 2
 
 
+DAMAGES = {
+    0: lambda whole: b"",
+    64: lambda whole: whole[:64],
+    0.5: lambda whole: whole[: len(whole) // 2],
+    0.99: lambda whole: whole[: int(0.99 * len(whole))],
+    "other bytes": lambda whole: whole[:1000] + bytes(byte ^ 255 for byte in whole[1000:1100]) + whole[1100:],
+}
+USING_EACH = """
+import os, sys, torch
+from pathlib import Path
+from shared.quantization.kernels import find_kernel
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        os.environ["LLM_WEEKS_DATA"] = folder
+        Path(folder, "said").write_text(repr(find_kernel("int8")))
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """Folders of data by damage, each with a compiled form that was damaged before it was used; and the bytes
+    of a whole one.
+
+    Each is used in a process of its own: opening a library that was cut short can end the process.
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_WEEKS_DATA", str(folder / "whole"))
+        native.library.cache_clear()
+        native.library()
+        native.library.cache_clear()
+    (path,) = (folder / "whole" / "native").iterdir()
+    folders = {keep: folder / str(keep) for keep in DAMAGES}
+    for keep, damage in DAMAGES.items():
+        (folders[keep] / "native").mkdir(parents=True)
+        (folders[keep] / "native" / path.name).write_bytes(damage(path.read_bytes()))
+    command = [sys.executable, "-c", USING_EACH, *map(str, folders.values())]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    return folders, path.read_bytes()
+
+
 @pytest.mark.slow
 @COMPILED
-@pytest.mark.parametrize("keep", [0, 64, 0.5, 0.99, "other bytes"])
-def test_a_compiled_form_that_is_damaged_is_compiled_anew(monkeypatch, fresh, tmp_path, keep):
-    """In a process of its own: opening a library that was cut short can end the process."""
-    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
-    native.library()
-    (path,) = (tmp_path / "native").iterdir()
-    whole = path.read_bytes()
-    damaged = tmp_path / "damaged"
-    if keep == "other bytes":
-        damaged.write_bytes(whole[:1000] + bytes(byte ^ 255 for byte in whole[1000:1100]) + whole[1100:])
-    else:
-        damaged.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
-    damaged.replace(path)  # not written over: the tests' own process has the old file in its memory
-    program = """
-import torch
-from shared.quantization.kernels import find_kernel
-print(find_kernel("int8"))
-"""
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "('native', '')", (done.returncode, done.stderr)
-    (again,) = (tmp_path / "native").iterdir()
+@pytest.mark.parametrize("keep", DAMAGES)
+def test_a_compiled_form_that_is_damaged_is_compiled_anew(damaged, keep):
+    folders, whole = damaged
+    assert (folders[keep] / "said").read_text() == "('native', '')"
+    (again,) = (folders[keep] / "native").iterdir()
     assert again.stat().st_size == len(whole)
 
 
