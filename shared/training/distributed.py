@@ -4,6 +4,8 @@ Started by torchrun, one process a GPU (or a CPU, for trying it out):
 
     torchrun --standalone --nproc_per_node=2 weeks/06_gpt2/run.py --preset smoke --parallel fsdp
 
+FSDP is imported where it is used: that takes a second, for which every other program would wait.
+
 Sources: Li et al., "PyTorch Distributed" (DDP, 2020); Zhao et al., "PyTorch FSDP" (2023); Chen et al.,
 "Training Deep Nets with Sublinear Memory Cost" (2016).
 """
@@ -18,9 +20,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -82,6 +81,9 @@ class Processes(OneProcess):
             device_ids = [self.device] if self.device.type == "cuda" else None
             call = DistributedDataParallel(model, device_ids=device_ids)
         elif self.parallel == "fsdp":
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
             mesh = init_device_mesh(self.device.type, (self.world_size,))
             for block in blocks_of(model):
                 fully_shard(block, mesh=mesh)
@@ -91,7 +93,10 @@ class Processes(OneProcess):
     @contextmanager
     def accumulating(self, call: Callable[..., Tensor]) -> Iterator[None]:
         wrapped = getattr(call, "_orig_mod", call)  # where torch.compile keeps what it was given
-        if isinstance(wrapped, FSDPModule):
+        if self.parallel == "fsdp":
+            from torch.distributed.fsdp import FSDPModule
+
+            assert isinstance(wrapped, FSDPModule)
             wrapped.set_requires_gradient_sync(False)
             yield
             wrapped.set_requires_gradient_sync(True)
@@ -113,9 +118,17 @@ class Processes(OneProcess):
             dist.barrier()
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
+        if self.parallel != "fsdp":
+            return tensor
+        from torch.distributed.tensor import DTensor
+
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
+        if self.parallel != "fsdp":
+            return super().placed(tensor, like)
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
         if not isinstance(like, DTensor):
             return super().placed(tensor, like)
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
