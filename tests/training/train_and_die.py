@@ -164,5 +164,8 @@ def main(text: str, jobs: list[dict]) -> list[int]:
 
 if __name__ == "__main__":
     runtime.commit = lambda: None  # asking git takes as long as the training
+    os.fsync = (
+        nothing  # processes die here, not the machine: waiting for the disk would take half of the time
+    )
     torch.set_num_threads(1)  # a forked process cannot use its parent's threads
     print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))))
