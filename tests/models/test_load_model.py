@@ -104,7 +104,8 @@ def test_a_gguf_file(tmp_path):
 def test_a_name_on_the_hub(ours, tmp_path, monkeypatch):
     asked = []
 
-    def download(name, revision, allow_patterns):
+    def download(name, revision, allow_patterns, local_files_only):
+        assert not local_files_only
         asked.append(name)
         return str(to_hf(ours, tmp_path / "hub"))
 

@@ -198,6 +198,8 @@ class Week:
         text = (
             " ".join(exercise.task.split()) if "\n\n" not in exercise.task else textwrap.dedent(exercise.task)
         )
+        if exercise.differentiable:
+            text += " Gradients must flow through it to its inputs."
         if exercise.forbids:
             text += f" Not allowed here: {', '.join(f'`{name}`' for name in exercise.forbidden_names)}."
         plain = "\n\n".join(textwrap.fill(part, 88) for part in text.split("\n\n"))
