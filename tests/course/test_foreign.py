@@ -1,0 +1,47 @@
+"""The grader on answers that it was not made with: no wrong one is accepted, no right one refused."""
+
+import importlib
+
+import pytest
+
+from shared.course.exercise import Week, grade
+from tests.course.foreign import register
+
+WEEKS = range(1, 7)
+NAMED = ("mistake", "property", "type", "input", "forbidden", "detached", "crash", "time")
+"""Verdicts that say what is wrong; "differs" only shows that something is."""
+GOAL = 0.8
+
+
+def answers(number):
+    """The wrong answers of a week with what is wrong, and the right ones."""
+    module = f"tests.course.foreign.week_{number:02d}"
+    importlib.import_module(module)
+    wrong = [(answer, what) for answer, what in register.WRONG if answer.__module__ == module]
+    return wrong, [answer for answer in register.RIGHT if answer.__module__ == module]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", WEEKS)
+def test_no_strangers_right_answer_is_refused(number):
+    exercises = Week(number).exercises
+    _, right = answers(number)
+    assert right
+    for answer in right:
+        verdict = grade(exercises[answer.__name__], answer)
+        assert verdict.status == "solved", verdict.message
+
+
+@pytest.mark.slow
+def test_most_strangers_wrong_answers_are_named_and_none_is_accepted(capsys):
+    kinds = []
+    for number in WEEKS:
+        exercises = Week(number).exercises
+        for answer, what in answers(number)[0]:
+            verdict = grade(exercises[answer.__name__], answer)
+            assert verdict.status == "wrong", (answer.__name__, what)
+            kinds.append(verdict.kind)
+    named = sum(kind in NAMED for kind in kinds)
+    with capsys.disabled():
+        print(f"\nof {len(kinds)} strangers' wrong answers {named} are named ({named / len(kinds):.0%})")
+    assert len(kinds) >= 100 and named / len(kinds) >= GOAL
