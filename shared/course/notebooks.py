@@ -104,7 +104,7 @@ def start_page() -> str:
     for topic in TOPICS:
         folder = ROOT / "weeks" / topic
         exercises, solved = exercise_names(folder), solved_exercises(folder)
-        link = f"[{title(topic)}]({topic}/{COPY})"
+        link = f"[{lesson_title(topic)}]({topic}/{COPY})"
         if len(solved) < len(exercises):
             following = following or link
         is_run = "yes" if week_results(topic, "mine") else ""
@@ -115,7 +115,7 @@ def start_page() -> str:
     return START_PAGE.format(following=following or "any of these", rows="\n".join(rows))
 
 
-def title(topic: str) -> str:
+def lesson_title(topic: str) -> str:
     """What a lesson is called: its first heading, without the number."""
     lesson = read_json(ROOT / "weeks" / topic / LESSON)
     heading = "".join(lesson["cells"][0]["source"]).splitlines()[0]

@@ -88,7 +88,7 @@ def test_git_tracks_neither_the_copies_nor_the_page():
 
 def test_every_lesson_has_a_title():
     for topic in notebooks.TOPICS:
-        assert notebooks.title(topic) and ":" not in notebooks.title(topic)
+        assert notebooks.lesson_title(topic) and ":" not in notebooks.lesson_title(topic)
 
 
 def test_names_are_read_without_running_what_they_name():

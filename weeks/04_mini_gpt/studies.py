@@ -216,7 +216,7 @@ def study_speedrun(settings: "Settings", corpus: Corpus, work: Workspace) -> dic
             seeded = Recipe(chosen.model, replace(chosen.train, seed=seed))
             runs[name].append(run_to_target(seeded, settings, corpus, work, f"{name}-seed-{seed}", seed=seed))
     with work.log("speedrun", settings) as log:
-        summary = log.finish(**compared(runs), trials=settings.trials)
+        summary = log.finish(**recipe_ratios(runs), trials=settings.trials)
     draw(work.logs, work.reports)
     rows = [
         {"recipe": name, **{k: run.get(f"target_{k}") for k in ("step", "seconds", "flops")}}
@@ -251,7 +251,7 @@ MEASURES = {
 """What the speedrun compares, by the names of its figures."""
 
 
-def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+def recipe_ratios(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     """Classic's mean over the seeds divided by modern's, in each measure, and the least and greatest ratio of
     two runs of one seed. A seed counts where both reached the target; ValueError where there is none.
     """
