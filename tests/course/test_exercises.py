@@ -104,8 +104,10 @@ def test_every_exercise_has_another_answer():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_ANSWERS)
 def test_another_right_answer_solves_it(name):
+    """But for the calls that a task forbids: some answers are the promoted code's."""
+    exercise = replace(EXERCISES[name], forbids=())
     for seed in SEEDS[:2]:
-        verdict = grade(EXERCISES[name], OTHER_ANSWERS[name], seed)
+        verdict = grade(exercise, OTHER_ANSWERS[name], seed)
         assert verdict.status == "solved", verdict.message
 
 

@@ -46,8 +46,10 @@ def noting_reads(settings: Any) -> tuple[Any, set[str]]:
     return noting(**{name: getattr(settings, name) for name in names}), read
 
 
-EVERYWHERE = {"preset", "data", "text", "device", "resume", "run_name", "tensorboard", "reference", "study"}
-"""Settings that say where a run's files are, or that a finished run has no use for."""
+EVERYWHERE = {
+    *("preset", "data", "text", "device", "resume", "run_name", "tensorboard", "reference", "study", "mine")
+}
+"""Settings that say where a run's files are, whose code runs, or that a finished run has no use for."""
 ONLY_CHECKED = {
     ("04_mini_gpt", "speedrun"): {"train"},  # a text that is too short is refused before anything is trained
     ("04_mini_gpt", "ablation"): {"train"},

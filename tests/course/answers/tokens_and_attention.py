@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from shared.models.gpt import GPT, MLP, Block, GPTConfig
 from tests.course.answers.register import answer
@@ -245,8 +246,7 @@ def rotate(x, start, theta):
 def gated_mlp(x, gate_weight, up_weight, down_weight):
     mlp = MLP(GPTConfig(n_head=1, n_embd=x.size(-1), mlp="swiglu", mlp_hidden=up_weight.size(0), bias=False))
     weights = {"gate": gate_weight, "up": up_weight, "down": down_weight}
-    mlp.load_state_dict({f"{name}_proj.weight": weight for name, weight in weights.items()})
-    return mlp(x).detach()
+    return functional_call(mlp, {f"{name}_proj.weight": weight for name, weight in weights.items()}, (x,))
 
 
 @answer
@@ -254,8 +254,8 @@ def mlp_sublayer(x, up_weight, down_weight):
     config = GPTConfig(n_head=1, n_embd=x.size(-1), mlp="gelu", mlp_hidden=up_weight.size(0), bias=False)
     block = Block(config)
     nn.init.zeros_(block.attn.o_proj.weight)  # the attention half adds nothing
-    block.mlp.load_state_dict({"up_proj.weight": up_weight, "down_proj.weight": down_weight})
-    return block(x, None, None, 0).detach()
+    weights = {"mlp.up_proj.weight": up_weight, "mlp.down_proj.weight": down_weight}
+    return functional_call(block, weights, (x, None, None, 0))
 
 
 @answer
