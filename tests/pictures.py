@@ -1,5 +1,7 @@
 """What a plot shows, read from matplotlib's figure and not from its pixels, which empty axes have too."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,14 @@ def drawn_figures(patch: pytest.MonkeyPatch) -> dict[Path, Figure]:
 
     patch.setattr(FigureCanvasAgg, "print_png", keep)
     return figures
+
+
+@contextmanager
+def unrendered() -> Iterator[None]:
+    """Inside, plots are made, and their files are empty: turning them into pictures takes the most time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "print_png", lambda canvas, path, **options: Path(path).touch())
+        yield
 
 
 def data_of(ax: Axes) -> list[np.ndarray]:

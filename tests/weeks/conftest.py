@@ -1,16 +1,16 @@
 """What the tests of the weeks share."""
 
 import multiprocessing
-from pathlib import Path
+import os
 from shutil import copytree
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from shared import commandline
 from shared.course import report
 from shared.training import profiling
 from shared.training.base_model import trained_base_model
+from tests.pictures import unrendered
 from tests.weeks.helpers import RHYME
 
 
@@ -24,6 +24,12 @@ def processes_that_have_pytorch(monkeypatch):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "shared.training.tricks"])
     monkeypatch.setattr(profiling, "get_context", lambda method: context)
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch):
+    """Nobody waits for the disk: no machine fails here."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +51,10 @@ def base_model(output, trained_on_the_rhyme):
 
 
 @pytest.fixture
-def plain_plots(monkeypatch):
-    """Plots are made and not turned into pictures, which takes most of their time: they are looked at in
-    test_scripts.py.
-    """
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, path, **options: Path(path).touch())
+def unrendered_plots():
+    """No pictures: test_scripts.py looks at them."""
+    with unrendered():
+        yield
 
 
 @pytest.fixture

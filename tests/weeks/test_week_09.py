@@ -11,7 +11,7 @@ from shared.models.gpt import GPT
 from shared.quantization import quantize
 from tests.weeks.helpers import DATA, script
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("base_model", "plain_plots")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("base_model", "unrendered_plots")]
 
 WRONG_IN_WEEK_9 = {
     "a broken line": (["--data", "BROKEN"], "line 2: expected an object with"),

@@ -9,7 +9,7 @@ import pytest
 from shared.course import report
 from tests.weeks.helpers import DATA, script
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("base_model", "plain_plots")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("base_model", "unrendered_plots")]
 
 
 @pytest.fixture(scope="module")

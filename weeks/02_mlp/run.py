@@ -44,6 +44,8 @@ class Settings(WeekSettings):
     """Length of the two short runs that compare initializations."""
     windows: tuple[int, ...] = (1, 2, 4, 16)
     """For --study window, beside the main run's own."""
+    sample_tokens: int = 2000
+    """Of the text that the trained model writes."""
     study: Literal["window"] | None = None
     train: TrainConfig = TrainConfig(
         steps=1500,
@@ -58,7 +60,7 @@ class Settings(WeekSettings):
     )
 
     READ_BY: ClassVar = {
-        "run": ("window", "init_steps"),
+        "run": ("window", "init_steps", "sample_tokens"),
         "window": ("windows",),
     }
 
@@ -70,6 +72,7 @@ PRESETS = {
         n_hidden=32,
         init_steps=20,
         windows=(1, 4),
+        sample_tokens=200,
         train=TrainConfig(
             steps=60, batch_size=16, block_size=32, lr=3e-3, eval_every=20, eval_windows=50, log_updates=True
         ),
@@ -157,7 +160,7 @@ def train_mlp(
             summary = fit_with(her_loop, trainer, log)
             checkpoint.save(folder / "last", model, tokenizer, trainer.final)
         result = log.finish(**summary)
-        text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
+        text = tokenizer.decode(list(generate(model, corpus.start, settings.sample_tokens, seed=1)))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
     return result | {"known_words": words}

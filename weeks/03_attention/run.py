@@ -45,6 +45,8 @@ class Settings(WeekSettings):
         weight_decay=0.01,
         eval_every=250,
     )
+    sample_tokens: int = 2000
+    """Of the text that the trained model writes."""
 
 
 PRESETS = {
@@ -54,6 +56,7 @@ PRESETS = {
         n_head=2,
         n_embd=16,
         n_hidden=32,
+        sample_tokens=200,
         train=TrainConfig(
             steps=40, batch_size=8, block_size=48, optimizer="muon", lr=3e-3, eval_every=20, eval_windows=20
         ),
@@ -94,7 +97,8 @@ def main(settings: Settings) -> dict[str, float]:
             results[name] = log.finish(**trainer.fit(settings.resume))
             if name == "attention":
                 model.cpu()
-                text = tokenizer.decode(list(generate(model, corpus.start, 2000, seed=1)))
+                ids = generate(model, corpus.start, settings.sample_tokens, seed=1)
+                text = tokenizer.decode(list(ids))
                 words = known_words(text, tokenizer.decode(corpus.train.tolist()))
                 phrase = tokenizer.decode(corpus.val[: train.block_size].tolist())
                 if set(PHRASE) <= set(tokenizer.chars):

@@ -113,10 +113,12 @@ class Settings(WeekSettings):
     """How many settings of each recipe --study speedrun tries, at most 6."""
     seeds: tuple[int, ...] = (1, 2)
     """For --study seeds and --study speedrun, beside the headline's own."""
+    sample_tokens: int = 2000
+    """Of the text that the trained model writes."""
     study: Literal["speedrun", "ablation", "seeds", "cache", "length"] | None = None
 
     READ_BY: ClassVar = {
-        "run": ("model", "train", "resume"),
+        "run": ("model", "train", "resume", "sample_tokens"),
         "speedrun": ("classic", "modern", "target", "trials", "seeds", "resume"),
         "ablation": ("modern", "resume"),
         "seeds": ("model", "train", "seeds", "resume"),
@@ -165,6 +167,7 @@ def smoke() -> Settings:
         target=3.5,
         trials=2,
         seeds=(1,),
+        sample_tokens=200,
     )
 
 
@@ -194,7 +197,7 @@ def main(settings: Settings) -> dict[str, float]:
         own = own_code(work)
         result = train(recipe, corpus, work, log, "GPT", resume=settings.resume, prepare=own)
         model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
-        ids = generate(model, corpus.start, 2000, temperature=0.8, seed=1)
+        ids = generate(model, corpus.start, settings.sample_tokens, temperature=0.8, seed=1)
         text = tokenizer.decode(list(ids))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         phrase = tokenizer.encode(PHRASE) if set(PHRASE) <= set(tokenizer.chars) else corpus.val.tolist()

@@ -66,10 +66,12 @@ class Settings(WeekSettings):
     """
     study_steps: int = 700
     """For --study vocab: how many steps the model on characters gets; the others get as much compute."""
+    sample_tokens: int = 1000
+    """Of the text that the trained model writes."""
     study: Literal["vocab"] | None = None
 
     READ_BY: ClassVar = {
-        "run": ("vocab_size",),
+        "run": ("vocab_size", "sample_tokens"),
         "vocab": ("study_steps",),
     }
 
@@ -91,6 +93,7 @@ def smoke() -> Settings:
         vocab_size=280,
         vocab_sizes=(256, 270),
         study_steps=20,
+        sample_tokens=100,
         model=replace(s.model, n_layer=2, n_head=2, n_embd=16, block_size=32),
         train=replace(
             s.train,
@@ -146,7 +149,8 @@ def main(settings: Settings) -> dict[str, float]:
     with work.log("bpe", settings) as log:
         result = fit(settings.model, settings.train, corpus, work, log, resume=settings.resume)
         model = GPT.from_checkpoint(work.checkpoints / "bpe" / "best")
-        sample = reader.decode(list(generate(model, corpus.start, 1000, temperature=0.8, seed=1)))
+        ids = generate(model, corpus.start, settings.sample_tokens, temperature=0.8, seed=1)
+        sample = reader.decode(list(ids))
         words = known_words(sample, train_text)
         tokens = [reader.decode([i]) for i in reader.encode(SENTENCE)]
         log.artifact(sample=sample[:1000], sentence=SENTENCE, tokens=tokens)

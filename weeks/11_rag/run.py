@@ -131,7 +131,7 @@ class Settings(WeekSettings):
         stores = ", ".join(STORES)
         checks.require(self.store in STORES, f"no store is called {self.store!r}; there are: {stores}")
         checks.at_least(1, "documents", "k", "max_new_tokens", "questions")
-        checks.at_least(1000, "vectors")
+        checks.at_least(256, "vectors")  # from which pq learns its 256 codes
         checks.finish()
 
 
@@ -140,7 +140,7 @@ PRESETS = {
         preset="smoke",
         documents=3,
         questions=2,
-        vectors=1000,
+        vectors=256,
         max_new_tokens=8,
         smol_blocks=1,
         illustrated="Which dogs are exempt?",
