@@ -1,6 +1,8 @@
 """Week 11's script: folders of documents, questions and kept indexes."""
 
+import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -36,6 +38,20 @@ WRONG_IN_WEEK_11 = {
 }
 
 
+@cache
+def reader():
+    """SmolLM2, loaded once for all tests: what it reads does not change it."""
+    _, settings = script("11_rag", max_new_tokens=16)
+    return sys.modules["weeks.11_rag.library"].make_reader(settings, torch.device("cpu"))
+
+
+def script_with_one_reader(monkeypatch, **changes):
+    module, settings = script("11_rag", **changes)
+    asking = sys.modules["weeks.11_rag.asking"]
+    monkeypatch.setattr(asking, "make_reader", lambda settings, device: reader())
+    return module, settings
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Documents in a folder each: none, one that is noise, one that can be read among such."""
@@ -59,13 +75,14 @@ def test_week_11_says_what_is_wrong(case, refuses, text_file, folders):
 
 
 @pytest.mark.parametrize("store", ["flat", "qdrant"])
-def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(store, output, folders, capsys):
-    module, settings = script(
-        "11_rag",
+def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(
+    store, output, folders, capsys, monkeypatch
+):
+    module, settings = script_with_one_reader(
+        monkeypatch,
         data=str(folders / "GOOD"),
         ask="Who is the captain of the green boat?",
         store=store,
-        max_new_tokens=16,
     )
     module.main(settings)
     said = capsys.readouterr().out
@@ -77,14 +94,13 @@ def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(store, outpu
     assert "0 added, 1 changed" in said and "Edmund Molloy" in said
 
 
-def test_week_11_refuses_an_index_of_another_model(output, folders, text_file):
-    module, settings = script(
-        "11_rag",
+def test_week_11_refuses_an_index_of_another_model(output, folders, text_file, monkeypatch):
+    module, settings = script_with_one_reader(
+        monkeypatch,
         data=str(folders / "GOOD"),
         ask="Who?",
         text=text_file,
         index=str(folders / "index"),
-        max_new_tokens=2,
     )
     module.main(settings)
     with pytest.raises(

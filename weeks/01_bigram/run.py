@@ -36,6 +36,8 @@ class Settings(WeekSettings):
         grad_clip=0.0,
         eval_every=100,
     )
+    sample_tokens: int = 2000
+    """Of the text that the trained model writes."""
 
 
 PRESETS = {
@@ -44,6 +46,7 @@ PRESETS = {
         train=TrainConfig(
             steps=60, batch_size=16, block_size=32, lr=0.1, weight_decay=0.0, eval_every=20, eval_windows=50
         ),
+        sample_tokens=200,
     ),
     "laptop": Settings(preset="laptop"),
     "gpu": Settings(preset="gpu"),
@@ -74,7 +77,7 @@ def main(settings: Settings) -> dict[str, float]:
         folder = work.checkpoints / "network"
         trainer = Trainer(model, corpus, train, log, folder, device=device, description="bigram network")
         by_training = log.finish(**trainer.fit(settings.resume))
-        text = sample_text(model, corpus, 2000)
+        text = sample_text(model, corpus, settings.sample_tokens)
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))
         log.artifact(sample=text[:400], known_words=words)
 
