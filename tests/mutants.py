@@ -75,6 +75,19 @@ TESTED_ELSEWHERE = {
     "shared/registry.py": "tests/test_checkpoint.py",
     "shared/training/base_model.py": "tests/weeks/test_week_06.py",
 }
+OF_EXERCISES = (
+    "exercise_command",
+    "grading",
+    "in_a_notebook",
+    "kept_answers",
+    "properties",
+    "running",
+    "shrinking",
+    "written_in_place",
+)
+"""Of tests/course, those of shared/course/exercise."""
+TOO_LONG = ("exercises", "foreign")
+"""Of tests/course, those that grade every answer to every exercise, for many minutes: never run here."""
 MARKS = ("not slow", "slow")
 LONGEST = 1800
 """Seconds that tests without a fault may take."""
@@ -173,16 +186,22 @@ def drawn(settings: Settings) -> list[Fault]:
     return [generator.choice(at) for at in generator.sample(places, min(settings.sample, len(places)))]
 
 
-def tests_of(file: str) -> str:
+def tests_of(file: str) -> tuple[str, ...]:
     """The tests of a module: those of its package, or the one file of a module that stands alone."""
     if file in TESTED_ELSEWHERE:
-        return TESTED_ELSEWHERE[file]
+        return (TESTED_ELSEWHERE[file],)
     part = file.split("/")[1].removesuffix(".py")
+    if file.startswith("shared/course/exercise/"):
+        return tuple(f"tests/course/test_{name}.py" for name in OF_EXERCISES)
+    if part == "course":
+        left_out = {f"test_{name}.py" for name in (*OF_EXERCISES, *TOO_LONG)}
+        files = sorted((ROOT / "tests/course").glob("test_*.py"))
+        return tuple(f"tests/course/{path.name}" for path in files if path.name not in left_out)
     folder = f"tests/{part}"
-    return folder if (ROOT / folder).exists() else f"tests/test_{part}.py"
+    return (folder if (ROOT / folder).exists() else f"tests/test_{part}.py",)
 
 
-def passes(checkout: Path, tests: str, marks: str, limit: float) -> bool:
+def passes(checkout: Path, tests: tuple[str, ...], marks: str, limit: float) -> bool:
     """Runs tests in a checkout, in a process forked from this one: PyTorch is imported already."""
     child = os.fork()
     if child == 0:
@@ -195,7 +214,7 @@ def passes(checkout: Path, tests: str, marks: str, limit: float) -> bool:
     return os.waitstatus_to_exitcode(status) in (0, 5)  # 5: no test has these marks
 
 
-def _run_tests(checkout: Path, tests: str, marks: str) -> int:
+def _run_tests(checkout: Path, tests: tuple[str, ...], marks: str) -> int:
     import pytest
 
     os.chdir(checkout)
@@ -203,7 +222,8 @@ def _run_tests(checkout: Path, tests: str, marks: str) -> int:
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     sys.path.insert(0, str(checkout))
-    arguments = [tests, "-x", "-q", "-m", marks, "-p", "no:nbval", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    plugins = ("no:nbval", "no:cacheprovider", "no:xdist")
+    arguments = [*tests, "-x", "-q", "-m", marks, *(part for name in plugins for part in ("-p", name))]
     return int(pytest.main(arguments))
 
 
@@ -214,7 +234,7 @@ class Bench:
         self.checkout = checkout
         self.kinds = operators()
 
-    def tried(self, fault: Fault, limits: dict[tuple[str, str], float]) -> dict:
+    def tried(self, fault: Fault, limits: dict[tuple[tuple[str, ...], str], float]) -> dict:
         """The fault, whether it was noticed, by tests with which marks, and what it changed."""
         path = self.checkout / fault.file
         source = path.read_text(encoding="utf-8")
@@ -232,12 +252,12 @@ class Bench:
                 return {"fault": asdict(fault), "noticed": True, "by": marks, "change": change}
         return {"fault": asdict(fault), "noticed": False, "by": None, "change": change}
 
-    def limit(self, tests: str, marks: str) -> float:
+    def limit(self, tests: tuple[str, ...], marks: str) -> float:
         """Seconds after which tests count as failed. Raises ValueError where they fail without a fault."""
         started = clock()
         if not passes(self.checkout, tests, marks, LONGEST):
-            raise ValueError(f"{tests} ({marks}) fail without any fault: mend that first")
-        return 60 + 5 * (clock() - started)
+            raise ValueError(f"{' '.join(tests)} ({marks}) fail without any fault: mend that first")
+        return 60 + 3 * (clock() - started)
 
 
 bench: Bench
@@ -260,12 +280,12 @@ def set_up(folder: str) -> None:
     bench = Bench(checkout)
 
 
-def limit_of(tests_and_marks: tuple[str, str]) -> float:
+def limit_of(tests_and_marks: tuple[tuple[str, ...], str]) -> float:
     """How long this worker's bench lets tests run."""
     return bench.limit(*tests_and_marks)
 
 
-def try_fault(limits: dict[tuple[str, str], float], fault: Fault) -> dict:
+def try_fault(limits: dict[tuple[tuple[str, ...], str], float], fault: Fault) -> dict:
     """What this worker's bench says."""
     return bench.tried(fault, limits)
 

@@ -625,6 +625,11 @@ def _upto(probabilities: Tensor, u: float) -> int:
     return int((probabilities.double().cumsum(0) < u).sum())
 
 
+def _by_falling_probability(probabilities: Tensor, u: float) -> int:
+    falling, ids = probabilities.sort(descending=True, stable=True)
+    return int(ids[draw_token(falling, u)])
+
+
 DRAW_TOKEN = Exercise(
     task="""To write, a model draws the next token: each as often as its probability says. Lay the
     probabilities side by side on a line from 0 to 1; token 0 owns the first piece, token 1 the next. A random
@@ -655,10 +660,24 @@ DRAW_TOKEN = Exercise(
             " A token with probability 0 can then be drawn, and an impossible pair appears in the text.",
         ),
         Mistake(
-            "u is compared with single probabilities",
+            "u is compared with one probability at a time",
             lambda probabilities, u: int((probabilities > u).int().argmax()),
             "u was compared with each probability by itself, not with their running sum. With many tokens"
             " none is that likely, and the first token comes out nearly always.",
+        ),
+        Mistake(
+            "u is compared with single probabilities",
+            lambda probabilities, u: next(
+                (token for token, p in enumerate(probabilities.tolist()) if u < p), len(probabilities) - 1
+            ),
+            "u was compared with each probability by itself, not with their running sum. With many tokens"
+            " none is that likely, and the last token comes out nearly always.",
+        ),
+        Mistake(
+            "the pieces are sorted by size",
+            _by_falling_probability,
+            "The pieces were laid down in order of falling probability. Each token is drawn as often as it"
+            " should be, but the task lays them in order of their ids: the same u must give the same token.",
         ),
         Mistake(
             "u as a place in the list",
@@ -695,8 +714,8 @@ def _write_cases(generator: Generator) -> list[tuple]:
         (circle, 0, 6),
         (circle, 3, 1),
         (torch.eye(3)[torch.tensor([2, 0, 1])], 1, 7),
-        (table(3), 0, 3000),
-        (table(5), 4, 4000),
+        (table(3), 0, 1500),
+        (table(5), 4, 2500),
     ]
 
 
@@ -714,14 +733,15 @@ def _observe_write(
         return
     yield "how many tokens", len(tokens)
     yield "the first", tokens[0]
-    again = answer(probabilities, start, length, Generator().manual_seed(3))
-    other = answer(probabilities, start, length, Generator().manual_seed(4))
-    if tokens != again:
+    again, once_more, other = (
+        answer(probabilities, start, 50, Generator().manual_seed(seed)) for seed in (3, 3, 4)
+    )
+    if again != once_more:
         raise NotRight(
             "it draws, but not with `generator`: the same state of it gave two texts. Hand it on:"
             " torch.multinomial(row, 1, generator=generator), or torch.rand(1, generator=generator)."
         )
-    if tokens == other:
+    if again == other:
         raise NotRight(
             "another state of `generator` gives the same text. Either nothing is drawn (argmax takes the"
             " likeliest each time), or a generator of its own is made inside."
@@ -788,6 +808,14 @@ WRITE = Exercise(
             "columns instead of rows",
             _write_backwards,
             "The column of the present token was used. It says what comes before it: this writes backwards.",
+        ),
+        Mistake(
+            "a softmax of probabilities",
+            lambda probabilities, start, length, generator: write(
+                probabilities.softmax(1), start, length, generator
+            ),
+            "The rows are probabilities already. A softmax of them makes all tokens nearly equally likely:"
+            " even one with probability 0 is drawn.",
         ),
     ),
     hints=(
@@ -879,7 +907,7 @@ def _observe_generate(module: Any, vocab_size: int) -> Iterator[tuple[str, Any]]
         kept = module.table.weight.clone()
         module.table.weight.copy_(100 * torch.eye(vocab_size).roll(1, 1))
         start = torch.tensor([[0], [vocab_size - 1]])
-        yield "what generate writes", module.generate(start, 4)
+        yield "what generate writes", module.generate(start, 4, Generator().manual_seed(0))
         module.table.weight.copy_(kept)
     many = torch.zeros(3000, 1, dtype=torch.int64)
     drawn = module.generate(many, 1, Generator().manual_seed(0))[:, -1]
@@ -918,6 +946,54 @@ class _Greedy(Bigram):
         for _ in range(length):
             idx = torch.cat([idx, self(idx)[:, -1:].argmax(-1)], dim=1)
         return idx
+
+
+class _WritesWith(Bigram):
+    """Draws from what `following` makes of the last position's logits, [batch, vocab_size]."""
+
+    def following(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        for _ in range(length):
+            p = self.following(self(idx)[:, -1])
+            idx = torch.cat([idx, torch.multinomial(p, 1, generator=generator)], dim=1)
+        return idx
+
+
+class _SoftmaxOverBatch(_WritesWith):
+    def following(self, logits: Tensor) -> Tensor:
+        return logits.softmax(0)
+
+
+class _SoftmaxTwice(_WritesWith):
+    def following(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1).softmax(1)
+
+
+class _AllFromOneRow(_WritesWith):
+    def following(self, logits: Tensor) -> Tensor:
+        return logits[:1].softmax(1).expand(len(logits), -1)
+
+
+class _OneDrawForAll(Bigram):
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        for _ in range(length):
+            p = self(idx)[0, -1].softmax(-1)
+            drawn = torch.multinomial(p, 1, generator=generator)
+            idx = torch.cat([idx, drawn.expand(len(idx), 1)], dim=1)
+        return idx
+
+
+class _AllFromTheGiven(Bigram):
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        p = self(idx)[:, -1].softmax(-1)
+        return torch.cat([idx, torch.multinomial(p, length, replacement=True, generator=generator)], dim=1)
+
+
+class _NewTokensOnly(Bigram):
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        return super().generate(idx, length, generator)[:, idx.size(1) :]
 
 
 BIGRAM = Exercise(
@@ -959,6 +1035,42 @@ BIGRAM = Exercise(
             "generate takes the argmax. It has to draw from the softmax: torch.multinomial(p, 1,"
             " generator=generator).",
         ),
+        Mistake(
+            "generate's softmax runs over the batch",
+            _SoftmaxOverBatch,
+            "In generate the softmax runs over the rows of the batch, dimension 0. Each row needs a"
+            " distribution over the vocabulary of its own, the last dimension: .softmax(-1).",
+        ),
+        Mistake(
+            "generate takes two softmaxes",
+            _SoftmaxTwice,
+            "In generate a softmax was taken of probabilities. That makes all tokens nearly equally likely.",
+        ),
+        Mistake(
+            "generate draws all rows from the first",
+            _AllFromOneRow,
+            "generate draws every row's token from the distribution of the batch's first row. Each row goes"
+            " on from its own last token.",
+        ),
+        Mistake(
+            "generate draws once for the whole batch",
+            _OneDrawForAll,
+            "generate draws one token, from the first row's distribution, and gives it to all rows of the"
+            " batch. Each row goes on by itself: torch.multinomial draws for all rows of a [batch,"
+            " vocab_size] at once.",
+        ),
+        Mistake(
+            "generate draws everything from the last given token",
+            _AllFromTheGiven,
+            "generate draws all tokens from the row of the last given one. Each draw must come from the row"
+            " of the token drawn just before it, so there is a loop, with the model in it.",
+        ),
+        Mistake(
+            "generate leaves out the given tokens",
+            _NewTokensOnly,
+            "generate returns the new tokens alone. It goes on with what was given: [batch, time + length],"
+            " the given tokens first.",
+        ),
     ),
     hints=(
         "An nn.Embedding called with idx already gives [batch, time, vocab_size]: forward is one line.",
@@ -982,7 +1094,7 @@ def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor,
 def _step_cases(generator: Generator) -> list[tuple]:
     def case(name: str, lr: float, vocab_size: int, steps: int) -> tuple[str, float, list[tuple]]:
         text = torch.randint(vocab_size, (steps, 4, 6), generator=generator)
-        return name, lr, [(rows[:, :-1], rows[:, 1:]) for rows in text]
+        return name, lr, [(rows[:, :-1].clone(), rows[:, 1:].clone()) for rows in text]
 
     return [
         case("SGD", 1.0, 3, 1),
@@ -990,7 +1102,8 @@ def _step_cases(generator: Generator) -> list[tuple]:
         case("SGD", 0.5, 5, 4),
         case("AdamW", 0.1, 4, 3),
         case("AdamW", 0.05, 6, 5),
-    ]
+        ("SGD", 1.0, [(torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.int64))]),
+    ]  # the last: one pair, thought unlikely, so that the gradient is longer than 1
 
 
 def _observe_step(
@@ -999,7 +1112,8 @@ def _observe_step(
     vocab_size = 1 + max(int(part.max()) for batch in batches for part in batch)
     model = BigramModel(BigramConfig(vocab_size))
     with torch.no_grad():
-        model.table.weight.copy_(torch.linspace(-1, 1, vocab_size**2).view(vocab_size, vocab_size).cos())
+        table = torch.linspace(-1, 1, vocab_size**2).view(vocab_size, vocab_size)
+        model.table.weight.copy_(4 * table.cos())
     optimizer = getattr(torch.optim, optimizer_name)(model.parameters(), lr=lr)
     for step, (x, y) in enumerate(batches, 1):
         loss = answer(model, optimizer, x, y)
@@ -1041,6 +1155,36 @@ def _softmax_first(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> fl
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+def _reshaped(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    logits = model(x)
+    loss = F.cross_entropy(logits.view(x.size(0), -1, x.size(1)), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _step_along_the_sum(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    loss = cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    (loss * y.numel()).backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _clipped(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    loss = cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def _sum_of_positions(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
+    return _step_along_the_sum(model, optimizer, x, y) * y.numel()
 
 
 def _loss_afterwards(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
@@ -1088,6 +1232,31 @@ TRAINING_STEP = Exercise(
             _loss_afterwards,
             "This is the loss on the same batch after the step, on what was just learned, and it costs a"
             " second forward pass. The one before the step is the honest one: the model had not seen it.",
+        ),
+        Mistake(
+            "view mixes positions and vocabulary",
+            _reshaped,
+            "view or reshape to [batch, vocab_size, time] keeps the numbers in their order in memory and cuts"
+            " them at other places, so a position's logits come from several positions. F.cross_entropy takes"
+            " .flatten(0, 1) with y.flatten(), or .transpose(1, 2), which does move the axis.",
+        ),
+        Mistake(
+            "backward runs on a sum",
+            _step_along_the_sum,
+            "The returned loss is the mean, but the gradient is that of the sum over all positions: it grows"
+            " with the batch, and a learning rate that fits one batch size fails at another.",
+        ),
+        Mistake(
+            "a sum instead of a mean",
+            _sum_of_positions,
+            "The loss is the sum over all positions. It then grows with the batch, and so do the gradients: a"
+            " learning rate that fits one batch size fails at another.",
+        ),
+        Mistake(
+            "the gradient is clipped",
+            _clipped,
+            "The gradient was cut to length 1 before the step. Later loops do this; here the step is the"
+            " gradient's own.",
         ),
     ),
     hints=(

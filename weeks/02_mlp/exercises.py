@@ -1170,7 +1170,7 @@ def _train_cases(generator: Generator) -> list[tuple]:
         peak = 0.5 + torch.rand(1, generator=generator).item()
         text = torch.randint(vocab_size, (steps + 2, 2, 5), generator=generator)
         rates = {"peak": peak, "final_fraction": 0.1, "max_norm": 10.0, **changes}
-        batches = [(rows[:, :-1], rows[:, 1:]) for rows in text]
+        batches = [(rows[:, :-1].clone(), rows[:, 1:].clone()) for rows in text]
         return optimizer, batches, steps, warmup_steps, eval_every, *rates.values()
 
     return [
@@ -1220,6 +1220,7 @@ def _observe_train(
     yield "how many losses", len(losses)
     yield "the first loss", losses[:1]
     yield "the learning rates at each optimizer.step()", watched.rates
+    watched.complain_of_modes()
     yield "the losses", losses
     for name, parameter in watched.model.named_parameters():
         yield f"{name} after the last step", parameter.detach().clone()
@@ -1240,9 +1241,11 @@ class _Watched:
         self.model = _Probe(1 + max(int(part.max()) for batch in batches for part in batch))
         groups = [{"params": [self.model.table.weight]}, {"params": [self.model.bias]}]
         self._optimizer = getattr(torch.optim, optimizer_name)(groups, lr=7.0)
-        self._optimizer.register_step_pre_hook(self._note_rates)
+        self._optimizer.register_step_pre_hook(self._note_step)
         self.rates: list[list[float]] = []
         """Of each step, that of every group."""
+        self._modes: list[bool] = []
+        """Of each step, whether the model was in train mode."""
         self._taken = 0
         self._problems: list[str] = []
 
@@ -1274,8 +1277,9 @@ class _Watched:
             self._taken += 1
             yield x, y
 
-    def _note_rates(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _note_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.rates.append([float(group["lr"]) for group in optimizer.param_groups])
+        self._modes.append(self.model.training)
 
     def _evaluate(self, model: nn.Module) -> float:
         if model.training:
@@ -1290,6 +1294,14 @@ class _Watched:
             )
         x, y = self._batches[0]
         return cross_entropy(model(x), y).item()
+
+    def complain_of_modes(self) -> None:
+        """Raises NotRight where a step is taken in eval mode."""
+        if False in self._modes:
+            raise NotRight(
+                f"step {self._modes.index(False)}, counted from 0, is taken in eval mode: model.train()"
+                " before the loop, and again after each evaluation."
+            )
 
     def complain(self, steps: int) -> None:
         """Raises NotRight for what no comparison of results shows."""
@@ -1318,6 +1330,7 @@ class _Loop:
     clip: Callable = clip_gradients
     due: Callable[[int, int, int], bool] = _is_due
     zero: bool = True
+    zero_after: bool = False
     groups: int = 2
     """How many of them get the learning rate."""
     rate_after: bool = False
@@ -1353,6 +1366,8 @@ class _Loop:
         loss.backward()
         self._clip(model, max_norm)
         optimizer.step()
+        if self.zero_after:
+            optimizer.zero_grad()
         if self.rate_after:
             self._set_rate(optimizer, rate)
         return loss.item()
@@ -1438,6 +1453,12 @@ TRAIN = Exercise(
             _Loop(zero=False),
             "backward adds to the gradients that are there, those of the step before and those that the model"
             " came with. optimizer.zero_grad() before backward().",
+        ),
+        Mistake(
+            "the gradients are cleared after the step only",
+            _Loop(zero=False, zero_after=True),
+            "The gradients are cleared after each step, and never before the first: those that the model came"
+            " with count into it. optimizer.zero_grad() belongs before backward().",
         ),
         Mistake(
             "the gradients are not clipped",

@@ -119,7 +119,7 @@ def _row_cases(generator: Generator) -> list[tuple]:
         case(3, 5, 5),
         case(1, 4, 2),
         case(5, 1, 1),
-        case(4, 9, 6, scale=8.0),  # scores more than 100 apart
+        case(4, 9, 6, scale=20.0),  # hundreds apart: the largest is more than 88 above their mean
         (query, far_up, values),
     ]
 
@@ -131,6 +131,17 @@ def _mixed(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
 def _overflowing_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     powers = (keys @ query / math.sqrt(len(query))).exp()
     return powers / powers.sum() @ values
+
+
+def _mean_first(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    scores = keys @ query / math.sqrt(len(query))
+    powers = (scores - scores.mean()).exp()
+    return powers / powers.sum() @ values
+
+
+def _clamped_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    scores = keys @ query / math.sqrt(len(query))
+    return scores.clamp(-80, 80).softmax(dim=0) @ values
 
 
 def _shares_without_exp(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -178,6 +189,19 @@ ATTENTION_ROW = Exercise(
             " many keys there are.",
         ),
         Mistake(
+            "divided by the root of the value's size",
+            lambda query, keys, values: _mixed(query, keys, values, 1 / math.sqrt(values.size(1))),
+            "The scale was taken from value_dim. A score is a sum over the head_dim numbers of a query and a"
+            " key; how long the values are does not matter.",
+        ),
+        Mistake(
+            "divided after the softmax",
+            lambda query, keys, values: _mixed(query, keys, values, 1.0) / math.sqrt(len(query)),
+            "The weights, or the result, were divided by √head_dim. The scores have to be divided, before the"
+            " softmax: that is what keeps it from giving everything to one key. The weights sum to 1 as they"
+            " are.",
+        ),
+        Mistake(
             "no softmax",
             lambda query, keys, values: keys @ query / math.sqrt(len(query)) @ values,
             "The scores themselves were used as weights. They may be negative and sum to anything; the"
@@ -207,6 +231,19 @@ ATTENTION_ROW = Exercise(
             "The formula is right, but exp of a score above 88 is infinite in float32, and infinity over"
             " infinity is nan. Take the largest score from all of them first, or use .softmax(dim=0), which"
             " does so.",
+        ),
+        Mistake(
+            "the mean is taken off instead of the largest",
+            _mean_first,
+            "The mean of the scores was taken off before exp. The weights stay the same, but a score may be"
+            " more than 88 above the mean, and exp of that is infinite in float32. Take off the largest: then"
+            " nothing is above 0.",
+        ),
+        Mistake(
+            "the scores are clamped",
+            _clamped_row,
+            "Large scores were cut to a limit, so keys whose scores differ get equal weights. Nothing has to"
+            " be cut: only differences count in a softmax, so take the largest score from all of them.",
         ),
     ),
     hints=(

@@ -97,8 +97,7 @@ def main(settings: Settings) -> dict[str, float]:
             results[name] = log.finish(**trainer.fit(settings.resume))
             if name == "attention":
                 model.cpu()
-                ids = generate(model, corpus.start, settings.sample_tokens, seed=1)
-                text = tokenizer.decode(list(ids))
+                text = tokenizer.decode(list(generate(model, corpus.start, settings.sample_tokens, seed=1)))
                 words = known_words(text, tokenizer.decode(corpus.train.tolist()))
                 phrase = tokenizer.decode(corpus.val[: train.block_size].tolist())
                 if set(PHRASE) <= set(tokenizer.chars):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shared.course.exercise.comparison import difference, is_odd, same
 from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake, Sentence
+from shared.course.exercise.gradients import gradients, where_detached
 from shared.course.exercise.properties import Evidence, Failure, property_of
 from shared.course.exercise.running import (
     SECONDS,
@@ -35,11 +36,6 @@ from shared.runtime import clock
 
 OTHER_CASES = 1000
 """Added to the seed for the cases that a right answer is tried on once more."""
-DETACHED = (
-    "the values are right, but detached from the graph: no gradient reaches the inputs, and a model would"
-    " learn nothing through it. .item(), .detach(), .numpy(), torch.tensor(x) and torch.no_grad() cut the"
-    " graph."
-)
 OVERWRITES = (
     " One remark: it writes into a tensor that the gradient needs, so no model can be trained through it. An"
     " operation that returns a new tensor (torch.stack, x + y) can be."
@@ -228,21 +224,21 @@ class _Grading:
         """The verdict where gradients do not reach the arguments, or are not the reference's."""
         if not self.exercise.differentiable:
             return None
+        names = self.exercise.parameters
         for trial in self.trials:
-            right = gradients(self.exercise.reference, trial.arguments)
+            right = gradients(self.exercise.reference, names, trial.arguments)
             says = "the values are right, but their gradient is not."
             try:
-                yours = capped(self.seconds, gradients, self.answer, trial.arguments)
+                yours = capped(self.seconds, gradients, self.answer, names, trial.arguments)
             except (Exception, TimeUpError, SystemExit) as error:
                 if "modified by an inplace operation" in str(error):
                     self.remark = OVERWRITES
                     continue
                 says = f"the values are right, but not with gradients: {where(error, self.answer)}"
             else:
-                if right is None or same(yours, right, 10 * self.tolerance):
+                if same(yours, right, 10 * self.tolerance):
                     continue
-                if yours is None:
-                    says = DETACHED
+                says = where_detached(yours, right) or says
             return self._verdict("detached", says, self._case(trial.arguments, ""))
         return None
 
@@ -475,22 +471,3 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, Tensor) and value.is_floating_point():
         return not bool(value.isnan().any())
     return value == value if isinstance(value, float) else True
-
-
-def gradients(answer: Answer, arguments: tuple) -> list[Tensor | None] | None:
-    """The gradients of the result's weighted sum at the float arguments; None where no graph leads there."""
-    leaves = [
-        value.detach().clone().requires_grad_()
-        if isinstance(value, Tensor) and value.is_floating_point()
-        else value
-        for value in copy.deepcopy(arguments)
-    ]
-    result = answer(*leaves)
-    outputs = [part for part in (result if isinstance(result, list | tuple) else [result])]
-    floats = [part for part in outputs if isinstance(part, Tensor) and part.requires_grad]
-    if not floats:
-        return None
-    weights = [torch.linspace(0.5, 1.5, part.numel()).view(part.shape).to(part.dtype) for part in floats]
-    inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-    total = torch.stack([(part * weight).sum() for part, weight in zip(floats, weights)]).sum()
-    return list(torch.autograd.grad(total, inputs, allow_unused=True))
