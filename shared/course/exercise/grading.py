@@ -7,6 +7,7 @@ mistake, it breaks a property (see properties.py), it differs. The smallest case
 import copy
 import inspect
 import io
+import math
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
@@ -286,12 +287,16 @@ class _Grading:
         return self._verdict("mistake", says, case, mistake.name)
 
     def _known_mistake(self, failed: Sequence[_Trial]) -> tuple[Mistake | None, bool]:
-        """The mistake that does the same in all cases; or nearly, in every case that is wrong."""
+        """The mistake that does the same in all cases; or nearly, in every case that is wrong.
+
+        Cases in which the answer overflows as well are left out of the near ones: two things are wrong there.
+        """
+        finite = [trial for trial in failed if all(map(_is_bounded, trial.seen.values()))]
         near: list[Mistake] = []
         for mistake in self.exercise.mistakes:
             if self._does_the_same(mistake, self.trials, self.tolerance):
                 return mistake, True
-            if self._does_the_same(mistake, failed, LOOSE) and self._tells_apart(mistake, failed):
+            if self._does_the_same(mistake, finite, LOOSE) and self._tells_apart(mistake, finite):
                 near.append(mistake)
         return (near[0] if near else None), False
 
@@ -307,7 +312,7 @@ class _Grading:
 
     def _tells_apart(self, mistake: Mistake, failed: Sequence[_Trial]) -> bool:
         """Whether agreeing with the mistake says something: results have many values, or fail many times."""
-        return len(failed) > 1 or size(failed[0].expected) > 6
+        return len(failed) > 1 or bool(failed) and size(failed[0].expected) > 6
 
     def _of_another_type(self, failed: Sequence[_Trial], what: str) -> bool:
         """Whether the results differ in what they are, before any value is looked at."""
@@ -465,6 +470,13 @@ def _alike(yours: Any, right: Any, tolerance: float) -> bool:
         pairs = zip(yours, right)
         return all(_alike(a, b, tolerance) for a, b in pairs if not same(a, b, tolerance))
     return True
+
+
+def _is_bounded(value: Any) -> bool:
+    """Whether no number in a result is infinite or nan."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return bool(value.isfinite().all())
+    return math.isfinite(value) if isinstance(value, float) else True
 
 
 def _is_finite(value: Any) -> bool:
