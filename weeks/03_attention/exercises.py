@@ -293,6 +293,7 @@ CAUSAL_WEIGHTS = Exercise(
     the future too: 1000, or -1000. Leave `scores` as it is.""",
     reference=causal_weights,
     cases=_scores_cases,
+    valid=lambda scores: scores.dim() == 3 and scores.size(1) == scores.size(2),
     differentiable=True,
     forbids=PROMOTED,
     mistakes=(
@@ -831,12 +832,14 @@ def _dealt_heads(
 
 
 def _wrong_heads(
+    *,
     transposed: bool = True,
     scale_by: str = "head_dim",
     merged: bool = True,
     heads: bool = True,
     project: bool = True,
     masked: bool = True,
+    interleaved: bool = False,
 ) -> Callable[..., Tensor]:
     """Multi-head attention with one of its parts wrong."""
 
@@ -849,7 +852,10 @@ def _wrong_heads(
         )
         size = q.size(-1) if scale_by == "head_dim" else x.size(-1)
         out = _attend(q, k, v, 1 / math.sqrt(size), masked=masked)
-        out = out.transpose(1, 2).flatten(-2) if merged else out.reshape(x.shape)
+        if interleaved:
+            out = out.movedim(1, -1).flatten(-2)
+        else:
+            out = out.transpose(1, 2).flatten(-2) if merged else out.reshape(x.shape)
         return out @ (o_weight.T if transposed else o_weight) if project else out
 
     return attend
