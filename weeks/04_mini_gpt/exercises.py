@@ -420,9 +420,10 @@ def _block_parts(kind: str, n_embd: int) -> tuple[nn.Module, nn.Module, Callable
 @torch.no_grad()
 def _spread_weights(module: nn.Module) -> None:
     """Weights so large that each one shows in the output."""
-    seed_everything(1)
+    generator = Generator().manual_seed(1)
     for parameter in module.parameters():
-        parameter.copy_(0.5 * torch.randn(parameter.shape) + (1.0 if parameter.dim() == 1 else 0.0))
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(0.5 * drawn + (1.0 if parameter.dim() == 1 else 0.0))
 
 
 def _block_cases(generator: Generator) -> list[tuple]:

@@ -116,19 +116,26 @@ class Exercise:
         """What the answer may not call, as a learner would write it."""
         return [_written(call) for call in self.forbids]
 
-    def seen(self, answer: Answer, arguments: tuple) -> dict[str, Any]:
+    def seen(self, answer: Answer, arguments: tuple, until: str | None = None) -> dict[str, Any]:
         """What is seen of an answer on a case's arguments, by name; a function's result has the name "", and
-        what NotRight says stands under SAID.
+        what NotRight says stands under SAID. until: the name after which nothing more is looked at.
         """
-        if self.observe is None:
-            return {"": answer(*arguments)}
         seen: dict[str, Any] = {}
-        try:
-            for name, value in self.observe(answer, *arguments):
-                seen[name] = value
-        except NotRight as error:
-            seen[SAID] = Sentence(str(error))
+        for name, value in self.looks(answer, arguments):
+            seen[name] = value
+            if name == until:
+                break
         return seen
+
+    def looks(self, answer: Answer, arguments: tuple) -> Iterator[tuple[str, Any]]:
+        """What `seen` sees, one after the other: who has seen enough can stop."""
+        if self.observe is None:
+            yield "", answer(*arguments)
+            return
+        try:
+            yield from self.observe(answer, *arguments)
+        except NotRight as error:
+            yield SAID, Sentence(str(error))
 
     def is_untouched(self, answer: Answer, source: str | None) -> bool:
         """Whether the answer is still the stub. source: its own, where that is known."""

@@ -302,11 +302,16 @@ class _Grading:
 
     def _does_the_same(self, mistake: Mistake, trials: Sequence[_Trial], tolerance: float) -> bool:
         for trial in trials:
+            seen = _loosened(trial.seen, tolerance)
+            made = set()
             try:
-                made = self.exercise.seen(mistake.function, copy.deepcopy(trial.arguments))
+                for what, value in self.exercise.looks(mistake.function, copy.deepcopy(trial.arguments)):
+                    if what not in seen or not same(seen[what], _loosened(value, tolerance), tolerance):
+                        return False  # what comes behind it makes it no more alike
+                    made.add(what)
             except Exception:
                 return False
-            if not same(_loosened(trial.seen, tolerance), _loosened(made, tolerance), tolerance):
+            if made != seen.keys():
                 return False
         return True
 
@@ -327,7 +332,7 @@ class _Grading:
         ]
 
         def on(answer: Answer) -> Callable[[tuple], Any]:
-            return lambda arguments: kept(self.exercise.seen(answer, copy.deepcopy(arguments)))[what]
+            return lambda arguments: kept(self.exercise.seen(answer, copy.deepcopy(arguments), what))[what]
 
         return Evidence(
             self.exercise.parameters,
@@ -341,24 +346,28 @@ class _Grading:
     # ---- the smallest case
 
     def _is_valid(self, arguments: tuple) -> bool:
-        """Whether the task allows these arguments, as far as can be told."""
+        return self._right_if_valid(arguments) is not None
+
+    def _right_if_valid(self, arguments: tuple) -> dict[str, Any] | None:
+        """What is right for arguments; None where the task does not allow them, as far as can be told."""
         try:  # a smaller case may not even have the form that `valid` counts on
             if self.exercise.valid is not None and not self.exercise.valid(*arguments):
-                return False
+                return None
             expected = self._right(arguments)
         except Exception:
-            return False
-        return all(_is_finite(value) for value in expected.values())
+            return None
+        return expected if all(_is_finite(value) for value in expected.values()) else None
 
     def _smallest(self, failed: Sequence[_Trial], what: str, mistake: Mistake | None = None) -> Case:
         """The smallest case on which the answer is wrong in the same way."""
         is_alike = not self._of_another_type(failed, what)
 
         def fails_alike(arguments: tuple) -> bool:
-            if not self._is_valid(arguments):
+            right = self._right_if_valid(arguments)
+            if right is None:
                 return False
             try:
-                yours, right = self._yours(copy.deepcopy(arguments)), self._right(arguments)
+                yours = kept(self.exercise.seen(self.answer, copy.deepcopy(arguments), what))
                 if same(yours.get(what), right.get(what), self.tolerance):
                     return False
                 if _alike(yours.get(what), right.get(what), self.tolerance) != is_alike:
@@ -367,7 +376,7 @@ class _Grading:
                     return False  # a shape whose sizes are all 1 says nothing
                 if mistake is None:
                     return True
-                made = self.exercise.seen(mistake.function, copy.deepcopy(arguments))
+                made = self.exercise.seen(mistake.function, copy.deepcopy(arguments), what)
             except Exception:
                 return False
             return same(_loosened(yours.get(what), LOOSE), _loosened(made.get(what), LOOSE), LOOSE)

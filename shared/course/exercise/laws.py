@@ -2,7 +2,7 @@
 future, a batch's rows do not see each other. Each function says in a sentence what is broken, or None.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,20 @@ def _repeats(function: Callable[[tuple], Any], arguments: tuple, tolerance: floa
 
 def unused_argument(evidence: Evidence) -> str | None:
     """Another value of an argument makes a difference to the reference, and none to the answer."""
+    as_given = [
+        (case, run_quietly(evidence.reference, case), run_quietly(evidence.answer, case))
+        for case in evidence.cases
+    ]
     for at, name in enumerate(evidence.parameters):
-        if _is_unused(evidence, at):
+        if _is_unused(evidence, at, as_given):
             return f"The argument `{name}` makes no difference to your result, and it should: is it used?"
     return None
 
 
-def _is_unused(evidence: Evidence, at: int) -> bool:
+def _is_unused(evidence: Evidence, at: int, as_given: Sequence[tuple[tuple, Any, Any]]) -> bool:
+    """as_given: each case's arguments, with the right result and the answer's."""
     is_wanted = False
-    for arguments in evidence.cases:
-        right, yours = run_quietly(evidence.reference, arguments), run_quietly(evidence.answer, arguments)
+    for arguments, right, yours in as_given:
         for other in _other_values(evidence, at, arguments[at]):
             changed = (*arguments[:at], other, *arguments[at + 1 :])
             changed_right = run_quietly(evidence.reference, changed)
