@@ -450,6 +450,7 @@ def _observe_block(answer: Callable, kind: str, x: Tensor) -> Iterator[tuple[str
             "self.attn and self.mlp have to be the very modules that were handed in: who builds a model"
             " decides what is in its blocks."
         )
+    _leaves_its_input(block, x)
     leaf = x.clone().requires_grad_()
     out = building.method(block, "forward")(leaf)
     yield "the output", out
@@ -464,6 +465,19 @@ def _observe_block(answer: Callable, kind: str, x: Tensor) -> Iterator[tuple[str
         loss.backward()
         optimizer.step()
         yield f"the loss of training step {step}", loss.detach()
+
+
+@torch.no_grad()
+def _leaves_its_input(block: nn.Module, x: Tensor) -> None:
+    """Raises NotRight where forward writes into the stream that it was given."""
+    given = x.clone()
+    building.method(block, "forward")(given)
+    if not torch.equal(given, x):
+        raise NotRight(
+            "forward writes into the x that it was given, as x += ... does. Whoever called the block still"
+            " has that tensor, and autograd may need its old values for the gradient, so that backward"
+            " fails. x = x + ... makes a new tensor."
+        )
 
 
 class _PostNormBlock(Block):
@@ -494,6 +508,19 @@ class _OneNormBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attn_norm(x))
         return x + self.mlp(self.attn_norm(x))
+
+
+class _SharedNormBlock(Block):
+    def __init__(self, attn: nn.Module, mlp: nn.Module, norm: Callable[[], nn.Module]):
+        super().__init__(attn, mlp, norm)
+        self.mlp_norm = self.attn_norm
+
+
+class _InPlaceBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.attn(self.attn_norm(x))
+        x += self.mlp(self.mlp_norm(x))
+        return x
 
 
 class _HalfResidualBlock(Block):
@@ -559,6 +586,18 @@ BLOCK = Exercise(
             _OneNormBlock,
             "attn_norm is used twice and mlp_norm never. Each norm has weights of its own, since the two"
             " parts want different scales.",
+        ),
+        Mistake(
+            "norm is called once",
+            _SharedNormBlock,
+            "attn_norm and mlp_norm are one module: norm() was called once, and its result has two names. A"
+            " step of training on one of them changes the other. Call norm() for each.",
+        ),
+        Mistake(
+            "the stream is changed in place",
+            _InPlaceBlock,
+            "x += ... writes into the tensor that the caller handed in, and that autograd may need as it was."
+            " x = x + ... makes a new one.",
         ),
         Mistake(
             "the MLP comes first",
@@ -735,6 +774,7 @@ def _observe_initialize(
     model = MiniGPT(config, partial(CausalSelfAttention, bias=bias), Block)
     _spread_weights(model)
     before = dict(model.named_parameters())
+    numbers = {name: parameter.detach().clone() for name, parameter in before.items()}
     seed_everything(int(n_layer))
     answer(model, n_layer)
     after = dict(model.named_parameters())
@@ -745,6 +785,13 @@ def _observe_initialize(
         )
     if any(parameter.grad_fn is not None or not parameter.requires_grad for parameter in after.values()):
         raise NotRight("the parameters are not trainable any more: work under torch.no_grad().")
+    for name, parameter in after.items():
+        if torch.equal(parameter, numbers[name]):
+            kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            raise NotRight(
+                f"`{name}` still has the numbers that it had, in an nn.{kind}. Every parameter is filled:"
+                " those of nn.Linear, nn.Embedding, nn.LayerNorm and nn.RMSNorm."
+            )
     drawn = {name: p.detach().clone() for name, p in after.items() if p.dim() == 2}
     for name, parameter in after.items():
         if parameter.dim() == 1:
@@ -814,6 +861,16 @@ def _initialize_linears(model: nn.Module, n_layer: int) -> None:
 
 
 @torch.no_grad()
+def _initialize_but(left_out: type[nn.Module], kind: str, model: nn.Module, n_layer: int) -> None:
+    """left_out: modules whose parameter `kind` stays what it was."""
+    parts = [module for module in model.modules() if isinstance(module, left_out)]
+    kept = [(p, p.clone()) for p in (getattr(part, kind, None) for part in parts) if p is not None]
+    initialize(model, n_layer)
+    for parameter, numbers in kept:
+        parameter.copy_(numbers)
+
+
+@torch.no_grad()
 def _initialize_up(model: nn.Module, n_layer: int) -> None:
     initialize(model, n_layer)
     for name, parameter in model.named_parameters():
@@ -872,6 +929,24 @@ INITIALIZE = Exercise(
             _initialize_linears,
             "The embeddings kept what they had. nn.Embedding draws from N(0, 1), 50 times too large: with"
             " tied weights the first logits are then huge, and the first loss far above ln V.",
+        ),
+        Mistake(
+            "RMSNorm is left out",
+            partial(_initialize_but, nn.RMSNorm, "weight"),
+            "The weights of RMSNorm kept what they had: it is no nn.LayerNorm, so isinstance(module,"
+            " nn.LayerNorm) passes it over. Ask for both, or take every parameter with one dimension.",
+        ),
+        Mistake(
+            "LayerNorm is left out",
+            partial(_initialize_but, nn.LayerNorm, "weight"),
+            "The weights of LayerNorm kept what they had. That they are 1 in a new module does not help a"
+            " model that has been trained: `initialize` fills every parameter.",
+        ),
+        Mistake(
+            "the biases of linear layers are left out",
+            partial(_initialize_but, nn.Linear, "bias"),
+            "The biases of nn.Linear kept what they had. A new layer draws them from a uniform distribution;"
+            " GPT-2 starts them at 0.",
         ),
         Mistake(
             "all projections are scaled",
@@ -1364,32 +1439,90 @@ def _observe_gpt(
 
 def _observe_writing(model: Any, idx: Tensor, block_size: int) -> Iterator[tuple[str, Any]]:
     """One token after the other with the cache, and generate."""
+    whole = model(idx).detach()
     cache: Any = []
     for t in range(idx.size(1)):
-        before = list(cache)
-        logits, cache = building.method(model, "step")(idx[:, t : t + 1], cache)
+        given = list(cache)
+        numbers = [part.clone() for part in _tensors(given)]
+        logits, longer = building.method(model, "step")(idx[:, t : t + 1], cache)
+        if t == 0:
+            _uses_every_parameter(model, logits, whole[:, :1])
         yield f"the logits of step {t + 1}", logits
-        yield f"the cache after step {t + 1}", [part for pair in cache for part in pair]
-        again, _ = model.step(idx[:, t : t + 1], before)
-        if not torch.allclose(again, logits, atol=1e-5):
-            raise NotRight(
-                "the same step, taken twice from one cache, gives two results: `step` changed the cache that"
-                " it was given. Return a new, longer one, so that a text can go on in two ways."
-            )
-    length = block_size - idx.size(1)
-    fed: list[int] = []
-    hook = model.token_embedding.register_forward_hook(
-        lambda module, given, out: fed.append(given[0].size(1))
-    )
+        yield f"the cache after step {t + 1}", [part for pair in longer for part in pair]
+        _leaves_the_cache(cache, given, numbers)
+        cache = longer
+    again, _ = model.step(idx[:, t : t + 1], given)
+    if not torch.allclose(again, logits, atol=1e-5):
+        raise NotRight(
+            "the same step, taken twice from one cache, gives two results: `step` keeps something of the text"
+            " elsewhere. All that it knows of the past comes with the cache, so that a text can go on in two"
+            " ways."
+        )
+    yield from _observe_generate(model, idx, block_size - idx.size(1))
+
+
+def _tensors(cache: list) -> list[Tensor]:
+    return [part for pair in cache for part in pair if isinstance(part, Tensor)]
+
+
+def _uses_every_parameter(model: nn.Module, logits: Any, right: Tensor) -> None:
+    """Raises NotRight where the first step's logits are wrong, and a parameter has no part in them."""
+    is_right = isinstance(logits, Tensor) and logits.shape == right.shape
+    if not is_right or not logits.requires_grad or torch.allclose(logits, right, atol=1e-4):
+        return
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(building.weighted(logits), list(named.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(named, found) if gradient is None]
+    if unused:
+        raise NotRight(
+            "the logits of step 1 are not those of forward at that position: `step` does not use"
+            f" `{unused[0]}`, and forward does. Compare the two line by line."
+        )
+
+
+def _leaves_the_cache(cache: Any, given: list, numbers: list[Tensor]) -> None:
+    """Raises NotRight where `step` changed the cache that it was handed."""
+    is_same = len(cache) == len(given) and all(now is before for now, before in zip(cache, given))
+    if not is_same or not all(map(torch.equal, _tensors(given), numbers)):
+        what = "numbers in a tensor of it" if is_same else "the list itself, by append or cache[i] = ..."
+        raise NotRight(
+            f"`step` changed the cache that it was given ({what}). Whoever holds that cache, to go on in two"
+            " ways from one place, has lost it: return a new, longer one."
+        )
+
+
+def _observe_generate(model: Any, idx: Tensor, length: int) -> Iterator[tuple[str, Any]]:
+    fed: list[Tensor] = []
+    hook = model.token_embedding.register_forward_hook(lambda module, given, out: fed.append(given[0]))
     written = building.method(model, "generate")(idx, length)
     hook.remove()
+    read = sum(tokens.size(1) for tokens in fed)
+    _reads_what_is_written(fed, written, idx, length)
     yield "what generate writes", written
-    if sum(fed) > idx.size(1) + length:
+    if read > idx.size(1) + length:
         raise NotRight(
-            f"generate is right, and reads {sum(fed)} positions to write {length} tokens after {idx.size(1)}:"
-            " it begins anew for each token. With the cache each position is read once."
+            f"generate is right, and reads {read} positions to write {length} tokens after {idx.size(1)}: it"
+            " begins anew for each token. With the cache each position is read once."
         )
     yield "what generate writes for length 0", model.generate(idx, 0)
+
+
+def _reads_what_is_written(fed: list[Tensor], written: Any, idx: Tensor, length: int) -> None:
+    """Raises NotRight where the tokens that the model was fed are not its own text, each once, in order."""
+    if not isinstance(written, Tensor) or written.shape != (len(idx), idx.size(1) + length):
+        return
+    if any(tokens.shape[:-1] != idx.shape[:1] for tokens in fed) or not fed:
+        return
+    read = torch.cat(fed, dim=1)
+    if read.size(1) > written.size(1) or torch.equal(read, written[:, : read.size(1)]):
+        return
+    wrong = int((read != written[:, : read.size(1)]).any(0).int().argmax())
+    row = int((read[:, wrong] != written[:, wrong]).int().argmax())
+    raise NotRight(
+        f"at position {wrong} generate fed the token {int(read[row, wrong])}, and the text has"
+        f" {int(written[row, wrong])} there. So a token is in the cache twice, or is missing, and all behind"
+        " it stand at other positions than in the text: feed each given token once, then each new one once."
+    )
 
 
 class _WithoutPositions(MiniGPT):
@@ -1434,6 +1567,40 @@ class _AlwaysFirst(MiniGPT):
 class _Forgetful(MiniGPT):
     def _past(self, cache: Cached, number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return k[:, :, :0], v[:, :, :0]
+
+
+class _StepWithoutLastNorm(MiniGPT):
+    def step(self, idx: Tensor, cache: Cached) -> tuple[Tensor, Cached]:
+        norm, self.norm = self.norm, nn.Identity()  # type: ignore[assignment]
+        result = super().step(idx, cache)
+        self.norm = norm
+        return result
+
+
+class _OneAttention(MiniGPT):
+    def __init__(
+        self, config: GPTConfig, attention: Callable[..., nn.Module], block: Callable[..., nn.Module]
+    ):
+        layer = attention(config.n_embd, config.n_head)
+        super().__init__(config, lambda n_embd, n_head: layer, block)
+
+
+class _ChangedCache(MiniGPT):
+    def step(self, idx: Tensor, cache: Cached) -> tuple[Tensor, Cached]:
+        logits, cache[:] = super().step(idx, cache)
+        return logits, cache
+
+
+class _ReadsLastTwice(MiniGPT):
+    @torch.no_grad()
+    def generate(self, idx: Tensor, length: int) -> Tensor:
+        cache: Cached = []
+        for token in idx.unbind(1):
+            _, cache = self.step(token[:, None], cache)
+        for _ in range(length):
+            logits, cache = self.step(idx[:, -1:], cache)
+            idx = torch.cat([idx, logits[:, -1:].argmax(-1)], dim=1)
+        return idx
 
 
 class _SharedCache(MiniGPT):
@@ -1522,6 +1689,31 @@ MINI_GPT = Exercise(
             "all blocks read the first block's cache",
             _SharedCache,
             "Each block has keys and values of its own: block number i goes on with cache[i].",
+        ),
+        Mistake(
+            "one attention for all layers",
+            _OneAttention,
+            "attention(n_embd, n_head) was called once, and its layer stands in every block. Call it for each"
+            " block: otherwise all layers look at the text with the same weights.",
+        ),
+        Mistake(
+            "step leaves the last norm out",
+            _StepWithoutLastNorm,
+            "forward norms the stream before lm_head, and step does not. Its logits have to be those of"
+            " forward at the same position.",
+        ),
+        Mistake(
+            "step changes the cache that it was given",
+            _ChangedCache,
+            "The given list became the longer one, by append or cache[i] = ... Whoever keeps a cache, to go"
+            " on in two ways from one place, has lost it. Begin a new list in each call.",
+        ),
+        Mistake(
+            "the last given token is read twice",
+            _ReadsLastTwice,
+            "generate reads all given tokens, and then the last of them once more to get its logits. Its key"
+            " is in the cache twice, and every later token stands one position too far. The logits of the"
+            " last step are there already.",
         ),
         Mistake(
             "generate reads everything again",

@@ -19,7 +19,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def built(answer: Callable[..., Any], reference: nn.Module, *arguments: Any, **options: Any) -> nn.Module:
     """The learner's module, made with these arguments, with the reference's weights.
 
-    Raises NotRight where it is no module, or its parameters are not those of the reference by name and shape.
+    Raises NotRight where it is no module, its parameters are not those of the reference by name and shape, or
+    two of them are one, and are not in the reference.
     """
     seed_everything(0)
     module = answer(*arguments, **options)
@@ -28,6 +29,7 @@ def built(answer: Callable[..., Any], reference: nn.Module, *arguments: Any, **o
     own, wanted = shapes(module), shapes(reference)
     if own != wanted:
         raise NotRight(_differing_parameters(own, wanted))
+    _no_more_shared(module, reference)
     module.load_state_dict(reference.state_dict())
     return module
 
@@ -59,6 +61,20 @@ def computed_by(model: Model, hers: nn.Module) -> Model:
 def shapes(module: nn.Module) -> dict[str, list[int]]:
     """The shape of each parameter and buffer that is saved, by name."""
     return {name: list(value.shape) for name, value in module.state_dict().items()}
+
+
+def _no_more_shared(module: nn.Module, reference: nn.Module) -> None:
+    """Raises NotRight where one parameter stands at two places, and two stand there in the reference."""
+    own, wanted = (dict(m.named_parameters(remove_duplicate=False)) for m in (module, reference))
+    first: dict[int, str] = {}
+    for name, parameter in own.items():
+        before = first.setdefault(id(parameter), name)
+        if before != name and wanted[before] is not wanted[name]:
+            raise NotRight(
+                f"`{before}` and `{name}` are one and the same parameter, and should be two: a module was"
+                " made once and put at several places. What is trained at one place then changes at the"
+                " other, and the model has fewer weights than it seems. Make a new module for each place."
+            )
 
 
 def _differing_parameters(own: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> str:
