@@ -327,6 +327,24 @@ def _greatest(counts: dict[Pair, int]) -> Pair:
     return max(counts, key=lambda pair: (counts[pair], pair))
 
 
+def _greatest_by_id() -> Callable[[dict[Pair, int]], Pair]:
+    """The most frequent pair, of equals the one with the greatest ids: a merge's token is 256 or more."""
+    ids = {bytes([i]): i for i in range(256)}
+
+    def best(counts: dict[Pair, int]) -> Pair:
+        pair = max(counts, key=lambda pair: (counts[pair], ids[pair[0]], ids[pair[1]]))
+        ids.setdefault(pair[0] + pair[1], len(ids))
+        return pair
+
+    return best
+
+
+COMPARED_BY_ID = (
+    "Among equally frequent pairs, the ids of the tokens were compared. A merged token has an id above those"
+    " of all bytes. Compare the bytes: (x, y) is greater than (ab, x), though ab has the greater id."
+)
+
+
 def _learned(
     words: dict[str, int], n: int, best: Callable[[dict[Pair, int]], Pair], characters: bool = False
 ) -> list[Pair]:
@@ -356,6 +374,13 @@ def _explain_learning(yours: list[Pair], words: dict[str, int], n: int) -> str |
         if not is_pair or not all(isinstance(token, bytes) for token in given):
             return f"A merge is a pair of tokens, (left, right), both bytes; yours is {given!r}."
         counts = pair_counts(pieces)
+        made = {left + right for left, right in right[: number - 1]}
+        unmade = next((token for token in given if len(token) != 1 and token not in made), None)
+        if unmade is not None:
+            return (
+                f"Merge {number} is {given!r}, and no merge before it has made {unmade!r}: a piece begins as"
+                " single bytes, also where a character has several."
+            )
         if tuple(given) == best:
             pieces = {tuple(merge_pair(list(piece), best)): times for piece, times in pieces.items()}
         elif tuple(given) not in counts:
@@ -368,7 +393,8 @@ def _explain_learning(yours: list[Pair], words: dict[str, int], n: int) -> str |
         else:
             return (
                 f"At merge {number}, {given!r} and {best!r} are equally frequent; the second is the greater"
-                " pair as Python compares tuples, and goes first."
+                " pair as Python compares tuples of bytes (left first, then right), and goes first. Neither"
+                " ids, nor the joined bytes, nor which was met first decides."
             )
     if len(yours) < len(right):
         return f"It stops after {len(yours)} merges; wanted are {len(right)}, and the text has the pairs."
@@ -435,6 +461,11 @@ LEARN_MERGES = Exercise(
             ),
             "Among equals, left + right was compared as one string. The pair is compared left first: (ab, a)"
             " is greater than (a, z), though aba is smaller than az.",
+        ),
+        Mistake(
+            "equals are compared by id",
+            lambda words, n: _learned(words, n, _greatest_by_id()),
+            COMPARED_BY_ID,
         ),
         Mistake(
             "characters instead of bytes",
@@ -672,6 +703,10 @@ def _trained(
     return merges
 
 
+def _trained_on_characters(text: str, vocab_size: int) -> list[Pair]:
+    return _learned(Counter(_pieces(text)), vocab_size - 256, _greatest, characters=True)
+
+
 def _pieces(text: str) -> list[str]:
     return regex.findall(GPT2_PATTERN, text)
 
@@ -757,6 +792,27 @@ TRAIN_BPE = Exercise(
             lambda text, vocab_size: _trained(_pieces(text), vocab_size - 256, least=2),
             "It stopped when no pair occurred twice. That may be wise, but the task asks for vocab_size"
             " tokens, as long as there are pairs at all.",
+        ),
+        Mistake(
+            "characters instead of bytes",
+            _trained_on_characters,
+            "The pieces were cut into characters, each a token of all its bytes. Tokens start as single"
+            " bytes: only so do 256 tokens suffice for every text, and é has to be merged like any pair.",
+        ),
+        Mistake(
+            "equals are compared by id",
+            lambda text, vocab_size: _trained(_pieces(text), vocab_size - 256, _greatest_by_id()),
+            COMPARED_BY_ID,
+        ),
+        Mistake(
+            "equals are compared joined",
+            lambda text, vocab_size: _trained(
+                _pieces(text),
+                vocab_size - 256,
+                lambda counts: max(counts, key=lambda pair: (counts[pair], pair[0] + pair[1], pair)),
+            ),
+            "Among equally frequent pairs, left + right was compared as one string. The pair is compared left"
+            " first: (ab, a) is greater than (a, z), though aba is smaller than az.",
         ),
         Mistake(
             "the first of equals",
@@ -1098,6 +1154,7 @@ def _bpe_cases(generator: Generator) -> list[tuple]:
         (train_bpe("don't can't isn't won't " * 3, 266), (), "can't 'tis 'twas  don't"),  # cuts matter
         (train_bpe(TRAINED_ON, 300), (), "The sea shells, she's sure\n"),
         (train_bpe(TRAINED_ON, 300), (END,), f"by the shore.{END} So she sells"),
+        (low, ("lowe",), "lower lowe"),  # the merges give the same bytes
         (train_bpe(ODD * 2, 290), (END, TURN), f"{TURN}{ODD}{END}{END}turn endoftext {TURN} {ODD}"),
         ([], (END,), f"  {ODD}{END}"),
         case(30, "abc", 12, (END,)),
@@ -1129,7 +1186,7 @@ def _observe_bpe(
 
 
 def _remembers_well(answer: Callable) -> None:
-    """Raises NotRight for a dict of remembered pieces that is shared, or handed out."""
+    """Raises NotRight for a dict of remembered ids that is shared, handed out, or not of pieces."""
     tokenizer = answer([(b"z", b"q")])
     first = tokenizer.encode("zqzq")
     kept = list(first)
@@ -1137,6 +1194,15 @@ def _remembers_well(answer: Callable) -> None:
         raise NotRight(
             "a second tokenizer, made without merges, gives the ids of the first one: what it remembers"
             " belongs to the class, and all its objects share it. Make that dict in __init__."
+        )
+    both = [answer([], ("<s>",)) for _ in range(2)]
+    both[0].encode("a<s>")
+    after, fresh = (list(each.encode("a<s>", allowed_special=("<s>",))) for each in both)
+    if after != fresh:
+        raise NotRight(
+            "encode gives other ids for a text with allowed_special where the same text was encoded without"
+            " it before: what is remembered of a whole text forgets what was allowed. Remember the ids of"
+            " pieces; those depend on nothing but the merges."
         )
     first.append(0)
     if list(tokenizer.encode("zqzq")) == [*kept, 0]:
@@ -1238,6 +1304,23 @@ class _SpecialsBeforeMerges(_AnyBPE):
         self.vocab = self._tokenizer.vocab
 
 
+class _OneTable(_AnyBPE):
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        ids = {token: i for i, token in self.vocab.items()}
+        return [ids[self.vocab[i]] for i in super().encode(text, allowed_special)]
+
+
+class _RemembersTexts(_AnyBPE):
+    def __init__(self, merges: list[tuple[bytes, bytes]], special_tokens: tuple[str, ...] = ()):
+        super().__init__(merges, special_tokens)
+        self.known: dict[str, list[int]] = {}
+
+    def encode(self, text: str, allowed_special: tuple[str, ...] = ()) -> list[int]:
+        if text not in self.known:
+            self.known[text] = super().encode(text, allowed_special)
+        return list(self.known[text])
+
+
 class _TokenByToken(_AnyBPE):
     def decode(self, ids: list[int]) -> str:
         return "".join(self.vocab[i].decode(errors="replace") for i in ids)
@@ -1336,6 +1419,20 @@ BPE_CLASS = Exercise(
             _SpecialsBeforeMerges,
             "The special tokens took the ids from 256 on, and all merges moved. They come last: a tokenizer"
             " that gets one more special token keeps its other ids.",
+        ),
+        Mistake(
+            "one table for plain and special tokens",
+            _OneTable,
+            "The table from bytes to ids has the special tokens in it. Where the merges make a token of the"
+            " same bytes, plain text gets the special token's id, though nobody allowed it. Take the table"
+            " before the special tokens join `vocab`, and keep another for those.",
+        ),
+        Mistake(
+            "remembered without what was allowed",
+            _RemembersTexts,
+            "The ids of a whole text were remembered under the text alone. The next call, with other special"
+            " tokens allowed, gets the old ids. Remember the ids of pieces: what is allowed does not change"
+            " them.",
         ),
         Mistake(
             "decoded token by token",
