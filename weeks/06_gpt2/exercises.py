@@ -339,6 +339,7 @@ def _observe_load(
 
     model = fresh()
     answer(model, state)
+    _is_cut_rightly(model, state)
     for name, parameter in model.named_parameters():
         yield name, parameter.detach().clone()
     with torch.no_grad():
@@ -363,6 +364,23 @@ def _observe_load(
     _refuses_misfits(answer, fresh, state)
 
 
+def _is_cut_rightly(model: GPT, state: dict[str, Tensor]) -> None:
+    """Raises NotRight where the parts of c_attn.weight hold numbers of more than one of q, k and v."""
+    for number, block in enumerate(model.blocks):
+        whole = next(t for name, t in state.items() if name.endswith(f"h.{number}.attn.c_attn.weight"))
+        wanted = [set(part.flatten().tolist()) for part in whole.chunk(3, dim=1)]
+        for letter in "qkv":
+            own = set(getattr(block.attn, f"{letter}_proj").weight.flatten().tolist())
+            met = [name for name, part in zip("qkv", wanted) if len(own & part) > 1]  # one may be chance
+            if len(met) > 1:
+                raise NotRight(
+                    f"c_attn.weight was cut at the wrong places: {letter}_proj has numbers that belong to"
+                    f" {' and '.join(met)}. It is [n_embd, 3 n_embd], and q, k and v lie side by side along"
+                    " the second axis: chunk(3, dim=1), or .T first and then chunk(3). A reshape to"
+                    " (3, n_embd, n_embd) cuts the first axis, and each part gets some of all three."
+                )
+
+
 def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str, Tensor]) -> None:
     """Raises NotRight for an answer that takes tensors that are not the model's, and says nothing."""
     gone = next(name for name in state if name.endswith("h.0.ln_2.bias"))
@@ -371,10 +389,18 @@ def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str
     another_block = state | {f"{prefix}h.99.ln_1.weight": state[gone]}
     misshapen = state | {f"{prefix}wpe.weight": torch.zeros(4, len(state[gone]))}
     headless = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    one_row = state | {f"{prefix}wpe.weight": torch.zeros(1, len(state[gone]))}
+    one_number = state | {f"{prefix}ln_f.bias": torch.zeros(1)}
+    three_numbers = state | {f"{prefix}h.0.attn.c_attn.bias": torch.zeros(3)}
+    strict = "load_state_dict raises it by itself, unless it is told strict=False"
+    spread = "copy_ and fill_ spread it over all: compare the shapes, which load_state_dict does by itself"
     damages = [
-        (without, f"{gone} was missing from `state`, and the model kept its random numbers"),
-        (another_block, f"`state` had {prefix}h.99.ln_1.weight, which this model has no place for"),
+        (without, f"{gone} was missing from `state`, and the model kept its random numbers: {strict}"),
+        (another_block, f"`state` had {prefix}h.99.ln_1.weight, which this model has no place for: {strict}"),
         (misshapen, f"{prefix}wpe.weight had 4 positions, and the model has 8"),
+        (one_row, f"{prefix}wpe.weight had 1 position, and the model has 8; {spread}"),
+        (one_number, f"{prefix}ln_f.bias had a single number; {spread}"),
+        (three_numbers, f"{prefix}h.0.attn.c_attn.bias had 3 numbers; {spread}"),
     ]
     if not fresh().config.tie_weights:
         damages.append((headless, "lm_head.weight was missing for a head that is not tied"))
@@ -383,7 +409,7 @@ def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str
             answer(fresh(), damaged)
         except Exception:
             continue
-        raise NotRight(f"{what}, and nothing was said. Raise an error: load_state_dict does it by itself.")
+        raise NotRight(f"no error was raised, though {what}.")
 
 
 def _loaded_as(**other: Any) -> Callable[[GPT, dict[str, Tensor]], None]:
@@ -416,6 +442,24 @@ def _load_what_fits(model: GPT, state: dict[str, Tensor]) -> None:
     own = model.state_dict()
     fitting = {name: t for name, t in ours.items() if name in own and t.shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
+
+
+def _load_reshaped_parts(model: GPT, state: dict[str, Tensor]) -> None:
+    cut = {}
+    for name, tensor in state.items():
+        if name.endswith("c_attn.weight"):
+            tensor = torch.cat([*tensor.reshape(3, len(tensor), -1)], dim=1)
+        cut[name] = tensor
+    load_hf_weights(model, cut)
+
+
+def _load_spread(model: GPT, state: dict[str, Tensor]) -> None:
+    ours = _ours(model, state)
+    if ours.keys() != model.state_dict().keys():
+        raise ValueError("the names differ")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(ours[name])
 
 
 def _load_untied(model: GPT, state: dict[str, Tensor]) -> None:
@@ -482,6 +526,20 @@ LOAD_HF_WEIGHTS = Exercise(
             "The right weights are loaded, but a tensor that is missing, left over or of another shape goes"
             " by in silence: strict=False, or a loop with `if name in ...`. Half of a model then keeps its"
             " random numbers, and still writes something.",
+        ),
+        Mistake(
+            "c_attn is cut with a reshape",
+            _load_reshaped_parts,
+            "c_attn.weight is [n_embd, 3 n_embd], and q, k and v lie side by side in each row. A reshape to"
+            " (3, n_embd, n_embd) cuts the rows apart, so that each part has some of all three: transpose,"
+            " then chunk(3).",
+        ),
+        Mistake(
+            "a tensor that is too small is spread",
+            _load_spread,
+            "parameter.copy_(tensor) repeats a single row or number until it fills the parameter, and says"
+            " nothing. Where the shapes differ, an error must be raised: compare them before each copy, or"
+            " use load_state_dict.",
         ),
         Mistake(
             "the tied head is a copy",
@@ -1115,6 +1173,29 @@ def _changes_with_its_file(reader: Any, path: str, shard: np.ndarray) -> None:
         )
 
 
+def _explain_batch(
+    yours: Any, shards: list[np.ndarray], batch_size: int, block_size: int, world_size: int
+) -> str | None:
+    """Where in the stream the tokens of a wrong batch stand."""
+    if not isinstance(yours, Tensor) or yours.shape != (batch_size, block_size):
+        return None
+    stream, own = np.concatenate(shards).astype(np.int64), yours.flatten().numpy()
+    begins = [at for at in range(len(stream) - len(own) + 1) if np.array_equal(stream[at:][: len(own)], own)]
+    if not begins:
+        if not np.isin(own, stream).all():
+            return None
+        return "Its tokens stand in the stream, but not side by side: a batch is one stretch, read in order."
+    place = f"It begins at token {begins[0]} of the stream"
+    if begins[0] in np.cumsum([len(shard) for shard in shards]):
+        place += ", where a shard begins"
+    if begins[0] % len(own) in (0, 1):
+        return f"{place}. That is a batch, but not the one that was due."
+    return (
+        f"{place}. Inputs begin at multiples of batch_size · block_size = {len(own)}, since no token is"
+        " passed over or read twice."
+    )
+
+
 class _StopsAtBorders(ShardReader):
     def next_batch(self) -> tuple[Tensor, Tensor]:
         need = self.batch_size * self.block_size * self.world_size + 1
@@ -1122,6 +1203,27 @@ class _StopsAtBorders(ShardReader):
         if self.position + need > end:
             self.position = end if end < self.starts[-1] else 0
         return super().next_batch()
+
+
+class _SkipsToFitting(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        need = self.batch_size * self.block_size * self.world_size + 1
+        borders = [self.position, *(start for start in self.starts if start > self.position)]
+        fitting = (begin for begin, end in zip(borders, borders[1:]) if begin + need <= end)
+        self.position = next(fitting, 0)
+        return super().next_batch()
+
+
+class _OwnEnd(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        own = self.batch_size * self.block_size
+        if self.position + self.rank * own + own + 1 > self.starts[-1]:
+            self.position = 0
+        start = self.position + self.rank * own
+        tokens = self.read(start, start + own + 1)
+        self.position += own * self.world_size
+        shape = self.batch_size, self.block_size
+        return tokens[:-1].view(shape), tokens[1:].view(shape)
 
 
 class _AllAlike(ShardReader):
@@ -1213,12 +1315,27 @@ SHARD_READER = Exercise(
     points=3,
     forbids=(ShardedTokens,),
     valid=_can_be_read,
+    explain=_explain_batch,
     mistakes=(
         Mistake(
             "batches end at a shard's border",
             _StopsAtBorders,
             "Where a shard has too few tokens left for a batch, the rest was passed over and the next shard"
             " begun. Each shard loses its end: a batch takes what is left, and the beginning of the next.",
+        ),
+        Mistake(
+            "a shard's end is passed over",
+            _SkipsToFitting,
+            "A batch that did not fit into what was left of a shard was begun in the next shard that has room"
+            " for it. The shards are one stream: a batch takes what is left of one, and the beginning of the"
+            " next.",
+        ),
+        Mistake(
+            "each rank looks for its own end",
+            _OwnEnd,
+            "A rank begins again when its own part does not fit. Near the end rank 0 still fits and reads on,"
+            " while the last rank begins again: from then on they are at different places. All have to ask"
+            " whether the whole stretch fits, position + batch_size · block_size · world_size + 1.",
         ),
         Mistake(
             "all ranks read the same",
@@ -1826,6 +1943,40 @@ def _reduced_each_time(model: nn.Module, optimizer: Any, micro_batches: list, gr
     return _mean_loss(total, group)
 
 
+def _reduced_again(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    optimizer.zero_grad()
+    total = torch.zeros(())
+    for x, y in micro_batches:
+        loss = cross_entropy(model(x), y) / len(micro_batches)
+        loss.backward()
+        _average_gradients(model, group, divide=False)
+        total += loss.detach()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= group.world_size
+    optimizer.step()
+    return _mean_loss(total, group)
+
+
+def _with_loss(of: Callable[[list[Tensor]], Tensor]) -> Callable[..., float]:
+    """A right step that returns another loss. of: from those of the micro-batches."""
+
+    def step(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+        with torch.no_grad():
+            losses = [cross_entropy(model(x), y) for x, y in micro_batches]
+        ddp_step(model, optimizer, micro_batches, group)
+        return _mean_loss(of(losses).clone(), group)
+
+    return step
+
+
+def _loss_after(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    ddp_step(model, optimizer, micro_batches, group)
+    with torch.no_grad():
+        losses = [cross_entropy(model(x), y) for x, y in micro_batches]
+    return _mean_loss(torch.stack(losses).mean(), group)
+
+
 def _weights_averaged(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
     total = _local_backward(model, optimizer, micro_batches)
     optimizer.step()
@@ -1904,6 +2055,31 @@ DDP_STEP = Exercise(
             "the gradients are not cleared",
             _ddp_with(clear=False),
             "backward adds to what is there: without zero_grad the last step's gradient is still in it.",
+        ),
+        Mistake(
+            "sums are summed again",
+            _reduced_again,
+            "all_reduce was called after every micro-batch on .grad, in which the earlier ones already are,"
+            " summed over all processes. These sums are added up once more each time. Reduce once, after the"
+            " last backward.",
+        ),
+        Mistake(
+            "the loss of the last micro-batch",
+            _with_loss(lambda losses: losses[-1]),
+            "The weights are right, but the loss is that of the last micro-batch: after the loop, `loss` is"
+            " what it was in its last round. Add the losses up in the loop, and divide by their number.",
+        ),
+        Mistake(
+            "the losses are added up",
+            _with_loss(lambda losses: torch.stack(losses).sum()),
+            "The weights are right, but the loss is the sum of those of the micro-batches. It grows with"
+            " their number: divide by it, as the gradient is divided.",
+        ),
+        Mistake(
+            "the loss after the step",
+            _loss_after,
+            "The weights are right, but the loss is that of the new weights. It costs another forward pass,"
+            " and the task asks for the loss before the step, which the loop has computed already.",
         ),
         Mistake(
             "only its own loss",
