@@ -146,9 +146,10 @@ def faults(file: Path, kinds: dict[str, Operator]) -> dict[tuple[int, int], list
     nodes = list(ast_nodes(get_ast(source)))
     places: dict[tuple[int, int], list[Fault]] = {}
     for name, kind in kinds.items():
-        positions = (place for node in nodes for place, _ in kind.mutation_positions(node))
-        for occurrence, place in enumerate(positions):
-            if place not in annotations:
+        positions = ((place, node) for node in nodes for place, _ in kind.mutation_positions(node))
+        for occurrence, (place, node) in enumerate(positions):
+            is_separator = node.parent is not None and node.parent.type in ("parameters", "lambdef")
+            if place not in annotations and not is_separator:  # the * before parameters that need a name
                 places.setdefault(place, []).append(Fault(str(file), name, occurrence, place[0]))
     return places
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from shared.course.exercise import Exercise, Mistake, Week, grade, random_int, week_numbers
 from shared.course.exercise.comparison import difference, same
+from shared.course.exercise.verdict import Case
 from tests.course.answers import OTHER_ANSWERS
 
 EXERCISES = {e.name: e for n in (1, 2, 3, 4) for e in Week(n).exercises.values()}
@@ -130,6 +131,12 @@ def test_an_input_changed_in_place_is_named():
     for function, argument in ((causal_weights, "scores"), (clip_gradients, "gradients")):
         message = grade(EXERCISES[function.__name__], function).message
         assert f"`{argument}`" in message and "in place" in message and "copy" in message
+
+
+def test_the_lines_of_an_error_stand_under_each_other():
+    case = Case({"x": 1}, None, error="line 3: x = y\nNameError: y")
+    given, first, second = str(case).splitlines()
+    assert given.index("1") == first.index("line 3") == second.index("NameError")
 
 
 def test_a_mistake_that_crashes_on_a_case_is_no_match():

@@ -124,6 +124,14 @@ def through_int16(x):
     return (x * x).to(torch.int16).long()
 
 
+def through_int8(x):
+    return (x + 1).to(torch.int8).long()
+
+
+def just_above_int8(generator):
+    return [(torch.randint(100, 250, (n, 4), generator=generator),) for n in (3, 5)]
+
+
 FOUND = [
     ("another result each time", doubled, ROWS, lambda x: x * 2 + torch.rand(()), strange),
     ("Every value of your result is 3", doubled, ROWS, lambda x: x * 0 + 3, strange),
@@ -183,6 +191,7 @@ FOUND = [
     ("in some where it should be False", positive, ROWS, lambda x: x > -0.5, strange_mask),
     ("it misses some", positive, ROWS, lambda x: x > 0.5, strange_mask),
     ("a type of 16 bits has no room", lambda x: x * x, whole, through_int16, lambda x: x * x // 3),
+    ("a type of 8 bits has no room", lambda x: x + 1, just_above_int8, through_int8, lambda x: x * x // 3),
     ("It is one too many", lambda values: len(values), lists, lambda v: len(v) + 1, lambda v: len(v) ** 2),
     ("It is one too few", lambda values: len(values), lists, lambda v: len(v) - 1, lambda v: len(v) ** 2),
     ("the same amount everywhere: yours are +0.37", doubled, ROWS, lambda x: x * 2 + 0.37, strange),

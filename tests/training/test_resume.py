@@ -303,7 +303,7 @@ def test_wall_seconds_count_all_parts_of_a_run_and_not_the_time_between(corpus, 
 
 def test_resuming_with_another_model_is_refused(corpus, tmp_path):
     trainer_in(tmp_path / "c", corpus).fit()
-    with pytest.raises(ValueError, match="is of another model: it had n_layer=2"):
+    with pytest.raises(ValueError, match=r"is of another model: it had n_layer=2\. Build"):
         Trainer(small_gpt(corpus, n_layer=1), corpus, QUICK, checkpoints=tmp_path / "c").fit(resume=True)
 
 
