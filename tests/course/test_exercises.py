@@ -1,7 +1,9 @@
 """The exercises of weeks 1 to 12: each has enough in it, and its answers, right and wrong, are told apart."""
 
 import inspect
+import re
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from shared.course.exercise import Week, grade
 from shared.course.exercise.__main__ import ALSO_IMPORTED, SOLUTIONS_HEAD
 from shared.course.exercise.answers import load_module
 from shared.course.exercise.comparison import same
+from shared.course.exercise.verdict import as_html
 from shared.runtime import ROOT
 from tests.course.answers import OTHER_ANSWERS
 
@@ -35,6 +38,63 @@ def test_a_week_has_enough(number):
         for text in (e.task, *e.hints, *(m.why for m in e.mistakes)):
             end = ".?)]:" if text in e.hints else ".?"  # a hint may end in code
             assert text.strip() == text and text[-1] in end, (e.name, text)
+
+
+class _Seen(HTMLParser):
+    """What a reader sees of HTML, and its tags."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.text = set(), ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("number", WEEKS)
+def test_drawn_as_it_is_written(number):
+    """Markdown takes nothing from a text: no ** of a power, no __ of a name, no \\, of a formula; and it
+    takes no indented paragraph for code.
+    """
+    week = Week(number)
+    for e in week.exercises.values():
+        for text in (*e.hints, *(m.why for m in e.mistakes)):
+            assert _Seen(as_html(text)).text.split() == text.replace("`", "").split(), e.name
+        task = _Seen(week._task(e)[1])
+        assert task.tags <= {"div", "p", "code", "em", "ul", "ol", "li"}, e.name
+        for part in re.findall(r"`[^`]+`|\$[^$`]+\$", " ".join(e.task.split())):
+            assert part.strip("`") in task.text, e.name
+
+
+def test_lists_and_formulas_in_a_task():
+    task = """Give $x_1 \\cdot x_2$ and
+    $\\sqrt{2\\, n\\_x}$ of
+
+    - the first, which goes on
+      here;
+    - the second, `a * b * c`.
+
+    The end."""
+    week = Week(1)
+    plain, html = week._task(replace(EXERCISES["count_pairs"], task=task, forbids=(), stub="def f(): ..."))
+    lines = [
+        "Give $x_1 \\cdot x_2$ and $\\sqrt{2\\, n\\_x}$ of",
+        "",
+        "- the first, which goes on here;",
+        "- the second, `a * b * c`.",
+        "",
+        "The end.",
+        "",
+        "def f(): ...",
+    ]
+    assert plain.split("\n") == lines
+    assert "<p>Give $x_1 \\cdot x_2$ and $\\sqrt{2\\, n\\_x}$ of</p>" in html
+    assert "<li>the first, which goes on here;</li>\n<li>the second, <code>a * b * c</code>.</li>" in html
+    assert "$3 and <code>$5</code>" in as_html("$3 and `$5`")  # no formula reaches into code
 
 
 def test_no_name_occurs_twice():

@@ -959,8 +959,8 @@ ADAMW_STEP = Exercise(
             " the step, and uses the weight from before it."
         ),
         (
-            "m = first / (1 - beta1**step), v = second / (1 - beta2**step), weight - lr * m / (v.sqrt() +"
-            " eps) - lr * weight_decay * weight."
+            "`m = first / (1 - beta1**step)`, `v = second / (1 - beta2**step)`, and the new weight is"
+            " `weight - lr * m / (v.sqrt() + eps) - lr * weight_decay * weight`."
         ),
     ),
 )

@@ -699,9 +699,9 @@ HEAD = Exercise(
         ),
     ),
     hints=(
-        "Three nn.Linear layers in __init__; in forward three products, and then your causal_attention.",
+        "Three nn.Linear layers in `__init__`; in forward three products, and then your causal_attention.",
         "self.q_proj = nn.Linear(n_embd, head_dim, bias=False), and two more like it. Do not make a mask in"
-        " __init__: the length is known only in forward.",
+        " `__init__`: the length is known only in forward.",
         "return causal_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x)).",
     ),
 )

@@ -1,15 +1,32 @@
 """Week 0. What the grader says of an answer, as text for a terminal and as a coloured box for a notebook."""
 
 import copy
+import re
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 
 from shared.course.exercise.comparison import whole
 
+FORMULA = re.compile(r"\$[^$`]+\$")
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """A formula goes through as it is written: Markdown would take the backslash of \\, or \\_ away."""
+    found = FORMULA.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+
 _MARKDOWN = MarkdownIt("commonmark", {"html": False})
+_MARKDOWN.inline.ruler.before("escape", "formula", _formula)
 COLOURS = {"solved": "#1a7f37", "wrong": "#9a6700", "not attempted": "#57606a"}
 """Of a box's edge: green, amber, grey; the words beside it say the same."""
 
@@ -98,9 +115,14 @@ class Verdict:
         return box(f"**{self.exercise}**: {self.says}", self.status, case)
 
 
+def as_html(markdown: str) -> str:
+    """Markdown as HTML; what stands between $ signs is left to the notebook, which typesets it."""
+    return _MARKDOWN.render(markdown)
+
+
 def box(markdown: str, status: str, html: str = "") -> str:
     """Markdown, and HTML below it, in a box whose edge has the status's colour."""
     return (
         f'<div style="border-left:6px solid {COLOURS[status]};padding:.4em 1em;margin:.4em 0;'
-        f'background:rgba(127,127,127,.08)">{_MARKDOWN.render(markdown)}{html}</div>'
+        f'background:rgba(127,127,127,.08)">{as_html(markdown)}{html}</div>'
     )

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import re
 import sys
 import textwrap
 from html import escape
@@ -12,10 +13,12 @@ from typing import Any
 from shared.course.exercise.answers import Shelf, load_module, module_source, source_of
 from shared.course.exercise.definition import Answer, Exercise
 from shared.course.exercise.grading import grade, readable_case
-from shared.course.exercise.verdict import Case, Verdict, box
+from shared.course.exercise.verdict import Case, Verdict, as_html, box
 from shared.runtime import ROOT
 
 HINTS = 3
+ITEM = r"(?:-|\d+\.) "
+"""How an item of a list begins."""
 EARLIER = ROOT / "weeks" / ".progress.json"
 """Where the course noted what is solved before it kept answers."""
 
@@ -195,15 +198,13 @@ class Week:
         return " ".join(why.split()), _without_docstring(source, why)
 
     def _task(self, exercise: Exercise) -> tuple[str, str]:
-        text = (
-            " ".join(exercise.task.split()) if "\n\n" not in exercise.task else textwrap.dedent(exercise.task)
-        )
+        text = _a_line_each(exercise.task)
         if exercise.differentiable:
             text += " Gradients must flow through it to its inputs."
         if exercise.forbids:
             text += f" Not allowed here: {', '.join(f'`{name}`' for name in exercise.forbidden_names)}."
-        plain = "\n\n".join(textwrap.fill(part, 88) for part in text.split("\n\n"))
-        return f"{plain}\n\n{exercise.stub}", box(text, "not attempted")
+        wrapped = (textwrap.fill(line, 88, subsequent_indent=_hanging(line)) for line in text.split("\n"))
+        return "\n".join([*wrapped, "", exercise.stub]), box(text, "not attempted")
 
     def _name_of(self, answer: Answer) -> str:
         """The exercise that an answer is for: by its own name, or the name that the notebook has for it."""
@@ -242,8 +243,8 @@ class Week:
         """The hints, each opened by a click, and after them the way to the solution."""
         last = f'<p>After these: <code>week.solution("{exercise.name}", reveal=True)</code></p>'
         for number in range(HINTS, 0, -1):
-            hint = escape(exercise.hints[number - 1])
-            last = f"<details><summary>Hint {number} of {HINTS}</summary><p>{hint}</p>{last}</details>"
+            hint = as_html(exercise.hints[number - 1])
+            last = f"<details><summary>Hint {number} of {HINTS}</summary>{hint}{last}</details>"
         return last
 
     def _bar(self, name: str) -> str:
@@ -254,6 +255,21 @@ class Week:
             f'<div style="background:#1a7f37;height:6px;border-radius:3px;width:{share:.0f}%"></div></div>'
             f"<small>{escape(self._standing(name))}</small>"
         )
+
+
+def _a_line_each(task: str) -> str:
+    """A task's Markdown with each paragraph, and each item of a list, on one line."""
+    parts = []
+    for part in re.split(r"\n\s*\n", inspect.cleandoc(task)):
+        items = re.split(rf"\n(?={ITEM})", part) if re.match(ITEM, part) else [part]
+        parts.append("\n".join(" ".join(item.split()) for item in items))
+    return "\n\n".join(parts)
+
+
+def _hanging(line: str) -> str:
+    """The indent below the first line of a list's item; nothing for a paragraph."""
+    marker = re.match(ITEM, line)
+    return " " * len(marker[0]) if marker else ""
 
 
 def _without_docstring(source: str, why: str) -> str:
