@@ -453,6 +453,8 @@ def _observe_block(answer: Callable, kind: str, x: Tensor) -> Iterator[tuple[str
     _leaves_its_input(block, x)
     leaf = x.clone().requires_grad_()
     out = building.method(block, "forward")(leaf)
+    than = "Both norms, attention and the MLP have a part in what a block gives."
+    building.uses_every_parameter(block, out, reference(x).detach(), "the output", than)
     yield "the output", out
     if not isinstance(out, Tensor):
         return
@@ -508,6 +510,18 @@ class _OneNormBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attn_norm(x))
         return x + self.mlp(self.attn_norm(x))
+
+
+class _HalfLostBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn(self.attn_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class _NormedOutputsBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn_norm(self.attn(x))
+        return x + self.mlp_norm(self.mlp(x))
 
 
 class _SharedNormBlock(Block):
@@ -580,6 +594,18 @@ BLOCK = Exercise(
             _HalfResidualBlock,
             "After attention the stream was kept, after the MLP it was replaced: the MLP's output is added"
             " too.",
+        ),
+        Mistake(
+            "the first residual is missing",
+            _HalfLostBlock,
+            "After the MLP the stream was kept, after attention it was replaced: attention's output is added"
+            " too.",
+        ),
+        Mistake(
+            "the outputs are normed",
+            _NormedOutputsBlock,
+            "The norms stand behind attention and MLP: x + norm(part(x)). They belong in front of them, on"
+            " what the parts read: x + part(norm(x)).",
         ),
         Mistake(
             "one norm for both",
@@ -785,13 +811,7 @@ def _observe_initialize(
         )
     if any(parameter.grad_fn is not None or not parameter.requires_grad for parameter in after.values()):
         raise NotRight("the parameters are not trainable any more: work under torch.no_grad().")
-    for name, parameter in after.items():
-        if torch.equal(parameter, numbers[name]):
-            kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
-            raise NotRight(
-                f"`{name}` still has the numbers that it had, in an nn.{kind}. Every parameter is filled:"
-                " those of nn.Linear, nn.Embedding, nn.LayerNorm and nn.RMSNorm."
-            )
+    _fills_everything(model, numbers)
     drawn = {name: p.detach().clone() for name, p in after.items() if p.dim() == 2}
     for name, parameter in after.items():
         if parameter.dim() == 1:
@@ -804,6 +824,29 @@ def _observe_initialize(
     answer(model, n_layer)
     if all(torch.equal(drawn[name], after[name]) for name in drawn):
         raise NotRight("each call makes the same numbers: the seed belongs to whoever calls, not in here.")
+
+
+def _fills_everything(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Raises NotRight for parameters that kept their numbers, and for constants that are others."""
+    kept, off = {}, {}
+    for name, parameter in model.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        where = f"the {kind} of nn.{type(model.get_submodule(layer)).__name__}"
+        if torch.equal(parameter, before[name]):
+            kept.setdefault(where, name)
+        elif parameter.dim() == 1 and not bool((parameter == (kind == "weight")).all()):
+            off.setdefault(where, name)
+    if kept:
+        raise NotRight(
+            f"what it had before is still in {_listed(kept)}. Every parameter is filled: linear layers and"
+            " embeddings are drawn, the weights of norms are 1, biases are 0."
+        )
+    if off:
+        raise NotRight(f"the weight of a norm is 1 everywhere, and a bias is 0; not so {_listed(off)}.")
+
+
+def _listed(found: dict[str, str]) -> str:
+    return ", ".join(f"{where} (`{name}`)" for where, name in found.items())
 
 
 def _check_drawn(name: str, values: Tensor, n_layer: int) -> None:
@@ -1446,7 +1489,8 @@ def _observe_writing(model: Any, idx: Tensor, block_size: int) -> Iterator[tuple
         numbers = [part.clone() for part in _tensors(given)]
         logits, longer = building.method(model, "step")(idx[:, t : t + 1], cache)
         if t == 0:
-            _uses_every_parameter(model, logits, whole[:, :1])
+            than = "forward uses it at the same position: compare the two line by line."
+            building.uses_every_parameter(model, logits, whole[:, :1], "step 1", than)
         yield f"the logits of step {t + 1}", logits
         yield f"the cache after step {t + 1}", [part for pair in longer for part in pair]
         _leaves_the_cache(cache, given, numbers)
@@ -1463,21 +1507,6 @@ def _observe_writing(model: Any, idx: Tensor, block_size: int) -> Iterator[tuple
 
 def _tensors(cache: list) -> list[Tensor]:
     return [part for pair in cache for part in pair if isinstance(part, Tensor)]
-
-
-def _uses_every_parameter(model: nn.Module, logits: Any, right: Tensor) -> None:
-    """Raises NotRight where the first step's logits are wrong, and a parameter has no part in them."""
-    is_right = isinstance(logits, Tensor) and logits.shape == right.shape
-    if not is_right or not logits.requires_grad or torch.allclose(logits, right, atol=1e-4):
-        return
-    named = dict(model.named_parameters())
-    found = torch.autograd.grad(building.weighted(logits), list(named.values()), allow_unused=True)
-    unused = [name for name, gradient in zip(named, found) if gradient is None]
-    if unused:
-        raise NotRight(
-            "the logits of step 1 are not those of forward at that position: `step` does not use"
-            f" `{unused[0]}`, and forward does. Compare the two line by line."
-        )
 
 
 def _leaves_the_cache(cache: Any, given: list, numbers: list[Tensor]) -> None:
@@ -1498,6 +1527,7 @@ def _observe_generate(model: Any, idx: Tensor, length: int) -> Iterator[tuple[st
     hook.remove()
     read = sum(tokens.size(1) for tokens in fed)
     _reads_what_is_written(fed, written, idx, length)
+    _goes_on_by_the_likeliest(model, written, idx, length)
     yield "what generate writes", written
     if read > idx.size(1) + length:
         raise NotRight(
@@ -1525,9 +1555,41 @@ def _reads_what_is_written(fed: list[Tensor], written: Any, idx: Tensor, length:
     )
 
 
+@torch.no_grad()
+def _goes_on_by_the_likeliest(model: Any, written: Any, idx: Tensor, length: int) -> None:
+    """Raises NotRight where a new token is not the one to which forward gives the largest logit."""
+    is_text = isinstance(written, Tensor) and written.shape == (len(idx), idx.size(1) + length)
+    if not is_text or written.dtype != idx.dtype or length == 0:
+        return
+    known = (written >= 0) & (written < model.token_embedding.weight.size(0))
+    if not torch.equal(written[:, : idx.size(1)], idx) or not bool(known.all()):
+        return
+    logits = model(written[:, :-1])[:, idx.size(1) - 1 :]
+    new = written[:, idx.size(1) :]
+    behind = logits.max(-1).values - logits.gather(-1, new[:, :, None])[:, :, 0]
+    if bool((behind > 1e-3).any()):
+        at = int((behind > 1e-3).any(0).int().argmax())
+        row = int(behind[:, at].argmax())
+        raise NotRight(
+            f"generate puts token {int(new[row, at])} at position {idx.size(1) + at} of row {row}, and after"
+            f" what stands there the likeliest is {int(logits[row, at].argmax())}: argmax of the logits at"
+            " the last position, for each row by itself."
+        )
+
+
 class _WithoutPositions(MiniGPT):
     def forward(self, idx: Tensor) -> Tensor:
         x = self.token_embedding(idx)
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(self.norm(x))
+
+
+class _FromOne(MiniGPT):
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding(idx)
+        if self.config.position == "learned":
+            x = x + self.position_embedding.weight[1 : idx.size(1) + 1]
         for block in self.blocks:
             x = block(x)
         return self.lm_head(self.norm(x))
@@ -1562,6 +1624,30 @@ class _Untied(MiniGPT):
 class _AlwaysFirst(MiniGPT):
     def _read(self, cache: Cached) -> int:
         return 0
+
+
+class _OneTooFar(MiniGPT):
+    def _read(self, cache: Cached) -> int:
+        return super()._read(cache) + 1
+
+
+class _OneBehind(MiniGPT):
+    def _read(self, cache: Cached) -> int:
+        return max(super()._read(cache) - 1, 0)
+
+
+class _StepWithoutResidual(MiniGPT):
+    def step(self, idx: Tensor, cache: Cached) -> tuple[Tensor, Cached]:
+        x = self.token_embedding(idx) + self.position_embedding.weight[self._read(cache)]
+        longer = []
+        for number, block in enumerate(self.blocks):
+            h, attn = block.attn_norm(x), block.attn
+            q, k, v = (_heads(p(h), self.config.n_head) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+            out, keys, values = decode_step(q, k, v, *self._past(cache, number, k, v))
+            x = attn.o_proj(out.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.mlp_norm(x))
+            longer.append((keys, values))
+        return self.lm_head(self.norm(x)), longer
 
 
 class _Forgetful(MiniGPT):
@@ -1657,6 +1743,12 @@ MINI_GPT = Exercise(
             " positions, only the causal mask tells where a token stands.",
         ),
         Mistake(
+            "forward counts positions from 1",
+            _FromOne,
+            "The first token got the embedding of position 1, and a text of block_size tokens finds none for"
+            " its last. Positions count from 0: torch.arange(time).",
+        ),
+        Mistake(
             "the last norm is missing",
             _WithoutLastNorm,
             "The stream goes to the output layer as it is. A pre-norm stream is never normed on its way and"
@@ -1679,6 +1771,23 @@ MINI_GPT = Exercise(
             _AlwaysFirst,
             "step takes each token for the first of the text. It stands at the position that the cache has"
             " reached: cache[0][0].size(2).",
+        ),
+        Mistake(
+            "positions in step are one too far",
+            _OneTooFar,
+            "step takes each token for the one behind it. Positions count from 0: with nothing in the cache"
+            " the token stands at 0, and with n positions in it at n.",
+        ),
+        Mistake(
+            "positions in step lag behind",
+            _OneBehind,
+            "step gives a token the position of the last one in the cache, cache[0][0].size(2) - 1. It stands"
+            " behind that: at cache[0][0].size(2).",
+        ),
+        Mistake(
+            "step has no residual around attention",
+            _StepWithoutResidual,
+            "step replaces the stream by what attention gives. forward adds it: x = x + attn(attn_norm(x)).",
         ),
         Mistake(
             "step forgets the past",

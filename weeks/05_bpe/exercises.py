@@ -1172,6 +1172,13 @@ def _observe_bpe(
     vocab = getattr(tokenizer, "vocab", None)
     if not isinstance(vocab, dict):
         raise NotRight("it has no dict `vocab`, which gives the bytes of each id.")
+    if not all(isinstance(i, int) and isinstance(token, bytes) for i, token in vocab.items()):
+        raise NotRight("`vocab` goes from ids (int) to bytes, such as 97 to b'a': not to text, and not back.")
+    if len(vocab) != 256 + len(merges) + len(special_tokens):
+        raise NotRight(
+            f"`vocab` has {len(vocab)} entries, and should have one for each of the 256 bytes, the"
+            f" {len(merges)} merges and the {len(special_tokens)} special tokens."
+        )
     yield "the vocabulary", dict(sorted(vocab.items()))
     ids = encode(text)
     yield "the ids of the text", list(ids)
@@ -1189,6 +1196,8 @@ def _remembers_well(answer: Callable) -> None:
     """Raises NotRight for a dict of remembered ids that is shared, handed out, or not of pieces."""
     tokenizer = answer([(b"z", b"q")])
     first = tokenizer.encode("zqzq")
+    if not isinstance(first, list):
+        raise NotRight(f"encode gives {type(first).__name__}, and a list of int is wanted.")
     kept = list(first)
     if kept == answer([]).encode("zqzq") == [256, 256]:
         raise NotRight(

@@ -364,6 +364,23 @@ def _observe_load(
     _refuses_misfits(answer, fresh, state)
 
 
+def _explain_loaded(yours: Any, sizes: dict[str, Any], state: dict[str, Tensor], idx: Tensor) -> str | None:
+    """Whose numbers a parameter has."""
+    if not isinstance(yours, Tensor):
+        return None
+    ours = _ours(GPT(GPTConfig(**sizes)), state)
+    for name, tensor in ours.items():
+        if torch.equal(tensor, yours):
+            return f"These are the numbers of `{name}`."
+    for name, tensor in ours.items():
+        if torch.equal(tensor.T, yours):
+            return f"These are the numbers of `{name}`, transposed."
+    for name, tensor in state.items():
+        if yours.numel() <= tensor.numel() and bool(torch.isin(yours, tensor).all()):
+            return f"All its numbers are from `{name}` of `state`, but it has not those that belong together."
+    return None
+
+
 def _is_cut_rightly(model: GPT, state: dict[str, Tensor]) -> None:
     """Raises NotRight where the parts of c_attn.weight hold numbers of more than one of q, k and v."""
     for number, block in enumerate(model.blocks):
@@ -492,6 +509,7 @@ LOAD_HF_WEIGHTS = Exercise(
     reference=load_hf_weights,
     cases=_load_cases,
     observe=_observe_load,
+    explain=_explain_loaded,
     points=3,
     stub="""def load_hf_weights(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     # model.config.tie_weights says whether the head is the embedding
@@ -1110,7 +1128,13 @@ def _observe_read(reader: Any, shards: list[np.ndarray]) -> Iterator[tuple[str, 
 
 
 def _next_batch(reader: Any) -> tuple[Tensor, Tensor]:
-    batch = building.method(reader, "next_batch")()
+    try:
+        batch = building.method(reader, "next_batch")()
+    except StopIteration:
+        raise NotRight(
+            "next_batch ends at the end of the stream (StopIteration). Training goes on as long as it likes:"
+            " where too few tokens are left, the reader begins again at token 0."
+        ) from None
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise NotRight("next_batch returns two tensors: the inputs and the targets.")
     return batch[0], batch[1]
@@ -1226,6 +1250,22 @@ class _OwnEnd(ShardReader):
         return tokens[:-1].view(shape), tokens[1:].view(shape)
 
 
+class _TargetsAreInputs(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        x, _ = super().next_batch()
+        return x, x.clone()
+
+
+class _GoesRound(ShardReader):
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        own, total = self.batch_size * self.block_size, self.starts[-1]
+        stream = torch.cat([self.read(0, total)] * 2)
+        start = (self.position + self.rank * own) % total
+        self.position = (self.position + own * self.world_size) % total
+        shape = self.batch_size, self.block_size
+        return stream[start : start + own].view(shape), stream[start + 1 : start + own + 1].view(shape)
+
+
 class _AllAlike(ShardReader):
     def __init__(
         self, paths: list[str], batch_size: int, block_size: int, rank: int = 0, world_size: int = 1
@@ -1336,6 +1376,18 @@ SHARD_READER = Exercise(
             "A rank begins again when its own part does not fit. Near the end rank 0 still fits and reads on,"
             " while the last rank begins again: from then on they are at different places. All have to ask"
             " whether the whole stretch fits, position + batch_size · block_size · world_size + 1.",
+        ),
+        Mistake(
+            "the targets are the inputs",
+            _TargetsAreInputs,
+            "Inputs and targets are the same tokens, so a model learns to repeat what it has just read. The"
+            " targets begin one token later.",
+        ),
+        Mistake(
+            "a batch goes round the end",
+            _GoesRound,
+            "Where the stream ended in the middle of a batch, its rest was taken from the beginning. The task"
+            " begins again at token 0 with a whole batch: otherwise the last document runs into the first.",
         ),
         Mistake(
             "all ranks read the same",
@@ -1977,6 +2029,38 @@ def _loss_after(model: nn.Module, optimizer: Any, micro_batches: list, group: Gr
     return _mean_loss(torch.stack(losses).mean(), group)
 
 
+def _cleared_in_between(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    total = torch.zeros(())
+    for x, y in micro_batches:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y) / len(micro_batches)
+        loss.backward()
+        total += loss.detach()
+    _average_gradients(model, group)
+    optimizer.step()
+    return _mean_loss(total, group)
+
+
+def _step_for_each(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    losses = [ddp_step(model, optimizer, [micro_batch], group) for micro_batch in micro_batches]
+    return sum(losses) / len(losses)
+
+
+def _one_steps(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    total = _local_backward(model, optimizer, micro_batches)
+    _average_gradients(model, group)
+    if group.rank == 0:
+        optimizer.step()
+    return _mean_loss(total, group)
+
+
+def _own_last_loss(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    with torch.no_grad():
+        loss = [cross_entropy(model(x), y).item() for x, y in micro_batches][-1]
+    ddp_step(model, optimizer, micro_batches, group)
+    return loss
+
+
 def _weights_averaged(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
     total = _local_backward(model, optimizer, micro_batches)
     optimizer.step()
@@ -2080,6 +2164,38 @@ DDP_STEP = Exercise(
             _loss_after,
             "The weights are right, but the loss is that of the new weights. It costs another forward pass,"
             " and the task asks for the loss before the step, which the loop has computed already.",
+        ),
+        Mistake(
+            "the loss is summed over the processes",
+            lambda model, optimizer, micro_batches, group: (
+                ddp_step(model, optimizer, micro_batches, group) * group.world_size
+            ),
+            "The weights are right, but the loss is the sum over the processes. all_reduce adds up: divide by"
+            " group.world_size.",
+        ),
+        Mistake(
+            "the last loss of its own",
+            _own_last_loss,
+            "The weights are right, but the loss is that of this process's last micro-batch. Wanted is the"
+            " mean over all micro-batches of all processes: add up in the loop, then all_reduce.",
+        ),
+        Mistake(
+            "gradients are cleared in between",
+            _cleared_in_between,
+            "zero_grad was called before each micro-batch, so only the last one's gradient is left. Clear"
+            " once, before the loop.",
+        ),
+        Mistake(
+            "a step for each micro-batch",
+            _step_for_each,
+            "The optimizer took a step after every micro-batch. They are parts of one batch: their gradients"
+            " add up, and one step follows.",
+        ),
+        Mistake(
+            "only rank 0 takes a step",
+            _one_steps,
+            "The optimizer's step was taken on rank 0 alone, and the weights of the others stay. Every"
+            " process has a model of its own, and takes the same step.",
         ),
         Mistake(
             "only its own loss",

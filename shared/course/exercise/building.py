@@ -71,9 +71,9 @@ def _no_more_shared(module: nn.Module, reference: nn.Module) -> None:
         before = first.setdefault(id(parameter), name)
         if before != name and wanted[before] is not wanted[name]:
             raise NotRight(
-                f"`{before}` and `{name}` are one and the same parameter, and should be two: a module was"
-                " made once and put at several places. What is trained at one place then changes at the"
-                " other, and the model has fewer weights than it seems. Make a new module for each place."
+                f"`{before}` and `{name}` are one and the same parameter, and should be two: one module, or"
+                " one weight, was put at both places. What is trained at one of them then changes at the"
+                " other, and the model has fewer weights than it seems. Make a new one for each."
             )
 
 
@@ -113,6 +113,24 @@ def gradients_of(module: nn.Module, loss: Tensor) -> Iterator[tuple[str, Tensor]
                 f"no gradient reaches `{name}`: it is not used, or the graph is cut on the way to it."
             )
         yield f"the gradient of {name}", gradient
+
+
+def uses_every_parameter(module: nn.Module, result: Any, right: Tensor, what: str, than: str) -> None:
+    """Raises NotRight where a result is wrong, and a parameter of the module has no part in it.
+
+    what: what was called, for the sentence. than: what does use the parameter.
+    """
+    is_tensor = isinstance(result, Tensor) and result.shape == right.shape and result.dtype == right.dtype
+    if not is_tensor or not result.requires_grad or torch.allclose(result, right, atol=1e-4):
+        return
+    named = dict(module.named_parameters())
+    found = torch.autograd.grad(weighted(result), list(named.values()), allow_unused=True, retain_graph=True)
+    unused = [name for name, gradient in zip(named, found) if gradient is None]
+    if unused:
+        raise NotRight(
+            f"{what} is wrong, and does not use `{unused[0]}`: change that parameter, and the result stays."
+            f" {than}"
+        )
 
 
 def weighted(result: Tensor) -> Tensor:

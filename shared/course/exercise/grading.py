@@ -258,7 +258,7 @@ class _Grading:
         mistake, is_exact = self._known_mistake(failed)
         if mistake is not None and is_exact:
             return self._mistaken(mistake, failed, what)
-        if what == SAID and mistake is None:
+        if what == SAID:
             said = next(trial for trial in failed if SAID in trial.seen)
             return self._verdict("property", f"not right yet: {said.seen[SAID]}", self._given(said.arguments))
         if self._of_another_type(failed, what):
