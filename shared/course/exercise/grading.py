@@ -29,6 +29,7 @@ from shared.course.exercise.running import (
     left_alone,
     printing_a_little,
     says_unwritten,
+    stopwatch,
     where,
 )
 from shared.course.exercise.shrinking import size, smallest
@@ -130,12 +131,12 @@ class _Grading:
 
     def _tried(self, calls: Calls) -> Verdict | None:
         """Runs the answer on every case. The verdict where it does not come back with a result."""
-        deadline = clock() + self.seconds
+        passed = stopwatch()
         for number, trial in enumerate(self.trials, 1):
             given = copy.deepcopy(trial.arguments)
             try:
                 with calls.watched():
-                    trial.seen = capped(max(deadline - clock(), 0.01), self._yours, given)
+                    trial.seen = capped(max(self.seconds - passed(), 0.01), self._yours, given)
             except TimeUpError as error:
                 return self._too_slow(trial, error)
             except (Exception, SystemExit) as error:
@@ -484,7 +485,7 @@ def _alike(yours: Any, right: Any, tolerance: float) -> bool:
 def _is_bounded(value: Any) -> bool:
     """Whether no number in a result is infinite or nan."""
     if isinstance(value, Tensor) and value.is_floating_point():
-        return bool(value.isfinite().all())
+        return is_odd(value) or bool(value.isfinite().all())
     return math.isfinite(value) if isinstance(value, float) else True
 
 

@@ -31,7 +31,9 @@ SECONDS = 10.0
 AGAIN = 0.1
 """Seconds after which an answer that caught the error of its end gets it once more."""
 POLL = 0.01
-"""Seconds between two looks at whether it has ended, where there is no timer."""
+"""Seconds between two looks at whether its time is up, and, where there is no timer, whether it has ended."""
+BUSY = 3
+"""How many times as long an answer may take where the machine gives its time to other programs."""
 PRINTED = 4000
 """Characters of what an answer prints that are shown."""
 
@@ -43,9 +45,22 @@ class TimeUpError(BaseException):
     """Raised in an answer that runs too long. Not an Exception: an answer may catch those."""
 
 
+def stopwatch() -> Callable[[], float]:
+    """Tells the seconds that have passed: those in which this process computed, where a busy machine let it
+    wait; but at least a part, one in BUSY, of all, so that an answer that sleeps has an end, too.
+    """
+    started, computed = clock(), time.process_time()
+
+    def passed() -> float:
+        all_in_all = clock() - started
+        return min(all_in_all, max(time.process_time() - computed, all_in_all / BUSY))
+
+    return passed
+
+
 def capped(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
-    """What `work(*arguments)` returns. After so many seconds TimeUpError is raised in it, and again until it
-    gets out.
+    """What `work(*arguments)` returns. After so many seconds, by the stopwatch, TimeUpError is raised in it,
+    and again until it gets out.
 
     In the main thread, where the system has timers, what waits (`time.sleep`, a lock) is cut short, too. In
     another thread, and on Windows, the error comes at the next line of Python. One long call into C, such as
@@ -58,12 +73,14 @@ def capped(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
 
 def _capped_by_timer(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code.co_filename != __file__:  # not in the lines below
+        is_answers = frame is not None and frame.f_code.co_filename != __file__  # not in the lines below
+        if is_answers and passed() >= due[-1]:
+            due.append(passed() + AGAIN)
             raise TimeUpError
 
-    started = clock()
+    started, passed, due = clock(), stopwatch(), [seconds]
     handler = signal.signal(signal.SIGALRM, interrupt)
-    outer, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    outer, interval = signal.setitimer(signal.ITIMER_REAL, seconds, POLL)
     try:
         return work(*arguments)
     finally:
@@ -78,9 +95,9 @@ def _capped_by_thread(seconds: float, work: Callable[..., T], *arguments: Any) -
     state = {"ended": False}
 
     def interrupt() -> None:
-        due = clock() + seconds
+        passed, due = stopwatch(), seconds
         while not state["ended"]:
-            if clock() >= due:
+            if passed() >= due:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeUpError))
                 due += AGAIN
             time.sleep(POLL)
