@@ -72,8 +72,9 @@ notice.
 NOT_RUN_HERE = {"shared/training/kernels.py", "shared/serving/page_html.py"}
 """Triton's kernels need a GPU; the other is a page's text."""
 TESTED_ELSEWHERE = {
-    "shared/registry.py": "tests/test_checkpoint.py",
-    "shared/training/base_model.py": "tests/weeks/test_week_06.py",
+    "shared/registry.py": ("tests/test_checkpoint.py",),
+    "shared/checkpoint.py": ("tests/test_checkpoint.py", "tests/training/test_resume.py"),
+    "shared/training/base_model.py": ("tests/weeks/test_week_06.py",),
 }
 OF_EXERCISES = (
     "exercise_command",
@@ -190,7 +191,7 @@ def drawn(settings: Settings) -> list[Fault]:
 def tests_of(file: str) -> tuple[str, ...]:
     """The tests of a module: those of its package, or the one file of a module that stands alone."""
     if file in TESTED_ELSEWHERE:
-        return (TESTED_ELSEWHERE[file],)
+        return TESTED_ELSEWHERE[file]
     part = file.split("/")[1].removesuffix(".py")
     if file.startswith("shared/course/exercise/"):
         return tuple(f"tests/course/test_{name}.py" for name in OF_EXERCISES)

@@ -139,6 +139,12 @@ def test_the_lines_of_an_error_stand_under_each_other():
     assert given.index("1") == first.index("line 3") == second.index("NameError")
 
 
+def test_a_mistake_of_another_type_is_named_before_the_type():
+    right = OTHER_ANSWERS["count_pairs"]
+    verdict = grade(EXERCISES["count_pairs"], lambda tokens, vocab_size: right(tokens, vocab_size).float())
+    assert verdict.mistake == "counts as floats"
+
+
 def test_a_mistake_that_crashes_on_a_case_is_no_match():
     def half(x: int) -> int:
         return x // 2

@@ -95,3 +95,15 @@ def test_names_are_read_without_running_what_they_name():
     for number in week_module.week_numbers():
         week = week_module.Week(number)
         assert week_module.exercise_names(week.folder) == list(week.exercises)
+
+
+@pytest.mark.parametrize("browser", [True, False])
+def test_jupyterlab_opens_on_the_start_page(course, monkeypatch, browser):
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: started.append((command, options)))
+    notebooks.notebooks(notebooks.Notebooks(browser=browser))
+    ((command, options),) = started
+    assert command[1:4] == ["-m", "jupyter", "lab"] and options["cwd"] == course.parents[1]
+    assert "--LabApp.default_url=/lab/tree/weeks/start.md" in command
+    assert ("--no-browser" in command) == (not browser)
+    assert (course / "my_notebook.ipynb").exists() and (course.parent / "start.md").exists()

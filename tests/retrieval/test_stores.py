@@ -102,7 +102,8 @@ def test_a_store_is_what_a_dictionary_would_be(kind):
         nearest = (rows[:100] @ rows.T).argmax(1)
         assert (found[:, 0] == ids[nearest]).all()
     store.delete(ids)
-    assert len(store) == 0 and (store.search(rows[:2], 3)[1] == -1).all()
+    scores, ids = store.search(rows[:2], 3)
+    assert len(store) == 0 and (ids == -1).all() and (scores == -np.inf).all()
     store.add([5], rows[:1])
     assert store.search(rows[:1], 2)[1].tolist() == [[5, -1]]
 
