@@ -63,7 +63,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
             curves(
                 out / "speedrun.png",
                 [Curve(runs["modern"], "modern"), Curve(runs["classic"], "classic")],
-                "The speedrun: two recipes, one model size",
+                "The speedrun: two recipes, about one model size",
                 x="step",
                 xlabel="steps (those of the modern recipe take more operations each)",
                 ylabel="validation loss (nats per character)",

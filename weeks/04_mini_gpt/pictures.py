@@ -32,11 +32,16 @@ def wave_fits(x: Tensor, fits: Curves) -> Figure:
     return fig
 
 
-def gradients_by_layer(lengths: Curves) -> Figure:
-    """The length of the gradient at each layer's input, by kind of network."""
-    title = f"How much gradient reaches each of {len(next(iter(lengths.values()))) - 1} layers"
-    fig = lines_figure(lengths, title, "layer (the loss is on the right)", "length of the gradient")
+def gradients_by_gain(gains: Sequence[float], arriving: Curves, depth: int) -> Figure:
+    """How much of the gradient reaches the first layer, by the gain of the initial weights."""
+    title = f"What reaches the first of {depth} layers"
+    ylabel = "gradient at the first layer / at the last"
+    fig = lines_figure(arriving, title, "gain of the initial weights", ylabel, gains)
+    for line, marker in zip(fig.axes[0].lines, MARKERS):
+        line.set_marker(marker)
+    fig.axes[0].axhline(1, color=COLOURS[7], linestyle=":", label="as much as was sent")
     fig.axes[0].set_yscale("log")
+    fig.axes[0].legend(frameon=False)
     return fig
 
 
@@ -117,7 +122,8 @@ def loss_by_position(run: LoggedRun) -> Figure:
     ranges = list(next(iter(losses.values())))
     fig.axes[0].set_xticks(range(len(ranges)), ranges)
     inside = sum(int(name.split("-")[1]) < run.summary["trained_on"] for name in ranges)
-    fig.axes[0].axvline(inside - 0.5, color=COLOURS[7], linestyle=":")
+    fig.axes[0].axvline(inside - 0.5, color=COLOURS[7], linestyle=":", label="end of the trained length")
+    fig.axes[0].legend(frameon=False)
     return fig
 
 
@@ -131,8 +137,11 @@ def attention_sharpness(factors: Sequence[float], weights: Curves) -> Figure:
 
 
 def direction_strengths(strengths: Mapping[str, Tensor]) -> Figure:
-    """Singular values of a gradient and of Muon's update, each as a multiple of its largest."""
+    """Singular values of a gradient and of Muon's update, each as a multiple of its largest. Those that are
+    rounding only are not drawn.
+    """
     relative = {name: values / values[0] for name, values in strengths.items()}
+    relative = {name: values.where(values > 1e-4, math.nan) for name, values in relative.items()}
     title = "Strength of each direction in one step of one matrix"
     fig = lines_figure(relative, title, "direction, strongest first", "singular value (of the largest)")
     fig.axes[0].set_yscale("log")
@@ -166,22 +175,32 @@ def writing_time(elapsed: Curves) -> Figure:
     return fig
 
 
-def logged_losses(
-    runs: Mapping[str, LoggedRun], title: str, x: str = "seconds", levels: Mapping[str, float] | None = None
-) -> Figure:
-    """The validation losses of logged runs.
-
-    x: "seconds" of training, or "step". levels: horizontal lines by label.
-    """
+def logged_losses(runs: Mapping[str, LoggedRun], title: str) -> Figure:
+    """The validation losses of logged runs, by their seconds of training."""
     fig, ax = figure(8, 4.2)
     for i, (name, run) in enumerate(runs.items()):
         style = dict(color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i % 4])
-        ax.plot(*run.series("val_loss", x), linewidth=2, label=name, **style)
-    for label, level in (levels or {}).items():
-        ax.axhline(level, color=COLOURS[7], linestyle=":", label=label)
-    xlabel = "seconds of training" if x == "seconds" else "steps"
-    ax.set(title=title, xlabel=xlabel, ylabel="validation loss (nats per character)")
+        ax.plot(*run.series("val_loss", "seconds"), linewidth=2, label=name, **style)
+    ax.set(title=title, xlabel="seconds of training", ylabel="validation loss (nats per character)")
     ax.legend(frameon=False)
+    return fig
+
+
+def speedrun_losses(runs: Mapping[str, LoggedRun], target: float) -> Figure:
+    """The validation losses of runs that reached the target, by their steps, operations and CPU time."""
+    measures = {"target_step": "steps", "target_flops": "operations", "target_cpu_seconds": "CPU seconds"}
+    fig, axes = figure(11, 4, ncols=len(measures), sharey=True)
+    for ax, (measure, xlabel) in zip(axes, measures.items()):
+        for i, (name, run) in enumerate(runs.items()):
+            a_step = run.summary[measure] / run.summary["target_step"]
+            steps, losses = run.series("val_loss", "step")
+            style = dict(color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i % 4])
+            ax.plot([step * a_step for step in steps], losses, linewidth=2, label=name, **style)
+        ax.axhline(target, color=COLOURS[7], linestyle=":", label=f"target: {target:g}")
+        ax.set(xlabel=xlabel)
+    axes[0].set_ylabel("validation loss (nats per character)")
+    axes[1].set_title("The speedrun: two recipes, about one model size")
+    axes[0].legend(frameon=False)
     return fig
 
 
@@ -190,7 +209,9 @@ def exchange_bars(changes: Mapping[str, float]) -> Figure:
     fig, ax = figure(8, 4.2)
     ordered = dict(sorted(changes.items(), key=lambda item: item[1]))
     colours = [COLOURS[1] if value > 0 else COLOURS[2] for value in ordered.values()]
-    ax.barh(list(ordered), list(ordered.values()), color=colours)
+    bars = ax.barh(list(ordered), list(ordered.values()), color=colours)
+    ax.bar_label(bars, [f"{value:+.3f}" for value in ordered.values()], padding=4)
+    ax.margins(x=0.12)
     ax.axvline(0, color="black", linewidth=0.8)
     xlabel = "change of the validation loss (nats per character)"
     ax.set(title="The modern recipe with one part exchanged", xlabel=xlabel, ylabel="instead, it has")
@@ -218,7 +239,7 @@ def rungs(bits: Mapping[str, float], data: str) -> Figure:
     fig, ax = figure(8, 3.8)
     ax.plot(list(bits), list(bits.values()), color=COLOURS[0], marker="o", markersize=9, linewidth=2)
     for i, value in enumerate(bits.values()):
-        ax.annotate(f"{value:.2f}", (i, value), xytext=(0, 10), textcoords="offset points", ha="center")
+        ax.annotate(f"{value:.2f}", (i, value), xytext=(4, 9), textcoords="offset points")
     ax.set(title=f"The ladder ({data})", xlabel="week", ylabel="bits per byte (lower is better)")
     ax.margins(x=0.1, y=0.25)
     return fig

@@ -187,7 +187,7 @@ def best_trial(trials: Mapping[Any, Mapping[str, Any]], name: str) -> Any:
 
 
 def study_speedrun(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[str, float]:
-    """Both recipes at one model size, until the validation loss is at most the target.
+    """Both recipes at about one model size, until the validation loss is at most the target.
 
     First the same small search for both, at one seed; then the best setting of each from further seeds. The
     two take turns, so that what else the machine does meets both alike.
