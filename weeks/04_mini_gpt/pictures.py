@@ -211,7 +211,7 @@ def exchange_bars(changes: Mapping[str, float]) -> Figure:
     colours = [COLOURS[1] if value > 0 else COLOURS[2] for value in ordered.values()]
     bars = ax.barh(list(ordered), list(ordered.values()), color=colours)
     ax.bar_label(bars, [f"{value:+.3f}" for value in ordered.values()], padding=4)
-    ax.margins(x=0.12)
+    ax.margins(x=0.16)
     ax.axvline(0, color="black", linewidth=0.8)
     xlabel = "change of the validation loss (nats per character)"
     ax.set(title="The modern recipe with one part exchanged", xlabel=xlabel, ylabel="instead, it has")
