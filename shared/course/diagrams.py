@@ -333,8 +333,11 @@ def gpt() -> Picture:
     picture.shape(819, y + 42, "[B, T, V]")
     picture.line(tokens.top, (172, 72), (717, 72), head.top, again=True)
     picture.write(440, 66, "the same table, where they share their weights", size=12, soft=True)
-    picture.write(854, 296, "[B, T, C] is what flows; under learned weights", size=12, anchor="end", soft=True)
-    picture.write(854, 314, "stands their own shape, as PyTorch keeps it", size=12, anchor="end", soft=True)
+    for y, words in (
+        (296, "[B, T, C] is what flows; under learned weights"),
+        (314, "stands their own shape"),
+    ):
+        picture.write(854, y, words, size=12, anchor="end", soft=True)
     picture.legend(26, 342, "values", "learned", "chosen")
     return picture
 

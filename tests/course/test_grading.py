@@ -303,6 +303,41 @@ def test_a_class_with_other_names_for_its_arguments_is_right_and_one_without_the
     assert verdict.kind == "crash" and "takes 1 positional argument" in verdict.message
 
 
+def test_a_wrong_gradient_is_shown_and_named_where_it_is_known():
+    def quotient(x, gate_weight, up_weight, down_weight):
+        z = x @ gate_weight.T
+        return (z / (1 + torch.exp(-z)) * (x @ up_weight.T)) @ down_weight.T
+
+    known = EXERCISES["gated_mlp"]
+    others = tuple(m for m in known.mistakes if m.name != "the gradient overflows")
+    verdict = grade(known, quotient)
+    assert (verdict.kind, verdict.mistake) == ("mistake", "the gradient overflows")
+    assert verdict.case.what == "the gradient of x" and verdict.case.yours.isnan().any()
+    assert verdict.case.expected.isfinite().all()
+    verdict = grade(replace(known, mistakes=others), quotient)
+    assert verdict.kind == "detached" and "the gradient of `x` is nan or infinite" in verdict.message
+
+
+def test_a_changed_input_is_shown_small_before_and_after():
+    def in_place(x, up_weight, down_weight):
+        x += EXERCISES["mlp_sublayer"].reference(x, up_weight, down_weight) - x
+        return x
+
+    verdict = grade(EXERCISES["mlp_sublayer"], in_place)
+    assert verdict.kind == "input" and verdict.case.what == "x after the call"
+    assert torch.equal(verdict.case.expected, verdict.case.given["x"])
+    assert not torch.equal(verdict.case.yours, verdict.case.given["x"])
+    assert sum(value.numel() for value in verdict.case.given.values()) <= 10
+
+
+def test_of_several_tensors_only_those_that_differ_are_shown():
+    def without_scale(q, k, v, past_k, past_v):
+        return EXERCISES["decode_step"].reference(3 * q, k, v, past_k, past_v)
+
+    rows = [name for name, _ in grade(EXERCISES["decode_step"], without_scale).case.rows()]
+    assert rows[-3:] == ["yours, item 0", "expected, item 0", "difference"]
+
+
 # ---- a week
 
 

@@ -178,6 +178,10 @@ def _overflowing_silu(z: Tensor) -> Tensor:
     return z * power / (1 + power)
 
 
+def _silu_by_a_quotient(z: Tensor) -> Tensor:
+    return z / (1 + (-z).exp())
+
+
 GATED_MLP_STUB = """def gated_mlp(
     x: Tensor,
     gate_weight: Tensor,
@@ -231,6 +235,15 @@ GATED_MLP = Exercise(
             ),
             "The sigmoid was written as exp(z) / (1 + exp(z)). Above z = 88, exp is infinite in float32, and"
             " infinity over infinity is nan. torch.sigmoid, or F.silu itself, has no such limit.",
+        ),
+        Mistake(
+            "the gradient overflows",
+            lambda x, gate_weight, up_weight, down_weight: (
+                (_silu_by_a_quotient(x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T
+            ),
+            "SiLU was written as z / (1 + exp(-z)). For z = -200 exp(-z) is infinite, and the result, z /"
+            " inf, is still right: 0. The gradient is not: backward multiplies the 0 by exp(-z), and 0 times"
+            " infinity is nan. torch.sigmoid, or F.silu itself, has no such limit.",
         ),
         Mistake(
             "sigmoid instead of SiLU",
@@ -408,9 +421,13 @@ class _PastMean(nn.Module):
         return x.cumsum(1) / torch.arange(1, x.size(1) + 1).view(1, -1, 1)
 
 
-def _block_parts(kind: str, n_embd: int) -> tuple[nn.Module, nn.Module, Callable[[], nn.Module]]:
+MEAN, ATTENTION = "a mean of the past, RMSNorm", "attention, LayerNorm"
+"""What a case's block is made of."""
+
+
+def _block_parts(made_of: str, n_embd: int) -> tuple[nn.Module, nn.Module, Callable[[], nn.Module]]:
     """An attention, an MLP and what makes a norm, for a block."""
-    if kind == "mean":
+    if made_of == MEAN:
         mlp = nn.Sequential(nn.Linear(n_embd, 3), nn.Tanh(), nn.Linear(3, n_embd))
         return _PastMean(), mlp, partial(nn.RMSNorm, n_embd, eps=1e-5)
     config = GPTConfig(n_embd=n_embd, n_head=2, mlp_hidden=5, bias=False)
@@ -427,23 +444,23 @@ def _spread_weights(module: nn.Module) -> None:
 
 
 def _block_cases(generator: Generator) -> list[tuple]:
-    def case(kind: str, batch: int, time: int, n_embd: int) -> tuple[str, Tensor]:
-        return kind, 3 * torch.randn(batch, time, n_embd, generator=generator) + 1
+    def case(made_of: str, batch: int, time: int, n_embd: int) -> tuple[str, Tensor]:
+        return made_of, 3 * torch.randn(batch, time, n_embd, generator=generator) + 1
 
     return [
-        case("mean", 1, 1, 2),
-        case("mean", 2, 3, 4),
-        case("attention", 1, 4, 6),
-        case("attention", 3, 2, 4),
-        case("attention", 2, 5, 8),
+        case(MEAN, 1, 1, 2),
+        case(MEAN, 2, 3, 4),
+        case(ATTENTION, 1, 4, 6),
+        case(ATTENTION, 3, 2, 4),
+        case(ATTENTION, 2, 5, 8),
     ]
 
 
-def _observe_block(answer: Callable, kind: str, x: Tensor) -> Iterator[tuple[str, Any]]:
+def _observe_block(answer: Callable, made_of: str, x: Tensor) -> Iterator[tuple[str, Any]]:
     n_embd = x.size(-1)
-    reference = Block(*_block_parts(kind, n_embd))
+    reference = Block(*_block_parts(made_of, n_embd))
     _spread_weights(reference)
-    attn, mlp, norm = _block_parts(kind, n_embd)
+    attn, mlp, norm = _block_parts(made_of, n_embd)
     block = building.built(answer, reference, attn, mlp, norm)
     if getattr(block, "attn", None) is not attn or getattr(block, "mlp", None) is not mlp:
         raise NotRight(
@@ -563,7 +580,7 @@ BLOCK = Exercise(
     points=3,
     forbids=(gpt.Block,),
     tolerance=1e-4,
-    valid=lambda kind, x: kind == "mean" or x.size(-1) % 2 == 0,
+    valid=lambda made_of, x: made_of == MEAN or (made_of == ATTENTION and x.size(-1) % 2 == 0),
     mistakes=(
         Mistake(
             "post-norm",
@@ -653,9 +670,9 @@ def count_parameters(vocab_size: int, block_size: int, n_layer: int, n_embd: int
 def _parameters_cases(generator: Generator) -> list[tuple]:
     sizes = torch.randint(2, 40, (2, 4), generator=generator).tolist()
     return [
+        (7, 3, 1, 2),  # the first is the one that is shown: it can be counted by hand
         (50257, 1024, 12, 768),
         (65, 64, 4, 128),
-        (7, 3, 1, 2),
         (1, 1, 1, 1),
         *(tuple(row) for row in sizes),
     ]
@@ -670,6 +687,11 @@ def _observe_count(
             "a number of parameters is an int, and it is a float: did a / or a float factor make it one?"
         )
     yield "", count
+
+
+def _count_without(a_block: int, vocab_size: int, block_size: int, n_layer: int, n_embd: int) -> int:
+    """a_block: how often n_embd is missing in each block."""
+    return count_parameters(vocab_size, block_size, n_layer, n_embd) - a_block * n_layer * n_embd
 
 
 COUNT_PARAMETERS_STUB = """def count_parameters(
@@ -743,6 +765,35 @@ COUNT_PARAMETERS = Exercise(
                 count_parameters(vocab_size, block_size, n_layer, n_embd) - (2 * n_layer + 1) * n_embd
             ),
             "The LayerNorms were counted with a weight only. Each has a bias of n_embd as well.",
+        ),
+        Mistake(
+            "4 n_embd are missing in each block",
+            partial(_count_without, 4),
+            "Three things in a block have 4 n_embd parameters, and one of them was not counted: the biases of"
+            " the four attention projections, the bias of the MLP's inner layer, or the two LayerNorms.",
+        ),
+        Mistake(
+            "5 n_embd are missing in each block",
+            partial(_count_without, 5),
+            "The MLP's two biases have 4 n_embd and n_embd parameters. They were not counted.",
+        ),
+        Mistake(
+            "3 n_embd are missing in each block",
+            partial(_count_without, 3),
+            "The bias of the MLP's inner layer has 4 n_embd parameters, as many as the layer has outputs, and"
+            " was counted with n_embd. (Or one of the attention's four biases was counted, and three not.)",
+        ),
+        Mistake(
+            "2 n_embd are missing in each block",
+            partial(_count_without, 2),
+            "A block has two LayerNorms, one in front of the attention and one in front of the MLP, each with"
+            " a weight and a bias. One of the two was counted, or both without their biases.",
+        ),
+        Mistake(
+            "n_embd is missing in each block",
+            partial(_count_without, 1),
+            "One bias was not counted. The likeliest are the MLP's second one, n_embd for the way back, and"
+            " that of the attention's output projection.",
         ),
         Mistake(
             "no output projection in the attention",
@@ -1062,6 +1113,11 @@ def _turned(
     return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
 
 
+def _turned_and_sorted(x: Tensor, start: int, theta: float) -> Tensor:
+    a_and_b = _turned(x, start, theta, interleaved=True)
+    return torch.cat([a_and_b[..., 0::2], a_and_b[..., 1::2]], dim=-1)
+
+
 ROTATE_STUB = """def rotate(x: Tensor, start: int, theta: float) -> Tensor:
     # your code here
     ...
@@ -1089,6 +1145,14 @@ ROTATE = Exercise(
             "Channels 0 and 1 were paired, then 2 and 3. Some models do that, but in the layout that"
             " Hugging Face gives Llama, and that we use, channel i belongs with i + head_dim/2. Mixing them"
             " up with trained weights gives nonsense.",
+        ),
+        Mistake(
+            "cut as neighbours, joined as halves",
+            _turned_and_sorted,
+            "x was cut into its even and its odd channels (x[..., 0::2] and x[..., 1::2]), and the results"
+            " were joined by torch.cat, as if they were halves. So the numbers come back at other places:"
+            " channel i belongs with i + head_dim/2, and both stay where they were. x.chunk(2, dim=-1) cuts"
+            " as torch.cat joins.",
         ),
         Mistake(
             "turned the wrong way",
@@ -1212,6 +1276,14 @@ def _not_kept(
     return out, past_k, past_v
 
 
+def _softmax_over_queries(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, keys, values = decode_step(q, k, v, past_k, past_v)
+    scores = q @ keys.transpose(-2, -1) / math.sqrt(q.size(-1))
+    return scores.softmax(-2) @ values, keys, values
+
+
 def _unscaled(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -1281,6 +1353,13 @@ DECODE_STEP = Exercise(
             _overflowing_step,
             "exp of a score above 88 is infinite in float32, and infinity over infinity is nan. softmax takes"
             " the largest score away first, which changes nothing else.",
+        ),
+        Mistake(
+            "softmax over the queries",
+            _softmax_over_queries,
+            "softmax ran along dimension -2, the queries. There is one query, so each weight is 1 whatever"
+            " its score is, and the output is the sum of all values. The weights of one query over all keys"
+            " sum to one: softmax(-1).",
         ),
         Mistake(
             "no 1/sqrt(d)",
@@ -1422,6 +1501,9 @@ class _ReversedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.mlp_norm(x)) - self.attn(self.attn_norm(x))
+
+
+GPT_KINDS = ("classic", "other parts", "modern")
 
 
 def _gpt_parts(kind: str) -> tuple[str, Callable[..., nn.Module], type[Block]]:
@@ -1724,7 +1806,8 @@ MINI_GPT = Exercise(
     that it was given stays as it is. Its logits are those of forward at that position; your `decode_step`
     does the attention. generate(idx, length) goes on with each row by the likeliest token, `length` times,
     and returns int64 [batch, time + length], the given tokens first. It uses the cache: each position is
-    read at most once.""",
+    read at most once, and the last new token need not be read. time + length is at most
+    config.block_size.""",
     reference=MiniGPT,
     cases=_gpt_cases,
     observe=_observe_gpt,
@@ -1733,7 +1816,7 @@ MINI_GPT = Exercise(
     forbids=(gpt.GPT, gpt.Block, gpt.KVCache),
     tolerance=1e-4,
     valid=lambda kind, n_layer, n_head, n_embd, block_size, idx: (
-        n_embd % (2 * n_head) == 0 and 0 < idx.size(1) < block_size
+        kind in GPT_KINDS and n_embd % (2 * n_head) == 0 and 0 < idx.size(1) < block_size
     ),
     mistakes=(
         Mistake(

@@ -245,3 +245,27 @@ def _numbers(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_numbers, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else written(value)
+
+
+def type_of(value: Any) -> str:
+    """What kind of thing a result is, where a list and a tuple, or an int and a float, are of one kind."""
+    if isinstance(value, list | tuple):
+        return "sequence"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    return "function" if callable(value) else type(value).__name__
+
+
+def alike_in_type(yours: Any, right: Any, tolerance: float) -> bool:
+    """Whether a result is of the right type and shape, or its first part that is wrong is."""
+    if isinstance(right, Tensor) and isinstance(yours, Tensor):
+        is_alike = yours.dtype == right.dtype and yours.shape == right.shape
+        return is_alike and is_odd(yours) == is_odd(right)
+    if type_of(yours) != type_of(right) or (yours is None) != (right is None):
+        return False
+    if isinstance(right, list | tuple) and any(isinstance(part, Tensor) for part in right):
+        if len(right) != len(yours):
+            return False
+        pairs = zip(yours, right)
+        return all(alike_in_type(a, b, tolerance) for a, b in pairs if not same(a, b, tolerance))
+    return True

@@ -1,26 +1,27 @@
 """Week 0. Whether gradients flow through an answer to its arguments."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Gradients = dict[str, Tensor | None]
+"""By the argument's name; None where no graph leads from the result to the argument."""
 DETACHED = (
     "the values are right, but detached from the graph: no gradient reaches {}, and a model would learn"
     " nothing through it. .item(), float(x), .detach(), .numpy(), torch.tensor(x) and torch.no_grad() cut the"
     " graph."
 )
+NOT_FINITE = (
+    "the values are right, but the gradient of `{}` is nan or infinite. Something on the way overflows, as"
+    " exp of a large number does: 1 / inf is 0, and its gradient is 0 times inf, which is nan."
+)
 
 
-def gradients(
-    answer: Callable[..., Any], parameters: Sequence[str], arguments: tuple
-) -> dict[str, Tensor | None]:
-    """The gradient of the result's weighted sum at each argument of type float, by the argument's name.
-
-    None where no graph leads from the result to the argument.
-    """
+def gradients(answer: Callable[..., Any], parameters: Sequence[str], arguments: tuple) -> Gradients:
+    """The gradient of the result's weighted sum at each argument of type float."""
     leaves = [
         value.detach().clone().requires_grad_()
         if isinstance(value, Tensor) and value.is_floating_point()
@@ -42,7 +43,18 @@ def gradients(
     return dict(zip(inputs, torch.autograd.grad(total, list(inputs.values()), allow_unused=True)))
 
 
-def where_detached(own: Mapping[str, Tensor | None], right: Mapping[str, Tensor | None]) -> str | None:
+def where_detached(own: Gradients, right: Gradients) -> str | None:
     """A sentence on the arguments that the reference's gradient reaches and the answer's does not."""
     cut = [f"`{name}`" for name, wanted in right.items() if wanted is not None and own[name] is None]
     return DETACHED.format(", ".join(cut)) if cut else None
+
+
+def not_finite(own: Gradients, right: Gradients) -> str | None:
+    """A sentence on the first argument whose gradient is finite in the reference alone."""
+    for name, wanted in right.items():
+        yours = own[name]
+        if wanted is None or yours is None or not wanted.isfinite().all():
+            continue
+        if not yours.isfinite().all():
+            return NOT_FINITE.format(name)
+    return None

@@ -8,6 +8,7 @@ import copy
 import inspect
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.course.exercise.comparison import difference, is_odd, same
+from shared.course.exercise.comparison import alike_in_type, difference, same
 from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake, Sentence
-from shared.course.exercise.gradients import gradients, where_detached
+from shared.course.exercise.gradients import Gradients, gradients, not_finite, where_detached
 from shared.course.exercise.properties import Evidence, Failure, property_of
 from shared.course.exercise.running import (
     SECONDS,
@@ -120,7 +121,8 @@ class _Grading:
             return self._verdict("program", _changes_the_program(changed))
         if verdict is not None:
             return verdict
-        with redirect_stdout(io.StringIO()):  # what the answer prints is shown once, not for every try
+        # What the answer prints is shown once, not for every try, and so is what PyTorch warns of.
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             failed = [trial for trial in self.trials if not self._is_right(trial)]
             if failed:
                 return self._wrong(failed)
@@ -204,14 +206,33 @@ class _Grading:
         return None
 
     def _changed_input(self, given: tuple, trial: _Trial) -> Verdict:
-        pairs = zip(self.exercise.parameters, given, trial.arguments)
-        changed = [name for name, now, before in pairs if not same(now, before, 0)]
+        arguments = trial.arguments
+        with redirect_stdout(io.StringIO()), suppress(TimeUpError):
+            smaller = capped(self.seconds, smallest, arguments, self._changes)
+            after = copy.deepcopy(smaller)
+            self._yours(after)
+            if not same(after, smaller, 0):
+                given, arguments = after, smaller
+        triples = zip(self.exercise.parameters, given, arguments)
+        changed = [(name, now, was) for name, now, was in triples if not same(now, was, 0)]
         says = (
-            f"it changed its input `{', '.join(changed)}` in place. Whoever calls it still needs that value:"
-            " work on a copy, or use an operation that returns a new tensor (x = x + 1, and masked_fill"
-            " without the _ at its end)."
+            f"it changed its input `{', '.join(name for name, _, _ in changed)}` in place. Whoever calls it"
+            " still needs that value: work on a copy, or use an operation that returns a new tensor"
+            " (x = x + 1, and masked_fill without the _ at its end)."
         )
-        return self._verdict("input", says, self._case(trial.arguments, ""))
+        name, now, was = changed[0]
+        before = dict(zip(self.exercise.parameters, arguments))
+        case = Case(before, was, now, what=f"{name} after the call", differs=difference(now, was, 0))
+        return self._verdict("input", says, case)
+
+    def _changes(self, arguments: tuple) -> bool:
+        """Whether the answer changes arguments that the task allows."""
+        given = copy.deepcopy(arguments)
+        try:
+            self._yours(given)
+        except Exception:
+            return False
+        return not same(given, arguments, 0) and self._is_valid(arguments)
 
     # ---- right, but
 
@@ -240,9 +261,25 @@ class _Grading:
             else:
                 if same(yours, right, 10 * self.tolerance):
                     continue
-                says = where_detached(yours, right) or says
+                says = where_detached(yours, right) or ""
+                if not says:
+                    return self._wrong_gradient(trial, yours, right)
             return self._verdict("detached", says, self._case(trial.arguments, ""))
         return None
+
+    def _wrong_gradient(self, trial: _Trial, yours: Gradients, right: Gradients) -> Verdict:
+        """The verdict with the first gradient that is wrong; a known mistake's name, where one has it too."""
+        name = next(n for n in right if not same(yours[n], right[n], 10 * self.tolerance))
+        differs = difference(yours[name], right[name], 10 * self.tolerance)
+        given = dict(zip(self.exercise.parameters, trial.arguments))
+        case = Case(given, right[name], yours[name], what=f"the gradient of {name}", differs=differs)
+        for mistake in self.exercise.mistakes:
+            if self._does_the_same(mistake, [trial], self.tolerance):
+                made = gradients(mistake.function, self.exercise.parameters, trial.arguments)
+                if same(made, yours, 10 * self.tolerance):
+                    return self._verdict("mistake", _known(mistake), case, mistake.name)
+        says = not_finite(yours, right) or f"the values are right, but the gradient of `{name}` is not."
+        return self._verdict("detached", says, case)
 
     # ---- wrong
 
@@ -284,8 +321,7 @@ class _Grading:
 
     def _mistaken(self, mistake: Mistake, failed: Sequence[_Trial], what: str) -> Verdict:
         case = self._smallest(failed, what, mistake)
-        says = f"this looks like a known mistake: {mistake.name}.\n{mistake.why}"
-        return self._verdict("mistake", says, case, mistake.name)
+        return self._verdict("mistake", _known(mistake), case, mistake.name)
 
     def _known_mistake(self, failed: Sequence[_Trial]) -> tuple[Mistake | None, bool]:
         """The mistake that does the same in all cases; or nearly, in every case that is wrong.
@@ -323,7 +359,7 @@ class _Grading:
     def _of_another_type(self, failed: Sequence[_Trial], what: str) -> bool:
         """Whether the results differ in what they are, before any value is looked at."""
         yours, right = failed[0].seen.get(what), failed[0].expected.get(what)
-        return not _alike(yours, right, self.tolerance)
+        return not alike_in_type(yours, right, self.tolerance)
 
     def _evidence(self, failed: Sequence[_Trial], what: str) -> Evidence:
         failures = [
@@ -371,7 +407,7 @@ class _Grading:
                 yours = kept(self.exercise.seen(self.answer, copy.deepcopy(arguments), what))
                 if same(yours.get(what), right.get(what), self.tolerance):
                     return False
-                if _alike(yours.get(what), right.get(what), self.tolerance) != is_alike:
+                if alike_in_type(yours.get(what), right.get(what), self.tolerance) != is_alike:
                     return False
                 if not is_alike and self._differs(yours, right, what) != differs:
                     return False  # a shape whose sizes are all 1 says nothing
@@ -415,6 +451,10 @@ class _Grading:
         return Case(given, expected[what], yours, error, what, differs)
 
 
+def _known(mistake: Mistake) -> str:
+    return f"this looks like a known mistake: {mistake.name}.\n{mistake.why}"
+
+
 def _changes_the_program(changed: Sequence[str]) -> str:
     names = ", ".join(f"`{name}`" for name in dict.fromkeys(changed))
     return (
@@ -456,30 +496,6 @@ def _loosened(value: Any, tolerance: float = LOOSE) -> Any:
     if isinstance(value, list | tuple):
         return [_loosened(part, tolerance) for part in value]
     return value
-
-
-def type_of(value: Any) -> str:
-    """What kind of thing a result is, where a list and a tuple, or an int and a float, are of one kind."""
-    if isinstance(value, list | tuple):
-        return "sequence"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "number"
-    return "function" if callable(value) else type(value).__name__
-
-
-def _alike(yours: Any, right: Any, tolerance: float) -> bool:
-    """Whether a result is of the right type and shape, or its first part that is wrong is."""
-    if isinstance(right, Tensor) and isinstance(yours, Tensor):
-        is_alike = yours.dtype == right.dtype and yours.shape == right.shape
-        return is_alike and is_odd(yours) == is_odd(right)
-    if type_of(yours) != type_of(right) or (yours is None) != (right is None):
-        return False
-    if isinstance(right, list | tuple) and any(isinstance(part, Tensor) for part in right):
-        if len(right) != len(yours):
-            return False
-        pairs = zip(yours, right)
-        return all(_alike(a, b, tolerance) for a, b in pairs if not same(a, b, tolerance))
-    return True
 
 
 def _is_bounded(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
+from torch import Tensor
 
 from shared.course.exercise.comparison import whole
 
@@ -60,12 +61,24 @@ class Case:
         if self.error:
             return [*rows, ("stopped at", self.error)]
         what = f", {self.what}" if self.what else ""
-        if self.differs:
-            rows.append((f"yours{what}", whole(self.yours)))
-        rows.append((f"expected{what}", whole(self.expected)))
-        if self.differs:
-            rows.append(("difference", self.differs))
-        return rows
+        if not self.differs:
+            return [*rows, (f"expected{what}", whole(self.expected))]
+        for item, yours, expected in self._wrong_parts():
+            rows += [(f"yours{what}{item}", whole(yours)), (f"expected{what}{item}", whole(expected))]
+        return [*rows, ("difference", self.differs)]
+
+    def _wrong_parts(self) -> list[tuple[str, Any, Any]]:
+        """Of results that are several tensors those that look different: (which, yours, right)."""
+        everything = [("", self.yours, self.expected)]
+        if not isinstance(self.yours, list | tuple) or not isinstance(self.expected, list | tuple):
+            return everything
+        is_tensors = all(isinstance(part, Tensor) for part in (*self.yours, *self.expected))
+        if not is_tensors or len(self.yours) != len(self.expected):
+            return everything
+        parts = enumerate(zip(self.yours, self.expected))
+        return [
+            (f", item {i}", yours, right) for i, (yours, right) in parts if whole(yours) != whole(right)
+        ] or everything
 
     def __str__(self) -> str:
         rows = self.rows()
