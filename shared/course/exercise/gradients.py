@@ -49,7 +49,7 @@ def where_detached(own: Gradients, right: Gradients) -> str | None:
     return DETACHED.format(", ".join(cut)) if cut else None
 
 
-def where_not_finite(own: Gradients, right: Gradients) -> str | None:
+def where_overflowing(own: Gradients, right: Gradients) -> str | None:
     """A sentence on the first argument whose gradient is finite in the reference alone."""
     for name, wanted in right.items():
         yours = own[name]

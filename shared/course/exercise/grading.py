@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shared.course.exercise.comparison import alike_in_type, difference, same
 from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake, Sentence
-from shared.course.exercise.gradients import Gradients, gradients, where_not_finite, where_detached
+from shared.course.exercise.gradients import Gradients, gradients, where_detached, where_overflowing
 from shared.course.exercise.properties import Evidence, Failure, property_of
 from shared.course.exercise.running import (
     SECONDS,
@@ -278,8 +278,8 @@ class _Grading:
                 made = gradients(mistake.function, self.exercise.parameters, trial.arguments)
                 if same(made, yours, 10 * self.tolerance):
                     return self._verdict("mistake", _known(mistake), case, mistake.name)
-        says = where_not_finite(yours, right) or f"the values are right, but the gradient of `{name}` is not."
-        return self._verdict("detached", says, case)
+        says = f"the values are right, but the gradient of `{name}` is not."
+        return self._verdict("detached", where_overflowing(yours, right) or says, case)
 
     # ---- wrong
 
