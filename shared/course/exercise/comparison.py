@@ -75,6 +75,20 @@ def is_odd(value: Tensor) -> bool:
     return value.layout is not torch.strided or value.device.type != "cpu"
 
 
+def is_bounded(value: Any) -> bool:
+    """Whether no number in a result is infinite or nan."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return is_odd(value) or bool(value.isfinite().all())
+    return math.isfinite(value) if isinstance(value, float) else True
+
+
+def has_no_nan(value: Any) -> bool:
+    """Whether no number in a result is nan."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return not bool(value.isnan().any())
+    return value == value if isinstance(value, float) else True
+
+
 def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
     """How `given` differs from `expected`, in a sentence that helps.
 

@@ -7,7 +7,6 @@ mistake, it breaks a property (see properties.py), it differs. The smallest case
 import copy
 import inspect
 import io
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.course.exercise.comparison import alike_in_type, difference, same
+from shared.course.exercise.comparison import alike_in_type, difference, has_no_nan, is_bounded, same
 from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake, Sentence
 from shared.course.exercise.gradients import Gradients, gradients, where_detached, where_overflowing
 from shared.course.exercise.properties import Evidence, Failure, property_of
@@ -328,7 +327,7 @@ class _Grading:
 
         Cases in which the answer overflows as well are left out of the near ones: two things are wrong there.
         """
-        finite = [trial for trial in failed if all(map(_is_bounded, trial.seen.values()))]
+        finite = [trial for trial in failed if all(map(is_bounded, trial.seen.values()))]
         near: list[Mistake] = []
         for mistake in self.exercise.mistakes:
             if self._does_the_same(mistake, self.trials, self.tolerance):
@@ -393,7 +392,7 @@ class _Grading:
             expected = self._right(arguments)
         except Exception:
             return None
-        return expected if all(_is_finite(value) for value in expected.values()) else None
+        return expected if all(has_no_nan(value) for value in expected.values()) else None
 
     def _smallest(self, failed: Sequence[_Trial], what: str, mistake: Mistake | None = None) -> Case:
         """The smallest case on which the answer is wrong in the same way."""
@@ -496,16 +495,3 @@ def _loosened(value: Any, tolerance: float = LOOSE) -> Any:
     if isinstance(value, list | tuple):
         return [_loosened(part, tolerance) for part in value]
     return value
-
-
-def _is_bounded(value: Any) -> bool:
-    """Whether no number in a result is infinite or nan."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return is_odd(value) or bool(value.isfinite().all())
-    return math.isfinite(value) if isinstance(value, float) else True
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return not bool(value.isnan().any())
-    return value == value if isinstance(value, float) else True
