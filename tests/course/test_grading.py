@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from shared.course.exercise import Exercise, Mistake, Week, grade, random_int, week_numbers
-from shared.course.exercise.comparison import difference, same
+from shared.course.exercise.comparison import difference, same, whole
+from shared.course.exercise.shrinking import size
 from shared.course.exercise.verdict import Case
 from tests.course.answers import OTHER_ANSWERS
 
@@ -129,8 +130,30 @@ def test_an_input_changed_in_place_is_named():
         return right
 
     for function, argument in ((causal_weights, "scores"), (clip_gradients, "gradients")):
-        message = grade(EXERCISES[function.__name__], function).message
-        assert f"`{argument}`" in message and "in place" in message and "copy" in message
+        verdict = grade(EXERCISES[function.__name__], function)
+        assert all(words in verdict.message for words in (f"`{argument}`", "in place", "copy"))
+        case = verdict.case
+        assert case.what == f"{argument} after the call" and f"yours, {case.what}" in verdict.message
+        given = case.arguments
+        function(*given)  # the case shows what the answer makes of it
+        after = dict(zip(case.given, given))[argument]
+        assert same(after, case.yours, 0) and not same(after, case.expected, 0)
+        assert same(case.expected, case.given[argument], 0) and size(list(case.given.values())) < 20
+
+
+def test_numbers_that_differ_are_not_shown_alike():
+    rows = dict(Case({"n": 1}, 1.24104, yours=1.24064, differs="they differ").rows())
+    assert (rows["yours"], rows["expected"]) == ("1.24064", "1.24104")
+    rows = dict(Case({"n": 1}, 1 / 3, yours=0.25, differs="they differ").rows())
+    assert (rows["yours"], rows["expected"]) == ("0.25", "0.3333")
+
+
+def test_a_long_list_has_an_item_a_line_and_zero_no_sign():
+    batches = [(torch.arange(12), torch.arange(12))] * 2
+    item = "(tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])"
+    lines = whole(batches).split("\n")
+    assert len(lines) == 4 and lines[0] == f"[{item}," and lines[2].strip() == f"{item},"
+    assert whole([torch.tensor([-0.0, 1.5]), -0.0]) == "[tensor([0, 1.5]), 0]"
 
 
 def test_the_lines_of_an_error_stand_under_each_other():
@@ -350,6 +373,13 @@ def test_task_shows_what_to_write(week, capsys):
     week.task("average_past")
     shown = " ".join(capsys.readouterr().out.split())
     assert "[batch, time, channel]" in shown and "def average_past(x: torch.Tensor) -> torch.Tensor:" in shown
+
+
+def test_a_task_with_paragraphs_keeps_them_and_its_list(capsys):
+    week = Week(2)
+    week.task("train")
+    assert "\n1. set the learning rate" in capsys.readouterr().out
+    assert week._task(week.find("train"))[1].count("<li>") == 6
 
 
 def test_hints_come_in_order_and_then_the_way_to_the_solution(week, capsys):

@@ -41,7 +41,7 @@ def factor(evidence: Evidence) -> str | None:
         shown = " and ".join(f"{factor:.4g}" for factor in factors[:2])
         return (
             f"The values are off by one factor for the whole result, and another one in each case: {shown}"
-            " times the right ones in the first two. What is it that you divide or multiply by?"
+            " times the right ones in two of them. What is it that you divide or multiply by?"
         )
     return None
 

@@ -198,6 +198,8 @@ def _sequence_difference(given: Sequence, expected: Sequence, tolerance: float) 
 
 def short(value: Any) -> str:
     """A value, short enough to read in a sentence; of a large tensor, its shape and dtype."""
+    if isinstance(value, float):
+        return f"{value:.8g}"
     if not isinstance(value, Tensor):
         return textwrap.shorten(written(value), 120)
     value = plain_tensor(value)
@@ -209,10 +211,14 @@ def short(value: Any) -> str:
 
 SHOWN_WHOLE = 64
 """Elements of a tensor up to which all are shown."""
+LINE = 88
+"""Characters of a list or a tuple above which each of its items gets a line of its own."""
 
 
-def whole(value: Any) -> str:
+def whole(value: Any, digits: int = 4) -> str:
     """A value as a learner would type it, with all its numbers; of a large tensor, its shape and beginning.
+
+    digits: of a float that are shown.
 
     >>> print(whole(torch.tensor([[1.0, 2.5], [0.0, 1 / 3]])))
     tensor([[1, 2.5], [0, 0.3333]])
@@ -221,28 +227,37 @@ def whole(value: Any) -> str:
         value = plain_tensor(value)
         if is_odd(value):
             return f"{_layout(value)} tensor of shape {list(value.shape)}, {value.dtype}, on {value.device}"
-        return _whole_array("tensor", value.detach(), (torch.float32, torch.int64, torch.bool))
+        return _whole_array("tensor", value.detach(), (torch.float32, torch.int64, torch.bool), digits)
     if isinstance(value, np.ndarray):
-        return _whole_array("array", value, (np.dtype("float64"), np.dtype("int64"), np.dtype(bool)))
+        usual = (np.dtype("float64"), np.dtype("int64"), np.dtype(bool))
+        return _whole_array("array", value, usual, digits)
     if isinstance(value, list | tuple) and len(value) <= SHOWN_WHOLE:
-        items = ", ".join(whole(item) for item in value)
-        if isinstance(value, tuple):
-            return f"({items},)" if len(value) == 1 else f"({items})"
-        return f"[{items}]"
+        return _whole_sequence(value, digits)
     if isinstance(value, dict) and len(value) <= 8:
-        return "{" + ", ".join(f"{key!r}: {whole(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {whole(item, digits)}" for key, item in value.items()) + "}"
     if isinstance(value, float):
-        return _numbers(value)
+        return _numbers(value, digits)
     text = written(value)
     return text if len(text) <= 600 else f"{text[:600]} ... ({len(text)} characters)"
 
 
-def _whole_array(word: str, value: Any, usual: tuple) -> str:
+def _whole_sequence(value: Sequence, digits: int) -> str:
+    """A list or a tuple of arrays or of other lists has an item a line, where it is long."""
+    items = [whole(item, digits) for item in value]
+    is_nested = any(isinstance(item, Tensor | np.ndarray | list | tuple) for item in value)
+    is_long = is_nested and len(items) > 1 and sum(map(len, items)) > LINE
+    inside = ",\n ".join(item.replace("\n", "\n ") for item in items) if is_long else ", ".join(items)
+    if isinstance(value, tuple):
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    return f"[{inside}]"
+
+
+def _whole_array(word: str, value: Any, usual: tuple, digits: int) -> str:
     """A tensor or an array; its type where that is not one of the usual ones."""
     if math.prod(value.shape) <= SHOWN_WHOLE:
         kind = "" if value.dtype in usual else f" of {str(value.dtype).removeprefix('torch.')}"
-        return f"{word}({_numbers(value.tolist())}){kind}"
-    start = ", ".join(_numbers(v) for v in value.reshape(-1)[:6].tolist())
+        return f"{word}({_numbers(value.tolist(), digits)}){kind}"
+    start = ", ".join(_numbers(v, digits) for v in value.reshape(-1)[:6].tolist())
     return f"{word} of shape {list(value.shape)}, {value.dtype}: {start}, ..."
 
 
@@ -255,10 +270,12 @@ def written(value: Any) -> str:
         return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
 
 
-def _numbers(value: Any) -> str:
+def _numbers(value: Any, digits: int) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(map(_numbers, value))}]"
-    return f"{value:.4g}" if isinstance(value, float) else written(value)
+        return f"[{', '.join(_numbers(item, digits) for item in value)}]"
+    if isinstance(value, float):
+        return f"{value + 0.0:.{digits}g}"  # + 0.0 makes 0 of -0
+    return written(value)
 
 
 def type_of(value: Any) -> str:

@@ -30,6 +30,8 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False})
 _MARKDOWN.inline.ruler.before("escape", "formula", _formula)
 COLOURS = {"solved": "#1a7f37", "wrong": "#9a6700", "not attempted": "#57606a"}
 """Of a box's edge: green, amber, grey; the words beside it say the same."""
+MORE_DIGITS = 8
+"""Of numbers that print alike with fewer, and differ."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class Case:
         if not self.differs:
             return [*rows, (f"expected{what}", whole(self.expected))]
         for item, yours, expected in self._wrong_parts():
-            rows += [(f"yours{what}{item}", whole(yours)), (f"expected{what}{item}", whole(expected))]
+            texts = whole(yours), whole(expected)
+            if texts[0] == texts[1]:  # they differ after the digits that are shown
+                texts = whole(yours, MORE_DIGITS), whole(expected, MORE_DIGITS)
+            rows += [(f"yours{what}{item}", texts[0]), (f"expected{what}{item}", texts[1])]
         return [*rows, ("difference", self.differs)]
 
     def _wrong_parts(self) -> list[tuple[str, Any, Any]]:
