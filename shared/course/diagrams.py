@@ -92,7 +92,7 @@ def window_mlp() -> Picture:
     )
     vectors = [[0.2, -0.7, 1.1, 0.4], [0.9, 0.1, -0.3, -1.2], [-0.6, 0.8, 0.5, 0.3]]
     picture.box(Box(124, 78, 116, 246), "embedding\ntable\n\n+ place in\nthe window", "learned")
-    picture.shape(182, 344, "[vocab_size, n_embd]")
+    picture.shape(182, 344, "[vocab_size + 1, n_embd]")
     long = [[value] for vector in vectors for value in vector]
     parts = [[i // 4] for i in range(12)]
     column = picture.grid(462, 81, long, cell=(44, 20), parts=parts)

@@ -130,9 +130,9 @@ def _scaled_weights_cases(generator: Generator) -> list[tuple]:
 
 
 SCALED_WEIGHTS = Exercise(
-    task="""The initialization of a layer: weights that are too large saturate the tanh, weights that are too
-    small let the signal die out. `noise` is float32 [outputs, inputs], drawn from N(0, 1), in the layout of
-    nn.Linear's weight. Scale it by Kaiming's rule: the variance of each weight should be
+    task="""The initialization of a layer: weights that are too large push the tanh to its flat ends, weights
+    that are too small let the signal die out. `noise` is float32 [outputs, inputs], drawn from N(0, 1), in
+    the layout of nn.Linear's weight. Scale it by Kaiming's rule: the variance of each weight should be
     $gain^2 / inputs$, so that outputs have the variance of the inputs times $gain^2$. Return float32
     [outputs, inputs], and leave `noise` as it is. For tanh the gain is 5/3.""",
     reference=scaled_weights,
@@ -153,6 +153,12 @@ SCALED_WEIGHTS = Exercise(
             " layer.",
         ),
         Mistake(
+            "multiplied by the variance",
+            lambda noise, gain: noise * (gain**2 / noise.size(1)),
+            "The noise was multiplied by gain² / inputs. That is the variance that is asked for, and"
+            " multiplying by s makes the variance s²: the factor is its root, the standard deviation.",
+        ),
+        Mistake(
             "the gain is missing",
             lambda noise, gain: noise / math.sqrt(noise.size(1)),
             "The gain was not used. It makes up for what the nonlinearity takes away: tanh makes every value"
@@ -162,7 +168,7 @@ SCALED_WEIGHTS = Exercise(
             "the gain is squared",
             lambda noise, gain: noise * (gain**2 / math.sqrt(noise.size(1))),
             "The variance is to be gain² / inputs, so the factor is its root, with the plain gain. Squared,"
-            " it drives tanh further into saturation.",
+            " it pushes tanh further to its flat ends.",
         ),
         Mistake(
             "multiplied by the root",
@@ -314,15 +320,18 @@ def _check_initialization(answer: Callable) -> None:
     """
     seed_everything(0)
     parameters = dict(answer(65, 16, 64, 96).named_parameters())
+    wrong = []
     for name, wanted in INITIAL_STD.items():
         values = parameters[name].detach()
         spread = values.square().mean().sqrt().item()
         if abs(spread - wanted) > 0.1 * wanted:
             size = "large" if spread > wanted else "small"
-            raise NotRight(
-                f"the outputs are right, but the initialization of `{name}` is too {size}: its standard"
-                f" deviation is {spread:.3g}, and the task asks for {wanted:.3g}."
-            )
+            wrong.append(f"`{name}` is too {size} ({spread:.3g}, and the task asks for {wanted:.3g})")
+    if wrong:
+        raise NotRight(
+            f"the outputs are right, but the initialization is not. By its standard deviation,"
+            f" {'; '.join(wrong)}."
+        )
 
 
 class _LooksAhead(WindowMLP):
@@ -378,6 +387,19 @@ class _InitializedByPyTorch(WindowMLP):
         pass
 
 
+class _HiddenLeftToPyTorch(WindowMLP):
+    def initialize(self) -> None:
+        super().initialize()
+        self.hidden.reset_parameters()
+        nn.init.zeros_(self.hidden.bias)
+
+
+class _PaddingNeverLearns(WindowMLP):
+    def initialize(self) -> None:
+        super().initialize()
+        self.token_embedding.padding_idx = self.padding
+
+
 class _InitializedNaively(WindowMLP):
     def initialize(self) -> None:
         for parameter in self.parameters():
@@ -387,15 +409,17 @@ class _InitializedNaively(WindowMLP):
 WINDOW_MLP = Exercise(
     task="""Build the window MLP. `WindowMLP(vocab_size, window, n_embd, n_hidden)` is an nn.Module with
     `token_embedding`, an nn.Embedding of vocab_size + 1 rows of n_embd numbers, of which the last belongs to
-    the padding before the text; `position_embedding`, an nn.Embedding with a row for each place of the
-    window, the oldest first; `hidden`, an nn.Linear from window * n_embd to n_hidden; and `lm_head`, an
-    nn.Linear from n_hidden to vocab_size. `activations(idx)` takes int64 [batch, time]. Each position looks
-    its window up in the token embedding (your `context_windows`, padding with the id vocab_size), adds the
-    place's vector to each token's, joins the vectors of the window in the order of the text, sends them
-    through `hidden` and a tanh, and returns float32 [batch, time, n_hidden]. `forward(idx)` returns the
-    logits, float32 [batch, time, vocab_size], by `lm_head`. The initialization, each with mean 0: the token
-    embedding has standard deviation 1, the position embedding 0.1, `hidden.weight` follows Kaiming's rule
-    with the gain 5/3 (your `scaled_weights`), `lm_head.weight` has 0.01, and both biases are 0.""",
+    the padding before the text (it is drawn and learned like the others); `position_embedding`, an
+    nn.Embedding with a row for each place of the window, the oldest first; `hidden`, an nn.Linear from window
+    * n_embd to n_hidden; and `lm_head`, an nn.Linear from n_hidden to vocab_size. `activations(idx)` takes
+    int64 [batch, time]. Each position looks its window up in the token embedding (your `context_windows`,
+    padding with the id vocab_size), adds the place's vector to each token's, joins the vectors of the window
+    in the order of the text, sends them through `hidden` and a tanh, and returns float32 [batch, time,
+    n_hidden]. `forward(idx)` returns the logits, float32 [batch, time, vocab_size], by `lm_head`. The
+    initialization, each with mean 0: the token embedding has standard deviation 1, the position embedding
+    0.1, `hidden.weight` follows Kaiming's rule with the gain 5/3 (your `scaled_weights`), `lm_head.weight`
+    has 0.01, and both biases are 0. The course's own model, which is made from a `WindowMLPConfig`, is no
+    answer.""",
     reference=WindowMLP,
     cases=_window_mlp_cases,
     observe=_observe_window_mlp,
@@ -465,6 +489,21 @@ WINDOW_MLP = Exercise(
             "The outputs are right, but the parameters are initialized as PyTorch does it: nn.Linear draws"
             " from a uniform distribution that is smaller than Kaiming's rule for tanh, lm_head is too large,"
             " and the first loss lies above ln V.",
+        ),
+        Mistake(
+            "the hidden layer's weights are left to PyTorch",
+            _HiddenLeftToPyTorch,
+            "The outputs are right, and so is every other initialization, but hidden.weight is as nn.Linear"
+            " drew it, smaller than Kaiming's rule for tanh. scaled_weights changes nothing by itself: it"
+            " returns a new tensor, which has to be put into the layer, with torch.no_grad():"
+            " self.hidden.weight.copy_(...).",
+        ),
+        Mistake(
+            "the padding's row never learns",
+            _PaddingNeverLearns,
+            "padding_idx keeps the gradient away from the padding's row of the token embedding (and begins it"
+            " at 0). In this model that the text has not begun yet tells something, and its row is learned"
+            " like any other: nn.Embedding without padding_idx.",
         ),
         Mistake(
             "all weights from N(0, 1)",
@@ -627,6 +666,7 @@ def _learning_rate_cases(generator: Generator) -> list[tuple]:
         (9, 100, 10, peak, 0.1),  # the peak
         (10, 100, 10, peak, 0.1),
         (middle, 100, 20, peak, 0.2),
+        (60, 100, 20, peak, 0.2),  # halfway down
         (75, 100, 20, peak, 0.0),
         (100, 100, 10, peak, 0.1),  # the floor
         (130, 100, 10, peak, 0.1),  # past the end
@@ -643,6 +683,7 @@ def _schedule(
     value: Callable[[float, float], float] = lambda cosine, final_fraction: (
         final_fraction + (1 - final_fraction) * cosine
     ),
+    cosine: Callable[[float], float] = lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
 ) -> Callable:
     """The schedule with one of its parts exchanged. value: from a cosine that falls from 1 to 0 to a fraction
     of the peak.
@@ -651,9 +692,7 @@ def _schedule(
     def rate(step: int, steps: int, warmup_steps: int, peak: float, final_fraction: float) -> float:
         if step < warmup_steps:
             return peak * warmup(step, warmup_steps)
-        return peak * value(
-            0.5 * (1 + math.cos(math.pi * progress(step, steps, warmup_steps))), final_fraction
-        )
+        return peak * value(cosine(progress(step, steps, warmup_steps)), final_fraction)
 
     return rate
 
@@ -661,7 +700,7 @@ def _schedule(
 def _falling_to_the_fraction(
     step: int, steps: int, warmup_steps: int, peak: float, final_fraction: float
 ) -> float:
-    cosine = _schedule(value=lambda cosine, _: cosine)(step, steps, warmup_steps, 1.0, 0.0)
+    cosine = _schedule(value=lambda c, _: c)(step, steps, warmup_steps, 1.0, 0.0)
     return peak * cosine if step < warmup_steps else final_fraction + (peak - final_fraction) * cosine
 
 
@@ -679,10 +718,11 @@ LEARNING_RATE_STUB = """def learning_rate(
 
 LEARNING_RATE = Exercise(
     task="""A schedule that begins and ends with small steps. Return the learning rate at `step`, a float;
-    steps are counted from 0. During the warmup (step < warmup_steps) it is
-    peak * (step + 1) / warmup_steps, so the first step already moves. From step warmup_steps on it falls
-    along half a cosine, from `peak` there to final_fraction * peak at step `steps`; after that it stays at
-    final_fraction * peak. warmup_steps may be 0, and it is always below `steps`.""",
+    steps are counted from 0. During the warmup (step < warmup_steps) it is peak * (step + 1) / warmup_steps,
+    so the first step already moves. From step warmup_steps on it falls along half a cosine, the curve of cos
+    from 0 to π, shifted and scaled so that it leads from `peak` there to final_fraction * peak at step
+    `steps`; halfway through, it is halfway between the two. After that it stays at final_fraction * peak.
+    warmup_steps may be 0, and it is always below `steps`. The course's own `lr_at` is no answer.""",
     reference=learning_rate,
     cases=_learning_rate_cases,
     stub=LEARNING_RATE_STUB,
@@ -699,13 +739,13 @@ LEARNING_RATE = Exercise(
         ),
         Mistake(
             "no floor",
-            _schedule(value=lambda cosine, final_fraction: cosine),
+            _schedule(value=lambda c, final_fraction: c),
             "The rate falls to 0, and it should end at final_fraction * peak. The last steps hardly learn"
             " anything.",
         ),
         Mistake(
             "the floor is added on top",
-            _schedule(value=lambda cosine, final_fraction: final_fraction + cosine),
+            _schedule(value=lambda c, final_fraction: final_fraction + c),
             "The end is right but the beginning is too high: after the warmup the rate jumps to (1 +"
             " final_fraction) * peak. The cosine should run over the distance between peak and floor, not"
             " over the whole peak.",
@@ -738,6 +778,19 @@ LEARNING_RATE = Exercise(
             ),
             "The fall is linear. The cosine stays near the peak for longer, falls fastest in the middle, and"
             " ends flat.",
+        ),
+        Mistake(
+            "a quarter of a cosine",
+            _schedule(cosine=lambda progress: math.cos(math.pi / 2 * progress)),
+            "The cosine runs from 0 to π/2 only, so it is still falling fast at its end, and halfway it is"
+            " too high. The schedule is the curve from 0 to π, which ends flat: 0.5 * (1 + cos(π * progress))"
+            " falls from 1 to 0 along it.",
+        ),
+        Mistake(
+            "the cosine is not lifted",
+            _schedule(cosine=lambda progress: math.cos(math.pi * progress)),
+            "cos(π * progress) falls from 1 to -1, so the rate falls below its floor, and even below 0, where"
+            " training walks uphill. 0.5 * (1 + cos(π * progress)) falls from 1 to 0.",
         ),
         Mistake(
             "final_fraction taken for a learning rate",
@@ -841,6 +894,8 @@ def _adamw(
     decay_with_lr: bool = True,
     decay_afterwards: bool = False,
     means_corrected: bool = False,
+    squared: bool = True,
+    one_beta: bool = False,
 ) -> Callable:
     """AdamW's step with one of its parts wrong."""
 
@@ -849,8 +904,9 @@ def _adamw(
     ) -> tuple[Tensor, Tensor, Tensor]:
         if decay_in_gradient:
             gradient = gradient + weight_decay * weight
+        beta2 = beta1 if one_beta else beta2
         first = beta1 * first + (1 - beta1) * gradient
-        second = beta2 * second + (1 - beta2) * gradient**2
+        second = beta2 * second + (1 - beta2) * (gradient**2 if squared else gradient)
         m = first / (1 - beta1**step) if correct else first
         v = second / (1 - beta2**step) if correct else second
         below = (v.sqrt() if root else v) + eps
@@ -941,6 +997,18 @@ ADAMW_STEP = Exercise(
             _adamw(means_corrected=True),
             "The means that are returned are the corrected ones. They would be renewed from these in the next"
             " step, and corrected once more: keep the corrected ones for the step alone.",
+        ),
+        Mistake(
+            "the mean of the gradient in place of its square's",
+            _adamw(squared=False),
+            "The second mean was renewed with the gradient, and it is the mean of its square: gradient**2."
+            " Without the square it can be negative, and the root of that is nan.",
+        ),
+        Mistake(
+            "both means with beta1",
+            _adamw(one_beta=True),
+            "The mean of the squares was renewed with beta1. It has a rate of its own, beta2, and is"
+            " corrected with 1 - beta2**step.",
         ),
         Mistake(
             "the decay uses the moved weight",
@@ -1185,7 +1253,7 @@ def _train_cases(generator: Generator) -> list[tuple]:
 
 def _observe_train(
     answer: Callable,
-    optimizer_name: str,
+    optimizer: str,
     batches: list[tuple[Tensor, Tensor]],
     steps: int,
     warmup_steps: int,
@@ -1194,7 +1262,7 @@ def _observe_train(
     final_fraction: float,
     max_norm: float,
 ) -> Iterator[tuple[str, Any]]:
-    watched = _Watched(optimizer_name, batches)
+    watched = _Watched(optimizer, batches)
     result = watched.run(
         answer,
         steps,
@@ -1218,9 +1286,9 @@ def _observe_train(
             " plain number."
         )
     yield "how many losses", len(losses)
+    watched.complain_of_modes()
     yield "the first loss", losses[:1]
     yield "the learning rates at each optimizer.step()", watched.rates
-    watched.complain_of_modes()
     yield "the losses", losses
     for name, parameter in watched.model.named_parameters():
         yield f"{name} after the last step", parameter.detach().clone()
@@ -1236,11 +1304,11 @@ def _is_pair(item: Any) -> bool:
 class _Watched:
     """What the learner's loop is run on: a model, an optimizer and batches that note what happens."""
 
-    def __init__(self, optimizer_name: str, batches: list[tuple[Tensor, Tensor]]):
+    def __init__(self, optimizer: str, batches: list[tuple[Tensor, Tensor]]):
         self._batches = batches
         self.model = _Probe(1 + max(int(part.max()) for batch in batches for part in batch))
         groups = [{"params": [self.model.table.weight]}, {"params": [self.model.bias]}]
-        self._optimizer = getattr(torch.optim, optimizer_name)(groups, lr=7.0)
+        self._optimizer = getattr(torch.optim, optimizer)(groups, lr=7.0)
         self._optimizer.register_step_pre_hook(self._note_step)
         self.rates: list[list[float]] = []
         """Of each step, that of every group."""
@@ -1334,6 +1402,9 @@ class _Loop:
     groups: int = 2
     """How many of them get the learning rate."""
     rate_after: bool = False
+    loss_after: bool = False
+    """Whether the loss that is noted is that of the batch after the step."""
+    train_first: bool = True
     eval_mode: bool = True
     train_again: bool = True
     no_grad: bool = True
@@ -1343,7 +1414,8 @@ class _Loop:
 
     def __call__(self, model, batches, steps, *, optimizer, evaluate, eval_every, max_norm, **schedule):
         losses, evaluations = [], []
-        model.train()
+        if self.train_first:
+            model.train()
         for step, (x, y) in self._numbered(batches, steps):
             rate = self.rate(step, steps, **schedule)
             losses.append(self._step(model, optimizer, x, y, rate=rate, max_norm=max_norm))
@@ -1370,7 +1442,7 @@ class _Loop:
             optimizer.zero_grad()
         if self.rate_after:
             self._set_rate(optimizer, rate)
-        return loss.item()
+        return (cross_entropy(model(x), y) if self.loss_after else loss).item()
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         for group in optimizer.param_groups[: self.groups]:
@@ -1392,23 +1464,33 @@ class _Loop:
 TRAIN = Exercise(
     task="""Write the whole training loop: your step of week 1, with the schedule, clipping and evaluation.
     `batches` is an iterator of (x, y), both int64 [batch, time], and may go on for ever; train on exactly the
-    next `steps` of them. At each step, counted from 0: set the learning rate of every group of
-    `optimizer.param_groups` to your `learning_rate(step, steps, warmup_steps, peak, final_fraction)`; compute
-    the mean cross-entropy of `model(x)` and `y`; clear the old gradients (there may be some from before) and
-    compute the new ones; replace the gradients of all of `model.parameters()` by what your
-    `clip_gradients(..., max_norm)` makes of them; let the optimizer step. The steps are done in train mode,
-    whatever mode the model comes in. After every `eval_every` steps done, and after the last step, call
-    `evaluate(model)`, which returns a float: in eval mode and under torch.no_grad(), once where both fall
-    together. Return (losses, evaluations): the loss of each batch before its step, as a list of `steps`
-    floats, and a list of (steps done, what `evaluate` returned). Leave the model in train mode. Every
-    parameter gets a gradient.""",
+    next `steps` of them. At each step, counted from 0:
+
+    1. set the learning rate of every group of the optimizer, `group["lr"]` for each group in
+    `optimizer.param_groups`, to your `learning_rate(step, steps, warmup_steps, peak, final_fraction)`;
+
+    2. compute the mean cross-entropy of `model(x)` and `y`, and note it;
+
+    3. clear the old gradients (there may be some from before) and compute the new ones;
+
+    4. replace the gradients of all of `model.parameters()` by what your `clip_gradients(..., max_norm)` makes
+    of them (every parameter has one);
+
+    5. let the optimizer step;
+
+    6. where the steps done are a multiple of `eval_every`, and after the last step, call `evaluate(model)`,
+    which returns a float: in eval mode and under torch.no_grad(), once where both fall together.
+
+    The steps are done in train mode, whatever mode the model comes in; leave it in train mode. Return
+    (losses, evaluations): the loss of each batch before its step, as a list of `steps` floats, and a list of
+    (steps done, what `evaluate` returned).""",
     reference=train,
     cases=_train_cases,
     observe=_observe_train,
     stub=TRAIN_STUB,
     points=3,
     forbids=(Trainer,),
-    valid=lambda optimizer_name, batches, steps, warmup_steps, eval_every, peak, final_fraction, max_norm: (
+    valid=lambda optimizer, batches, steps, warmup_steps, eval_every, peak, final_fraction, max_norm: (
         0 <= warmup_steps < steps < len(batches)
         and eval_every >= 1
         and peak > 0
@@ -1474,6 +1556,19 @@ TRAIN = Exercise(
             " together: one call, with the list of all.",
         ),
         Mistake(
+            "the loss is taken after the step",
+            _Loop(loss_after=True),
+            "The loss was computed once more after the optimizer's step. The batch has been learned from by"
+            " then, so it looks better than the model is on new text, and the forward pass is paid for twice:"
+            " note the loss that backward() started from.",
+        ),
+        Mistake(
+            "the steps before the first evaluation are in eval mode",
+            _Loop(train_first=False),
+            "The model may come in eval mode, and then all steps up to the first evaluation are taken in it:"
+            " model.train() before the loop.",
+        ),
+        Mistake(
             "no evaluation at the end",
             _Loop(due=lambda done, steps, every: done % every == 0),
             "Where `steps` is no multiple of eval_every, the finished model is never evaluated, and it is the"
@@ -1506,8 +1601,9 @@ TRAIN = Exercise(
         Mistake(
             "one batch too many is taken",
             _Loop(range_first=False),
-            "One batch more than `steps` is taken from the iterator, and thrown away: zip(batches,"
-            " range(steps)) asks for a batch first and only then sees that the range has ended.",
+            "One batch more than `steps` is taken from the iterator, and thrown away. A loop that asks for a"
+            " batch first, and only then looks whether all steps are done, does that: enumerate(batches) with"
+            " a break, and zip(batches, range(steps)), too. zip(range(steps), batches) asks the range first.",
         ),
     ),
     hints=(

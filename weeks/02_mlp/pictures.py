@@ -1,6 +1,5 @@
 """Week 2's plots of what the notebook has at hand. Each function takes data and returns a figure."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -121,25 +120,60 @@ def contest_figure(runs: Mapping[str, tuple[Sequence[float], Evaluations]], ln_v
     return fig
 
 
+def schedules_figure(runs: Mapping[str, Evaluations]) -> Figure:
+    """Validation losses by step of runs that differ in their schedule, from their second evaluation on."""
+    fig, ax = figure(8, 3.8)
+    for i, (name, evaluations) in enumerate(runs.items()):
+        steps, values = zip(*evaluations[1:])
+        style = {"color": COLOURS[i], "linestyle": LINES[i], "marker": MARKERS[i]}
+        ax.plot(steps, values, linewidth=2, label=f"{name}: {values[-1]:.3f} at the end", **style)
+    ax.set(
+        title="The same model and batches, another schedule",
+        xlabel="step",
+        ylabel="validation loss (nats per character)",
+    )
+    ax.legend(frameon=False)
+    return fig
+
+
+def resumed_figure(in_peace: Sequence[float], until: Sequence[float], resumed: Sequence[float]) -> Figure:
+    """Training losses of a run that was left alone, as a line, and of one in two pieces, as marks on it."""
+    fig, ax = figure(8, 3.7)
+    steps = list(range(1, len(in_peace) + 1))
+    ax.plot(steps, in_peace, color=COLOURS[7], linewidth=1.5, label="left in peace")
+    pieces = (("until Ctrl-C", steps[: len(until)], until), ("resumed", steps[len(until) :], resumed))
+    for i, (name, where, losses) in enumerate(pieces):
+        ax.plot(where, losses, color=COLOURS[i], marker=MARKERS[i], linestyle="", markersize=5, label=name)
+    ax.set(title="Interrupted and resumed", xlabel="step", ylabel="training loss (nats per character)")
+    ax.legend(frameon=False)
+    return fig
+
+
 def update_ratios_figure(run: LoggedRun) -> Figure:
     """How far each logged step of a run moved each matrix, as a share of the size of its numbers."""
     fig, ax = figure()
     names = sorted({key for row in run.rows for key in row if key.startswith("update/")})
     for i, name in enumerate(names):
         label = name.removeprefix("update/").removesuffix(".weight").replace("_", " ")
-        ax.plot(*run.series(name), color=COLOURS[i], linestyle=LINES[i % 4], label=label)
-    ax.axhline(-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: a thousandth")
+        steps, exponents = run.series(name)
+        ratios = [10**exponent for exponent in exponents]
+        ax.plot(steps, ratios, color=COLOURS[i], linestyle=LINES[i % 4], label=label)
+    ax.axhline(1e-3, color="#555555", linewidth=1.2, linestyle=":", label="rule of thumb: a thousandth")
+    ticks = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
+    ax.set_yscale("log")
+    ax.set_yticks(ticks, [f"{tick:f}".rstrip("0") for tick in ticks])
+    ax.minorticks_off()
     ax.set(
         title="How far each step moves each matrix",
         xlabel="step",
-        ylabel="log10(std of update / std of weight)",
+        ylabel="std of update / std of weight",
     )
     ax.legend(frameon=False)
     return fig
 
 
 def reach_figure(reach: Mapping[str, Sequence[float]], window: int) -> Figure:
-    """How much the prediction changes with the character so many places back, for each model."""
+    """How much the prediction changes, by its total variation, with the character so many places back."""
     fig, ax = figure(8, 3.6)
     for i, (name, values) in enumerate(reach.items()):
         places = [back + 0.4 * i - 0.2 for back in range(len(values))]
@@ -150,7 +184,7 @@ def reach_figure(reach: Mapping[str, Sequence[float]], window: int) -> Figure:
     ax.set(
         title="What does the next character depend on?",
         xlabel="how far back (0: the present character)",
-        ylabel="change of the prediction",
+        ylabel="total variation (0 to 1)",
     )
     ax.legend(frameon=False)
     return fig
@@ -161,16 +195,41 @@ def letters_figure(spaces: Mapping[str, Tensor], letters: str) -> Figure:
     fig, axes = figure(11, 4.8, ncols=2)
     for ax, (title, vectors) in zip(axes, spaces.items()):
         points = _two_directions(vectors)
+        labels = _spread_out(points)
         for kind, colour, marker in (("vowels", COLOURS[5], "s"), ("consonants", COLOURS[0], "o")):
             chosen = [i for i, c in enumerate(letters) if (c in "aeiou") == (kind == "vowels")]
-            ax.scatter(*points[chosen].T, s=320, color=colour, alpha=0.2, marker=marker, label=kind)
+            ax.scatter(*points[chosen].T, s=18, color=colour, marker=marker, label=kind)
             for i in chosen:
-                place = points[i].tolist()
-                ax.annotate(letters[i], place, ha="center", va="center", color=colour, fontsize=13)
+                ax.annotate(
+                    letters[i],
+                    points[i].tolist(),
+                    xytext=labels[i].tolist(),
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    fontsize=12,
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 6},
+                )
         ax.set(title=title, xlabel="first principal component", ylabel="second principal component")
         ax.margins(0.1)
-    axes[1].legend(frameon=False, markerscale=0.6)
+    axes[1].legend(frameon=False)
     return fig
+
+
+def _spread_out(points: Tensor, least: float = 0.05) -> Tensor:
+    """Places for the labels of points, [count, 2]: beside them, and no two of all these nearer to each other
+    than a share of the picture's width.
+    """
+    span = points.amax(dim=0) - points.amin(dim=0)
+    fixed = points / span
+    labels = fixed + torch.tensor([0.0, least])
+    for _ in range(300):
+        for others, share in ((fixed, 1.0), (labels.clone(), 0.5)):
+            away = labels[:, None] - others
+            distance = away.norm(dim=-1, keepdim=True)
+            push = (least - distance).clamp(min=0) / distance.clamp(min=1e-9)
+            labels = labels + share * (push * away).sum(dim=1)
+    return labels * span
 
 
 def _two_directions(vectors: Tensor) -> Tensor:
@@ -242,8 +301,3 @@ def losses_by_window(runs: Mapping[str, LoggedRun]) -> dict[int, float]:
     if losses and main is not None and main.summary:
         losses[main.run["settings"]["window"]] = main.summary["val_loss"]
     return losses
-
-
-def padded(values: Sequence[float], steps_before: int) -> list[float]:
-    """Values of a run that began after so many steps, so that they are drawn at their place."""
-    return [math.nan] * steps_before + list(values)
