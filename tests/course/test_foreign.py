@@ -52,6 +52,7 @@ def test_most_strangers_wrong_answers_are_named_and_none_is_accepted(chosen, cap
         for answer, what in answers(chosen, number)[0]:
             verdict = grade(exercises[answer.__name__], answer)
             assert verdict.status == "wrong", (answer.__name__, what)
+            assert not verdict.says.rstrip().endswith(":"), (answer.__name__, what)  # it says something
             kinds.append(verdict.kind)
     named = sum(kind in NAMED for kind in kinds)
     with capsys.disabled():

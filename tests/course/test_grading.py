@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.course.exercise import Exercise, Mistake, Week, grade, random_int, week_numbers
+from shared.course.exercise import Exercise, Mistake, NotRight, Week, grade, random_int, week_numbers
 from shared.course.exercise.comparison import difference, same, whole
 from shared.course.exercise.shrinking import size
 from shared.course.exercise.verdict import Case
@@ -178,6 +178,22 @@ def test_a_mistake_that_crashes_on_a_case_is_no_match():
     assert verdict.status == "wrong" and verdict.mistake is None
     assert re.search(r"expected -?\d+, got -?\d+", verdict.message)
     assert verdict.case.expected == verdict.case.yours // 2
+
+
+def test_a_law_that_is_broken_as_a_mistake_breaks_it_but_not_in_all_cases_is_told():
+    def keep(n: int) -> int:
+        return n
+
+    def observe(answer, n):
+        if answer(n) < 0:
+            raise NotRight("it is negative.")
+        yield "the number", answer(n)
+
+    turned = Mistake("turned", lambda n: -n, "The sign is turned round.")
+    cases = [(4,), (7,), (9,)]
+    exercise = Exercise("Keep it.", keep, lambda _: cases, (turned,), ("a", "b", "c"), observe=observe)
+    verdict = grade(exercise, lambda n: -n if n > 4 else n)
+    assert verdict.mistake == "turned" and turned.why in verdict.message
 
 
 def test_random_int_leaves_its_upper_end_out():
