@@ -311,6 +311,12 @@ INITIAL_STD = {
     "lm_head.bias": 0.0,
 }
 """Of WindowMLP(65, 16, 64, 96): so large that a standard deviation can be told from another."""
+PYTORCHS_STD = {
+    **dict.fromkeys(("hidden.weight", "hidden.bias"), 1 / math.sqrt(3 * 16 * 64)),
+    **dict.fromkeys(("lm_head.weight", "lm_head.bias"), 1 / math.sqrt(3 * 96)),
+    "position_embedding.weight": 1.0,
+}
+"""What they have where nothing is initialized: nn.Linear draws uniformly from ±1/sqrt(inputs)."""
 
 
 def _check_initialization(answer: Callable) -> None:
@@ -326,7 +332,12 @@ def _check_initialization(answer: Callable) -> None:
         spread = values.square().mean().sqrt().item()
         if abs(spread - wanted) > 0.1 * wanted:
             size = "large" if spread > wanted else "small"
-            wrong.append(f"`{name}` is too {size} ({spread:.3g}, and the task asks for {wanted:.3g})")
+            by_pytorch = PYTORCHS_STD.get(name, 0.0)
+            is_untouched = abs(spread - by_pytorch) < 0.1 * by_pytorch
+            by_whom = ", as PyTorch draws it" if is_untouched else ""
+            wrong.append(
+                f"`{name}` is too {size}{by_whom} ({spread:.3g}, and the task asks for {wanted:.3g})"
+            )
     if wrong:
         raise NotRight(
             f"the outputs are right, but the initialization is not. By its standard deviation,"
@@ -1365,11 +1376,14 @@ class _Watched:
 
     def complain_of_modes(self) -> None:
         """Raises NotRight where a step is taken in eval mode."""
-        if False in self._modes:
-            raise NotRight(
-                f"step {self._modes.index(False)}, counted from 0, is taken in eval mode: model.train()"
-                " before the loop, and again after each evaluation."
-            )
+        if False not in self._modes:
+            return
+        first = self._modes.index(False)
+        if first == 0:
+            raise NotRight("the first step is taken in eval mode: model.train() before the loop.")
+        raise NotRight(
+            f"step {first}, counted from 0, is taken in eval mode: model.train() again after each evaluation."
+        )
 
     def complain(self, steps: int) -> None:
         """Raises NotRight for what no comparison of results shows."""
