@@ -298,7 +298,7 @@ class _Grading:
         if what == SAID:
             said = next(trial for trial in failed if SAID in trial.seen)
             return self._verdict("property", f"not right yet: {said.seen[SAID]}", self._given(said.arguments))
-        if what != SAID and self._of_another_type(failed, what):
+        if self._of_another_type(failed, what):
             case = self._smallest(failed, what)
             return self._verdict("type", f"not right yet: {case.differs}", case)
         if mistake is not None:
