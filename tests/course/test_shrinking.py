@@ -143,3 +143,8 @@ def test_the_arguments_of_a_case_are_copies_each_time():
 def test_arrays_are_rounded_and_cut_too():
     (found,) = smallest((np.random.default_rng(0).normal(size=(5, 5)),), lambda case: case[0].shape[1] > 1)
     assert found.shape == (1, 2) and np.array_equal(found, found.round())
+
+
+def test_a_number_is_rounded_to_one_decimal_and_left_alone_then():
+    assert smallest((0.4567,), lambda arguments: arguments[0] > 0.3) == (0.5,)
+    assert smallest((0.4567,), lambda arguments: arguments[0] < 0.47) == (0.4567,)

@@ -15,6 +15,12 @@ from tests.quantization.helpers import COMPILED, TIED, gpt, packed, quiet, rando
 
 
 @COMPILED
+@pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
+def test_what_is_compiled_is_right_and_used(scheme, fresh):
+    assert find_kernel(scheme) == ("native", "")
+
+
+@COMPILED
 def test_a_kernel_that_is_missing_or_computes_wrong_is_not_used(monkeypatch, fresh):
     assert find_kernel("nf4", ("torch",)) == (None, "torch: it does not know nf4")
     monkeypatch.setattr(native, "product_int8", lambda x, *weight: x.new_zeros(2, 64))
