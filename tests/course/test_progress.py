@@ -79,6 +79,12 @@ def test_the_learners_page_has_their_figures_beside_the_courses(learner):
     assert "ROMEO: away!" in page.words
 
 
+def test_what_is_solved_is_the_learners(learner, monkeypatch):
+    monkeypatch.setattr(progress, "solved_exercises", lambda folder: ["a", "b"])
+    assert [week.solved for week in progress.collect()] == [2] * len(runs.weeks())
+    assert [week.solved for week in progress.collect(mine=False)] == [0] * len(runs.weeks())
+
+
 def test_what_the_page_links_is_there(learner):
     page = Page(progress_page.write_page().read_text(encoding="utf-8"))
     assert len(page.sources) > 30

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -260,3 +261,12 @@ def test_scripts_of_two_weeks_are_kept_apart(monkeypatch, tmp_path):
     assert not {"run", "names"} & sys.modules.keys() and sys.path == before
     with pytest.raises(ModuleNotFoundError):
         report.load_script("01_a", "figures")
+
+
+def test_the_courses_plots_go_where_its_pages_look_for_them(monkeypatch, output):
+    drawn = []
+    figures = SimpleNamespace(draw=lambda logs, folder: drawn.append((logs.name, folder)) or [])
+    monkeypatch.setattr(report, "load_script", lambda topic, name: figures)
+    report._draw_week("05_bpe", only_mine=False)
+    folder = ROOT / "reports" / "05_bpe"
+    assert drawn == [("shakespeare", folder / "shakespeare"), ("tinyshakespeare", folder)]

@@ -157,3 +157,12 @@ def test_stores_that_cannot_be_are_refused(kind, settings, words):
 def test_too_few_vectors_to_learn_from_are_refused(kind, settings, words):
     with pytest.raises(ValueError, match=words):
         make_store(kind, DIM, **settings).add(range(10), unit(10))
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_the_id_0_is_an_id_like_any_other(kind):
+    store = make_store(kind, DIM, **SETTINGS.get(kind, {}))
+    rows = unit(600)
+    store.add(range(600), rows)
+    store.delete([7, 8])
+    assert 0 in store.search(rows[:1], 5)[1] and len(store) == 598

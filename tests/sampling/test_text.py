@@ -73,3 +73,9 @@ def test_sixteen_long_stop_texts_cost_a_few_looks_at_each_character(monkeypatch,
     # Each character is compared, and each comparison that fails takes back one that did not.
     characters = 16 * (1000 + 4 * tokens)
     assert 0 < Counted.looks <= 3 * characters
+
+
+def test_the_characters_that_were_let_go_are_counted():
+    stream = TextStream({0: b"a", 1: b"\xc3", 2: b"\xa9", 3: b"stop"}, ["stop"])
+    given = [stream.push(token) for token in (0, 1, 2, 0, 3)]
+    assert "".join(given) == "aéa" and stream.shown == 3
