@@ -53,6 +53,11 @@ def test_it_fails_and_is_not_larger_and_is_the_same_each_time(arguments, name):
     assert [type(part) for part in found] == [type(part) for part in arguments]
 
 
+def test_what_is_between_two_ends_goes():
+    text = "b" + "a" * 200 + "c"
+    assert smallest((text,), lambda case: "b" in case[0] and "c" in case[0]) == ("bc",)
+
+
 def test_what_always_fails_becomes_as_small_as_can_be():
     x = torch.randn(4, 5, 6)
     (found,) = smallest((x,), lambda case: True)

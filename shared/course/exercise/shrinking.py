@@ -106,9 +106,11 @@ def _simpler(value: Any) -> Iterator[Any]:
 
 
 def _without_a_part(value: Any) -> Iterator[Any]:
-    """A list or a string without one item, or of a long one each half."""
+    """A list or a string without one item; of a long one each half, and the rest without an eighth."""
     if len(value) > 40:
         yield from (value[: len(value) // 2], value[len(value) // 2 :])
+        eighth = len(value) // 8
+        yield from (value[:at] + value[at + eighth :] for at in range(0, len(value), eighth))
     else:
         yield from (value[:at] + value[at + 1 :] for at in range(len(value) - 1, -1, -1))
 
