@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from shared.course.exercise import Exercise, Mistake, NotRight, Week, grade, random_int, week_numbers
 from shared.course.exercise.comparison import difference, same, whole
 from shared.course.exercise.shrinking import size
-from shared.course.exercise.verdict import Case
+from shared.course.exercise.verdict import Case, Verdict
 from tests.course.answers import OTHER_ANSWERS
+from tests.course.helpers import made_up
 
 EXERCISES = {e.name: e for n in (1, 2, 3, 4) for e in Week(n).exercises.values()}
 past_means = OTHER_ANSWERS["average_past"]
@@ -97,6 +99,19 @@ def test_what_differs_is_counted_by_the_exercises_own_tolerance():
 def test_the_line_of_a_crash_is_the_learners():
     line = inspect.getsourcelines(_crashes)[1] + 2
     assert f"line {line}: " in grade(EXERCISES["average_past"], _crashes).message
+
+
+def test_a_counter_is_as_good_as_a_dict():
+    letters = made_up(lambda word: dict(Counter(word)), lambda generator: [("noon",), ("so",)])
+    assert grade(letters, lambda word: Counter(word)).status == "solved"
+    verdict = grade(letters, lambda word: Counter(word[1:]))
+    assert verdict.kind != "type" and "Counter" not in verdict.says
+    assert verdict.case.differs == "an entry is missing: 's'."
+
+
+def test_spaces_are_kept_in_a_notebook():
+    html = Verdict("cut", "wrong", "expected two,  got one").html()
+    assert '<p style="white-space:pre-wrap"><strong>cut</strong>: expected two,  got one</p>' in html
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import inspect
 import math
+import re
 import reprlib
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,6 +110,8 @@ def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
             " .item() takes it out."
         )
     are_sequences = isinstance(given, list | tuple) and isinstance(expected, list | tuple)
+    if isinstance(given, dict) and isinstance(expected, dict):
+        return _dict_difference(given, expected, tolerance)
     if type(given) is not type(expected) and not are_numbers and not are_sequences:
         return (
             f"expected {type(expected).__name__} {short(expected)},"
@@ -117,6 +119,8 @@ def difference(given: Any, expected: Any, tolerance: float = 1e-5) -> str:
         )
     if isinstance(expected, list | tuple):
         return _sequence_difference(given, expected, tolerance)
+    if isinstance(expected, str | bytes) and len(expected) > SHOWN_WHOLE:
+        return _text_difference(given, expected)
     return f"expected {short(expected)}, got {short(given)}."
 
 
@@ -187,13 +191,38 @@ def _shape_hint(given: Tensor, expected: Tensor) -> str:
 
 
 def _sequence_difference(given: Sequence, expected: Sequence, tolerance: float) -> str:
-    if len(given) != len(expected):
-        return (
-            f"expected {len(expected)} items, got {len(given)}: {short(given)} instead of {short(expected)}."
-        )
     pairs = enumerate(zip(given, expected))
-    at = next(i for i, (item, right) in pairs if not same(item, right, tolerance))
-    return f"item {at}: {difference(given[at], expected[at], tolerance)}"
+    at = next((i for i, (item, right) in pairs if not same(item, right, tolerance)), None)
+    if len(given) == len(expected) and at is not None:
+        return f"item {at}: {difference(given[at], expected[at], tolerance)}"
+    says = f"expected {len(expected)} items, got {len(given)}: {short(given)} instead of {short(expected)}."
+    if at is not None and max(len(given), len(expected)) > 12:
+        says += f" The first that is wrong is item {at}: {short(given[at])} instead of {short(expected[at])}."
+    return says
+
+
+def _dict_difference(given: dict, expected: dict, tolerance: float) -> str:
+    """The first of these that is wrong: entries missing, entries too many, a value."""
+    for says, keys in (
+        ("missing", [key for key in expected if key not in given]),
+        ("too many", [key for key in given if key not in expected]),
+    ):
+        if len(keys) == 1:
+            return f"an entry is {says}: {short(keys[0])}."
+        if keys:
+            return f"{len(keys)} entries are {says}, the first is {short(keys[0])}."
+    key = next(key for key in expected if not same(given[key], expected[key], tolerance))
+    return f"at {short(key)}: {difference(given[key], expected[key], tolerance)}"
+
+
+def _text_difference(given: str | bytes, expected: str | bytes) -> str:
+    """Of long texts what stands at the first place where they differ."""
+    pairs = enumerate(zip(given, expected))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(given), len(expected)))
+    start = max(at - 10, 0)
+    yours, right = given[start : at + 20], expected[start : at + 20]
+    unit = "byte" if isinstance(expected, bytes) else "character"
+    return f"from {unit} {start} of {len(expected)} on, expected {right!r}, got {yours!r}."
 
 
 def short(value: Any) -> str:
@@ -201,7 +230,8 @@ def short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.8g}"
     if not isinstance(value, Tensor):
-        return textwrap.shorten(written(value), 120)
+        text = re.sub(r"\s*\n\s*", " ", written(value))
+        return text if len(text) <= 120 else f"{text[:114]} [...]"
     value = plain_tensor(value)
     if value.numel() > 8 or is_odd(value):
         return f"of shape {list(value.shape)}, {value.dtype}"
@@ -213,6 +243,8 @@ SHOWN_WHOLE = 64
 """Elements of a tensor up to which all are shown."""
 LINE = 88
 """Characters of a list or a tuple above which each of its items gets a line of its own."""
+AT_THE_ENDS = 2, 12
+"""Entries of a long dict that are shown: so many at its beginning, so many at its end."""
 
 
 def whole(value: Any, digits: int = 4) -> str:
@@ -233,8 +265,8 @@ def whole(value: Any, digits: int = 4) -> str:
         return _whole_array("array", value, usual, digits)
     if isinstance(value, list | tuple) and len(value) <= SHOWN_WHOLE:
         return _whole_sequence(value, digits)
-    if isinstance(value, dict) and len(value) <= 8:
-        return "{" + ", ".join(f"{key!r}: {whole(item, digits)}" for key, item in value.items()) + "}"
+    if isinstance(value, dict):
+        return _whole_dict(value, digits)
     if isinstance(value, float):
         return _numbers(value, digits)
     text = written(value)
@@ -250,6 +282,21 @@ def _whole_sequence(value: Sequence, digits: int) -> str:
     if isinstance(value, tuple):
         return f"({inside},)" if len(value) == 1 else f"({inside})"
     return f"[{inside}]"
+
+
+def _whole_dict(value: dict, digits: int) -> str:
+    """A dict; of a long one how it begins and ends, such as a vocabulary's first bytes and last merges."""
+    entries = list(value.items())
+    first, last = AT_THE_ENDS
+    if len(entries) <= SHOWN_WHOLE:
+        return "{" + ", ".join(_entry(entry, digits) for entry in entries) + "}"
+    begin, end = ([_entry(entry, digits) for entry in part] for part in (entries[:first], entries[-last:]))
+    shown = [*begin, "...", *end]
+    return "{" + ", ".join(shown) + f"}} ({len(entries)} entries)"
+
+
+def _entry(entry: tuple[Any, Any], digits: int) -> str:
+    return f"{written(entry[0])}: {whole(entry[1], digits)}"
 
 
 def _whole_array(word: str, value: Any, usual: tuple, digits: int) -> str:
@@ -279,9 +326,11 @@ def _numbers(value: Any, digits: int) -> str:
 
 
 def type_of(value: Any) -> str:
-    """What kind of thing a result is, where a list and a tuple, or an int and a float, are of one kind."""
+    """What kind of thing a result is: list and tuple, int and float, dict and Counter are of one kind."""
     if isinstance(value, list | tuple):
         return "sequence"
+    if isinstance(value, dict):
+        return "dict"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
     return "function" if callable(value) else type(value).__name__

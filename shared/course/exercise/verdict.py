@@ -128,9 +128,10 @@ class Verdict:
         return f"{self.exercise}: {self.says}{case}"
 
     def html(self) -> str:
-        """All of it as a box."""
+        """All of it as a box, in which every space counts: two spaces of a text are not one."""
         case = self.case._repr_html_() if self.case is not None else ""
-        return box(f"**{self.exercise}**: {self.says}", self.status, case)
+        html = box(f"**{self.exercise}**: {self.says}", self.status, case)
+        return html.replace("<p>", '<p style="white-space:pre-wrap">')
 
 
 def as_html(markdown: str) -> str:

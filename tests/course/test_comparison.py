@@ -1,0 +1,39 @@
+"""How results are compared and shown: a sentence says where they differ, and what is long keeps its ends."""
+
+from collections import Counter
+
+import pytest
+
+from shared.course.exercise.comparison import difference, whole
+
+
+@pytest.mark.parametrize(
+    "given, right, message",
+    [
+        (" ", "  ", "expected '  ', got ' '."),
+        (Counter(a=1), {"a": 2}, "at 'a': expected 2, got 1."),
+        ({"a": 1, "b": 0}, {"a": 1}, "an entry is too many: 'b'."),
+        ({}, {1: "x", 2: "y"}, "2 entries are missing, the first is 1."),
+        (
+            "so " * 40 + "it is",
+            "so " * 40 + "it was",
+            "from character 113 of 126 on, expected ' so so it was', got ' so so it is'.",
+        ),
+    ],
+)
+def test_the_difference_is_in_what_is_said_of_it(given, right, message):
+    assert difference(given, right) == message
+
+
+def test_of_long_lists_the_first_item_that_is_wrong_is_named():
+    said = difference([7] * 60 + [8, 9], [7] * 60 + [300])
+    assert said.endswith(" The first that is wrong is item 60: 8 instead of 300.")
+
+
+def test_of_a_long_dict_the_first_and_the_last_entries_are_shown():
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b" the"}
+    shown = whole(vocab)
+    assert shown.startswith("{0: b'\\x00', 1: b'\\x01', ..., ")
+    assert shown.endswith(", 255: b'\\xff', 256: b' the'} (257 entries)")
+    few = {i: b"x" for i in range(20)}
+    assert eval(whole(few)) == few
