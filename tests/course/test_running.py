@@ -100,7 +100,9 @@ def test_a_loop_is_ended_and_its_line_is_named(impatient, answer):
     verdict = grade(made_up(lambda x: x, normal((2,))), answer)
     assert (verdict.status, verdict.kind) == ("wrong", "time")
     assert "still running after 0 s, and was ended" in verdict.says
-    line = int(verdict.says.split("It was at line ")[1].split(":")[0])
+    at, _, in_helper = verdict.says.split("It was at line ")[1].split(":")[0].partition(" of ")
+    line = int(at)
+    assert in_helper == ("_for_ever" if answer is with_helper else "")
     code = (_for_ever if answer is with_helper else answer).__code__
     lines = [at for _, _, at in code.co_lines() if at]
     assert min(lines) <= line <= max(lines)

@@ -259,23 +259,58 @@ def files_of(answer: Any) -> set[str]:
     return {code.co_filename for code in codes if code is not None}
 
 
-def _own_frames(error: BaseException, answer: Any) -> list[traceback.FrameSummary]:
+def _own_frames(error: BaseException, answer: Any) -> list[tuple[traceback.FrameSummary, CodeType]]:
+    """The lines of the learner's own code that an error came through, and the function that each is in."""
     own = files_of(answer)
-    frames = traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if frame.filename in own or "ipykernel" in frame.filename]
+    lines = traceback.extract_tb(error.__traceback__)
+    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [
+        (line, code)
+        for line, code in zip(lines, codes)
+        if line.filename in own or "ipykernel" in line.filename
+    ]
 
 
 def where(error: BaseException, answer: Any) -> str:
-    """The learner's own line that an error came from, and the error."""
-    frames = _own_frames(error, answer)
-    line = f"line {frames[-1].lineno}: {frames[-1].line}" if frames and frames[-1].line else ""
+    """The learner's own line that an error came from, and the error.
+
+    A line that is not in the answer itself, but in a function that the answer calls, is told with that
+    function's name, and below it the line of the call.
+    """
+    lines = _own_lines(_own_frames(error, answer), answer)
     if isinstance(error, TimeUpError):
-        return line
+        return lines[0] if lines else ""
     if isinstance(error, RecursionError):
         says = "RecursionError: it calls itself without an end"
+        lines = lines[:1]
     else:
         says = f"{type(error).__name__}: {_message(error)}"
-    return f"{line}\n{says}" if line else says
+    return "\n".join([*lines, says])
+
+
+def _own_lines(frames: list[tuple[traceback.FrameSummary, CodeType]], answer: Any) -> list[str]:
+    """The last line, and where that is in another function the answer's own line that led there."""
+    if not frames or not frames[-1][0].line:
+        return []
+    last, code = frames[-1]
+    helper = _helper(code, answer)
+    if not helper:
+        return [f"line {last.lineno}: {last.line}"]
+    lines = [f"line {last.lineno} of {helper}: {last.line}"]
+    calls = [line for line, code in frames if not _helper(code, answer)]
+    if calls:
+        lines.append(f"which line {calls[-1].lineno} calls: {calls[-1].line}")
+    return lines
+
+
+def _helper(code: CodeType, answer: Any) -> str:
+    """The name of the function that code is in; empty where that is the answer itself."""
+    names = [name for name in code.co_qualname.split(".") if not name.startswith("<")]
+    qualified = getattr(inspect.unwrap(answer), "__qualname__", type(answer).__qualname__)
+    own = [name for name in qualified.split(".") if not name.startswith("<")]
+    if not names or names[: len(own)] == own:
+        return ""
+    return names[-1]
 
 
 def _message(error: BaseException) -> str:
@@ -288,5 +323,5 @@ def _message(error: BaseException) -> str:
 def says_unwritten(error: NotImplementedError, answer: Any) -> bool:
     """Whether the learner's own line raised it, as a stub does, and not a function that she called."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    is_own = last in _own_frames(error, answer)
+    is_own = last in [line for line, _ in _own_frames(error, answer)]
     return is_own and (not last.line or "raise NotImplementedError" in last.line)
