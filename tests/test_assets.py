@@ -233,7 +233,8 @@ def test_sources_are_tried_in_order_and_failures_are_said(server, cache, thing):
     said = []
     assert fetch("thing", said.append).read_bytes() == CONTENT
     assert [path for path, _ in server.requests] == ["/missing", "/wrong", "/right"]
-    assert "404" in said[1] and "hash" in said[3].lower() and len(said) == 5
+    assert "404" in said[1] and "hash" in said[3].lower() and len(said) == 6
+    assert said[-1] == "thing: fetched from there, nothing is missing"
 
 
 @pytest.mark.slow
