@@ -549,8 +549,11 @@ RULES = (
 
 def _explain_cutting(yours: list[str], text: str) -> str | None:
     """Which rule is broken at the first place that is cut otherwise."""
-    if not all(isinstance(piece, str) for piece in yours):
-        return "A piece is a str; with groups in ( ) that capture, findall gives what they capture: (?:...)."
+    if "" in yours or not all(isinstance(piece, str) for piece in yours):
+        return (
+            "A piece is a str, and not an empty one. With a group in ( ) findall gives what the group"
+            " captures instead of the whole piece: write (?:...)."
+        )
     at = 0
     for given, right in zip([*yours, ""], cut(text)):
         if given != right:
@@ -619,6 +622,12 @@ CUT = Exercise(
             _cut_by(r"(?i)'(?:[sdmt]|ll|ve|re)| ?[a-z]+| ?[0-9]+| ?[^\sa-z0-9]+|\s+(?!\S)|\s+"),
             "'S and 'LL were cut off like 's and 'll. GPT-2 knows its contractions in small letters only"
             " (GPT-4's pattern mends that); the text IT'S becomes IT, ' and S.",
+        ),
+        Mistake(
+            "a group captures",
+            _cut_by(r"'([sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+            "With a group in ( ), findall gives what the group captures instead of the whole piece: s for a"
+            " contraction, and an empty text for everything else. (?:...) groups and captures nothing.",
         ),
         Mistake(
             "the underscore is a letter",
@@ -1151,12 +1160,13 @@ def _bpe_cases(generator: Generator) -> list[tuple]:
     low = [(b"o", b"w"), (b"l", b"ow"), (b"low", b"e"), (b" ", b"lowe")]
     return [
         (low, (), "low lower"),
-        (train_bpe("don't can't isn't won't " * 3, 266), (), "can't 'tis 'twas  don't"),  # cuts matter
+        (train_bpe("don't can't isn't won't " * 3, 266), (), "can't 'tis 'twas  don't\n\n"),  # cuts
+        (low, (END,), f"low{END}lower{END}"),
         (train_bpe(TRAINED_ON, 300), (), "The sea shells, she's sure\n"),
         (train_bpe(TRAINED_ON, 300), (END,), f"by the shore.{END} So she sells"),
         (low, ("lowe",), "lower lowe"),  # the merges give the same bytes
         (train_bpe(ODD * 2, 290), (END, TURN), f"{TURN}{ODD}{END}{END}turn endoftext {TURN} {ODD}"),
-        ([], (END,), f"  {ODD}{END}"),
+        ([], (END,), f" é{END}!"),
         case(30, "abc", 12, (END,)),
         case(30, "aé", 10, (TURN, END)),
     ]
@@ -1286,6 +1296,18 @@ class _Dropped(_AnyBPE):
         return regex.split("|".join(map(regex.escape, allowed)), text) if allowed else [text]
 
 
+class _OnlyTheFirst(_AnyBPE):
+    def _parts(self, text: str, allowed: tuple[str, ...]) -> list[str]:
+        if not allowed:
+            return [text]
+        return regex.split(f"({'|'.join(map(regex.escape, allowed))})", text, maxsplit=1)
+
+
+class _SplitAtNothing(_AnyBPE):
+    def _parts(self, text: str, allowed: tuple[str, ...]) -> list[str]:
+        return regex.split(f"({'|'.join(map(regex.escape, allowed))})", text)
+
+
 class _Uncut(_AnyBPE):
     def _plain(self, text: str) -> list[int]:
         return BPETokenizer(self._tokenizer.merges, WHOLE).encode(text)
@@ -1359,7 +1381,7 @@ BPE_CLASS = Exercise(
     `regex.findall(GPT2_PATTERN, text)`, encode each piece by its merges, and look up the ids. A special
     token's text is plain text, cut and merged like any other, unless `allowed_special` contains it: then each
     place where it stands becomes its id, and the text before it, between and behind is encoded as if it stood
-    alone.
+    alone. `allowed_special` holds special tokens of this tokenizer and nothing else.
 
     `decode(ids)` gives the text of ids, special tokens with their text; bytes that are no character become �.
     For every text, decode(encode(text)) is the text. Words come back often: a dict that remembers the ids of
@@ -1404,6 +1426,19 @@ BPE_CLASS = Exercise(
             _Dropped,
             "The text was split at the special tokens, and they were lost: regex.split keeps what a group"
             " captures, so put the alternatives into ( ).",
+        ),
+        Mistake(
+            "only the first special token",
+            _OnlyTheFirst,
+            "The text was split at the first allowed special token; those that come later in the text stayed"
+            " plain text. Each place where one stands becomes its id.",
+        ),
+        Mistake(
+            "split at nothing",
+            _SplitAtNothing,
+            "With no special token allowed, the pattern is (), which matches between any two characters: the"
+            " text was split into single ones, and hardly anything was merged. With nothing allowed, do not"
+            " split.",
         ),
         Mistake(
             "the text is not cut",
