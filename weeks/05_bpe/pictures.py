@@ -119,7 +119,8 @@ def draw_bars(
     values: Mapping[str, float], title: str, xlabel: str, unit: str = "", log: bool = False
 ) -> Figure:
     """A bar for each name, with its value at the end. log: the axis is logarithmic."""
-    fig, ax = figure(8, 1.1 + 0.42 * len(values))
+    lines = max(name.count("\n") + 1 for name in values)
+    fig, ax = figure(8, 1.1 + 0.42 * lines * len(values))
     ax.set_axisbelow(True)
     colours = [COLOURS[1] if name.startswith("yours") else COLOURS[0] for name in values]
     ax.barh(list(values), list(values.values()), color=colours)
@@ -154,7 +155,7 @@ def draw_savings_and_cost(
         title="What it costs: embedding and output layer",
         ylabel="share of the parameters (%)",
         xlabel="vocabulary size (tokens)",
-        ylim=(0, 100),
+        ylim=(0, None),
     )
     return fig
 
@@ -194,11 +195,14 @@ def draw_languages(tokens: Mapping[str, int], per_character: Mapping[str, float]
     """What one sentence costs in tokens, by language."""
     fig, axes = figure(11, 3.6, ncols=2, sharey=True)
     shown = (
-        (tokens, "The same sentence in GPT-2's tokens", "tokens"),
-        (per_character, "How finely it is cut", "tokens per character"),
+        (tokens, "The same sentence in GPT-2's tokens", "tokens", "{}"),
+        (per_character, "How finely it is cut", "tokens per character", "{:.2f}"),
     )
-    for ax, colour, (values, title, label) in zip(axes, COLOURS, shown):
-        ax.barh(list(values), list(values.values()), color=colour)
+    for ax, colour, (values, title, label, form) in zip(axes, COLOURS, shown):
+        bars = ax.barh(list(values), list(values.values()), color=colour)
+        ax.bar_label(bars, [form.format(value) for value in values.values()], padding=4)
+        ax.set_axisbelow(True)
+        ax.margins(x=0.12)
         ax.set(title=title, xlabel=label)
     axes[0].invert_yaxis()
     return fig
