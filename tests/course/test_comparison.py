@@ -4,7 +4,10 @@ from collections import Counter
 
 import pytest
 
+from shared.course.exercise import grade
 from shared.course.exercise.comparison import difference, whole
+from shared.course.exercise.verdict import Verdict
+from tests.course.helpers import made_up
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,16 @@ def test_of_a_long_dict_the_first_and_the_last_entries_are_shown():
     assert shown.endswith(", 255: b'\\xff', 256: b' the'} (257 entries)")
     few = {i: b"x" for i in range(20)}
     assert eval(whole(few)) == few
+
+
+def test_a_counter_is_as_good_as_a_dict():
+    letters = made_up(lambda word: dict(Counter(word)), lambda generator: [("noon",), ("so",)])
+    assert grade(letters, lambda word: Counter(word)).status == "solved"
+    verdict = grade(letters, lambda word: Counter(word[1:]))
+    assert verdict.kind != "type" and "Counter" not in verdict.says
+    assert verdict.case.differs == "an entry is missing: 's'."
+
+
+def test_spaces_are_kept_in_a_notebook():
+    html = Verdict("cut", "wrong", "expected two,  got one").html()
+    assert '<p style="white-space:pre-wrap"><strong>cut</strong>: expected two,  got one</p>' in html

@@ -4,7 +4,6 @@ import inspect
 import math
 import re
 import threading
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +14,8 @@ import torch.nn.functional as F
 from shared.course.exercise import Exercise, Mistake, NotRight, Week, grade, random_int, week_numbers
 from shared.course.exercise.comparison import difference, same, whole
 from shared.course.exercise.shrinking import size
-from shared.course.exercise.verdict import Case, Verdict
+from shared.course.exercise.verdict import Case
 from tests.course.answers import OTHER_ANSWERS
-from tests.course.helpers import made_up
 
 EXERCISES = {e.name: e for n in (1, 2, 3, 4) for e in Week(n).exercises.values()}
 past_means = OTHER_ANSWERS["average_past"]
@@ -99,47 +97,6 @@ def test_what_differs_is_counted_by_the_exercises_own_tolerance():
 def test_the_line_of_a_crash_is_the_learners():
     line = inspect.getsourcelines(_crashes)[1] + 2
     assert f"line {line}: " in grade(EXERCISES["average_past"], _crashes).message
-
-
-def _first_two(x):
-    return [x[i] for i in (0, 1)]
-
-
-def _with_helper(x):
-    first, _ = _first_two(x)
-    return first
-
-
-class _WithMethod:
-    def __call__(self, x):
-        return self.first_two(x)[0]
-
-    def first_two(self, x):
-        return [x[i] for i in (0, 1)]
-
-
-def test_a_crash_in_another_function_names_it_and_the_call():
-    at, called = (inspect.getsourcelines(f)[1] + 1 for f in (_first_two, _with_helper))
-    exercise = made_up(lambda x: x[0], normal((1,)))
-    said = grade(exercise, _with_helper).case.error.splitlines()
-    assert said[0] == f"line {at} of _first_two: return [x[i] for i in (0, 1)]"
-    assert said[1] == f"which line {called} calls: first, _ = _first_two(x)"
-    assert said[2].startswith("IndexError: ") and len(said) == 3
-    method = inspect.getsourcelines(_WithMethod.first_two)[1] + 1  # of the answer itself
-    assert grade(exercise, _WithMethod()).case.error.startswith(f"line {method}: return")
-
-
-def test_a_counter_is_as_good_as_a_dict():
-    letters = made_up(lambda word: dict(Counter(word)), lambda generator: [("noon",), ("so",)])
-    assert grade(letters, lambda word: Counter(word)).status == "solved"
-    verdict = grade(letters, lambda word: Counter(word[1:]))
-    assert verdict.kind != "type" and "Counter" not in verdict.says
-    assert verdict.case.differs == "an entry is missing: 's'."
-
-
-def test_spaces_are_kept_in_a_notebook():
-    html = Verdict("cut", "wrong", "expected two,  got one").html()
-    assert '<p style="white-space:pre-wrap"><strong>cut</strong>: expected two,  got one</p>' in html
 
 
 @pytest.mark.parametrize(

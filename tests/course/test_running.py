@@ -1,5 +1,6 @@
 """How an answer is run: loops end, forbidden calls are seen, and the rest of the program stays as it was."""
 
+import inspect
 import signal
 import subprocess
 import sys
@@ -202,6 +203,37 @@ def test_ctrl_c_reaches_the_person_and_disarms_the_cap():
     with pytest.raises(KeyboardInterrupt):
         grade(made_up(lambda x: x, normal((2,))), interrupted)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+# ---- where it crashed
+
+
+def _first_two(x):
+    return [x[i] for i in (0, 1)]
+
+
+def _with_helper(x):
+    first, _ = _first_two(x)
+    return first
+
+
+class _WithMethod:
+    def __call__(self, x):
+        return self.first_two(x)[0]
+
+    def first_two(self, x):
+        return [x[i] for i in (0, 1)]
+
+
+def test_a_crash_in_another_function_names_it_and_the_call():
+    at, called = (inspect.getsourcelines(f)[1] + 1 for f in (_first_two, _with_helper))
+    exercise = made_up(lambda x: x[0], normal((1,)))
+    said = grade(exercise, _with_helper).case.error.splitlines()
+    assert said[0] == f"line {at} of _first_two: return [x[i] for i in (0, 1)]"
+    assert said[1] == f"which line {called} calls: first, _ = _first_two(x)"
+    assert said[2].startswith("IndexError: ") and len(said) == 3
+    method = inspect.getsourcelines(_WithMethod.first_two)[1] + 1  # of the answer itself
+    assert grade(exercise, _WithMethod()).case.error.startswith(f"line {method}: return")
 
 
 # ---- forbidden calls
