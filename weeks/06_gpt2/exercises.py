@@ -4,6 +4,7 @@ accumulated gradients, weight decay, a data-parallel step, MFU.
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -79,15 +80,30 @@ def _std_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+GPT_NAME = re.compile(
+    r"(token_embedding|position_embedding|norm|lm_head|blocks\.\d+\.(attn_norm|mlp_norm|attn\.[qkvo]_proj"
+    r"|mlp\.(up|gate|down)_proj))\.(weight|bias)"
+)
+
+
+def _is_parameter(name: str, shape: tuple[int, ...], n_layer: int) -> bool:
+    """Whether a GPT of n_layer blocks can have it."""
+    if not GPT_NAME.fullmatch(name) or n_layer < 1 or not all(shape):
+        return False
+    blocks = [int(part) for part in name.split(".") if part.isdigit()]
+    is_vector = name.endswith("bias") or "norm." in name
+    return len(shape) == (1 if is_vector else 2) and max(blocks, default=0) < n_layer
+
+
 INITIAL_STD = Exercise(
     task="""How large are a GPT's weights before it has learned anything? Return the standard deviation, a
     float, with which the parameter `name` of `shape` is initialized in a GPT-2 of `n_layer` blocks.
 
-    The names are those that `GPT.named_parameters()` gives: `token_embedding.weight`,
-    `position_embedding.weight`, `norm.weight`, `norm.bias` and `lm_head.weight` outside of the blocks; in
-    block number i, `blocks.i.` and then `attn_norm`, `attn.q_proj`, `attn.k_proj`, `attn.v_proj`,
-    `attn.o_proj`, `mlp_norm`, `mlp.up_proj`, `mlp.gate_proj` or `mlp.down_proj`, each with `.weight` and
-    perhaps `.bias`.
+    The names are those that `GPT.named_parameters()` gives, for all the GPTs of this course. Outside of the
+    blocks: `token_embedding.weight`, `position_embedding.weight`, `norm.weight`, `norm.bias`, and where the
+    output layer is not tied, `lm_head.weight`. In block number i: `blocks.i.` and then `attn_norm`,
+    `attn.q_proj`, `attn.k_proj`, `attn.v_proj`, `attn.o_proj`, `mlp_norm`, `mlp.up_proj`, `mlp.down_proj` and
+    where the MLP is a SwiGLU, `mlp.gate_proj`; each with `.weight` and perhaps `.bias`.
 
     Embeddings and the weights of linear layers are drawn with 0.02. Two layers in each block, `attn.o_proj`
     and `mlp.down_proj`, add to the residual stream. Their weights are drawn smaller: so that all these
@@ -96,7 +112,7 @@ INITIAL_STD = Exercise(
     reference=initial_std,
     cases=_std_cases,
     forbids=(GPT,),
-    valid=lambda name, shape, n_layer: n_layer >= 1 and all(shape) and len(shape) in (1, 2),
+    valid=_is_parameter,
     mistakes=(
         Mistake(
             "the residual projections are not scaled",
@@ -127,6 +143,12 @@ INITIAL_STD = Exercise(
             _xavier,
             "The deviation was worked out from the shape, √(2 / (in + out)). That is a sound rule, but"
             " GPT-2's is 0.02 whatever the width.",
+        ),
+        Mistake(
+            "the output layer is scaled as well",
+            lambda name, shape, n_layer: initial_std(name.replace("lm_head", "o_proj"), shape, n_layer),
+            "lm_head got the smaller deviation too. It reads the stream and makes logits of it; it adds"
+            " nothing to it.",
         ),
         Mistake(
             "biases and gains are drawn",
@@ -171,12 +193,17 @@ def _per_head(weight: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, ...]:
     return *weights, *biases
 
 
+def _every_third(weight: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, ...]:
+    return *(weight.T[i::3] for i in range(3)), *(bias[i::3] for i in range(3))
+
+
 def _split_cases(generator: Generator) -> list[tuple]:
     def case(n_embd: int, n_head: int) -> tuple[Tensor, Tensor, int]:
-        weight = torch.randn(n_embd, 3 * n_embd, generator=generator)
-        return weight, torch.randn(3 * n_embd, generator=generator), n_head
+        """Whole numbers, none of them twice: one sees where each has gone."""
+        weight = torch.randperm(3 * n_embd**2, generator=generator).view(n_embd, -1)
+        return weight.float(), -1.0 - torch.randperm(3 * n_embd, generator=generator), n_head
 
-    return [case(6, 2), case(12, 3), case(6, 3), case(9, 1), case(12, 4), case(1, 1), case(5, 5)]
+    return [case(2, 1), case(6, 2), case(2, 2), case(6, 3), case(9, 1), case(12, 4), case(1, 1), case(5, 5)]
 
 
 SPLIT_C_ATTN = Exercise(
@@ -215,6 +242,22 @@ SPLIT_C_ATTN = Exercise(
             lambda weight, bias, n_head: (*weight.reshape(3, len(weight), -1), *bias.chunk(3)),
             "The shape is right, but view and reshape keep the numbers in their old order, row by row. Only a"
             " transpose exchanges axes.",
+        ),
+        Mistake(
+            "reshaped first, then transposed",
+            lambda weight, bias, n_head: (
+                *weight.reshape(3, len(weight), -1).transpose(1, 2),
+                *bias.chunk(3),
+            ),
+            "weight was reshaped to (3, n_embd, n_embd), and each part transposed. But the reshape cuts along"
+            " the inputs, and every part has some of the queries, keys and values. Transpose the whole first,"
+            " then cut.",
+        ),
+        Mistake(
+            "every third output",
+            _every_third,
+            "Outputs 0, 3, 6 and so on were taken for the queries. c_attn does not deal them out in turn: all"
+            " queries come first, then all keys, then all values.",
         ),
         Mistake(
             "split along the inputs",
@@ -303,9 +346,9 @@ def _load_cases(generator: Generator) -> list[tuple]:
     def case(
         n_layer: int, n_head: int, n_embd: int, *, tied: bool, form: str
     ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
-        sizes = dict(vocab_size=random_int(generator, 11, 20), n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+        sizes = dict(vocab_size=random_int(generator, 5, 9), n_layer=n_layer, n_head=n_head, n_embd=n_embd)
         theirs = GPT2LMHeadModel(
-            GPT2Config(**sizes, n_positions=8, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=None)
+            GPT2Config(**sizes, n_positions=4, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=None)
         )
         with torch.no_grad():
             for parameter in theirs.parameters():
@@ -316,16 +359,16 @@ def _load_cases(generator: Generator) -> list[tuple]:
                 del state["lm_head.weight"]
             state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
             for block in range(n_layer):
-                state[f"h.{block}.attn.bias"] = torch.ones(8, 8).tril().view(1, 1, 8, 8)
+                state[f"h.{block}.attn.bias"] = torch.ones(4, 4).tril().view(1, 1, 4, 4)
                 state[f"h.{block}.attn.masked_bias"] = torch.tensor(-1e4)
-        idx = torch.randint(sizes["vocab_size"], (2, 5), generator=generator)
-        return {**sizes, "block_size": 8, "tie_weights": tied}, state, idx
+        idx = torch.randint(sizes["vocab_size"], (2, 4), generator=generator)
+        return {**sizes, "block_size": 4, "tie_weights": tied}, state, idx
 
     return [
-        case(1, 1, 4, tied=True, form="object"),
+        case(1, 1, 2, tied=True, form="object"),
         case(2, 2, 8, tied=True, form="object"),
         case(2, 3, 6, tied=True, form="hub"),
-        case(1, 2, 8, tied=False, form="object"),
+        case(1, 2, 4, tied=False, form="object"),
         case(11, 1, 2, tied=False, form="hub"),
     ]
 
@@ -338,7 +381,12 @@ def _observe_load(
         return GPT(GPTConfig(**sizes))
 
     model = fresh()
-    answer(model, state)
+    _fill(answer, model, state)
+    if not sizes["tie_weights"] and torch.equal(model.lm_head.weight, fresh().lm_head.weight):
+        raise NotRight(
+            "model.lm_head.weight still has its random numbers. Where model.config.tie_weights is false, the"
+            " head is a parameter of its own, and `state` has numbers for it, under lm_head.weight."
+        )
     _is_cut_rightly(model, state)
     for name, parameter in model.named_parameters():
         yield name, parameter.detach().clone()
@@ -382,6 +430,20 @@ def _explain_loaded(yours: Any, sizes: dict[str, Any], state: dict[str, Tensor],
     return None
 
 
+def _fill(answer: Callable, model: GPT, state: dict[str, Tensor]) -> None:
+    """Raises NotRight where the answer crashes because it took a bias for a mask."""
+    try:
+        answer(model, state)
+    except Exception as error:
+        if not any(f"{letter}_proj.bias" in str(error) for letter in "qkv"):
+            raise
+        raise NotRight(
+            "it crashed, and it was the bias of q_proj, k_proj or v_proj that it missed. Was it taken for a"
+            " mask? `h.0.attn.c_attn.bias` ends with attn.bias as well; .attn.bias with a dot in front is the"
+            f" mask's alone. ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        ) from error
+
+
 def _is_cut_rightly(model: GPT, state: dict[str, Tensor]) -> None:
     """Raises NotRight where the parts of c_attn.weight hold numbers of more than one of q, k and v."""
     for number, block in enumerate(model.blocks):
@@ -405,7 +467,7 @@ def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str
     prefix = gone.removesuffix("h.0.ln_2.bias")
     without = {name: tensor for name, tensor in state.items() if name != gone}
     another_block = state | {f"{prefix}h.99.ln_1.weight": state[gone]}
-    misshapen = state | {f"{prefix}wpe.weight": torch.zeros(4, len(state[gone]))}
+    misshapen = state | {f"{prefix}wpe.weight": torch.zeros(2, len(state[gone]))}
     headless = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
     one_row = state | {f"{prefix}wpe.weight": torch.zeros(1, len(state[gone]))}
     one_number = state | {f"{prefix}ln_f.bias": torch.zeros(1)}
@@ -415,8 +477,8 @@ def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str
     damages = [
         (without, f"{gone} was missing from `state`, and the model kept its random numbers: {strict}"),
         (another_block, f"`state` had {prefix}h.99.ln_1.weight, which this model has no place for: {strict}"),
-        (misshapen, f"{prefix}wpe.weight had 4 positions, and the model has 8"),
-        (one_row, f"{prefix}wpe.weight had 1 position, and the model has 8; {spread}"),
+        (misshapen, f"{prefix}wpe.weight had 2 positions, and the model has 4"),
+        (one_row, f"{prefix}wpe.weight had 1 position, and the model has 4; {spread}"),
         (one_number, f"{prefix}ln_f.bias had a single number; {spread}"),
         (three_numbers, f"{prefix}h.0.attn.c_attn.bias had 3 numbers; {spread}"),
     ]
@@ -502,11 +564,13 @@ LOAD_HF_WEIGHTS = Exercise(
     (your `split_c_attn`), `attn.c_proj` attn.o_proj, `ln_2` mlp_norm, `mlp.c_fc` mlp.up_proj, `mlp.c_proj`
     mlp.down_proj. All layers in the blocks but the norms are Conv1D: their weights are [in, out].
 
-    Where `model.config.tie_weights` is true, the output layer's weight is the embedding's, and stays one
-    parameter with it; `state` may have it a second time as lm_head.weight, or leave it out. Where it is
-    false, lm_head.weight has numbers of its own. Older files also keep masks, `attn.bias` and
-    `attn.masked_bias` in each block: skip these two. An error must be raised where a parameter of the model
-    finds no tensor, a tensor finds no parameter, or their shapes differ. Any kind of error will do.""",
+    - Where `model.config.tie_weights` is true, the output layer's weight is the embedding's, and stays one
+      parameter with it; `state` may have it a second time as lm_head.weight, or leave it out. (Of such a
+      model, `model.state_dict()` lists lm_head.weight and `model.named_parameters()` does not.) Where it is
+      false, lm_head.weight has numbers of its own.
+    - Older files also keep masks, `attn.bias` and `attn.masked_bias` in each block: skip these two.
+    - An error must be raised where a parameter of the model finds no tensor, a tensor finds no parameter, or
+      their shapes differ. Any kind of error will do.""",
     reference=load_hf_weights,
     cases=_load_cases,
     observe=_observe_load,
@@ -713,13 +777,17 @@ def _is_choice(logits: list[Tensor], ids: list[Tensor], n_context: int, choices:
 
 SCORE_CHOICES = Exercise(
     task="""PIQA asks which of several answers is right. A base model cannot be asked, but it can be measured:
-    which answer does it find the most probable for its length? For choice i, `ids[i]` (int64 [time]) holds
-    the context, `n_context` tokens (at least 1), and then the choice's tokens (at least 1); `logits[i]`
-    (float32 [time, vocab_size]) is what the model returned for all of them; `choices[i]` is the choice's
-    text. Its score is the sum of the log-probabilities of the choice's tokens, each given all before it,
-    divided by the number of characters of the text, `len(text)`: not its bytes, not its tokens. Return
-    (scores, best): a list of floats, and the number of the best choice, an int; of several that are equally
-    good, the first. Logits may be 200 apart. This is the measure called acc_norm.""",
+    which answer does it find the most probable for its length?
+
+    For choice i, `ids[i]` (int64 [time]) holds the context, `n_context` tokens (at least 1), and then the
+    choice's tokens (at least 1); `logits[i]` (float32 [time, vocab_size]) is what the model returned for all
+    of them; `choices[i]` is the choice's text.
+
+    A choice's score is the sum of the log-probabilities of its tokens, each given all before it, divided by
+    the number of characters of the text, `len(text)`: not its bytes, not its tokens. Logits may be 200 apart,
+    so take log_softmax, not the logarithm of a softmax. Return (scores, best): a list of floats, and the
+    number of the best choice, an int; of several that are equally good, the first. This is the measure called
+    acc_norm.""",
     reference=score_choices,
     stub="""def score_choices(
     logits: list[torch.Tensor],
@@ -898,9 +966,13 @@ PACK_DOCUMENTS = Exercise(
     of lists of token ids. Let each begin with the token `end_of_text`, the first one too, and join them all
     into one stream; of an empty document, that token is all there is. Cut the stream into rows, side by side.
     Return (inputs, targets), int64 [rows, block_size] each, where a target is the token after its input.
+
     Every token of the stream but the first should be the target of exactly one input; only at the very end of
     the stream, what fills no whole row is left out. A stream of block_size tokens or fewer fills none: then
-    both are [0, block_size]. The documents themselves stay as they are.""",
+    both are [0, block_size]. The documents themselves stay as they are.
+
+    An example: the documents [5, 6, 7] and [8], the mark 0 and rows of 2. The stream is 0, 5, 6, 7, 0, 8; the
+    inputs are [[0, 5], [6, 7]], the targets [[5, 6], [7, 0]], and the 8 is left out.""",
     reference=pack_documents,
     stub="""def pack_documents(
     documents: list[list[int]],
@@ -1067,19 +1139,22 @@ SHARD_READER_STUB = """class ShardReader:
 
 def _reader_cases(generator: Generator) -> list[tuple]:
     def case(
-        lengths: list[int], batch_size: int, block_size: int, world_size: int
+        lengths: list[int], batch_size: int, block_size: int, world_size: int, is_counted: bool = True
     ) -> tuple[list[np.ndarray], int, int, int]:
-        shards = [torch.randint(50257, (n,), generator=generator).numpy().astype(np.uint16) for n in lengths]
+        """is_counted: the ids are 0, 1, 2 and so on, so that each says where it stands; else random."""
+        total = sum(lengths)
+        ids = torch.arange(total) if is_counted else torch.randint(50257, (total,), generator=generator)
+        shards = np.split(ids.numpy().astype(np.uint16), np.cumsum(lengths)[:-1])
         return shards, batch_size, block_size, world_size
 
     return [
         case([13], 1, 3, 1),  # 4 batches, and the last target: all is used
         case([20], 2, 3, 1),
         case([5, 6, 7], 1, 4, 1),
-        case([7, 2, 1, 9], 2, 4, 1),  # a batch out of four shards
+        case([7, 2, 1, 9], 2, 4, 1, is_counted=False),  # a batch out of four shards
         case([25], 2, 2, 3),  # two batches of three processes, and the last target
         case([11, 13, 16], 1, 5, 2),
-        case([30, 30], 3, 2, 2),
+        case([30, 30], 3, 2, 2, is_counted=False),
         case([9, 40], 1, 1, 4),
     ]
 
@@ -1105,7 +1180,7 @@ def _observe_reader(
         whole = (sum(map(len, shards)) - 1) // together
         for number in range(whole + 1):
             for rank, reader in enumerate(readers):
-                x, y = _next_batch(reader)
+                x, y = _batch_after(reader, number, whole)
                 yield f"batch {number + 1}, inputs of rank {rank}", x
                 yield f"batch {number + 1}, targets of rank {rank}", y
         for reader in readers:
@@ -1139,6 +1214,22 @@ def _next_batch(reader: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise NotRight("next_batch returns two tensors: the inputs and the targets.")
     return batch[0], batch[1]
+
+
+def _batch_after(reader: Any, number: int, whole: int) -> tuple[Tensor, Tensor]:
+    """The next batch after `number` of the `whole` that fit. Raises NotRight for a crash at the end."""
+    try:
+        return _next_batch(reader)
+    except NotRight:
+        raise
+    except Exception as error:
+        if number < whole:
+            raise
+        raise NotRight(
+            f"next_batch crashed ({type(error).__name__}: {' '.join(str(error).split())[:120]}) where the"
+            " stream has too few tokens left for all processes, and should begin again. Is the very last"
+            " target counted? position + batch_size · block_size · world_size + 1 tokens are needed."
+        ) from error
 
 
 def _observe_resumed(
@@ -1213,6 +1304,13 @@ def _explain_batch(
     place = f"It begins at token {begins[0]} of the stream"
     if begins[0] in np.cumsum([len(shard) for shard in shards]):
         place += ", where a shard begins"
+    together = len(own) * world_size
+    start = begins[0] - begins[0] % together
+    if start + together + 1 > len(stream):
+        return (
+            f"{place}. From token {start} on all processes together need {together} inputs and one token"
+            f" more, and {len(stream) - start} are left: so all of them begin again at token 0."
+        )
     if begins[0] % len(own) in (0, 1):
         return f"{place}. That is a batch, but not the one that was due."
     return (
@@ -1265,6 +1363,23 @@ class _GoesRound(ShardReader):
         self.position = (self.position + own * self.world_size) % total
         shape = self.batch_size, self.block_size
         return stream[start : start + own].view(shape), stream[start + 1 : start + own + 1].view(shape)
+
+
+class _RankInPosition(ShardReader):
+    def __init__(
+        self, paths: list[str], batch_size: int, block_size: int, rank: int = 0, world_size: int = 1
+    ):
+        super().__init__(paths, batch_size, block_size, rank, world_size)
+        self.position = rank * batch_size * block_size
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        own = self.batch_size * self.block_size
+        if self.position + own + 1 > self.starts[-1]:
+            self.position = self.rank * own
+        tokens = self.read(self.position, self.position + own + 1)
+        self.position += own * self.world_size
+        shape = self.batch_size, self.block_size
+        return tokens[:-1].view(shape), tokens[1:].view(shape)
 
 
 class _AllAlike(ShardReader):
@@ -1335,20 +1450,26 @@ SHARD_READER = Exercise(
     task="""Ten billion tokens lie on disk in shards: files of uint16 numbers (ids up to 65,535), one token
     after the other, written by array.tofile. To training they are one long stream, the tokens of the first
     file, then those of the second. `ShardReader(paths, batch_size, block_size, rank, world_size)` reads it in
-    order, a batch at a time, for one of `world_size` processes: the one numbered `rank`. It never holds a
-    whole shard in memory: np.memmap maps a file, and reads the slices that you ask for.
+    order, a batch at a time, for one of `world_size` processes: the one numbered `rank`.
 
-    `read(start, stop)` returns the stream's tokens number start to stop - 1, int64 [stop - start], wherever
-    the borders of the shards lie. `next_batch()` returns (inputs, targets), int64 [batch_size, block_size]
-    each: rows that lie side by side in the stream, the targets one token on, so that the last target is also
-    the next row's first input. At each call all processes together read one stretch of batch_size ·
-    block_size · world_size inputs, and the one with rank 0 takes its first part, rank 1 the part after that,
-    and so on; the next call goes on behind it. Where the stream has too few tokens left for all of them (one
-    more is needed, for the very last target), it begins again at token 0.
+    - `read(start, stop)` returns the stream's tokens number start to stop - 1, int64 [stop - start], wherever
+      the borders of the shards lie.
+    - `next_batch()` returns (inputs, targets), int64 [batch_size, block_size] each: rows that lie side by
+      side in the stream, the targets one token on, so that the last target is also the next row's first
+      input. At each call all processes together read one stretch of batch_size · block_size · world_size
+      inputs. Rank 0 takes its first part, rank 1 the part after that, and so on; the next call goes on behind
+      the stretch.
+    - Where the stream has too few tokens left for all of them (one more is needed, for the very last target),
+      `next_batch` begins again at token 0.
+    - `state_dict()` returns how far all have come, a dict of plain numbers that can be written as JSON, the
+      same on every rank. `load_state_dict(state)` goes on from there, in a reader of any rank, also where the
+      number of processes is another now.
+    - A whole shard is never held in memory: np.memmap maps a file, and reads the slices that you ask for.
 
-    `state_dict()` returns how far all have come, a dict of plain numbers that can be written as JSON, the
-    same on every rank. `load_state_dict(state)` goes on from there, in a reader of any rank, also where the
-    number of processes is another now.""",
+    An example: the shards [0, 1, 2, 3, 4] and [5, 6, 7, 8, 9], batch_size 1, block_size 2, two processes. The
+    first call gives rank 0 the inputs [[0, 1]] and the targets [[1, 2]], and rank 1 [[2, 3]] and [[3, 4]].
+    The second gives the inputs [[4, 5]] and [[6, 7]]. A third would need tokens 8 to 12, so it begins again,
+    with [[0, 1]] and [[2, 3]].""",
     reference=ShardReader,
     cases=_reader_cases,
     observe=_observe_reader,
@@ -1389,6 +1510,13 @@ SHARD_READER = Exercise(
             _GoesRound,
             "Where the stream ended in the middle of a batch, its rest was taken from the beginning. The task"
             " begins again at token 0 with a whole batch: otherwise the last document runs into the first.",
+        ),
+        Mistake(
+            "the rank is in the position",
+            _RankInPosition,
+            "Each process keeps a position of its own, which begins at rank · batch_size · block_size. They"
+            " come to the end at different calls, and the states differ from rank to rank. Keep one position"
+            " that all have in common, and add the rank's part when reading.",
         ),
         Mistake(
             "all ranks read the same",
@@ -1554,10 +1682,13 @@ def _on_weight_itself(weight: Tensor, batches: list[tuple[Tensor, Tensor]]) -> T
 
 ACCUMULATED_GRADIENT = Exercise(
     task="""GPT-2 was trained on half a million tokens in each step; few machines hold as many. So a step
-    reads them in micro-batches, and adds up their gradients. The model is one layer: `weight` is float32
-    [vocab_size, features], its logits are x @ weight.T. `batches` is a list of (x, y), x float32 [n,
-    features], y int64 [n], and n differs from one to the next. Return the gradient with respect to weight,
-    float32 [vocab_size, features], of the cross-entropy averaged over all examples of all micro-batches.
+    reads them in micro-batches, and adds up their gradients.
+
+    The model is one layer: `weight` is float32 [vocab_size, features], its logits are x @ weight.T. `batches`
+    is a list of (x, y), x float32 [n, features], y int64 [n], and n differs from one to the next. Return the
+    gradient with respect to weight, float32 [vocab_size, features], of the cross-entropy averaged over all
+    examples of all micro-batches.
+
     Never hold two at once: call backward once for each micro-batch. `weight` itself stays as it is, in its
     values, its requires_grad and its .grad: work on weight.clone().requires_grad_().""",
     reference=accumulated_gradient,
@@ -1688,8 +1819,9 @@ DECAY_GROUPS = Exercise(
     does not suit vectors: a bias, or the gain of a norm, which should stay near 1. `shapes` maps the names of
     a model's parameters to their shapes. Return two lists of names, those that AdamW decays and those that it
     does not, each in the order of `shapes`. The shape decides, never the name, since the model may be another
-    library's, where a norm is called ln_1: two dimensions or more are decayed (the weight of a convolution
-    has three), one dimension or none (a single number, shape ()) are not.""",
+    library's, where a norm is called ln_1. Such models also have single numbers, of shape (), which are gains
+    like a norm's; and convolutions, whose weights have the shape (out, in, width): a matrix for each place in
+    a window, so they are decayed as matrices are.""",
     reference=decay_groups,
     cases=_decay_cases,
     forbids=(build_optimizers,),
@@ -1711,6 +1843,24 @@ DECAY_GROUPS = Exercise(
             lambda shapes: _groups(shapes, lambda name: len(shapes[name]) == 2),
             "Only shapes of exactly two sizes were decayed. The weight of a convolution has three or four"
             " and is a matrix of matrices: >= 2, not == 2.",
+        ),
+        Mistake(
+            "a weight of three dimensions is in neither list",
+            lambda shapes: (
+                [name for name in shapes if len(shapes[name]) == 2],
+                [name for name in shapes if len(shapes[name]) < 2],
+            ),
+            "The weight of a convolution is in neither list, so the optimizer would never move it. Whatever"
+            " has two dimensions or more is decayed: >= 2, not == 2.",
+        ),
+        Mistake(
+            "a single number is in neither list",
+            lambda shapes: (
+                [name for name in shapes if len(shapes[name]) >= 2],
+                [name for name in shapes if len(shapes[name]) == 1],
+            ),
+            "A single number, of shape (), is in neither list, so the optimizer would never move it. It is a"
+            " gain, and not decayed: < 2, not == 1.",
         ),
         Mistake(
             "a single number is decayed",
@@ -1738,8 +1888,9 @@ DECAY_GROUPS = Exercise(
         Mistake(
             "norms are known by their name",
             lambda shapes: _groups(shapes, lambda name: not name.endswith("bias") and "norm" not in name),
-            "This is right as long as a norm has norm in its name. Hugging Face calls it ln_1, and its gain"
-            " is decayed in silence. Ask the shape.",
+            "This is right as long as a norm has norm in its name and a bias ends with bias. In other models"
+            " (Hugging Face's GPT-2 has ln_1) vectors have other names, and are decayed in silence. Ask the"
+            " shape.",
         ),
     ),
     hints=(
@@ -1901,7 +2052,7 @@ def _all_at_once(work: Callable[[_Member], Any], world_size: int) -> list[tuple[
 def _ddp_cases(generator: Generator) -> list[tuple]:
     def case(optimizer: str, lr: float, frozen: bool, sizes: tuple) -> tuple[str, float, bool, Tensor]:
         """sizes: steps, processes, micro-batches, rows, tokens in a row and one."""
-        return optimizer, lr, frozen, torch.randint(7, sizes, generator=generator)
+        return optimizer, lr, frozen, torch.randint(4, sizes, generator=generator)
 
     return [
         case("SGD", 0.5, False, (1, 1, 1, 2, 4)),
@@ -1915,7 +2066,7 @@ def _ddp_cases(generator: Generator) -> list[tuple]:
 
 def _small_model(frozen: bool) -> nn.Module:
     """frozen: whether its bias does not learn."""
-    model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7))
+    model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4))
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters(), 1):
             values = torch.linspace(-2, 2, parameter.numel()).mul(number).sin()
@@ -1975,6 +2126,21 @@ def _ddp_with(
         return _mean_loss(total * (1 / len(micro_batches) if share else 1), group)
 
     return step
+
+
+def _never_divided(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    total = _local_backward(model, optimizer, micro_batches, share=1.0)
+    _average_gradients(model, group)
+    optimizer.step()
+    return _mean_loss(total, group)
+
+
+def _summed_loss(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    return ddp_step(model, optimizer, micro_batches, group) * group.world_size
+
+
+def _summed_loss_of_all(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    return _summed_loss(model, optimizer, micro_batches, group) * len(micro_batches)
 
 
 def _own_loss(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
@@ -2081,12 +2247,15 @@ DDP_STEP = Exercise(
     there are, and `group.all_reduce(tensor)` replaces a tensor, in place, by the sum of what all processes
     give; it waits until all have called it.
 
-    Clear the old gradients. Run every micro-batch forward and backward, so that .grad holds the gradient of
-    the mean cross-entropy of all of them. Then average each parameter's gradient over the processes (a
-    parameter that is frozen has none: .grad is None), and let the optimizer take a step. So every process
-    takes the same step, that of one process on the whole batch, and the weights stay alike. Gradients may
-    travel once a step, not once a micro-batch. Return the mean loss of the whole batch before the step, over
-    all micro-batches and processes: a Python float, the same in every process.""",
+    1. Clear the old gradients.
+    2. Run every micro-batch forward and backward, so that .grad holds the gradient of the mean cross-entropy
+       of all of them.
+    3. Average each parameter's gradient over the processes (a parameter that is frozen has none: .grad is
+       None). Gradients may travel once a step, not once a micro-batch.
+    4. Let the optimizer take a step. So every process takes the same step, that of one process on the whole
+       batch, and the weights stay alike.
+    5. Return the mean loss of the whole batch before the step, over all micro-batches and processes: a Python
+       float, the same in every process.""",
     reference=ddp_step,
     cases=_ddp_cases,
     observe=_observe_ddp,
@@ -2135,6 +2304,25 @@ DDP_STEP = Exercise(
             _ddp_with(share=1.0),
             "The losses of the micro-batches were not divided by their number, so the gradient is as many"
             " times too long.",
+        ),
+        Mistake(
+            "the micro-batches are not divided, nor is the loss",
+            _never_divided,
+            "The losses of the micro-batches were added up and never divided by their number: the gradient is"
+            " as many times too long, and the loss that is returned as many times too large. Divide each"
+            " loss by len(micro_batches) before its backward.",
+        ),
+        Mistake(
+            "the loss is summed over the processes",
+            _summed_loss,
+            "The weights are right, but the loss is the sum of those of the processes: after all_reduce it"
+            " has to be divided by group.world_size, as the gradients are.",
+        ),
+        Mistake(
+            "the loss is summed over everything",
+            _summed_loss_of_all,
+            "The weights are right, but the loss is the sum over micro-batches and processes. Divide it by"
+            " len(micro_batches) and by group.world_size.",
         ),
         Mistake(
             "the gradients are not cleared",
@@ -2266,12 +2454,16 @@ def _mfu_with(scores: int, *case: Any, mlp: int = 8, attention: int = 4) -> floa
 
 MFU = Exercise(
     task="""Is the machine busy with the model, or with waiting? MFU, model FLOPs utilisation, is the
-    arithmetic that training needs in a second over the `peak_flops` (FLOP/s) that the machine could do. For
-    each token, a forward pass takes 2 operations for each weight of a matrix product, and in each of the
-    `n_layer` blocks another 4 · n_embd · block_size for the attention's scores and what they weigh. The
-    backward pass takes twice as many as the forward, of both kinds. A block's linear layers are q, k, v and
-    o, n_embd to n_embd each, and an MLP from n_embd to 4 n_embd and back; the output layer has vocab_size
-    times n_embd weights. An embedding only looks up. Return the MFU, a float: 0.4 means 40 percent.""",
+    arithmetic that training needs in a second over the `peak_flops` (FLOP/s) that the machine could do.
+
+    - For each token, a forward pass takes 2 operations for each weight of a matrix product. A block's linear
+      layers are q, k, v and o, n_embd to n_embd each, and an MLP from n_embd to 4 n_embd and back; there are
+      `n_layer` blocks. The output layer has vocab_size times n_embd weights. An embedding only looks up.
+    - In each block the attention takes 2 · n_embd · block_size operations for a token's scores, and as many
+      for the weighted sum of the values.
+    - The backward pass takes twice as many as the forward, of both kinds.
+
+    Return the MFU, a float: 0.4 means 40 percent.""",
     reference=mfu,
     stub="""def mfu(
     n_layer: int,
@@ -2321,10 +2513,23 @@ MFU = Exercise(
             " more than a quarter of the work.",
         ),
         Mistake(
+            "an output layer in every block",
+            lambda n_layer, n_embd, vocab_size, *rest: mfu(n_layer, n_embd, n_layer * vocab_size, *rest),
+            "The output layer was counted n_layer times. It stands behind the last block, once.",
+        ),
+        Mistake(
+            "the scores of one block",
+            lambda n_layer, n_embd, vocab_size, block_size, *rate: (
+                mfu(n_layer, n_embd, vocab_size, 0, *rate) + 12 * n_embd * block_size * rate[0] / rate[1]
+            ),
+            "The attention's scores were counted once. Every block has an attention: n_layer times.",
+        ),
+        Mistake(
             "the scores count twice",
             lambda *case: _mfu_with(24, *case),
-            "The 4 n_embd block_size of the scores were doubled along with the weights. They are operations"
-            " already, a multiplication and an addition each; only a weight still has to be taken twice.",
+            "The operations of the scores and of the weighted sum were doubled along with the weights. They"
+            " are operations already, a multiplication and an addition each; only a weight still has to be"
+            " taken twice.",
         ),
         Mistake(
             "no backward for the scores",

@@ -122,10 +122,10 @@ def _simpler_array(value: Tensor | np.ndarray) -> Iterator[Any]:
                 yield value[(slice(None),) * dimension + (slice(shorter),)]
     for decimals in (0, 1):
         if isinstance(value, Tensor) and value.is_floating_point():
-            rounded = value.detach().round(decimals=decimals)
+            rounded = value.detach().round(decimals=decimals) + 0.0  # makes 0 of -0
             if not torch.equal(rounded, value):
                 yield rounded
         elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
-            rounded_array = value.round(decimals)
+            rounded_array = value.round(decimals) + 0.0
             if not np.array_equal(rounded_array, value):
                 yield rounded_array
