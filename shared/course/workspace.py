@@ -140,13 +140,15 @@ class Workspace:
             tensorboard=self.settings.tensorboard,
         )
 
-    def mine(self, name: str, promoted: Any) -> Any:
+    def mine(self, name: str, promoted: Any, week_number: int | None = None) -> Any:
         """With --mine, the learner's own answer to the week's exercise `name`, once it is solved; else
         `promoted`, which it must be able to replace. A line says which.
+
+        week_number: of an earlier week that has the exercise; None: this one.
         """
         if not self.settings.mine:
             return promoted
-        week = Week(int(self.topic[:2]))
+        week = Week(week_number or int(self.topic[:2]))
         if not week.shelf.is_solved(name):
             print(f"{name}: the course's ({week.find(name).name} is not solved)")
             return promoted

@@ -220,20 +220,59 @@ def test_what_is_read_through_her_reader_are_the_same_tokens(tmp_path):
         assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
 
 
-def test_openai_s_gpt2_by_the_learners_loader(output, text_file, monkeypatch, tmp_path):
+def _solve(number, *names):
+    """Keeps the clean answers of a week's exercises as the learner's."""
+    week = Week(number)
+    answers = load_module(week.folder / "answers.py", f"answers_{number}")
+    for name in names:
+        assert week.shelf.solve(name, getattr(answers, name)) is None
+
+
+def test_openai_s_gpt2_by_the_learners_loader_in_her_gpt(output, text_file, monkeypatch, tmp_path, capsys):
     """A tiny one in place of the hub's."""
     gpt2 = gpt2_tokenizer()
     tiny = GPT(GPTConfig(vocab_size=gpt2.vocab_size, block_size=1024, n_layer=1, n_head=1, n_embd=4))
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            parameter.normal_()  # the biases too
     folder = to_hf(tiny, tmp_path / "hub")
     monkeypatch.setattr(pretrained, "_snapshot", lambda name, download=True: folder)
     monkeypatch.setenv("LLM_WEEKS_ANSWERS", str(tmp_path / "answers"))
-    week = Week(6)
-    week.shelf.solve("load_hf_weights", load_module(week.folder / "answers.py", "answers").load_hf_weights)
+    _solve(6, "load_hf_weights")
     module = report.load_script("06_gpt2")
-    found = []
-    for mine in (False, True):
+
+    def bits_per_byte(mine):
         settings = replace(
             module.PRESETS["smoke"], study="openai", data=text_file, mine=mine, limit=1, device="cpu"
         )
-        found.append(module.main(settings)["bits_per_byte"])
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+        return module.main(settings)["bits_per_byte"]
+
+    right = bits_per_byte(mine=False)
+    assert bits_per_byte(mine=True) == pytest.approx(right, rel=1e-6)
+    _solve(3, "MultiHeadAttention")
+    _solve(4, "MiniGPT", "Block")
+    capsys.readouterr()
+    assert bits_per_byte(mine=True) == pytest.approx(right, rel=1e-5)
+    assert "your MiniGPT holds GPT-2's weights" in capsys.readouterr().out
+
+
+def test_an_attention_that_leaves_out_the_biases_is_refused():
+    studies = report.load_script("06_gpt2", "studies")
+
+    class WithoutBias(Week(3).exercises["MultiHeadAttention"].reference):
+        def forward(self, x):
+            for layer in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+                layer.bias = None
+            return super().forward(x)
+
+    class Work:
+        def mine(self, name, promoted, week_number=None):
+            own = Week(week_number).exercises[name].reference
+            return WithoutBias if name == "MultiHeadAttention" else own
+
+    model = GPT(GPTConfig(vocab_size=30, block_size=32, n_layer=1, n_head=2, n_embd=8))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    with pytest.raises(ValueError, match="call its layers"):
+        studies.her_gpt2(Work(), model)

@@ -7,7 +7,7 @@ In the repository's folder:
     python weeks/06_gpt2/run.py --preset laptop --study shape
     # weights that others trained, in our GPT: perplexity, LAMBADA, PIQA, a talk
     python weeks/06_gpt2/run.py --preset laptop --study smollm2
-    # OpenAI's GPT-2 from the Hugging Face hub (548 MB), by your own loader
+    # OpenAI's GPT-2 from the Hugging Face hub (548 MB), by your own loader, in your own MiniGPT
     python weeks/06_gpt2/run.py --study openai --mine
     # steps of the real GPT-2 on this machine, and what a whole run costs elsewhere
     python weeks/06_gpt2/run.py --preset laptop --study cost

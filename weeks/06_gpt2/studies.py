@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from figures import draw
 from shared.assets import Unavailable
+from shared.course.exercise import Week
+from shared.course.exercise.building import computed_by
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 TASKS = ("lambada", "piqa")
 BEGINNINGS = ("Hello, I'm a language model,", "In a shocking finding, scientists discovered")
 """What OpenAI's GPT-2 goes on with."""
+LOGITS_APART = 0.01
+"""By how much logits of one model, computed in two ways, may differ: GPT-2's are about 100 in size."""
 PUBLISHED = {"piqa_acc_norm": 0.669}
 """SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples."""
 GPT2 = {"lambada_acc": 0.3256, "lambada_perplexity": 40.06, "piqa_acc": 0.6289}
@@ -184,8 +189,9 @@ def beside_published(metrics: dict[str, float], model: str) -> list[dict[str, An
 
 
 def study_openai(settings: "Settings") -> dict[str, float]:
-    """OpenAI's GPT-2 124M from the Hugging Face hub in our GPT, with --mine by the learner's loader: it
-    speaks, and is measured as SmolLM2 is. Raises ValueError where the hub cannot be reached.
+    """OpenAI's GPT-2 124M from the Hugging Face hub in our GPT, with --mine by the learner's loader and in
+    her own `MiniGPT`: it speaks, and is measured as SmolLM2 is. Raises ValueError where the hub cannot be
+    reached.
     """
     device = pick_device(settings.device)
     name, text = study_text(settings)
@@ -199,8 +205,11 @@ def study_openai(settings: "Settings") -> dict[str, float]:
         load(model, state)
     model.to(device)
     model.tokenizer = tokenizer
+    hers = her_gpt2(work, model)
     with work.log("openai", settings) as log:
         said = [model.generate(start, 60, temperature=0.8, top_k=50, seed=1) for start in BEGINNINGS]
+        if hers is not None:
+            said.append(go_on(hers, tokenizer, BEGINNINGS[0], device))
         log.artifact(said=said)
         held_out = split_text(text)[1]
         evaluation = sliding_window(model, tokenizer, held_out, stride=512, block_size=1024, progress=True)
@@ -211,6 +220,47 @@ def study_openai(settings: "Settings") -> dict[str, float]:
     print("\n" + "\n\n".join(said))
     print("\n" + table(beside_published(metrics, "GPT-2")))
     return metrics
+
+
+def her_gpt2(work: Workspace, model: GPT) -> nn.Module | None:
+    """With --mine and once it is solved, the learner's `MiniGPT` on the model's own weights, which from then
+    on computes the model's logits (text that is written with a cache stays the course's). Raises ValueError
+    where its logits are not the model's.
+    """
+    gpt = work.mine("MiniGPT", None, week_number=4)
+    if gpt is None:
+        return None
+    block = work.mine("Block", Week(4).exercises["Block"].reference, week_number=4)
+    attention = work.mine(
+        "MultiHeadAttention", Week(3).exercises["MultiHeadAttention"].reference, week_number=3
+    )
+
+    def with_bias(n_embd: int, n_head: int) -> nn.Module:
+        """Week 3's attention, each of its four layers with a bias."""
+        layer = attention(n_embd, n_head)
+        for letter in "qkvo":
+            setattr(layer, f"{letter}_proj", nn.Linear(n_embd, n_embd))
+        return layer
+
+    idx = torch.arange(20, device=next(model.parameters()).device)[None]
+    with torch.no_grad():
+        right = model(idx)
+        hers = gpt(model.config, with_bias, block).eval()
+        apart = (computed_by(model, hers)(idx) - right).abs().max().item()
+    print(f"your MiniGPT holds GPT-2's weights; its logits differ from the course's by at most {apart:.1e}")
+    if apart > LOGITS_APART:
+        raise ValueError(
+            f"your MiniGPT's logits differ from the course's by {apart:.2g}: does your attention call its"
+            " layers, self.q_proj(x)? With self.q_proj.weight alone GPT-2's biases are left out"
+        )
+    return hers
+
+
+@torch.no_grad()
+def go_on(hers: Any, tokenizer: BPETokenizer, start: str, device: torch.device) -> str:
+    """A text that the learner's `generate` goes on with, by the likeliest tokens."""
+    idx = torch.tensor([tokenizer.encode(start)], device=device)
+    return tokenizer.decode(hers.generate(idx, 40)[0].tolist())
 
 
 # ---- what training GPT-2 costs
