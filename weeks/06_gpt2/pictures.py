@@ -125,31 +125,41 @@ def plot_answer_scores(
     texts: Sequence[str], tokens: Sequence[Sequence[str]], logprobs: Sequence[Sequence[float]]
 ) -> Figure:
     """What each token of each answer costs, side by side."""
-    fig, axes = figure(11, 3.2, ncols=len(texts), sharey=True)
+    fig, axes = figure(11, 3.5, ncols=len(texts), sharey=True)
     for ax, text, labels, values, colour in zip(axes, texts, tokens, logprobs, COLOURS):
         ax.bar(range(len(values)), values, color=colour)
         ax.set_xticks(range(len(values)), labels, rotation=60, family="monospace", fontsize=9)
         total = sum(values)
-        ax.set_title(f"sum {total:.1f}, {len(text)} characters: {total / len(text):.2f} each")
+        ax.set_title(f"{text}\nsum {total:.1f}, {len(text)} characters: {total / len(text):.2f} each")
         ax.set_xlabel("token of the answer")
     axes[0].set_ylabel("log-probability (nats)")
     return fig
 
 
 def plot_standard_errors(accuracy: float = 0.7) -> Figure:
-    """How the standard error of an accuracy falls with the number of examples."""
+    """How the standard error of an accuracy falls with the number of examples, and that of a difference."""
     numbers = np.array([20, 50, 100, 200, 500, 1000, 1838, 5153])
     errors = np.sqrt(accuracy * (1 - accuracy) / (numbers - 1))
     fig, ax = figure(8, 3.8)
-    ax.loglog(numbers, errors, color=COLOURS[0], marker="o", linewidth=2, label=f"accuracy {accuracy}")
-    ax.axhline(0.02, color=COLOURS[1], linestyle="--", label="a difference of 0.02")
+    labels = ("one accuracy", "the difference of two models' (independent)")
+    for i, (label, values) in enumerate(zip(labels, (errors, np.sqrt(2) * errors))):
+        ax.loglog(
+            numbers,
+            values,
+            color=COLOURS[i],
+            linestyle=LINES[i],
+            marker=MARKERS[i],
+            linewidth=2,
+            label=label,
+        )
+    ax.axhline(0.02, color=COLOURS[7], linestyle="--", label="0.02")
     for name, at in (("all of PIQA", -2), ("all of LAMBADA", -1)):
         place = (numbers[at], errors[at])
-        ax.annotate(name, place, xytext=(-10, -10), textcoords="offset points", ha="right")
+        ax.annotate(name, place, xytext=(-10, -12), textcoords="offset points", ha="right")
     ax.set_xticks((20, 100, 500, 2000, 5000), ("20", "100", "500", "2,000", "5,000"))
     ax.set_yticks((0.005, 0.01, 0.02, 0.05, 0.1), ("0.005", "0.01", "0.02", "0.05", "0.1"))
     ax.minorticks_off()
-    ax.set(title="How sure is an accuracy?", ylim=(0.004, 0.13))
+    ax.set(title=f"How sure is an accuracy of {accuracy}?", ylim=(0.004, 0.19))
     ax.set(xlabel="examples (logarithmic)", ylabel="standard error (logarithmic)")
     ax.legend(frameon=False)
     return fig
@@ -188,21 +198,24 @@ def plot_strides(bits: Mapping[int, float]) -> Figure:
     return fig
 
 
-def plot_packing(lengths: Sequence[int] = (4, 3, 9, 2, 7), row_length: int = 6) -> Figure:
-    """Documents of these lengths, each behind its end-of-text, in rows."""
+def plot_packing(lengths: Sequence[int] = (4, 3, 9, 2, 8), row_length: int = 6) -> Figure:
+    """Documents of these lengths, each behind its end-of-text, in rows; under each token its target."""
     stream = [(document, at) for document, n in enumerate(lengths) for at in range(-1, n)]
-    fig, ax = figure(8, 3.2)
-    for place, (document, at) in enumerate(stream):
+    names = ["<|endoftext|>" if at < 0 else f"{'ABCDE'[document]}{at}" for document, at in stream]
+    rows = (len(stream) - 1) // row_length
+    fig, ax = figure(8, 4)
+    for place in range(rows * row_length):
         row, column = divmod(place, row_length)
-        is_mark = at < 0
-        colour, alpha = ("black", 1.0) if is_mark else (COLOURS[document], 0.5)
-        ax.add_patch(Rectangle((column, -row), 0.94, 0.85, facecolor=colour, alpha=alpha))
-        label, ink = ("<|endoftext|>", "white") if is_mark else (f"{'ABCDE'[document]}{at}", "black")
-        ax.text(column + 0.47, 0.42 - row, label, color=ink, ha="center", va="center", fontsize=9)
-    rows = -(-len(stream) // row_length)
-    ax.set(title=f"Five documents, A to E, packed in rows of {row_length} tokens", xticks=[])
-    ax.set(xlim=(-0.1, row_length), ylim=(-rows + 0.9, 1))
-    ax.set_yticks([0.42 - r for r in range(rows)], [f"row {r}" for r in range(rows)])
+        document, at = stream[place]
+        colour, alpha, ink = (COLOURS[document], 0.5, "black") if at >= 0 else ("black", 1.0, "white")
+        ax.add_patch(Rectangle((column, -row), 0.94, 0.62, facecolor=colour, alpha=alpha))
+        middle = dict(ha="center", va="center")
+        ax.text(column + 0.47, 0.31 - row, names[place], color=ink, fontsize=9, **middle)
+        ax.text(column + 0.47, -0.12 - row, f"→ {names[place + 1]}", color="#555555", fontsize=8, **middle)
+    title = f"Five documents, A to E: {len(stream)} tokens, {rows} rows of {row_length}, and their targets"
+    ax.set(title=title, xticks=[])
+    ax.set(xlim=(-0.1, row_length), ylim=(-rows + 0.7, 0.8))
+    ax.set_yticks([0.31 - r for r in range(rows)], [f"row {r}" for r in range(rows)])
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -231,7 +244,7 @@ def plot_kept_activations(layers: Sequence[int], megabytes: Mapping[str, Sequenc
     """What the forward keeps, by the number of blocks."""
     fig, ax = figure(8, 3.8)
     _two_lines(ax, layers, megabytes)
-    ax.set_title("What the forward keeps for the backward (128 wide, 4 × 128 tokens)")
+    ax.set_title("What the forward keeps for the backward (128 wide, 4 × 64 tokens)")
     ax.set(xlabel="blocks", ylabel="megabytes")
     ax.set_xticks(layers)
     return fig
@@ -252,6 +265,11 @@ def plot_batch_memory(gigabytes: Mapping[str, Mapping[int, float]], cards: Mappi
             marker=MARKERS[i],
             linewidth=2,
             label=label,
+        )
+    largest = {label: (max(values), values[max(values)]) for label, values in gigabytes.items()}
+    for rows, size in largest.values():
+        ax.annotate(
+            f"{size:.0f} GB", (rows, size), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9
         )
     sizes = list(next(iter(gigabytes.values())))
     for card, size in cards.items():
@@ -289,13 +307,19 @@ def plot_ddp_and_fsdp() -> Figure:
     return fig
 
 
-def plot_her_training(losses: Sequence[float], val_loss: float, vocab_size: int) -> Figure:
-    """The loss of the training batches step by step, and that of the held-out text at the end."""
+def plot_her_training(
+    losses: Sequence[float], val_loss: float, frequencies: float, vocab_size: int
+) -> Figure:
+    """The loss of the training batches step by step, and that of the held-out text at the end.
+
+    frequencies: the held-out text's loss where each token is given its share of the training text.
+    """
     fig, ax = figure(8, 3.8)
     steps = np.arange(1, len(losses) + 1)
     ax.plot(steps, losses, color=COLOURS[0], linewidth=1.5, label="training batch")
     ax.plot(len(losses), val_loss, "o", color=COLOURS[1], markersize=9, label="held-out text, at the end")
     ax.axhline(np.log(vocab_size), color=COLOURS[7], linestyle="--", label=f"ln {vocab_size:,}")
+    ax.axhline(frequencies, color="black", linestyle=":", label="held-out text, by frequencies alone")
     ax.set(title="Your GPT-2, your reader, your step", xlabel="step", ylabel="loss (nats per token)")
     ax.legend(frameon=False)
     return fig
@@ -342,9 +366,13 @@ def plot_zero_shot(measured: Mapping[str, Any], published: Mapping[str, Mapping[
         errors = [measured[f"{metric}_error"] for metric in found] if i == 0 else None
         heights = [values[metric] for metric in found]
         ax.bar(at, heights, 0.24, yerr=errors, capsize=4, color=COLOURS[i], label=label)
+        style = dict(rotation=90, color=COLOURS[i], ha="center", va="bottom", fontsize=9)
+        for place, metric in enumerate(names):
+            if metric not in values:
+                ax.text(place + 0.26 * (i - 1), 0.02, "none published", **style)
     ax.set_xticks(range(len(names)), list(names.values()))
     ax.set(title=f"Zero-shot: ours on the first {measured['piqa_examples']:,} examples, published on all")
-    ax.set(ylabel="accuracy", xlabel="task and measure", ylim=(0, 1))
+    ax.set(ylabel="accuracy", xlabel="task and measure", xlim=(-0.5, 2.5), ylim=(0, 1))
     ax.legend(frameon=False)
     return fig
 
