@@ -1,4 +1,6 @@
-"""The notebooks of weeks 1 to 6: lines that fit on the page, and no solution in sight of its task."""
+"""The notebooks: JupyterLab changes nothing when it opens them; of weeks 1 to 6, lines fit on the page, and
+no solution stands in sight of its task.
+"""
 
 import ast
 import json
@@ -6,6 +8,8 @@ import sys
 from functools import cache
 
 import pytest
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelspec import get_kernel_dict
 
 from shared.course.exercise import Week, grade
 from shared.course.exercise.answers import load_module, source_of
@@ -152,3 +156,18 @@ def test_a_cell_with_a_solution_is_found():
     )
     hidden = "def f(counts, smoothing):\n    print(1)\n    return counts / counts.sum()\n"
     assert not any(bodies(answer)[0] in piece for piece in pieces(hidden))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "weeks").glob("*/notebook.ipynb")), ids=lambda p: p.parent.name
+)
+def test_jupyterlab_would_write_the_same_metadata(path):
+    """But for the version of Python, which is that of whoever opens it."""
+    found = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    kernel = get_kernel_dict()
+    assert found["kernelspec"] == {
+        "display_name": kernel["display_name"],
+        "language": kernel["language"],
+        "name": "python3",
+    }
+    assert found["language_info"] | {"version": ""} == IPythonKernel.language_info | {"version": ""}
