@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from io import BytesIO, TextIOWrapper
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,6 +221,15 @@ def test_errors_for_people_are_one_line_and_a_status(monkeypatch, capsys, error,
     assert stop.value.code == code
     err = capsys.readouterr().err
     assert err.startswith(message) and err.strip().count("\n") == 0
+
+
+def test_output_that_finds_no_room_is_said_before_the_program_ends(monkeypatch, capsys):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop, errors_for_people():
+        patch.setattr(sys, "stdout", SimpleNamespace(closed=False, flush=full))
+    assert stop.value.code == 3 and capsys.readouterr().err.startswith("error: the disk is full: ")
 
 
 def child_of_a_file(folder):

@@ -177,6 +177,14 @@ def test_doctor_fails_on_a_full_disk(monkeypatch, capsys):
     assert "PROBLEM" in out and "free some space" in out
 
 
+def test_doctor_only_notes_that_there_is_little_memory(monkeypatch):
+    monkeypatch.setattr(doctor, "total_memory", lambda: 3.0)
+    findings = doctor.Findings()
+    doctor.check_space(findings)
+    assert findings.problems == 0
+    assert {"check": "memory", "": "note", "found": "3 GB"} in findings.rows
+
+
 def test_every_preset_of_every_week_is_there():
     for topic in runs.weeks():
         presets = load_script(topic).PRESETS

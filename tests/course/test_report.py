@@ -213,6 +213,14 @@ def test_refill_names_a_marker_without_a_log(monkeypatch, tmp_path):
         markdown.refill(TABLE)
 
 
+def test_figures_that_are_nearly_alike_look_alike_on_the_ladder():
+    figure = report._ladder_figure([{"01_bigram": 3.583}, {"01_bigram": 3.585}], "toy")
+    low, high = figure.axes[0].get_ylim()
+    assert high - low == pytest.approx(0.5) and low < 3.583 < high
+    wide = report._ladder_figure([{"01_bigram": 3.5, "02_mlp": 2.5}], "toy").axes[0].get_ylim()
+    assert wide[1] - wide[0] > 1
+
+
 def test_ladder_needs_runs_and_leaves_smoke_runs_out(monkeypatch, tmp_path):
     monkeypatch.setattr(found_runs, "ROOT", tmp_path)
     monkeypatch.setenv("LLM_WEEKS_OUTPUT", str(tmp_path))

@@ -10,7 +10,7 @@ from lm_eval.api.model import LM
 from shared.models.bigram import BigramModel, count_bigrams
 from shared.runtime import ROOT
 from shared.tokenizers.bpe import END_OF_TEXT
-from shared.zero_shot import LMEvalAdapter
+from shared.zero_shot import LMEvalAdapter, adapter
 from tests.zero_shot.helpers import BLOCK, TEXT, TOKENIZER, VOCAB, requests
 
 # ---- the adapter
@@ -70,6 +70,16 @@ def test_writing_ends_at_a_special_token():
         requests("generate_until", ("Mi", {"until": []})), disable_tqdm=True
     )
     assert text == "x the flour."
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_bar_is_wanted_unless_lm_eval_asks_for_none(model, monkeypatch, quiet):
+    wanted = []
+    monkeypatch.setattr(adapter, "score_pairs", lambda model, pairs, most, bar: wanted.append(bar) or [])
+    asked = LMEvalAdapter(model, TOKENIZER)
+    asked._loglikelihood_tokens([(("", ""), [1], [2])], disable_tqdm=quiet)
+    asked.loglikelihood_rolling([], disable_tqdm=quiet)
+    assert wanted and all(bar == (not quiet) for bar in wanted)
 
 
 @pytest.mark.slow
