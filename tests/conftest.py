@@ -4,10 +4,13 @@ import runpy
 import subprocess
 
 import pytest
+from hypothesis import settings
 
 from shared.data.corpus import Corpus, load_corpus
 from tests.helpers import synthetic_text
 
+settings.register_profile("seeded", derandomize=True)
+settings.load_profile("seeded")
 collect_ignore = ["mutants.py"]  # a program, whose library `make mutants` installs
 
 

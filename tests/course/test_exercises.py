@@ -137,7 +137,7 @@ def test_the_reference_solves_it(name, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, mistake", MISTAKES, ids=lambda p: getattr(p, "name", p))
 def test_a_mistake_is_recognised(name, mistake):
-    for seed in SEEDS:
+    for seed in SEEDS[:2]:
         verdict = grade(EXERCISES[name], mistake.function, seed)
         assert (verdict.status, verdict.mistake) == ("wrong", mistake.name), seed
         assert mistake.name in verdict.message and mistake.why in verdict.message

@@ -15,7 +15,7 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
 @pytest.mark.slow
-@settings(derandomize=True, deadline=None)
+@settings(deadline=None)
 @given(TEXT)
 def test_any_text_comes_back_whole(text):
     tokenizer = CharTokenizer.train(text)
@@ -24,7 +24,7 @@ def test_any_text_comes_back_whole(text):
     assert set(ids) == set(range(tokenizer.vocab_size))  # trained on the text: every id is used
 
 
-@settings(derandomize=True, deadline=None)
+@settings(deadline=None)
 @given(TEXT)
 def test_the_vocabularys_bytes_spell_the_text(text):
     tokenizer = CharTokenizer.train(text)

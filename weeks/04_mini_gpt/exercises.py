@@ -781,7 +781,7 @@ COUNT_PARAMETERS = Exercise(
             "3 n_embd are missing in each block",
             partial(_count_without, 3),
             "The bias of the MLP's inner layer has 4 n_embd parameters, as many as the layer has outputs, and"
-            " was counted with n_embd. (Or one of the attention's four biases was counted, and three not.)",
+            " was counted with n_embd. Or one of the attention's four biases was counted, and three not.",
         ),
         Mistake(
             "2 n_embd are missing in each block",

@@ -2355,14 +2355,6 @@ DDP_STEP = Exercise(
             " and the task asks for the loss before the step, which the loop has computed already.",
         ),
         Mistake(
-            "the loss is summed over the processes",
-            lambda model, optimizer, micro_batches, group: (
-                ddp_step(model, optimizer, micro_batches, group) * group.world_size
-            ),
-            "The weights are right, but the loss is the sum over the processes. all_reduce adds up: divide by"
-            " group.world_size.",
-        ),
-        Mistake(
             "the last loss of its own",
             _own_last_loss,
             "The weights are right, but the loss is that of this process's last micro-batch. Wanted is the"
