@@ -11,6 +11,7 @@ from shared.models.bigram import BigramModel, count_bigrams
 from shared.runtime import ROOT
 from shared.tokenizers.bpe import END_OF_TEXT
 from shared.zero_shot import LMEvalAdapter, adapter
+from shared.zero_shot.scoring import Likelihood
 from tests.zero_shot.helpers import BLOCK, TEXT, TOKENIZER, VOCAB, requests
 
 # ---- the adapter
@@ -75,11 +76,16 @@ def test_writing_ends_at_a_special_token():
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_bar_is_wanted_unless_lm_eval_asks_for_none(model, monkeypatch, quiet):
     wanted = []
-    monkeypatch.setattr(adapter, "score_pairs", lambda model, pairs, most, bar: wanted.append(bar) or [])
+
+    def noted(model, pairs, max_tokens, bar):
+        wanted.append(bar)
+        return [Likelihood(0.0, True)] * len(pairs)
+
+    monkeypatch.setattr(adapter, "score_pairs", noted)
     asked = LMEvalAdapter(model, TOKENIZER)
     asked._loglikelihood_tokens([(("", ""), [1], [2])], disable_tqdm=quiet)
-    asked.loglikelihood_rolling([], disable_tqdm=quiet)
-    assert wanted and all(bar == (not quiet) for bar in wanted)
+    asked.loglikelihood_rolling(requests("loglikelihood_rolling", ("Mix",)), disable_tqdm=quiet)
+    assert wanted == [not quiet] * 2
 
 
 @pytest.mark.slow

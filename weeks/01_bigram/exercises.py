@@ -1141,50 +1141,23 @@ def _zeroed_too_late(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> 
     return loss.item()
 
 
-def _loss_of_last_position(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
-    loss = F.cross_entropy(model(x)[:, -1], y[:, -1])
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+def _stepping(
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    *,
+    scale: Callable[[Tensor], float] = lambda y: 1.0,
+    clip: float = math.inf,
+) -> Callable[..., float]:
+    """A training step with another loss, a scaled gradient, or a clipped one."""
 
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+        loss = loss_of(model(x), y)
+        optimizer.zero_grad()
+        (loss * scale(y)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        return loss.item()
 
-def _softmax_first(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
-    loss = cross_entropy(model(x).softmax(-1), y)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _reshaped(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
-    logits = model(x)
-    loss = F.cross_entropy(logits.view(x.size(0), -1, x.size(1)), y)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _step_along_the_sum(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
-    loss = cross_entropy(model(x), y)
-    optimizer.zero_grad()
-    (loss * y.numel()).backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _clipped(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
-    loss = cross_entropy(model(x), y)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-
-def _sum_of_positions(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
-    return _step_along_the_sum(model, optimizer, x, y) * y.numel()
+    return step
 
 
 def _loss_afterwards(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> float:
@@ -1217,13 +1190,13 @@ TRAINING_STEP = Exercise(
         ),
         Mistake(
             "only the last position",
-            _loss_of_last_position,
+            _stepping(lambda logits, y: cross_entropy(logits[:, -1:], y[:, -1:])),
             "The loss was taken at the last position alone. All positions are examples: for a block of 64"
             " characters this throws 63 of them away.",
         ),
         Mistake(
             "softmax before the loss",
-            _softmax_first,
+            _stepping(lambda logits, y: cross_entropy(logits.softmax(-1), y)),
             "F.cross_entropy takes logits and does the softmax itself. Given probabilities, it takes a second"
             " softmax of them.",
         ),
@@ -1235,26 +1208,26 @@ TRAINING_STEP = Exercise(
         ),
         Mistake(
             "view mixes positions and vocabulary",
-            _reshaped,
+            _stepping(lambda logits, y: F.cross_entropy(logits.view(len(y), -1, y.size(1)), y)),
             "view or reshape to [batch, vocab_size, time] keeps the numbers in their order in memory and cuts"
             " them at other places, so a position's logits come from several positions. F.cross_entropy takes"
             " .flatten(0, 1) with y.flatten(), or .transpose(1, 2), which does move the axis.",
         ),
         Mistake(
             "backward runs on a sum",
-            _step_along_the_sum,
+            _stepping(cross_entropy, scale=Tensor.numel),
             "The returned loss is the mean, but the gradient is that of the sum over all positions: it grows"
             " with the batch, and a learning rate that fits one batch size fails at another.",
         ),
         Mistake(
             "a sum instead of a mean",
-            _sum_of_positions,
+            _stepping(lambda logits, y: cross_entropy(logits, y) * y.numel()),
             "The loss is the sum over all positions. It then grows with the batch, and so do the gradients: a"
             " learning rate that fits one batch size fails at another.",
         ),
         Mistake(
             "the gradient is clipped",
-            _clipped,
+            _stepping(cross_entropy, clip=1.0),
             "The gradient was cut to length 1 before the step. Later loops do this; here the step is the"
             " gradient's own.",
         ),

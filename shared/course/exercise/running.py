@@ -72,13 +72,15 @@ def capped(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
 
 
 def _capped_by_timer(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+    started, passed, due = clock(), stopwatch(), seconds
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal due
         is_answers = frame is not None and frame.f_code.co_filename != __file__  # not in the lines below
-        if is_answers and passed() >= due[-1]:
-            due.append(passed() + AGAIN)
+        if is_answers and passed() >= due:
+            due = passed() + AGAIN
             raise TimeUpError
 
-    started, passed, due = clock(), stopwatch(), [seconds]
     handler = signal.signal(signal.SIGALRM, interrupt)
     outer, interval = signal.setitimer(signal.ITIMER_REAL, seconds, POLL)
     try:
