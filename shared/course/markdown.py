@@ -6,7 +6,8 @@ Text between markers is generated. A table has a row for each run, a column for 
         "best_val_loss|validation loss|.3f, seconds|time (s)|.0f" -->
     <!-- end -->
 
-with the marker on one line; `name=label` gives a run another name in the table. A single figure is
+with the marker on one line; `name=label` gives a run another name in the table, and `key?` is one that some
+runs have not, such as the step at which a loss was reached: a dash stands there. A single figure is
 
     <!-- = 04_mini_gpt/reference/tinyshakespeare/modern best_val_loss .3f -->1.497<!-- end -->
 
@@ -75,9 +76,18 @@ def _table(match: re.Match[str]) -> str:
     for name in names.split(","):
         name, _, label = name.partition("=")
         run = ROOT / "logs" / folder / name
-        cells = [f"{_logged(run, key):{format}}" for key, format in zip(keys, formats)]
+        cells = [_cell(run, key, format) for key, format in zip(keys, formats)]
         lines.append(_row([label.replace("_", " ") or name, *cells]))
     return head + "\n".join(lines) + "\n" + end
+
+
+def _cell(run: Path, key: str, format: str) -> str:
+    try:
+        return f"{_logged(run, key.removesuffix('?')):{format}}"
+    except KeyError:
+        if key.endswith("?"):
+            return "–"
+        raise
 
 
 def _row(cells: list[str]) -> str:

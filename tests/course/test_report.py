@@ -194,6 +194,15 @@ def test_refill_writes_tables_and_figures_from_the_logs(monkeypatch, runs, tmp_p
     assert markdown.refill(text) == text and text.startswith("Before.")
 
 
+def test_a_dash_only_where_the_marker_allows_it(monkeypatch, runs, tmp_path):
+    monkeypatch.setattr(markdown, "ROOT", tmp_path)
+    head = '<!-- table 04_mini_gpt/reference/toy fast "val_loss|loss|.2f, target_step{}|step|,.0f" -->'
+    filled = markdown.refill(head.format("?") + "\nstale\n<!-- end -->")
+    assert filled.splitlines()[-2] == "| fast | 2.00 | – |"
+    with pytest.raises(ValueError, match="target_step"):
+        markdown.refill(head.format("") + "\nstale\n<!-- end -->")
+
+
 def test_refill_writes_kept_text_up_to_the_end_of_a_line(monkeypatch, tmp_path):
     monkeypatch.setattr(markdown, "ROOT", tmp_path)
     folder = tmp_path / "logs" / "04_mini_gpt" / "toy"
