@@ -535,6 +535,12 @@ class _HalfLostBlock(Block):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class _TwiceAddedBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        attended = x + self.attn(self.attn_norm(x))
+        return x + attended + self.mlp(self.mlp_norm(attended))
+
+
 class _NormedOutputsBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn_norm(self.attn(x))
@@ -617,6 +623,12 @@ BLOCK = Exercise(
             _HalfLostBlock,
             "After the MLP the stream was kept, after attention it was replaced: attention's output is added"
             " too.",
+        ),
+        Mistake(
+            "the stream is added twice",
+            _TwiceAddedBlock,
+            "The result holds x two times: attention's sum has it already, and x was added once more at the"
+            " end. After the first residual go on with the new stream only.",
         ),
         Mistake(
             "the outputs are normed",

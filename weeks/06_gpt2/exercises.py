@@ -2213,6 +2213,10 @@ def _step_for_each(model: nn.Module, optimizer: Any, micro_batches: list, group:
     return sum(losses) / len(losses)
 
 
+def _first_alone(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    return ddp_step(model, optimizer, micro_batches[:1], group)
+
+
 def _one_steps(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
     total = _local_backward(model, optimizer, micro_batches)
     _average_gradients(model, group)
@@ -2365,6 +2369,12 @@ DDP_STEP = Exercise(
             _cleared_in_between,
             "zero_grad was called before each micro-batch, so only the last one's gradient is left. Clear"
             " once, before the loop.",
+        ),
+        Mistake(
+            "only the first micro-batch",
+            _first_alone,
+            "Only the first micro-batch was used, or the function returned in the first round of its loop:"
+            " the gradient and the loss are those of micro_batches[0], and the other rows were never read.",
         ),
         Mistake(
             "a step for each micro-batch",
