@@ -9,7 +9,7 @@ from hypothesis import settings
 from shared.data.corpus import Corpus, load_corpus
 from tests.helpers import synthetic_text
 
-settings.register_profile("seeded", derandomize=True)
+settings.register_profile("seeded", derandomize=True, deadline=None)  # timings are no tests
 settings.load_profile("seeded")
 collect_ignore = ["mutants.py"]  # a program, whose library `make mutants` installs
 

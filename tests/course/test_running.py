@@ -137,7 +137,7 @@ def busy(seconds):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(-0.001, 0.001), st.booleans())
 def test_the_cap_leaves_nothing_behind(lead, threaded):
     """Also where the work ends at the very moment when the time is up: it comes back, or its time was up."""

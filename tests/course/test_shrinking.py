@@ -39,7 +39,7 @@ FAILURES = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(ARGUMENTS, st.sampled_from(sorted(FAILURES)))
 def test_it_fails_and_is_not_larger_and_is_the_same_each_time(arguments, name):
     fails = FAILURES[name]

@@ -96,7 +96,7 @@ def test_what_ggufs_q4_1_can_express_comes_back_from_int4():
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights(32))
 def test_int8_is_off_by_half_a_step_at_most(weight):
     packed = Int8Weight(weight)
@@ -106,7 +106,7 @@ def test_int8_is_off_by_half_a_step_at_most(weight):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights(64))
 def test_int4_is_off_by_half_a_step_and_the_rounding_of_its_scale_and_zero(weight):
     """bfloat16 has 8 bits: scale and zero are off by a share of 2⁻⁹ each, the scale seven or eight times over
@@ -120,7 +120,7 @@ def test_int4_is_off_by_half_a_step_and_the_rounding_of_its_scale_and_zero(weigh
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights(64), st.booleans())
 def test_nf4_is_off_by_half_the_widest_gap_at_most(weight, double_quant):
     packed = NF4Weight(weight, 32, double_quant)

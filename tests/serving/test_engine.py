@@ -114,7 +114,7 @@ ARRIVALS = st.tuples(st.integers(1, 40), st.integers(0, 12), st.integers(0, 3), 
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(ARRIVALS, min_size=1, max_size=10), st.integers(1, 5))
 def test_any_order_of_arrivals_and_departures(plan, slots):
     model = gpt()

@@ -99,7 +99,7 @@ def test_a_piece_of_any_length_is_encoded_in_no_time(text):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(st.characters(codec="utf-8")))
 def test_any_text_comes_back_whole(text):
     for tokenizer in (gpt2(), BPETokenizer([])):

@@ -6,7 +6,7 @@ import re
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.tokenizers import CharTokenizer, Tokenizer
@@ -15,7 +15,6 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(TEXT)
 def test_any_text_comes_back_whole(text):
     tokenizer = CharTokenizer.train(text)
@@ -24,7 +23,6 @@ def test_any_text_comes_back_whole(text):
     assert set(ids) == set(range(tokenizer.vocab_size))  # trained on the text: every id is used
 
 
-@settings(deadline=None)
 @given(TEXT)
 def test_the_vocabularys_bytes_spell_the_text(text):
     tokenizer = CharTokenizer.train(text)
