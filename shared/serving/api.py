@@ -272,6 +272,7 @@ class CompletionServer:
                         temperature=1.0 if body.temperature is None else body.temperature,
                         top_k=body.top_k,
                         top_p=body.top_p,
+                        penalties=body.penalties,
                         seed=None if body.seed is None else generation.later_seed(body.seed, number),
                         stop=() if body.ignore_eos else self._ends,
                         adapter=self.models[body.model],

@@ -6,6 +6,7 @@ and is not supported is refused. Fields that are not known are not read: the ans
 Source: OpenAI's API reference (completions, chat completions).
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -21,12 +22,14 @@ from pydantic import (
     field_validator,
 )
 
+from shared.sampling.penalties import Penalties
 from shared.serving.generation import check_long_seed
 
 MAX_STOPS = 16
 """How many stop texts a request may name."""
 MAX_STOP_LENGTH = 1000
 """Characters of a stop text."""
+TOKEN_ID = re.compile(r"[0-9]{1,9}")
 MOST_SLIPS = 10
 """How many unknown fields are compared with the known ones."""
 
@@ -72,6 +75,13 @@ def _check_stop(value: Any) -> Any:
     too_long = any(isinstance(stop, str) and len(stop) > MAX_STOP_LENGTH for stop in stops)
     if too_long or len(stops) > MAX_STOPS:
         raise ValueError(f"up to {MAX_STOPS} texts of up to {MAX_STOP_LENGTH} characters each")
+    return value
+
+
+def _check_biases(value: dict[str, float] | None) -> dict[str, float] | None:
+    wrong = next((key for key in value or {} if not TOKEN_ID.fullmatch(key)), None)
+    if wrong is not None:
+        raise ValueError(f"a token's id is wanted before each bias, and {wrong[:40]!r} is none")
     return value
 
 
@@ -138,11 +148,12 @@ class Body(JsonObject):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    presence_penalty: Annotated[Any, AfterValidator(Only(0))] = None
-    frequency_penalty: Annotated[Any, AfterValidator(Only(0))] = None
-    logit_bias: Unsupported = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Annotated[dict[str, float] | None, AfterValidator(_check_biases)] = None
+    repetition_penalty: float | None = None
+    """Not OpenAI's, as in other servers."""
     # Not OpenAI's; other servers draw by them.
-    repetition_penalty: Annotated[Any, AfterValidator(Only(1))] = None
     min_p: Annotated[Any, AfterValidator(Only(0))] = None
     min_tokens: Annotated[Any, AfterValidator(Only(0))] = None
     stop_token_ids: Unsupported = None
@@ -159,6 +170,16 @@ class Body(JsonObject):
         """The texts at which to end; empty ones are left out."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [stop for stop in stops if stop]
+
+    @property
+    def penalties(self) -> Penalties:
+        """What is asked for; ValueError for what is out of range."""
+        return Penalties(
+            repetition=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            presence=self.presence_penalty or 0.0,
+            frequency=self.frequency_penalty or 0.0,
+            bias={int(token): value for token, value in (self.logit_bias or {}).items()},
+        )
 
     @property
     def answers(self) -> int:

@@ -184,6 +184,9 @@ class Engine:
                 f"and this model takes {self.max_length}: shorten the prompt, or ask for fewer"
             )
         check_ids(request.prompt, self.model)
+        for token in request.penalties.bias:
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"logit_bias={token}: the ids of this model go from 0 to {vocab_size - 1}")
         if request.logprobs is not None and request.logprobs > vocab_size:
             raise ValueError(f"logprobs={request.logprobs}: there are only {vocab_size} tokens")
         if request.adapter is not None and request.adapter not in self.adapters:
@@ -411,7 +414,11 @@ class Engine:
         if request.max_new_tokens == 0:
             self._finish(generation, "length")
             return
-        drawn = sample(logits, request.temperature, request.top_k, request.top_p, generation.generator)
+        changed = logits
+        if not request.penalties.change_nothing:
+            written = slot.tokens[len(request.prompt) :]
+            changed = request.penalties.apply(logits, request.prompt, written)
+        drawn = sample(changed, request.temperature, request.top_k, request.top_p, generation.generator)
         slot.next_token = int(drawn)
         slot.writing = True
         generation.drawn += 1

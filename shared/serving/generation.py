@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from shared.sampling.generate import check_sampling
+from shared.sampling.penalties import Penalties
 
 REASONS = ("stop", "length", "cancelled", "timeout", "error")
 """Why a text ended."""
@@ -57,6 +58,7 @@ class Request:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    penalties: Penalties = Penalties()
     seed: int | None = None
     """None draws differently each time."""
     stop: Sequence[int | Sequence[int]] = ()

@@ -2,11 +2,13 @@
 
 import openai
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.models.chat import chat_prompt
+from shared.sampling.penalties import Penalties
 from shared.serving.generation import later_seed
-from tests.serving.helpers import CHAT, COMPLETIONS, PROMPT, TOKENIZER, client, complete, expected
+from tests.serving.helpers import CHAT, COMPLETIONS, PROMPT, TOKENIZER, client, complete, expected, reference
 
 TALK = [{"role": "user", "content": "abc"}]
 NOTHING_OF_BOTH = [
@@ -95,7 +97,6 @@ def test_what_is_not_known_is_not_read_and_named_and_counted():
         {"audio": {"voice": "x"}},
         {"reasoning_effort": "high"},
         {"min_p": 0.1},
-        {"repetition_penalty": 1.1},
         {"min_tokens": 3},
     ],
     ids=str,
@@ -106,6 +107,38 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(shared_cli
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == name
     assert error["message"].startswith(f"{name}: this server cannot do it: ")
+
+
+def test_a_penalty_on_repeating_reaches_the_sampler(shared_client):
+    """A large one forbids a second occurrence of any token; a forced token is written again and again."""
+    ids = TOKENIZER.encode("abc def")
+    fields = {"prompt": ids, "max_tokens": 30, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+    plain = complete(shared_client, **fields).json()["choices"][0]["logprobs"]["tokens"]
+    punished = complete(shared_client, **fields, frequency_penalty=2, presence_penalty=2)
+    punished = punished.json()["choices"][0]["logprobs"]["tokens"]
+    assert len(set(punished)) > len(set(plain))
+    forced = complete(shared_client, **fields, logit_bias={str(ids[0]): 100})
+    assert set(forced.json()["choices"][0]["logprobs"]["tokens"]) == {TOKENIZER.decode(ids[:1])}
+
+
+def test_penalties_are_those_of_the_sampler(shared_client):
+    """The server's text is the one that a loop with the same penalties writes."""
+    penalties = Penalties(repetition=1.3, presence=0.5, frequency=0.7, bias={9: 1.5})
+    prompt, written = TOKENIZER.encode(PROMPT), []
+    for _ in range(12):
+        with torch.no_grad():
+            logits = reference()(torch.tensor([prompt + written]))[0, -1]
+        written.append(int(penalties.apply(logits, prompt, written).argmax()))
+    fields = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.7}
+    answer = complete(
+        shared_client,
+        max_tokens=12,
+        temperature=0,
+        ignore_eos=True,
+        logit_bias={"9": 1.5},
+        **fields,
+    )
+    assert answer.json()["choices"][0]["text"] == TOKENIZER.decode(written)
 
 
 # OpenAI's client.
