@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Any
 
 import prometheus_client as prometheus
@@ -33,9 +34,10 @@ from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, chunks
-from shared.serving.bodies import Body, ChatBody, CompletionBody
+from shared.serving.bodies import Body, ChatBody, CompletionBody, ResponseFormat
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid_body
+from shared.serving.grammar import Form, Grammars
 from shared.serving.protocol import AnswerFormat, ChatFormat, CompletionFormat
 from shared.serving.sites import SiteRules
 from shared.serving.text import Piece
@@ -131,6 +133,11 @@ class CompletionServer:
         self._created = int(time.time())
         self.app = self._make_app()
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """Made when it is first asked for: a large vocabulary takes a moment."""
+        return Grammars(self.tokenizer, self.vocab, self._ends)
+
     @property
     def longest_prompt(self) -> int:
         """Tokens that a prompt may have."""
@@ -213,8 +220,18 @@ class CompletionServer:
             raise ApiError(400, str(error), "messages") from None
         max_tokens = getattr(body, body.length_field)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        requests = self._requests(body, [prompt], max_tokens, logprobs=logprobs)
+        form = await self._form(body.response_format)
+        requests = self._requests(body, [prompt], max_tokens, logprobs=logprobs, form=form)
         return Answer(self.engine, self.metrics, requests, vocab=self.vocab, stops=body.stops)
+
+    async def _form(self, asked: ResponseFormat | None) -> Form | None:
+        schema = None if asked is None else asked.wanted
+        if schema is None:
+            return None
+        try:
+            return await asyncio.to_thread(lambda: self._grammars.json(schema))
+        except ValueError as error:
+            raise ApiError(400, str(error), "response_format") from None
 
     def _check(self, body: Body, prompts: int = 1) -> None:
         """Raises ApiError for what can be refused before so many prompts are tokenized, which takes time."""
@@ -252,6 +269,7 @@ class CompletionServer:
         *,
         logprobs: int | None,
         score_prompt: bool = False,
+        form: Form | None = None,
     ) -> list[generation.Request]:
         """A request for each text. max_new_tokens: None for as many as there may be.
 
@@ -273,6 +291,7 @@ class CompletionServer:
                         top_k=body.top_k,
                         top_p=body.top_p,
                         penalties=body.penalties,
+                        form=form,
                         seed=None if body.seed is None else generation.later_seed(body.seed, number),
                         stop=() if body.ignore_eos else self._ends,
                         adapter=self.models[body.model],

@@ -260,6 +260,37 @@ class Message(JsonObject):
         return {"role": role, "content": "".join(part.text for part in self.content or [])}
 
 
+class JsonSchema(JsonObject):
+    """What an answer's JSON has to be."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+    """The schema is always kept to."""
+
+
+class ResponseFormat(JsonObject):
+    """Whether an answer is any text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Annotated[JsonSchema | None, Field(validate_default=True)] = None
+
+    @field_validator("json_schema")
+    @classmethod
+    def _only_with_its_type(cls, value: JsonSchema | None, other: ValidationInfo) -> JsonSchema | None:
+        if (value is None) == (other.data.get("type") == "json_schema"):
+            raise ValueError('a schema is wanted with "type": "json_schema", and only there')
+        return value
+
+    @property
+    def wanted(self) -> dict[str, Any] | None:
+        """The schema to keep to; None for any text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
@@ -270,7 +301,7 @@ class ChatBody(Body):
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: Annotated[Any, AfterValidator(Only({"type": "text"}))] = None
+    response_format: ResponseFormat | None = None
     tools: Unsupported = None
     tool_choice: Annotated[Any, AfterValidator(Only("none", "auto"))] = None
     functions: Unsupported = None

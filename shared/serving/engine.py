@@ -414,12 +414,7 @@ class Engine:
         if request.max_new_tokens == 0:
             self._finish(generation, "length")
             return
-        changed = logits
-        if not request.penalties.change_nothing:
-            written = slot.tokens[len(request.prompt) :]
-            changed = request.penalties.apply(logits, request.prompt, written)
-        drawn = sample(changed, request.temperature, request.top_k, request.top_p, generation.generator)
-        slot.next_token = int(drawn)
+        slot.next_token = self._drawn(generation, logits, slot.tokens[len(request.prompt) :])
         slot.writing = True
         generation.drawn += 1
         self.generated_tokens += 1
@@ -429,11 +424,24 @@ class Engine:
             token = _scored(logits, slot.next_token, request.logprobs)
         self._deliver(generation, token)
 
+    def _drawn(self, generation: Generation, logits: Tensor, written: Sequence[int]) -> int:
+        """The id of the next token, from logits [vocab_size] and what is written so far."""
+        request, form = generation.request, generation.form
+        if not request.penalties.change_nothing:
+            logits = request.penalties.apply(logits, request.prompt, written)
+        if form is not None:
+            logits = form.mask(logits)
+        drawn = int(sample(logits, request.temperature, request.top_k, request.top_p, generation.generator))
+        if form is not None:
+            form.push(drawn)
+        return drawn
+
     def _deliver(self, generation: Generation, token: Token) -> None:
         held = generation.held
         held.append(token)
         ready, stopped = split_at_stop([token.id for token in held], generation.stops)
-        complete = generation.drawn == generation.request.max_new_tokens
+        formed = generation.form is not None and generation.form.complete
+        complete = formed or generation.drawn == generation.request.max_new_tokens
         if complete and not stopped:
             ready = len(held)
         for token in held[:ready]:
@@ -443,7 +451,7 @@ class Engine:
             generation.ending = held
             self._finish(generation, "stop")
         elif complete:
-            self._finish(generation, "length")
+            self._finish(generation, "stop" if formed else "length")
 
 
 def _scored(logits: Tensor, i: int, top: int) -> Token:

@@ -13,6 +13,7 @@ import torch
 
 from shared.sampling.generate import check_sampling
 from shared.sampling.penalties import Penalties
+from shared.serving.grammar import Form
 
 REASONS = ("stop", "length", "cancelled", "timeout", "error")
 """Why a text ended."""
@@ -59,6 +60,8 @@ class Request:
     top_k: int | None = None
     top_p: float | None = None
     penalties: Penalties = Penalties()
+    form: Form | None = None
+    """What the text has to be; it ends where nothing may follow."""
     seed: int | None = None
     """None draws differently each time."""
     stop: Sequence[int | Sequence[int]] = ()
@@ -113,6 +116,8 @@ class Generation:
         """Tokens drawn but not delivered: they may be the beginning of a stop sequence."""
         self.ending: list[Token] = []
         """The tokens of the stop sequence that ended it."""
+        self.form = None if request.form is None else request.form.copy()
+        """How far the form has come."""
         self.cancelled = False
         self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
         self.generator = torch.Generator()

@@ -92,7 +92,6 @@ def test_what_is_not_known_is_not_read_and_named_and_counted():
         {"tool_choice": "required"},
         {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"functions": [{"name": "f"}]},
-        {"response_format": {"type": "json_object"}},
         {"modalities": ["text", "audio"]},
         {"audio": {"voice": "x"}},
         {"reasoning_effort": "high"},
