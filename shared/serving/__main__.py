@@ -4,6 +4,7 @@
     python -m shared.serving --page --model smollm2 --documents weeks/11_rag/handbook
     python -m shared.serving --model checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best --port 8001
     python -m shared.serving --model smollm2 --quantize int8 --adapters pirate=checkpoints/pirate
+    python -m shared.serving chat --model smollm2      # no server: a conversation in this terminal
 
 SIGTERM or Ctrl-C: no new texts are taken, those being written are finished within `--grace` seconds; a second
 one stops at once.
@@ -17,28 +18,27 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import uvicorn
 
-from shared.adapters.files import load_adapter
 from shared.assets import cache_folder
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
-from shared.course.runs import output_root
-from shared.models.gpt import GPT
-from shared.models.pretrained import load_model
-from shared.quantization.modules import num_bytes, quantize
+from shared.quantization.modules import num_bytes
 from shared.runtime import pick_device
+from shared.serving import chat
 from shared.serving.api import CompletionServer, describe_size
+from shared.serving.chat import ChatSettings, converse
 from shared.serving.connections import punctual
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
+from shared.serving.loading import load_served, name_and_source
 from shared.serving.sites import SiteRules
-from shared.tokenizers import Tokenizer, gpt2_tokenizer
+from shared.tokenizers import gpt2_tokenizer
 
 if TYPE_CHECKING:
     from shared.retrieval.index import Index
@@ -147,41 +147,6 @@ class GracefulServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def own_checkpoint() -> tuple[str, Path] | None:
-    """The newest week that has a checkpoint, and its folder; None if there is none.
-
-    A smoke run's checkpoint counts only where there is no other.
-    """
-    root = output_root() / "checkpoints"
-    checkpoints = [
-        (topic, path)
-        for topic, run in (("04_mini_gpt", "headline"), ("06_gpt2", "gpt2"))
-        for path in (root / topic).glob(f"*/*/{run}/best")
-    ]
-
-    def rank(checkpoint: tuple[str, Path]) -> tuple[bool, str, float]:
-        topic, path = checkpoint
-        return "smoke" not in path.parts, topic, path.stat().st_mtime
-
-    return max(checkpoints, key=rank, default=None)
-
-
-def served_model(settings: Settings) -> tuple[GPT, Tokenizer]:
-    """The model, quantized and with its adapters, and its tokenizer."""
-    device = pick_device(settings.device)
-    model = load_model(settings.model, device)
-    if model.tokenizer is None:
-        raise ValueError(
-            f"{settings.model} comes without a tokenizer of ours: its ids cannot be turned into text"
-        )
-    if settings.quantize:
-        quantize(model, settings.quantize, settings.group_size)
-    for adapter in settings.adapters:
-        name, _, folder = adapter.partition("=")
-        load_adapter(folder, model, name)
-    return model, model.tokenizer
-
-
 def wanted_key(settings: Settings) -> str | None:
     """The key that clients must send, None where none is asked for.
 
@@ -247,25 +212,18 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
     return index
 
 
-def _name_and_source(model: str) -> tuple[str, str]:
-    """What `--model` is called, and what `load_model` takes for it; says which one "own" stands for."""
-    if model != "own":
-        return os.path.basename(os.path.normpath(model)), model
-    checkpoint = own_checkpoint()
-    if checkpoint is None:
-        print("no checkpoint of weeks 4 and 6 yet: SmolLM2 instead", flush=True)
-        return "smollm2", "smollm2"
-    topic, path = checkpoint
-    print(f"your own model: {path}", flush=True)
-    return topic, str(path)
-
-
 def make_server(settings: Settings) -> CompletionServer:
     """The server, its engine waiting for requests; with `--page`, the page too."""
-    name, source = _name_and_source(settings.model)
+    name, source = name_and_source(settings.model)
     name = settings.name or name
     api_key = wanted_key(settings)
-    model, tokenizer = served_model(replace(settings, model=source))
+    model, tokenizer = load_served(
+        source,
+        scheme=settings.quantize,
+        group_size=settings.group_size,
+        adapters=settings.adapters,
+        device=settings.device,
+    )
     index = index_of(settings.documents, pick_device(settings.device)) if settings.documents else None
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -324,4 +282,7 @@ def main(settings: Settings) -> None:
 
 if __name__ == "__main__":
     with errors_for_people():
-        main(parse_args(Settings, sys.argv[1:], __doc__))
+        if sys.argv[1:2] == ["chat"]:
+            converse(parse_args(ChatSettings, sys.argv[2:], chat.__doc__))
+        else:
+            main(parse_args(Settings, sys.argv[1:], __doc__))

@@ -82,7 +82,11 @@ def test_copies_are_independent():
 
 @pytest.mark.parametrize(
     ("schema", "said"),
-    [({"type": "wrong"}, "wrong"), ({"$ref": "http://example.org/x"}, "example.org"), ({"minLength": -1}, "minLength")],
+    [
+        ({"type": "wrong"}, "wrong"),
+        ({"$ref": "http://example.org/x"}, "example.org"),
+        ({"minLength": -1}, "minLength"),
+    ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused(schema, said):
     with pytest.raises(ValueError, match=f"cannot be followed: .*{said}"):

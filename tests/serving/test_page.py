@@ -25,11 +25,12 @@ from shared.retrieval.embedders import HiddenStates
 from shared.retrieval.index import Index
 from shared.retrieval.rag import compose
 from shared.sampling import generate
-from shared.serving.__main__ import Settings, own_checkpoint
+from shared.serving.__main__ import Settings
 from shared.serving.api import CompletionServer
 from shared.serving.engine import Engine
 from shared.serving.gate import Limits
 from shared.serving.generation import Request, Token
+from shared.serving.loading import own_checkpoint
 from shared.serving.page import add_page
 from shared.serving.page_html import token_view
 from shared.tokenizers import BPETokenizer, CharTokenizer
