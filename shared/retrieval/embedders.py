@@ -28,9 +28,15 @@ class Embedder(Protocol):
     name: str
     """Which model it is: an index made with one cannot be searched with another."""
     dim: int
+    max_tokens: int
+    """How many tokens of a text it reads; the rest is not looked at."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """float32 [len(texts), dim]."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, all of them, with those that the model puts around it."""
         ...
 
 
@@ -59,11 +65,12 @@ def _import_warnings_hidden() -> Iterator[None]:
 class MiniLM:
     """all-MiniLM-L6-v2 through sentence-transformers: 22 million parameters, trained on a billion pairs.
 
-    Fetched on the first call. Of a text it reads 256 word pieces.
+    Fetched on the first call.
     """
 
     name = "all-MiniLM-L6-v2"
     dim = 384
+    max_tokens = 256
 
     def __init__(self, device: torch.device | str = "cpu", batch_size: int = 32):
         folders = {fetch(f"minilm-{part}").parent for part in ("weights", "tokenizer", "config")}
@@ -80,7 +87,7 @@ class MiniLM:
         shown = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            reader = Transformer(str(folders.pop()), max_seq_length=256)
+            reader = Transformer(str(folders.pop()), max_seq_length=self.max_tokens)
         finally:
             if shown:
                 transformers_logging.enable_progress_bar()
@@ -95,17 +102,22 @@ class MiniLM:
         vectors = self._model.encode(list(texts), batch_size=self._batch_size, show_progress_bar=False)
         return np.asarray(vectors, np.float32)
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        ids = self._model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return [len(text) for text in ids]
+
 
 class HiddenStates:
     """The mean of a GPT's last hidden states over a text's tokens: embeddings of a model that was never
     trained to make any.
 
-    name: which model it is, for the index. Of a text it reads `block_size` tokens. The device is the model's.
+    name: which model it is, for the index. The device is the model's.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, name: str, batch_size: int = 32):
         self.name = name
         self.dim = model.config.n_embd
+        self.max_tokens = model.config.block_size
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._body = copy.copy(model)  # the same weights, without the head: logits would be most of the work
@@ -114,7 +126,7 @@ class HiddenStates:
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Raises ValueError for a text without tokens."""
-        ids = [self._tokenizer.prompt(text)[: self._body.config.block_size] for text in texts]
+        ids = [self._tokenizer.prompt(text)[: self.max_tokens] for text in texts]
         if not all(ids):
             raise ValueError("an empty text has no hidden states: leave it out")
         device, was_training = device_of(self._body), self._body.training
@@ -136,3 +148,6 @@ class HiddenStates:
         finally:
             self._body.train(was_training)
         return vectors
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(self._tokenizer.prompt(text)) for text in texts]

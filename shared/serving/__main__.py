@@ -28,6 +28,7 @@ import uvicorn
 from shared.assets import cache_folder
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
+from shared.models.gpt import GPT
 from shared.quantization.modules import num_bytes
 from shared.runtime import pick_device
 from shared.serving import chat
@@ -38,9 +39,10 @@ from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
 from shared.serving.loading import load_served, name_and_source
 from shared.serving.sites import SiteRules
-from shared.tokenizers import gpt2_tokenizer
+from shared.tokenizers import Tokenizer, gpt2_tokenizer
 
 if TYPE_CHECKING:
+    from shared.retrieval.embedders import Embedder
     from shared.retrieval.index import Index
 
 SMALL_MODEL = 40_000_000
@@ -69,6 +71,8 @@ class Settings:
     """With a chat page at the server's address."""
     documents: str | None = None
     """A folder of documents (or one of them) that the page can answer from."""
+    embeddings: Literal["minilm", "own"] | None = None
+    """What answers /v1/embeddings: MiniLM, or the mean of the served model's own last hidden states."""
     host: str = "127.0.0.1"
     """0.0.0.0 lets other machines in: then set a key."""
     port: int = 8000
@@ -105,6 +109,11 @@ class Settings:
         checks.require(
             self.page or not self.documents,
             f"documents={self.documents}: only the page answers from documents; add --page",
+        )
+        checks.require(
+            self.embeddings != "own" or not self.adapters,
+            "embeddings=own: not beside adapters, which the model wears for one text and not for the next;"
+            " take --embeddings minilm",
         )
         try:
             SiteRules(self.hosts, self.origins, has_key=False)
@@ -212,6 +221,22 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
     return index
 
 
+def embedders_of(settings: Settings, name: str, model: GPT, tokenizer: Tokenizer) -> dict[str, "Embedder"]:
+    """What `--embeddings` asks for, by the names that clients use. name: of the served model."""
+    if settings.embeddings is None:
+        return {}
+    try:
+        from shared.retrieval.embedders import HiddenStates, MiniLM
+    except ImportError as error:
+        raise ValueError(
+            f"--embeddings needs the package {error.name}, which is not installed: pip install"
+            " 'llm-weeks[rag]'"
+        ) from None
+    if settings.embeddings == "own":
+        return {name: HiddenStates(model, tokenizer, name)}
+    return {MiniLM.name: MiniLM(pick_device(settings.device))}
+
+
 def make_server(settings: Settings) -> CompletionServer:
     """The server, its engine waiting for requests; with `--page`, the page too."""
     name, source = name_and_source(settings.model)
@@ -244,6 +269,7 @@ def make_server(settings: Settings) -> CompletionServer:
         api_key=api_key,
         hosts=settings.hosts,
         origins=settings.origins,
+        embedders=embedders_of(settings, name, model, tokenizer),
     )
     if settings.page:
         from shared.serving.page import add_page  # Gradio takes seconds to import

@@ -2,9 +2,9 @@
 
     app = create_app(model, tokenizer)      # python -m shared.serving --model smollm2 does this and serves it
 
-`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events), `/health` (the
-process answers), `/ready` (it takes requests), `/metrics` (Prometheus). A model's LoRA adapters are models of
-their own, by the adapter's name.
+`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events), `/v1/embeddings`
+(where there are embedders), `/health` (the process answers), `/ready` (it takes requests), `/metrics`
+(Prometheus). A model's LoRA adapters are models of their own, by the adapter's name.
 
 The texts of a client that goes away are cancelled before the engine's next step. What is too much is refused
 at once: 413 for a body, 400 for a prompt, 429 when the queue is full, 503 while the server shuts down, 504
@@ -15,10 +15,10 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client as prometheus
 from fastapi import FastAPI, Request, Response
@@ -35,6 +35,7 @@ from shared.registry import without_memory
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, chunks
 from shared.serving.bodies import Body, ChatBody, CompletionBody, ResponseFormat
+from shared.serving.embeddings import EmbeddingAnswers, EmbeddingBody
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid_body
 from shared.serving.grammar import Form, Grammars
@@ -44,11 +45,16 @@ from shared.serving.text import Piece
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 
+if TYPE_CHECKING:
+    from shared.retrieval.embedders import Embedder
+
 DEFAULT_MAX_TOKENS = 16
 """New tokens of a completion that asks for no number, as in OpenAI's API."""
 MOST_NAMED = 10
 """How many of the fields that are not read an answer's headers name."""
 NAMEABLE = re.compile(r"[\w.\[\]-]{1,80}", re.ASCII)
+GONE = 499
+"""The client has left: nobody reads it, and the count of answers shows it."""
 READ = ["GET", "HEAD"]
 """Methods of what only tells something. Probes ask for the head alone."""
 
@@ -66,6 +72,7 @@ def create_app(
     api_key: str | None = None,
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
+    embedders: Mapping[str, "Embedder"] | None = None,
 ) -> FastAPI:
     """The app of a `CompletionServer`, which is at `app.state.server`.
 
@@ -74,7 +81,14 @@ def create_app(
     """
     engine = Engine(model, slots, max_length=max_length, chunk=chunk, queue=queue)
     server = CompletionServer(
-        engine, tokenizer, name=name, limits=limits, api_key=api_key, hosts=hosts, origins=origins
+        engine,
+        tokenizer,
+        name=name,
+        limits=limits,
+        api_key=api_key,
+        hosts=hosts,
+        origins=origins,
+        embedders=embedders,
     )
     return server.app
 
@@ -108,6 +122,7 @@ class CompletionServer:
         api_key: str | None = None,
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
+        embedders: Mapping[str, "Embedder"] | None = None,
     ):
         try:
             if name in engine.adapters:
@@ -123,6 +138,7 @@ class CompletionServer:
         self.limits = limits or Limits()
         self.api_key = api_key
         self.metrics = Metrics(engine)
+        self.embeddings = EmbeddingAnswers(embedders or {})
         self.models: dict[str, str | None] = {name: None, **{adapter: adapter for adapter in engine.adapters}}
         """The names that clients may ask for, the model's own first, and the adapter behind each."""
         special_tokens = tokenizer.special_tokens
@@ -154,11 +170,13 @@ class CompletionServer:
 
     async def list_models(self) -> dict[str, Any]:
         """GET /v1/models."""
-        return {"object": "list", "data": [self._describe(model) for model in self.models]}
+        names = dict.fromkeys([*self.models, *self.embeddings.embedders])
+        return {"object": "list", "data": [self._describe(name) for name in names]}
 
     async def one_model(self, model: str) -> dict[str, Any]:
         """GET /v1/models/{model}."""
-        self._check_model(model)
+        if model not in self.embeddings.embedders:
+            self._check_model(model)
         return self._describe(model)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
@@ -170,6 +188,13 @@ class CompletionServer:
         """POST /v1/chat/completions."""
         answer = await self.complete_chat(body)
         return await self._respond(body, request, answer, ChatFormat(self.vocab, bool(body.logprobs)))
+
+    async def embed(self, body: EmbeddingBody, request: Request) -> Response:
+        """POST /v1/embeddings."""
+        content = await self.embeddings.answer(body, request)
+        if content is None:
+            return Response(status_code=GONE)
+        return JSONResponse(content)
 
     async def health(self) -> dict[str, str]:
         """GET /health: the process answers."""
@@ -333,7 +358,7 @@ class CompletionServer:
             return EventStream(chunks(answer, form, head, body.include_usage), answer.cancel, headers)
         texts = await _collect_unless_gone(answer, request)
         if texts is None:
-            return Response(status_code=499)  # nobody reads it; the count of answers shows it
+            return Response(status_code=GONE)
         choices = [form.choice(index, piece, reason) for index, (piece, reason) in enumerate(texts)]
         content = {**head, "object": form.kind, "choices": choices, "usage": answer.usage()}
         return JSONResponse(content, headers=headers)
@@ -348,7 +373,13 @@ class CompletionServer:
         return {"X-Ignored-Fields": ", ".join([*named, *more])} if paths else {}
 
     def _describe(self, model: str) -> dict[str, Any]:
-        return {"id": model, "object": "model", "created": self._created, "owned_by": "llm-weeks"}
+        """As OpenAI does, and how many tokens a text may have, as other servers say it."""
+        if model in self.models:
+            longest = self.engine.max_length
+        else:
+            longest = self.embeddings.embedders[model].max_tokens
+        described = {"id": model, "object": "model", "created": self._created, "owned_by": "llm-weeks"}
+        return {**described, "max_model_len": longest}
 
     def _make_app(self) -> FastAPI:
         # Without the pages that document an API: their scripts come from other servers.
@@ -358,6 +389,7 @@ class CompletionServer:
         app.add_api_route("/v1/models/{model:path}", self.one_model, methods=READ)
         app.add_api_route("/v1/completions", self.completions, methods=["POST"])
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
+        app.add_api_route("/v1/embeddings", self.embed, methods=["POST"])
         app.add_api_route("/health", self.health, methods=READ)
         app.add_api_route("/ready", self.ready, methods=READ)
         app.add_api_route("/metrics", self.show_metrics, methods=READ)

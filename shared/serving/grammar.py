@@ -8,7 +8,7 @@ An automaton for the JSON schema follows the text and says at each place which t
 logits become -inf. What is left is drawn as always, so the model decides what the JSON says, and not whether
 it is JSON. A text that ends because it has reached its length is cut, and then is no whole JSON.
 
-Source: Willard and Louf, "Efficient Guided Generation for Large Language Models" (2023). The automaton is
+Source: Willard & Louf, "Efficient Guided Generation for Large Language Models" (2023). The automaton is
 llguidance's.
 """
 

@@ -81,3 +81,11 @@ def test_the_right_section_is_among_the_first_five(minilm):
     }
     assert scores["dense"]["recall@5"].mean >= 0.95
     assert scores["bm25"]["recall@5"].mean >= 0.7
+
+
+@pytest.mark.slow
+def test_tokens_are_counted_past_what_is_read(minilm):
+    texts = ["When does the last tram leave?", "Cats. " * 300]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(fetch("minilm-config").parent)
+    assert minilm.count_tokens(texts) == [len(tokenizer(text)["input_ids"]) for text in texts]
+    assert minilm.count_tokens(texts)[1] > minilm.max_tokens
