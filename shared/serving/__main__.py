@@ -33,7 +33,7 @@ from shared.quantization.modules import num_bytes
 from shared.runtime import pick_device
 from shared.serving import chat
 from shared.serving.api import CompletionServer, describe_size
-from shared.serving.chat import ChatSettings, converse
+from shared.serving.chat import ChatSettings, chat_in_terminal
 from shared.serving.connections import punctual
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
@@ -309,6 +309,6 @@ def main(settings: Settings) -> None:
 if __name__ == "__main__":
     with errors_for_people():
         if sys.argv[1:2] == ["chat"]:
-            converse(parse_args(ChatSettings, sys.argv[2:], chat.__doc__))
+            chat_in_terminal(parse_args(ChatSettings, sys.argv[2:], chat.__doc__))
         else:
             main(parse_args(Settings, sys.argv[1:], __doc__))

@@ -128,7 +128,7 @@ class Conversation:
             del turns[:2]
 
 
-def converse(settings: ChatSettings) -> None:
+def chat_in_terminal(settings: ChatSettings) -> None:
     """Asks and answers until the input ends."""
     name, source = name_and_source(settings.model)
     adapters = [f"adapter={settings.adapter}"] if settings.adapter else []

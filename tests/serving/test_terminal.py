@@ -73,7 +73,7 @@ def test_a_conversation_in_the_terminal(engine, tmp_path, monkeypatch, capsys):
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", read)
-    chat.converse(ChatSettings(model=str(folder), device="cpu", **SHORT))
+    chat.chat_in_terminal(ChatSettings(model=str(folder), device="cpu", **SHORT))
     printed = capsys.readouterr()
     talk = [{"role": "system", "content": "x"}, {"role": "user", "content": "abc"}]
     assert printed.out.count(said(chat_prompt(TOKENIZER, talk), 8)) == 2
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_converse_is_refused(tmp_path):
     letters = CharTokenizer.train("abc")
     folder = checkpoint.save(tmp_path / "letters", gpt(), letters)
     with pytest.raises(ValueError, match="never trained to converse"):
-        chat.converse(ChatSettings(model=str(folder), device="cpu"))
+        chat.chat_in_terminal(ChatSettings(model=str(folder), device="cpu"))
 
 
 def test_settings_are_checked():
