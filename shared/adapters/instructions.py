@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from shared.adapters.conversations import Conversation, Message
 from shared.adapters.packing import IGNORED, EncodedTalk, Packed, Rows, lay_out, pack
 from shared.evaluation import cross_entropy, perplexity
-from shared.models.chat import IM_END, chat_prompt, is_chat
+from shared.models.chat import IM_END, chat_prompt, encode_rendered, ends_of, is_chat, rendered
 from shared.registry import LanguageModel
 from shared.sampling.generate import generate
 from shared.tokenizers.base import Tokenizer
@@ -53,19 +53,41 @@ class Template(Protocol):
 
 
 class ChatTemplate:
-    """SmolLM2's (ChatML), for tokenizers with its special tokens."""
+    """The model's own, or SmolLM2's: see `chat_prompt`. Raises ValueError where no token ends an answer."""
 
     def __init__(self, tokenizer: BPETokenizer):
         self.tokenizer: Tokenizer = tokenizer
-        self.stop = [[tokenizer.special_tokens[IM_END]]]
+        self._end = _end_of_answers(tokenizer)
+        self.stop = [self._end]
+        if tokenizer.chat is not None:
+            self.stop += [[end] for end in ends_of(tokenizer)]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """See `chat_prompt`."""
         return chat_prompt(self.tokenizer, messages)
 
     def answer(self, text: str) -> list[int]:
-        """The text, and the token that ends a message."""
-        return self.tokenizer.encode(text) + self.stop[0]
+        """The text, and what ends a message."""
+        return self.tokenizer.encode(text) + self._end
+
+
+def _end_of_answers(tokenizer: BPETokenizer) -> list[int]:
+    """What stands behind an answer, up to the first token that ends a text."""
+    if tokenizer.chat is None:
+        return [tokenizer.special_tokens[IM_END]]
+    said = "A short answer."
+    talk = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": said}]
+    _, _, behind = rendered(tokenizer, talk, begin_answer=False).rpartition(said)
+    ids = encode_rendered(tokenizer, behind)
+    ends = ends_of(tokenizer)
+    at = next((place for place, i in enumerate(ids) if i in ends), None)
+    if at is not None:
+        return ids[: at + 1]
+    if not ends:
+        raise ValueError(
+            "the model's files name no token at which an answer ends: it would never learn to stop"
+        )
+    return ends[:1]  # such as GLM's, whose template leaves it to the next speaker
 
 
 class PlayTemplate:
@@ -116,7 +138,11 @@ def encode(template: Template, messages: Conversation) -> EncodedTalk:
         if message["role"] == "assistant":
             prompt = template.prompt(messages[:i])
             reply = template.answer(message["content"])
-            assert prompt[: len(ids)] == ids, "the template writes a past answer otherwise than a new one"
+            if prompt[: len(ids)] != ids:
+                raise ValueError(
+                    "the chat template writes an answer of the past otherwise than a new one (some cut out"
+                    " what was thought): give conversations with one answer each"
+                )
             mask += [False] * (len(prompt) - len(mask))
             mask += [True] * len(reply)
             ids = prompt + reply

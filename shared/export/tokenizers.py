@@ -36,17 +36,27 @@ NEVER_IN_TEXT = (0xFF, 0xFE, 0xC0, 0xC1, *range(0xF5, 0xFE))
 def special_roles(tokenizer: Tokenizer) -> dict[str, str]:
     """Which special tokens begin a text, end it and fill up a batch, by role ("bos", "eos", "pad").
 
-    Without end and filling for a tokenizer that has neither SmolLM2's nor GPT-2's; without a beginning too
-    where it names none (`begins_with`).
+    Those that its model's files named, or else SmolLM2's or GPT-2's, where it has them.
     """
     roles = {}
-    if is_chat(tokenizer):
+    if tokenizer.chat is not None or tokenizer.ends:
+        named = {} if tokenizer.chat is None else tokenizer.chat.tokens
+        roles = {role: named[f"{role}_token"] for role in ("bos", "eos", "pad") if f"{role}_token" in named}
+        for role in ("eos", "pad"):
+            if tokenizer.ends:
+                roles.setdefault(role, tokenizer.ends[0])
+    elif is_chat(tokenizer):
         roles = {"bos": IM_START, "eos": IM_END, "pad": IM_END}
     elif END_OF_TEXT in tokenizer.special_tokens:
         roles = dict.fromkeys(("bos", "eos", "pad"), END_OF_TEXT)
     if tokenizer.begins_with is not None:
         roles["bos"] = tokenizer.begins_with
     return roles
+
+
+def chat_template_of(tokenizer: Tokenizer) -> str:
+    """The chat template to write beside a model that converses."""
+    return CHAT_TEMPLATE if tokenizer.chat is None else tokenizer.chat.template
 
 
 def _printable_tokens(tokenizer: BPETokenizer) -> list[str]:
@@ -196,7 +206,7 @@ def hf_tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]
     for role, token in special_roles(tokenizer).items():
         values[f"{role}_token"] = token
     if is_chat(tokenizer):
-        values["chat_template"] = CHAT_TEMPLATE
+        values["chat_template"] = chat_template_of(tokenizer)
     return values
 
 
@@ -226,7 +236,7 @@ def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     values["add_bos_token"] = tokenizer.begins_with is not None
     values["add_eos_token"] = False
     if is_chat(tokenizer):
-        values["chat_template"] = CHAT_TEMPLATE
+        values["chat_template"] = chat_template_of(tokenizer)
     return values
 
 

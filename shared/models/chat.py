@@ -1,15 +1,17 @@
-"""Week 6. Conversations as a model was trained to read them: SmolLM2's chat template.
+"""Week 6. Conversations as a model was trained to read them: by its own chat template, or SmolLM2's.
 
     ids = chat_prompt(tokenizer, [{"role": "user", "content": "Why is the sky blue?"}])
-    answer = generate(model, ids, 200, temperature=0, stop=[tokenizer.special_tokens[IM_END]])
+    answer = generate(model, ids, 200, temperature=0, stop=ends_of(tokenizer))
 
 Source: Allal et al. (SmolLM2, 2025), and the template in its files.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from shared.tokenizers.base import Tokenizer
-from shared.tokenizers.bpe import BPETokenizer
+from shared.tokenizers.bpe import END_OF_TEXT, BPETokenizer
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -38,6 +40,10 @@ SMOLLM_TEMPLATES = (
     f"{{% if add_generation_prompt %}}{{{{ '{IM_START}assistant\n' }}}}{{% endif %}}",
 )
 """Ours, and the one in SmolLM2's own files, which says the same."""
+MARK = "\ufdd0"
+"""A code point that Unicode keeps for no character: inside a special token that somebody wrote, it keeps the
+text from being that token.
+"""
 ROLES = ("system", "user", "assistant")
 QUESTIONS = (
     "What is the capital of France?",
@@ -64,26 +70,55 @@ def is_known_template(template: object) -> bool:
 
 
 def is_chat(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer has the special tokens of SmolLM2's chat template."""
+    """Whether conversations can be written for its model: by its own template, or with the special tokens of
+    SmolLM2's.
+    """
+    return tokenizer.chat is not None or _writes_chatml(tokenizer)
+
+
+def _writes_chatml(tokenizer: Tokenizer) -> bool:
     special = _special_tokens(tokenizer)
     return IM_START in special and IM_END in special
 
 
-def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of a conversation in SmolLM2's chat template, up to where the assistant's answer begins.
-
-    messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first; without a system
-    message at the beginning SmolLM2's own is put there. A special token's text inside a message stays plain
-    text, so that no message can end itself and speak for another role. As in transformers, nothing is put
-    before a conversation but what the template says, also where `begins_with` is set. Raises ValueError for
-    another role, no messages, and a tokenizer without the template's tokens.
+def ends_of(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens at which a text of the tokenizer's model ends: those that its files name, and
+    `<|endoftext|>` and SmolLM2's `<|im_end|>` where it has them.
     """
+    special = _special_tokens(tokenizer)
+    return [special[end] for end in dict.fromkeys([*tokenizer.ends, END_OF_TEXT, IM_END]) if end in special]
+
+
+def chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
+    """Ids of a conversation, up to where the assistant's answer begins.
+
+    messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. tools: descriptions of
+    functions, in JSON schema, for a template that can tell a model of them. The template is the model's own;
+    else SmolLM2's, which puts a system message of its own first where there is none. A special token's text
+    inside a message stays plain text, so that no message can end itself and speak for another role (but for
+    the assistant's own, from which some templates cut what it thought). Nothing is put before a conversation
+    but what the template says, also where `begins_with` is set. Raises ValueError for another role, no
+    messages, a tokenizer without a template, and what the template refuses.
+    """
+    if not messages:
+        raise ValueError("a conversation needs at least one message")
+    if tokenizer.chat is not None:
+        text = rendered(tokenizer, messages, tools, begin_answer=True)
+        return encode_rendered(tokenizer, text)
+    if tools:
+        raise ValueError("this model's chat template has no place for tools")
+    return _chatml(tokenizer, messages)
+
+
+def _chatml(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     special = _special_tokens(tokenizer)
     missing = [token for token in (IM_START, IM_END) if token not in special]
     if missing:
-        raise ValueError(f"this tokenizer has no {' and '.join(missing)}: the chat template is SmolLM2's")
-    if not messages:
-        raise ValueError("a conversation needs at least one message")
+        raise ValueError(f"this tokenizer has no chat template, and no {' and '.join(missing)} for SmolLM2's")
     if messages[0].get("role") != "system":
         messages = [{"role": "system", "content": SMOLLM_SYSTEM}, *messages]
     ids: list[int] = []
@@ -98,3 +133,65 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> 
         ids += [special[IM_START], *tokenizer.encode(f"{role}\n{content}"), special[IM_END]]
         ids += tokenizer.encode("\n")
     return [*ids, special[IM_START], *tokenizer.encode("assistant\n")]
+
+
+# ---- a model's own template
+
+
+def rendered(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    begin_answer: bool,
+) -> str:
+    """What the tokenizer's own template makes of a conversation. Special tokens in what people say are marked
+    for `encode_rendered`. begin_answer: whether to end where the assistant's answer begins.
+
+    A template is a program of strangers: transformers runs it in Jinja's sandbox. Raises ValueError for what
+    the template refuses, and where transformers is not installed.
+    """
+    assert tokenizer.chat is not None
+    try:
+        from transformers.utils.chat_template_utils import render_jinja_template
+    except ImportError:
+        raise ValueError(
+            "this model has a chat template of its own, which transformers runs: pip install transformers"
+        ) from None
+    safe = [
+        message if message.get("role") == "assistant" else _marked(tokenizer, message) for message in messages
+    ]
+    try:
+        (text,), _ = render_jinja_template(
+            conversations=[safe],
+            tools=None if tools is None else list(tools),
+            chat_template=tokenizer.chat.template,
+            add_generation_prompt=begin_answer,
+            **tokenizer.chat.tokens,
+        )
+    except Exception as error:  # whatever a program of strangers comes to
+        raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+    return text
+
+
+def _marked(tokenizer: Tokenizer, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with a mark inside every special token that its text spells."""
+    said = message.get("content")
+    if not isinstance(said, str):
+        return dict(message)
+    for token in tokenizer.special_tokens:
+        said = said.replace(token, token[0] + MARK + token[1:])
+    return {**message, "content": said}
+
+
+def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of what `rendered` gave: special tokens are those of the template; what people wrote is text."""
+    ids: list[int] = []
+    longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if longest_first else [text]
+    for part in parts:
+        if part in tokenizer.special_tokens:
+            ids.append(tokenizer.special_tokens[part])
+        elif part:
+            ids += tokenizer.encode(part.replace(MARK, ""))
+    return ids

@@ -1,22 +1,22 @@
 """Week 6. What others' tokenizer files ask for beside ids of a plain text: tokens before and after it, a chat
 template, a rule for decoding.
 
-Of these ours has one special token before a text (`Tokenizer.begins_with`). All else is left out, and named,
-so that whoever loads a model can say so: of a file's fields, those count as read that are listed here, and
-any other that is set is named as left out.
+Of these ours has one special token before a text (`Tokenizer.begins_with`), those at which a text ends
+(`ends`), and the chat template (`chat`). All else is left out, and named, so that whoever loads a model can
+say so: of a file's fields, those count as read that are listed here, and any other that is set is named as
+left out.
 
 Sources: the file format of the library `tokenizers`; transformers' tokenizer_config.json; the GGUF
 specification, and llama.cpp for what its defaults are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from shared.models.chat import IM_END, is_known_template
+from shared.tokenizers.base import Chat
 from shared.tokenizers.bpe import END_OF_TEXT
 
-ENDS = (END_OF_TEXT, IM_END)
-"""Special tokens at which the course's programs end a text."""
 READ_OF_JSON = {
     "version",
     "truncation",
@@ -81,10 +81,17 @@ READ_OF_GGUF = {
 
 
 class Ends(NamedTuple):
-    """What is to stand before a text, and what is left out."""
+    """What is to stand before a text and at its end, how conversations are written, and what is left out."""
 
     begins_with: str | None
+    ends: tuple[str, ...]
+    chat: Chat | None
     left_out: list[str]
+
+    @property
+    def of_tokenizer(self) -> dict[str, Any]:
+        """What `BPETokenizer` takes of it, beside `begins_with`."""
+        return {"ends": self.ends, "chat": self.chat}
 
 
 def content(token: Any) -> str | None:
@@ -114,6 +121,7 @@ def ends_of_json(
     own.
     """
     left_out: list[str] = []
+    roles = {role: text for role in ROLES if (text := content(config.get(role))) is not None}
     if values is None:
         before, after, unclear = _added_by_config(config, special)
     else:
@@ -124,8 +132,9 @@ def ends_of_json(
         left_out += _decoding(values.get("decoder"))
         before, after, unclear = _added_around(values.get("post_processor"))
     begins_with, more = _one_before(before, after, special)
-    left_out += unclear + more + _left_out_of_config(config, special, template)
-    return Ends(begins_with, left_out)
+    left_out += unclear + more + _left_out_of_config(config, special)
+    chat = _chat(template or config.get("chat_template"), roles)
+    return Ends(begins_with, _own_ends([roles.get("eos_token")], special), chat, left_out)
 
 
 def _added_by_config(
@@ -204,28 +213,29 @@ def _decoding(decoder: Mapping[str, Any] | None) -> list[str]:
     return [f"its rule for decoding ({', '.join(others)})"] if others else []
 
 
-def _left_out_of_config(
-    config: Mapping[str, Any], special: Mapping[str, int], template: str | None
-) -> list[str]:
+def _left_out_of_config(config: Mapping[str, Any], special: Mapping[str, int]) -> list[str]:
     read = READ_OF_CONFIG | WITHOUT_EFFECT
     left_out = [f"{name} (tokenizer_config.json)" for name in config if name not in read and config[name]]
     absent = [repr(token) for token in named_special(config) if token not in special]
     if absent:
         left_out.append(f"special tokens without an id ({', '.join(absent)})")
-    left_out += _unknown_end(content(config.get("eos_token")), special)
-    return left_out + _unknown_template(template or config.get("chat_template"))
+    return left_out
 
 
-def _unknown_end(token: str | None, special: Mapping[str, int]) -> list[str]:
-    if token is None or token in ENDS or token not in special:
-        return []
-    return [f"that texts end at {token!r} (give it as a stop)"]
+def _own_ends(tokens: Iterable[str | None], special: Mapping[str, int]) -> tuple[str, ...]:
+    """Those of the tokens that are special ones, but for the ends that the course's programs know anyway."""
+    named = dict.fromkeys(token for token in tokens if token is not None and token in special)
+    return () if set(named) <= {END_OF_TEXT, IM_END} else tuple(named)
 
 
-def _unknown_template(template: Any) -> list[str]:
+def _chat(template: Any, roles: Mapping[str, str]) -> Chat | None:
+    """A chat template with what it may name. Of several, the one called "default"."""
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
     if not template or is_known_template(template):
-        return []
-    return ["its chat template (only SmolLM2's is here)"]
+        return None
+    return Chat(str(template), dict(roles))
 
 
 def ends_of_gguf(metadata: Mapping[str, Any], special: Mapping[str, int]) -> Ends:
@@ -243,6 +253,12 @@ def ends_of_gguf(metadata: Mapping[str, Any], special: Mapping[str, int]) -> End
     before = [values.get("bos_token_id", -1)] if values.get("add_bos_token") else []
     after = [values.get("eos_token_id", -1)] if values.get("add_eos_token") else []
     begins_with, more = _one_before(before, after, special)
-    names = {i: token for token, i in special.items()}
-    left_out += more + _unknown_end(names.get(values.get("eos_token_id", -1)), special)
-    return Ends(begins_with, left_out + _unknown_template(metadata.get("tokenizer.chat_template")))
+    tokens = values.get("tokens", [])
+    roles = {
+        f"{role}_token": tokens[i]
+        for role in ("bos", "eos", "eot", "eom")
+        if (i := values.get(f"{role}_token_id")) is not None and 0 <= i < len(tokens)
+    }
+    ends = _own_ends([roles.get(f"{role}_token") for role in ("eos", "eot", "eom")], special)
+    chat = _chat(metadata.get("tokenizer.chat_template"), roles)
+    return Ends(begins_with, ends, chat, left_out + more)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from shared.models.families import refuse
-from shared.models.tokenizer_ends import ends_of_gguf, ends_of_json, named_special
+from shared.models.tokenizer_ends import Ends, ends_of_gguf, ends_of_json, named_special
 from shared.tokenizers.bpe import GPT2_PATTERN, GPT4_PATTERN, PRINTABLE, BPETokenizer
 from shared.tokenizers.char import CharTokenizer
 
@@ -81,7 +81,7 @@ def tokenizer_from_json(
         raise UnlikeOurs("; ".join(problems))
     special = {token["content"]: token["id"] for token in added}
     ends = ends_of_json(values, config, special, template)
-    tokenizer = _bpe(model["vocab"] | special, merges, pattern, special, ends.begins_with)
+    tokenizer = _bpe(model["vocab"] | special, merges, pattern, special, ends)
     return TokenizerFound(tokenizer, ends.left_out)
 
 
@@ -179,9 +179,7 @@ def tokenizer_from_merges(
         raise UnlikeOurs("; ".join(problems))
     special |= {token["content"]: token["id"] for token in listed}
     ends = ends_of_json(None, config, special, template)
-    return TokenizerFound(
-        _bpe({**ids, **special}, pairs, GPT2_PATTERN, special, ends.begins_with), ends.left_out
-    )
+    return TokenizerFound(_bpe({**ids, **special}, pairs, GPT2_PATTERN, special, ends), ends.left_out)
 
 
 def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
@@ -215,9 +213,12 @@ def _bpe(
     merges: Iterable[str],
     pattern: str,
     special: Mapping[str, int],
-    begins_with: str | None,
+    ends: Ends,
 ) -> BPETokenizer:
-    return BPETokenizer.from_printable(_in_order(ids), merges, pattern, special, begins_with)
+    tokens = _in_order(ids)
+    return BPETokenizer.from_printable(
+        tokens, merges, pattern, special, ends.begins_with, **ends.of_tokenizer
+    )
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str) -> TokenizerFound:
@@ -244,11 +245,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str
             )
     special = {token: i for i, token in enumerate(tokens) if kinds[i] != NORMAL}
     try:
-        begins_with, left_out = ends_of_gguf(metadata, special)
+        ends = ends_of_gguf(metadata, special)
         pattern = GGUF_PATTERNS[values["pre"]]
-        return TokenizerFound(
-            BPETokenizer.from_printable(tokens, values["merges"], pattern, special, begins_with), left_out
+        tokenizer = BPETokenizer.from_printable(
+            tokens, values["merges"], pattern, special, ends.begins_with, **ends.of_tokenizer
         )
+        return TokenizerFound(tokenizer, ends.left_out)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: its tokenizer is damaged: {error}") from None
 

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from shared.models.chat import IM_END, chat_prompt
+from shared.models.chat import chat_prompt, ends_of
 from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
@@ -43,7 +43,6 @@ from shared.serving.protocol import AnswerFormat, ChatFormat, CompletionFormat
 from shared.serving.sites import SiteRules
 from shared.serving.text import Piece
 from shared.tokenizers import Tokenizer
-from shared.tokenizers.bpe import END_OF_TEXT
 
 if TYPE_CHECKING:
     from shared.retrieval.embedders import Embedder
@@ -141,8 +140,7 @@ class CompletionServer:
         self.embeddings = EmbeddingAnswers(embedders or {})
         self.models: dict[str, str | None] = {name: None, **{adapter: adapter for adapter in engine.adapters}}
         """The names that clients may ask for, the model's own first, and the adapter behind each."""
-        special_tokens = tokenizer.special_tokens
-        self._ends = [special_tokens[token] for token in (END_OF_TEXT, IM_END) if token in special_tokens]
+        self._ends = ends_of(tokenizer)
         self.vocab = {**dict.fromkeys(range(engine.model.config.vocab_size), b""), **tokenizer.vocab}
         """The bytes of each id of the model; none for ids that only the model has (rows added for speed)."""
         self._longest_token = max(len(token) for token in tokenizer.vocab.values())

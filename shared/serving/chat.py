@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.checks import Checks
-from shared.models.chat import IM_END, chat_prompt, is_chat
+from shared.models.chat import chat_prompt, ends_of, is_chat
 from shared.runtime import clock
 from shared.sampling.penalties import Penalties
 from shared.sampling.text import stream_text
@@ -84,7 +84,7 @@ class Conversation:
             top_p=self.settings.top_p,
             penalties=Penalties(repetition=self.settings.repetition_penalty),
             seed=self.settings.seed,
-            stop=[self.tokenizer.special_tokens[IM_END]],
+            stop=ends_of(self.tokenizer),
             adapter=self.engine.adapters[0] if self.settings.adapter else None,
         )
         generation = self.engine.submit(request)

@@ -4,12 +4,24 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from shared.runtime import read_json, write_atomically
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How a model was trained to read conversations, as its files say it."""
+
+    template: str
+    """In Jinja; `shared.models.chat` runs it, in a sandbox."""
+    tokens: Mapping[str, str]
+    """What the template may call by name, such as {"bos_token": "<s>", "eos_token": "</s>"}."""
+
 
 KINDS: dict[str, type["Tokenizer"]] = {}
 """The kinds of tokenizer that `Tokenizer.load` can open, by name. A subclass enters itself."""
@@ -24,6 +36,12 @@ class Tokenizer(ABC):
     """Ids of tokens that are no text, such as <|endoftext|>, by their names; a kind may have none."""
     begins_with: str | None = None
     """The special token that a model has seen before every text (a Llama's <s>), where there is one."""
+    ends: tuple[str, ...] = ()
+    """Special tokens at which a text or an answer ends, as the model's files name them. Those of the course's
+    own models are known without it.
+    """
+    chat: Chat | None = None
+    """The model's own chat template; None where it has none, or SmolLM2's."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -18,7 +18,7 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ import regex
 
 from shared.assets import fetch
 from shared.runtime import read_json
-from shared.tokenizers.base import Tokenizer
+from shared.tokenizers.base import Chat, Tokenizer
 from shared.tokenizers.bpe_training import learn_merges
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -54,8 +54,8 @@ class BPETokenizer(Tokenizer):
     the syntax of `regex`. special_tokens: texts that stand for one token each, where the caller of `encode`
     allows it; a mapping gives their ids. vocab: the tokens by id, special ones among them; None means the 256
     bytes, then what each merge makes, then the special tokens. A given vocab may lack bytes (SmolLM2's has no
-    0x04): text with them cannot be encoded. begins_with: the special token that `prompt` puts first. Raises
-    ValueError for parts that don't fit together.
+    0x04): text with them cannot be encoded. begins_with: the special token that `prompt` puts first. ends,
+    chat: see `Tokenizer`. Raises ValueError for parts that don't fit together.
     """
 
     def __init__(
@@ -65,6 +65,9 @@ class BPETokenizer(Tokenizer):
         special_tokens: Sequence[str] | Mapping[str, int] = (),
         vocab: Mapping[int, bytes] | None = None,
         begins_with: str | None = None,
+        *,
+        ends: Iterable[str] = (),
+        chat: Chat | None = None,
     ):
         self.merges = list(merges)
         self.pattern = pattern
@@ -82,6 +85,8 @@ class BPETokenizer(Tokenizer):
             self.special_tokens = {special: len(plain) + i for i, special in enumerate(specials)}
 
         self.begins_with = begins_with
+        self.ends = tuple(ends)
+        self.chat = chat
         special_ids = set(self.special_tokens.values())
         ids = {token: i for i, token in self.vocab.items() if i not in special_ids}
         self._check(specials, needed=[*plain[256:], *chain.from_iterable(self.merges)], ids=ids)
@@ -101,6 +106,11 @@ class BPETokenizer(Tokenizer):
             problems.append("a special token's id must be its own in the vocabulary")
         if self.begins_with is not None and self.begins_with not in self.special_tokens:
             problems.append(f"begins_with={self.begins_with!r} is not one of the special tokens")
+        problems += [
+            f"it ends at {end!r}, which is not one of the special tokens"
+            for end in self.ends
+            if end not in self.special_tokens
+        ]
         missing = [token for token in needed if token not in ids]
         if missing:
             problems.append(f"the vocabulary lacks {missing[0]!r}")
@@ -109,7 +119,8 @@ class BPETokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple:
         """Pickled as the arguments that it is made from: its functions cannot be sent to another process."""
-        return BPETokenizer, (self.merges, self.pattern, self.special_tokens, self.vocab, self.begins_with)
+        made = partial(BPETokenizer, ends=self.ends, chat=self.chat)
+        return made, (self.merges, self.pattern, self.special_tokens, self.vocab, self.begins_with)
 
     @classmethod
     def train(
@@ -154,11 +165,12 @@ class BPETokenizer(Tokenizer):
         pattern: str = GPT2_PATTERN,
         special_tokens: Mapping[str, int] | None = None,
         begins_with: str | None = None,
+        **how: Any,
     ) -> "BPETokenizer":
         """From tokens by id and merges ("a b") written in the characters of `PRINTABLE`.
 
-        The files of GPT-2, Hugging Face and GGUF write them so. Raises ValueError for a character that stands
-        for no byte, and for a merge that is not two tokens.
+        The files of GPT-2, Hugging Face and GGUF write them so. how: `ends` and `chat`. Raises ValueError for
+        a character that stands for no byte, and for a merge that is not two tokens.
         """
         special_tokens = special_tokens or {}
         special_ids = set(special_tokens.values())
@@ -181,7 +193,7 @@ class BPETokenizer(Tokenizer):
                 pairs.append((in_bytes(parts[0]), in_bytes(parts[1])))
         except KeyError as error:
             raise ValueError(f"the vocabulary has a character that stands for no byte: {error}") from None
-        return cls(pairs, pattern, special_tokens, vocab, begins_with)
+        return cls(pairs, pattern, special_tokens, vocab, begins_with, **how)
 
     # ---- text to ids and back
 
@@ -299,6 +311,10 @@ class BPETokenizer(Tokenizer):
             values["vocab"] = [token.decode("latin-1") for token in self.vocab.values()]
         if self.begins_with is not None:
             values["begins_with"] = self.begins_with
+        if self.ends:
+            values["ends"] = list(self.ends)
+        if self.chat is not None:
+            values["chat"] = {"template": self.chat.template, "tokens": dict(self.chat.tokens)}
         return values
 
     @classmethod
@@ -311,7 +327,16 @@ class BPETokenizer(Tokenizer):
         except (ValueError, AttributeError) as error:
             raise TypeError(error) from None  # which `load` reports as a damaged file
         special_tokens = dict(values["special_tokens"])
-        return cls(merges, values["pattern"], special_tokens, vocab, values.get("begins_with"))
+        chat = values.get("chat")
+        return cls(
+            merges,
+            values["pattern"],
+            special_tokens,
+            vocab,
+            values.get("begins_with"),
+            ends=values.get("ends", ()),
+            chat=None if chat is None else Chat(**chat),
+        )
 
 
 class _PieceCache(dict[str, tuple[int, ...]]):

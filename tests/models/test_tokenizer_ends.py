@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared import checkpoint
 from shared.export import save_hf_folder, to_gguf
-from shared.models.chat import CHAT_TEMPLATE, IM_END, IM_START, is_known_template
+from shared.models.chat import CHAT_TEMPLATE, IM_END, IM_START, ends_of, is_known_template
 from shared.models.gpt import GPT
 from shared.models.pretrained import from_gguf, from_hf
 from shared.models.tokenizer_ends import ends_of_gguf
@@ -285,8 +285,6 @@ def test_a_section_that_ours_has_not_is_named(changes, words, tmp_path):
         ({"newest_idea": True}, "newest_idea (tokenizer_config.json)"),
         ({"pad_token": "[PAD]"}, "special tokens without an id ('[PAD]')"),
         ({"extra_special_tokens": ["<a>", "<s>"]}, "special tokens without an id ('<a>')"),
-        ({"eos_token": "</s>"}, "that texts end at '</s>' (give it as a stop)"),
-        ({"chat_template": "{{ messages }}"}, "its chat template"),
     ],
 )
 def test_what_tokenizer_config_asks_for_and_ours_has_not_is_named(config, words, tmp_path):
@@ -296,15 +294,21 @@ def test_what_tokenizer_config_asks_for_and_ours_has_not_is_named(config, words,
     assert len(said) == 1 and words in said[0]
 
 
-def test_a_chat_template_in_a_file_of_its_own_is_read(tmp_path):
-    folder_with(tmp_path)
-    said = []
-    (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    from_hf(tmp_path, said.append)
-    assert said == []
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    from_hf(tmp_path, said.append)
-    assert len(said) == 1 and "its chat template" in said[0]
+def test_an_end_of_its_own_is_taken_along(tmp_path):
+    folder_with(tmp_path, eos_token="</s>")
+    tokenizer = from_hf(tmp_path).tokenizer
+    assert ends_of(tokenizer) == [tokenizer.special_tokens["</s>"]]
+
+
+def test_a_chat_template_is_read_from_the_configuration_or_a_file_of_its_own(tmp_path):
+    """SmolLM2's is known, and needs no other program; of several named ones the default counts."""
+    several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "{{ d }}"}]
+    for given, kept in (("{{ messages }}", "{{ messages }}"), (several, "{{ d }}"), (CHAT_TEMPLATE, None)):
+        folder_with(tmp_path, chat_template=given)
+        chat = from_hf(tmp_path).tokenizer.chat
+        assert (chat and chat.template) == kept
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}", encoding="utf-8")
+    assert from_hf(tmp_path).tokenizer.chat.template == "{{ bos_token }}"
 
 
 @pytest.mark.parametrize(
@@ -316,8 +320,8 @@ def test_a_chat_template_in_a_file_of_its_own_is_read(tmp_path):
         (dict(add_add_bos_token=True), None, "the tokens before a text (-1)"),
         (dict(add_add_bos_token=True, add_bos_token_id=70), None, "the tokens before a text (70)"),
         (dict(add_add_eos_token=True, add_eos_token_id=0), None, "the tokens after a text ('<s>')"),
-        (dict(add_eos_token_id=1), None, "that texts end at '</s>'"),
-        (dict(add_chat_template="{{ messages }}"), None, "its chat template"),
+        (dict(add_eos_token_id=1), None, None),
+        (dict(add_chat_template="{{ messages }}"), None, None),
         (dict(add_remove_extra_whitespaces=True), None, "tokenizer.ggml.remove_extra_whitespaces"),
     ],
 )
@@ -406,4 +410,4 @@ def test_a_first_token_must_be_special_and_goes_to_other_processes(beginning):
 def test_of_smollm2s_file_nothing_is_left_out():
     assert is_known_template(metadata()["tokenizer.chat_template"])
     known = {key: value for key, value in metadata().items() if key.startswith("tokenizer.")}
-    assert ends_of_gguf(known, {IM_START: 1, IM_END: 2}) == (None, [])
+    assert ends_of_gguf(known, {IM_START: 1, IM_END: 2}) == (None, (), None, [])
