@@ -1,4 +1,4 @@
-"""shared/models/chat.py: the ids of transformers for the chat templates of public models, which TRL brings."""
+"""shared/models/chat.py: the ids of transformers, for the chat templates of public models in TRL."""
 
 import pickle
 import re
