@@ -1,9 +1,10 @@
-"""The notebooks: JupyterLab changes nothing when it opens them; of weeks 1 to 6, lines fit on the page, and
-no solution stands in sight of its task.
+"""The notebooks: JupyterLab changes nothing when it opens them; no section is lost; of weeks 1 to 6, lines
+fit on the page, and no solution stands in sight of its task.
 """
 
 import ast
 import json
+import re
 import sys
 from functools import cache
 
@@ -16,31 +17,25 @@ from shared.course.exercise.answers import load_module, source_of
 from shared.runtime import ROOT
 
 WIDTH = 88
-NOT_YET_HELD: tuple[int, ...] = ()
-"""Weeks whose notebook is still to be rewritten. Take a week out when its tests pass (they say XPASS)."""
 WEEKS = range(1, 7)
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
-def held(function):
-    """A test for each week; of one that is not yet held a failure is expected, and said."""
-    marks = [
-        pytest.param(n, marks=pytest.mark.xfail(strict=False, reason="not yet rewritten"))
-        if n in NOT_YET_HELD
-        else n
-        for n in WEEKS
-    ]
-    return pytest.mark.parametrize("number", marks)(function)
+held = pytest.mark.parametrize("number", WEEKS)
+
+
+def notebook(number: int) -> list[dict]:
+    """The cells of a week's notebook."""
+    (path,) = (ROOT / "weeks").glob(f"{number:02d}_*/notebook.ipynb")
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
 @cache
 def cells(number: int) -> list[str]:
     """The source of each code cell that is seen, without the lines that are no Python."""
-    (path,) = (ROOT / "weeks").glob(f"{number:02d}_*/notebook.ipynb")
-    notebook = json.loads(path.read_text(encoding="utf-8"))
     return [
         "\n".join("" if line.startswith(("%", "!")) else line for line in "".join(cell["source"]).split("\n"))
-        for cell in notebook["cells"]
+        for cell in notebook(number)
         if cell["cell_type"] == "code" and not cell["metadata"].get("jupyter", {}).get("source_hidden")
     ]
 
@@ -83,6 +78,14 @@ def pieces(cell: str) -> list[str]:
         for block in (getattr(node, "body", None), getattr(node, "orelse", None))
         if isinstance(block, list) and block
     ]
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_sections_follow_each_other_and_what_the_text_points_to_is_there(number):
+    text = "\n".join("".join(cell["source"]) for cell in notebook(number) if cell["cell_type"] == "markdown")
+    sections = [int(n) for n in re.findall(r"^## (\d+)\.", text, flags=re.M)]
+    assert sections == list(range(1, len(sections) + 1)) and len(sections) >= 5
+    assert {int(n) for n in re.findall(r"\b[Ss]ection (\d+)", text)} <= set(sections)
 
 
 @held
