@@ -1,8 +1,10 @@
 """The smallest failing case: it fails, it is valid, it is not larger than the start, it is the same."""
 
 import copy
+import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +73,13 @@ def test_sizes_that_belong_together_are_cut_together():
     assert found[0].shape == found[1].shape == (1, 1, 1) and found[2] == 1
 
 
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_the_number_of_arguments_is_no_size(count):
+    found = smallest(tuple(torch.randn(5, 7) for _ in range(count)), lambda case: True)
+    assert [part.shape for part in found] == [(1, 1)] * count
+    assert all(torch.equal(part, part.round()) for part in found)
+
+
 def test_it_gives_up_in_time():
     tried = []
 
@@ -93,6 +102,14 @@ def test_a_case_that_breaks_what_looks_at_it_can_be_handled_by_the_caller():
 
 
 # ---- in the grader
+
+
+def test_a_case_of_nothing_but_nan_is_not_shown_where_another_tells_more():
+    def first_is_nan(x):
+        return torch.cat([x[:1] * math.nan, x[1:]])
+
+    case = grade(made_up(lambda x: x * 1, normal((1,), (5,))), first_is_nan).case
+    assert case.given["x"].shape == (2,) and not case.yours[1].isnan()
 
 
 def _sorted(values):

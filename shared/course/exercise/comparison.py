@@ -82,6 +82,11 @@ def is_bounded(value: Any) -> bool:
     return math.isfinite(value) if isinstance(value, float) else True
 
 
+def is_all_nan(value: Any) -> bool:
+    """Whether a tensor has nothing but nan in it: a result that shows nothing of what went wrong."""
+    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().all())
+
+
 def has_no_nan(value: Any) -> bool:
     """Whether no number in a result is nan."""
     if isinstance(value, Tensor) and value.is_floating_point():
@@ -302,8 +307,11 @@ def _entry(entry: tuple[Any, Any], digits: int) -> str:
 def _whole_array(word: str, value: Any, usual: tuple, digits: int) -> str:
     """A tensor or an array; its type where that is not one of the usual ones."""
     if math.prod(value.shape) <= SHOWN_WHOLE:
-        kind = "" if value.dtype in usual else f" of {str(value.dtype).removeprefix('torch.')}"
-        return f"{word}({_numbers(value.tolist(), digits)}){kind}"
+        is_mask = value.dtype in (torch.bool, np.dtype(bool)) and value.ndim > 1  # a wall of True and False
+        is_usual = value.dtype in usual and not is_mask
+        kind = "" if is_usual else f" of {str(value.dtype).removeprefix('torch.')}"
+        shown = value + 0 if is_mask else value
+        return f"{word}({_numbers(shown.tolist(), digits)}){kind}"
     start = ", ".join(_numbers(v, digits) for v in value.reshape(-1)[:6].tolist())
     return f"{word} of shape {list(value.shape)}, {value.dtype}: {start}, ..."
 
@@ -334,6 +342,19 @@ def type_of(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
     return "function" if callable(value) else type(value).__name__
+
+
+def loosened(value: Any) -> Any:
+    """A result whose type says less, to be compared loosely: another float type, a list for a tuple."""
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            return value.detach()
+        return value.detach().double() if value.is_floating_point() else value.detach().long()
+    if isinstance(value, dict):
+        return {key: loosened(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [loosened(part) for part in value]
+    return value
 
 
 def alike_in_type(yours: Any, right: Any, tolerance: float) -> bool:

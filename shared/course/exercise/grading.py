@@ -14,9 +14,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from shared.course.exercise.comparison import alike_in_type, difference, has_no_nan, is_bounded, same
+from shared.course.exercise.comparison import (
+    alike_in_type,
+    difference,
+    has_no_nan,
+    is_all_nan,
+    is_bounded,
+    loosened,
+    same,
+)
 from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake, Sentence
 from shared.course.exercise.gradients import Gradients, gradients, where_detached, where_overflowing
 from shared.course.exercise.properties import Evidence, Failure, property_of
@@ -338,11 +345,12 @@ class _Grading:
 
     def _does_the_same(self, mistake: Mistake, trials: Sequence[_Trial], tolerance: float) -> bool:
         for trial in trials:
-            seen = _loosened(trial.seen, tolerance)
+            seen = loosened(trial.seen) if tolerance == LOOSE else trial.seen
             made = set()
             try:
                 for what, value in self.exercise.looks(mistake.function, copy.deepcopy(trial.arguments)):
-                    if what not in seen or not same(seen[what], _loosened(value, tolerance), tolerance):
+                    value = loosened(value) if tolerance == LOOSE else value
+                    if what not in seen or not same(seen[what], value, tolerance):
                         return False  # what comes behind it makes it no more alike
                     made.add(what)
             except Exception:
@@ -397,6 +405,8 @@ class _Grading:
     def _smallest(self, failed: Sequence[_Trial], what: str, mistake: Mistake | None = None) -> Case:
         """The smallest case on which the answer is wrong in the same way."""
         is_alike = not self._of_another_type(failed, what)
+        candidates = [t for t in failed if not same(t.seen.get(what), t.expected.get(what), self.tolerance)]
+        telling = [trial for trial in candidates if not is_all_nan(trial.seen.get(what))]
 
         def fails_alike(arguments: tuple) -> bool:
             right = self._right_if_valid(arguments)
@@ -405,6 +415,8 @@ class _Grading:
             try:
                 yours = kept(self.exercise.seen(self.answer, copy.deepcopy(arguments), what))
                 if same(yours.get(what), right.get(what), self.tolerance):
+                    return False
+                if telling and is_all_nan(yours.get(what)):
                     return False
                 if alike_in_type(yours.get(what), right.get(what), self.tolerance) != is_alike:
                     return False
@@ -415,10 +427,9 @@ class _Grading:
                 made = self.exercise.seen(mistake.function, copy.deepcopy(arguments), what)
             except Exception:
                 return False
-            return same(_loosened(yours.get(what), LOOSE), _loosened(made.get(what), LOOSE), LOOSE)
+            return same(loosened(yours.get(what)), loosened(made.get(what)), LOOSE)
 
-        candidates = [t for t in failed if not same(t.seen.get(what), t.expected.get(what), self.tolerance)]
-        start = min(candidates or failed, key=lambda trial: size(trial.arguments)).arguments
+        start = min(telling or candidates or failed, key=lambda trial: size(trial.arguments)).arguments
         if what == SAID:  # a law is broken: there is no result to compare
             return self._given(start)
         first = (candidates or failed)[0]
@@ -480,18 +491,3 @@ def _first_difference(failed: Sequence[_Trial], tolerance: float) -> str:
             if is_seen and not same(trial.seen.get(what), trial.expected.get(what), tolerance):
                 return what
     return SAID if any(SAID in trial.seen for trial in failed) else next(iter(failed[0].expected))
-
-
-def _loosened(value: Any, tolerance: float = LOOSE) -> Any:
-    """A result whose type says less, when it is compared loosely: another float type, a list for a tuple."""
-    if tolerance < LOOSE:
-        return value
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            return value.detach()
-        return value.detach().double() if value.is_floating_point() else value.detach().long()
-    if isinstance(value, dict):
-        return {key: _loosened(part, tolerance) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_loosened(part, tolerance) for part in value]
-    return value

@@ -53,7 +53,7 @@ def smallest(arguments: tuple, still_fails: Callable[[tuple], bool]) -> tuple:
 
 def _smaller(arguments: tuple) -> Iterator[tuple]:
     """Simpler arguments, the boldest cuts first."""
-    for length in sorted(set(_lengths(arguments)), reverse=True):
+    for length in sorted({n for value in arguments for n in _lengths(value)}, reverse=True):
         for shorter in sorted({1, length // 2, length - 1} - {0, length}):
             yield tuple(_cut(value, length, shorter) for value in arguments)
     for i, value in enumerate(arguments):
