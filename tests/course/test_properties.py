@@ -139,7 +139,7 @@ FOUND = [
     ("There is nan in your result", doubled, ROWS, lambda x: x * 2 + 0 * x.new_tensor(math.inf), strange),
     ("not in float32", log_sum_exp, large, lambda x: x.exp().sum(-1).log(), lambda x: x.amax(-1) ** 0.5),
     ("The future leaks", running_mean, ROWS, lambda x: running_mean(x) + x.mean(0), strange_mean),
-    ("Positions are mixed", doubled, ROWS, lambda x: x * 2 + x.mean(0), strange),
+    ("Places are mixed", doubled, ROWS, lambda x: x * 2 + x.mean(0), strange),
     ("The result is transposed", lambda x: x @ x.T.sin(), ROWS, lambda x: (x @ x.T.sin()).T, None),
     ("opposite order along dimension 1", doubled, ROWS, lambda x: x.flip(1) * 2, strange),
     ("each value stands one place later", doubled, ROWS, lambda x: x.roll(1, 1) * 2, strange),

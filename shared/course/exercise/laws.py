@@ -163,21 +163,21 @@ def _leaks_in(evidence: Evidence, arguments: tuple, at: int, name: str) -> Itera
             reaches_back = _moved(right, out)[:-1].any() or not _moved(right, out)[-1]
             if reaches_back or not moves[:-1].any():
                 continue
-            place = (
-                f"with another value at position {length - 1} of `{name}`, your result changes at position"
-            )
             if _moved(from_first, out)[-1]:
                 yield (
                     True,
-                    f"The future leaks: {place} {int(moves.argmax())} already. A position may depend on"
-                    " itself and the ones before it, and on nothing later.",
+                    f"The future leaks: with another value at position {length - 1} of `{name}`, your result"
+                    f" changes at position {int(moves.argmax())} already. A position may depend on itself and"
+                    " the ones before it, and on nothing later.",
                 )
                 continue
-            yield (
-                False,
-                f"Positions are mixed that have nothing to do with each other: {place} {int(moves.argmax())},"
-                f" too (dimension {dimension} of `{name}`, dimension {out} of the result).",
-            )
+            if dimension == out:  # else sizes are equal by chance, as a weight's and those of the result
+                yield (
+                    False,
+                    f"Places are mixed that have nothing to do with each other: with another value at place"
+                    f" {length - 1} along dimension {dimension} of `{name}`, your result changes at place"
+                    f" {int(moves.argmax())} of that dimension, too.",
+                )
 
 
 def _changed_at(value: Tensor, dimension: int, place: int) -> Tensor:
