@@ -3,13 +3,13 @@ and many heads as modules, the sliding window.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from shared.course.exercise import Exercise, Mistake, NotRight, building
+from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
 from shared.models.attention import CausalSelfAttention, attention_weights, causal_mask
 from shared.runtime import seed_everything
 
@@ -74,6 +74,18 @@ AVERAGE_PAST = Exercise(
             lambda x: x.mean(dim=1, keepdim=True).expand_as(x).clone(),
             "All positions got the mean over the whole sequence, the future included. The limit at the"
             " present position is what makes it causal.",
+        ),
+        Mistake(
+            "divided by the sums of the columns",
+            lambda x: causal_mask(x.size(1)).float() / causal_mask(x.size(1)).sum(dim=0) @ x,
+            "The columns of the triangle were made to sum to 1, and the rows should. Row t holds the weights"
+            " of position t; .sum(dim=1, keepdim=True) adds along the rows.",
+        ),
+        Mistake(
+            "keepdim is missing",
+            lambda x: causal_mask(x.size(1)).float() / causal_mask(x.size(1)).sum(dim=1) @ x,
+            "The sums of the rows have shape [time], and a division by [time] goes along a row: entry [t, j]"
+            " was divided by the sum of row j. keepdim=True makes it [time, 1], one divisor for each row.",
         ),
         Mistake(
             "a softmax of zeros and ones",
@@ -265,14 +277,22 @@ def _scores_cases(generator: Generator) -> list[tuple]:
     def normal(batch: int, time: int) -> Tensor:
         return 2 * torch.randn(batch, time, time, generator=generator)
 
-    future_takes_all = normal(1, 4) - 1000
-    future_takes_all[:, :, 3] += 2000  # a softmax over everything leaves the past nothing, not even 1e-45
+    future_takes_all = normal(1, 3) - 1000
+    future_takes_all[:, :, 2] += 2000  # a softmax over everything leaves the past nothing, not even 1e-45
     plain = [normal(2, 4), normal(3, 6), normal(1, 5), normal(2, 1), normal(5, 2), torch.zeros(1, 3, 3)]
     return [(scores,) for scores in (*plain, future_takes_all, normal(2, 3) + 1000, normal(2, 3) - 1000)]
 
 
 def _visible(scores: Tensor) -> Tensor:
     return causal_mask(scores.size(-1))
+
+
+def _inverted(scores: Tensor) -> Tensor:
+    return _hide(scores, ~_visible(scores)).softmax(dim=-1)
+
+
+def _penalised(scores: Tensor) -> Tensor:
+    return (scores - 100 * (~_visible(scores)).float()).softmax(dim=-1)
 
 
 def _rescaled(scores: Tensor) -> Tensor:
@@ -309,6 +329,25 @@ CAUSAL_WEIGHTS = Exercise(
             lambda scores: scores.masked_fill(~_visible(scores), 0.0).softmax(dim=-1),
             "The hidden scores were set to 0 before the softmax, and exp(0) is 1: the future still gets"
             " weight. Only minus infinity becomes exactly 0.",
+        ),
+        Mistake(
+            "a penalty that is too small",
+            _penalised,
+            "A number such as 100 was taken from the hidden scores. A future score that is 2000 above the"
+            " others stays the largest then, and gets all the weight. Minus infinity is below every score.",
+        ),
+        Mistake(
+            "the mask is inverted",
+            _inverted,
+            "Minus infinity was written over the present and the past, and the future was left. The last row"
+            " has nothing left at all, and its softmax is nan. The places to hide are those where tril is 0.",
+        ),
+        Mistake(
+            "minus infinity times a triangle",
+            lambda scores: (scores + float("-inf") * (~_visible(scores)).float()).softmax(dim=-1),
+            "The triangle of zeros and ones was multiplied by minus infinity, and 0 times infinity is nan:"
+            " the visible scores are lost. masked_fill writes over the hidden ones and leaves the others as"
+            " they are.",
         ),
         Mistake(
             "the mask is upside down",
@@ -355,6 +394,12 @@ CAUSAL_WEIGHTS = Exercise(
             " score, and the future gets all the weight. Minus infinity is below every score.",
         ),
         Mistake(
+            "hidden by -1000",
+            lambda scores: scores.masked_fill(~_visible(scores), -1000.0).softmax(dim=-1),
+            "The hidden scores were set to -1000, and the visible ones may be as low themselves: the future"
+            " then gets its share. Minus infinity is below every score.",
+        ),
+        Mistake(
             "exp overflows",
             _weights_by_exp,
             "The formula is right, but exp of a score above 88 is infinite in float32, and of one below -104"
@@ -384,8 +429,8 @@ def _attention_cases(generator: Generator) -> list[tuple]:
         sizes = ((head_dim, scale), (head_dim, scale), (value_dim, 1))
         return tuple(size * torch.randn(batch, time, dim, generator=generator) for dim, size in sizes)
 
-    q, k, v = case(1, 4, 4, 3)
-    q[..., 0], k[:, 3, 0] = 40.0, 40.0  # the last key matches every query, 800 above all others
+    q, k, v = case(1, 3, 4, 3)
+    q[..., 0], k[:, 2, 0] = 40.0, 40.0  # the last key matches every query, 800 above all others
     return [
         case(2, 5, 8, 3),
         case(3, 4, 6, 6),
@@ -428,8 +473,8 @@ CAUSAL_ATTENTION = Exercise(
             "no 1/sqrt(d)",
             lambda q, k, v: _attend(q, k, v, 1.0),
             "The scores were not divided by √head_dim. A product of two random vectors grows with √head_dim,"
-            " so at real sizes the softmax puts everything on one key, and hardly any gradient comes"
-            " through.",
+            " so at real sizes the softmax puts nearly everything on one key, and most queries get next to no"
+            " gradient.",
         ),
         Mistake(
             "divided by d, not by its root",
@@ -448,6 +493,24 @@ CAUSAL_ATTENTION = Exercise(
             lambda q, k, v: _attend(q, k, v, 1.0) / math.sqrt(q.size(-1)),
             "The division came after the softmax. It then only makes the output smaller, and the weights do"
             " not sum to 1; the softmax itself stays as sharp as without a scale.",
+        ),
+        Mistake(
+            "a penalty that is too small",
+            _attend_by(_penalised),
+            "A number such as 100 was taken from the hidden scores. A future score that is hundreds above the"
+            " others stays the largest then, and gets all the weight. Minus infinity is below every score.",
+        ),
+        Mistake(
+            "the mask is inverted",
+            _attend_by(_inverted),
+            "The present and the past are hidden, and the future was left. The last position has nothing left"
+            " at all, and its softmax is nan. The places to hide are those where tril is 0.",
+        ),
+        Mistake(
+            "the mask is upside down",
+            _attend_by(lambda scores: _hide(scores, _visible(scores).T).softmax(dim=-1)),
+            "The past is hidden and the future visible. The row is the query and the column the key, so the"
+            " later keys stand to the right of the diagonal.",
         ),
         Mistake(
             "the future is visible",
@@ -537,22 +600,23 @@ HEAD_STUB = """class Head(nn.Module):
 """
 
 
-def _module_cases(generator: Generator) -> list[tuple]:
-    """Two sizes of a module, and an input whose channels are as many as their product."""
+def _sized_cases(generator: Generator, sizes: Sequence[tuple[int, int, int, int]]) -> list[tuple]:
+    """What a module is made with, n_embd and one more size, and an input [batch, time, n_embd] for it.
 
-    def case(batch: int, time: int, heads: int, head_dim: int, scale: float = 1.0) -> tuple[int, int, Tensor]:
-        x = scale * torch.randn(batch, time, heads * head_dim, generator=generator)
-        return heads, head_dim, x
-
-    return [
-        case(1, 3, 2, 2),
-        case(2, 5, 3, 4),
-        case(3, 4, 2, 3),
-        case(4, 1, 2, 2),
-        case(2, 3, 1, 5),
-        case(1, 6, 5, 1),
-        case(2, 6, 2, 4, scale=12.0),  # scores more than 100 apart
+    sizes: (batch, time, n_embd, the other size). The last ones come again with numbers that are 12 times as
+    large, so that scores are more than 100 apart.
+    """
+    cases: list[tuple] = [
+        (n_embd, size, torch.randn(batch, time, n_embd, generator=generator))
+        for batch, time, n_embd, size in sizes
     ]
+    n_embd, size, x = cases[-1]
+    return [*cases, (n_embd, size, 12 * torch.randn(x.shape, generator=generator))]
+
+
+def _head_cases(generator: Generator) -> list[tuple]:
+    sizes = (1, 3, 3, 2), (2, 5, 12, 4), (3, 4, 6, 3), (4, 1, 4, 2), (2, 3, 5, 5), (1, 6, 5, 1), (2, 6, 8, 4)
+    return _sized_cases(generator, sizes)
 
 
 def _weights_that_matter(module: nn.Module) -> None:
@@ -583,10 +647,10 @@ def _observe_attention(module: nn.Module, x: Tensor) -> Iterator[tuple[str, Any]
         raise NotRight("what stands in the second half changes the output of the first: the future leaks.")
 
 
-def _observe_head(answer: Callable, heads: int, head_dim: int, x: Tensor) -> Iterator[tuple[str, Any]]:
-    reference = Head(heads * head_dim, head_dim)
+def _observe_head(answer: Callable, n_embd: int, head_dim: int, x: Tensor) -> Iterator[tuple[str, Any]]:
+    reference = Head(n_embd, head_dim)
     _weights_that_matter(reference)
-    yield from _observe_attention(building.built(answer, reference, heads * head_dim, head_dim), x)
+    yield from _observe_attention(building.built(answer, reference, n_embd, head_dim), x)
 
 
 class _WrongHead(Head):
@@ -646,9 +710,9 @@ HEAD = Exercise(
     float32 [batch, time, head_dim]: causal attention of the projections of x, scaled by $1/\\sqrt{d}$ with
     $d$ = head_dim. Your `causal_attention` may do the work.""",
     reference=Head,
-    cases=_module_cases,
+    cases=_head_cases,
     observe=_observe_head,
-    valid=lambda heads, head_dim, x: x.size(-1) == heads * head_dim and x.dim() == 3,
+    valid=lambda n_embd, head_dim, x: x.size(-1) == n_embd and x.dim() == 3,
     stub=HEAD_STUB,
     points=3,
     forbids=PROMOTED,
@@ -656,8 +720,8 @@ HEAD = Exercise(
         Mistake(
             "no 1/sqrt(d)",
             _HeadWithoutScale,
-            "The scores are not divided by √head_dim, so they are too large, and the softmax is too sharp to"
-            " learn from.",
+            "The scores are not divided by √head_dim, so at real sizes the softmax puts nearly everything on"
+            " one key, and most queries get next to no gradient.",
         ),
         Mistake(
             "scaled by the whole width",
@@ -805,7 +869,8 @@ def _multi_head_cases(generator: Generator) -> list[tuple]:
         weights = [torch.randn(n_embd, n_embd, generator=generator) / math.sqrt(n_embd) for _ in range(4)]
         return torch.randn(batch, time, n_embd, generator=generator), *weights, n_head
 
-    sizes = (2, 5, 3, 4), (3, 4, 2, 3), (1, 6, 4, 2), (4, 1, 2, 2), (2, 3, 1, 5), (2, 4, 4, 1)
+    small = (1, 2, 2, 1), (1, 2, 2, 2), (1, 3, 2, 2)  # a mistake is shown on the smallest that tells it
+    sizes = *small, (2, 5, 3, 4), (3, 4, 2, 3), (1, 6, 4, 2), (4, 1, 2, 2), (2, 3, 1, 5), (2, 4, 4, 1)
     x, *weights, n_head = case(2, 5, 2, 4)
     return [*(case(*size) for size in sizes), (12 * x, *weights, n_head)]  # scores more than 100 apart
 
@@ -833,7 +898,7 @@ def _dealt_heads(
 
 def _wrong_heads(
     *,
-    transposed: bool = True,
+    transposed: str = "qkvo",
     scale_by: str = "head_dim",
     merged: bool = True,
     heads: bool = True,
@@ -841,24 +906,35 @@ def _wrong_heads(
     masked: bool = True,
     interleaved: bool = False,
 ) -> Callable[..., Tensor]:
-    """Multi-head attention with one of its parts wrong."""
+    """Multi-head attention with one of its parts wrong. transposed: the weights that are, as they should."""
 
     def attend(
         x: Tensor, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, o_weight: Tensor, n_head: int
     ) -> Tensor:
         n_head = n_head if heads else 1
-        q, k, v = (
-            split_heads(x @ (w.T if transposed else w), n_head) for w in (q_weight, k_weight, v_weight)
-        )
+        weights = {"q": q_weight, "k": k_weight, "v": v_weight, "o": o_weight}
+        used = {name: weight.T if name in transposed else weight for name, weight in weights.items()}
+        q, k, v = (split_heads(x @ used[name], n_head) for name in "qkv")
         size = q.size(-1) if scale_by == "head_dim" else x.size(-1)
         out = _attend(q, k, v, 1 / math.sqrt(size), masked=masked)
         if interleaved:
             out = out.movedim(1, -1).flatten(-2)
         else:
             out = out.transpose(1, 2).flatten(-2) if merged else out.reshape(x.shape)
-        return out @ (o_weight.T if transposed else o_weight) if project else out
+        return out @ used["o"] if project else out
 
     return attend
+
+
+UNTRANSPOSED = {
+    "weights not transposed": "",
+    "o_weight not transposed": "qkv",
+    "the weights of queries, keys and values not transposed": "o",
+    "q_weight not transposed": "kvo",
+    "k_weight not transposed": "qvo",
+    "v_weight not transposed": "qko",
+}
+"""Mistakes, with the weights that are transposed in each."""
 
 
 MULTI_HEAD_STUB = """def multi_head_attention(
@@ -886,11 +962,14 @@ MULTI_HEAD_ATTENTION = Exercise(
     differentiable=True,
     valid=_is_layer,
     mistakes=(
-        Mistake(
-            "weights not transposed",
-            _wrong_heads(transposed=False),
-            "nn.Linear keeps its weight as [outputs, inputs] and computes x @ weight.T. The matrices here are"
-            " square, so x @ weight runs without an error and gives something else.",
+        *(
+            Mistake(
+                name,
+                _wrong_heads(transposed=right),
+                "nn.Linear keeps its weight as [outputs, inputs] and computes x @ weight.T. The matrices here"
+                " are square, so x @ weight runs without an error and gives something else.",
+            )
+            for name, right in UNTRANSPOSED.items()
         ),
         Mistake(
             "scaled by the whole width",
@@ -977,10 +1056,15 @@ MULTI_HEAD_MODULE_STUB = """class MultiHeadAttention(nn.Module):
 """
 
 
-def _observe_layer(answer: Callable, heads: int, head_dim: int, x: Tensor) -> Iterator[tuple[str, Any]]:
-    reference = MultiHeadAttention(heads * head_dim, heads)
+def _layer_cases(generator: Generator) -> list[tuple]:
+    sizes = (1, 3, 4, 2), (2, 5, 12, 3), (3, 4, 6, 2), (4, 1, 4, 2), (2, 3, 5, 1), (1, 6, 5, 5), (2, 6, 8, 2)
+    return _sized_cases(generator, sizes)
+
+
+def _observe_layer(answer: Callable, n_embd: int, n_head: int, x: Tensor) -> Iterator[tuple[str, Any]]:
+    reference = MultiHeadAttention(n_embd, n_head)
     _weights_that_matter(reference)
-    yield from _observe_attention(building.built(answer, reference, heads * head_dim, heads), x)
+    yield from _observe_attention(building.built(answer, reference, n_embd, n_head), x)
 
 
 def _wrong_layer(**wrong: Any) -> type[MultiHeadAttention]:
@@ -1021,13 +1105,25 @@ MULTI_HEAD_MODULE = Exercise(
     o_proj of that. These are the names and shapes of the course's own layer, so its weights fit into
     yours.""",
     reference=MultiHeadAttention,
-    cases=_module_cases,
+    cases=_layer_cases,
     observe=_observe_layer,
-    valid=lambda heads, head_dim, x: x.size(-1) == heads * head_dim and x.dim() == 3,
+    valid=lambda n_embd, n_head, x: n_embd % n_head == 0 and x.size(-1) == n_embd and x.dim() == 3,
     stub=MULTI_HEAD_MODULE_STUB,
     points=3,
     forbids=PROMOTED,
     mistakes=(
+        Mistake(
+            "weights not transposed",
+            _wrong_layer(transposed=""),
+            "An nn.Linear keeps its weight as [outputs, inputs] and computes x @ weight.T. The matrices here"
+            " are square, so x @ weight runs without an error; self.q_proj(x) does it right.",
+        ),
+        Mistake(
+            "o_proj not transposed",
+            _wrong_layer(transposed="qkv"),
+            "The weight of o_proj was used without .T. It is square, so nothing stops, and the result is"
+            " another; call the layer, self.o_proj(...).",
+        ),
         Mistake(
             "scaled by the whole width",
             _wrong_layer(scale_by="n_embd"),
@@ -1093,11 +1189,8 @@ def sliding_window_mask(time: int, window: int) -> Tensor:
 
 
 def _window_cases(generator: Generator) -> list[tuple]:
-    time, window = (
-        int(torch.randint(8, 12, (1,), generator=generator)),
-        int(torch.randint(3, 6, (1,), generator=generator)),
-    )
-    return [(time, window), (5, 2), (7, 3), (6, 1), (4, 9), (1, 1), (3, 3), (2, 7), (5, 4)]
+    drawn = random_int(generator, 8, 12), random_int(generator, 3, 6)
+    return [(4, 2), (4, 3), (3, 1), (3, 3), (1, 1), (2, 7), (5, 4), (7, 3), drawn]  # the first is shown
 
 
 def _wrapped_window(time: int, window: int) -> Tensor:
