@@ -128,7 +128,8 @@ def window_mlp() -> Picture:
 
 WORDS = ("the", "cat", "sat", "down")
 QUERIES = ((1.0, 0.4), (0.2, 1.6), (1.8, -0.4), (0.6, 1.2))
-KEYS = ((1.2, 0.2), (0.4, 1.8), (1.4, 0.6), (-0.4, 1.0))
+KEYS = ((1.2, 0.2), (0.4, 1.8), (1.3, 0.6), (-0.4, 1.0))
+"""With these the weights that are printed follow from the scores that are, with one digit."""
 
 
 def attention_scores() -> list[list[float]]:
