@@ -802,8 +802,8 @@ def _split_after_joining(x: Tensor, n_head: int) -> Tensor:
 SPLIT_HEADS = Exercise(
     task="""Several heads look for several things at once, each in its own share of the channels. `x` is
     float32 [batch, time, n_embd], and n_embd is n_head * head_dim. Return float32 [batch, n_head, time,
-    head_dim]: head 0 has the first head_dim channels of every position, head 1 the next ones, and so on. With
-    the heads beside the batch, one matrix product serves them all.""",
+    head_dim]: the first head has the first head_dim channels of every position, the second the next ones, and
+    so on. With the heads beside the batch, one matrix product serves them all.""",
     reference=split_heads,
     cases=_heads_cases,
     differentiable=True,
@@ -825,8 +825,8 @@ SPLIT_HEADS = Exercise(
         Mistake(
             "channels dealt out in turn",
             lambda x, n_head: x.unflatten(-1, (-1, n_head)).movedim(-1, 1),
-            "Head 0 got channels 0, n_head, 2 n_head and so on. Each head should have a block of neighbours,"
-            " as in every published model; with another order no weights from elsewhere will fit.",
+            "The first head got channels 0, n_head, 2 n_head and so on. Each head should have a block of"
+            " neighbours, as in every published model; with another order no weights from elsewhere fit.",
         ),
         Mistake(
             "heads before the batch",

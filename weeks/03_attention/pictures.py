@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from shared.course.report import COLOURS, LINES, MARKERS, LoggedRun, char_label, figure, heatmap
 
 CONTEST_LABELS = {"window-mlp": "MLP over 8 characters", "attention": "attention over 64"}
+FEW = 8
+"""Positions up to which the weights of a picture are written out as numbers."""
 
 
 def draw_cost_of_context(contexts: Sequence[int], window_weights: Sequence[int], attention: int) -> Figure:
@@ -35,6 +38,8 @@ def draw_weights(weights: Tensor, labels: Sequence[str], title: str) -> Figure:
     fig, ax = figure(7.4, 6.2)
     axes = {"xlabel": "looks at", "ylabel": "position"}
     heatmap(ax, weights.detach(), title, names, names, **axes, unit="attention weight")
+    if len(names) <= FEW:
+        _write_numbers(ax, weights.detach())
     return fig
 
 
@@ -52,13 +57,18 @@ def draw_steps_in_numbers(
         columns, xlabel = (tokens, "key") if is_of_keys else (channels, "value")
         shown = values.detach().masked_fill(values.isinf(), float("nan"))
         heatmap(ax, shown, title, columns, tokens, xlabel=xlabel, ylabel="query")
-        middle = (shown.nan_to_num().max() + shown.nan_to_num().min()).item() / 2
-        for row, column in torch.cartesian_prod(*map(torch.arange, values.shape)).tolist():
-            value = shown[row, column].item()
-            text = "-∞" if value != value else f"{value:.2f}"
-            colour = "white" if value <= middle else "black"
-            ax.text(column, row, text, ha="center", va="center", fontsize=10, color=_on(text, colour))
+        _write_numbers(ax, shown)
     return fig
+
+
+def _write_numbers(ax: Axes, shown: Tensor) -> None:
+    """Each number in its cell of a heatmap; nan is a score of minus infinity."""
+    middle = (shown.nan_to_num().max() + shown.nan_to_num().min()).item() / 2
+    for row, column in torch.cartesian_prod(*map(torch.arange, shown.shape)).tolist():
+        value = shown[row, column].item()
+        text = "-∞" if value != value else f"{value:.2f}"
+        colour = "white" if value <= middle else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=10, color=_on(text, colour))
 
 
 def _on(text: str, colour: str) -> str:
