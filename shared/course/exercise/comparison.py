@@ -84,7 +84,9 @@ def is_bounded(value: Any) -> bool:
 
 def is_all_nan(value: Any) -> bool:
     """Whether a tensor has nothing but nan in it: a result that shows nothing of what went wrong."""
-    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().all())
+    if not isinstance(value, Tensor) or is_odd(value) or not value.is_floating_point():
+        return False
+    return value.numel() > 0 and bool(value.isnan().all())
 
 
 def has_no_nan(value: Any) -> bool:
