@@ -3,7 +3,7 @@ initializing parameters, rotary positions, one step with a cache, and the whole 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -89,8 +89,8 @@ LAYER_NORM = Exercise(
                 (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * weight + bias
             ),
             "The variance was divided by n - 1, which is what x.var and x.std do unless told otherwise."
-            " LayerNorm divides by n. At width 768 the difference is small, and no published weights quite"
-            " fit.",
+            " LayerNorm divides by n. At width 768 the difference is small, and weights that were trained"
+            " with n then give slightly wrong results.",
         ),
         Mistake(
             "eps outside the root",
@@ -100,6 +100,14 @@ LAYER_NORM = Exercise(
             ),
             "eps was added to the standard deviation, not to the variance. Where the channels hardly differ,"
             " the two divide by quite different numbers.",
+        ),
+        Mistake(
+            "unbiased deviation plus eps",
+            lambda x, weight, bias, eps: (
+                (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + eps) * weight + bias
+            ),
+            "Two things in one line: x.std divides by n - 1 unless told otherwise, and eps was added to the"
+            " standard deviation. LayerNorm divides by n, and eps is added to the variance, under the root.",
         ),
         Mistake(
             "the mean is not taken away",
@@ -994,10 +1002,10 @@ INITIALIZE = Exercise(
     task="""Give a GPT the numbers that it starts from. `model` is any nn.Module made of nn.Linear,
     nn.Embedding and norms (nn.LayerNorm, nn.RMSNorm), `n_layer` its number of blocks. Fill its parameters in
     place: weights of linear layers and embeddings from a normal distribution of mean 0 and standard
-    deviation 0.02; the projections that write into the residual stream, whose names end in `o_proj` and
-    `down_proj`, with $0.02/\\sqrt{2\\, n_{\\text{layer}}}$; biases 0; the norms' weights 1 (and their
-    biases, where there are any, 0). Parameters stay the same trainable objects. Set no seed: the caller has
-    done that. Return nothing.""",
+    deviation 0.02; those of the projections that write into the residual stream, the modules whose names (in
+    `model.named_modules()`) end in `o_proj` and `down_proj`, with $0.02/\\sqrt{2\\, n_{\\text{layer}}}$;
+    biases 0; the norms' weights 1 (and their biases, where there are any, 0). Parameters stay the same
+    trainable objects. Set no seed: the caller has done that. Return nothing.""",
     reference=initialize,
     cases=_initialize_cases,
     observe=_observe_initialize,
@@ -1010,7 +1018,9 @@ INITIALIZE = Exercise(
             "the projections into the stream are not scaled",
             lambda model, n_layer: _initialize_by(model, n_layer, 1.0),
             "o_proj and down_proj have 0.02 like the rest. Each of the 2 n_layer parts then adds as much as"
-            " the others to the stream, and its variance grows with the depth.",
+            " one alone would, and the stream's variance grows with the depth. If your code asks for the two"
+            " names, does the test ever match? A module's name ends in `o_proj`, that of its parameter in"
+            " `o_proj.weight`.",
         ),
         Mistake(
             "scaled by 1/sqrt(n_layer)",
@@ -1508,7 +1518,21 @@ class _TurnedAttention(CausalSelfAttention):
         return super().forward(x, rotate=partial(rotate, start=0, theta=10000.0))
 
 
-class _ReversedBlock(Block):
+class _CheckingBlock(Block):
+    """The usual block, which says what is wrong with the `norm` that it is handed."""
+
+    def __init__(self, attn: nn.Module, mlp: nn.Module, norm: Callable[[], nn.Module]):
+        if isinstance(norm, nn.Module) or norm is make_norm:
+            what = "make_norm itself, which wants a config" if norm is make_norm else "a module"
+            raise NotRight(
+                f"the `norm` that `block` got is {what}. A block calls norm(), twice, so that each of its"
+                " norms has weights of its own: hand it a function without arguments that makes a norm,"
+                " such as partial(make_norm, config)."
+            )
+        super().__init__(attn, mlp, norm)
+
+
+class _ReversedBlock(_CheckingBlock):
     """Not the usual block, so that one sees whether the block that was handed in is used."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -1521,10 +1545,10 @@ GPT_KINDS = ("classic", "other parts", "modern")
 def _gpt_parts(kind: str) -> tuple[str, Callable[..., nn.Module], type[Block]]:
     """The preset, the attention and the block of a case."""
     if kind == "modern":
-        return "mini", _TurnedAttention, Block
+        return "mini", _TurnedAttention, _CheckingBlock
     if kind == "other parts":
         return "nano", partial(CausalSelfAttention, window=2), _ReversedBlock
-    return "nano", CausalSelfAttention, Block
+    return "nano", CausalSelfAttention, _CheckingBlock
 
 
 def _gpt_cases(generator: Generator) -> list[tuple]:
@@ -1559,6 +1583,11 @@ def _observe_gpt(
             " have the same Parameter, not a copy: self.lm_head.weight = self.token_embedding.weight."
         )
     logits = building.method(model, "forward")(idx)
+    if config.position == "learned":
+        is_right = _is_close(logits, reference(idx))
+        every = list(range(idx.size(1)))
+        read = every if is_right else _positions_read(model, partial(model.forward, idx))
+        yield "the positions that forward reads", _named(read)
     yield "the logits", logits
     if not isinstance(logits, Tensor):
         return
@@ -1585,6 +1614,9 @@ def _observe_writing(model: Any, idx: Tensor, block_size: int) -> Iterator[tuple
         if t == 0:
             than = "forward uses it at the same position: compare the two line by line."
             building.uses_every_parameter(model, logits, whole[:, :1], "step 1", than)
+        is_right = _is_close(logits, whole[:, t : t + 1])
+        read = [t] if is_right else _read_by_step(model, idx[:, t : t + 1], given)
+        yield f"the position that step {t + 1} reads", _named(read)
         yield f"the logits of step {t + 1}", logits
         yield f"the cache after step {t + 1}", [part for pair in longer for part in pair]
         _leaves_the_cache(cache, given, numbers)
@@ -1597,6 +1629,43 @@ def _observe_writing(model: Any, idx: Tensor, block_size: int) -> Iterator[tuple
             " ways."
         )
     yield from _observe_generate(model, idx, block_size - idx.size(1))
+
+
+def _is_close(logits: Any, right: Tensor) -> bool:
+    is_alike = isinstance(logits, Tensor) and (logits.shape, logits.dtype) == (right.shape, right.dtype)
+    return is_alike and torch.allclose(logits, right, atol=1e-4)
+
+
+def _named(positions: Iterable[int]) -> str:
+    """As text: the properties that the grader looks for in numbers mean nothing here."""
+    return ", ".join(map(str, positions)) or "none"
+
+
+def _read_by_step(model: Any, token: Tensor, cache: list) -> list[int]:
+    """The positions whose embeddings a step reads that goes on from the cache."""
+
+    def logits() -> Any:
+        copied = [tuple(part.clone() for part in pair) for pair in cache]
+        return model.step(token, copied)[0]
+
+    return _positions_read(model, logits)
+
+
+@torch.no_grad()
+def _positions_read(model: Any, logits_of: Callable[[], Any]) -> list[int]:
+    """The rows of position_embedding on which logits depend: each in turn changes its sign. Empty where what
+    comes back are no logits.
+    """
+    weight, before = model.position_embedding.weight, logits_of()
+    if not isinstance(before, Tensor):
+        return []
+    read = []
+    for position in range(len(weight)):
+        weight[position] *= -1
+        if not torch.allclose(logits_of(), before, atol=1e-6, equal_nan=True):
+            read.append(position)
+        weight[position] *= -1
+    return read
 
 
 def _tensors(cache: list) -> list[Tensor]:
@@ -1689,6 +1758,21 @@ class _FromOne(MiniGPT):
         return self.lm_head(self.norm(x))
 
 
+class _AllFromOne(_FromOne):
+    def _read(self, cache: Cached) -> int:
+        return super()._read(cache) + 1
+
+
+class _OnePosition(MiniGPT):
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.token_embedding(idx)
+        if self.config.position == "learned":
+            x = x + self.position_embedding.weight[idx.size(1) - 1]
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(self.norm(x))
+
+
 class _WithoutLastNorm(MiniGPT):
     def forward(self, idx: Tensor) -> Tensor:
         x = self.token_embedding(idx)
@@ -1730,6 +1814,16 @@ class _OneBehind(MiniGPT):
         return max(super()._read(cache) - 1, 0)
 
 
+class _OneTooFarLater(MiniGPT):
+    def _read(self, cache: Cached) -> int:
+        return super()._read(cache) + bool(cache)
+
+
+class _NumberOfBlocks(MiniGPT):
+    def _read(self, cache: Cached) -> int:
+        return len(cache)
+
+
 class _StepWithoutResidual(MiniGPT):
     def step(self, idx: Tensor, cache: Cached) -> tuple[Tensor, Cached]:
         x = self.token_embedding(idx) + self.position_embedding.weight[self._read(cache)]
@@ -1741,6 +1835,20 @@ class _StepWithoutResidual(MiniGPT):
             x = attn.o_proj(out.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.mlp_norm(x))
             longer.append((keys, values))
+        return self.lm_head(self.norm(x)), longer
+
+
+class _StepByBlock(MiniGPT):
+    def step(self, idx: Tensor, cache: Cached) -> tuple[Tensor, Cached]:
+        x = self.token_embedding(idx) + self.position_embedding.weight[self._read(cache)]
+        longer = []
+        for number, block in enumerate(self.blocks):
+            h = block.attn_norm(x)
+            k, v = (_heads(p(h), self.config.n_head) for p in (block.attn.k_proj, block.attn.v_proj))
+            pairs = zip(self._past(cache, number, k, v), (k, v))
+            keys, values = (torch.cat(pair, dim=2) for pair in pairs)
+            longer.append((keys, values))
+            x = block(x)
         return self.lm_head(self.norm(x)), longer
 
 
@@ -1812,14 +1920,16 @@ MINI_GPT = Exercise(
     blocks in order, norms, and returns the logits [batch, time, vocab_size].
 
     The rest is for learned positions and blocks like yours (their parts: `attn_norm`, `attn` with `q_proj`,
-    `k_proj`, `v_proj`, `o_proj`, `mlp_norm`, `mlp`). step(idx, cache) reads one token more, int64 [batch,
-    1]. The cache is an empty list at first, then a list of one pair (keys, values) for each block, each
-    [batch, n_head, past, head_dim]. It returns (logits [batch, 1, vocab_size], the longer cache); the cache
-    that it was given stays as it is. Its logits are those of forward at that position; your `decode_step`
-    does the attention. generate(idx, length) goes on with each row by the likeliest token, `length` times,
-    and returns int64 [batch, time + length], the given tokens first. It uses the cache: each position is
-    read at most once, and the last new token need not be read. time + length is at most
-    config.block_size.""",
+    `k_proj`, `v_proj`, `o_proj`, `mlp_norm`, `mlp`):
+
+    - step(idx, cache) reads one token more, int64 [batch, 1], and returns (logits [batch, 1, vocab_size],
+      the longer cache). Its logits are those of forward at that position; your `decode_step` does the
+      attention.
+    - The cache is an empty list at first, then a list of one pair (keys, values) for each block, each
+      [batch, n_head, past, head_dim]. The one that step was given stays as it is.
+    - generate(idx, length) goes on with each row by the likeliest token, `length` times, and returns int64
+      [batch, time + length], the given tokens first. It uses the cache: each position is read at most once,
+      and the last new token need not be read. time + length is at most config.block_size.""",
     reference=MiniGPT,
     cases=_gpt_cases,
     observe=_observe_gpt,
@@ -1842,6 +1952,18 @@ MINI_GPT = Exercise(
             _FromOne,
             "The first token got the embedding of position 1, and a text of block_size tokens finds none for"
             " its last. Positions count from 0: torch.arange(time).",
+        ),
+        Mistake(
+            "all positions count from 1",
+            _AllFromOne,
+            "forward and step agree with each other, and both begin at position 1. A text of block_size"
+            " tokens finds no embedding for its last, and trained weights expect the first token at 0.",
+        ),
+        Mistake(
+            "all tokens get the last one's position",
+            _OnePosition,
+            "forward adds the embedding of position time - 1 to every token, so that all stand at one place."
+            " Each has its own: rows 0 to time - 1 of the table, [time, n_embd], one for each token.",
         ),
         Mistake(
             "the last norm is missing",
@@ -1874,6 +1996,19 @@ MINI_GPT = Exercise(
             " the token stands at 0, and with n positions in it at n.",
         ),
         Mistake(
+            "positions in step are one too far after the first",
+            _OneTooFarLater,
+            "The first token stands at 0, which is right, and each later one was taken for the one behind it."
+            " Where the cache holds n positions, they are 0 to n - 1, and the new token stands at n:"
+            " cache[0][0].size(2), without + 1.",
+        ),
+        Mistake(
+            "the number of blocks is taken for the position",
+            _NumberOfBlocks,
+            "The cache is a list of one pair for each block, so len(cache) is the number of blocks, the same"
+            " in every step. How far the text has come stands in the shape of the keys: cache[0][0].size(2).",
+        ),
+        Mistake(
             "positions in step lag behind",
             _OneBehind,
             "step gives a token the position of the last one in the cache, cache[0][0].size(2) - 1. It stands"
@@ -1888,6 +2023,13 @@ MINI_GPT = Exercise(
             "step forgets the past",
             _Forgetful,
             "step does not use the keys and values in the cache, so each token sees itself alone.",
+        ),
+        Mistake(
+            "step calls the block",
+            _StepByBlock,
+            "step fills the cache and then calls block(x), whose attention does not know of it: handed one"
+            " position, it sees that token alone. Go through the block's parts, with `decode_step` in the"
+            " place of its attention.",
         ),
         Mistake(
             "all blocks read the first block's cache",
