@@ -188,11 +188,15 @@ def logged_losses(runs: Mapping[str, LoggedRun], title: str) -> Figure:
 
 def speedrun_losses(runs: Mapping[str, LoggedRun], target: float) -> Figure:
     """The validation losses of runs that reached the target, by their steps, operations and CPU time."""
-    measures = {"target_step": "steps", "target_flops": "operations", "target_cpu_seconds": "CPU seconds"}
+    measures = {
+        "target_step": ("steps", 1),
+        "target_flops": ("operations (millions of millions)", 1e12),
+        "target_cpu_seconds": ("CPU seconds", 1),
+    }
     fig, axes = figure(11, 4, ncols=len(measures), sharey=True)
-    for ax, (measure, xlabel) in zip(axes, measures.items()):
+    for ax, (measure, (xlabel, unit)) in zip(axes, measures.items()):
         for i, (name, run) in enumerate(runs.items()):
-            a_step = run.summary[measure] / run.summary["target_step"]
+            a_step = run.summary[measure] / run.summary["target_step"] / unit
             steps, losses = run.series("val_loss", "step")
             style = dict(color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i % 4])
             ax.plot([step * a_step for step in steps], losses, linewidth=2, label=name, **style)
