@@ -5,6 +5,7 @@ A week's `exercises.py` makes a list EXERCISES of these.
 """
 
 import ast
+import copy
 import inspect
 import re
 import textwrap
@@ -54,6 +55,7 @@ class Mistake:
     name: str
     """Short, as one would say it: "mask after the softmax"."""
     function: Answer
+    """It may crash: an answer that crashes with the same words, but for the numbers in them, is this mistake."""
     why: str
     """What is wrong with it and why it matters: a sentence or two, told to the learner."""
 
@@ -136,6 +138,14 @@ class Exercise:
             yield from self.observe(answer, *arguments)
         except NotRight as error:
             yield SAID, Sentence(str(error))
+
+    def crash(self, answer: Answer, arguments: tuple) -> tuple[type, Sentence] | None:
+        """The error that an answer ends with on a case; two are equal where they differ in numbers alone."""
+        try:
+            self.seen(answer, copy.deepcopy(arguments))
+        except Exception as error:
+            return type(error), Sentence(error)
+        return None
 
     def is_untouched(self, answer: Answer, source: str | None) -> bool:
         """Whether the answer is still the stub. source: its own, where that is known."""

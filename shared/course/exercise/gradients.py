@@ -14,6 +14,10 @@ DETACHED = (
     " nothing through it. .item(), float(x), .detach(), .numpy(), torch.tensor(x) and torch.no_grad() cut the"
     " graph."
 )
+OVERWRITES = (
+    " One remark: it writes into a tensor that the gradient needs, so no model can be trained through it. An"
+    " operation that returns a new tensor (torch.stack, x + y) can be."
+)
 NOT_FINITE = (
     "the values are right, but the gradient of `{}` is nan or infinite. Something on the way overflows, as"
     " exp of a large number does: 1 / inf is 0, and its gradient is 0 times inf, which is nan."

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from shared.course.exercise.comparison import (
+    LOOSE,
     alike_in_type,
     difference,
     has_no_nan,
@@ -25,15 +26,23 @@ from shared.course.exercise.comparison import (
     same,
 )
 from shared.course.exercise.definition import SAID, Answer, Exercise, Mistake, Sentence
-from shared.course.exercise.gradients import Gradients, gradients, where_detached, where_overflowing
+from shared.course.exercise.gradients import (
+    OVERWRITES,
+    Gradients,
+    gradients,
+    where_detached,
+    where_overflowing,
+)
 from shared.course.exercise.properties import Evidence, Failure, property_of
 from shared.course.exercise.running import (
     SECONDS,
     Calls,
     TimeUpError,
     capped,
+    changes_the_program,
     kept,
     left_alone,
+    parameters_of,
     printing_a_little,
     says_unwritten,
     stopwatch,
@@ -45,12 +54,6 @@ from shared.runtime import clock
 
 OTHER_CASES = 1000
 """Added to the seed for the cases that a right answer is tried on once more."""
-OVERWRITES = (
-    " One remark: it writes into a tensor that the gradient needs, so no model can be trained through it. An"
-    " operation that returns a new tensor (torch.stack, x + y) can be."
-)
-LOOSE = 2e-3
-"""Within which a result may be that of a known mistake, made in another way."""
 
 
 @dataclass
@@ -124,7 +127,7 @@ class _Grading:
         with left_alone(changed), printing_a_little():
             verdict = self._tried(calls)
         if changed and (verdict is None or verdict.kind != "time"):
-            return self._verdict("program", _changes_the_program(changed))
+            return self._verdict("program", changes_the_program(changed))
         if verdict is not None:
             return verdict
         # What the answer prints is shown once, not for every try, and so is what PyTorch warns of.
@@ -177,6 +180,12 @@ class _Grading:
         signature = self._wrong_signature()
         if signature:
             return self._verdict("crash", signature)
+        mistake, wrong = None, []
+        with redirect_stdout(io.StringIO()), suppress(TimeUpError):
+            mistake, wrong = capped(self.seconds, self._crashing_mistake, trial, error)
+            if mistake is not None and wrong:
+                what = _first_difference(wrong, self.tolerance)
+                return capped(self.seconds, self._mistaken, mistake, wrong, what)
         found: list[tuple[tuple, BaseException]] = [(trial.arguments, error)]
 
         def crashes(arguments: tuple) -> bool:
@@ -195,7 +204,27 @@ class _Grading:
                 capped(self.seconds, smallest, trial.arguments, crashes)
         arguments, last = found[-1]
         case = self._case(arguments, "", error=where(last, self.answer))
+        if mistake is not None:
+            return self._verdict("mistake", _known(mistake), case, mistake.name)
         return self._verdict("crash", f"it crashed on case {number} of {len(self.trials)}.", case)
+
+    def _crashing_mistake(self, crashed: _Trial, error: BaseException) -> tuple[Mistake | None, list[_Trial]]:
+        """The mistake that crashes with the same words; or the one that does the same wherever the answer
+        ends, and the cases that show it.
+        """
+        for mistake in self.exercise.mistakes:
+            if self.exercise.crash(mistake.function, crashed.arguments) == (type(error), Sentence(error)):
+                return mistake, []
+        ended = []
+        for trial in self.trials:
+            with suppress(Exception, SystemExit):
+                trial.seen = self._yours(copy.deepcopy(trial.arguments))
+                ended.append(trial)
+        wrong = [trial for trial in ended if not self._is_right(trial)]
+        for mistake in self.exercise.mistakes if wrong else ():
+            if self._does_the_same(mistake, ended, self.tolerance) and self._tells_apart(mistake, wrong):
+                return mistake, wrong
+        return None, []
 
     def _wrong_signature(self) -> str | None:
         """What is wrong with the number of the answer's arguments, if that is what makes it crash."""
@@ -205,7 +234,7 @@ class _Grading:
         try:
             inspect.signature(self.answer).bind(*wanted)
         except TypeError:
-            own = _parameters_of(self.answer)
+            own = parameters_of(self.answer)
             return own and f"it takes {own}, and the task calls it with ({', '.join(wanted)})."
         except ValueError:  # a built-in function without a signature
             return None
@@ -345,12 +374,11 @@ class _Grading:
 
     def _does_the_same(self, mistake: Mistake, trials: Sequence[_Trial], tolerance: float) -> bool:
         for trial in trials:
-            seen = loosened(trial.seen) if tolerance == LOOSE else trial.seen
+            seen = loosened(trial.seen, tolerance)
             made = set()
             try:
                 for what, value in self.exercise.looks(mistake.function, copy.deepcopy(trial.arguments)):
-                    value = loosened(value) if tolerance == LOOSE else value
-                    if what not in seen or not same(seen[what], value, tolerance):
+                    if what not in seen or not same(seen[what], loosened(value, tolerance), tolerance):
                         return False  # what comes behind it makes it no more alike
                     made.add(what)
             except Exception:
@@ -427,7 +455,7 @@ class _Grading:
                 made = self.exercise.seen(mistake.function, copy.deepcopy(arguments), what)
             except Exception:
                 return False
-            return same(loosened(yours.get(what)), loosened(made.get(what)), LOOSE)
+            return same(loosened(yours.get(what), LOOSE), loosened(made.get(what), LOOSE), LOOSE)
 
         start = min(telling or candidates or failed, key=lambda trial: size(trial.arguments)).arguments
         if what == SAID:  # a law is broken: there is no result to compare
@@ -463,24 +491,6 @@ class _Grading:
 
 def _known(mistake: Mistake) -> str:
     return f"this looks like a known mistake: {mistake.name}.\n{mistake.why}"
-
-
-def _changes_the_program(changed: Sequence[str]) -> str:
-    names = ", ".join(f"`{name}`" for name in dict.fromkeys(changed))
-    return (
-        f"it changes {names} for the whole program, and for the grader. It was put back: everything that an"
-        " answer needs to know comes in through its arguments."
-    )
-
-
-def _parameters_of(answer: Answer) -> str | None:
-    """What a function takes, in brackets, without types; None where it does not say."""
-    try:
-        signature = inspect.signature(answer)
-    except (TypeError, ValueError):
-        return None
-    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
 
 
 def _first_difference(failed: Sequence[_Trial], tolerance: float) -> str:

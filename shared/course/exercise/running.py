@@ -327,3 +327,22 @@ def says_unwritten(error: NotImplementedError, answer: Any) -> bool:
     last = traceback.extract_tb(error.__traceback__)[-1]
     is_own = last in [line for line, _ in _own_frames(error, answer)]
     return is_own and (not last.line or "raise NotImplementedError" in last.line)
+
+
+def parameters_of(answer: Callable[..., Any]) -> str | None:
+    """What a function takes, in brackets, without types; None where it does not say."""
+    try:
+        signature = inspect.signature(answer)
+    except (TypeError, ValueError):
+        return None
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
+
+
+def changes_the_program(changed: Sequence[str]) -> str:
+    """What is said of an answer that changed what all of a program uses. changed: the names."""
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(changed))
+    return (
+        f"it changes {names} for the whole program, and for the grader. It was put back: everything that an"
+        " answer needs to know comes in through its arguments."
+    )
