@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from shared.course.exercise import Exercise, Mistake, NotRight, building
+from shared.course.exercise.comparison import same
 from shared.data.corpus import TokenDataset
 from shared.evaluation import bits_per_byte, cross_entropy
 from shared.models.bigram import BigramConfig, BigramModel, bigram_probabilities, count_bigrams
@@ -183,6 +184,18 @@ ROW_PROBABILITIES = Exercise(
             " probability of b once a is given, so each row has to sum to 1 by itself.",
         ),
         Mistake(
+            "all counts below, without the smoothing",
+            lambda counts, smoothing: (counts + smoothing) / counts.sum(),
+            "Every row was divided by one number, the sum of all counts before smoothing. The rows do not sum"
+            " to 1: each has to be divided by its own sum, that of the smoothed counts.",
+        ),
+        Mistake(
+            "the row's sum before smoothing",
+            lambda counts, smoothing: (counts + smoothing) / counts.sum(dim=1, keepdim=True),
+            "Each row was divided by the sum of its counts before `smoothing` was added, so it sums to more"
+            " than 1, and a row without counts is divided by 0. Take the sum of the smoothed counts.",
+        ),
+        Mistake(
             "no smoothing",
             lambda counts, smoothing: _rows(counts.float()),
             "The smoothing was not used. A pair never seen gets probability 0 and an infinite loss, and a row"
@@ -251,6 +264,20 @@ def _overflowing_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return -_picked(powers / powers.sum(-1, keepdim=True), targets).log().mean()
 
 
+def _rows_unflattened(logits: Tensor, targets: Tensor) -> Tensor:
+    return -logits.log_softmax(-1)[torch.arange(targets.numel()), targets.flatten()].mean()
+
+
+def _targets_unflattened(logits: Tensor, targets: Tensor) -> Tensor:
+    return -logits.log_softmax(-1).flatten(0, 1)[torch.arange(targets.numel()), targets].mean()
+
+
+SIDE_BY_SIDE = (
+    "Two lists of places, rows[torch.arange(n), places], are read side by side, one pair for each number"
+    " that is picked. Here n is batch * time, so the rows have to be [batch * time, vocab_size],"
+    " logits.flatten(0, 1), and the places [batch * time], targets.flatten()."
+)
+
 TOKEN_LOSS = Exercise(
     task="""Write the cross-entropy by hand, without F.cross_entropy: it is the number that every later week
     makes smaller. `logits` is float32 [batch, time, vocab_size], `targets` int64 [batch, time] holds the
@@ -263,6 +290,14 @@ TOKEN_LOSS = Exercise(
     differentiable=True,
     tolerance=1e-4,
     mistakes=(
+        Mistake("the rows are not flattened before they are indexed", _rows_unflattened, SIDE_BY_SIDE),
+        Mistake("the targets are not flattened before they are an index", _targets_unflattened, SIDE_BY_SIDE),
+        Mistake(
+            "gather's index lacks a dimension",
+            lambda logits, targets: -logits.log_softmax(-1).gather(-1, targets).mean(),
+            "gather wants an index with as many dimensions as what it picks from: [batch, time, 1] for"
+            " [batch, time, vocab_size], which is targets.unsqueeze(-1).",
+        ),
         Mistake(
             "the logarithm is missing",
             lambda logits, targets: -_picked(logits.softmax(-1), targets).mean(),
@@ -369,6 +404,10 @@ def _bits_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+def _log2(loss: float) -> float:
+    return math.log2(loss) if loss > 0 else -math.inf  # without the crash at 0: the other cases show more
+
+
 LOSS_IN_BITS_PER_BYTE = Exercise(
     task="""A loss in nats per token cannot be compared between models with different tokenizers: a long token
     is harder to guess than a letter. Bits per byte can. `loss` is the mean loss in nats per token, `tokens`
@@ -382,6 +421,12 @@ LOSS_IN_BITS_PER_BYTE = Exercise(
             lambda loss, tokens, text_bytes: loss * tokens / text_bytes,
             "This is nats per byte. A bit is the smaller unit, ln 2 = 0.693 nats, so the same loss is a"
             " larger number of bits.",
+        ),
+        Mistake(
+            "the logarithm of the loss",
+            lambda loss, tokens, text_bytes: _log2(loss) * tokens / text_bytes,
+            "A logarithm was taken of the loss. The loss is a mean of logarithms already, and another unit is"
+            " only another factor: one bit is ln(2) nats, so divide by math.log(2).",
         ),
         Mistake(
             "multiplied by ln 2",
@@ -430,12 +475,13 @@ def _inputs_cases(generator: Generator) -> list[tuple]:
         return _tokens(generator, length, vocab_size), starts, block_size
 
     return [
+        (np.arange(10, dtype=np.uint16), [0, 5], 4),  # the first and the last that fits
+        (np.arange(12, dtype=np.uint16), [3, 1], 4),  # room for two windows, one after the other
         case(50, 65, 3, 8),
         case(30, 200, 5, 4),
         case(20, 10, 1, 6),
         case(20, 90, 4, 1),
         case(30, 60_000, 3, 5),  # ids that int16 has no room for
-        (np.arange(10, dtype=np.uint16), [0, 5], 4),  # the first and the last that fits
         (np.arange(7, dtype=np.uint16), [2], 3),
     ]
 
@@ -459,6 +505,12 @@ def _without_first_and_last(tokens: np.ndarray, starts: list[int], block_size: i
     return x[:, :-1], x[:, 1:]
 
 
+def _next_window(tokens: np.ndarray, starts: list[int], block_size: int) -> tuple[Tensor, Tensor]:
+    x, _ = _cut(tokens, starts, block_size)
+    windows = [tokens[start + block_size : start + 2 * block_size] for start in starts]
+    return x, torch.from_numpy(np.array(windows).astype(np.int64))  # at the end of the text they are short
+
+
 INPUTS_AND_TARGETS = Exercise(
     task="""A language model gets its labels for free: the target of a position is the token that comes next.
     `tokens` is a uint16 array, `starts` a list of places in it. Cut a window of `block_size` tokens from each
@@ -480,6 +532,12 @@ INPUTS_AND_TARGETS = Exercise(
             lambda tokens, starts, block_size: _cut(tokens, starts, block_size, y_from=-1),
             "y holds the token before each input, not the one after it. The model would learn to write"
             " backwards, and at start 0 the target even comes from the end of the text.",
+        ),
+        Mistake(
+            "the targets are the next window",
+            _next_window,
+            "y begins where x ends: it holds the block_size tokens after the window. The target of a position"
+            " is the very next token, so y is x's window moved on by one place.",
         ),
         Mistake(
             "the last target is the window's first token",
@@ -538,7 +596,6 @@ TEMPERATURE_PROBABILITIES = Exercise(
     the likely tokens gain, above 1 all tokens come closer together.""",
     reference=temperature_probabilities,
     cases=_temperature_cases,
-    differentiable=True,
     mistakes=(
         Mistake(
             "multiplied instead of divided",
@@ -764,6 +821,13 @@ def _write_likeliest(probabilities: Tensor, start: int, length: int, generator: 
     return tokens
 
 
+def _write_tensors(probabilities: Tensor, start: int, length: int, generator: Generator) -> list:
+    tokens: list = [start]
+    for _ in range(length):
+        tokens.append(torch.multinomial(probabilities[tokens[-1]], 1, generator=generator))
+    return tokens
+
+
 def _write_backwards(probabilities: Tensor, start: int, length: int, generator: Generator) -> list[int]:
     return write(probabilities.T.clamp_min(0), start, length, generator)
 
@@ -796,6 +860,13 @@ WRITE = Exercise(
             _write_likeliest,
             "The largest probability was taken each time instead of a draw. Such a text falls into a circle"
             " after a few characters.",
+        ),
+        Mistake(
+            "a tensor in the list",
+            _write_tensors,
+            "torch.multinomial gives a tensor of shape [1], and that went into the list. As an index it picks"
+            " a table of one row where a row is wanted, one dimension more with each draw. .item() or"
+            " int(...) makes a number of it.",
         ),
         Mistake(
             "the start is missing",
@@ -886,29 +957,26 @@ def _observe_bigram(answer: Callable, vocab_size: int, idx: Tensor) -> Iterator[
     logits = building.method(module, "forward")(idx)
     yield "the logits", logits
     yield from building.gradients_of(module, building.weighted(logits))
-    if fresh.table.weight.std() < 0.01:
-        raise NotRight(
-            "the result is right, but a new table is nearly zero. N(0, 0.02²) names the variance: the"
-            " standard deviation is 0.02, nn.init.normal_(self.table.weight, std=0.02)."
-        )
-    if fresh.table.weight.std() > 0.2:
-        raise NotRight(
-            "the result is right, but a new table begins with numbers as large as 1 (nn.Embedding draws them"
-            " from N(0, 1)). Its first guesses are then wrong with confidence, and the first loss is above"
-            " ln V. Make them small: nn.init.normal_(self.table.weight, std=0.02)."
-        )
     yield "the shape that generate gives", list(building.method(module, "generate")(idx, 2).shape)
-    yield from _observe_generate(module, vocab_size)
+    written = _written_on_a_circle(module, idx)
+    yield "generate(idx, 4) where a + 1 follows a", written
+    _draws_from_its_table(module)
+    if same(logits, reference(idx), 1e-5) and same(written, _written_on_a_circle(reference, idx), 0):
+        _begins_small(fresh.table.weight)
 
 
-def _observe_generate(module: Any, vocab_size: int) -> Iterator[tuple[str, Any]]:
-    """On a table in which each token has one successor, then on one that leaves a choice."""
+def _written_on_a_circle(module: Any, idx: Tensor) -> Tensor:
+    """What follows idx where nothing is left to chance: after the last token comes the first."""
     with torch.no_grad():
         kept = module.table.weight.clone()
-        module.table.weight.copy_(100 * torch.eye(vocab_size).roll(1, 1))
-        start = torch.tensor([[0], [vocab_size - 1]])
-        yield "what generate writes", module.generate(start, 4, Generator().manual_seed(0))
+        module.table.weight.copy_(100 * torch.eye(len(kept)).roll(1, 1))
+        written = module.generate(idx, 4, Generator().manual_seed(0))
         module.table.weight.copy_(kept)
+    return written
+
+
+def _draws_from_its_table(module: Any) -> None:
+    """Raises NotRight where generate does not draw, by the generator, what the table's first row says."""
     many = torch.zeros(3000, 1, dtype=torch.int64)
     drawn = module.generate(many, 1, Generator().manual_seed(0))[:, -1]
     again = module.generate(many, 1, Generator().manual_seed(0))[:, -1]
@@ -916,8 +984,23 @@ def _observe_generate(module: Any, vocab_size: int) -> Iterator[tuple[str, Any]]
         raise NotRight(
             "generate writes another text each time for the same generator: hand it to torch.multinomial."
         )
-    counts = drawn.bincount(minlength=vocab_size)
-    building.follows(counts, kept[0].softmax(0), "what generate draws")
+    first_row = module.table.weight.detach()[0].softmax(0)
+    building.follows(drawn.bincount(minlength=len(first_row)), first_row, "what generate draws after token 0")
+
+
+def _begins_small(table: Tensor) -> None:
+    """Raises NotRight where a new table's numbers are not those of N(0, 0.02²)."""
+    if table.std() < 0.01:
+        raise NotRight(
+            "forward and generate are right, but a new table is nearly zero. N(0, 0.02²) names the variance:"
+            " the standard deviation is 0.02, nn.init.normal_(self.table.weight, std=0.02)."
+        )
+    if table.std() > 0.2:
+        raise NotRight(
+            "forward and generate are right, but a new table begins with numbers as large as 1 (nn.Embedding"
+            " draws them from N(0, 1)). Its first guesses are then wrong with confidence, and the first loss"
+            " is above ln V. Make them small: nn.init.normal_(self.table.weight, std=0.02)."
+        )
 
 
 class _LinearBigram(Bigram):
@@ -982,6 +1065,14 @@ class _OneDrawForAll(Bigram):
             p = self(idx)[0, -1].softmax(-1)
             drawn = torch.multinomial(p, 1, generator=generator)
             idx = torch.cat([idx, drawn.expand(len(idx), 1)], dim=1)
+        return idx
+
+
+class _FromPositionZero(Bigram):
+    def generate(self, idx: Tensor, length: int, generator: Generator | None = None) -> Tensor:
+        for _ in range(length):
+            p = self(idx)[:, 0].softmax(-1)
+            idx = torch.cat([idx, torch.multinomial(p, 1, generator=generator)], dim=1)
         return idx
 
 
@@ -1058,6 +1149,12 @@ BIGRAM = Exercise(
             "generate draws one token, from the first row's distribution, and gives it to all rows of the"
             " batch. Each row goes on by itself: torch.multinomial draws for all rows of a [batch,"
             " vocab_size] at once.",
+        ),
+        Mistake(
+            "generate looks at position 0",
+            _FromPositionZero,
+            "In generate the logits were taken at position 0 instead of the last, -1. So every draw comes"
+            " from the row of the text's first token, and what was drawn since plays no part.",
         ),
         Mistake(
             "generate draws everything from the last given token",
@@ -1187,6 +1284,19 @@ TRAINING_STEP = Exercise(
             _zeroed_too_late,
             "The loss is right, but the model is as before. loss.backward() and optimizer.step() belong here,"
             " in this order, and zero_grad before them: between the two it clears what was just computed.",
+        ),
+        Mistake(
+            "logits and targets are not flattened",
+            _stepping(F.cross_entropy),
+            "F.cross_entropy takes the dimension after the first for the classes, and in [batch, time,"
+            " vocab_size] that is time. Give it a row of logits for each position, .flatten(0, 1), and the"
+            " targets in one line, y.flatten().",
+        ),
+        Mistake(
+            "the targets are not flattened",
+            _stepping(lambda logits, y: F.cross_entropy(logits.flatten(0, 1), y)),
+            "The logits are [batch * time, vocab_size], and the targets still [batch, time]. F.cross_entropy"
+            " wants one target for each row of logits: y.flatten().",
         ),
         Mistake(
             "only the last position",
