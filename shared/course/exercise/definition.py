@@ -55,7 +55,7 @@ class Mistake:
     name: str
     """Short, as one would say it: "mask after the softmax"."""
     function: Answer
-    """It may crash: an answer that crashes with the same words, but for the numbers in them, is this mistake."""
+    """It may crash; an answer that crashes with the same words, numbers apart, is then this mistake."""
     why: str
     """What is wrong with it and why it matters: a sentence or two, told to the learner."""
 

@@ -180,7 +180,7 @@ class _Grading:
         signature = self._wrong_signature()
         if signature:
             return self._verdict("crash", signature)
-        mistake, wrong = None, []
+        mistake = None
         with redirect_stdout(io.StringIO()), suppress(TimeUpError):
             mistake, wrong = capped(self.seconds, self._crashing_mistake, trial, error)
             if mistake is not None and wrong:
