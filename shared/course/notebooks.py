@@ -9,6 +9,7 @@ solved is kept elsewhere (see `exercise/answers.py`), and is put into a new copy
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -37,10 +38,15 @@ class Notebooks:
     """Weeks whose copy is made anew from the present lesson; the old one is kept beside it."""
     browser: bool = True
     """Open the browser. Without it, JupyterLab's address is printed."""
+    allow_root: bool = False
+    """Run as root, as in a container, which JupyterLab refuses otherwise."""
 
 
 def notebooks(settings: Notebooks) -> None:
-    """Makes the copies that are missing and the start page, and runs JupyterLab until it is stopped."""
+    """Makes the copies that are missing and the start page, and runs JupyterLab until it is stopped.
+
+    Raises ValueError, with the cure, where JupyterLab does not run and the user is root.
+    """
     for topic in TOPICS:
         copy_lesson(topic, anew=int(topic[:2]) in settings.fresh)
     write_atomically(ROOT / START, start_page())
@@ -51,7 +57,21 @@ def notebooks(settings: Notebooks) -> None:
     ]
     if not settings.browser:
         command.append("--no-browser")
-    subprocess.run(command, cwd=ROOT, check=True)
+    if settings.allow_root:
+        command.append("--allow-root")
+    exit_status = subprocess.run(command, cwd=ROOT).returncode
+    if exit_status and is_root() and not settings.allow_root:
+        raise ValueError(
+            "JupyterLab does not run as root. In a container, where that is no danger:"
+            f" {sys.executable} -m shared.course notebooks --allow-root --no-browser"
+        )
+    if exit_status:  # JupyterLab has said why
+        raise SystemExit(exit_status)
+
+
+def is_root() -> bool:
+    """Whether this process may do everything; never on Windows, which has no such user."""
+    return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def copy_lesson(topic: str, anew: bool = False) -> Path:
@@ -134,9 +154,11 @@ These are your own copies (`my_notebook.ipynb` in each week's folder): write in 
 have solved is kept in your home folder, in `.llm-weeks/answers`, and goes with you to a new copy or a new
 clone. `git pull` brings new lessons and leaves your copies alone.
 
-After a lesson, run its script with your own code, in a terminal (File, New, Terminal):
+After a lesson, run its script with your own code, in a terminal (File, New, Terminal) in the repository's
+folder, with the environment active:
 
 ```sh
+source .venv/bin/activate             # Windows: .venv\\Scripts\\activate
 python weeks/01_bigram/run.py --mine
 python -m shared.course status
 ```

@@ -97,13 +97,43 @@ def test_names_are_read_without_running_what_they_name():
         assert week_module.exercise_names(week.folder) == list(week.exercises)
 
 
+@pytest.fixture
+def started(course, monkeypatch):
+    """What was started, with its options; each ends with the status `started.status`."""
+
+    class Started(list):
+        status = 0
+
+        def run(self, command, **options):
+            self.append((command, options))
+            return subprocess.CompletedProcess(command, self.status)
+
+    calls = Started()
+    monkeypatch.setattr(subprocess, "run", calls.run)
+    return calls
+
+
 @pytest.mark.parametrize("browser", [True, False])
-def test_jupyterlab_opens_on_the_start_page(course, monkeypatch, browser):
-    started = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: started.append((command, options)))
+def test_jupyterlab_opens_on_the_start_page(course, started, browser):
     notebooks.notebooks(notebooks.Notebooks(browser=browser))
     ((command, options),) = started
     assert command[1:4] == ["-m", "jupyter", "lab"] and options["cwd"] == course.parents[1]
     assert "--LabApp.default_url=/lab/tree/weeks/start.md" in command
     assert ("--no-browser" in command) == (not browser)
     assert (course / "my_notebook.ipynb").exists() and (course.parent / "start.md").exists()
+
+
+def test_as_root_the_cure_is_named(started, monkeypatch):
+    monkeypatch.setattr(notebooks, "is_root", lambda: True)
+    started.status = 1
+    with pytest.raises(ValueError, match="-m shared.course notebooks --allow-root --no-browser$"):
+        notebooks.notebooks(notebooks.Notebooks())
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_a_failure_that_jupyterlab_explains_ends_with_its_status(started, monkeypatch, root):
+    monkeypatch.setattr(notebooks, "is_root", lambda: root)
+    started.status = 3
+    with pytest.raises(SystemExit, match="^3$"):
+        notebooks.notebooks(notebooks.Notebooks(allow_root=root))
+    assert ("--allow-root" in started[0][0]) == root
