@@ -221,14 +221,14 @@ def heatmap(
     ylabel: str,
     unit: str | None = None,
 ) -> None:
-    """A matrix as colours on `ax`, each row and column named.
+    """A matrix as colours on `ax`, each row and column named; nan is white.
 
     unit: labels the colour bar; None leaves the bar out.
     """
     with style():
         image = ax.imshow(np.asarray(values), cmap="viridis", aspect="auto", interpolation="nearest")
         ax.grid(False)
-        size = 9 if len(xlabels) <= 40 else 6
+        size = 9 if len(xlabels) <= 40 else 8
         ax.set_xticks(range(len(xlabels)), xlabels, fontsize=size, family="monospace")
         ax.set_yticks(range(len(ylabels)), ylabels, fontsize=size, family="monospace")
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -286,13 +286,6 @@ def ladder(path: Path, data: str, mine: bool) -> Path | None:
     if not any(measured):
         return None
     return save_figure(_ladder_figure(measured, data), path)
-
-
-def ladder_so_far(topic: str, bits_per_byte: float, data: str) -> Figure:
-    """The ladder up to a week, for its notebook: the course's runs on `data`, and the learner's figure."""
-    course = _bits_per_byte("reference", data)
-    so_far = {week: bits for week, bits in course.items() if week <= topic}
-    return _ladder_figure([so_far, {topic: bits_per_byte}], data)
 
 
 def _ladder_figure(measured: Sequence[Mapping[str, float]], data: str) -> Figure:

@@ -21,17 +21,17 @@ def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     runs, reference = read_runs(logs), reference_for(logs)
     chars = [char_label(c) for c in runs["counts"].artifacts["chars"]]
-    fig, ax = figure(11, 10)
+    fig, ax = figure(12, 11)
     counts = runs["counts"].artifacts["counts"]
     heatmap(
         ax,
-        [[math.log10(n + 1) for n in row] for row in counts],
-        "How often each character follows each",
+        [[math.log10(n) if n else math.nan for n in row] for row in counts],
+        "How often each character follows each (white: never)",
         chars,
         chars,
         xlabel="next character",
         ylabel="present character",
-        unit="log10(count + 1)",
+        unit="log10(count)",
     )
     heat = save_figure(fig, out / "counts.png")
     loss = curves(

@@ -27,33 +27,35 @@ def what_comes_next(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def table_of_pairs(counts: Tensor, chars: Sequence[str]) -> Figure:
-    """How often each character follows each, on a logarithmic scale of colours."""
+    """How often each character follows each, on a logarithmic scale of colours; what never does is white."""
     labels = [char_label(c) for c in chars]
     with style():
-        fig, ax = figure(11, 10)
+        fig, ax = figure(12, 11)
         heatmap(
             ax,
-            (counts + 1).log10(),
-            "How often each character follows each",
+            counts.double().log10().masked_fill(counts == 0, math.nan),
+            "How often each character follows each (white: never)",
             labels,
             labels,
             xlabel="next character",
             ylabel="present character",
-            unit="log10(count + 1)",
+            unit="log10(count)",
         )
         return fig
 
 
-def row_as_bars(rows: Mapping[str, Tensor], chars: Sequence[str], after: str, shown: int = 12) -> Figure:
-    """Distributions after one character, side by side. rows: by title; ordered by the first."""
-    order = next(iter(rows.values())).argsort(descending=True, stable=True)[:shown]
+def row_as_bars(
+    rows: Mapping[str, Tensor], chars: Sequence[str], after: str, ylabel: str = "probability"
+) -> Figure:
+    """The twelve likeliest characters after one, side by side. rows: by title; ordered by the first."""
+    order = next(iter(rows.values())).argsort(descending=True, stable=True)[:12]
     with style():
         fig, axes = figure(max(8, 3.7 * len(rows)), 3.4, ncols=len(rows), sharey=True, squeeze=False)
         for ax, colour, (title, row) in zip(axes[0], COLOURS, rows.items()):
             ax.bar([char_label(chars[int(i)]) for i in order], row[order].tolist(), color=colour)
             ax.grid(axis="x")
             ax.set(title=title, xlabel=f"next character after {char_label(after)}")
-        axes[0][0].set_ylabel("probability")
+        axes[0][0].set_ylabel(ylabel)
         return fig
 
 
@@ -136,7 +138,8 @@ def descent(train_loss: Sequence[float], counting: float, network: float, vocab_
     """The loss of each training batch, with the validation losses of both ways to the table."""
     with style():
         fig, ax = figure(8, 4)
-        ax.plot(train_loss, color=COLOURS[0], linewidth=1.2, label="network, training batches")
+        steps = range(1, len(train_loss) + 1)
+        ax.plot(steps, train_loss, color=COLOURS[0], linewidth=1.2, label="network, training batches")
         uniform = math.log(vocab_size)
         ax.axhline(uniform, color=COLOURS[7], linestyle="--", label=f"ln V: {uniform:.3f}")
         label = f"counting, validation: {counting:.3f}"
@@ -145,7 +148,8 @@ def descent(train_loss: Sequence[float], counting: float, network: float, vocab_
         ax.plot(len(train_loss), network, "D", color=COLOURS[2], markersize=8, label=label)
         ax.set(
             title="Gradient descent approaches the counted table",
-            xlabel="step",
+            xlabel="step (each mark on the axis: ten times as many)",
+            xscale="log",
             ylabel="loss (nats per character)",
         )
         ax.legend(frameon=False)
