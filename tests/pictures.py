@@ -39,7 +39,7 @@ def data_of(ax: Axes) -> list[np.ndarray]:
     drawn = [np.asarray(line.get_xydata(), dtype=float) for line in ax.lines]
     drawn += [np.asarray(points.get_offsets(), dtype=float) for points in ax.collections]
     drawn += [np.asarray(patch.get_extents().size)[None] for patch in ax.patches]
-    drawn += [np.asarray(image.get_array(), dtype=float) for image in ax.images]
+    drawn += [np.asarray(image.get_array(), dtype=float).reshape(-1, 1) for image in ax.images]
     finite = [rows[np.isfinite(rows).all(axis=-1)] for rows in drawn]
     return [rows for rows in finite if rows.size and np.any(rows)]
 
