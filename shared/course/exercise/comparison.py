@@ -349,19 +349,6 @@ def type_of(value: Any) -> str:
     return "function" if callable(value) else type(value).__name__
 
 
-def loosened(value: Any) -> Any:
-    """A result whose type says less, to be compared loosely: another float type, a list for a tuple."""
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            return value.detach()
-        return value.detach().double() if value.is_floating_point() else value.detach().long()
-    if isinstance(value, dict):
-        return {key: loosened(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [loosened(part) for part in value]
-    return value
-
-
 def alike_in_type(yours: Any, right: Any, tolerance: float) -> bool:
     """Whether a result is of the right type and shape, or its first part that is wrong is."""
     if isinstance(right, Tensor) and isinstance(yours, Tensor):

@@ -59,6 +59,11 @@ class Mistake:
     why: str
     """What is wrong with it and why it matters: a sentence or two, told to the learner."""
 
+    @property
+    def told(self) -> str:
+        """What a learner reads whose answer does the same."""
+        return f"this looks like a known mistake: {self.name}.\n{self.why}"
+
 
 @dataclass(frozen=True)
 class Exercise:

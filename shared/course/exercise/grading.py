@@ -205,7 +205,7 @@ class _Grading:
         arguments, last = found[-1]
         case = self._case(arguments, "", error=where(last, self.answer))
         if mistake is not None:
-            return self._verdict("mistake", _known(mistake), case, mistake.name)
+            return self._verdict("mistake", mistake.told, case, mistake.name)
         return self._verdict("crash", f"it crashed on case {number} of {len(self.trials)}.", case)
 
     def _crashing_mistake(self, crashed: _Trial, error: BaseException) -> tuple[Mistake | None, list[_Trial]]:
@@ -312,7 +312,7 @@ class _Grading:
             if self._does_the_same(mistake, [trial], self.tolerance):
                 made = gradients(mistake.function, self.exercise.parameters, trial.arguments)
                 if same(made, yours, 10 * self.tolerance):
-                    return self._verdict("mistake", _known(mistake), case, mistake.name)
+                    return self._verdict("mistake", mistake.told, case, mistake.name)
         says = f"the values are right, but the gradient of `{name}` is not."
         return self._verdict("detached", where_overflowing(yours, right) or says, case)
 
@@ -356,7 +356,7 @@ class _Grading:
 
     def _mistaken(self, mistake: Mistake, failed: Sequence[_Trial], what: str) -> Verdict:
         case = self._smallest(failed, what, mistake)
-        return self._verdict("mistake", _known(mistake), case, mistake.name)
+        return self._verdict("mistake", mistake.told, case, mistake.name)
 
     def _known_mistake(self, failed: Sequence[_Trial]) -> tuple[Mistake | None, bool]:
         """The mistake that does the same in all cases; or nearly, in every case that is wrong.
@@ -487,10 +487,6 @@ class _Grading:
                     differs = difference(yours, expected[what], self.tolerance)
         given = dict(zip(self.exercise.parameters, arguments))
         return Case(given, expected[what], yours, error, what, differs)
-
-
-def _known(mistake: Mistake) -> str:
-    return f"this looks like a known mistake: {mistake.name}.\n{mistake.why}"
 
 
 def _first_difference(failed: Sequence[_Trial], tolerance: float) -> str:
