@@ -93,6 +93,16 @@ def test_an_unknown_device_is_refused_with_those_there_are(monkeypatch, name, me
         pick_device(name)
 
 
+def test_of_several_gpus_those_that_are_there_can_be_asked_for(monkeypatch, said):
+    monkeypatch.setattr(runtime, "devices", lambda: [torch.device("cuda"), CPU])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runtime, "_computes_right", lambda device: True)
+    for name in ("cuda", "cuda:0", "cuda:1"):
+        assert pick_device(name, said.append) == torch.device(name)
+    with pytest.raises(ValueError, match="device 'cuda:2' is not on this machine"):
+        pick_device("cuda:2")
+
+
 def test_a_device_asked_for_is_taken_and_said(said):
     assert pick_device("cpu", said.append) == CPU and said == ["device: cpu (asked for)"]
 

@@ -149,6 +149,8 @@ def test_numbers_that_a_kind_cannot_hold_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             to_gguf(tmp_path / "m.gguf", model, bpe())
     assert list(tmp_path.iterdir()) == []
+    model.token_embedding.weight.data[3, 5] = largest = float(np.finfo(np.float16).max)
+    assert from_gguf(to_gguf(tmp_path / "m.gguf", model, bpe())).token_embedding.weight[3, 5] == largest
     assert (
         from_gguf(
             to_gguf(tmp_path / "m.gguf", shake(GPT(CONFIGS["GPT-2"])).bfloat16(), bpe(), "F32")

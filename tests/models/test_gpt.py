@@ -1,7 +1,7 @@
 """shared/models/gpt.py against Hugging Face's models, and against the laws of a causal model with a cache."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from transformers import (
 from shared.evaluation import cross_entropy
 from shared.models.attention import CausalSelfAttention
 from shared.models.gpt import GPT, GPTConfig, KVCache
+from shared.runtime import ROOT, read_json
 from shared.tokenizers import CharTokenizer
 from tests.helpers import shake
 
@@ -298,6 +299,13 @@ def test_the_first_loss_of_gpt2_is_what_its_first_values_say():
         with torch.no_grad():
             logits = model.eval()(x)
         assert cross_entropy(getattr(logits, "logits", logits), y).item() == pytest.approx(expected, abs=0.1)
+
+
+def test_the_mini_preset_is_the_model_of_week_4s_committed_run():
+    run = ROOT / "logs/04_mini_gpt/reference/tinyshakespeare/headline/run.json"
+    logged = read_json(run)["settings"]["model"]
+    preset = asdict(GPTConfig.preset("mini"))
+    assert {name: preset[name] for name in logged} == logged
 
 
 def test_an_unknown_preset_is_refused_with_the_names():

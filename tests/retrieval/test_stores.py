@@ -71,6 +71,11 @@ def test_pq_is_small():
     assert flat >= 20_000 * 64 * 4 and pq < flat / 6  # 8 bytes for 256; the ids and the codebook come on top
 
 
+@pytest.mark.parametrize("dim", [1, 7, 9, 15, 384])
+def test_pqs_usual_bytes_divide_short_vectors_too(dim):
+    assert make_store("pq", dim).pq_bytes == max(1, dim // 8)
+
+
 @pytest.mark.parametrize("kind", STORES)
 def test_a_store_is_what_a_dictionary_would_be(kind):
     """Any series of operations, then: what is there is found with its own vector, what is not is never

@@ -35,6 +35,8 @@ GROUPED = GPTConfig(
     tie_weights=False,
 )
 UNTIED = replace(WIDE, tie_weights=False)
+WIDE_MLP = replace(MODERN, n_layer=2, mlp_hidden=64 * 24)
+"""Most of what a step holds is inside the MLP."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ CELLS = [
     Cell(MODERN, 8, 128, torch.bfloat16, optimizer="muon"),
     Cell(MODERN, 4, 128, recompute=True, optimizer="muon"),
     Cell(MODERN, 2, 64, torch.bfloat16, recompute=True, grad_accum_steps=2),
+    Cell(WIDE_MLP, 8, 128, recompute=True),
     Cell(GROUPED, 4, 128, grad_accum_steps=2),
     Cell(GROUPED, 8, 100, torch.bfloat16),
     Cell(GROUPED, 8, 100, recompute=True, optimizer="muon"),

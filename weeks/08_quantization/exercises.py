@@ -238,7 +238,7 @@ def _pack_cases(generator: Generator) -> list[tuple[Tensor]]:
 
 
 PACK_INT4 = Exercise(
-    task="""No computer has a type of four bits: memory is saved only if two codes share a byte. `codes` is
+    task="""Memory is addressed in bytes: four bits save it only if two codes share a byte. `codes` is
     int8 [rows, columns], from -8 to 7, and columns is even. Add 8, so that all are from 0 to 15. Then put
     each two neighbours of a row into one byte: the first in the low four bits, the second in the high four.
     Return uint8 [rows, columns / 2].""",
