@@ -10,6 +10,7 @@ from shared.course.report import COLOURS, LINES, MARKERS, LoggedRun, figure
 
 Evaluations = Sequence[tuple[int, float]]
 """(steps done, validation loss), as `train` returns them."""
+VOWELS = "aeiou"
 
 
 def contexts_figure(vocab_size: int, found: Mapping[int, int], met_again: Mapping[int, float]) -> Figure:
@@ -121,10 +122,10 @@ def contest_figure(runs: Mapping[str, tuple[Sequence[float], Evaluations]], ln_v
 
 
 def schedules_figure(runs: Mapping[str, Evaluations]) -> Figure:
-    """Validation losses by step of runs that differ in their schedule, from their second evaluation on."""
+    """Validation losses by step of runs that differ in their schedule."""
     fig, ax = figure(8, 3.8)
     for i, (name, evaluations) in enumerate(runs.items()):
-        steps, values = zip(*evaluations[1:])
+        steps, values = zip(*evaluations)
         style = {"color": COLOURS[i], "linestyle": LINES[i], "marker": MARKERS[i]}
         ax.plot(steps, values, linewidth=2, label=f"{name}: {values[-1]:.3f} at the end", **style)
     ax.set(
@@ -154,7 +155,7 @@ def update_ratios_figure(run: LoggedRun) -> Figure:
     fig, ax = figure()
     names = sorted({key for row in run.rows for key in row if key.startswith("update/")})
     for i, name in enumerate(names):
-        label = name.removeprefix("update/").removesuffix(".weight").replace("_", " ")
+        label = name.removeprefix("update/").removesuffix(".weight")
         steps, exponents = run.series(name)
         ratios = [10**exponent for exponent in exponents]
         ax.plot(steps, ratios, color=COLOURS[i], linestyle=LINES[i % 4], label=label)
@@ -191,45 +192,35 @@ def reach_figure(reach: Mapping[str, Sequence[float]], window: int) -> Figure:
 
 
 def letters_figure(spaces: Mapping[str, Tensor], letters: str) -> Figure:
-    """Letters' vectors, [letters, channel], drawn on the two directions in which they differ most."""
+    """Letters' vectors, [letters, channel], drawn on the two directions in which they differ most. Letters
+    that would cover each other are moved apart.
+    """
     fig, axes = figure(11, 4.8, ncols=2)
+    kinds = {"vowels": VOWELS, "consonants": "".join(c for c in letters if c not in VOWELS)}
     for ax, (title, vectors) in zip(axes, spaces.items()):
-        points = _two_directions(vectors)
-        labels = _spread_out(points)
-        for kind, colour, marker in (("vowels", COLOURS[5], "s"), ("consonants", COLOURS[0], "o")):
-            chosen = [i for i, c in enumerate(letters) if (c in "aeiou") == (kind == "vowels")]
-            ax.scatter(*points[chosen].T, s=18, color=colour, marker=marker, label=kind)
-            for i in chosen:
-                ax.annotate(
-                    letters[i],
-                    points[i].tolist(),
-                    xytext=labels[i].tolist(),
-                    ha="center",
-                    va="center",
-                    color=colour,
-                    fontsize=12,
-                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 6},
-                )
+        places = _spread_out(_two_directions(vectors))
+        for (kind, members), colour in zip(kinds.items(), (COLOURS[5], COLOURS[0])):
+            ax.scatter([], [], color=colour, label=kind)
+            for c in members:
+                x, y = places[letters.index(c)].tolist()
+                ax.text(x, y, c, color=colour, fontsize=13, ha="center", va="center")
+        ax.update_datalim(places.numpy())
         ax.set(title=title, xlabel="first principal component", ylabel="second principal component")
         ax.margins(0.1)
-    axes[1].legend(frameon=False)
+        ax.legend(frameon=False)
     return fig
 
 
-def _spread_out(points: Tensor, least: float = 0.05) -> Tensor:
-    """Places for the labels of points, [count, 2]: beside them, and no two of all these nearer to each other
-    than a share of the picture's width.
-    """
+def _spread_out(points: Tensor, least: float = 0.04) -> Tensor:
+    """Points, [count, 2], moved so that no two are nearer to each other than a share of the picture."""
     span = points.amax(dim=0) - points.amin(dim=0)
-    fixed = points / span
-    labels = fixed + torch.tensor([0.0, least])
+    places = points / span
     for _ in range(300):
-        for others, share in ((fixed, 1.0), (labels.clone(), 0.5)):
-            away = labels[:, None] - others
-            distance = away.norm(dim=-1, keepdim=True)
-            push = (least - distance).clamp(min=0) / distance.clamp(min=1e-9)
-            labels = labels + share * (push * away).sum(dim=1)
-    return labels * span
+        away = places[:, None] - places
+        distance = away.norm(dim=-1, keepdim=True)
+        push = (least - distance).clamp(min=0) / distance.clamp(min=1e-9)
+        places = places + 0.5 * (push * away).sum(dim=1)
+    return places * span
 
 
 def _two_directions(vectors: Tensor) -> Tensor:
@@ -239,18 +230,26 @@ def _two_directions(vectors: Tensor) -> Tensor:
     return centred @ directions[:2].T
 
 
-def likeness_figure(distances: Tensor, cosines: Tensor) -> Figure:
+def likeness_figure(distances: Tensor, cosines: Tensor, letters: str) -> Figure:
     """Each pair of letters: how differently they are followed, and how alike their vectors are."""
     fig, ax = figure(8, 4)
-    pairs = torch.triu_indices(len(distances), len(distances), 1)
-    ax.scatter(distances[*pairs], cosines[*pairs], s=18, alpha=0.5, color=COLOURS[0], label="pair of letters")
+    pairs = torch.triu_indices(len(letters), len(letters), 1)
+    is_vowel = torch.tensor([c in VOWELS for c in letters])
+    two_vowels = is_vowel[pairs].all(dim=0)
+    kinds = (
+        ("two vowels", two_vowels, COLOURS[5], "s", 1.0),
+        ("another pair of letters", ~two_vowels, COLOURS[0], "o", 0.4),
+    )
+    for label, chosen, colour, marker, alpha in kinds:
+        x, y = distances[*pairs][chosen], cosines[*pairs][chosen]
+        ax.scatter(x, y, s=18, alpha=alpha, color=colour, marker=marker, label=label)
     ax.axhline(0, color=COLOURS[7], linewidth=1)
     ax.set(
         title="Letters that are followed alike, and their vectors",
         xlabel="total variation between the letters' next characters",
         ylabel="cosine of their vectors",
     )
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower left")
     return fig
 
 
