@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from shared.course.exercise import Exercise, Mistake, NotRight, Week, grade, random_int, week_numbers
 from shared.course.exercise.comparison import difference, same, whole
+from shared.course.exercise.running import changes_its_input
 from shared.course.exercise.shrinking import size
 from shared.course.exercise.verdict import Case
 from tests.course.answers import OTHER_ANSWERS
@@ -139,6 +140,19 @@ def test_an_input_changed_in_place_is_named():
         after = dict(zip(case.given, given))[argument]
         assert same(after, case.yours, 0) and not same(after, case.expected, 0)
         assert same(case.expected, case.given[argument], 0) and size(list(case.given.values())) < 20
+
+
+@pytest.mark.parametrize(
+    "changed, way",
+    [
+        ({"tokens": [b"a", b"b"]}, "build a new list"),
+        ({"words": {(b"a",): 2}}, "build a new dict"),
+        ({"gradients": [torch.ones(2)]}, "returns a new tensor"),
+        ({"x": torch.ones(2), "seen": [1]}, "returns a new tensor"),
+    ],
+)
+def test_the_way_out_fits_what_was_changed(changed, way):
+    assert way in changes_its_input(changed)
 
 
 def test_numbers_that_differ_are_not_shown_alike():

@@ -39,6 +39,7 @@ from shared.course.exercise.running import (
     Calls,
     TimeUpError,
     capped,
+    changes_its_input,
     changes_the_program,
     kept,
     left_alone,
@@ -250,11 +251,7 @@ class _Grading:
                 given, arguments = after, smaller
         triples = zip(self.exercise.parameters, given, arguments)
         changed = [(name, now, was) for name, now, was in triples if not same(now, was, 0)]
-        says = (
-            f"it changed its input `{', '.join(name for name, _, _ in changed)}` in place. Whoever calls it"
-            " still needs that value: work on a copy, or use an operation that returns a new tensor"
-            " (x = x + 1, and masked_fill without the _ at its end)."
-        )
+        says = changes_its_input({name: was for name, _, was in changed})
         name, now, was = changed[0]
         before = dict(zip(self.exercise.parameters, arguments))
         case = Case(before, was, now, what=f"{name} after the call", differs=difference(now, was, 0))

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from types import CodeType, FrameType
 from typing import Any, TypeVar
@@ -346,3 +346,24 @@ def changes_the_program(changed: Sequence[str]) -> str:
         f"it changes {names} for the whole program, and for the grader. It was put back: everything that an"
         " answer needs to know comes in through its arguments."
     )
+
+
+def changes_its_input(changed: Mapping[str, Any]) -> str:
+    """What is said of an answer that changed its arguments. changed: their names and what they were."""
+    plain = [type(value).__name__ for value in changed.values() if _is_plain(value)]
+    way = "use an operation that returns a new tensor (x = x + 1, and masked_fill without the _ at its end)"
+    if len(plain) == len(changed):
+        way = f"build a new {plain[0]}"
+    return (
+        f"it changed its input `{', '.join(changed)}` in place. Whoever calls it still needs that value: work"
+        f" on a copy, or {way}."
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of Python's own types, without tensors."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | bytes | int | float | None)
