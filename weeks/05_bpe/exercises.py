@@ -346,15 +346,21 @@ COMPARED_BY_ID = (
 
 
 def _learned(
-    words: dict[str, int], n: int, best: Callable[[dict[Pair, int]], Pair], characters: bool = False
+    words: dict[str, int],
+    n: int,
+    best: Callable[[dict[Pair, int]], Pair],
+    characters: bool = False,
+    stops: bool = True,
 ) -> list[Pair]:
-    """best: picks a pair from the counts. characters: begins with those instead of with bytes."""
+    """best: picks a pair from the counts. characters: begins with those instead of with bytes. stops: where
+    no pair is left; otherwise it crashes there.
+    """
     pieces, merges = _as_bytes(words), []
     if characters:
         pieces = {tuple(c.encode() for c in word): times for word, times in words.items()}
     for _ in range(n):
         counts = pair_counts(pieces)
-        if not counts:
+        if stops and not counts:
             break
         merges.append(best(counts))
         pieces = {tuple(merge_pair(list(piece), merges[-1])): times for piece, times in pieces.items()}
@@ -473,6 +479,13 @@ LEARN_MERGES = Exercise(
             "The pieces were taken apart into characters. é is two bytes, and they are two tokens until a"
             " merge joins them: word.encode() gives the bytes, a character's encode() all of its bytes in"
             " one.",
+        ),
+        Mistake(
+            "characters instead of bytes, and then no pair is left",
+            lambda words, n: _learned(words, n, _greatest, characters=True, stops=False),
+            "The pieces were taken apart into characters, and the merges ran out of pairs. A piece begins as"
+            " its bytes: é is two tokens, and they are a pair. word.encode() gives the bytes; tuple(word) and"
+            " a character's encode() give é in one.",
         ),
         Mistake(
             "how often a piece occurs is forgotten",
@@ -763,6 +776,20 @@ TRAIN_BPE = Exercise(
         yours, Counter(_pieces(text)), vocab_size - 256
     ),
     mistakes=(
+        Mistake(
+            "it does not stop where no pair is left",
+            lambda text, vocab_size: _learned(
+                Counter(_pieces(text)), vocab_size - 256, _greatest, stops=False
+            ),
+            "It looked for the most frequent pair where there was none. `learn_merges` may count on pairs"
+            " enough, this may not: where `pair_counts` gives an empty dict, the list of merges ends.",
+        ),
+        Mistake(
+            "characters are counted, not pieces",
+            lambda text, vocab_size: _learned(Counter(text), vocab_size - 256, _greatest, stops=False),
+            "Counter(text) counts the characters of the text, and one of a single byte has no pair. Cut the"
+            " text first: Counter(regex.findall(GPT2_PATTERN, text)) counts the pieces.",
+        ),
         Mistake(
             "the text is not cut",
             lambda text, vocab_size: _trained([text], vocab_size - 256),
@@ -1508,9 +1535,10 @@ BPE_CLASS = Exercise(
             " among the parts; with nothing allowed, do not split."
         ),
         (
-            "for part in parts: if part in allowed_special: ids.append(self.special_ids[part]); else: for"
-            " piece in regex.findall(GPT2_PATTERN, part): ids += [self.ids[token] for token in"
-            ' encode_piece(piece, self.merges)]. decode: b"".join(self.vocab[i] for i in'
+            "In __init__, self.known = {}. encode: for part in parts: if part in allowed_special:"
+            " ids.append(self.special_ids[part]); else: for piece in regex.findall(GPT2_PATTERN, part): if"
+            " piece not in self.known: self.known[piece] = [self.ids[token] for token in encode_piece(piece,"
+            ' self.merges)]; either way ids += self.known[piece]. decode: b"".join(self.vocab[i] for i in'
             ' ids).decode("utf-8", errors="replace").'
         ),
     ),
