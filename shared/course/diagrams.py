@@ -343,70 +343,59 @@ def gpt() -> Picture:
     return picture
 
 
-MERGES = (("w", "e"), ("l", "o"), ("we", "r"), ("s", "t"), ("␣", "lo"), ("we", "st"))
-"""What byte-pair encoding learns from "low lower lowest newer newest wider widest slow slower "."""
-PIECE = "lowest"
+TEXT = "the␣hen␣then␣the"
+MERGES = (("h", "e"), ("t", "he"))
+"""The most frequent pairs of neighbours in TEXT, one after the other; no other pair is as frequent."""
 
 
-def merged(piece: str) -> list[tuple[list[str], int | None]]:
-    """The parts of a piece, step by step, and the rank of the merge that is made next; None at the end."""
-    parts = list(piece)
-    steps: list[tuple[list[str], int | None]] = []
-    while True:
-        ranks = [MERGES.index(pair) for pair in zip(parts, parts[1:]) if pair in MERGES]
-        if not ranks:
-            return [*steps, (parts, None)]
-        rank = min(ranks)
-        steps.append((parts, rank))
-        at = next(i for i, pair in enumerate(zip(parts, parts[1:])) if pair == MERGES[rank])
-        parts = [*parts[:at], parts[at] + parts[at + 1], *parts[at + 2 :]]
+def merged(tokens: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    """Tokens in which each place of the pair has become one."""
+    made: list[str] = []
+    for token in tokens:
+        if made and (made[-1], token) == pair:
+            made[-1] += token
+        else:
+            made.append(token)
+    return made
 
 
 def bpe_merge() -> Picture:
-    """Week 5: a piece through its merges, in their order."""
-    steps = merged(PIECE)
-    end = " and ".join(steps[-1][0])
+    """Week 5: a text, its most frequent pair, and the text after the merge; twice."""
     picture = Picture(
         WIDTH,
         400,
-        "Byte-pair encoding: of the merges that fit, the one learned first comes first",
-        f"A list of merges in the order in which they were learned: {_in_words(MERGES)}. The piece"
-        f" {PIECE} starts as single letters. Each step makes the fitting merge that was learned first, not"
-        f" the one that stands first in the piece. What is left are the tokens {end}.",
+        "Byte-pair encoding: the most frequent pair becomes one token, again and again",
+        f"The text {TEXT.replace('␣', ' ')} as {len(TEXT)} single letters and spaces. h and e stand side by"
+        " side most often, and become one token everywhere. In the text after that, t and he stand side by"
+        " side most often, and become one token in turn.",
     )
-    picture.write(30, 78, "merges, in the order learned", anchor="start", bold=True)
-    for rank, (a, b) in enumerate(MERGES, 1):
-        y = 80 + 46 * (rank - 1) + 34
-        picture.write(44, y + 4.5, f"{rank}", size=13, bold=True)
-        picture.box(Box(66, y - 15, 46, 30), a, "learned")
-        right = picture.box(Box(116, y - 15, 46, 30), b, "learned")
-        made = picture.box(Box(196, y - 15, 56, 30), a + b, "learned")
-        picture.arrow(right.right, made.left)
-    picture.write(30, 378, "␣ is a space", size=12, anchor="start", soft=True)
-    picture.write(340, 78, "the piece, step by step", anchor="start", bold=True)
-    for row, (parts, merge) in enumerate(steps):
-        y = 114 + 60 * row
-        kind = "chosen" if merge is None else "values"
-        x = 340.0
-        boxes = []
-        for part in parts:
-            width = 42.0 * len(part) + 4 * (len(part) - 1)
-            boxes.append(picture.box(Box(x, y - 16, width, 32), part, kind))
-            x += width + 4
-        says = "no merge fits: these are the tokens"
-        if merge is not None:
-            pair = MERGES[merge]
-            at = next(i for i, both in enumerate(zip(parts, parts[1:])) if both == pair)
-            start, stop = boxes[at].x, boxes[at + 1].x + boxes[at + 1].width
-            picture.line((start + 2, y + 21), (start + 2, y + 26), (stop - 2, y + 26), (stop - 2, y + 21))
-            picture.arrow(((start + stop) / 2, y + 26), ((start + stop) / 2, y + 42))
-            says = f"merge {merge + 1}: {pair[0]} and {pair[1]}"
-        picture.write(634, y + 4.5, says, size=12, anchor="start", soft=True)
+    tokens = list(TEXT)
+    for step, y in enumerate((96, 206, 316)):
+        picture.write(30, y - 13, f"{len(tokens)} tokens", anchor="start", bold=True)
+        boxes = _row_of_tokens(picture, tokens, y)
+        if step == len(MERGES):
+            break
+        left, right = MERGES[step]
+        places = [i for i, both in enumerate(zip(tokens, tokens[1:])) if both == (left, right)]
+        for i in places:
+            start, stop = boxes[i].x + 3, boxes[i + 1].right[0] - 3
+            picture.line((start, y + 40), (start, y + 46), (stop, y + 46), (stop, y + 40))
+        says = f"the pair {left}, {right} occurs {len(places)} times, more often than any other"
+        picture.write(30, y + 62, f"{says}: it becomes one token", anchor="start", soft=True)
+        tokens = merged(tokens, MERGES[step])
+    picture.write(30, 384, "␣ is a space", size=12, anchor="start", soft=True)
     return picture
 
 
-def _in_words(merges: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{a} with {b}" for a, b in merges).replace("␣", "space")
+def _row_of_tokens(picture: Picture, tokens: Sequence[str], y: float) -> list[Box]:
+    boxes = []
+    x = 30.0
+    for token in tokens:
+        width = 50.0 * len(token) + 2 * (len(token) - 1)
+        kind = "chosen" if len(token) > 1 else "values"
+        boxes.append(picture.box(Box(x, y, width, 34), token, kind))
+        x += width + 2
+    return boxes
 
 
 WEIGHTS = (1.0, 0.5)

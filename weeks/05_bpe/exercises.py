@@ -1535,7 +1535,7 @@ BPE_CLASS = Exercise(
             " among the parts; with nothing allowed, do not split."
         ),
         (
-            "In __init__, self.known = {}. encode: for part in parts: if part in allowed_special:"
+            "Begin with self.known = {}. encode: for part in parts: if part in allowed_special:"
             " ids.append(self.special_ids[part]); else: for piece in regex.findall(GPT2_PATTERN, part): if"
             " piece not in self.known: self.known[piece] = [self.ids[token] for token in encode_piece(piece,"
             ' self.merges)]; either way ids += self.known[piece]. decode: b"".join(self.vocab[i] for i in'
