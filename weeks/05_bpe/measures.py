@@ -20,7 +20,7 @@ FIRST_ARTICLE = {
     "Chinese": "人人生而自由，在尊严和权利上一律平等。",
     "Japanese": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
 }
-"""The first sentence of the Universal Declaration of Human Rights, by language."""
+"""The first sentence of Article 1 of the Universal Declaration of Human Rights, by language."""
 Pair = tuple[bytes, bytes]
 Words = dict[tuple[bytes, ...], int]
 

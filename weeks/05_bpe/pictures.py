@@ -27,12 +27,13 @@ def readable(token: bytes) -> str:
 
 
 def draw_tokens(rows: Sequence[Row], title: str, width: float = 11) -> Figure:
-    """Tokens as boxes beside each other, a row for each text."""
+    """Tokens as boxes beside each other, a row for each text; a row without tokens is a gap."""
     fig, ax = figure(width, 0.5 + (0.62 if rows[0][2] else 0.45) * len(rows))
     most = max(sum(len(readable(token)) for token in tokens) for _, tokens, _ in rows)
     size = min(12, 0.8 * width * 72 / most / 0.62)
+    below = _size_of_ids(rows, 0.8 * width * 72 / most)
     for y, row in enumerate(rows):
-        _draw_row(ax, y, row, size)
+        _draw_row(ax, y, row, size, below)
     ax.set(title=title, xlim=(0, most), ylim=(len(rows) - 0.4, -0.5), xticks=[])
     ax.set_yticks([y - 0.1 for y in range(len(rows))], [label for label, _, _ in rows])
     ax.grid(False)
@@ -41,7 +42,16 @@ def draw_tokens(rows: Sequence[Row], title: str, width: float = 11) -> Figure:
     return fig
 
 
-def _draw_row(ax: Axes, y: int, row: Row, size: float) -> None:
+def _size_of_ids(rows: Sequence[Row], letter: float) -> float:
+    """The largest size, up to 10, in which every id is as narrow as its token. letter: points of a letter."""
+    sizes = [10.0]
+    for _, tokens, ids in rows:
+        for token, i in zip(tokens, ids or ()):
+            sizes.append(letter * len(readable(token)) / (0.68 * len(str(i))))
+    return max(7, min(sizes))
+
+
+def _draw_row(ax: Axes, y: int, row: Row, size: float, size_below: float) -> None:
     _, tokens, below = row
     x = 0
     for i, token in enumerate(tokens):
@@ -52,7 +62,7 @@ def _draw_row(ax: Axes, y: int, row: Row, size: float) -> None:
         centred = dict(ha="center", va="center")
         ax.text(middle, y - 0.05, shown, family="monospace", fontsize=size, **centred)
         if below:
-            ax.text(middle, y + 0.37, str(below[i]), fontsize=7, color="#444444", **centred)
+            ax.text(middle, y + 0.37, str(below[i]), fontsize=size_below, color="#444444", **centred)
         x += len(shown)
 
 
@@ -92,6 +102,13 @@ def draw_vocabulary_growth(words_so_far: Sequence[int], characters: int, every: 
     read = [(i + 1) * every / 1000 for i in range(len(words_so_far))]
     ax.plot(read, words_so_far, color=COLOURS[0], linewidth=2, label="words")
     ax.axhline(characters, color=COLOURS[1], linestyle="--", linewidth=2, label="characters")
+    ax.annotate(
+        f"{characters} characters",
+        (read[-1], characters),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="right",
+    )
     ax.set(
         title="Words keep coming, characters do not",
         xlabel="words read (thousands)",
@@ -178,7 +195,7 @@ def draw_sizes(studied: Mapping[int, float], characters: tuple[int, float] | Non
     bits = [studied[size] for size in sizes]
     ax.plot(sizes, bits, color=COLOURS[0], marker="o", linewidth=2, label="byte-pair encoding")
     if characters:
-        label = f"{characters[0]} characters"
+        label = f"characters ({characters[0]} tokens)"
         ax.axhline(characters[1], color=COLOURS[1], linestyle="--", linewidth=2, label=label)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
