@@ -2,7 +2,9 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
+import torch
 
 from shared.course.exercise import grade
 from shared.course.exercise.comparison import difference, whole
@@ -40,6 +42,23 @@ def test_of_a_long_dict_the_first_and_the_last_entries_are_shown():
     assert shown.endswith(", 255: b'\\xff', 256: b' the'} (257 entries)")
     few = {i: b"x" for i in range(20)}
     assert eval(whole(few)) == few
+
+
+def test_of_a_model_s_state_the_names_and_shapes_are_shown():
+    shown = whole({"embedding.weight": torch.zeros(20, 4), "head.bias": torch.zeros(20)})
+    assert shown == "{'embedding.weight': float32 [20, 4],\n 'head.bias': float32 [20]}"
+    assert whole({"head.bias": torch.tensor([1.0, 2.5])}) == "{'head.bias': tensor([1, 2.5])}"
+
+
+@pytest.mark.parametrize("number", [torch.tensor, np.float32])
+def test_right_numbers_of_another_type_are_in_no_other_order(number):
+    halves = made_up(
+        lambda values: ([value / 2 for value in values], len(values)),
+        lambda generator: [([1.0, 2.0, 4.0],), ([3.0],), ([0.5, 8.0],)],
+    )
+    verdict = grade(halves, lambda values: ([number(value / 2) for value in values], len(values)))
+    assert verdict.kind == "type" and "order" not in verdict.says
+    assert number is np.float32 or ".item()" in verdict.says
 
 
 def test_a_counter_is_as_good_as_a_dict():

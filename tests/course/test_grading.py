@@ -208,6 +208,8 @@ def test_a_law_that_is_broken_as_a_mistake_breaks_it_but_not_in_all_cases_is_tol
     exercise = Exercise("Keep it.", keep, lambda _: cases, (turned,), ("a", "b", "c"), observe=observe)
     verdict = grade(exercise, lambda n: -n if n > 4 else n)
     assert verdict.says == "not right yet: it is negative."
+    known = grade(exercise, lambda n: -n)
+    assert known.mistake == "turned" and ("what was seen", "it is negative.") in known.case.rows()
 
 
 def test_random_int_leaves_its_upper_end_out():

@@ -275,6 +275,8 @@ def whole(value: Any, digits: int = 4) -> str:
         return _whole_array("array", value, usual, digits)
     if isinstance(value, list | tuple) and len(value) <= SHOWN_WHOLE:
         return _whole_sequence(value, digits)
+    if isinstance(value, dict) and _is_large_state(value):
+        return _shapes_of(value)
     if isinstance(value, dict):
         return _whole_dict(value, digits)
     if isinstance(value, float):
@@ -303,6 +305,22 @@ def _whole_dict(value: dict, digits: int) -> str:
     begin, end = ([_entry(entry, digits) for entry in part] for part in (entries[:first], entries[-last:]))
     shown = [*begin, "...", *end]
     return "{" + ", ".join(shown) + f"}} ({len(entries)} entries)"
+
+
+def _is_large_state(value: dict) -> bool:
+    """Whether it has nothing but tensors, with more numbers than one would read."""
+    if not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        return False
+    return sum(tensor.numel() for tensor in value.values()) > SHOWN_WHOLE
+
+
+def _shapes_of(state: dict[Any, Tensor]) -> str:
+    """The names, shapes and dtypes of a model's tensors, a line each."""
+    kinds = [
+        f"{written(name)}: {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        for name, tensor in state.items()
+    ]
+    return "{" + ",\n ".join(kinds) + "}"
 
 
 def _entry(entry: tuple[Any, Any], digits: int) -> str:
@@ -349,6 +367,13 @@ def type_of(value: Any) -> str:
     return "function" if callable(value) else type(value).__name__
 
 
+def _holds_arrays(value: Any) -> bool:
+    """Whether there is a tensor, an array or one of NumPy's numbers in a list, or in a list of its items."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_arrays, value))
+    return isinstance(value, Tensor | np.ndarray | np.generic)
+
+
 def alike_in_type(yours: Any, right: Any, tolerance: float) -> bool:
     """Whether a result is of the right type and shape, or its first part that is wrong is."""
     if isinstance(right, Tensor) and isinstance(yours, Tensor):
@@ -356,7 +381,7 @@ def alike_in_type(yours: Any, right: Any, tolerance: float) -> bool:
         return is_alike and is_odd(yours) == is_odd(right)
     if type_of(yours) != type_of(right) or (yours is None) != (right is None):
         return False
-    if isinstance(right, list | tuple) and any(isinstance(part, Tensor) for part in right):
+    if isinstance(right, list | tuple) and (_holds_arrays(right) or _holds_arrays(yours)):
         if len(right) != len(yours):
             return False
         pairs = zip(yours, right)

@@ -454,12 +454,12 @@ class _Grading:
                 return False
             return same(loosened(yours.get(what), LOOSE), loosened(made.get(what), LOOSE), LOOSE)
 
-        start = min(telling or candidates or failed, key=lambda trial: size(trial.arguments)).arguments
+        simplest = min(telling or candidates or failed, key=lambda trial: size(trial.arguments))
         if what == SAID:  # a law is broken: there is no result to compare
-            return self._given(start)
+            return replace(self._given(simplest.arguments), differs=str(simplest.seen.get(SAID, "")))
         first = (candidates or failed)[0]
         differs = self._differs(first.seen, first.expected, what)
-        return self._case(smallest(start, fails_alike), what)
+        return self._case(smallest(simplest.arguments, fails_alike), what)
 
     def _differs(self, yours: dict[str, Any], right: dict[str, Any], what: str) -> Sentence:
         if same(yours.get(what), right.get(what), self.tolerance):

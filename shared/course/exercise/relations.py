@@ -103,6 +103,8 @@ def rearranged(evidence: Evidence) -> str | None:
         sentence = _rearranged_along(pairs, axis)
         if sentence:
             return sentence
+    if all(close_arrays(yours, expected) for yours, expected in pairs):
+        return None  # they differ in their type, or too little to be told apart here
     in_order = [(np.sort(yours, axis=None), np.sort(expected, axis=None)) for yours, expected in pairs]
     if all(close_arrays(yours, expected) for yours, expected in in_order):
         return "The values are the right ones, but in another order or in other places."
@@ -207,7 +209,7 @@ def nearly(evidence: Evidence) -> str | None:
     if not pairs or any(np.array_equal(expected, expected.round()) for _, expected in pairs):
         return None
     largest = max(float(np.abs(yours - expected).max() / np.abs(expected).max()) for yours, expected in pairs)
-    if not largest < 0.01:
+    if not 0 < largest < 0.01:
         return None
     return (
         f"It is nearly right: the values are off by {largest:.1g} of the largest at most. That is no"

@@ -46,7 +46,7 @@ class Case:
     what: str = ""
     """What of the answer is looked at: "the output"; empty for a function's result."""
     differs: str = ""
-    """How `yours` differs from `expected`, in a sentence."""
+    """How `yours` differs from `expected`, in a sentence; where there are none, what was seen."""
     only_given: bool = False
     """Whether there is no result to compare, only what the answer was called with."""
 
@@ -59,7 +59,7 @@ class Case:
         """What there is to show: (what, its value)."""
         rows = [(name, whole(value)) for name, value in self.given.items()]
         if self.only_given:
-            return rows
+            return [*rows, ("what was seen", self.differs)] if self.differs else rows
         if self.error:
             return [*rows, ("stopped at", self.error)]
         what = f", {self.what}" if self.what else ""
