@@ -6,6 +6,7 @@ import json
 import math
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -476,12 +477,15 @@ def _refuses_misfits(answer: Callable, fresh: Callable[[], GPT], state: dict[str
     spread = "copy_ and fill_ spread it over all: compare the shapes, which load_state_dict does by itself"
     damages = [
         (without, f"{gone} was missing from `state`, and the model kept its random numbers: {strict}"),
-        (another_block, f"`state` had {prefix}h.99.ln_1.weight, which this model has no place for: {strict}"),
+        (another_block, f"`state` had {prefix}h.99.ln_1.weight, of a block that the model has not: {strict}"),
         (misshapen, f"{prefix}wpe.weight had 2 positions, and the model has 4"),
         (one_row, f"{prefix}wpe.weight had 1 position, and the model has 4; {spread}"),
         (one_number, f"{prefix}ln_f.bias had a single number; {spread}"),
         (three_numbers, f"{prefix}h.0.attn.c_attn.bias had 3 numbers; {spread}"),
     ]
+    for name in (f"{prefix}foo.weight", f"{prefix}h.0.ln_3.weight", "lm_head.bias"):
+        surplus = state | {name: state[gone]}
+        damages.append((surplus, f"`state` had {name}, and the model has no place for it"))
     if not fresh().config.tie_weights:
         damages.append((headless, "lm_head.weight was missing for a head that is not tied"))
     for damaged, what in damages:
@@ -518,10 +522,32 @@ def _load_square_as_is(model: GPT, state: dict[str, Tensor]) -> None:
 
 
 def _load_what_fits(model: GPT, state: dict[str, Tensor]) -> None:
-    ours = _ours(model, {name: t for name, t in state.items() if ".99." not in name})
+    ours = _ours(model, {name: t for name, t in state.items() if _place(name)[1]})
     own = model.state_dict()
     fitting = {name: t for name, t in ours.items() if name in own and t.shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
+
+
+def _place(name: str) -> tuple[bool, bool]:
+    """Of one of their names, whether it is in a block, and whether what follows is known there."""
+    module = name.removeprefix("transformer.").rsplit(".", 1)[0]
+    if not module.startswith("h."):
+        return False, module in OUTSIDE
+    return True, module.split(".", 2)[2] in {*INSIDE, "attn.c_attn", "attn"}
+
+
+def _load_passing_over(in_blocks: bool) -> Callable[[GPT, dict[str, Tensor]], None]:
+    """A loader that is silent about unknown names: those in the blocks, or those outside of them."""
+
+    def load(model: GPT, state: dict[str, Tensor]) -> None:
+        known = {}
+        for name, tensor in state.items():
+            is_in_a_block, is_known = _place(name)
+            if is_known or is_in_a_block != in_blocks:
+                known[name] = tensor
+        load_hf_weights(model, known)
+
+    return load
 
 
 def _load_reshaped_parts(model: GPT, state: dict[str, Tensor]) -> None:
@@ -609,6 +635,20 @@ LOAD_HF_WEIGHTS = Exercise(
             "The right weights are loaded, but a tensor that is missing, left over or of another shape goes"
             " by in silence: strict=False, or a loop with `if name in ...`. Half of a model then keeps its"
             " random numbers, and still writes something.",
+        ),
+        Mistake(
+            "an unknown name outside of the blocks is passed over",
+            _load_passing_over(in_blocks=False),
+            "The right weights are loaded, but a tensor whose name is in no block and not in your table goes"
+            " by in silence: an `if` and `elif` without an `else`. A tensor that finds no parameter is an"
+            " error: look names up with table[name], or end with `else: raise KeyError(name)`.",
+        ),
+        Mistake(
+            "an unknown part of a block is passed over",
+            _load_passing_over(in_blocks=True),
+            "The right weights are loaded, but of a block's tensors one whose name is not in your table goes"
+            " by in silence: an `if` and `elif` without an `else`. Only the two masks may be skipped; end"
+            " with `else: raise KeyError(name)`.",
         ),
         Mistake(
             "c_attn is cut with a reshape",
@@ -2066,12 +2106,12 @@ def _ddp_cases(generator: Generator) -> list[tuple]:
 
 def _small_model(frozen: bool) -> nn.Module:
     """frozen: whether its bias does not learn."""
-    model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4))
+    model = nn.Sequential(OrderedDict(embedding=nn.Embedding(4, 2), head=nn.Linear(2, 4)))
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters(), 1):
             values = torch.linspace(-2, 2, parameter.numel()).mul(number).sin()
             parameter.copy_(values.view(parameter.shape))
-    model[1].bias.requires_grad_(not frozen)
+    model.get_parameter("head.bias").requires_grad_(not frozen)
     return model
 
 
@@ -2095,8 +2135,9 @@ def _observe_ddp(
         loss = results[0][0]
         if isinstance(loss, Tensor):
             raise NotRight("the loss comes back as a tensor: .item() makes it a Python float.")
-        yield f"the weights of rank 0 after step {step}", _weights(models[0])
-        yield f"the weights of rank {last} after step {step}", _weights(models[last])
+        for rank in sorted({0, last}):
+            for name, parameter in models[rank].named_parameters():
+                yield f"{name} of rank {rank} after step {step}", parameter.detach().clone()
         yield f"the loss that rank 0 returns in step {step}", loss
         yield f"the loss that rank {last} returns in step {step}", results[last][0]
         sent = max(numbers for _, numbers in results)
@@ -2107,10 +2148,6 @@ def _observe_ddp(
                 " that is the slow part: let the gradients add up in .grad, and reduce each once, after the"
                 " last micro-batch."
             )
-
-
-def _weights(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def _ddp_with(
@@ -2126,6 +2163,12 @@ def _ddp_with(
         return _mean_loss(total * (1 / len(micro_batches) if share else 1), group)
 
     return step
+
+
+def _alone(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
+    total = _local_backward(model, optimizer, micro_batches)
+    optimizer.step()
+    return total.item()
 
 
 def _never_divided(model: nn.Module, optimizer: Any, micro_batches: list, group: Group) -> float:
@@ -2259,7 +2302,10 @@ DDP_STEP = Exercise(
     4. Let the optimizer take a step. So every process takes the same step, that of one process on the whole
        batch, and the weights stay alike.
     5. Return the mean loss of the whole batch before the step, over all micro-batches and processes: a Python
-       float, the same in every process.""",
+       float, the same in every process.
+
+    Where a case fails, `tokens` is [step, process, micro-batch, row, place]: a row without its last token is
+    a row of x, and without its first one of y.""",
     reference=ddp_step,
     cases=_ddp_cases,
     observe=_observe_ddp,
@@ -2283,6 +2329,12 @@ DDP_STEP = Exercise(
             _ddp_with(divide=False),
             "The gradients were added up over the processes and not divided. With eight of them the step is"
             " that of a learning rate eight times as large: /= group.world_size.",
+        ),
+        Mistake(
+            "nothing is exchanged",
+            _alone,
+            "all_reduce was not called. Each process took a step by its own gradient and returned its own"
+            " loss, as if it were alone: as many separate trainings, each on a small batch.",
         ),
         Mistake(
             "no gradient is exchanged before the step",
