@@ -18,7 +18,8 @@ def plot_parameter_shares(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     parts = list(next(iter(shares.values())))
     for part, colour in zip(parts, (0, 4, 1, 2, 6)):
         values = np.array([share[part] for share in shares.values()])
-        ax.barh(list(shares), values, left=left, color=COLOURS[colour], label=part)
+        label = part if values.max() > 0.5 else f"{part} (at most {values.max():.1f}, too little to see)"
+        ax.barh(list(shares), values, left=left, color=COLOURS[colour], label=label)
         for y, (value, at) in enumerate(zip(values, left)):
             if value > 4:
                 ax.text(
@@ -125,14 +126,16 @@ def plot_answer_scores(
     texts: Sequence[str], tokens: Sequence[Sequence[str]], logprobs: Sequence[Sequence[float]]
 ) -> Figure:
     """What each token of each answer costs, side by side."""
-    fig, axes = figure(11, 3.5, ncols=len(texts), sharey=True)
+    fig, axes = figure(11, 4, ncols=len(texts), sharex=True)
+    longest = max(map(len, tokens))
     for ax, text, labels, values, colour in zip(axes, texts, tokens, logprobs, COLOURS):
-        ax.bar(range(len(values)), values, color=colour)
-        ax.set_xticks(range(len(values)), labels, rotation=60, family="monospace", fontsize=9)
+        ax.barh(range(len(values)), values, color=colour)
+        ax.set_yticks(range(len(values)), labels, family="monospace", fontsize=11)
+        ax.set_ylim(longest - 0.5, -0.5)  # from the top down, and a bar as thick in all
         total = sum(values)
         ax.set_title(f"{text}\nsum {total:.1f}, {len(text)} characters: {total / len(text):.2f} each")
-        ax.set_xlabel("token of the answer")
-    axes[0].set_ylabel("log-probability (nats)")
+        ax.set_xlabel("log-probability (nats)")
+    axes[0].set_ylabel("token of the answer")
     return fig
 
 
@@ -153,10 +156,8 @@ def plot_standard_errors(accuracy: float = 0.7) -> Figure:
             label=label,
         )
     ax.axhline(0.02, color=COLOURS[7], linestyle="--", label="0.02")
-    for name, at in (("all of PIQA", -2), ("all of LAMBADA", -1)):
-        place = (numbers[at], errors[at])
-        ax.annotate(name, place, xytext=(-10, -12), textcoords="offset points", ha="right")
-    ax.set_xticks((20, 100, 500, 2000, 5000), ("20", "100", "500", "2,000", "5,000"))
+    whole_sets = ("1,838:\nall of PIQA", "5,153:\nall of LAMBADA")
+    ax.set_xticks((20, 100, 500, *numbers[-2:]), ("20", "100", "500", *whole_sets))
     ax.set_yticks((0.005, 0.01, 0.02, 0.05, 0.1), ("0.005", "0.01", "0.02", "0.05", "0.1"))
     ax.minorticks_off()
     ax.set(title=f"How sure is an accuracy of {accuracy}?", ylim=(0.004, 0.19))
@@ -177,7 +178,7 @@ def plot_sliding_windows(strides: Sequence[int] = (8, 4), width: int = 8) -> Fig
         ax.set(title=f"windows of {width}, stride {stride}", xlim=(0, 32), ylim=(-len(starts) + 0.8, 1))
         ax.set(xlabel="token of the text", yticks=[])
         ax.grid(False)
-    axes[0].set_ylabel("windows (blue: scored)")
+    axes[0].set_ylabel("windows\nblue: scored\ngrey: context only")
     return fig
 
 
@@ -268,8 +269,10 @@ def plot_batch_memory(gigabytes: Mapping[str, Mapping[int, float]], cards: Mappi
         )
     largest = {label: (max(values), values[max(values)]) for label, values in gigabytes.items()}
     for rows, size in largest.values():
+        is_on_a_line = any(abs(np.log(size / card)) < 0.1 for card in cards.values())
+        offset = (7, 9 if is_on_a_line else 0)
         ax.annotate(
-            f"{size:.0f} GB", (rows, size), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9
+            f"{size:.0f} GB", (rows, size), xytext=offset, textcoords="offset points", va="center", fontsize=9
         )
     sizes = list(next(iter(gigabytes.values())))
     for card, size in cards.items():
