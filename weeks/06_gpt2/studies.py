@@ -45,9 +45,13 @@ BEGINNINGS = ("Hello, I'm a language model,", "In a shocking finding, scientists
 LOGITS_APART = 0.01
 """By how much logits of one model, computed in two ways, may differ: GPT-2's are about 100 in size."""
 PUBLISHED = {"piqa_acc_norm": 0.669}
-"""SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples."""
+"""SmolLM2-135M-Instruct under lm-eval, unquantized, on all 1,838 examples. Also the baseline in the card of
+lldois/SmolLM2-135M-Reasoning-SLERP-Champion.
+"""
 GPT2 = {"lambada_acc": 0.3256, "lambada_perplexity": 40.06, "piqa_acc": 0.6289}
-"""GPT-2 124M under lm-eval, on all examples."""
+"""GPT-2 124M under lm-eval, on all examples. LAMBADA: lm-eval's issue 2159; of PIQA there is no page to cite.
+OpenAI's paper has 0.4599 on LAMBADA, by another protocol (lm-eval's issue 356).
+"""
 COMPARED = (
     "bits_per_byte",
     "text_perplexity",
