@@ -531,8 +531,8 @@ WINDOW_MLP = Exercise(
             _PyTorchsWeightsScaled,
             "The outputs are right, and so is every other initialization, but hidden.weight is far too small."
             " scaled_weights was given the weights that nn.Linear had drawn, which are small already, and it"
-            " expects noise from N(0, 1): torch.randn of the weight's shape. (The case below is too small to"
-            " show it; it was measured in WindowMLP(65, 16, 64, 96).)",
+            " expects noise from N(0, 1): torch.randn of the weight's shape. The case below is too small to"
+            " show it: it was measured in WindowMLP(65, 16, 64, 96).",
         ),
         Mistake(
             "the padding's row never learns",

@@ -416,7 +416,15 @@ def _product_cases(generator: Generator) -> list[tuple]:
             torch.randn(outputs, generator=generator),
         )
 
-    return [case(1, 4, 3), case(2, 6, 4), case(5, 16, 2), case(3, 32, 7), case(4, 64, 4)]
+    def large_scales(tokens: int, outputs: int) -> tuple:
+        """Float weights overflow, though the results are small."""
+        sign = torch.tensor([1, -1]).repeat(3)
+        x = sign.expand(tokens, 6).to(torch.int8)
+        codes = 120 + torch.randint(0, 8, (outputs, 6), generator=generator).to(torch.int8)
+        return x, torch.full((tokens,), 1e-36), codes, torch.full((outputs,), 3e36), torch.ones(outputs)
+
+    cases = [case(1, 4, 3), case(2, 6, 4), case(5, 16, 2), case(3, 32, 7), case(4, 64, 4)]
+    return [*cases, large_scales(2, 3)]
 
 
 INT8_LINEAR = Exercise(
@@ -424,7 +432,7 @@ INT8_LINEAR = Exercise(
     `x_scales` float32 [tokens]; `codes` is int8 [out, in], `scales` float32 [out]; `bias` is float32 [out].
     An input is x[t, i] * x_scales[t], a weight codes[o, i] * scales[o]. Return what nn.Linear would, float32
     [tokens, out], but multiply and add up the codes as int32, without ever making float weights: scales that
-    are the same for a whole sum can wait until it is done.""",
+    are the same for a whole sum can wait until it is done. Scales may be of any size.""",
     reference=int8_linear,
     cases=_product_cases,
     tolerance=1e-4,
@@ -434,6 +442,15 @@ INT8_LINEAR = Exercise(
             lambda x, x_scales, codes, scales, bias: (x @ codes.T) * x_scales[:, None] * scales + bias,
             "A product of int8 tensors is int8 in PyTorch, and wraps round at 127 without a word. Already 12"
             " * 12 is too much. Cast to int32 first.",
+        ),
+        Mistake(
+            "float weights",
+            lambda x, x_scales, codes, scales, bias: (
+                (x * x_scales[:, None]) @ (codes * scales[:, None]).T + bias
+            ),
+            "Codes were multiplied by their scales before the product. That makes float weights of four bytes"
+            " each, which int8 was to save, and here they overflow. Multiply the codes as int32, and scale"
+            " the sums.",
         ),
         Mistake(
             "the bias is scaled too",

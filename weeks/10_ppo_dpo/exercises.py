@@ -106,6 +106,12 @@ ANSWER_LOGPROBS = Exercise(
             "This is the mean over the tokens. Probabilities of tokens multiply, so their logarithms add up.",
         ),
         Mistake(
+            "minus the log-probability",
+            lambda logits, ids, mask: -sequence_logprobs(logits, ids, mask),
+            "The sign is turned: this is a loss. A log-probability is at most 0, and a likelier answer has"
+            " the greater one.",
+        ),
+        Mistake(
             "logits instead of log-probabilities",
             _logits_summed,
             "Logits were added up. They become log-probabilities by log_softmax over the vocabulary.",
@@ -178,6 +184,12 @@ PREFERENCE_LOSS = Exercise(
             lambda pc, pr, rc, rr, beta: -torch.sigmoid(beta * (pc - rc - pr + rr)),
             "This is minus the probability, not minus its logarithm. Its gradient vanishes for the pairs that"
             " are most wrong.",
+        ),
+        Mistake(
+            "the mean over the pairs",
+            lambda pc, pr, rc, rr, beta: preference_loss(pc, pr, rc, rr, beta).mean(),
+            "The losses of the pairs are right, and then their mean was taken. Asked for is one loss for each"
+            " pair, [batch]: whoever trains takes the mean.",
         ),
         Mistake(
             "a reward for each answer alone",
@@ -311,6 +323,12 @@ PENALISED_REWARDS = Exercise(
             " and on.",
         ),
         Mistake(
+            "the score divided by the length",
+            lambda scores, logp, ref, mask, beta: token_rewards(scores / mask.sum(1), logp - ref, mask, beta),
+            "The score was divided by the number of the answer's tokens, so that a long answer earns less for"
+            " the same score. It stands at the last token, whole.",
+        ),
+        Mistake(
             "padding pays KL",
             lambda scores, logp, ref, mask, beta: _at_last(scores, mask) - beta * (logp - ref),
             "Prompt and padding pay for their KL. The policy did not choose them.",
@@ -378,6 +396,11 @@ def _returns_without_values(
     return advantages, advantages
 
 
+def _returns_of_rewards(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    advantages, _ = gae(rewards, values, gamma, lam)
+    return advantages, _recursion(rewards, values, gamma)[0]
+
+
 def _whitened_too_early(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     advantages = whiten(gae(rewards, values, gamma, lam)[0])
     return advantages, advantages + values
@@ -438,6 +461,12 @@ ADVANTAGES_AND_RETURNS = Exercise(
             _returns_without_values,
             "The returns are the advantages. Those say how much better it was than expected; the value model"
             " learns the expectation, so add values.",
+        ),
+        Mistake(
+            "returns of the rewards alone",
+            _returns_of_rewards,
+            "The returns are the discounted sums of the rewards (Monte Carlo). Those of GAE are advantages +"
+            " values: with lam below 1 they trust the value model in part, and vary less.",
         ),
         Mistake(
             "returns of whitened advantages",

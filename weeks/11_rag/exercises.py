@@ -177,6 +177,12 @@ BM25_SCORES = Exercise(
             " of that is taken back.",
         ),
         Mistake(
+            "the factor k1 + 1",
+            lambda counts, question, k1, b: (k1 + 1) * _bm25(counts, question, k1, b),
+            "All scores are k1 + 1 times as large. The numerator of many books is tf * (k1 + 1); that changes"
+            " no order, and this formula has tf alone.",
+        ),
+        Mistake(
             "sum of lengths for their mean",
             lambda counts, question, k1, b: _bm25(counts, question, k1, b, mean=torch.sum),
             "Lengths are divided by the length of all texts together, so each looks very short. Divide by the"
@@ -247,6 +253,12 @@ MEAN_EMBEDDING = Exercise(
             lambda states, mask: _mean(_unit(states, dim=2), mask),
             "Each token's state was scaled to length 1. It is the mean that has to be: a mean of unit vectors"
             " is shorter than 1.",
+        ),
+        Mistake(
+            "only the first token",
+            lambda states, mask: _unit(states[:, 0]),
+            "This is the state of the first token, which BERT's [CLS] was made for. The mean over all real"
+            " tokens is asked for; a causal model's first token has seen nothing of the text.",
         ),
         Mistake(
             "only the last token",
@@ -358,6 +370,10 @@ def _ndcg_of_found(gains: list[float], all_gains: list[float], k: int) -> float:
     return _discounted(gains[:k]) / max(best, 1e-9)
 
 
+def _ndcg_of_powers(gains: list[float], all_gains: list[float], k: int) -> float:
+    return ndcg([2**gain - 1 for gain in gains], [2**gain - 1 for gain in all_gains], k)
+
+
 def _ndcg_with_log_of_place(gains: list[float], all_gains: list[float], k: int) -> float:
     def discounted(gains: list[float]) -> float:
         return sum(gain / max(1.0, math.log2(place)) for place, gain in enumerate(gains[:k], 1))
@@ -393,6 +409,12 @@ NDCG = Exercise(
             _ndcg_of_found,
             "The best order is made of what was found. A ranking that misses half of the texts then looks"
             " perfect. Use all_gains.",
+        ),
+        Mistake(
+            "2 to the power of the gain",
+            _ndcg_of_powers,
+            "The gains went in as 2^gain - 1, which weighs the best texts more; some benchmarks do so. Here a"
+            " gain counts as it is.",
         ),
         Mistake(
             "log2 of the place",

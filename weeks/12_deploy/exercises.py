@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -751,6 +752,10 @@ def _from_the_wrong_end(times: list[list[float]], q: float) -> float:
     return delays[math.ceil(q * len(delays)) - 1]
 
 
+def _between_two_ranks(times: list[list[float]], q: float) -> float:
+    return float(np.percentile(_between(times), 100 * q))
+
+
 def _across_texts(times: list[list[float]], q: float) -> float:
     if len(times) == 1:
         return _rank(_between(times), q)
@@ -806,6 +811,13 @@ DELAY_PERCENTILE = Exercise(
             _from_the_wrong_end,
             "The largest come first here, so that the 95th percentile is among the shortest delays. Sort"
             " upwards.",
+        ),
+        Mistake(
+            "between two ranks",
+            _between_two_ranks,
+            "The result lies between two delays: np.percentile and torch.quantile draw a line between the two"
+            " nearest ranks. The nearest rank is a delay that somebody had:"
+            " np.percentile(..., method='inverted_cdf').",
         ),
         Mistake(
             "delays across texts",
