@@ -64,8 +64,9 @@ def nf4_codes(weight, block_size, levels):
 
 @answer
 def int8_linear(x, x_scales, codes, scales, bias):
-    """In floating point, twice as fine."""
-    return F.linear(x.double() * x_scales[:, None], codes * scales[:, None].double(), bias.double()).float()
+    """By numpy's whole numbers."""
+    sums = x.numpy().astype(np.int64) @ codes.numpy().astype(np.int64).T
+    return torch.from_numpy(sums) * x_scales[:, None] * scales + bias
 
 
 @answer
