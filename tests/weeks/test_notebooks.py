@@ -89,6 +89,16 @@ def test_sections_follow_each_other_and_what_the_text_points_to_is_there(number)
     assert {int(n) for n in re.findall(r"\b[Ss]ection (\d+)", text)} <= set(sections)
 
 
+@in_all_weeks
+def test_the_tasks_that_are_kept_are_todays(number):
+    """A reader of the notebook on a page, without running it, sees the task as it is graded."""
+    week = Week(number)
+    for cell in notebook(number):
+        for name in re.findall(r'^week\.task\("(\w+)"\)', "".join(cell["source"]), flags=re.M):
+            shown = "".join("".join(out.get("data", out)["text/plain"]) for out in cell["outputs"])
+            assert week._task(week.exercises[name])[0].strip() in shown, name
+
+
 @held
 def test_every_visible_line_fits_on_the_page(number):
     long = [line for cell in cells(number) for line in cell.split("\n") if len(line) > WIDTH]
