@@ -34,7 +34,7 @@ from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, chunks
-from shared.serving.bodies import Body, ChatBody, CompletionBody, ResponseFormat
+from shared.serving.bodies import Body, ChatBody, CompletionBody, JsonObject, ResponseFormat
 from shared.serving.embeddings import EmbeddingAnswers, EmbeddingBody
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid_body
@@ -189,10 +189,11 @@ class CompletionServer:
 
     async def embed(self, body: EmbeddingBody, request: Request) -> Response:
         """POST /v1/embeddings."""
+        _refuse_slips(body)
         content = await self.embeddings.answer(body, request)
         if content is None:
             return Response(status_code=GONE)
-        return JSONResponse(content)
+        return JSONResponse(content, headers=self._say_what_is_ignored(body))
 
     async def health(self) -> dict[str, str]:
         """GET /health: the process answers."""
@@ -259,9 +260,7 @@ class CompletionServer:
     def _check(self, body: Body, prompts: int = 1) -> None:
         """Raises ApiError for what can be refused before so many prompts are tokenized, which takes time."""
         self._check_model(body.model)
-        slip = body.slip()
-        if slip:
-            raise ApiError(400, f"{slip[0]}: this server does not know it: is {slip[1]} meant?", slip[0])
+        _refuse_slips(body)
         if prompts * body.answers > self.limits.texts:
             message = f"{prompts} prompts times n={body.answers} are more than {self.limits.texts} texts"
             raise ApiError(400, message, "n")
@@ -361,7 +360,7 @@ class CompletionServer:
         content = {**head, "object": form.kind, "choices": choices, "usage": answer.usage()}
         return JSONResponse(content, headers=headers)
 
-    def _say_what_is_ignored(self, body: Body) -> dict[str, str]:
+    def _say_what_is_ignored(self, body: JsonObject) -> dict[str, str]:
         """Counts the fields of a request that are not read; returns the header that names them."""
         paths = list(body.ignored())
         self.metrics.ignored_fields.inc(len(paths))
@@ -416,6 +415,12 @@ class CompletionServer:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(self.engine.close)
+
+
+def _refuse_slips(body: JsonObject) -> None:
+    slip = body.slip()
+    if slip:
+        raise ApiError(400, f"{slip[0]}: this server does not know it: is {slip[1]} meant?", slip[0])
 
 
 async def _collect_unless_gone(answer: Answer, request: Request) -> list[tuple[Piece, str | None]] | None:

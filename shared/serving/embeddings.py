@@ -32,6 +32,8 @@ def _check_input(value: Any) -> Any:
             "a text or a list of texts is wanted, none of them empty. Token ids are those of another model's"
             " tokenizer: send the texts (in LangChain: check_embedding_ctx_length=False)"
         )
+    if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
+        raise ValueError("there is half a surrogate pair in it, which no UTF-8 text has")
     if len(texts) > MOST_TEXTS:
         raise ValueError(f"{len(texts)} texts are more than {MOST_TEXTS}: ask several times")
     return value

@@ -414,7 +414,12 @@ class Engine:
         if request.max_new_tokens == 0:
             self._finish(generation, "length")
             return
-        slot.next_token = self._drawn(generation, logits, slot.tokens[len(request.prompt) :])
+        try:
+            slot.next_token = self._drawn(generation, logits, slot.tokens[len(request.prompt) :])
+        except ValueError as error:  # only this text: a schema may ask for more than its automaton may do
+            log.error("a text's form cannot be followed any further: %s", error)
+            self._finish(generation, "error")
+            return
         slot.writing = True
         generation.drawn += 1
         self.generated_tokens += 1
@@ -425,7 +430,9 @@ class Engine:
         self._deliver(generation, token)
 
     def _drawn(self, generation: Generation, logits: Tensor, written: Sequence[int]) -> int:
-        """The id of the next token, from logits [vocab_size] and what is written so far."""
+        """The id of the next token, from logits [vocab_size] and what is written so far. Raises ValueError
+        where the text's form allows none.
+        """
         request, form = generation.request, generation.form
         if not request.penalties.change_nothing:
             logits = request.penalties.apply(logits, request.prompt, written)

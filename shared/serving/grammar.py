@@ -49,8 +49,14 @@ class Form:
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(bool))
 
     def mask(self, logits: Tensor) -> Tensor:
-        """The logits [vocab_size] with -inf for all that may not come next; a new tensor."""
-        return logits.masked_fill(~self.allowed().to(logits.device), float("-inf"))
+        """The logits [vocab_size] with -inf for all that may not come next; a new tensor.
+
+        Raises ValueError where nothing may come, as when the automaton has reached one of its limits.
+        """
+        allowed = self.allowed()
+        if not allowed.any():
+            raise ValueError(self._matcher.get_error() or "no token may come here")
+        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
 
     def push(self, token: int) -> None:
         """Goes on by a token. Raises ValueError for one that may not come."""

@@ -1,12 +1,14 @@
 """`/v1/embeddings`: the vectors are the embedder's, and OpenAI's client reads them."""
 
+import json
+
 import numpy as np
 import openai
 import pytest
 
 from shared.retrieval.embedders import HiddenStates
 from shared.serving.__main__ import Settings
-from tests.serving.helpers import TOKENIZER, check_error, client, gpt
+from tests.serving.helpers import JSON, TOKENIZER, check_error, client, gpt
 
 PATH = "/v1/embeddings"
 TEXTS = ["abc def", "hij", "abc, abc. " * 3]
@@ -50,15 +52,23 @@ def test_one_text_and_many(theirs):
         ({"input": [1, 2]}, 400, "send the texts", "input"),
         ({"input": ["a"] * 2049}, 400, "2049 texts are more than 2048", "input"),
         ({"input": ["abc", "x " * 300]}, 400, "text 1 has ", "input"),
+        ({"input": "a\ud800"}, 400, "half a surrogate pair", "input"),
+        ({"encoding_formt": "float"}, 400, "is encoding_format meant?", "encoding_formt"),
         ({"dimensions": 8}, 400, "vectors makes 32 numbers", "dimensions"),
         ({"encoding_format": "hex"}, 400, "encoding_format", "encoding_format"),
     ],
     ids=str,
 )
 def test_refused(talk, fields, status, said, param):
-    answer = talk.post(PATH, json={"model": "vectors", "input": "abc"} | fields)
+    content = json.dumps({"model": "vectors", "input": "abc"} | fields)
+    answer = talk.post(PATH, content=content, headers=JSON)
     code = answer.json()["error"]["code"]
     check_error(answer, status, said, param, code)
+
+
+def test_fields_that_are_not_read_are_named(talk):
+    answer = talk.post(PATH, json={"model": "vectors", "input": "abc", "purpose": "x"})
+    assert answer.headers["X-Ignored-Fields"] == "purpose"
 
 
 def test_a_server_without_embedders_says_so(shared_client):

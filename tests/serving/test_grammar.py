@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.serving.engine import Engine
+from shared.serving.generation import Request
 from shared.serving.grammar import Grammars
 from shared.tokenizers import CharTokenizer
-from tests.serving.helpers import CHAT, ENDS, TOKENIZER, check_error, choices_of, complete, gpt
+from tests.serving.helpers import CHAT, ENDS, TOKENIZER, check_error, choices_of, complete, expected, gpt
 
 PERSON = {
     "type": "object",
@@ -156,4 +158,26 @@ def test_other_texts_beside_it_are_not_changed(shared_client):
 )
 def test_refused(shared_client, wanted, said, param):
     check_error(complete(shared_client, CHAT, response_format=wanted), 400, said, param)
-    assert gpt().config.vocab_size == 300 and shared_client.engine.busy == 0
+    assert shared_client.engine.busy == 0
+
+
+def test_a_form_that_cannot_go_on_ends_its_own_text_alone():
+    """As when the automaton has reached one of its limits."""
+
+    class Stuck:
+        complete = False
+
+        def copy(self):
+            return self
+
+        def mask(self, logits):
+            raise ValueError("too complex")
+
+    engine = Engine(gpt(), slots=2, start=False)
+    prompt = TOKENIZER.encode("abc")
+    free = engine.submit(Request(prompt, 5, temperature=0))
+    stuck = engine.submit(Request(prompt, 5, temperature=0, form=Stuck()))
+    while engine.step():
+        pass
+    assert stuck.finish_reason == "error" and free.finish_reason == "length"
+    assert TOKENIZER.decode([token.id for token in free]) == expected(prompt, 5, temperature=0)

@@ -92,4 +92,4 @@ def test_settings_are_checked():
         ChatSettings(max_tokens=0)
     with pytest.raises(ValueError, match="repetition_penalty=0"):
         ChatSettings(repetition_penalty=0)
-    assert Penalties(repetition=ChatSettings().repetition_penalty)
+    assert not Penalties(repetition=ChatSettings().repetition_penalty).change_nothing
