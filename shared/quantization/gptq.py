@@ -2,7 +2,7 @@
 they were.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,13 +19,20 @@ from shared.runtime import device_of
 
 @torch.no_grad()
 def gptq(
-    model: GPT, tokens: Tensor, group_size: int = 32, damp: float = 0.01, say: Callable[[str], None] = print
+    model: GPT,
+    tokens: Tensor,
+    group_size: int = 32,
+    damp: float = 0.01,
+    *,
+    skip: Collection[str] = (),
+    say: Callable[[str], None] = print,
 ) -> GPT:
     """`quantize(model, "int4")` with codes that keep the layers' outputs on `tokens`, rather than each weight
     (Frantar et al., "GPTQ", 2022). Returns the same model.
 
     tokens: int64 [texts, time], text as the model will meet it; ten thousand are enough for a small model.
-    damp: what is added to the diagonal of a layer's Hessian, as a share of its mean. Layers are rounded in
+    damp: what is added to the diagonal of a layer's Hessian, as a share of its mean. skip: as for `quantize`.
+    Layers are rounded in
     the order in which they compute, and each sees what the quantized ones before it make of the text. An
     embedding tied to the output layer gets what is best for that: it is read one row at a time, where errors
     do not add up. Raises ValueError as `quantize` does, and for tokens of another shape and a damp that is
@@ -39,21 +46,22 @@ def gptq(
     if not damp > 0:
         raise ValueError(f"damp={damp}: must be above 0; 0.01 is usual")
     check_settings("int4", group_size, None)
-    check_model(model, group_size)
+    chosen = check_model(model, group_size, skip)
     device = device_of(model)
     say(how_computed("int4", device))
     was_training = model.training
     model.eval()
     streams, arguments = _block_inputs(model, tokens.to(device).split(1))
-    for block, rest in zip(model.blocks, arguments):
+    for i, (block, rest) in enumerate(zip(model.blocks, arguments)):
         run = partial(_run_block, block, streams, rest)
         for names in _linears_by_input(block, partial(_run_block, block, streams[:1], rest)):
-            _round_linears(block, names, run, group_size, damp)
+            wanted = [name for name in names if f"blocks.{i}.{name}" in chosen]
+            _round_linears(block, wanted, run, group_size, damp)
         streams = run()
-    run = partial(_run_head, model, streams)
-    packed = _round_linears(model, ["lm_head"], run, group_size, damp)
-    if model.config.tie_weights:
-        put_packed(model, "token_embedding", packed["lm_head"])
+    if "lm_head" in chosen:
+        packed = _round_linears(model, ["lm_head"], partial(_run_head, model, streams), group_size, damp)
+        if model.config.tie_weights:
+            put_packed(model, "token_embedding", packed["lm_head"])
     return model.train(was_training)
 
 

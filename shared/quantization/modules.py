@@ -11,7 +11,8 @@ Quantized weights are not trained, but gradients pass to their input.
 ('QuantizedLinear', {'scheme': 'int8'})
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,6 +107,7 @@ def quantize(
     group_size: int | None = None,
     double_quant: bool | None = None,
     *,
+    skip: Collection[str] = (),
     say: Callable[[str], None] = print,
     kernels: tuple[str, ...] = KERNELS,
 ) -> Module:
@@ -114,16 +116,18 @@ def quantize(
 
     scheme: "int8", "int4" or "nf4". group_size: how many weights of a row share a scale, 32, 64, 128 or 256;
     if not given, 32 for int4, 64 for nf4 and the whole row for int8. double_quant: nf4 only, True if not
-    given. say: gets a line on how products with such weights are computed here. kernels: what may compute
-    them on a CPU; the first that works is used (PyTorch's has no int8 in groups). Raises ValueError, the
-    model untouched, for another scheme or setting, a group size that does not divide a layer's in_features,
-    weights that are not finite, and a model that has no linear layers or is quantized already.
+    given. skip: linear layers that stay as they are, by name or pattern, such as "lm_head", "blocks.0.*" or
+    "*.down_proj". say: gets a line on how products with such weights are computed here. kernels: what may
+    compute them on a CPU; the first that works is used (PyTorch's has no int8 in groups). Raises ValueError,
+    the model untouched, for another scheme or setting, a group size that does not divide a layer's
+    in_features, weights that are not finite, a pattern that fits no layer, and a model that has no linear
+    layers (left) or is quantized already.
     """
     settings = check_settings(scheme, group_size, double_quant)
-    check_model(model, settings.get("group_size", 1))
+    names = check_model(model, settings.get("group_size", 1), skip)
     kernels = _usable(settings, kernels)
     say(how_computed(scheme, device_of(model), kernels))
-    _quantize_linears(model, settings, kernels)
+    _quantize_linears(model, names, settings, kernels)
     return model
 
 
@@ -156,27 +160,42 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def check_model(model: nn.Module, group_size: int) -> None:
-    """Raises ValueError for a model that cannot be quantized in groups of this size."""
+def check_model(model: nn.Module, group_size: int, skip: Collection[str] = ()) -> list[str]:
+    """The names of the linear layers to quantize: all that no pattern of `skip` fits.
+
+    Raises ValueError for a model that cannot be quantized in groups of this size, for a pattern that fits no
+    linear layer, and where none is left.
+    """
     done = quantization_of(model)
     if done:
         raise ValueError(f"this model is quantized already ({done['scheme']}): quantize the original")
     linears = _linears(model)
     if not linears:
         raise ValueError(f"this {type(model).__name__} has no linear layers to quantize")
-    for name, linear in linears.items():
-        check_weight(f"{name}.weight", linear.weight, group_size)
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in linears):
+            raise ValueError(f"skip={pattern!r} fits no linear layer; there are: {', '.join(linears)}")
+    chosen = [name for name in linears if not any(fnmatchcase(name, pattern) for pattern in skip)]
+    if not chosen:
+        raise ValueError(f"skip={', '.join(skip)} leaves no linear layer to quantize")
+    for name in chosen:
+        check_weight(f"{name}.weight", linears[name].weight, group_size)
+    return chosen
 
 
-def _quantize_linears(model: nn.Module, settings: dict[str, Any], kernels: tuple[str, ...]) -> None:
+def _quantize_linears(
+    model: nn.Module, names: Collection[str], settings: dict[str, Any], kernels: tuple[str, ...]
+) -> None:
     scheme = SCHEMES[settings["scheme"]]
     options = {name: value for name, value in settings.items() if name != "scheme"}
     embeddings = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    for name, linear in _linears(model).items():
-        packed = with_kernel(scheme(linear.weight.detach(), **options), kernels)
+    linears = _linears(model)
+    for name in names:
+        weight = linears[name].weight
+        packed = with_kernel(scheme(weight.detach(), **options), kernels)
         put_packed(model, name, packed)
         for other, embedding in embeddings.items():
-            if embedding.weight is linear.weight:
+            if embedding.weight is weight:
                 put_packed(model, other, packed)
 
 
@@ -235,8 +254,8 @@ def save_quantized(
     tokenizer: Tokenizer | None = None,
     metrics: dict[str, float] | None = None,
 ) -> Path:
-    """`checkpoint.save` of a quantized model: packed tensors in model.safetensors, the scheme and its
-    settings in config.json.
+    """`checkpoint.save` of a quantized model: packed tensors in model.safetensors, the scheme, its settings
+    and the layers that were skipped in config.json.
 
     Raises ValueError for a model that is not quantized.
     """
@@ -244,7 +263,9 @@ def save_quantized(
     settings = quantization_of(model)
     if settings is None:
         raise ValueError("this model is not quantized: save it with checkpoint.save, or quantize it first")
-    return checkpoint.save(folder, model, tokenizer, metrics, more={ENTRY: settings})
+    skipped = list(_linears(model))
+    entry = settings | {"skip": skipped} if skipped else settings
+    return checkpoint.save(folder, model, tokenizer, metrics, more={ENTRY: entry})
 
 
 def load_quantized(
@@ -279,15 +300,18 @@ def _quantized_form(model: Module, settings: Any) -> Module:
     """A new model in the form that `save_quantized` saved. Its packed weights have no memory until they are
     loaded, and get their kernels then.
     """
-    known = {"scheme", "group_size", "double_quant"}
+    known = {"scheme", "group_size", "double_quant", "skip"}
     if not isinstance(settings, dict) or "scheme" not in settings or not settings.keys() <= known:
         raise ValueError(
-            "a checkpoint's quantization must give scheme, and may give group_size and double_quant, not"
-            f" {settings!r}"
+            "a checkpoint's quantization must give scheme, and may give group_size, double_quant and skip,"
+            f" not {settings!r}"
         )
+    skip = settings.get("skip", [])
+    if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
+        raise ValueError(f"a checkpoint's quantization must give skip as a list of names, not {skip!r}")
     complete = check_settings(settings["scheme"], settings.get("group_size"), settings.get("double_quant"))
-    check_model(model, complete.get("group_size", 1))
-    _quantize_linears(model, complete, kernels=())
+    names = check_model(model, complete.get("group_size", 1), skip)
+    _quantize_linears(model, names, complete, kernels=())
     model.register_load_state_dict_post_hook(_choose_kernels)
     return model
 

@@ -280,11 +280,16 @@ class Int4Weight(PackedWeight):
         y = torch._weight_int4pack_mm_for_cpu(x, codes, self.group_size, scale_zero)
         return y if y.size(1) == self.out_features else y[:, : self.out_features]
 
-    def _unpack(self, index: Tensor | slice) -> Tensor:
+    def codes_and_ranges(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """The rows at `index`, whatever kernel the codes lie ready for: codes from 0 to 15, uint8 [...,
+        in_features], and scale and zero, bfloat16 [..., groups, 2].
+        """
         if self.kernel == "torch":
-            codes, scale_zero = self._rows_of_torchs_layout(index)
-        else:
-            codes, scale_zero = _codes(self.codes[index]), self.scale_zero[index]
+            return self._rows_of_torchs_layout(index)
+        return _codes(self.codes[index]), self.scale_zero[index]
+
+    def _unpack(self, index: Tensor | slice) -> Tensor:
+        codes, scale_zero = self.codes_and_ranges(index)
         scale, zero = scale_zero.float().unsqueeze(-1).unbind(-2)  # [..., groups, 1] each
         groups = codes.float().unflatten(-1, (-1, self.group_size))
         return groups.mul_(scale).add_(zero - 8 * scale).flatten(-2)
@@ -320,7 +325,7 @@ class Int4Weight(PackedWeight):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.kernel == "torch":
-            codes, scale_zero = self._rows_of_torchs_layout(slice(None))
+            codes, scale_zero = self.codes_and_ranges()
             destination[prefix + "codes"] = _bytes(codes[:, ::2], codes[:, 1::2])
             destination[prefix + "scale_zero"] = scale_zero.contiguous()
 

@@ -37,9 +37,10 @@ from shared.serving.chat import ChatSettings, chat_in_terminal
 from shared.serving.connections import punctual
 from shared.serving.engine import Engine, same_bits_in_every_row
 from shared.serving.gate import Limits
-from shared.serving.loading import load_served, name_and_source
+from shared.serving.loading import load_served
 from shared.serving.sites import SiteRules
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
+from shared.training.own_model import name_and_source
 
 if TYPE_CHECKING:
     from shared.retrieval.embedders import Embedder

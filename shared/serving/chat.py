@@ -18,8 +18,9 @@ from shared.sampling.penalties import Penalties
 from shared.sampling.text import stream_text
 from shared.serving.engine import Engine
 from shared.serving.generation import Generation, Request
-from shared.serving.loading import load_served, name_and_source
+from shared.serving.loading import load_served
 from shared.tokenizers import Tokenizer
+from shared.training.own_model import name_and_source
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ from shared.sampling import generate
 from shared.zero_shot.scoring import sliding_window
 from tests.quantization.helpers import CONFIGS, SETTINGS, TIED, TOKENIZER, UNTIED, gpt, quiet
 
+IN_A_BLOCK = (
+    *("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj"),
+    *("mlp.up_proj", "mlp.down_proj"),
+)
+
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("options", SETTINGS)
@@ -247,3 +252,40 @@ def test_smollm2_is_small_and_still_good(options, size, worse):
     small = quantize(deepcopy(model), **options, say=quiet)
     assert num_bytes(small) <= size * whole
     assert sliding_window(small, model.tokenizer, text, 512, 512).perplexity <= perplexity * (1 + worse)
+
+
+@pytest.mark.parametrize("by", ["nearest", "gptq"])
+@pytest.mark.parametrize(
+    "skip, left",
+    [
+        (("lm_head",), {"lm_head"}),
+        (("blocks.0.*", "*.down_proj"), {"blocks.1.mlp.down_proj"} | {f"blocks.0.{n}" for n in IN_A_BLOCK}),
+    ],
+)
+def test_layers_that_are_skipped_stay_as_they_are_on_disk_too(by, skip, left, tmp_path):
+    original = gpt(TIED)
+    if by == "gptq":
+        model = gptq(gpt(TIED), torch.arange(48).view(2, 24), skip=skip, say=quiet)
+    else:
+        model = quantize(gpt(TIED), "int4", skip=skip, say=quiet)
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert linears.keys() == left
+    for name, linear in linears.items():
+        assert torch.equal(linear.weight, original.get_submodule(name).weight)
+    assert (model.lm_head.weight is model.token_embedding.weight) == ("lm_head" in left)
+    save_quantized(tmp_path / "m", model)
+    loaded = load_quantized(tmp_path / "m").model
+    idx = torch.arange(30)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(idx), model(idx))
+    saved = json.loads((tmp_path / "m" / "config.json").read_text())["quantization"]
+    assert set(saved["skip"]) == left
+
+
+def test_a_pattern_that_fits_nothing_or_everything_is_refused():
+    with pytest.raises(
+        ValueError, match=r"skip='head' fits no linear layer; there are: blocks.0.attn.q_proj"
+    ):
+        quantize(gpt(TIED), "int8", skip=("head",), say=quiet)
+    with pytest.raises(ValueError, match=r"skip=\* leaves no linear layer"):
+        quantize(gpt(TIED), "int8", skip=("*",), say=quiet)

@@ -30,11 +30,11 @@ from shared.serving.api import CompletionServer
 from shared.serving.engine import Engine
 from shared.serving.gate import Limits
 from shared.serving.generation import Request, Token
-from shared.serving.loading import own_checkpoint
 from shared.serving.page import add_page
 from shared.serving.page_html import token_view
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
+from shared.training.own_model import own_checkpoint
 from tests.helpers import serving, shake
 
 CHARS = CharTokenizer.train(string.digits + string.ascii_letters + string.punctuation + " \n")
