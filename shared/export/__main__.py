@@ -1,6 +1,8 @@
 """Week 12. Exports a checkpoint of week 4 or later, or SmolLM2, for other programs.
 
     python -m shared.export --checkpoint checkpoints/my-model --out exported
+    # what week 8 quantized, its codes as they are
+    python -m shared.export --checkpoint checkpoints/smollm2-int4 --format gguf --out smollm2-int4.gguf
     # for llama.cpp, in 8 bits
     python -m shared.export --checkpoint smollm2 --format gguf --kind Q8_0 --out smollm2.gguf
     # with what week 9 trained beside it
@@ -24,6 +26,7 @@ from shared.export.huggingface import FILES, Card, push_to_hub, save_hf_folder
 from shared.export.onnx import to_onnx, weights_of
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
+from shared.quantization.modules import dequantize, quantization_of
 
 # ---- from the command line
 
@@ -40,7 +43,7 @@ class Settings:
     """The folder of a LoRA, in PEFT's form, that is merged into the weights first."""
     format: Literal["hf", "gguf", "onnx"] = "hf"
     kind: Literal["F32", "F16", "Q8_0", "Q4_0"] = "F16"
-    """gguf: how matrices are stored."""
+    """gguf: how matrices are stored; those of a quantized checkpoint keep their codes."""
     title: str = "A small language model"
     """hf: the heading of the model's card."""
     license: str | None = None
@@ -72,6 +75,11 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
     """Loads, exports, and says what was written."""
     model = load_model(settings.checkpoint)
     tokenizer = model.tokenizer
+    quantized = quantization_of(model)
+    if quantized and settings.format != "gguf":
+        scheme = quantized["scheme"]
+        say(f"{settings.format} has no form for {scheme}: its weights are written as 16-bit numbers")
+        model = dequantize(model).half()
     metrics = checkpoint.read_metrics(settings.checkpoint)
     if settings.adapter is not None:
         model = with_adapter(model, settings.adapter)

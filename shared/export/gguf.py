@@ -3,13 +3,15 @@
     to_gguf("my-model.gguf", model, tokenizer, "Q8_0")
 
 A GPT becomes one of llama.cpp's architectures gpt2, llama and qwen3. Where none of them is exactly the same
-model, the export is refused: the error names the fields in the way, and nothing is written. Source: the GGUF
-specification in ggml's repository.
+model, the export is refused: the error names the fields in the way, and nothing is written. A quantized GPT
+keeps its codes. Source: the GGUF specification in ggml's repository.
 """
 
 import math
 import os
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,12 +20,15 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.quants import quantize
 from torch import Tensor
 
+from shared.export.packed import gguf_blocks, packed_weights, type_of
 from shared.export.preparation import ready_to_export
 from shared.export.tokenizers import gguf_tokenizer
 from shared.models.families import GGUF_FAMILIES, exact_family, refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.weights import plain_tensors
+from shared.quantization.modules import dequantize
+from shared.quantization.packing import PackedWeight
 from shared.tokenizers import Tokenizer
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_0")
@@ -38,6 +43,8 @@ class _TensorInfo(NamedTuple):
     """Our parameters that it consists of, one after the other."""
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
+    packed: Mapping[str, PackedWeight]
+    """Those of the parameters that are quantized already: all, or none."""
 
     @property
     def num_bytes(self) -> int:
@@ -55,9 +62,10 @@ def to_gguf(
     """Writes a GPT and its tokenizer as a GGUF file, and returns the path.
 
     kind: how matrices are stored, the embedding among them: 32 or 16 bits each, or 8 or 4 with a 16-bit scale
-    for 32 of a row (gguf's own rounding). Norms, biases and positions stay in fp32. A GPT-2 without biases is
-    given biases of zero. name: what the model is called in the file; None takes the file's own. Raises
-    ValueError for a GPT or a tokenizer that llama.cpp has no equivalent of, rows that are no multiple of 32,
+    for 32 of a row (gguf's own rounding). What is quantized already, by int8 or int4 (GPTQ too), keeps its
+    codes, as Q8_0 or Q4_1. Norms, biases and positions stay in fp32. A GPT-2 without biases is given biases
+    of zero. name: what the model is called in the file; None takes the file's own. Raises ValueError for a
+    GPT or a tokenizer that llama.cpp has no equivalent of, rows that are no multiple of 32, weights in NF4,
     and values that the kind cannot hold.
     """
     path = Path(path)
@@ -65,13 +73,16 @@ def to_gguf(
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file, such as {path / 'model.gguf'}")
+    packed = packed_weights(model)
+    if packed:
+        model = dequantize(deepcopy(model))
     model, tokenizer = ready_to_export(model, tokenizer)
     config = model.config
     architecture = exact_family(config, GGUF_FAMILIES, "in GGUF")
     layout = GGUF_FAMILIES[architecture].layout
     tokenizer_metadata = gguf_tokenizer(tokenizer, config.vocab_size)
     parameters = plain_tensors(model)
-    tensors = _tensor_infos(parameters, layout, kind)
+    tensors = _tensor_infos(parameters, layout, kind, packed)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -88,7 +99,11 @@ def to_gguf(
         for theirs, info in tensors.items():
             ours = {name: parameters[name].detach().cpu().float() for name in info.parameters}
             values = layout.theirs(ours, config.head_dim)[theirs].contiguous().numpy()
-            writer.write_tensor_data(_packed(theirs, values, info.kind))
+            if info.packed:
+                data = gguf_blocks(info.packed, partial(_joined, layout, config.head_dim))
+            else:
+                data = _rounded(theirs, values, info.kind)
+            writer.write_tensor_data(data)
         for file in writer.fout or ():
             file.flush()
             os.fsync(file.fileno())
@@ -100,7 +115,9 @@ def to_gguf(
     return path
 
 
-def _tensor_infos(parameters: Mapping[str, Tensor], layout: Layout, kind: str) -> dict[str, _TensorInfo]:
+def _tensor_infos(
+    parameters: Mapping[str, Tensor], layout: Layout, kind: str, packed: Mapping[str, PackedWeight]
+) -> dict[str, _TensorInfo]:
     """The file's tensors by name. Raises ValueError for rows that cannot be packed as `kind`."""
     matrix_kind = GGMLQuantizationType[kind]
     block = GGML_QUANT_SIZES[matrix_kind][0]
@@ -110,11 +127,24 @@ def _tensor_infos(parameters: Mapping[str, Tensor], layout: Layout, kind: str) -
         rows = sum(parameters[name].shape[0] for name in names)
         shape = (rows, *parameters[names[0]].shape[1:])
         is_matrix = len(shape) == 2 and theirs != "position_embd.weight"
-        tensors[theirs] = _TensorInfo(names, shape, matrix_kind if is_matrix else _FLOAT32)
-        if is_matrix and shape[-1] % block:
+        own_packed = {name: packed[name] for name in names if name in packed}
+        if own_packed:
+            tensor_kind = type_of(own_packed)
+            if len(own_packed) < len(names):
+                problems.append(f"{theirs} is made of {', '.join(names)}: quantize all of them, or skip all")
+        else:
+            tensor_kind = matrix_kind if is_matrix else _FLOAT32
+        tensors[theirs] = _TensorInfo(names, shape, tensor_kind, own_packed)
+        if is_matrix and not own_packed and shape[-1] % block:
             problems.append(f"{theirs} has rows of {shape[-1]}, no multiple of {block}: use F16")
     refuse(problems, f"{kind} packs {block} weights of a row together")
     return tensors
+
+
+def _joined(layout: Layout, head_dim: int, ours: Mapping[str, Tensor]) -> Tensor:
+    """The rows of the one tensor of the file that these are."""
+    (tensor,) = layout.theirs(ours, head_dim).values()
+    return tensor
 
 
 def _add_general(writer: GGUFWriter, name: str, kind: str) -> None:
@@ -160,7 +190,7 @@ def _add(writer: GGUFWriter, key: str, value: bool | int | float | str | list) -
         writer.add_array(key, value)
 
 
-def _packed(name: str, values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+def _rounded(name: str, values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """The values as `kind` stores them. Raises ValueError for those that it cannot hold."""
     largest = np.abs(values).max()
     if not np.isfinite(largest):
