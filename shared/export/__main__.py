@@ -75,15 +75,15 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
     """Loads, exports, and says what was written."""
     model = load_model(settings.checkpoint)
     tokenizer = model.tokenizer
+    metrics = checkpoint.read_metrics(settings.checkpoint)
+    if settings.adapter is not None:
+        model = with_adapter(model, settings.adapter)
+        metrics = {}  # the adapted model's are others
     quantized = quantization_of(model)
     if quantized and settings.format != "gguf":
         scheme = quantized["scheme"]
         say(f"{settings.format} has no form for {scheme}: its weights are written as 16-bit numbers")
         model = dequantize(model).half()
-    metrics = checkpoint.read_metrics(settings.checkpoint)
-    if settings.adapter is not None:
-        model = with_adapter(model, settings.adapter)
-        metrics = {}  # the adapted model's are others
     out = Path(settings.out)
     beside = out.with_name(out.name + ".tokenizer.json")
     if settings.format == "hf":

@@ -20,7 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.quants import quantize
 from torch import Tensor
 
-from shared.export.packed import gguf_blocks, packed_weights, type_of
+from shared.export.packed import gguf_blocks, packed_weights, gguf_type
 from shared.export.preparation import ready_to_export
 from shared.export.tokenizers import gguf_tokenizer
 from shared.models.families import GGUF_FAMILIES, exact_family, refuse
@@ -74,9 +74,7 @@ def to_gguf(
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file, such as {path / 'model.gguf'}")
     packed = packed_weights(model)
-    if packed:
-        model = dequantize(deepcopy(model))
-    model, tokenizer = ready_to_export(model, tokenizer)
+    model, tokenizer = ready_to_export(dequantize(deepcopy(model)) if packed else model, tokenizer)
     config = model.config
     architecture = exact_family(config, GGUF_FAMILIES, "in GGUF")
     layout = GGUF_FAMILIES[architecture].layout
@@ -97,12 +95,12 @@ def to_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for theirs, info in tensors.items():
-            ours = {name: parameters[name].detach().cpu().float() for name in info.parameters}
-            values = layout.theirs(ours, config.head_dim)[theirs].contiguous().numpy()
+            joined = partial(_joined, layout, config.head_dim)
             if info.packed:
-                data = gguf_blocks(info.packed, partial(_joined, layout, config.head_dim))
+                data = gguf_blocks(info.packed, joined)
             else:
-                data = _rounded(theirs, values, info.kind)
+                ours = {name: parameters[name].detach().cpu().float() for name in info.parameters}
+                data = _rounded(theirs, joined(ours).contiguous().numpy(), info.kind)
             writer.write_tensor_data(data)
         for file in writer.fout or ():
             file.flush()
@@ -129,7 +127,7 @@ def _tensor_infos(
         is_matrix = len(shape) == 2 and theirs != "position_embd.weight"
         own_packed = {name: packed[name] for name in names if name in packed}
         if own_packed:
-            tensor_kind = type_of(own_packed)
+            tensor_kind = gguf_type(own_packed)
             if len(own_packed) < len(names):
                 problems.append(f"{theirs} is made of {', '.join(names)}: quantize all of them, or skip all")
         else:

@@ -31,7 +31,7 @@ def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
     return {f"{name.removesuffix('.packed')}.weight": m for name, m in modules if isinstance(m, PackedWeight)}
 
 
-def type_of(packed: Mapping[str, PackedWeight]) -> GGMLQuantizationType:
+def gguf_type(packed: Mapping[str, PackedWeight]) -> GGMLQuantizationType:
     """The GGUF type that holds these weights' codes, one file tensor's. Raises ValueError where none does."""
     name, first = next(iter(packed.items()))
     if {type(weight) for weight in packed.values()} == {Int8Weight}:
@@ -52,7 +52,7 @@ def gguf_blocks(packed: Mapping[str, PackedWeight], joined: Ours) -> np.ndarray:
     parts = {name: _codes_and_scales(name, weight) for name, weight in packed.items()}
     codes, scales = (joined({name: part[i] for name, part in parts.items()}) for i in (0, 1))
     blocks = codes.unflatten(-1, (-1, BLOCK))  # [rows, blocks, 32]
-    if type_of(packed) == GGMLQuantizationType.Q4_1:
+    if gguf_type(packed) == GGMLQuantizationType.Q4_1:
         low, high = blocks[..., : BLOCK // 2], blocks[..., BLOCK // 2 :]
         data = (low | high << 4).to(torch.uint8)
         halves = torch.stack([scales, joined({name: part[2] for name, part in parts.items()})], -1)

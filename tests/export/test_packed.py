@@ -10,10 +10,10 @@ from gguf import GGUFReader
 from gguf.quants import quantize as ggufs_quantize
 
 from shared.export import to_gguf
-from shared.models.pretrained import from_gguf
+from shared.models.pretrained import from_gguf, from_hf
 from shared.quantization.gptq import gptq
-from shared.quantization.modules import dequantize, quantize
-from tests.export.helpers import CONFIGS, idx, made, same_logits, tokenizer_of, with_zeros
+from shared.quantization.modules import dequantize, quantize, save_quantized
+from tests.export.helpers import CONFIGS, idx, made, run, same_logits, tokenizer_of, with_zeros
 
 QUANTIZED = {
     "int8": dict(scheme="int8"),
@@ -71,3 +71,14 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"up_proj.weight has scales up to .*with --kind F32"):
         to_gguf(tmp_path / "m.gguf", quantize(large, "int8", say=quiet), tokenizer_of("GPT-2"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_a_quantized_checkpoint_is_exported_from_the_command_line(format, tmp_path):
+    name = "Llama with grouped queries"
+    model = quantize(deepcopy(made(name)), "int4", say=quiet)
+    folder = save_quantized(tmp_path / "q", model, tokenizer_of(name))
+    said = run("--checkpoint", str(folder), "--format", format, "--out", str(tmp_path / "out"))
+    assert ("hf has no form for int4: its weights are written as 16-bit numbers" in said) == (format == "hf")
+    back = {"hf": from_hf, "gguf": from_gguf}[format](tmp_path / "out")
+    same_logits(back(idx()), model(idx()), 0.03)

@@ -58,11 +58,10 @@ TO = {
 
 
 @pytest.mark.parametrize(
-    "change",
-    [lambda m: quantize_model(m, "int8"), lambda m: add_lora(m, LoRAConfig())],
-    ids=["quantized", "with adapters"],
+    "format, change",
+    [(f, lambda m: add_lora(m, LoRAConfig())) for f in TO]
+    + [(f, lambda m: quantize_model(m, "int8")) for f in TO if f != "gguf"],
 )
-@pytest.mark.parametrize("format", TO)
 def test_swapped_layers_are_refused(format, change, tmp_path):
     model = GPT(CONFIGS["GPT-2"])
     change(model)

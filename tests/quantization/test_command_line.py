@@ -61,10 +61,11 @@ def test_gptq_skipped_layers_and_perplexity(model, tmp_path):
 
 
 def test_what_cannot_be_done_is_said_before_a_model_is_loaded(model, tmp_path):
+    of = ("--model", model, "--scheme", "int8")
     with pytest.raises(ValueError, match="GPTQ chooses codes of int4, and the scheme is int8"):
-        run("--model", model, "--scheme", "int8", "--gptq", "text.txt", "--out", str(tmp_path / "small"))
+        run(*of, "--gptq", "text.txt", "--out", str(tmp_path / "small"))
     with pytest.raises(ValueError, match="is there already: choose a new folder"):
-        run("--model", model, "--scheme", "int8", "--out", model)
+        run(*of, "--out", model)
     with pytest.raises(ValueError, match="cannot be read as a text in UTF-8"):
-        run("--model", model, "--scheme", "int8", "--measure", "none.txt", "--out", str(tmp_path / "s"))
+        run(*of, "--measure", "none.txt", "--out", str(tmp_path / "s"))
     assert not (tmp_path / "small").exists() and not (tmp_path / "s").exists()
