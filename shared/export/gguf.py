@@ -20,7 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.quants import quantize
 from torch import Tensor
 
-from shared.export.packed import gguf_blocks, packed_weights, gguf_type
+from shared.export.packed import gguf_blocks, gguf_type, packed_weights
 from shared.export.preparation import ready_to_export
 from shared.export.tokenizers import gguf_tokenizer
 from shared.models.families import GGUF_FAMILIES, exact_family, refuse

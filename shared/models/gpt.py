@@ -276,6 +276,11 @@ class KVCache:
         self._layers = [(self.k[layer], self.v[layer]) for layer in range(config.n_layer)]
         self.length = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the cache holds."""
+        return self.k.nbytes + self.v.nbytes
+
     def positions(self, time: int) -> Tensor:
         """The positions of the next `time` tokens: int64 [time]. Raises ValueError when they do not fit."""
         if self.length + time > self.max_length:
@@ -316,6 +321,8 @@ class GPT(LanguageModel):
     """
 
     config: GPTConfig
+    cache_type: type[KVCache] = KVCache
+    """What `new_cache` makes."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -396,7 +403,7 @@ class GPT(LanguageModel):
     def new_cache(self, batch_size: int = 1, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device and in its type."""
         weight = self.norm.weight  # a quantized embedding has no weight tensor of its own
-        return KVCache(self.config, batch_size, max_length, weight.device, weight.dtype)
+        return self.cache_type(self.config, batch_size, max_length, weight.device, weight.dtype)
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: torch.device | str = "cpu") -> "GPT":
