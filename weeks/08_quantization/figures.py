@@ -1,10 +1,11 @@
 """Week 8's plots and the kept model's card, drawn from the logs alone."""
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
-from names import GPTQ, GROUP, ROWS, SMOL, label_of
+from names import GPTQ, GROUP, OUTLIERS, ROWS, SMOL, WAYS, label_of
 from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, model_card, read_runs, save_figure
 from shared.course.style import style
 from shared.runtime import ROOT
@@ -40,9 +41,13 @@ def draw(logs: Path, out: Path) -> list[Path]:
     models = {
         model: {name: run.summary for name, run in rows.items()} for model, rows in rows_of(logs).items()
     }
+    runs = read_runs(logs)
+    plots = []
+    if OUTLIERS in runs and runs[OUTLIERS].summary:
+        plots.append(save_figure(outlier_figure(runs[OUTLIERS].artifacts), out / "outliers.png"))
     if not models:
-        return []
-    plots = [save_figure(tradeoff_figure(models), out / "tradeoff.png")]
+        return plots
+    plots.append(save_figure(tradeoff_figure(models), out / "tradeoff.png"))
     for model, rows in models.items():
         name = "smollm2_speed.png" if model.startswith("SmolLM2") else "speed.png"
         plots.append(save_figure(speed_figure(model, rows), out / name))
@@ -125,6 +130,36 @@ def _speed_panel(ax: Any, title: str, key: str, rows: Rows, limits: list[float])
     for label, colour in (("ours", COLOURS[0]), ("others'", COLOURS[1])):
         ax.barh(names[:1], [0], color=colour, label=label)
     ax.legend(frameon=False, loc="lower right")
+
+
+def outlier_figure(seen: dict[str, Any]) -> Any:
+    """The largest activation and weight of each channel of one layer, and the errors that rounding makes."""
+    fig, (channels, errors) = figure(13, 5.2, ncols=2, width_ratios=(1.2, 1))
+    for name, label, colour in (
+        ("activations", "activations", COLOURS[1]),
+        ("weights", "weights", COLOURS[0]),
+    ):
+        values = sorted(seen[name], reverse=True)
+        middle = values[len(values) // 2]
+        channels.plot([value / middle for value in values], color=colour, label=label, linewidth=2)
+    channels.set_yscale("log")
+    channels.set(
+        title=f"SmolLM2, what {seen['layer']} reads",
+        xlabel="channel, the largest first",
+        ylabel="largest magnitude; the median channel's is 1",
+    )
+    channels.legend(frameon=False)
+    kinds = list(seen["errors"])
+    height = 0.8 / len(WAYS)
+    for i, (way, label) in enumerate(WAYS.items()):
+        medians = [100 * statistics.median(seen["errors"][kind][way]) for kind in kinds]
+        places = [row + (i - (len(WAYS) - 1) / 2) * height for row in range(len(kinds))]
+        errors.barh(places, medians, height, color=COLOURS[i], label=label)
+    errors.set_yticks(range(len(kinds)), kinds)
+    errors.invert_yaxis()
+    errors.set(title="Error of each layer's output", xlabel="% of the output, median of all blocks")
+    errors.legend(frameon=False, fontsize=10, loc="upper center", bbox_to_anchor=(0.4, -0.13), ncols=2)
+    return fig
 
 
 def _scheme_in_words(scheme: str, group_size: int) -> str:

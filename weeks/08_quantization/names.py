@@ -9,6 +9,18 @@ of a matrix, and int4 groups of `settings.group_size`.
 SMOL = "smollm2-"
 """What the study's runs begin with."""
 
+MEMORY = "memory"
+OUTLIERS = "outliers"
+"""The other studies and their runs."""
+WAYS = {
+    "int8_both": "weights and activations in int8",
+    "int8_smooth": "the same after SmoothQuant",
+    "int4_nearest": "weights in int4, to nearest",
+    "int4_awq": "weights in int4, AWQ",
+    "int4_gptq": "weights in int4, GPTQ",
+}
+"""What the study of outliers compares, by its name in the logs."""
+
 
 def label_of(name: str) -> str:
     """A row's name for people.

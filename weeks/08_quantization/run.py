@@ -6,6 +6,10 @@ one, beside other libraries.
     python weeks/08_quantization/run.py --preset laptop --scheme int8
     # SmolLM2 beside transformers, bitsandbytes and torchao
     python weeks/08_quantization/run.py --preset laptop --study smollm2
+    # the optimizer's state and the KV cache in 8 bits
+    python weeks/08_quantization/run.py --preset laptop --study memory
+    # which activations are large, and what SmoothQuant and AWQ do about them
+    python weeks/08_quantization/run.py --preset laptop --study outliers
 """
 
 from dataclasses import dataclass
@@ -39,6 +43,8 @@ from shared.training.base_model import BASE_PRESETS, trained_base_model
 from shared.training.profiling import bandwidth
 from studies import STUDIES
 
+MEMORY_SETTINGS = ("memory_steps", "memory_seeds")
+
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
@@ -67,13 +73,22 @@ class Settings(WeekSettings):
     sample_tokens: int = 200
     others: bool = True
     """For --study smollm2: also transformers, bitsandbytes and torchao, where they are installed."""
-    study: Literal["smollm2"] | None = None
+    outlier_windows: int = 2
+    """For --study outliers: windows of training text that scales are chosen on, and of held-out text that the
+    errors are measured on.
+    """
+    memory_steps: int = 200
+    """For --study memory: how long each small model is trained."""
+    memory_seeds: int = 3
+    study: Literal["smollm2", "outliers", "memory"] | None = None
 
     READ_BY: ClassVar = {
         "run": ("scheme", "train", "calibration_windows", "eval_windows", "device", "resume"),
         "smollm2": (
             *("study_windows", "study_block_size", "study_calibration_windows", "study_blocks", "others"),
         ),
+        "memory": ("train", "resume", "study_windows", "study_block_size", "study_blocks", *MEMORY_SETTINGS),
+        "outliers": ("study_block_size", "study_blocks", "outlier_windows"),
     }
 
     def __post_init__(self) -> None:
@@ -84,7 +99,7 @@ class Settings(WeekSettings):
         )
         checks.one_of("group_size", GROUP_SIZES)
         checks.at_least(1, "calibration_windows", "study_calibration_windows", "prompt_tokens")
-        checks.at_least(1, "rounds", "sample_tokens")
+        checks.at_least(1, "rounds", "sample_tokens", "outlier_windows", *MEMORY_SETTINGS)
         checks.at_least(2, "eval_windows", "study_windows", "study_block_size", "new_tokens")
         checks.finish()
 
@@ -103,6 +118,9 @@ PRESETS = {
         new_tokens=4,
         rounds=1,
         sample_tokens=8,
+        outlier_windows=1,
+        memory_steps=2,
+        memory_seeds=1,
     ),
     "laptop": Settings(),
     "gpu": Settings(

@@ -20,8 +20,10 @@ from measure import (
     stored_bytes,
     window_by_window,
 )
-from names import SMOL
+from memory import study_memory
+from names import MEMORY, OUTLIERS, SMOL
 from other_libraries import quiet_libraries, with_others, with_transformers
+from outliers import study_outliers
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, TokenDataset, fixed_windows, load_corpus, read_text, split_text
@@ -136,4 +138,4 @@ def _print_talks(work: Workspace, rows: list[str]) -> None:
         print(f"\n{row}:\n" + "\n".join(f"> {question}\n{answer}" for question, answer in talk))
 
 
-STUDIES = {"smollm2": study_real_model}
+STUDIES = {"smollm2": study_real_model, OUTLIERS: study_outliers, MEMORY: study_memory}
