@@ -2,79 +2,31 @@
 
 import pickle
 import re
-from importlib.resources import files
 
 import pytest
-import transformers
 
 from shared.adapters.instructions import ChatTemplate, encode
 from shared.export.tokenizers import hf_tokenizer, hf_tokenizer_config
 from shared.models.chat import IM_END, IM_START, chat_prompt, ends_of, is_chat
 from shared.models.tokenizer_files import tokenizer_from_gguf, tokenizer_from_json
-from shared.runtime import write_json
 from shared.tokenizers import BPETokenizer, Tokenizer
 from shared.tokenizers.base import Chat
 from tests.helpers import synthetic_text
+from tests.models.templates import TEMPLATES, TOOL, tokenizers_with
 
-TEMPLATES = {
-    "cohere": "<|END_OF_TURN_TOKEN|>",
-    "deepseekv3": "<｜end▁of▁sentence｜>",
-    "gemma": "<end_of_turn>",
-    "gemma3": "<end_of_turn>",
-    "glm4moe": "<|user|>",
-    "gptoss": "<|return|>",
-    "lfm2": "<|im_end|>",
-    "llama3": "<|eot_id|>",
-    "llama3_1": "<|eot_id|>",
-    "llama3_2": "<|eot_id|>",
-    "phi3": "<|end|>",
-    "qwen2_5": "<|im_end|>",
-    "qwen3": "<|im_end|>",
-}
-"""Public templates, each with the token that ends an answer."""
 TALK = [
     {"role": "user", "content": " What is 2 + 2?\n"},
     {"role": "assistant", "content": "Four."},
     {"role": "user", "content": "And <3 + 3?"},
 ]
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds two numbers.",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
-            "required": ["a", "b"],
-        },
-    },
-}
-
-
-def special_tokens_in(template: str) -> list[str]:
-    found = re.findall(r"<\|[\w\- ]+?\|>|<｜[^｜]+｜>|</?[a-z_]+>", template)
-    return sorted({"<s>", "</s>", *found})
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def both(request, tmp_path_factory):
     """A model's tokenizer in ours and in transformers, from the same files."""
-    name = request.param
-    template = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-    special = sorted({*special_tokens_in(template), TEMPLATES[name]})
-    trained = BPETokenizer.train(synthetic_text(300), 290 + len(special), special_tokens=special)
-    folder = tmp_path_factory.mktemp(name)
-    values = hf_tokenizer(trained)
-    config = hf_tokenizer_config(trained, 512) | {
-        "bos_token": "<s>",
-        "eos_token": TEMPLATES[name],
-        "chat_template": template,
-    }
-    write_json(folder / "tokenizer.json", values)
-    write_json(folder / "tokenizer_config.json", config)
-    ours, left_out = tokenizer_from_json(values, config)
-    assert left_out == [] and is_chat(ours)
-    return ours, transformers.AutoTokenizer.from_pretrained(folder)
+    ours, theirs = tokenizers_with(request.param, tmp_path_factory.mktemp(request.param))
+    assert is_chat(ours)
+    return ours, theirs
 
 
 def theirs_of(tokenizer, messages, **options) -> list[int]:
