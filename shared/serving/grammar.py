@@ -13,6 +13,8 @@ llguidance's.
 """
 
 import json
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,16 +29,40 @@ AS_DUMPED = {"whitespace_flexible": False, "item_separator": ", ", "key_separato
 """One line, as json.dumps writes it: a small model would otherwise fill a text with line breaks."""
 
 
-class Form:
+class Form(ABC):
     """What a text has to be, and how far it has come. A copy is made for each text."""
+
+    @abstractmethod
+    def copy(self) -> "Form":
+        """The same, at the same place, independent of this one."""
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool:
+        """Whether nothing may follow."""
+
+    @abstractmethod
+    def mask(self, logits: Tensor) -> Tensor:
+        """The logits [vocab_size] with -inf for all that may not come next.
+
+        Raises ValueError where nothing may come, as when an automaton has reached one of its limits.
+        """
+
+    @abstractmethod
+    def push(self, token: int) -> None:
+        """Goes on by a token. Raises ValueError for one that may not come."""
+
+
+class GrammarForm(Form):
+    """All of a text follows one grammar."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int):
         self._matcher = matcher
         self._vocab_size = vocab_size
 
-    def copy(self) -> "Form":
+    def copy(self) -> "GrammarForm":
         """The same, at the same place, independent of this one."""
-        return Form(self._matcher.deep_copy(), self._vocab_size)
+        return GrammarForm(self._matcher.deep_copy(), self._vocab_size)
 
     @property
     def complete(self) -> bool:
@@ -49,10 +75,7 @@ class Form:
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(bool))
 
     def mask(self, logits: Tensor) -> Tensor:
-        """The logits [vocab_size] with -inf for all that may not come next; a new tensor.
-
-        Raises ValueError where nothing may come, as when the automaton has reached one of its limits.
-        """
+        """A new tensor."""
         allowed = self.allowed()
         if not allowed.any():
             raise ValueError(self._matcher.get_error() or "no token may come here")
@@ -94,6 +117,7 @@ class Grammars:
         ends = list(ends)
         tokens = [vocab[i] for i in range(len(vocab))]
         special = {*tokenizer.special_tokens.values(), *ends}
+        self._special = tokenizer.special_tokens
         self._vocab_size = len(tokens)
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(_Vocabulary(tokenizer, tokens, special)),
@@ -102,20 +126,47 @@ class Grammars:
             slices=LLTokenizer.json_slices(),
         )
 
-    def json(self, schema: Mapping[str, Any]) -> Form:
+    def json(self, schema: Mapping[str, Any]) -> GrammarForm:
         """JSON that a schema allows; {"type": "object"} is any object.
 
         Raises ValueError for a schema that is none or asks for what cannot be enforced, and where the
         vocabulary cannot write such JSON.
         """
-        options = {"x-guidance": AS_DUMPED}
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps({**schema, **options}))
+        return self._form(LLMatcher.grammar_from_json_schema(_with_options(schema)), "schema")
+
+    def lark(self, grammar: str) -> GrammarForm:
+        """What a grammar in llguidance's dialect of Lark allows. Its parts: `literal` and `json_rule`.
+
+        Raises ValueError as `json` does.
+        """
+        return self._form(grammar, "grammar")
+
+    def literal(self, text: str) -> str:
+        """A text as a part of a Lark grammar: its special tokens are asked for as tokens."""
+        special = self._special
+        names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        parts = re.split(f"({names})", text) if special else [text]
+        return " ".join(
+            f"<[{special[part]}]>" if part in special else json.dumps(part, ensure_ascii=False)
+            for part in parts
+            if part
+        )
+
+    def json_rule(self, schema: Mapping[str, Any]) -> str:
+        """JSON that a schema allows, as a part of a Lark grammar."""
+        return f"%json {_with_options(schema)}"
+
+    def _form(self, grammar: str, kind: str) -> GrammarForm:
         problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
         if problem:
-            raise ValueError(f"this schema cannot be followed: {problem}")
+            raise ValueError(f"this {kind} cannot be followed: {problem}")
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        form = Form(matcher, self._vocab_size)
+        form = GrammarForm(matcher, self._vocab_size)
         if matcher.is_error() or not form.allowed().any():
             reason = matcher.get_error() or "no token of the model's vocabulary can begin it"
-            raise ValueError(f"this schema cannot be followed: {reason}")
+            raise ValueError(f"this {kind} cannot be followed: {reason}")
         return form
+
+
+def _with_options(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": AS_DUMPED})
