@@ -5,7 +5,7 @@ stream.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -172,16 +172,21 @@ async def chunks(
             if opening is not None:
                 yield chunk([opening], **empty_usage)
         async for index, piece, reason in answer.updates():
-            if piece.text or piece.tokens:
-                yield chunk([form.delta(index, piece, None)], **empty_usage)
-            if reason:
-                end = Piece("", ending=piece.ending)
-                yield chunk([form.delta(index, end, reason)], **empty_usage)
+            for delta in _deltas(form, index, piece, reason):
+                yield chunk([delta], **empty_usage)
         if include_usage:
             yield chunk([], usage=answer.usage())
         yield "data: [DONE]\n\n"
     except ApiError as error:  # the status of the response was sent long ago
         yield _event(error.body)
+
+
+def _deltas(form: AnswerFormat, index: int, piece: Piece, reason: str | None) -> Iterator[dict[str, Any]]:
+    """What is sent of a piece, and of the end of its text."""
+    parts = [form.delta(index, piece, None)] if piece.text or piece.tokens else []
+    if reason:
+        parts.append(form.delta(index, Piece("", ending=piece.ending), reason))
+    return (part for part in parts if part is not None)
 
 
 def _event(values: Mapping[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
     app = create_app(model, tokenizer)      # python -m shared.serving --model smollm2 does this and serves it
 
-`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events), `/v1/embeddings`
-(where there are embedders), `/health` (the process answers), `/ready` (it takes requests), `/metrics`
-(Prometheus). A model's LoRA adapters are models of their own, by the adapter's name.
+`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events; with tools where a
+model's template has them), `/v1/embeddings` (where there are embedders), `/health` (the process answers),
+`/ready` (it takes requests), `/metrics` (Prometheus). A model's LoRA adapters are models of their own, by the
+adapter's name.
 
 The texts of a client that goes away are cancelled before the engine's next step. What is too much is refused
 at once: 413 for a body, 400 for a prompt, 429 when the queue is full, 503 while the server shuts down, 504
@@ -42,6 +43,7 @@ from shared.serving.grammar import Form, Grammars
 from shared.serving.protocol import AnswerFormat, ChatFormat, CompletionFormat
 from shared.serving.sites import SiteRules
 from shared.serving.text import Piece
+from shared.serving.tools import ToolFormat, ToolRequest, ToolUse, plain_messages
 from shared.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ class CompletionServer:
         self._ends = ends_of(tokenizer)
         self.vocab = {**dict.fromkeys(range(engine.model.config.vocab_size), b""), **tokenizer.vocab}
         """The bytes of each id of the model; none for ids that only the model has (rows added for speed)."""
+        self._tools = ToolUse(tokenizer, self.vocab, lambda: self._grammars)
         self._longest_token = max(len(token) for token in tokenizer.vocab.values())
         self._created = int(time.time())
         self.app = self._make_app()
@@ -184,8 +187,13 @@ class CompletionServer:
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        answer = await self.complete_chat(body)
-        return await self._respond(body, request, answer, ChatFormat(self.vocab, bool(body.logprobs)))
+        self._check(body)
+        tools = await asyncio.to_thread(self._tools.read, body)
+        answer = await self.complete_chat(body, tools)
+        logprobs = bool(body.logprobs)
+        if tools is None:
+            return await self._respond(body, request, answer, ChatFormat(self.vocab, logprobs))
+        return await self._respond(body, request, answer, ToolFormat(self.vocab, logprobs, tools))
 
     async def embed(self, body: EmbeddingBody, request: Request) -> Response:
         """POST /v1/embeddings."""
@@ -230,21 +238,26 @@ class CompletionServer:
         echoed = [self._decode(request.prompt) for request in requests] if body.echo else None
         return Answer(self.engine, self.metrics, requests, vocab=self.vocab, stops=body.stops, echoed=echoed)
 
-    async def complete_chat(self, body: ChatBody) -> Answer:
-        """Starts the texts that answer a conversation. Raises what `complete` raises."""
+    async def complete_chat(self, body: ChatBody, tools: ToolRequest | None = None) -> Answer:
+        """Starts the texts that answer a conversation, with the tools that may be called.
+
+        Raises what `complete` raises.
+        """
         self._check(body)
-        messages = [message.plain() for message in body.messages]
+        messages = plain_messages(body.messages)
+        described = None if tools is None else tools.described
         most = self.engine.max_length
-        if self.surely_exceeds(sum(len(message["content"]) for message in messages), most):
+        length = sum(len(message["content"]) for message in messages)
+        if self.surely_exceeds(length if tools is None else length + tools.length, most):
             message = f"the messages are longer than {most} tokens"
             raise ApiError(400, message, "messages", "context_length_exceeded")
         try:
-            prompt = await asyncio.to_thread(chat_prompt, self.tokenizer, messages)
+            prompt = await asyncio.to_thread(chat_prompt, self.tokenizer, messages, described)
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
         max_tokens = getattr(body, body.length_field)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        form = await self._form(body.response_format)
+        form = await self._form(body.response_format) if tools is None else tools.form
         requests = self._requests(body, [prompt], max_tokens, logprobs=logprobs, form=form)
         return Answer(self.engine, self.metrics, requests, vocab=self.vocab, stops=body.stops)
 

@@ -6,6 +6,7 @@ and is not supported is refused. Fields that are not known are not read: the ans
 Source: OpenAI's API reference (completions, chat completions).
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -29,6 +30,8 @@ MAX_STOPS = 16
 """How many stop texts a request may name."""
 MAX_STOP_LENGTH = 1000
 """Characters of a stop text."""
+MOST_TOOLS = 128
+"""How many tools a request may name, as in OpenAI's API."""
 TOKEN_ID = re.compile(r"[0-9]{1,9}")
 MOST_SLIPS = 10
 """How many unknown fields are compared with the known ones."""
@@ -231,15 +234,92 @@ class TextPart(JsonObject):
     text: str
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+"""OpenAI's rule for the names of functions."""
+
+
+class FunctionTool(JsonObject):
+    """A function that a model may ask for."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema of an object; none: the function takes nothing."""
+    strict: bool | None = None
+    """The schema is always kept to."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_an_object(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value and value.get("type") != "object":
+            raise ValueError('a JSON schema of an object is wanted: {"type": "object", ...}')
+        return value
+
+
+class Tool(JsonObject):
+    """A function is the only kind of tool."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class CalledFunction(JsonObject):
+    """What an assistant asked for."""
+
+    name: FunctionName
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _json_of_an_object(cls, value: str) -> str:
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError('the JSON text of an object is wanted, such as {"city": "Rome"}')
+        return value
+
+
+class ToolCall(JsonObject):
+    """A call in an assistant's message."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function"]
+    function: CalledFunction
+
+    def plain(self) -> dict[str, Any]:
+        """The call with its arguments as an object, which templates write as JSON themselves."""
+        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+def _check_tool_choice(value: Any) -> Any:
+    names_one = (
+        isinstance(value, dict)
+        and value.get("type") == "function"
+        and isinstance(value.get("function"), dict)
+        and isinstance(value["function"].get("name"), str)
+    )
+    if value not in (None, "none", "auto", "required") and not names_one:
+        raise ValueError(
+            '"none", "auto", "required" or {"type": "function", "function": {"name": ...}} is wanted'
+        )
+    return value
+
+
 class Message(JsonObject):
     """A message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[ToolCall] | None = None
+    """Of an assistant: what it asked for."""
+    tool_call_id: str | None = None
+    """Of a tool: which call it answers."""
     content: str | list[TextPart] | None = Field(default=None, validate_default=True)
     name: str | None = None
     """Who speaks. The chat template has no place for it: the model is not told."""
     refusal: Unsupported = None
-    tool_calls: Unsupported = None
     function_call: Unsupported = None
     audio: Unsupported = None
 
@@ -252,12 +332,17 @@ class Message(JsonObject):
             raise ValueError("a message needs a text")
         return value
 
-    def plain(self) -> dict[str, str]:
-        """Role and text, as `shared.models.chat.chat_prompt` takes them."""
+    def plain(self) -> dict[str, Any]:
+        """Role, text and calls, as `shared.models.chat.chat_prompt` takes them."""
         role = "system" if self.role == "developer" else self.role  # its newer name
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        return {"role": role, "content": "".join(part.text for part in self.content or [])}
+        said = self.content
+        text = said if isinstance(said, str) else "".join(part.text for part in said or [])
+        found: dict[str, Any] = {"role": role, "content": text}
+        if self.tool_calls:
+            found["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            found["tool_call_id"] = self.tool_call_id
+        return found
 
 
 class JsonSchema(JsonObject):
@@ -302,8 +387,10 @@ class ChatBody(Body):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Unsupported = None
-    tool_choice: Annotated[Any, AfterValidator(Only("none", "auto"))] = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Annotated[Any, AfterValidator(_check_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
+    """Whether an answer may hold several calls; it may unless this is false."""
     functions: Unsupported = None
     function_call: Annotated[Any, AfterValidator(Only("none", "auto"))] = None
     modalities: Annotated[Any, AfterValidator(Only(["text"]))] = None

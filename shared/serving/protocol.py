@@ -84,8 +84,8 @@ class AnswerFormat(ABC):
         """A complete text."""
 
     @abstractmethod
-    def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
-        """A part of a text in a stream."""
+    def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any] | None:
+        """A part of a text in a stream; None for nothing to send. With a reason it is the last one."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """What a stream sends before the text; None for nothing."""
@@ -121,7 +121,7 @@ class ChatFormat(AnswerFormat):
         message = {"role": "assistant", "content": piece.text, "refusal": None}
         return {"index": index, "message": message, **self._details(piece, reason)}
 
-    def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any]:
+    def delta(self, index: int, piece: Piece, reason: str | None) -> dict[str, Any] | None:
         """A part of a text; the last one is empty."""
         delta = {"content": piece.text} if piece.text else {}
         return {"index": index, "delta": delta, **self._details(piece, reason)}

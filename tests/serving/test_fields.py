@@ -88,9 +88,6 @@ def test_what_is_not_known_is_not_read_and_named_and_counted():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"functions": [{"name": "f"}]},
         {"modalities": ["text", "audio"]},
         {"audio": {"voice": "x"}},
