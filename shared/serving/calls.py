@@ -13,7 +13,7 @@ Source: the chat templates in the files of Qwen2.5, Qwen3, Llama 3.1 and Llama 3
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from shared.models.chat import rendered
@@ -37,16 +37,16 @@ class Call(NamedTuple):
 class CallStyle:
     """What stands around the name and the arguments of a call in a model's answer."""
 
-    lead: str
-    """Before everything that an answer says, such as Qwen3's empty `<think>`; often nothing."""
-    gap: str
-    """Between what an answer says and its call."""
-    marker: str
-    """What begins a call, such as `<tool_call>`; nothing: a call is the whole answer."""
     before_name: str
     before_arguments: str
     end: str
-    join: str | None
+    marker: str = ""
+    """What begins a call, such as `<tool_call>`; nothing: a call is the whole answer."""
+    lead: str = ""
+    """Before everything that an answer says, such as Qwen3's empty `<think>`; often nothing."""
+    gap: str = ""
+    """Between what an answer says and its call."""
+    join: str | None = None
     """Between two calls; None: an answer has only one."""
 
     def head(self, name: str) -> str:
@@ -88,23 +88,23 @@ def call_style(tokenizer: Tokenizer) -> CallStyle:
 def _style_of(tokenizer: Tokenizer) -> CallStyle:
     lead, found, closing = _answer(tokenizer, PROBE_TEXT).partition(PROBE_TEXT)
     _require(bool(found))
-    # With a text before it: what templates put between both belongs to neither.
     call = _between(_answer(tokenizer, "", 1), lead, closing)
     start, name, rest = call.partition(PROBE_NAME)
     before_arguments, arguments, end = rest.partition(json.dumps(PROBE_ARGUMENTS))
     _require(bool(name and arguments))
     marker = start[: start.index("{")].rstrip()
-    style = CallStyle(lead, "", marker, start[len(marker) :], before_arguments, end, None)
+    style = CallStyle(start[len(marker) :], before_arguments, end, marker, lead)
     written = json.loads(f"{style.head(PROBE_NAME)}{arguments}{'}'}")
     _require(list(written.values()) == [PROBE_NAME, PROBE_ARGUMENTS] and end.startswith("}"))
     _require(bool(marker) or (end == "}" and not lead))
+    # With a text before the call: what the template puts between both belongs to neither.
     said = _between(_answer(tokenizer, PROBE_TEXT, 1), lead, closing)
     gap = _between(said, PROBE_TEXT, call) if said.startswith(PROBE_TEXT) else ""
     try:
         join = _between(_between(_answer(tokenizer, "", 2), lead, closing), call, call)
     except ValueError:  # the template refuses two, or does not write the second
         join = None
-    return CallStyle(lead, gap, marker, style.before_name, before_arguments, end, join)
+    return replace(style, gap=gap, join=join)
 
 
 def _answer(tokenizer: Tokenizer, said: str, calls: int = 0) -> str:
@@ -144,7 +144,7 @@ class CallReader:
     names: of the functions that may be called. What only looks like the beginning of a call, or is cut off in
     the middle of one, comes back as text: nothing that a model wrote is lost but the texts around a call.
 
-    >>> style = CallStyle("", "", "<c>", '{"f": "', '", "a": ', "}</c>", "")
+    >>> style = CallStyle('{"f": "', '", "a": ', "}</c>", marker="<c>")
     >>> reader = CallReader(style, ["add"])
     >>> [reader.push(piece) for piece in ("1 <", " 2 <c", '>{"f": "add", "a": {}}</', "c> ok")]
     [['1 '], ['< 2 '], [], [Call(name='add', arguments='{}'), 'ok']]

@@ -15,15 +15,15 @@ from tests.models.templates import TEMPLATES
 from tests.serving.tool_models import OTHERS, ROME, STYLES, answer_ids, both, calling
 
 HERMES = CallStyle(
-    "<think>\n\n</think>\n\n",
-    "\n",
-    "<tool_call>",
     '\n{"name": "',
     '", "arguments": ',
     "}\n</tool_call>",
-    "\n",
+    marker="<tool_call>",
+    lead="<think>\n\n</think>\n\n",
+    gap="\n",
+    join="\n",
 )
-LLAMA = CallStyle("", "", "", '{"name": "', '", "parameters": ', "}", None)
+LLAMA = CallStyle('{"name": "', '", "parameters": ', "}")
 WANTED = {"llama3_1": LLAMA, "llama3_2": LLAMA, "qwen2_5": replace(HERMES, lead=""), "qwen3": HERMES}
 
 

@@ -81,7 +81,7 @@ def test_without_max_tokens_a_chat_goes_on_to_the_end_of_the_context(shared_clie
         ),
         ([{"role": "user", "content": [PART, "x"]}], "valid dictionary", "messages[0].content[1]"),
         ([HI, "x"], "valid dictionary", "messages[1]"),
-        ([HI, HI | {"tool_calls": [{}]}], "cannot do it", "messages[1].tool_calls"),
+        ([HI, HI | {"tool_calls": [{}]}], "Field required", "messages[1].tool_calls[0].id"),
         ([{"role": "user", "content": "\udfff"}], "half a surrogate pair", "messages"),
     ],
     ids=lambda v: str(v)[:40],
