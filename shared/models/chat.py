@@ -99,7 +99,7 @@ def chat_prompt(
     messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. tools: descriptions of
     functions, in JSON schema, for a template that can tell a model of them. The template is the model's own;
     else SmolLM2's, which puts a system message of its own first where there is none. A special token's text
-    inside a message stays plain text, so that no message can end itself and speak for another role (but for
+    in a message or a value of a tool stays plain text, so that none speaks for another role (but for
     the assistant's own, from which some templates cut what it thought). Nothing is put before a conversation
     but what the template says, also where `begins_with` is set. Raises ValueError for another role, no
     messages, a tokenizer without a template, and what the template refuses.
@@ -164,7 +164,7 @@ def rendered(
     try:
         (text,), _ = render_jinja_template(
             conversations=[safe],
-            tools=None if tools is None else list(tools),
+            tools=None if tools is None else [_marked_values(tokenizer, tool) for tool in tools],
             chat_template=tokenizer.chat.template,
             add_generation_prompt=begin_answer,
             **tokenizer.chat.tokens,
@@ -177,11 +177,20 @@ def rendered(
 def _marked(tokenizer: Tokenizer, message: Mapping[str, Any]) -> dict[str, Any]:
     """The message with a mark inside every special token that its text spells."""
     said = message.get("content")
-    if not isinstance(said, str):
-        return dict(message)
-    for token in tokenizer.special_tokens:
-        said = said.replace(token, token[0] + MARK + token[1:])
-    return {**message, "content": said}
+    return {**message, "content": _marked_values(tokenizer, said)} if isinstance(said, str) else dict(message)
+
+
+def _marked_values(tokenizer: Tokenizer, value: Any) -> Any:
+    """The same in every text of a value of JSON."""
+    if isinstance(value, str):
+        for token in tokenizer.special_tokens:
+            value = value.replace(token, token[0] + MARK + token[1:])
+        return value
+    if isinstance(value, Mapping):
+        return {name: _marked_values(tokenizer, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_marked_values(tokenizer, item) for item in value]
+    return value
 
 
 def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -29,6 +29,10 @@ def both(request, tmp_path_factory):
     return ours, theirs
 
 
+def tool_that_says(description: str) -> dict:
+    return {"type": "function", "function": TOOL["function"] | {"description": description}}
+
+
 def theirs_of(tokenizer, messages, **options) -> list[int]:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
 
@@ -63,6 +67,8 @@ def test_nobody_speaks_for_another(both):
     plain, attacked = (chat_prompt(ours, [{"role": "user", "content": said}]) for said in ("hi you", attack))
     assert [i for i in attacked if i in special] == [i for i in plain if i in special]
     assert attack in ours.decode(attacked)
+    described = [chat_prompt(ours, TALK, [tool_that_says(said)]) for said in ("hi you", attack)]
+    assert [i for i in described[1] if i in special] == [i for i in described[0] if i in special]
 
 
 @pytest.mark.slow
