@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shared import checkpoint
+from shared import checkpoint, registry
 from shared.models.attention import AttentionLM, AttentionLMConfig
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.mlp import WindowMLP, WindowMLPConfig
 from shared.models.pretrained import load_model
 from shared.quantization.modules import quantize, save_quantized
+from shared.registry import LanguageModel, register_model
 from shared.runtime import ROOT
 from shared.tokenizers import CharTokenizer
 
@@ -283,9 +284,26 @@ def test_tensors_too_few_and_too_many_are_named_and_counted(saved):
         checkpoint.load(saved[0])
     rewrite(saved[0], config=config)
     tensors = load_file(saved[0] / "model.safetensors")
-    save_file(tensors | {"extra": torch.ones(1)}, saved[0] / "model.safetensors")
-    with pytest.raises(ValueError, match="extra is not in the model"):
-        checkpoint.load(saved[0])
+    for count, end in (
+        (1, "extra0 is not in the model"),
+        (3, "extra2 is not in the model"),
+        (4, "and 1 more"),
+    ):
+        extra = {f"extra{i}": torch.ones(1) for i in range(count)}
+        save_file(tensors | extra, saved[0] / "model.safetensors")
+        with pytest.raises(ValueError, match=rf"{end}\)?$"):
+            checkpoint.load(saved[0])
+
+
+def test_a_models_name_belongs_to_the_module_that_registered_it_first(monkeypatch):
+    class GPT(LanguageModel):  # as in a notebook that defines its own
+        config: GPTConfig
+
+    with pytest.raises(ValueError, match="a model called GPT is registered by shared.models.gpt"):
+        register_model(GPTConfig)(GPT)
+    GPT.__module__ = "shared.models.gpt"  # the same module, imported again
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+    assert register_model(GPTConfig)(GPT) is GPT and registry.MODELS["GPT"] == (GPT, GPTConfig)
 
 
 def test_another_tokenizer_is_refused(saved, tmp_path):
@@ -325,7 +343,7 @@ def test_a_model_is_imported_without_the_models_of_later_weeks():
 def test_a_quantized_checkpoint_is_refused_where_no_module_can_rebuild_it(tmp_path):
     save_quantized(tmp_path / "int8", quantize(GPT(SMALL), "int8"))
     program = f"""
-from shared import checkpoint
+from shared import checkpoint, registry
 import shared.models.gpt
 try:
     checkpoint.load({str(tmp_path / "int8")!r})
@@ -424,7 +442,7 @@ def test_a_kill_in_the_first_save_leaves_no_checkpoint_rather_than_half_of_one(t
 SAVER = """
 import sys
 import torch
-from shared import checkpoint
+from shared import checkpoint, registry
 from shared.models.gpt import GPT, GPTConfig
 
 torch.set_num_threads(1)

@@ -63,7 +63,16 @@ def test_what_we_loaded_we_write_as_peft_did(family, targets, kind, tmp_path):
     save_adapter(tmp_path / "ours", load_adapter(tmp_path / "theirs", from_hf(hf(family))))
     assert_same_bits(load_file(tmp_path / "ours" / WEIGHTS), load_file(tmp_path / "theirs" / WEIGHTS))
     ours, theirs = (json.loads((tmp_path / side / CONFIG).read_text()) for side in ("ours", "theirs"))
-    for key in ("peft_type", "task_type", "bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
+    same = (
+        "peft_type",
+        "task_type",
+        "bias",
+        "inference_mode",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+    )
+    for key in same:
         assert ours[key] == theirs[key], key
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         assert ours[key] == theirs[key], key

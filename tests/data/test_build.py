@@ -183,3 +183,10 @@ def test_a_process_is_handed_so_many_characters_and_no_more_is_read_for_them():
         group = next(groups)
         assert shards.GROUP <= sum(len(text) + 1 for _, text in group) < shards.GROUP + 10_000
         assert group[-1][0] == len(read) == number * len(group)
+
+
+def test_every_group_is_as_short_as_it_can_be():
+    """Without its last document each would be too small, the second as the first."""
+    lengths = [shards.GROUP - 2, 0, shards.GROUP - 2, 0, 7]
+    groups = list(shards._groups(enumerate("x" * n for n in lengths)))
+    assert [[row for row, _ in group] for group in groups] == [[0, 1], [2, 3], [4]]

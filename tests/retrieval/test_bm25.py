@@ -14,7 +14,7 @@ from tests.retrieval.helpers import DOCUMENTS, QUESTIONS
 # ---- BM25
 
 
-@pytest.mark.parametrize("k1, b", [(1.2, 0.75), (0.5, 0.0), (2.0, 1.0)])
+@pytest.mark.parametrize("k1, b", [(1.2, 0.75), (0.5, 0.0), (2.0, 1.0), (0.0, 0.5)])
 def test_bm25_scores_as_the_library_does(k1, b):
     texts = [" ".join([d.title, *(s.text for s in d.sections)]) for d in DOCUMENTS]
     library = bm25s.BM25(method="lucene", k1=k1, b=b)

@@ -171,3 +171,13 @@ def test_the_id_0_is_an_id_like_any_other(kind):
     store.add(range(600), rows)
     store.delete([7, 8])
     assert 0 in store.search(rows[:1], 5)[1] and len(store) == 598
+
+
+@pytest.mark.parametrize(
+    "vectors, cells", [(39, 1), (77, 1), (78, 2), (780, 20), (13_000, 333), (40_000, 800)]
+)
+def test_cells_are_four_roots_but_as_few_as_faiss_wants_for_each(vectors, cells):
+    """FAISS warns where a cell has fewer than 39 vectors to learn from."""
+    store = make_store("ivf", 4)
+    store.add(range(vectors), unit(vectors, dim=4))
+    assert store._index.nlist == cells

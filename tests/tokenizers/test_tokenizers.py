@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.tokenizers import CharTokenizer, Tokenizer
+from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 
@@ -107,3 +107,10 @@ def test_an_unknown_kind_is_named_with_the_known_ones(tmp_path, kind):
     path.write_text(json.dumps({"kind": kind, "chars": "ab"}))
     with pytest.raises(ValueError, match=f"of kind {re.escape(repr(kind))}; known are: .*CharTokenizer"):
         Tokenizer.load(path)
+
+
+def test_a_prompt_is_the_token_that_every_text_begins_with_and_the_text():
+    tokenizer = BPETokenizer.train("ab", 257, special_tokens=("<s>",))
+    assert tokenizer.prompt("ab") == tokenizer.encode("ab")
+    tokenizer.begins_with = "<s>"
+    assert tokenizer.prompt("ab") == [tokenizer.special_tokens["<s>"], *tokenizer.encode("ab")]
