@@ -4,13 +4,16 @@ Source: Korthikanti et al., "Reducing Activation Recomputation" (2022), for the 
 """
 
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, UntypedStorage, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from shared.models.gpt import GPT, GPTConfig
 from shared.registry import without_memory
@@ -18,6 +21,48 @@ from shared.training.config import TrainConfig
 from shared.training.precision import precision
 from shared.training.profiling import StepCost, in_own_process
 from shared.training.tricks import USUAL, Tricks, measure_tricks
+
+# ---- what is alive, operation by operation
+
+
+class LiveTensors(TorchDispatchMode):
+    """Inside, counts the bytes of the tensors that operations make, for as long as they are alive: `peak`.
+
+    What was there before does not count, nor what an operation needs within itself. It is the same on every
+    machine, for the forward and for the backward.
+
+    >>> with LiveTensors() as live:
+    ...     total = (torch.ones(1000) + 1).sum()  # ones and their sum with 1, both of 4,000 bytes
+    >>> live.peak
+    8000
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._made: dict[int, tuple[weakref.ref[UntypedStorage], int]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            if storage._cdata not in given:
+                self._made[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        self._made = {key: made for key, made in self._made.items() if made[0]() is not None}
+        self.peak = max(self.peak, sum(nbytes for _, nbytes in self._made.values()))
+        return result
+
+
+def _storages(values: Any) -> list[UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
 
 # ---- the estimate
 

@@ -14,7 +14,7 @@ from shared.training import TrainConfig, Trainer
 from shared.training import memory as memory_module
 from shared.training.distributed import Processes
 from shared.training.execution import FP32, Precision
-from shared.training.memory import estimate_memory, find_batch, largest_batch
+from shared.training.memory import LiveTensors, estimate_memory, find_batch, largest_batch
 from shared.training.profiling import StepCost, saved_bytes
 from shared.training.tricks import Tricks
 from tests.training.helpers import QUICK, TINY, TRAIN, out_of_memory, random_corpus
@@ -194,3 +194,30 @@ def test_on_cuda_the_batch_is_found_by_trying(here, monkeypatch, memory, largest
     found, fastest, rows = find_batch(TINY, TRAIN, "cuda", memory, Tricks())
     assert (found, fastest) == (largest, 4)
     assert rows[-1]["memory"] == 100 * largest
+
+
+# ---- what is alive
+
+
+def test_the_bytes_that_are_alive_at_once_are_counted():
+    given = torch.ones(1000)
+    with LiveTensors() as live:
+        a = given + 1  # 4,000
+        a.mul_(2)  # in its own memory
+        a.view(10, 100)  # in a's
+        del a
+        b = given[:500] * 2  # 2,000, when a is gone
+        c = b.double()  # 4,000 beside it
+    assert live.peak == 6000
+    assert c.nbytes == 4000
+
+
+def test_the_backward_is_counted_too():
+    x = torch.ones(1000, requires_grad=True)
+    with LiveTensors() as forward:
+        loss = x.exp().sum()
+    with LiveTensors() as both:
+        x.exp().sum().backward()
+    assert forward.peak == 4004
+    assert both.peak > 4004
+    assert loss.item() == pytest.approx(1000 * math.e)
