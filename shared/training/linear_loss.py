@@ -17,7 +17,7 @@ Kernel" (2024).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,8 @@ class ChunkedNextToken(NextToken):
         Raises ValueError where the output layer is another than a plain nn.Linear without a bias.
         """
         ids, targets = batch
-        head = getattr(unwrapped(call), "lm_head", None)  # type: ignore[arg-type]
-        if not isinstance(head, nn.Linear) or head.bias is not None:
+        head = getattr(unwrapped(cast(nn.Module, call)), "lm_head", None)
+        if not isinstance(head, nn.Linear) or len(list(head.parameters())) > 1:
             raise ValueError(
                 f"the loss in chunks needs an output layer `lm_head`, an nn.Linear without bias, and this is"
                 f" {type(head).__name__}: train with NextToken"

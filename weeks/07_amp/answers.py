@@ -1,6 +1,7 @@
 """Clean solutions of week 7's exercises, each with a word on why; `week.solution(name)` shows them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,49 @@ def scaler_step(
     return clipped, scale, good_steps + 1
 
 
+class LossScaler:
+    """A step's finding lives from `unscale_` to `update`, in one attribute: None, then whether all is finite.
+    So nothing is divided twice, nothing is forgotten, and the next step starts afresh.
+    """
+
+    def __init__(self, scale: float = 2.0**16, growth_interval: int = 2000):
+        self.factor = scale
+        self.growth_interval = growth_interval
+        self.good_steps = 0
+        self.is_finite: bool | None = None
+
+    def get_scale(self) -> float:
+        return self.factor
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss * self.factor
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        self.is_finite = True
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.factor)
+                    self.is_finite = self.is_finite and bool(parameter.grad.isfinite().all())
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.is_finite is None:
+            self.unscale_(optimizer)
+        if self.is_finite:
+            optimizer.step()
+
+    def update(self) -> None:
+        if not self.is_finite:
+            self.factor /= 2
+            self.good_steps = 0
+        else:
+            self.good_steps += 1
+            if self.good_steps == self.growth_interval:
+                self.factor *= 2
+                self.good_steps = 0
+        self.is_finite = None
+
+
 def state_bytes(parameters: int, precision: str, moments: int) -> tuple[int, int, int]:
     """Autocast casts while it computes and stores nothing: it saves no byte here. A master copy costs what it
     saves, and keeps the digits that small steps need.
@@ -101,3 +145,42 @@ def largest_batch(fits: Callable[[int], bool], limit: int) -> tuple[int, list[in
         else:
             high = middle
     return low, tried
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The gradient of a chunk's logits needs the chunk alone and the number of targets that count. So both
+    gradients are finished where the loss is, and no logits have to wait for the backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ignore_index: int,
+        chunk_size: int,
+    ) -> Tensor:
+        count = (targets != ignore_index).sum()
+        total = torch.zeros(())
+        hidden_grad = torch.zeros_like(hidden)
+        weight_grad = torch.zeros_like(weight)
+        for start in range(0, len(targets), chunk_size):
+            rows = slice(start, start + chunk_size)
+            mask = targets[rows] != ignore_index
+            x, y = hidden[rows][mask], targets[rows][mask]  # only those that count
+            logits = x @ weight.T
+            own = torch.arange(len(y))
+            total = total + (logits.logsumexp(-1) - logits[own, y]).sum()
+            grad = logits.softmax(-1)
+            grad[own, y] -= 1
+            grad /= count.clamp(min=1)
+            hidden_grad[rows][mask] = grad @ weight
+            weight_grad += grad.T @ x
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return upstream * hidden_grad, upstream * weight_grad, None, None, None

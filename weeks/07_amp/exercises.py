@@ -1,16 +1,22 @@
-"""The graded exercises of week 7: rounding to 16 bits, autocast, a 16-bit product, the scaler, memory, batch
-size.
+"""The graded exercises of week 7: rounding to 16 bits, a 16-bit product, the scaler as a step and as an object,
+autocast, memory, batch size, and the output layer with its loss in chunks.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor, nn
 
-from shared.course.exercise import Exercise, Mistake, random_int
+from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
+from shared.training import memory
+from shared.training.kernels import fused_cross_entropy
+from shared.training.linear_loss import LinearCrossEntropy, linear_cross_entropy
+from shared.training.memory import LiveTensors
 
 BF16 = torch.bfloat16
 FP16 = torch.float16
@@ -208,6 +214,7 @@ AUTOCAST_DTYPES = Exercise(
     dtypes. Return the dtypes of all results, a list in the order of the program.""",
     reference=autocast_dtypes,
     cases=_autocast_cases,
+    forbids=(torch.autocast,),
     mistakes=(
         Mistake(
             "everything in 16 bits",
@@ -313,6 +320,7 @@ BF16_PRODUCT = Exercise(
     the result rounded to bfloat16. x.bfloat16() rounds, .float() goes back without any loss.""",
     reference=bf16_product,
     cases=_product_cases,
+    forbids=(torch.autocast,),
     mistakes=(
         Mistake(
             "the inputs are not rounded",
@@ -477,6 +485,7 @@ SCALER_STEP = Exercise(
     `gradients`.""",
     reference=scaler_step,
     cases=_scaler_cases,
+    forbids=(torch.amp.GradScaler,),
     mistakes=(
         Mistake(
             "clipped before unscaling",
@@ -541,7 +550,428 @@ SCALER_STEP = Exercise(
 )
 
 
-# ---- 5. what training holds in memory
+# ---- 5. the scaler as PyTorch has it
+
+
+class LossScaler:
+    def __init__(self, scale: float = 2.0**16, growth_interval: int = 2000):
+        self.factor = scale
+        self.growth_interval = growth_interval
+        self.good_steps = 0
+        self.is_finite: bool | None = None
+        """Of the gradients of this step; None before they were unscaled."""
+
+    def get_scale(self) -> float:
+        return self.factor
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss * self.factor
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = self._gradients(optimizer)
+        for gradient in gradients:
+            gradient /= self.factor
+        self.is_finite = self._all_finite(gradients)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.is_finite is None:
+            self.unscale_(optimizer)
+        if self.is_finite:
+            optimizer.step()
+
+    def update(self) -> None:
+        if self.is_finite:
+            self._after_a_good_step()
+        else:
+            self._after_an_overflow()
+        self.is_finite = None
+
+    # The parts that mistakes exchange.
+
+    def _gradients(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _all_finite(self, gradients: list[Tensor]) -> bool:
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+    def _after_a_good_step(self) -> None:
+        self.good_steps += 1
+        if self.good_steps == self.growth_interval:
+            self.factor *= 2
+            self.good_steps = 0
+
+    def _after_an_overflow(self) -> None:
+        self.factor /= 2
+        self.good_steps = 0
+
+
+LOSS_SCALER_STUB = """class LossScaler:
+    def __init__(self, scale: float = 2.0**16, growth_interval: int = 2000):
+        # self.good_steps: how many good steps there were in a row
+        # your code here
+        ...
+
+    def get_scale(self) -> float:
+        # your code here
+        ...
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        # loss: a scalar; so is the result
+        # your code here
+        ...
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        # the parameters: p for group in optimizer.param_groups for p in group["params"]
+        # your code here
+        ...
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        # your code here
+        ...
+
+    def update(self) -> None:
+        # your code here
+        ...
+"""
+
+
+class _NeverUnscaled(LossScaler):
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.is_finite is None:
+            self.is_finite = self._all_finite(self._gradients(optimizer))
+        if self.is_finite:
+            optimizer.step()
+
+
+class _UnscaledTwice(LossScaler):
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.unscale_(optimizer)
+        if self.is_finite:
+            optimizer.step()
+
+
+class _OverflowApplied(LossScaler):
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.is_finite is None:
+            self.unscale_(optimizer)
+        optimizer.step()
+
+
+class _StepWithZeros(LossScaler):
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.is_finite is None:
+            self.unscale_(optimizer)
+        if not self.is_finite:
+            for gradient in self._gradients(optimizer):
+                gradient.zero_()
+        optimizer.step()
+
+
+class _OnlyInf(LossScaler):
+    def _all_finite(self, gradients: list[Tensor]) -> bool:
+        return not any(bool(gradient.isinf().any()) for gradient in gradients)
+
+
+class _LastParameterDecides(LossScaler):
+    def _all_finite(self, gradients: list[Tensor]) -> bool:
+        return super()._all_finite(gradients[-1:])
+
+
+class _FirstGroupOnly(LossScaler):
+    def _gradients(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        return [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+
+
+class _EveryParameterHasAGradient(LossScaler):
+    def _gradients(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        found = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        for gradient in found:
+            gradient /= 1
+        return found
+
+
+class _NeverBacksOff(LossScaler):
+    def _after_an_overflow(self) -> None:
+        self.good_steps = 0
+
+
+class _CountsOnAfterASkip(LossScaler):
+    def _after_an_overflow(self) -> None:
+        self.factor /= 2
+
+
+class _CountsOnAfterGrowing(LossScaler):
+    def _after_a_good_step(self) -> None:
+        self.good_steps += 1
+        if self.good_steps >= self.growth_interval:
+            self.factor *= 2
+
+
+class _OneStepLate(LossScaler):
+    def _after_a_good_step(self) -> None:
+        if self.good_steps == self.growth_interval:
+            self.factor *= 2
+            self.good_steps = 0
+        else:
+            self.good_steps += 1
+
+
+class _GrowsByASmallFactor(LossScaler):
+    def _after_a_good_step(self) -> None:
+        self.good_steps += 1
+        if self.good_steps == self.growth_interval:
+            self.factor *= 1.5
+            self.good_steps = 0
+
+
+class _NeverForgets(LossScaler):
+    def update(self) -> None:
+        was_finite = self.is_finite
+        super().update()
+        if not was_finite:
+            self.is_finite = False
+
+
+class _LossDetached(LossScaler):
+    def scale(self, loss: Tensor) -> Tensor:
+        return torch.tensor(loss.item() * self.factor)
+
+
+_Gradients = list[Tensor | None]
+"""Of a step, one for each parameter; None for one that the loss does not use."""
+
+
+def _scaler_runs(generator: Generator) -> list[tuple]:
+    def gradients(*broken: float | None) -> _Gradients:
+        """broken: what is added to a number of each parameter's gradient; None leaves the gradient out."""
+        row: _Gradients = []
+        for shape, value in zip(((2, 3), (3,), (4,)), broken):
+            gradient = torch.randint(1, 9, shape, generator=generator) / 4.0
+            gradient.view(-1)[random_int(generator, 0, gradient.numel())] += value or 0.0
+            row.append(None if value is None else gradient)
+        return row
+
+    good = (0.0, 0.0, 0.0)
+    inf, nan = math.inf, math.nan
+
+    def run(scale: float, growth_interval: int, *steps: tuple) -> tuple:
+        return scale, growth_interval, [gradients(*broken) for broken in steps]
+
+    power = 2.0 ** random_int(generator, 5, 12)
+    return [
+        run(8.0, 100, good),
+        run(4.0, 100, good, good),
+        run(power, 100, good, (inf, 0.0, 0.0), good),
+        run(power, 100, (0.0, nan, 0.0), good),
+        run(16.0, 2, good, good, good, good, good),
+        run(2.0, 3, good, good, (0.0, 0.0, -inf), good, good, good),
+        run(1.0, 100, (0.0, inf, nan), (inf, 0.0, 0.0), (nan, nan, nan)),
+        run(power, 2, good, (None, 0.0, 0.0), (0.0, inf, None), good),
+        run(2.0**20, 1, good, good, (0.0, -inf, 0.0), good),
+    ]
+
+
+def _observe_scaler(
+    answer: Callable[..., Any], scale: float, growth_interval: int, steps: list[_Gradients]
+) -> Iterator[tuple[str, Any]]:
+    building.takes(answer, "scale", "growth_interval")
+    yield "get_scale() with nothing given", answer().get_scale()
+    scaler = answer(scale=scale, growth_interval=growth_interval)
+    yield "get_scale() at the start", scaler.get_scale()
+    yield "good_steps at the start", scaler.good_steps
+    loss = torch.tensor(0.75, requires_grad=True)
+    scaled = scaler.scale(loss)
+    yield "scale(loss)", scaled
+    if not (isinstance(scaled, Tensor) and scaled.requires_grad):
+        raise NotRight(
+            "scale(loss) has no graph: what is called backward on is this result, and the gradients have to"
+            " come through it. Multiply the tensor itself."
+        )
+    parameters = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4))]
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.125}]
+    optimizer = torch.optim.AdamW(groups, lr=0.25, weight_decay=0.5, eps=1.0)
+    for number, gradients in enumerate(steps, 1):
+        yield from _observe_scaled_step(scaler, parameters, optimizer, gradients, number)
+
+
+def _observe_scaled_step(
+    scaler: Any,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    gradients: _Gradients,
+    number: int,
+) -> Iterator[tuple[str, Any]]:
+    """A step; in each second one the gradients are unscaled and clipped before it."""
+    optimizer.zero_grad()
+    parts = [(p * g).sum() for p, g in zip(parameters, gradients) if g is not None]
+    scaler.scale(torch.stack(parts).sum()).backward()
+    before = [p.detach().clone() for p in parameters]
+    is_good = all(g is None or bool(g.isfinite().all()) for g in gradients)
+    if number % 2 == 0:
+        building.method(scaler, "unscale_")(optimizer)
+        if is_good:
+            for i, p in enumerate(parameters):
+                yield (
+                    f"step {number}: gradient {i} after unscale_",
+                    None if p.grad is None else p.grad.clone(),
+                )
+            nn.utils.clip_grad_norm_(parameters, 0.5)
+    building.method(scaler, "step")(optimizer)
+    are_finite = all(bool(p.isfinite().all()) for p in parameters)
+    if not is_good and are_finite and not all(map(torch.equal, before, parameters)):
+        raise NotRight(
+            "a step whose gradients had inf or nan changed a weight. Such a step is left out whole:"
+            " optimizer.step() is not called at all, since AdamW moves the weights even with gradients of 0."
+        )
+    for i, p in enumerate(parameters):
+        yield f"step {number}: parameter {i}", p.detach().clone()
+    counts = [int(optimizer.state[p]["step"]) if optimizer.state[p] else 0 for p in parameters]
+    yield f"step {number}: how many steps the optimizer has made", counts
+    building.method(scaler, "update")()
+    yield f"step {number}: get_scale() after update", scaler.get_scale()
+    yield f"step {number}: good_steps after update", scaler.good_steps
+
+
+LOSS_SCALER = Exercise(
+    task="""Now make of that step an object that a training can keep, with the methods that PyTorch's scaler
+    has. A step of the training calls, in this order: `scale(loss).backward()`, `unscale_(optimizer)` where
+    it wants to clip, `step(optimizer)`, `update()`.
+
+    - `get_scale()` is the present scale, a float, at first the one that was given; `good_steps` counts the
+      good steps since the scale last changed or a step was skipped.
+    - `scale(loss)` is the loss times the scale; gradients flow through it.
+    - `unscale_(optimizer)` divides the gradients of all the optimizer's parameters by the scale, in place,
+      and looks whether inf or nan is in any of them. A parameter's `.grad` may be None.
+    - `step(optimizer)` unscales if that has not been done in this step, and only then. It calls
+      optimizer.step() if all gradients are finite; otherwise it leaves weights and optimizer as they are.
+    - `update()`, once at the end of a step: after a skipped step the scale is halved and good_steps is 0.
+      After a good one good_steps grows by 1; where it reaches `growth_interval`, the scale doubles and
+      good_steps is 0 again. Then the next step begins, which knows nothing of this one's inf.""",
+    reference=LossScaler,
+    cases=_scaler_runs,
+    stub=LOSS_SCALER_STUB,
+    observe=_observe_scaler,
+    forbids=(torch.amp.GradScaler,),
+    valid=lambda scale, growth_interval, steps: (
+        scale > 0 and growth_interval >= 1 and all(_is_a_step(gradients) for gradients in steps)
+    ),
+    points=3,
+    mistakes=(
+        Mistake(
+            "unscaled only where unscale_ is called",
+            _NeverUnscaled,
+            "Where nobody clips, nobody calls `unscale_`, and the optimizer got gradients that are scale"
+            " times too large. `step` has to unscale them then.",
+        ),
+        Mistake(
+            "unscaled twice",
+            _UnscaledTwice,
+            "`step` divided by the scale again after `unscale_` had done so: the gradients are scale times"
+            " too small. Remember in `unscale_` that it was done, and forget it in `update`.",
+        ),
+        Mistake(
+            "an overflow is applied",
+            _OverflowApplied,
+            "A step with inf or nan was carried out. One such step makes the weights nan, and nothing mends"
+            " them again.",
+        ),
+        Mistake(
+            "a step with gradients of 0",
+            _StepWithZeros,
+            "The gradients were set to 0, and the optimizer stepped. AdamW then still decays the weights,"
+            " moves on by its old mean, and counts a step. A skipped step calls nothing.",
+        ),
+        Mistake(
+            "nan is not seen",
+            _OnlyInf,
+            "Only inf was looked for. inf - inf in a backward pass leaves nan; isfinite() finds both.",
+        ),
+        Mistake(
+            "the last parameter decides",
+            _LastParameterDecides,
+            "The finding was written anew for each parameter, so only the last one counted. One inf anywhere"
+            " is enough.",
+        ),
+        Mistake(
+            "only the first group",
+            _FirstGroupOnly,
+            "Only param_groups[0] was looked at. Week 6's decay groups are two: biases and gains are in the"
+            " second.",
+        ),
+        Mistake(
+            "every parameter has a gradient",
+            _EveryParameterHasAGradient,
+            "A parameter that the loss does not use has None for its gradient. Pass over it.",
+        ),
+        Mistake(
+            "the scale is not lowered",
+            _NeverBacksOff,
+            "The step was skipped, but the scale stayed. The next step will most likely overflow as well.",
+        ),
+        Mistake(
+            "good steps are not in a row",
+            _CountsOnAfterASkip,
+            "good_steps went on after an overflow. The scale may grow after so many good steps in a row:"
+            " begin again at 0.",
+        ),
+        Mistake(
+            "it grows at every step",
+            _CountsOnAfterGrowing,
+            "good_steps was not set to 0 when the scale doubled. It should wait for another growth_interval"
+            " of good steps.",
+        ),
+        Mistake(
+            "it grows one step late",
+            _OneStepLate,
+            "The scale doubled one good step after growth_interval of them. Count the present step first,"
+            " then compare.",
+        ),
+        Mistake(
+            "it does not double",
+            _GrowsByASmallFactor,
+            "The scale grew by another factor than 2. A power of two changes only the exponents of the"
+            " gradients: multiplying and dividing by it rounds nothing away.",
+        ),
+        Mistake(
+            "an overflow is never forgotten",
+            _NeverForgets,
+            "After the first overflow every later step was skipped too. `update` ends the step: what was"
+            " found in it must not reach the next one.",
+        ),
+        Mistake(
+            "the loss is taken out of its tensor",
+            _LossDetached,
+            "The scaled loss is a new tensor made of a number (.item(), torch.tensor), and has no graph:"
+            " backward has nothing to go through. Multiply the loss itself.",
+        ),
+    ),
+    hints=(
+        (
+            "What has to be remembered between the methods of one step? Whether the gradients were unscaled"
+            " yet, and whether they are finite."
+        ),
+        (
+            "One attribute can hold both: self.is_finite is None before `unscale_`, then True or False;"
+            " `step` and `update` read it, and `update` sets it to None."
+        ),
+        (
+            "`unscale_`: for each p.grad that is not None, p.grad.div_(self.factor); self.is_finite = all of"
+            " p.grad.isfinite().all(). `step`: unscale_ if is_finite is None; optimizer.step() if is_finite."
+            " `update`: as in scaler_step, then is_finite = None."
+        ),
+    ),
+)
+
+
+def _is_a_step(gradients: _Gradients) -> bool:
+    """Whether it has the three shapes, and a gradient at all."""
+    shapes = [(2, 3), (3,), (4,)]
+    if len(gradients) != len(shapes) or all(g is None for g in gradients):
+        return False
+    return all(g is None or tuple(g.shape) == shape for g, shape in zip(gradients, shapes))
+
+
+# ---- 6. what training holds in memory
 
 
 def state_bytes(parameters: int, precision: str, moments: int) -> tuple[int, int, int]:
@@ -650,7 +1080,7 @@ STATE_BYTES = Exercise(
 )
 
 
-# ---- 6. the largest batch
+# ---- 7. the largest batch
 
 
 @dataclass(frozen=True)
@@ -749,6 +1179,7 @@ LARGEST_BATCH = Exercise(
     the largest size that fits, 0 if not even 1 does, and the list of the sizes tried, in order.""",
     reference=largest_batch,
     cases=_batch_cases,
+    forbids=(memory.largest_batch,),
     mistakes=(
         Mistake(
             "stops at a power of two",
@@ -804,11 +1235,403 @@ LARGEST_BATCH = Exercise(
 )
 
 
+# ---- 8. output layer and loss, in chunks
+
+
+LINEAR_CROSS_ENTROPY_STUB = """class LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        hidden: torch.Tensor,  # float32 [tokens, channel]
+        weight: torch.Tensor,  # float32 [vocab_size, channel]
+        targets: torch.Tensor,  # int64 [tokens]
+        ignore_index: int,
+        chunk_size: int,
+    ) -> torch.Tensor:
+        # ctx.save_for_backward(...) keeps tensors that backward will need
+        # your code here
+        ...
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor):
+        # upstream: the gradient that arrives at the loss, a scalar
+        # returns a gradient for each argument of forward; None for the last three
+        # your code here
+        ...
+"""
+
+_Chunk = tuple[Tensor, Tensor, Tensor]
+"""Of a chunk: its losses [rows], the gradient of its logits [rows, vocab_size], which rows count [rows]."""
+
+
+def _chunk(logits: Tensor, targets: Tensor, ignore_index: int) -> _Chunk:
+    """The losses and the gradient of their sum; 0 in rows that do not count."""
+    counts = targets != ignore_index
+    picked = torch.where(counts, targets, 0)[:, None]
+    log_sums = logits.logsumexp(-1, keepdim=True)
+    losses = (log_sums - logits.gather(1, picked))[:, 0]
+    gradient = (logits - log_sums).exp().scatter_add(1, picked, -torch.ones_like(log_sums))
+    return losses * counts, gradient * counts[:, None], counts
+
+
+def _without_one_hot(logits: Tensor, targets: Tensor, ignore_index: int) -> _Chunk:
+    losses, _, counts = _chunk(logits, targets, ignore_index)
+    return losses, logits.softmax(-1) * counts[:, None], counts
+
+
+def _ignored_rows_push(logits: Tensor, targets: Tensor, ignore_index: int) -> _Chunk:
+    losses, _, counts = _chunk(logits, targets, ignore_index)
+    picked = torch.where(counts, targets, 0)
+    return losses, logits.softmax(-1) - nn.functional.one_hot(picked, logits.size(-1)), counts
+
+
+def _overflowing_softmax(logits: Tensor, targets: Tensor, ignore_index: int) -> _Chunk:
+    counts = targets != ignore_index
+    picked = torch.where(counts, targets, 0)[:, None]
+    probabilities = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    losses = -probabilities.gather(1, picked)[:, 0].log()
+    gradient = probabilities.scatter_add(1, picked, -torch.ones(len(logits), 1))
+    return losses * counts, gradient * counts[:, None], counts
+
+
+def _log_of_softmax(logits: Tensor, targets: Tensor, ignore_index: int) -> _Chunk:
+    _, gradient, counts = _chunk(logits, targets, ignore_index)
+    picked = torch.where(counts, targets, 0)[:, None]
+    losses = -logits.softmax(-1).gather(1, picked)[:, 0].log()
+    return losses.where(counts, 0), gradient, counts
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A loss in chunks with some of its parts wrong."""
+
+    chunk: Callable[[Tensor, Tensor, int], _Chunk] = _chunk
+    mean_of_means: bool = False
+    """Each chunk's mean, and their mean."""
+    gradient_by_chunk: bool = False
+    """The gradients are divided by the number of rows in their chunk."""
+    ignored_count: bool = False
+    """The mean is taken over all rows."""
+    rest_is_dropped: bool = False
+    """What is left behind the last full chunk is not looked at."""
+    last_chunk_only: bool = False
+    """The weight's gradient is that of the last chunk."""
+    upstream: bool = True
+    kept_is_changed: bool = False
+    """backward multiplies what it keeps, in place."""
+    whole: bool = False
+    """All logits at once."""
+    at_minus_100: bool = False
+    """Takes -100 for the ignore_index."""
+
+    def forward(self, ctx: Any, *case: Any) -> Tensor:
+        hidden, weight, targets, ignore_index, chunk_size = case
+        if self.at_minus_100:
+            ignore_index = -100
+        end = len(targets)
+        if self.whole:
+            chunk_size = end
+        if self.rest_is_dropped:
+            end -= end % chunk_size
+        total = end if self.ignored_count else (targets[:end] != ignore_index).sum()
+        parts = []
+        hidden_grad, weight_grad = torch.zeros_like(hidden), torch.zeros_like(weight)
+        for start in range(0, end, chunk_size):
+            rows = slice(start, min(start + chunk_size, end))
+            losses, grad, counts = self.chunk(hidden[rows] @ weight.T, targets[rows], ignore_index)
+            share = counts.sum() if self.mean_of_means or self.gradient_by_chunk else total
+            grad /= max(int(share), 1)
+            parts.append(losses.sum() / (counts.sum() if self.mean_of_means else total))
+            hidden_grad[rows] = grad @ weight
+            if self.last_chunk_only:
+                weight_grad.zero_()
+            weight_grad += grad.T @ hidden[rows]
+        number = len(parts) if self.mean_of_means else 1
+        ctx.save_for_backward(hidden_grad / number, weight_grad / number)
+        return torch.stack(parts).sum() / number if parts else torch.zeros(())
+
+    def backward(self, ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        if not self.upstream:
+            return *gradients, None, None, None
+        if self.kept_is_changed:
+            return *(g.mul_(upstream) for g in gradients), None, None, None
+        return *(upstream * g for g in gradients), None, None, None
+
+
+def _loss_made(**wrong: Any) -> type[torch.autograd.Function]:
+    """The loss as a Function, with these parts of `_Way`."""
+    way = _Way(**wrong)
+    methods = {"forward": staticmethod(way.forward), "backward": staticmethod(way.backward)}
+    return type("LinearCrossEntropy", (torch.autograd.Function,), methods)
+
+
+def _linear_cases(generator: Generator) -> list[tuple]:
+    def case(
+        tokens: int,
+        channel: int,
+        vocab_size: int,
+        chunk_size: int,
+        *,
+        ignored: Sequence[int] = (),
+        ignore_index: int = -100,
+        spread: float = 1.0,
+    ) -> tuple:
+        """ignored: the numbers of the tokens that do not count."""
+        hidden = torch.randn(tokens, channel, generator=generator)
+        weight = spread * torch.randn(vocab_size, channel, generator=generator)
+        targets = torch.randint(max(ignore_index + 1, 0), vocab_size, (tokens,), generator=generator)
+        targets[list(ignored)] = ignore_index
+        return hidden, weight, targets, ignore_index, chunk_size
+
+    far = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    apart = torch.tensor([[200.0, 0.0], [0.0, 0.0], [0.0, 200.0]])
+    return [
+        case(1, 2, 3, 1),
+        case(4, 2, 3, 2),
+        case(5, 3, 4, 2),
+        case(6, 3, 4, 6, ignored=[1, 4]),
+        case(6, 2, 5, 4, ignored=[0, 1, 2]),
+        case(7, 3, 4, 3, ignored=[0, 1, 2, 6], ignore_index=0),
+        case(4, 3, 5, 9),
+        (far, apart, torch.tensor([1, 0, 2]), -100, 2),
+        case(3, 2, 4, 2, ignored=[0, 1, 2]),
+        case(5, 4, 6, 2, spread=300.0, ignored=[3]),
+        case(96, 4, 300, 4, ignored=[10, 11]),
+    ]
+
+
+def _observe_linear(
+    answer: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk_size: int
+) -> Iterator[tuple[str, Any]]:
+    if not (isinstance(answer, type) and issubclass(answer, torch.autograd.Function)):
+        raise NotRight("a class is wanted that inherits from torch.autograd.Function.")
+    rest = targets, ignore_index, chunk_size
+
+    def graph(factor: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        h = (factor * hidden).requires_grad_()
+        w = weight.clone().requires_grad_()
+        return answer.apply(h, w, *rest), h, w
+
+    with _by_hand():
+        yield "the loss", answer.apply(hidden, weight, *rest)
+        if not bool((targets != ignore_index).any()):
+            return
+        loss, h, w = graph()
+        yield from _named_gradients(_gradient(loss, h, w, keep=True), "the gradient")
+        _same_again(loss, h, w)
+        loss, h, w = graph()
+        yield from _named_gradients(_gradient(-2.5 * loss, h, w), "times -2.5: the gradient")
+        yield from _observe_two_losses(graph)
+        _stays_small(graph, targets.numel() * len(weight))
+
+
+def _observe_two_losses(graph: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Iterator[tuple[str, Any]]:
+    """Two batches in one loss, as accumulated: each has a backward of its own."""
+    first, h, w = graph()
+    second, other_h, other_w = graph(factor=0.5)
+    found = _gradient(first + 3 * second, h, w, other_h, other_w)
+    yield from _named_gradients(found[:2], "first of two losses: the gradient")
+    yield from _named_gradients(found[2:], "second of two losses, times 3: the gradient")
+
+
+def _named_gradients(found: Sequence[Tensor], what: str) -> Iterator[tuple[str, Tensor]]:
+    yield f"{what} of hidden", found[0]
+    yield f"{what} of weight", found[1]
+
+
+_autograd = torch.autograd.grad
+
+
+def _gradient(loss: Tensor, *inputs: Tensor, keep: bool = False) -> tuple[Tensor, ...]:
+    if not loss.requires_grad:
+        raise NotRight("the loss has no graph: call the loss by LinearCrossEntropy.apply.")
+    return tuple(g.clone() for g in _autograd(loss, inputs, retain_graph=keep))
+
+
+@contextmanager
+def _by_hand() -> Iterator[None]:
+    """Inside, autograd works out nothing but what the engine itself is asked for by `_gradient`."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise NotRight(
+            "the gradient was left to autograd. Derive it: for the logits of a token that counts it is"
+            " (softmax - one-hot) over the number of targets that count; from there to hidden and to weight it"
+            " is one product of matrices each."
+        )
+
+    with patch.object(torch.autograd, "grad", refuse), patch.object(torch.autograd, "backward", refuse):
+        yield
+
+
+def _same_again(loss: Tensor, h: Tensor, w: Tensor) -> None:
+    first, second = (_gradient(4 * loss, h, w, keep=True) for _ in range(2))
+    if not all(map(torch.equal, first, second)):
+        raise NotRight(
+            "a second backward through the same loss gives other gradients: backward changed in place what"
+            " forward had kept. Make new tensors: upstream * kept."
+        )
+
+
+def _stays_small(graph: Callable[..., tuple[Tensor, Tensor, Tensor]], logits: int) -> None:
+    """Raises NotRight where all logits were in memory at once. Only large cases tell."""
+    if logits < 20_000:
+        return
+    with LiveTensors() as live:
+        loss, h, w = graph()
+        _gradient(loss, h, w)
+    if live.peak > 4 * logits / 2:
+        raise NotRight(
+            f"the values are right, but {live.peak // 4} numbers were in memory at once, and all logits are"
+            f" {logits}: the logits of all tokens were whole, or the chunks were all kept. Go through the"
+            " tokens chunk_size at a time, take from a chunk its loss and its part of both gradients, and let"
+            " it go."
+        )
+
+
+LINEAR_CROSS_ENTROPY = Exercise(
+    task="""For each token there are as many logits as the vocabulary has tokens, and the usual loss holds them
+    three times: the logits, their log-softmax, their gradient. Write the output layer and its loss in one, so
+    that they are never whole. `hidden` [tokens, channel] goes into the output layer, whose `weight` is
+    [vocab_size, channel]: logits = hidden @ weight.T. The loss is the mean of $-\\ln
+    \\mathrm{softmax}(logits)_{target}$ in nats over the tokens whose target is not `ignore_index`; where there
+    is none, it is nan, as PyTorch's.
+
+    - Go through the tokens `chunk_size` at a time; the last chunk may be shorter. Never have the logits of
+      more tokens at once, and keep no logits for later.
+    - Derive both gradients, those of hidden and of weight, without autograd. forward may compute them, chunk
+      by chunk, and keep them for backward.
+    - backward gets `upstream`, the gradient that arrives at the loss. It is 1 for loss.backward(), and
+      another number where the loss was multiplied. Leave unchanged what forward has kept: backward may run
+      again.
+    - A token that is ignored has no part in the loss, nor in any gradient. ignore_index may be any number,
+      one in the vocabulary too.
+    - Logits may be above 100, and 200 apart.""",
+    reference=LinearCrossEntropy,
+    cases=_linear_cases,
+    stub=LINEAR_CROSS_ENTROPY_STUB,
+    observe=_observe_linear,
+    forbids=(
+        linear_cross_entropy,
+        nn.functional.linear_cross_entropy,
+        nn.functional.cross_entropy,
+        fused_cross_entropy,
+    ),
+    valid=lambda hidden, weight, targets, ignore_index, chunk_size: (
+        hidden.dim() == weight.dim() == 2
+        and len(hidden) == len(targets) > 0
+        and hidden.size(1) == weight.size(1) > 0
+        and chunk_size >= 1
+        and bool(((targets == ignore_index) | ((targets >= 0) & (targets < len(weight)))).all())
+    ),
+    points=3,
+    mistakes=(
+        Mistake(
+            "the mean of the chunks' means",
+            _loss_made(mean_of_means=True),
+            "Each chunk's mean was taken, and then the mean of these. A short last chunk, or one with many"
+            " ignored tokens, then counts too much. Add up sums, and divide once by the number of all that"
+            " count.",
+        ),
+        Mistake(
+            "the gradient is divided by the chunk",
+            _loss_made(gradient_by_chunk=True),
+            "The loss is right, but its gradient was divided by the number of tokens in the chunk. The mean"
+            " runs over the targets of all chunks that count: count them before the loop.",
+        ),
+        Mistake(
+            "the upstream gradient is dropped",
+            _loss_made(upstream=False),
+            "backward returned the gradients as they were, whatever arrived. With a scaled or an accumulated"
+            " loss `upstream` is not 1: multiply by it.",
+        ),
+        Mistake(
+            "the kept gradients are changed",
+            _loss_made(kept_is_changed=True),
+            "backward multiplied in place what forward had kept. A second backward through the same loss then"
+            " multiplies again. Return new tensors: upstream * kept.",
+        ),
+        Mistake(
+            "softmax without the one-hot",
+            _loss_made(chunk=_without_one_hot),
+            "The gradient is the softmax alone: it lowers every logit and raises none. The target's own has 1"
+            " less.",
+        ),
+        Mistake(
+            "ignored tokens are counted",
+            _loss_made(ignored_count=True),
+            "The sum was divided by the number of all tokens. Ignored ones have no loss, and must not be"
+            " counted either.",
+        ),
+        Mistake(
+            "ignored tokens have a gradient",
+            _loss_made(chunk=_ignored_rows_push),
+            "The loss leaves ignored tokens out, and the gradient does not: their rows must be 0, or they"
+            " push hidden and weight all the same.",
+        ),
+        Mistake(
+            "only -100 is ignored",
+            _loss_made(at_minus_100=True),
+            "-100 was left out, and not `ignore_index`. A padding token, 0 for instance, is a usual choice"
+            " too.",
+        ),
+        Mistake(
+            "exp overflows",
+            _loss_made(chunk=_overflowing_softmax),
+            "exp of a logit above 88 is inf in float32, and inf / inf is nan. logsumexp takes the largest"
+            " logit away first, and so does softmax.",
+        ),
+        Mistake(
+            "the log of a softmax",
+            _loss_made(chunk=_log_of_softmax),
+            "A probability 200 below the largest logit rounds to 0, and its logarithm is -inf. The loss is"
+            " logsumexp(logits) - logits[target], without a softmax.",
+        ),
+        Mistake(
+            "the last chunk is dropped",
+            _loss_made(rest_is_dropped=True),
+            "Only full chunks were looked at. Where chunk_size does not divide the number of tokens, the rest"
+            " is a shorter chunk.",
+        ),
+        Mistake(
+            "the last chunk's gradient only",
+            _loss_made(last_chunk_only=True),
+            "The gradient of weight was written anew in each chunk. Every token uses every row of weight: the"
+            " chunks' gradients add up.",
+        ),
+        Mistake(
+            "all logits at once",
+            _loss_made(whole=True),
+            "The values are right, but the logits of all tokens were in memory, which is what the chunks are"
+            " to avoid.",
+        ),
+    ),
+    hints=(
+        (
+            "Week 2's gradient of the logits, (softmax - one-hot) over the number of targets, is half of it."
+            " How does it go on to hidden, and to weight, through logits = hidden @ weight.T?"
+        ),
+        (
+            "In the loop over chunks: logits, log_sums = logits.logsumexp(-1), the losses log_sums -"
+            " logits[target] added up where they count; grad = (softmax - one-hot) / count, 0 in ignored"
+            " rows; then grad @ weight is the chunk's gradient of hidden."
+        ),
+        (
+            "weight_grad += grad.T @ hidden[rows], hidden_grad[rows] = grad @ weight. After the loop:"
+            " ctx.save_for_backward(hidden_grad, weight_grad); return total / count. backward: upstream *"
+            " hidden_grad, upstream * weight_grad, None, None, None."
+        ),
+    ),
+)
+
+
 EXERCISES: tuple[Exercise, ...] = (
     ROUND_TO_BF16,
-    AUTOCAST_DTYPES,
     BF16_PRODUCT,
     SCALER_STEP,
+    LOSS_SCALER,
+    AUTOCAST_DTYPES,
     STATE_BYTES,
     LARGEST_BATCH,
+    LINEAR_CROSS_ENTROPY,
 )
