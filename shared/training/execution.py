@@ -23,6 +23,11 @@ class Precision:
         """The context in which the forward pass runs."""
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def prepare(self, model: nn.Module) -> None:
+        """Changes in place what the model computes with, where autocast is not enough. Its parameters stay
+        what they are, and have their names.
+        """
+
     @property
     def skips(self) -> bool:
         """Whether a step with a gradient that is not finite is skipped; if not, it stops the training."""

@@ -370,11 +370,13 @@ def find_batch(
     tricks: Tricks = USUAL,
     *,
     limit: int = 1024,
+    search: Callable[[Callable[[int], bool], int], int] = largest_batch,
 ) -> tuple[int, int, list[dict[str, Any]]]:
     """The largest batch size up to `limit` that fits, the fastest, and a row for each that was timed over
     `train.steps`: the powers of two up to the largest, and itself.
 
-    A row: batch_size, tokens/s, memory (measured, in bytes), estimate (computed).
+    A row: batch_size, tokens/s, memory (measured, in bytes), estimate (computed). search: what looks for the
+    largest, as `largest_batch` does.
 
     memory: how many bytes a step's tensors may hold. On CUDA, None is all there is, and what fits is found by
     trying, each time in a process of its own. Elsewhere it is needed (a CPU swaps or is killed where CUDA
@@ -386,7 +388,7 @@ def find_batch(
             f"find_batch on {device} needs memory=, in bytes: only CUDA says in time that there is no more"
         )
     trials = _BatchTrials(config, train, device, tricks, memory)
-    largest = largest_batch(trials.fits, limit)
+    largest = search(trials.fits, limit)
     powers_of_two = [2**i for i in range(largest.bit_length())]
     rows = [trials.row(batch) for batch in sorted({largest, *powers_of_two})]
     fastest = max(rows, key=lambda row: row["tokens/s"])

@@ -1,9 +1,9 @@
-"""Week 7. Number formats for the Trainer: bf16, and fp16 with a scaled loss.
+"""Week 7. Number formats for the Trainer: tf32, bf16, fp16 with a scaled loss, and fp8.
 
     Trainer(model, corpus, config, device=device, precision=precision("fp16", device))
 
 Sources: Micikevicius et al., "Mixed Precision Training" (2018); Kalamkar et al., "A Study of BFLOAT16"
-(2019).
+(2019); Micikevicius et al., "FP8 Formats for Deep Learning" (2022).
 
 >>> precision("bf16").dtype
 torch.bfloat16
@@ -12,6 +12,8 @@ torch.bfloat16
 import platform
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +22,7 @@ from torch.amp import GradScaler
 
 from shared.runtime import CPUINFO
 from shared.training.execution import FP32, Precision
+from shared.training.fp8 import to_fp8
 from shared.training.profiling import matmul_peak
 
 
@@ -66,15 +69,72 @@ class Float16(Precision):
         self.scaler.load_state_dict({**self.scaler.state_dict(), **saved})
 
 
+@dataclass(frozen=True)
+class TF32(Precision):
+    """fp32 whose products of matrices round their inputs to TF32: fp32's 8 bits for the exponent, and 10 of
+    its 23 for the fraction. All tensors stay fp32; the sums are fp32's.
+    """
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        return _tf32_products()
+
+    def backward(self, loss: Tensor) -> None:
+        with _tf32_products():
+            loss.backward()
+
+
+@contextmanager
+def _tf32_products() -> Iterator[None]:
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+@dataclass(frozen=True)
+class Float8(Precision):
+    """Products of the blocks' linear layers in fp8 (see `fp8.py`), the others in bf16 under autocast."""
+
+    dtype: torch.dtype = torch.bfloat16
+
+    def prepare(self, model: nn.Module) -> None:
+        to_fp8(model)
+
+
+PRECISION_NAMES = ("fp32", "tf32", "bf16", "fp16", "fp8")
+NEEDED = {"tf32": ((8, 0), "Ampere"), "fp8": ((8, 9), "Ada")}
+"""The compute capability of the first NVIDIA cards that can, and what they are called."""
+
+
+def needed_card(name: str, device: torch.device | str = "cpu") -> str | None:
+    """What a format needs and this device is not, as "needs an NVIDIA card ..."; None where it has it."""
+    device = torch.device(device)
+    if name not in NEEDED:
+        return None
+    capability, generation = NEEDED[name]
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    if is_nvidia and torch.cuda.get_device_capability(device) >= capability:
+        return None
+    major, minor = capability
+    return f"needs an NVIDIA card of compute capability {major}.{minor} ({generation}) or newer"
+
+
 def precision(name: str, device: torch.device | str = "cpu") -> Precision:
-    """What `Trainer(precision=...)` takes: fp32, bf16 (autocast) or fp16 (autocast and a scaled loss).
+    """What `Trainer(precision=...)` takes: fp32, tf32, bf16 (autocast), fp16 (autocast and a scaled loss) or
+    fp8 (in the blocks' linear layers; bf16 elsewhere).
 
     Tries one small step. Raises ValueError for another name, and for a format that the device cannot compute
     in.
     """
     device = torch.device(device)
-    if name not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f"precision={name!r}: must be fp32, bf16 or fp16")
+    if name not in PRECISION_NAMES:
+        raise ValueError(f"precision={name!r}: must be one of {', '.join(PRECISION_NAMES)}")
+    needed = needed_card(name, device)
+    if needed is not None:
+        raise ValueError(f"precision={name!r} {needed}, not {device}: use fp32 or bf16 there")
     # Where autocast or the scaler switches itself off, it only warns.
     with warnings.catch_warnings(action="ignore"):
         works = _works(_by_name(name, device), device)
@@ -83,25 +143,37 @@ def precision(name: str, device: torch.device | str = "cpu") -> Precision:
     return _by_name(name, device)
 
 
+def format_peak(name: str, device: torch.device | str = "cpu", size: int | None = None) -> float:
+    """FLOP/s of a large product of matrices in a format, by `matmul_peak`; of fp8, whose steps compute partly
+    in bf16, it is bf16's.
+    """
+    if name == "tf32":
+        with _tf32_products():
+            return matmul_peak(device, torch.float32, size)
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16}
+    return matmul_peak(device, dtypes.get(name, torch.bfloat16), size)
+
+
 def _by_name(name: str, device: torch.device) -> Precision:
-    if name == "fp32":
-        return FP32
-    if name == "bf16":
-        return Precision(torch.bfloat16)
-    return Float16(scaler=GradScaler(device.type))
+    if name == "fp16":
+        return Float16(scaler=GradScaler(device.type))
+    return {"fp32": FP32, "tf32": TF32(), "bf16": Precision(torch.bfloat16), "fp8": Float8()}[name]
 
 
 def _works(chosen: Precision, device: torch.device) -> bool:
     """Whether one small step on the device is in this format and has finite gradients."""
     try:
-        layer = nn.Linear(8, 8, device=device)
+        model = nn.Sequential(nn.Linear(16, 16, device=device))
+        chosen.prepare(model)
         with chosen.autocast(device):
-            out = layer(torch.ones(1, 8, device=device))
-        optimizer = torch.optim.SGD(layer.parameters())
+            out = model(torch.ones(16, 16, device=device))
+        optimizer = torch.optim.SGD(model.parameters())
         chosen.backward(out.float().mean())
         chosen.unscale([optimizer])
-        gradient = layer.weight.grad
-        return out.dtype == chosen.dtype and gradient is not None and bool(gradient.isfinite().all())
+        gradients = [p.grad for p in model.parameters()]
+        return out.dtype == chosen.dtype and all(
+            g is not None and bool(g.isfinite().all()) for g in gradients
+        )
     except (RuntimeError, AssertionError):  # a device that torch was built without is an AssertionError
         return False
 

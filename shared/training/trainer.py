@@ -65,6 +65,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         self.share = Share.of(config.grad_accum_steps, processes.rank, processes.world_size)
         self.task: Task = NextToken(corpus) if isinstance(corpus, Corpus) else corpus
         self.model = unwrapped(model).to(self.device)
+        precision.prepare(self.model)
         self.call = processes.prepare(model)
         self.optimizers = build_optimizers(
             self.model,

@@ -23,8 +23,8 @@ from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig
 from shared.training.config import TrainConfig
 from shared.training.distributed import Processes
-from shared.training.precision import bf16_units, precision
-from shared.training.profiling import StepCost, in_own_process, matmul_peak, measure_training, peak_memory
+from shared.training.precision import PRECISION_NAMES, bf16_units, format_peak, needed_card, precision
+from shared.training.profiling import StepCost, in_own_process, measure_training, peak_memory
 from shared.training.trainer import Trainer
 
 # ---- what a step costs, trick by trick
@@ -58,9 +58,11 @@ LADDER: list[tuple[str, dict[str, Any]]] = [
 """Names, and what each step changes in `Tricks`; the changes of the steps above it stay."""
 
 PRECISIONS: list[tuple[str, dict[str, Any]]] = [
-    (name, {"precision": name, "sdpa": True, "fused": True}) for name in ("fp32", "bf16", "fp16")
+    (name, {"precision": name, "sdpa": True, "fused": True}) for name in PRECISION_NAMES
 ]
 """The same training in each format, for `measure_ladder(ladder=PRECISIONS)`."""
+NOT_MEASURED = "not measured, and left out below: "
+"""How the note of a row begins that has no figures."""
 
 
 def measure_ladder(
@@ -71,7 +73,7 @@ def measure_ladder(
     seeds: Sequence[int] = (1, 2, 3),
     corpus: Corpus | None = None,
     ladder: Sequence[tuple[str, dict[str, Any]]] = LADDER,
-    peaks: Mapping[torch.dtype, float] | None = None,
+    peaks: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains `train.steps` steps with each seed on every step of the ladder, each in a process of its own,
     and gives a row for each.
@@ -80,8 +82,8 @@ def measure_ladder(
     built the model; on a CPU, some 130 MB of libraries too), MFU (over the peak of that format), first loss
     and loss (of the first and of the last step, means over the seeds), spread (the largest last loss less the
     smallest), note. What the machine cannot do, and bf16 where it has no units for it, is left out of the
-    rows below; the note says why. corpus: None takes random tokens. peaks: FLOP/s by format, as `matmul_peak`
-    measures them; those that are not given are measured here.
+    rows below; the note says why. corpus: None takes random tokens. peaks: FLOP/s by the format's name, as
+    `format_peak` measures them; those that are not given are measured here.
     """
     device = torch.device(device)
     known_peaks = dict(peaks or {})
@@ -97,18 +99,17 @@ def measure_ladder(
         except torch.OutOfMemoryError:
             result = f"out of memory with batch_size={tricks.batch * train.batch_size}"
         if isinstance(result, str):
-            rows.append({"step": name, "note": f"not measured, and left out below: {result}"})
+            rows.append({"step": name, "note": f"{NOT_MEASURED}{result}"})
             continue
         costs, memory = result
-        dtype = precision(tricks.precision, device).dtype
-        if dtype not in known_peaks:
-            known_peaks[dtype] = matmul_peak(device, dtype)
+        if tricks.precision not in known_peaks:
+            known_peaks[tricks.precision] = format_peak(tricks.precision, device)
         note = None
-        if dtype == torch.bfloat16 and not has_bf16_units:
+        if tricks.precision == "bf16" and not has_bf16_units:
             note = f"left out below: {why_not}"
         else:
             kept = tricks
-        rows.append({"step": name, **_summary(costs, memory, known_peaks[dtype]), "note": note})
+        rows.append({"step": name, **_summary(costs, memory, known_peaks[tricks.precision]), "note": note})
     return rows
 
 
@@ -177,6 +178,9 @@ def carried_out(tricks: Tricks) -> Iterator[None]:
 
 def cannot(tricks: Tricks, device: torch.device) -> str | None:
     """Why a step cannot be carried out like this here, or None."""
+    needed = needed_card(tricks.precision, device)
+    if needed is not None:
+        return needed
     try:
         precision(tricks.precision, device)
     except ValueError as error:

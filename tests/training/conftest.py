@@ -1,7 +1,6 @@
 """What the tests of this folder share as fixtures."""
 
 import pytest
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.training import memory, tricks
@@ -29,8 +28,8 @@ def here(monkeypatch):
             calls.append(mode.names)
             return function(*args, **named)
 
-    peaks = {torch.float32: 1e9, torch.bfloat16: 1e8, torch.float16: 1e8}
+    peaks = {"fp32": 1e9, "bf16": 1e8, "fp16": 1e8}
     monkeypatch.setattr(tricks, "in_own_process", call)
     monkeypatch.setattr(memory, "in_own_process", call)
-    monkeypatch.setattr(tricks, "matmul_peak", lambda device, dtype: peaks[dtype])
+    monkeypatch.setattr(tricks, "format_peak", lambda name, device: peaks[name])
     return calls

@@ -14,7 +14,7 @@ from shared.training import Trainer, lr_at
 from shared.training import precision as formats
 from shared.training.execution import FP32, Precision
 from shared.training.optim import build_optimizers
-from shared.training.precision import Float16, bf16_units, precision
+from shared.training.precision import TF32, Float8, Float16, bf16_units, needed_card, precision
 from shared.training.trainer import TrainingStopped
 from tests.training import helpers
 from tests.training.helpers import all_equal, small_gpt, timeless, weights
@@ -55,7 +55,13 @@ def test_a_precision_by_name_computes_in_its_format(name, dtype):
 @pytest.mark.parametrize(
     ("name", "device", "message"),
     [
-        ("fp8", "cpu", "precision='fp8': must be fp32, bf16 or fp16"),
+        ("fp4", "cpu", "precision='fp4': must be one of fp32, tf32, bf16, fp16, fp8"),
+        (
+            "tf32",
+            "cpu",
+            r"'tf32' needs an NVIDIA card of compute capability 8.0 \(Ampere\) or newer, not cpu",
+        ),
+        ("fp8", "cpu", r"'fp8' needs an NVIDIA card of compute capability 8.9 \(Ada\) or newer, not cpu"),
         ("fp16", "meta", "precision='fp16' does not work on meta: use fp32 there, or another device"),
         ("bf16", "meta", "precision='bf16' does not work on meta"),
     ],
@@ -250,3 +256,69 @@ def test_elsewhere_bf16_units_are_found_by_measuring(monkeypatch, speed, expecte
     has_units, sentence = bf16_units()
     assert has_units == expected
     assert f"{speed:.2f} × the speed of fp32" in sentence
+
+
+# ---- what needs a card
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "hip", "has_it"),
+    [
+        ("tf32", (7, 5), None, False),
+        ("tf32", (8, 0), None, True),
+        ("fp8", (8, 6), None, False),
+        ("fp8", (8, 9), None, True),
+        ("fp8", (12, 0), None, True),
+        ("fp8", (9, 4), "6.2", False),  # AMD's numbers are others
+        ("bf16", (7, 5), None, True),
+    ],
+)
+def test_which_cards_have_a_format(monkeypatch, name, capability, hip, has_it):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    needed = needed_card(name, "cuda")
+    assert (needed is None) == has_it
+    assert has_it or needed.startswith("needs an NVIDIA card of compute capability 8.")
+
+
+def test_tf32_is_asked_for_in_forward_and_backward_alone(corpus):
+    """On a CPU it changes nothing, so that the switch is all there is to see."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    seen = []
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(settings.fp32_precision)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(settings.fp32_precision)
+            return grad
+
+    models = [small_gpt(corpus), small_gpt(corpus)]
+    models[1].norm.register_forward_hook(lambda module, args, out: Watch.apply(out))
+    for model, chosen in zip(models, (FP32, TF32())):
+        Trainer(model, corpus, replace(QUICK, steps=1, eval_every=250), precision=chosen).fit()
+    assert "tf32" in seen[0]
+    assert "tf32" in seen[1]
+    assert settings.fp32_precision == before
+    assert all_equal(weights(models[0]), weights(models[1]))
+
+
+def test_fp8_trains_nearly_as_fp32_does(corpus):
+    """On a CPU, in torch's slow product of fp8 matrices."""
+    runs = []
+    for chosen in (FP32, Float8()):
+        trainer = Trainer(small_gpt(corpus), corpus, replace(QUICK, steps=20), precision=chosen)
+        trainer.fit()
+        runs.append(trainer)
+    exact, rough = (t.summary() for t in runs)
+    assert rough["first_loss"] == pytest.approx(exact["first_loss"], abs=0.01)
+    assert rough["val_loss"] == pytest.approx(exact["val_loss"], abs=0.1)
+    assert [n for n, _ in runs[0].model.named_parameters()] == [
+        n for n, _ in runs[1].model.named_parameters()
+    ]
+    assert all(p.dtype == torch.float32 for p in runs[1].model.parameters())

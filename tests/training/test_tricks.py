@@ -93,13 +93,18 @@ def test_what_the_machine_cannot_do_is_said_and_left_out_below(here, monkeypatch
         ("plain", {}),
         ("compile", {"compiled": True}),
         ("fp8", {"precision": "fp8"}),
+        ("fp4", {"precision": "fp4"}),
         ("fused", {"fused": True}),
     ]
-    plain, compiled, fp8, fused = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=ladder)
+    plain, compiled, fp8, fp4, fused = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=ladder)
     start = "not measured, and left out below: "
     reason = "torch.compile does not work here (no C++ compiler)"
     assert compiled == {"step": "compile", "note": start + reason}
-    assert fp8 == {"step": "fp8", "note": start + "precision='fp8': must be fp32, bf16 or fp16"}
+    assert fp8 == {
+        "step": "fp8",
+        "note": start + "needs an NVIDIA card of compute capability 8.9 (Ada) or newer",
+    }
+    assert fp4["note"].startswith(start + "precision='fp4': must be one of")
     assert fused["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
 
@@ -121,8 +126,8 @@ def test_a_process_of_its_own_gives_the_same_losses(here):
 
 
 def test_peaks_that_are_given_are_not_measured_again(here, monkeypatch):
-    monkeypatch.setattr(tricks, "matmul_peak", None)
-    (row,) = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=PRECISIONS[:1], peaks={torch.float32: 1e12})
+    monkeypatch.setattr(tricks, "format_peak", None)
+    (row,) = measure_ladder(TINY, TRAIN, seeds=(1,), ladder=PRECISIONS[:1], peaks={"fp32": 1e12})
     with torch.device("meta"):
         flops = GPT(TINY).flops_per_token(TRAIN.block_size)
     assert row["MFU"] == pytest.approx(row["tokens/s"] * flops / 1e12)
@@ -215,5 +220,5 @@ def test_a_profile_of_too_few_steps_or_of_what_cannot_be_done_is_refused():
     corpus = random_corpus(TINY.vocab_size)
     with pytest.raises(ValueError, match="steps=3: a profile needs at least 4"):
         profile_training(TINY, TRAIN, corpus)
-    with pytest.raises(ValueError, match="precision='fp8': must be"):
-        profile_training(TINY, replace(TRAIN, steps=4), corpus, tricks=Tricks("fp8"))
+    with pytest.raises(ValueError, match="precision='fp4': must be"):
+        profile_training(TINY, replace(TRAIN, steps=4), corpus, tricks=Tricks("fp4"))

@@ -57,7 +57,7 @@ STUDIES = {
     "04_mini_gpt": ["speedrun", "ablation", "seeds", "cache", "length"],
     "05_bpe": ["vocab"],
     "06_gpt2": ["shape", "cost", "smollm2"],
-    "07_amp": ["batch", "profile"],
+    "07_amp": ["batch", "profile", "loss"],
     "08_quantization": ["smollm2"],
     "09_lora": ["compare"],
     "10_ppo_dpo": ["frontier", "hacking", "smollm2"],

@@ -1,5 +1,5 @@
-"""The graded exercises of week 7: rounding to 16 bits, a 16-bit product, the scaler as a step and as an object,
-autocast, memory, batch size, and the output layer with its loss in chunks.
+"""The graded exercises of week 7: rounding to 16 bits, a 16-bit product, the scaler as a step and as an
+object, autocast, memory, batch size, and the output layer with its loss in chunks.
 """
 
 import math
@@ -1456,8 +1456,8 @@ def _by_hand() -> Iterator[None]:
     def refuse(*args: Any, **options: Any) -> None:
         raise NotRight(
             "the gradient was left to autograd. Derive it: for the logits of a token that counts it is"
-            " (softmax - one-hot) over the number of targets that count; from there to hidden and to weight it"
-            " is one product of matrices each."
+            " (softmax - one-hot) over the number of targets that count; from there to hidden and to weight"
+            " it is one product of matrices each."
         )
 
     with patch.object(torch.autograd, "grad", refuse), patch.object(torch.autograd, "backward", refuse):
@@ -1490,12 +1490,12 @@ def _stays_small(graph: Callable[..., tuple[Tensor, Tensor, Tensor]], logits: in
 
 
 LINEAR_CROSS_ENTROPY = Exercise(
-    task="""For each token there are as many logits as the vocabulary has tokens, and the usual loss holds them
-    three times: the logits, their log-softmax, their gradient. Write the output layer and its loss in one, so
-    that they are never whole. `hidden` [tokens, channel] goes into the output layer, whose `weight` is
-    [vocab_size, channel]: logits = hidden @ weight.T. The loss is the mean of $-\\ln
-    \\mathrm{softmax}(logits)_{target}$ in nats over the tokens whose target is not `ignore_index`; where there
-    is none, it is nan, as PyTorch's.
+    task="""For each token there are as many logits as the vocabulary has tokens, and the usual loss holds
+    them three times: the logits, their log-softmax, their gradient. Write the output layer and its loss in
+    one, so that they are never whole. `hidden` [tokens, channel] goes into the output layer, whose `weight`
+    is [vocab_size, channel]: logits = hidden @ weight.T. The loss is the mean of
+    $-\\ln \\mathrm{softmax}(logits)_{target}$ in nats over the tokens whose target is not `ignore_index`;
+    where there is none, it is nan, as PyTorch's.
 
     - Go through the tokens `chunk_size` at a time; the last chunk may be shorter. Never have the logits of
       more tokens at once, and keep no logits for later.

@@ -1,11 +1,12 @@
 """Week 7's plots, drawn from its logs alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from shared.course.report import COLOURS, LINES, MARKERS, figure, read_runs, save_figure
 from shared.course.style import style
-from shared.training.tricks import KINDS, LADDER, PRECISIONS
+from shared.training.tricks import KINDS, LADDER, NOT_MEASURED, PRECISIONS
 
 NOTES = {"format": "slower here", "ladder": "left out below"}
 
@@ -21,9 +22,14 @@ def draw(logs: Path, out: Path) -> list[Path]:
     ):
         names = [f"{kind}-{rung.replace(' ', '-')}" for rung, _ in rungs]
         rows = [runs[name].summary for name in names if name in runs]
-        rows = [row for row in rows if "ms" in row]
-        if rows:
+        if any("ms" in row for row in rows):
             plots.append(save_figure(rows_figure(rows, title), out / f"{kind}.png"))
+    if "scaler" in runs:
+        rows = runs["scaler"].artifacts["rows"]
+        plots.append(save_figure(scales_figure(rows, "The scale of the loss in fp16"), out / "scaler.png"))
+    losses = [run.summary for name, run in runs.items() if name.startswith("loss-")]
+    if losses:
+        plots.append(save_figure(losses_figure(losses), out / "loss.png"))
     if "batch" in runs:
         plots.append(save_figure(batch_figure(runs["batch"].artifacts["rows"]), out / "batch.png"))
     profiles = {
@@ -39,7 +45,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
 def rows_figure(rows: list[dict[str, Any]], title: str) -> Any:
     """Tokens a second, with the change against the row above, and peak memory.
 
-    Pale bars: tried, and left out of the rows below.
+    Pale bars: tried, and left out of the rows below. A row without figures says what it needs.
     """
     fig, axes = figure(12, 1.7 + 0.5 * len(rows), ncols=2, sharey=True)
     for ax, key, scale, heading, unit, colour in zip(
@@ -50,26 +56,85 @@ def rows_figure(rows: list[dict[str, Any]], title: str) -> Any:
         ("tokens a second", "megabytes"),
         COLOURS,
     ):
-        values = [(row[key] or 0) / scale for row in rows]
+        values = [(row.get(key) or 0) / scale for row in rows]
         bars = ax.barh([row["step"] for row in rows], values, color=colour)
         for i, (row, value, bar) in enumerate(zip(rows, values, bars)):
             left_out = (row["note"] or "").startswith(NOTES["ladder"])
             bar.set_alpha(0.4 if left_out else 1)
-            label = f"{value:,.0f}"
+            label = f"{value:,.0f}" if "ms" in row else reason(row)
             if key == "tokens_per_second" and row["change"] is not None:
                 label += f"  ({100 * row['change']:+.0f} %)"
             if left_out:
                 label += f"\n  {NOTES['ladder']}"
+            if "ms" not in row and key == "bytes":
+                continue
             ax.annotate(
                 label,
                 (value, i),
                 xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize=10,
+                fontsize=10 if "ms" in row else 8,
             )
         ax.set(title=f"{title}: {heading}", xlabel=unit, xlim=(0, 1.4 * max(values) or 1))
     axes[0].invert_yaxis()
+    return fig
+
+
+def reason(row: dict[str, Any]) -> str:
+    """Why a row has no figures."""
+    return row["note"].removeprefix(NOT_MEASURED)
+
+
+def scales_figure(rows: list[dict[str, Any]], title: str) -> Any:
+    """The scale of the loss after each step, and where a step was left out; beside it the losses.
+
+    rows: step, scale, loss (None where it was not finite), skipped.
+    """
+    fig, (left, right) = figure(11, 3.6, ncols=2)
+    steps = [row["step"] for row in rows]
+    scales = [row["scale"] for row in rows]
+    left.step(steps, scales, color=COLOURS[1], linewidth=2, where="mid", label="scale after the step")
+    skipped = [(row["step"], row["scale"]) for row in rows if row["skipped"]]
+    if skipped:
+        left.plot(*zip(*skipped), "x", color=COLOURS[5], markersize=9, label="step left out")
+    left.set(title=title, xlabel="step", ylabel="scale")
+    left.set_yscale("log", base=2)
+    left.legend(frameon=False)
+    right.plot(
+        steps,
+        [math.nan if row["loss"] is None else row["loss"] for row in rows],
+        color=COLOURS[0],
+        marker=MARKERS[0],
+        markersize=4,
+    )
+    right.set(title="The loss meanwhile", xlabel="step", ylabel="loss (nats per token)")
+    return fig
+
+
+def losses_figure(rows: list[dict[str, Any]]) -> Any:
+    """Milliseconds and peak memory of a loss and its backward, whole and in chunks, for each width.
+
+    rows: width, way, ms, bytes.
+    """
+    widths = sorted({row["width"] for row in rows})
+    fig, axes = figure(
+        11, 1.8 + 0.45 * len(rows) / len(widths) * 2, nrows=len(widths), ncols=2, squeeze=False
+    )
+    for (left, right), width in zip(axes, widths):
+        chosen = [row for row in rows if row["width"] == width]
+        chosen.sort(key=lambda row: -row["bytes"])
+        for ax, key, scale, unit, colour in (
+            (left, "ms", 1, "milliseconds", COLOURS[0]),
+            (right, "bytes", 1e6, "megabytes", COLOURS[1]),
+        ):
+            values = [row[key] / scale for row in chosen]
+            bars = ax.barh([row["way"] for row in chosen], values, color=colour)
+            ax.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4, fontsize=10)
+            ax.set(xlabel=unit, xlim=(0, 1.25 * max(values)))
+            ax.invert_yaxis()
+        left.set_title(f"Output layer and loss, {width} wide: time")
+        right.set_title("what is alive at its peak")
     return fig
 
 

@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from figures import NOTES
+from figures import NOTES, reason
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig
 from shared.registry import without_memory
 from shared.runtime import device_name, table
-from shared.training.profiling import CARDS, USUAL_MFU, matmul_peak
+from shared.training.precision import format_peak, needed_card
+from shared.training.profiling import CARDS, USUAL_MFU
 from shared.training.tricks import measure_ladder
 
 if TYPE_CHECKING:
     from run import Settings
 
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PEAK_NAMES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
+"""The formats whose products are timed alone, and their names in the logs."""
 KEYS = {
     "ms": "ms",
     "tokens/s": "tokens_per_second",
@@ -40,31 +42,26 @@ class Bench:
     work: Workspace
     config: GPTConfig
     corpus: Corpus
-    peaks: dict[torch.dtype, float]
+    peaks: dict[str, float]
     """The FLOP/s of a large product of matrices, by format."""
 
 
-def find_peaks(settings: "Settings", device: torch.device) -> dict[torch.dtype, float]:
-    """The peaks of the formats that are measured, and of fp32 and bf16, printed and returned."""
+def find_peaks(settings: "Settings", device: torch.device) -> dict[str, float]:
+    """The peaks of the formats that are measured, and of fp32 and bf16, printed and returned by name."""
     peaks = {}
-    for name, dtype in FORMATS.items():
-        if name in (*settings.formats, "fp32", "bf16"):
-            peaks[dtype] = matmul_peak(device, dtype, settings.peak_size)
+    for name in PEAK_NAMES:
+        if name in (*settings.formats, "fp32", "bf16") and needed_card(name, device) is None:
+            peaks[name] = format_peak(name, device, settings.peak_size)
     shares = []
-    for dtype, peak in peaks.items():
-        ratio = peak / peaks[torch.float32]
-        shares.append(f"{peak / 1e9:,.0f} GFLOP/s in {dtype_name(dtype)} ({ratio:.2f} x)")
+    for name, peak in peaks.items():
+        shares.append(f"{peak / 1e9:,.0f} GFLOP/s in {name} ({peak / peaks['fp32']:.2f} x)")
     print(f"products of matrices reach {', '.join(shares)}: the peaks of MFU\n")
     return peaks
 
 
-def peak_figures(peaks: dict[torch.dtype, float]) -> dict[str, float]:
+def peak_figures(peaks: dict[str, float]) -> dict[str, float]:
     """The peaks under their names in the logs."""
-    return {f"{dtype_name(dtype)}_peak_flops": peak for dtype, peak in peaks.items()}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return {f"{PEAK_NAMES[name]}_peak_flops": peak for name, peak in peaks.items()}
 
 
 def measure_rungs(kind: str, rungs: Sequence[tuple[str, dict]], bench: Bench) -> list[dict[str, Any]]:
@@ -88,7 +85,7 @@ def measure_rungs(kind: str, rungs: Sequence[tuple[str, dict]], bench: Bench) ->
         with bench.work.log(f"{kind}-{row['step'].replace(' ', '-')}", bench.settings) as log:
             log.finish(**row, **peak_figures(bench.peaks))
     print(table(shown(row) for row in rows))
-    print("".join(f"{row['step']}: {row['note']}\n" for row in rows if row["note"]))
+    print("".join(f"{row['step']}: {row['note']}\n" for row in rows if row["note"] and "ms" in row))
     possible = [row for row in rows if "ms" in row]
     if not possible:
         raise ValueError(f"nothing on this list could be measured on {device}: {rows[0]['note']}")
@@ -98,7 +95,7 @@ def measure_rungs(kind: str, rungs: Sequence[tuple[str, dict]], bench: Bench) ->
 def _logged(row: dict[str, Any], kind: str) -> dict[str, Any]:
     """A measured row under the logs' names."""
     note = row["note"]
-    if note:
+    if note and "ms" in row:
         note = note.replace("left out below", NOTES[kind])
     return {"step": row["step"], "note": note} | {KEYS[key]: row[key] for key in row if key in KEYS}
 
@@ -121,7 +118,7 @@ def with_changes(rows: Sequence[dict[str, Any]], one_base: bool) -> list[dict[st
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A logged row for people."""
     if "ms" not in row:
-        return {"step": row["step"], "ms": "not measured"}
+        return {"step": row["step"], "ms": reason(row)}
     return {
         "step": row["step"],
         "ms": round(row["ms"], 1),

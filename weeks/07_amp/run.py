@@ -7,17 +7,22 @@ First the number formats, then a ladder of tricks, with three seeds each.
     python weeks/07_amp/run.py --preset laptop --study batch
     # where the time of a step goes, in fp32 and in bf16
     python weeks/07_amp/run.py --preset laptop --study profile
+    # the output layer's loss with its logits whole and in chunks, at GPT-2's vocabulary
+    python weeks/07_amp/run.py --preset laptop --study loss
+    # with your own scaler; --study batch and --study loss take your search and your loss
+    python weeks/07_amp/run.py --preset laptop --mine
     # the same with GPT-2's blocks, on a GPU; the studies too
     python weeks/07_amp/run.py --preset gpu
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from figures import draw
 from measures import Bench, compare_cards, find_peaks, measure_rungs, peak_figures
+from own import scaled_training, show_scales
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
@@ -26,13 +31,15 @@ from shared.models.gpt import GPTConfig
 from shared.runtime import device_name, pick_device
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, open_corpus
-from shared.training.precision import bf16_units
+from shared.training.precision import PRECISION_NAMES, bf16_units
 from shared.training.tricks import LADDER, PRECISIONS
 from studies import STUDIES
 
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run", "batch", "loss")
+
     vocab_size: int = 1024
     """Of the tokenizer, week 5's."""
     model: GPTConfig = GPTConfig.preset("mini", block_size=256)
@@ -42,7 +49,8 @@ class Settings(WeekSettings):
     )
     """What is measured: so many steps of so many tokens."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    formats: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
+    formats: tuple[Literal["fp32", "tf32", "bf16", "fp16", "fp8"], ...] = PRECISION_NAMES
+    """What the machine has no units for says so, and is not measured."""
     tricks: tuple[str, ...] = tuple(name for name, _ in LADDER)
     """The rungs of the ladder to measure, in its own order."""
     peak_size: int | None = None
@@ -51,12 +59,21 @@ class Settings(WeekSettings):
     """For --study batch, except on a GPU: how much a step's tensors may hold, as computed. The process takes
     more: allocator, libraries.
     """
-    study: Literal["batch", "profile"] | None = None
+    loss_tokens: int = 1024
+    """For --study loss: in a batch."""
+    loss_vocab: int = 50304
+    """For --study loss: GPT-2's vocabulary, up to a multiple of 64."""
+    loss_widths: tuple[int, ...] = (256, 768)
+    """For --study loss: of the hidden states."""
+    chunk_sizes: tuple[int, ...] = (64, 256)
+    """For --study loss: tokens whose logits are in memory at a time."""
+    study: Literal["batch", "profile", "loss"] | None = None
 
     READ_BY: ClassVar = {
         "run": ("seeds", "formats", "tricks", "peak_size", "train.batch_size"),
         "batch": ("memory_gb", "train.seed"),
         "profile": ("formats", "train.batch_size", "train.seed"),
+        "loss": ("loss_tokens", "loss_vocab", "loss_widths", "chunk_sizes"),
     }
 
     def idle(self) -> dict[str, str]:
@@ -65,6 +82,12 @@ class Settings(WeekSettings):
         idle["model.vocab_size"] = "it is the tokenizer's"
         if (Path(self.data) / INDEX).exists():
             idle["vocab_size"] = "shards bring their tokenizer"
+        if self.study == "loss":
+            idle["vocab_size"] = "--loss-vocab gives it"
+            for part in ("model", "train"):
+                for field in fields(getattr(self, part)):
+                    idle[f"{part}.{field.name}"] = "a loss alone is measured, without a model"
+            return idle
         for name in ("eval_every", "eval_windows", "checkpoint_every", "log_every", "log_updates"):
             idle[f"train.{name}"] = "a few steps are measured, and nothing is kept"
         return idle
@@ -72,7 +95,7 @@ class Settings(WeekSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks = Checks(self)
-        for name in ("seeds", "formats", "tricks"):
+        for name in ("seeds", "formats", "tricks", "loss_widths", "chunk_sizes"):
             checks.require(len(getattr(self, name)) > 0, f"{name} is empty: give at least one")
         rungs = [name for name, _ in LADDER]
         for name in self.tricks:
@@ -81,6 +104,11 @@ class Settings(WeekSettings):
             )
         checks.require(self.train.steps >= 4, f"train.steps={self.train.steps}: measuring needs at least 4")
         checks.above(0, "memory_gb")
+        checks.at_least(1, "loss_tokens", "loss_vocab")
+        checks.require(
+            min((*self.loss_widths, *self.chunk_sizes), default=1) >= 1,
+            f"loss_widths={self.loss_widths}, chunk_sizes={self.chunk_sizes}: must be at least 1",
+        )
         checks.finish()
 
 
@@ -91,10 +119,14 @@ def smoke() -> Settings:
         preset="smoke",
         vocab_size=280,
         seeds=(1, 2),
-        formats=("fp32", "bf16"),
+        formats=("fp32", "tf32", "bf16"),
         tricks=("eager fp32", "SDPA", "larger batch"),
         peak_size=128,
         memory_gb=0.0015,
+        loss_tokens=64,
+        loss_vocab=300,
+        loss_widths=(16, 32),
+        chunk_sizes=(8, 16),
         model=replace(s.model, n_layer=2, n_head=2, n_embd=16, block_size=32),
         train=replace(s.train, steps=4, batch_size=2, block_size=32),
     )
@@ -135,6 +167,9 @@ def main(settings: Settings) -> dict[str, float]:
     ladder = measure_rungs("ladder", [rung for rung in LADDER if rung[0] in settings.tricks], bench)
     fastest = max(ladder, key=lambda row: row["tokens_per_second"])
     log_cards(bench, fastest)
+    scales = scaled_training(bench)
+    if scales is not None:
+        show_scales(scales)
     return work.finish(
         {
             "speedup": fastest["tokens_per_second"] / ladder[0]["tokens_per_second"],
