@@ -116,13 +116,13 @@ class ChunkedNextToken(NextToken):
                 f"the loss in chunks needs an output layer `lm_head`, an nn.Linear without bias, and this is"
                 f" {type(head).__name__}: train with NextToken"
             )
-        with _left_out(head):
+        with left_out(head):
             hidden = call(ids)  # [batch, time, n_embd]
         return linear_cross_entropy(hidden, head.weight, targets, chunk_size=self.chunk_size)
 
 
 @contextmanager
-def _left_out(layer: nn.Module) -> Iterator[None]:
+def left_out(layer: nn.Module) -> Iterator[None]:
     """Inside, the layer hands on what it is given."""
     own = vars(layer).get("forward")  # week 6's padding of the vocabulary puts one there
 
