@@ -113,28 +113,21 @@ def scales_figure(rows: list[dict[str, Any]], title: str) -> Any:
 
 
 def losses_figure(rows: list[dict[str, Any]]) -> Any:
-    """Milliseconds and peak memory of a loss and its backward, whole and in chunks, for each width.
+    """What is alive at the peak of a loss and its backward, whole and in chunks, for each width.
 
-    rows: width, way, ms, bytes.
+    rows: width, way, bytes.
     """
     widths = sorted({row["width"] for row in rows})
-    fig, axes = figure(
-        11, 1.8 + 0.45 * len(rows) / len(widths) * 2, nrows=len(widths), ncols=2, squeeze=False
-    )
-    for (left, right), width in zip(axes, widths):
-        chosen = [row for row in rows if row["width"] == width]
-        chosen.sort(key=lambda row: -row["bytes"])
-        for ax, key, scale, unit, colour in (
-            (left, "ms", 1, "milliseconds", COLOURS[0]),
-            (right, "bytes", 1e6, "megabytes", COLOURS[1]),
-        ):
-            values = [row[key] / scale for row in chosen]
-            bars = ax.barh([row["way"] for row in chosen], values, color=colour)
-            ax.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4, fontsize=10)
-            ax.set(xlabel=unit, xlim=(0, 1.25 * max(values)))
-            ax.invert_yaxis()
-        left.set_title(f"Output layer and loss, {width} wide: time")
-        right.set_title("what is alive at its peak")
+    height = 1.6 + 0.45 * len(rows) / len(widths)
+    fig, axes = figure(11, height, ncols=len(widths), sharey=True, squeeze=False)
+    for i, (ax, width) in enumerate(zip(axes[0], widths)):
+        chosen = sorted((row for row in rows if row["width"] == width), key=lambda row: -row["bytes"])
+        values = [row["bytes"] / 1e6 for row in chosen]
+        bars = ax.barh([row["way"] for row in chosen], values, color=COLOURS[i])
+        ax.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4, fontsize=10)
+        ax.set(title=f"Output layer and loss, {width} wide", xlim=(0, 1.25 * max(values)))
+        ax.set_xlabel("megabytes alive at the peak")
+    axes[0][0].invert_yaxis()
     return fig
 
 
