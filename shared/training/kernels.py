@@ -1,5 +1,8 @@
 """Week 7. A GPU kernel of our own, in Triton: cross-entropy without the softmax ever being written down.
 
+A lesson only: no training of the course calls it, since its speed on a GPU has not been measured. For training
+there is `linear_loss.py`, which runs everywhere, and whose logits are never whole either.
+
 PyTorch's cross-entropy writes the log-softmax of all logits, as large as they are and in fp32, and reads it
 again. Here a program per row walks over the row in blocks, and keeps two numbers: the largest logit so far,
 m, and the sum s of exp(x - m). A block with a larger logit changes m, and s is brought over by exp(old m -
@@ -119,7 +122,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
 def fused_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """Mean negative log-likelihood in nats, in fp32: `torch.nn.functional.cross_entropy(logits, targets)`,
-    and the same gradients.
+    and the same gradients. A lesson: no training uses it.
 
     logits [..., vocab_size] in fp32, bf16 or fp16, targets int64 [...]. Rows whose target is `ignore_index`
     do not count; without any other the mean is nan, as PyTorch's. Besides the logits and their gradient it

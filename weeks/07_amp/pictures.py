@@ -181,7 +181,7 @@ def plot_state(gigabytes: Mapping[str, Sequence[float]]) -> Figure:
 def plot_loss_memory(alive: Mapping[str, float], logits: float) -> Figure:
     """Megabytes alive at the peak of a loss and its backward, by how it is computed. logits: of all tokens."""
     fig, ax = figure(9, 1.4 + 0.45 * len(alive))
-    colours = [COLOURS[5]] + [COLOURS[0]] * (len(alive) - 1)
+    colours = [COLOURS[5], *[COLOURS[0]] * (len(alive) - 1)]
     bars = ax.barh(list(alive), list(alive.values()), color=colours)
     ax.bar_label(bars, [f"{value:.1f}" for value in alive.values()], padding=4, fontsize=10)
     ax.axvline(logits, color="#555555", linewidth=1, linestyle="--")

@@ -349,6 +349,48 @@ def scaler_step(gradients, dtype, scale, good_steps, max_norm, growth_interval):
 
 
 @answer
+class LossScaler(torch.amp.GradScaler):
+    """PyTorch's own, with the count that it keeps for itself."""
+
+    def __init__(self, scale=2.0**16, growth_interval=2000):
+        super().__init__("cpu", init_scale=scale, growth_interval=growth_interval)
+        self.scale(torch.zeros(()))  # from here on it has its scale in a tensor
+
+    @property
+    def good_steps(self):
+        return self._get_growth_tracker()
+
+
+@answer
+class LinearCrossEntropy(torch.autograd.Function):
+    """Each chunk's logits are computed again in the backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, ignore_index, chunk_size):
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.numbers = ignore_index, chunk_size
+        total = 0.0
+        for h, y in zip(hidden.split(chunk_size), targets.split(chunk_size)):
+            total += F.cross_entropy(h @ weight.T, y, ignore_index=ignore_index, reduction="sum")
+        return total / (targets != ignore_index).sum()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        hidden, weight, targets = ctx.saved_tensors
+        ignore_index, chunk_size = ctx.numbers
+        share = upstream / (targets != ignore_index).sum()
+        parts, weight_grad = [], torch.zeros_like(weight)
+        for h, y in zip(hidden.split(chunk_size), targets.split(chunk_size)):
+            one_hot = torch.zeros(len(y), len(weight))
+            used = y != ignore_index
+            one_hot[used.nonzero()[:, 0], y[used]] = 1
+            grad = share * used[:, None] * ((h @ weight.T).softmax(-1) - one_hot)
+            parts.append(grad @ weight)
+            weight_grad += grad.T @ h
+        return torch.cat(parts), weight_grad, None, None, None
+
+
+@answer
 def state_bytes(parameters, precision, moments):
     """A layer of 64 weights after a step, its bytes counted."""
     dtype = torch.bfloat16 if precision in ("bfloat16", "master") else torch.float32
