@@ -16,8 +16,8 @@ SIGN_EXPONENT_FRACTION = (5, 4, 1)
 
 
 def plot_bits(written: Mapping[str, str], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
-    """A number in several formats, bit by bit. written: its bits; parts: how many belong to sign, exponent and
-    fraction.
+    """A number in several formats, bit by bit. written: its bits; parts: how many belong to sign, exponent
+    and fraction.
     """
     fig, ax = figure(11, 0.8 + 0.6 * len(written))
     for row, (name, bits) in enumerate(written.items()):
@@ -131,7 +131,7 @@ def plot_still_weights(rates: Sequence[float], still: Mapping[str, Sequence[floa
 
 
 def plot_formats_learning(losses: Mapping[str, Sequence[float]]) -> Figure:
-    """The losses of one training in several formats, the first of them fp32, and their differences from it."""
+    """The losses of one training in several formats, the first of them fp32, and how they differ from it."""
     fig, (left, right) = figure(11, 3.8, ncols=2)
     for i, (name, values) in enumerate(losses.items()):
         how = {"color": COLOURS[i], "linestyle": LINES[i % len(LINES)], "linewidth": 2, "label": name}
@@ -179,7 +179,7 @@ def plot_state(gigabytes: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def plot_loss_memory(alive: Mapping[str, float], logits: float) -> Figure:
-    """Megabytes alive at the peak of a loss and its backward, by how it is computed. logits: of all tokens."""
+    """Megabytes alive at the peak of a loss and its backward, by the way of it. logits: of all tokens."""
     fig, ax = figure(9, 1.4 + 0.45 * len(alive))
     colours = [COLOURS[5], *[COLOURS[0]] * (len(alive) - 1)]
     bars = ax.barh(list(alive), list(alive.values()), color=colours)
