@@ -1093,8 +1093,14 @@ class UpTo:
         return size <= self.most
 
 
-# The annotation is a string because the stub, where nothing called Callable is imported, repeats it.
-def largest_batch(fits: "Callable[[int], bool]", limit: int) -> tuple[int, list[int]]:
+LARGEST_BATCH_STUB = """def largest_batch(fits: "Callable[[int], bool]", limit: int) -> tuple[int, list[int]]:
+    # your code here
+    ...
+"""
+"""The annotation is a string, since nothing called Callable may be imported where it is filled in."""
+
+
+def largest_batch(fits: Callable[[int], bool], limit: int) -> tuple[int, list[int]]:
     return _bisected(fits, *_doubled(fits, limit))
 
 
@@ -1178,6 +1184,7 @@ LARGEST_BATCH = Exercise(
     `limit`: where doubling would pass it, try `limit` itself, and stop if it fits. Return (largest, tried):
     the largest size that fits, 0 if not even 1 does, and the list of the sizes tried, in order.""",
     reference=largest_batch,
+    stub=LARGEST_BATCH_STUB,
     cases=_batch_cases,
     forbids=(memory.largest_batch,),
     mistakes=(
