@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from shared.runtime import table
 from shared.training import Trainer
 from shared.training.precision import Float16, precision
 from shared.training.tricks import USUAL, carried_out
+
+if TYPE_CHECKING:
+    from run import Settings
 
 FIRST_SCALE = 2.0**25
 """Too large at first, so that a scaler has something to do."""
@@ -49,6 +52,14 @@ class OwnScaler:
         return {"scale": self.scaler.get_scale(), "_growth_tracker": self.scaler.good_steps}
 
 
+def check_own_scaler(settings: "Settings") -> None:
+    """Raises ValueError for settings that the exercise's scaler does not know."""
+    if settings.mine and settings.train.optimizer != "adamw":
+        raise ValueError(
+            "your scaler serves one optimizer, and train.optimizer=muon makes two: leave it out, or --mine"
+        )
+
+
 def scaled_training(bench: Bench) -> dict[str, Any] | None:
     """A short training in fp16 whose first scale is too large, as a run; with --mine, by the learner's
     LossScaler. Returns its summary, or None where fp16 does not work on this device.
@@ -60,8 +71,6 @@ def scaled_training(bench: Bench) -> dict[str, Any] | None:
         print(f"no training with a scaled loss: {error}\n")
         return None
     hers = bench.work.mine("LossScaler", None)
-    if hers is not None and bench.settings.train.optimizer != "adamw":
-        raise ValueError("your scaler serves one optimizer, and muon is two: leave out --train.optimizer")
     scaler: Any = GradScaler(device.type, init_scale=FIRST_SCALE, growth_interval=GROWTH_INTERVAL)
     if hers is not None:
         scaler = OwnScaler(hers(scale=FIRST_SCALE, growth_interval=GROWTH_INTERVAL))

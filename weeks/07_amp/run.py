@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from figures import draw
 from measures import Bench, compare_cards, find_peaks, measure_rungs, peak_figures
-from own import scaled_training, show_scales
+from own import check_own_scaler, scaled_training, show_scales
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
@@ -160,6 +160,7 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study:
         return STUDIES[settings.study](settings, work, config, corpus)
 
+    check_own_scaler(settings)
     units, why = bf16_units(device)
     print(f"{device_name(device)}: {why}\n")
     bench = Bench(settings, work, config, corpus, find_peaks(settings, device))
