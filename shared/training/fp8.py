@@ -2,9 +2,9 @@
 
 A float of 8 bits comes in two kinds. E4M3 has 4 bits for the exponent and 3 for the fraction, and ends at
 448; E5M2 has 5 and 2, and ends at 57344. Inputs and weights need digits, and go in E4M3; gradients need
-range, and go in E5M2. Small numbers, gradients above all, would vanish in either. So each tensor is multiplied
-by a scale of its own, which brings its largest number to the end of the format, and the product is divided by
-both scales: what the scale of the loss is to fp16, for every tensor anew.
+range, and go in E5M2. Small numbers, gradients above all, would vanish in either. So each tensor is
+multiplied by a scale of its own, which brings its largest number to the end of the format, and the product is
+divided by both scales: what the scale of the loss is to fp16, for every tensor anew.
 
 The weights, their gradients and the optimizer stay fp32.
 
