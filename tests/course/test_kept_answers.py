@@ -92,6 +92,22 @@ def with_a_class(x):
     return Doubler()(x)
 
 
+class Twice(torch.autograd.Function):
+    """Its methods are all static."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return helper(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return helper(grad)
+
+
+def with_an_autograd_function(x):
+    return Twice.apply(x)
+
+
 RIGHT = [
     helper,
     with_helper,
@@ -103,6 +119,7 @@ RIGHT = [
     named_lambda,
     recursive,
     with_a_class,
+    with_an_autograd_function,
 ]
 DOUBLE = made_up(lambda x: x * 2, normal((2, 3)))
 

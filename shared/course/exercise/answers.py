@@ -272,7 +272,8 @@ def _globals(value: Any) -> dict[str, Any]:
 def _first_function(value: Any) -> Callable | None:
     if not inspect.isclass(value):
         return None
-    return next((part for part in vars(value).values() if inspect.isfunction(part)), None)
+    parts = (getattr(part, "__func__", part) for part in vars(value).values())  # of static methods too
+    return next((part for part in parts if inspect.isfunction(part)), None)
 
 
 def _definition(value: Any) -> tuple[Definition | None, str]:
