@@ -30,6 +30,7 @@ from shared.locks import folder_lock
 from shared.retrieval.bm25 import BM25
 from shared.retrieval.documents import Chunk
 from shared.retrieval.embedders import Embedder
+from shared.retrieval.evidence import Window
 from shared.retrieval.stores import FaissStore, VectorStore, open_store
 from shared.runtime import write_atomically, write_json
 
@@ -209,6 +210,21 @@ class Index:
             if len(best) >= k or wanted >= len(self.store):
                 return list(best.items())[:k]
             wanted *= 2
+
+    def nearest_windows(self, question: str, k: int) -> list[Window]:
+        """The k sentences (windows of chunks) that are nearest to the question, best first, wherever they
+        stand; fewer where there are no more.
+        """
+        if not question.strip() or k < 1:
+            raise ValueError(f"a search needs a question and k of at least 1, not {question!r} and k={k}")
+        scores, ids = (row[0].tolist() for row in self.store.search(self.embedder.embed([question]), k))
+        found = []
+        for score, i in zip(scores, ids):
+            if i >= 0:
+                chunk = self._chunks[i // WINDOWS]
+                start, end = chunk.windows[i % WINDOWS] if chunk.windows else (0, len(chunk.text))
+                found.append(Window(chunk, start, end, score))
+        return found
 
     # ---- files
 

@@ -6,6 +6,11 @@ its sources are named.
     for piece in reply:                         # as it is written
         print(piece, end="", flush=True)
     print(reply.sources)                        # ['ferry-timetable.md, Summer sailings']
+    print(reply.evidence[0].quotes)             # the sentences that the answer rests on
+    rag.ask("And in winter?", earlier=[reply.question])
+
+A question that is about nothing in the documents is refused. With a `Quoter` in the reader's place the answer
+is a span of the best sentence, word for word.
 
 Source: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020), here without
 training.
@@ -14,7 +19,7 @@ training.
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
@@ -24,15 +29,20 @@ import torch
 from shared.registry import LanguageModel
 from shared.retrieval.bm25 import UNSPACED
 from shared.retrieval.documents import Chunk
+from shared.retrieval.evidence import Source, Support, supporting
+from shared.retrieval.followups import self_contained, title_of_best
+from shared.retrieval.quoting import Quoter
 from shared.runtime import device_of
 from shared.sampling.generate import generate
 from shared.sampling.text import stream_text
 from shared.tokenizers import Tokenizer
 
 if TYPE_CHECKING:  # a server without documents needs no FAISS
-    from shared.retrieval.index import Index
+    from shared.retrieval.index import Hit, Index
 
 ABSTENTION = "I don't know."
+REFUSAL = "Nothing in the documents answers this."
+"""The answer to a question that no passage is near enough to."""
 WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|(?:(?!{UNSPACED})\S)+", regex.V1)
 """Where a passage may be cut: behind a word, or behind a letter where a script has no spaces."""
 
@@ -98,13 +108,28 @@ def _longest_beginning(chunk: Chunk, fits: Callable[[Chunk], bool]) -> Chunk | N
 
 
 class Reply:
-    """An answer that is being written: iterate over it for its pieces, or take `text`, in any order."""
+    """An answer that is being written: iterate over it for its pieces, or take `text`, in any order.
 
-    def __init__(self, pieces: Iterator[str], chunks: Sequence[Chunk]):
+    support: finds the sources of the whole answer; None where there are none to find.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterator[str],
+        chunks: Sequence[Chunk],
+        question: str = "",
+        support: Callable[[str], list[Source]] | None = None,
+        nearest: "Hit | None" = None,
+    ):
         self._coming = pieces
         self._written: list[str] = []
+        self._support = support
         self.chunks = tuple(chunks)
         """What the model was given to read."""
+        self.question = question
+        """As it was searched: a follow-up question is self-contained here."""
+        self.nearest = nearest
+        """The passage that fits the question best, also where the question is refused."""
 
     def __iter__(self) -> Iterator[str]:
         at = 0
@@ -117,6 +142,10 @@ class Reply:
             yield self._written[at]
             at += 1
 
+    def support_by(self, support: Callable[[str], list[Source]]) -> None:
+        """Sets what finds the sources of the whole answer."""
+        self._support = support
+
     @property
     def text(self) -> str:
         """The whole answer; waits for its end."""
@@ -125,12 +154,24 @@ class Reply:
     @property
     def abstained(self) -> bool:
         """Whether it is no answer. Waits for its end."""
-        return self.text == ABSTENTION
+        return self.text in (ABSTENTION, REFUSAL)
+
+    @cached_property
+    def evidence(self) -> list[Source]:
+        """The passages that the answer rests on, the sentences in them marked; none for no answer. Waits for
+        its end.
+        """
+        if self.abstained or self._support is None:
+            return []
+        return self._support(self.text)
 
     @property
     def sources(self) -> list[str]:
-        """Where what the answer was made from can be looked up; none for no answer. Waits for its end."""
-        return [] if self.abstained else list(dict.fromkeys(chunk.cite for chunk in self.chunks))
+        """Where what the answer rests on can be looked up; none for no answer. Waits for its end."""
+        if self.abstained:
+            return []
+        chunks = self.chunks if self._support is None else [source.chunk for source in self.evidence]
+        return list(dict.fromkeys(chunk.cite for chunk in chunks))
 
 
 class Reader:
@@ -215,29 +256,56 @@ def _or_abstain(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class RAG:
-    """Finds `k` chunks for a question and lets a reader answer from them.
+    """Finds `k` chunks for a question and lets a reader answer from them; a `Quoter` takes the nearest
+    sentences instead, wherever they stand.
 
-    Where the best has a score below `min_score`, or none is found, it abstains.
+    Where the best chunk has a score below `min_score`, or none is found, the question is refused. None: the
+    embedder's own threshold, for a search by meaning (`dense`) with an embedder that has one, else 0.
     """
 
     def __init__(
         self,
         index: "Index",
-        reader: Reader,
+        reader: Reader | Quoter,
         k: int = 1,
         by: Literal["dense", "bm25", "hybrid"] = "dense",
         *,
-        min_score: float = 0.0,
+        min_score: float | None = None,
     ):
         self.index = index
         self.reader = reader
         self.k = k
         self.by = by
-        self.min_score = min_score
+        self.min_score = default_threshold(index, by) if min_score is None else min_score
 
-    def ask(self, question: str) -> Reply:
-        """Raises ValueError for an empty question and for one that is too long."""
+    def ask(self, question: str, earlier: Sequence[str] = ()) -> Reply:
+        """earlier: what was asked before in this conversation, oldest first.
+
+        Raises ValueError for an empty question and for one that is too long.
+        """
+        if earlier:
+            question = self_contained(question, earlier, title_of_best(self.index))
         hits = self.index.search(question, self.k, self.by)
-        if not hits or hits[0].score < self.min_score:
-            return Reply(iter([ABSTENTION]), ())
-        return self.reader.read(question, [hit.chunk for hit in hits])
+        nearest = hits[0] if hits else None
+        if nearest is None or nearest.score < self.min_score:
+            return Reply(iter([REFUSAL]), (), question, nearest=nearest)
+        if isinstance(self.reader, Quoter):
+            return self._quoted(self.reader, question, nearest)
+        reply = self.reader.read(question, [hit.chunk for hit in hits])
+        reply.question, reply.nearest = question, nearest
+        passages = [(chunk, hit.score) for chunk, hit in zip(reply.chunks, hits)]
+        reply.support_by(lambda text: supporting(self.index.embedder, question, text, passages))
+        return reply
+
+    def _quoted(self, quoter: Quoter, question: str, nearest: "Hit") -> Reply:
+        best = quoter.quote(question, self.index.nearest_windows(question, quoter.sentences))
+        if best is None:
+            return Reply(iter([ABSTENTION]), (), question, nearest=nearest)
+        sentence = Support(best.window.start, best.window.end, best.window.score)
+        sources = [Source(best.window.chunk, best.window.score, (sentence,))]
+        return Reply(iter([best.text]), (best.window.chunk,), question, lambda _: sources, nearest)
+
+
+def default_threshold(index: "Index", by: str) -> float:
+    """The score below which a question is taken to be about nothing in the documents."""
+    return getattr(index.embedder, "least_score", 0.0) if by == "dense" else 0.0

@@ -21,3 +21,11 @@ WINDOWS = {
 """What is embedded by itself: pieces of so many tokens with an overlap, or so many sentences."""
 EFFORTS = {"flat": (None,), "pq": (None,), "ivf": (1, 4, 16, 64, 256), "hnsw": (16, 64, 256)}
 """How hard each store searches; None: there is nothing to choose."""
+QUOTED = {
+    "generated": "SmolLM2 writes, from the first passage",
+    "sentence": "the nearest sentence (MiniLM)",
+    "reranked": "the best sentence after re-ranking",
+    "span": "a span of the nearest sentence",
+    "reranked-span": "a span of the best sentence after re-ranking",
+}
+"""Answers that quote, and the generated ones beside them."""

@@ -97,12 +97,17 @@ class Settings(WeekSettings):
     """Answer this and end."""
     interactive: bool = False
     """Answer what is typed, until an empty line."""
-    study: Literal["answers", "windows", "index", "own"] | None = None
+    sentences: int = 5
+    """So many of the nearest sentences are ranked anew before the answer is quoted."""
+    study: Literal["answers", "windows", "index", "own", "quotes", "domain", "followups"] | None = None
 
     READ_BY: ClassVar = {
         "run": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions", "illustrated"),
         "answers": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions"),
         "windows": FINDING,
+        "quotes": (*FINDING, "smol_blocks", "sentences"),
+        "domain": FINDING,
+        "followups": (*FINDING, "smol_blocks"),
         "index": ("vectors",),
         "own": (*FINDING, *ANSWERING, "smol_blocks", "train", "resume"),
     }
@@ -130,7 +135,7 @@ class Settings(WeekSettings):
         checks = Checks(self)
         stores = ", ".join(STORES)
         checks.require(self.store in STORES, f"no store is called {self.store!r}; there are: {stores}")
-        checks.at_least(1, "documents", "k", "max_new_tokens", "questions")
+        checks.at_least(1, "documents", "k", "max_new_tokens", "questions", "sentences")
         checks.at_least(256, "vectors")  # from which pq learns its 256 codes
         checks.finish()
 

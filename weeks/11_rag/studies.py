@@ -13,6 +13,7 @@ from torch import nn
 from library import Library, home, kept_folder, make_reader, open_library, own_model
 from measures import grade_answers, measure_answers, ranking, sentence_scores, with_bounds, with_intervals
 from names import EFFORTS, WINDOWS
+from reading import study_quotes
 from sentences import gaps, has_digit, named, sentence_of, talk_on, talks_on
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.conversations import Conversation
@@ -323,4 +324,5 @@ STUDIES: dict[str, Callable[["Settings", Workspace], dict[str, float]]] = {
     "windows": study_windows,
     "index": study_index,
     "own": study_own,
+    "quotes": study_quotes,
 }

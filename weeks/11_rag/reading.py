@@ -1,0 +1,226 @@
+"""Week 11's study of answers that quote: sentences ranked anew, and spans of them, beside generated answers."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from halves import HALVES, answer_scores, half_of, paired_difference
+from library import Library, home, open_library, place
+from measures import with_bounds, with_intervals
+from names import QUOTED
+from shared.course.report import read_runs
+from shared.course.workspace import Workspace
+from shared.models.pretrained import load_smollm2
+from shared.retrieval.evidence import Window
+from shared.retrieval.index import Index
+from shared.retrieval.quoting import Quoter
+from shared.retrieval.ranking import bootstrap, exact_match, holds_answer, reciprocal_rank
+from shared.runtime import table
+
+if TYPE_CHECKING:
+    from run import Settings
+
+DEPTHS = (1, 2, 3, 5, 8)
+"""How many passages, or sentences, are looked at."""
+
+
+def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
+    """What re-ranking and quoting bring. The weight of the re-ranking was chosen on half A; both halves are
+    measured, and B is the one to believe.
+    """
+    library = open_library(settings, work.device)
+    model, tokenizer = load_smollm2(settings.smol_blocks)
+    quoter = Quoter(model.to(work.device), tokenizer, settings.sentences)
+    asked = library.asked[:2] if settings.preset == "smoke" else library.asked
+    readings = [read_question(library, quoter, question) for question in asked]
+    with work.log(f"{library.name}-quotes", settings) as log:
+        log.artifact(readings=readings)
+        log.finish(questions=len(readings), sentences=quoter.sentences)
+    metrics: dict[str, float] = {}
+    for half in HALVES:
+        chosen = [i for i, question in enumerate(asked) if half_of(library, question) == half]
+        if chosen:
+            these = [asked[i] for i in chosen], [readings[i] for i in chosen]
+            metrics |= measure_answers_of(half, *these, library.name, settings, work)
+            metrics |= measure_reranking(half, *these, library.name, settings, work)
+    measure_depths(library, asked, settings, work)
+    return metrics
+
+
+def read_question(library: Library, quoter: Quoter, question: dict[str, Any]) -> dict[str, Any]:
+    """What is found, how it is ranked anew, and what is quoted from the first sentence of each ranking."""
+    windows = library.index.nearest_windows(question["question"], quoter.sentences)
+    reads = quoter.ranked(question["question"], windows)
+    best = quoter.quote_from(reads[0])
+    quoted = "" if best is None else best.text
+    plain = quoted
+    if reads[0].window is not windows[0]:
+        first = quoter.quote_from(next(read for read in reads if read.window is windows[0]))
+        plain = "" if first is None else first.text
+    return {
+        "question": question["question"],
+        "right": question["answers"][0],
+        "nearest": [as_found(window, question) for window in windows],
+        "likelihoods": [next(r.likelihood for r in reads if r.window is w) for w in windows],
+        "order": [next(i for i, w in enumerate(windows) if w is read.window) for read in reads],
+        "quoted": quoted,
+        "quoted_from_nearest": plain,
+    }
+
+
+def as_found(window: Window, question: dict[str, Any]) -> dict[str, Any]:
+    """A sentence for the log."""
+    return {
+        "cite": window.chunk.cite,
+        "place": list(place(window.chunk, question)),
+        "text": " ".join(window.text.split()),
+        "score": window.score,
+    }
+
+
+def answers_of(reading: dict[str, Any]) -> dict[str, str]:
+    """One question's answers, by the keys of `QUOTED`."""
+    nearest, order = reading["nearest"], reading["order"]
+    return {
+        "sentence": nearest[0]["text"],
+        "reranked": nearest[order[0]]["text"],
+        "span": reading["quoted_from_nearest"],
+        "reranked-span": reading["quoted"],
+    }
+
+
+def measure_answers_of(
+    half: str,
+    asked: Sequence[dict[str, Any]],
+    readings: Sequence[dict[str, Any]],
+    name: str,
+    settings: "Settings",
+    work: Workspace,
+) -> dict[str, float]:
+    """The quoted answers on one half, beside SmolLM2's own from `--study answers`, where its log is there."""
+    by_name = {
+        key: [answers_of(reading)[key] for reading in readings] for key in QUOTED if key != "generated"
+    }
+    generated = read_runs(work.logs).get(f"{name}-all-answer-retrieved")
+    if generated:
+        said = {row["question"]: row["answer"] for row in generated.artifacts["answers"]}
+        if all(question["question"] in said for question in asked):
+            by_name = {"generated": [said[question["question"]] for question in asked]} | by_name
+    rows, metrics = [], {}
+    for key, answers in by_name.items():
+        scores = answer_scores(answers, asked)
+        with work.log(f"{name}-quotes-{half}-{key}", settings) as log:
+            log.finish(name=QUOTED[key], half=half, questions=len(asked), **with_bounds(scores))
+        rows.append({f"half {half}": QUOTED[key]} | with_intervals(scores))
+        metrics |= {f"{half}_{key}_{score}": value.mean for score, value in scores.items()}
+    print(f"\n{len(asked)} questions of half {half}\n" + table(rows))
+    measure_gains(half, by_name, asked, name, settings, work)
+    return metrics
+
+
+def measure_gains(
+    half: str,
+    by_name: dict[str, list[str]],
+    asked: Sequence[dict[str, Any]],
+    name: str,
+    settings: "Settings",
+    work: Workspace,
+) -> None:
+    """What one way of answering has over another, on the same questions."""
+    for ours, theirs, measure in (
+        ("reranked", "sentence", holds_answer),
+        ("reranked-span", "span", holds_answer),
+        ("reranked-span", "generated", holds_answer),
+        ("reranked-span", "generated", exact_match),
+        ("reranked", "generated", holds_answer),
+    ):
+        if theirs not in by_name:
+            continue
+        pairs = [[measure(a, q["answers"]) for a, q in zip(by_name[key], asked)] for key in (ours, theirs)]
+        gain = paired_difference(*pairs)
+        what = "exact" if measure is exact_match else "holds"
+        with work.log(f"{name}-gain-{half}-{ours}-{theirs}-{what}", settings) as log:
+            log.finish(half=half, **with_bounds({"gain": gain}))
+        print(
+            f"{half}: {QUOTED[ours]} less {QUOTED[theirs]}, {what}: {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+        )
+
+
+# ---- re-ranking
+
+
+def places_of(reading: dict[str, Any], order: Sequence[int]) -> list[tuple]:
+    """The places of the sentences in an order, each once."""
+    return list(dict.fromkeys(tuple(reading["nearest"][i]["place"]) for i in order))
+
+
+def measure_reranking(
+    half: str,
+    asked: Sequence[dict[str, Any]],
+    readings: Sequence[dict[str, Any]],
+    name: str,
+    settings: "Settings",
+    work: Workspace,
+) -> dict[str, float]:
+    """The passages of the first sentences, in MiniLM's order and ranked anew."""
+    first: dict[str, list[float]] = {}
+    reciprocal: dict[str, list[float]] = {}
+    metrics: dict[str, float] = {}
+    for key in ("without", "with"):
+        orders = [r["order"] if key == "with" else range(len(r["order"])) for r in readings]
+        rankings = [places_of(reading, order) for reading, order in zip(readings, orders)]
+        first[key] = [float(ranking[0] == home(q)) for ranking, q in zip(rankings, asked)]
+        reciprocal[key] = [reciprocal_rank(ranking, {home(q)}) for ranking, q in zip(rankings, asked)]
+        scores = {"recall@1": bootstrap(first[key]), "mrr": bootstrap(reciprocal[key])}
+        with work.log(f"{name}-rerank-{half}-{key}", settings) as log:
+            log.finish(name=f"{key} re-ranking", half=half, questions=len(asked), **with_bounds(scores))
+        metrics[f"{half}_{key}_reranking_recall_at_1"] = scores["recall@1"].mean
+        print(f"{half}, {key} re-ranking: {with_intervals(scores)}")
+    gains = {
+        "recall@1": paired_difference(first["with"], first["without"]),
+        "mrr": paired_difference(reciprocal["with"], reciprocal["without"]),
+    }
+    with work.log(f"{name}-rerank-{half}-gain", settings) as log:
+        log.finish(half=half, **with_bounds(gains))
+    print(f"{half}, gain: {with_intervals(gains)}")
+    return metrics
+
+
+# ---- how many
+
+
+def found_at(index: Index, question: dict[str, Any], deepest: int) -> dict[int, tuple[float, float, float]]:
+    """For each depth: whether the right passage is among so many, whether a right answer stands in so many
+    sentences, and how many words so many passages have.
+    """
+    hits = index.search(question["question"], deepest)
+    windows = index.nearest_windows(question["question"], deepest)
+    found = {}
+    for k in DEPTHS:
+        right = any(place(hit.chunk, question) == home(question) for hit in hits[:k])
+        held = any(holds_answer(window.text, question["answers"]) for window in windows[:k])
+        words = sum(len(hit.chunk.text.split()) for hit in hits[:k])
+        found[k] = float(right), float(held), float(words)
+    return found
+
+
+def measure_depths(
+    library: Library, asked: Sequence[dict[str, Any]], settings: "Settings", work: Workspace
+) -> None:
+    """What more passages bring, each depth against one passage on the same questions. Nothing is chosen, so
+    all questions count.
+    """
+    found = [found_at(library.index, question, max(DEPTHS)) for question in asked]
+    for k in DEPTHS:
+        passage, held, words = np.array([row[k] for row in found]).T
+        one, one_held, _ = np.array([row[1] for row in found]).T
+        scores = {
+            "passage": bootstrap(passage),
+            "passage_gain": paired_difference(passage, one),
+            "sentence": bootstrap(held),
+            "sentence_gain": paired_difference(held, one_held),
+        }
+        with work.log(f"{library.name}-k-{k}", settings) as log:
+            log.finish(k=k, questions=len(asked), words=float(words.mean()), **with_bounds(scores))
+        print(f"k={k}: {with_intervals(scores)}; {words.mean():.0f} words")
