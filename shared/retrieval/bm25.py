@@ -91,6 +91,10 @@ class BM25:
     def __len__(self) -> int:
         return len(self._counts)
 
+    def knows(self, term: str) -> bool:
+        """Whether a text has this term."""
+        return term in self._postings
+
     def add(self, ids: Iterable[int], texts: Iterable[str]) -> None:
         """Raises ValueError for an id that is there already."""
         for i, text in zip(ids, texts, strict=True):

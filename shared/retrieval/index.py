@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from shared.locks import folder_lock
-from shared.retrieval.bm25 import BM25
+from shared.retrieval.bm25 import BM25, terms
 from shared.retrieval.documents import Chunk
 from shared.retrieval.embedders import Embedder
 from shared.retrieval.evidence import Window
@@ -62,6 +62,7 @@ def reciprocal_rank_fusion(
 WAYS = ("dense", "bm25", "hybrid")
 FUSED = 50  # how many of each ranking are fused, at least
 WINDOWS = 1 << 16  # a vector's id is its chunk's number times this, plus the window's
+MARKS = ".,;:!?\"'“”‘’()[]"  # around a word
 LOCK_SECONDS = 60  # how long a writer waits for another
 
 
@@ -225,6 +226,17 @@ class Index:
                 start, end = chunk.windows[i % WINDOWS] if chunk.windows else (0, len(chunk.text))
                 found.append(Window(chunk, start, end, score))
         return found
+
+    def unknown_names(self, question: str) -> list[str]:
+        """The names in a question that stand in no document. A name is a word with a capital letter, the
+        question's first word aside.
+        """
+        names = []
+        for word in question.split()[1:]:
+            name = word.strip(MARKS).removesuffix("'s").removesuffix("’s")
+            if name[:1].isupper() and not all(self._bm25.knows(term) for term in terms(name)):
+                names.append(name)
+        return names
 
     # ---- files
 

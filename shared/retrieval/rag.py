@@ -29,6 +29,7 @@ import torch
 from shared.registry import LanguageModel
 from shared.retrieval.bm25 import UNSPACED
 from shared.retrieval.documents import Chunk
+from shared.retrieval.domain import default_threshold, is_outside
 from shared.retrieval.evidence import Source, Support, supporting
 from shared.retrieval.followups import self_contained, title_of_best
 from shared.retrieval.quoting import Quoter
@@ -259,8 +260,8 @@ class RAG:
     """Finds `k` chunks for a question and lets a reader answer from them; a `Quoter` takes the nearest
     sentences instead, wherever they stand.
 
-    Where the best chunk has a score below `min_score`, or none is found, the question is refused. None: the
-    embedder's own threshold, for a search by meaning (`dense`) with an embedder that has one, else 0.
+    A question is refused where the best chunk has a score below `min_score`, where none is found, and where
+    it names what no document names. None: the embedder's own threshold (see `default_threshold`).
     """
 
     def __init__(
@@ -287,7 +288,7 @@ class RAG:
             question = self_contained(question, earlier, title_of_best(self.index))
         hits = self.index.search(question, self.k, self.by)
         nearest = hits[0] if hits else None
-        if nearest is None or nearest.score < self.min_score:
+        if nearest is None or is_outside(self.index, question, nearest, self.min_score):
             return Reply(iter([REFUSAL]), (), question, nearest=nearest)
         if isinstance(self.reader, Quoter):
             return self._quoted(self.reader, question, nearest)
@@ -304,8 +305,3 @@ class RAG:
         sentence = Support(best.window.start, best.window.end, best.window.score)
         sources = [Source(best.window.chunk, best.window.score, (sentence,))]
         return Reply(iter([best.text]), (best.window.chunk,), question, lambda _: sources, nearest)
-
-
-def default_threshold(index: "Index", by: str) -> float:
-    """The score below which a question is taken to be about nothing in the documents."""
-    return getattr(index.embedder, "least_score", 0.0) if by == "dense" else 0.0

@@ -29,3 +29,17 @@ QUOTED = {
     "reranked-span": "a span of the best sentence after re-ranking",
 }
 """Answers that quote, and the generated ones beside them."""
+SIGNS = {
+    "score": "the nearest passage's score",
+    "names": "a name that no document has",
+    "either": "either of them",
+}
+"""What tells a question about the world from one about the documents."""
+REWRITES = {
+    "as-is": "as it is",
+    "both": "after the question before it",
+    "title": "after the title of the page before",
+    "rule": "by the rule",
+    "model": "as SmolLM2 writes it",
+}
+"""What is searched for a follow-up question."""

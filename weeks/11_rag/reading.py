@@ -1,6 +1,8 @@
-"""Week 11's study of answers that quote: sentences ranked anew, and spans of them, beside generated answers."""
+"""Week 11's study of answers that quote: ranked sentences, and spans of them, beside generated answers."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +18,28 @@ from shared.retrieval.evidence import Window
 from shared.retrieval.index import Index
 from shared.retrieval.quoting import Quoter
 from shared.retrieval.ranking import bootstrap, exact_match, holds_answer, reciprocal_rank
-from shared.runtime import table
+from shared.runtime import RunLog, table
 
 if TYPE_CHECKING:
     from run import Settings
 
 DEPTHS = (1, 2, 3, 5, 8)
 """How many passages, or sentences, are looked at."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """The questions of one half, and what was read for each."""
+
+    name: str
+    asked: Sequence[dict[str, Any]]
+    readings: Sequence[dict[str, Any]]
+    settings: "Settings"
+    work: Workspace
+    library_name: str
+
+    def log(self, run: str) -> AbstractContextManager[RunLog]:
+        return self.work.log(f"{self.library_name}-{run}", self.settings)
 
 
 def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
@@ -38,12 +55,13 @@ def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
         log.artifact(readings=readings)
         log.finish(questions=len(readings), sentences=quoter.sentences)
     metrics: dict[str, float] = {}
-    for half in HALVES:
-        chosen = [i for i, question in enumerate(asked) if half_of(library, question) == half]
+    for name in HALVES:
+        chosen = [i for i, question in enumerate(asked) if half_of(library, question) == name]
         if chosen:
             these = [asked[i] for i in chosen], [readings[i] for i in chosen]
-            metrics |= measure_answers_of(half, *these, library.name, settings, work)
-            metrics |= measure_reranking(half, *these, library.name, settings, work)
+            half = Half(name, *these, settings, work, library.name)
+            metrics |= measure_quotes(half)
+            metrics |= measure_reranking(half)
     measure_depths(library, asked, settings, work)
     return metrics
 
@@ -90,43 +108,28 @@ def answers_of(reading: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def measure_answers_of(
-    half: str,
-    asked: Sequence[dict[str, Any]],
-    readings: Sequence[dict[str, Any]],
-    name: str,
-    settings: "Settings",
-    work: Workspace,
-) -> dict[str, float]:
+def measure_quotes(half: Half) -> dict[str, float]:
     """The quoted answers on one half, beside SmolLM2's own from `--study answers`, where its log is there."""
-    by_name = {
-        key: [answers_of(reading)[key] for reading in readings] for key in QUOTED if key != "generated"
-    }
-    generated = read_runs(work.logs).get(f"{name}-all-answer-retrieved")
+    keys = [key for key in QUOTED if key != "generated"]
+    answers = {key: [answers_of(reading)[key] for reading in half.readings] for key in keys}
+    generated = read_runs(half.work.logs).get(f"{half.library_name}-all-answer-retrieved")
     if generated:
         said = {row["question"]: row["answer"] for row in generated.artifacts["answers"]}
-        if all(question["question"] in said for question in asked):
-            by_name = {"generated": [said[question["question"]] for question in asked]} | by_name
+        if all(question["question"] in said for question in half.asked):
+            answers = {"generated": [said[question["question"]] for question in half.asked]} | answers
     rows, metrics = [], {}
-    for key, answers in by_name.items():
-        scores = answer_scores(answers, asked)
-        with work.log(f"{name}-quotes-{half}-{key}", settings) as log:
-            log.finish(name=QUOTED[key], half=half, questions=len(asked), **with_bounds(scores))
-        rows.append({f"half {half}": QUOTED[key]} | with_intervals(scores))
-        metrics |= {f"{half}_{key}_{score}": value.mean for score, value in scores.items()}
-    print(f"\n{len(asked)} questions of half {half}\n" + table(rows))
-    measure_gains(half, by_name, asked, name, settings, work)
+    for key, texts in answers.items():
+        scores = answer_scores(texts, half.asked)
+        with half.log(f"quotes-{half.name}-{key}") as log:
+            log.finish(name=QUOTED[key], half=half.name, questions=len(half.asked), **with_bounds(scores))
+        rows.append({f"half {half.name}": QUOTED[key]} | with_intervals(scores))
+        metrics |= {f"{half.name}_{key}_{score}": value.mean for score, value in scores.items()}
+    print(f"\n{len(half.asked)} questions of half {half.name}\n" + table(rows))
+    measure_gains(half, answers)
     return metrics
 
 
-def measure_gains(
-    half: str,
-    by_name: dict[str, list[str]],
-    asked: Sequence[dict[str, Any]],
-    name: str,
-    settings: "Settings",
-    work: Workspace,
-) -> None:
+def measure_gains(half: Half, answers: dict[str, list[str]]) -> None:
     """What one way of answering has over another, on the same questions."""
     for ours, theirs, measure in (
         ("reranked", "sentence", holds_answer),
@@ -135,16 +138,17 @@ def measure_gains(
         ("reranked-span", "generated", exact_match),
         ("reranked", "generated", holds_answer),
     ):
-        if theirs not in by_name:
+        if theirs not in answers:
             continue
-        pairs = [[measure(a, q["answers"]) for a, q in zip(by_name[key], asked)] for key in (ours, theirs)]
+        pairs = [
+            [measure(a, q["answers"]) for a, q in zip(answers[key], half.asked)] for key in (ours, theirs)
+        ]
         gain = paired_difference(*pairs)
         what = "exact" if measure is exact_match else "holds"
-        with work.log(f"{name}-gain-{half}-{ours}-{theirs}-{what}", settings) as log:
-            log.finish(half=half, **with_bounds({"gain": gain}))
-        print(
-            f"{half}: {QUOTED[ours]} less {QUOTED[theirs]}, {what}: {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
-        )
+        with half.log(f"gain-{half.name}-{ours}-{theirs}-{what}") as log:
+            log.finish(half=half.name, **with_bounds({"gain": gain}))
+        shown = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+        print(f"{half.name}: {QUOTED[ours]} less {QUOTED[theirs]}, {what}: {shown}")
 
 
 # ---- re-ranking
@@ -155,35 +159,30 @@ def places_of(reading: dict[str, Any], order: Sequence[int]) -> list[tuple]:
     return list(dict.fromkeys(tuple(reading["nearest"][i]["place"]) for i in order))
 
 
-def measure_reranking(
-    half: str,
-    asked: Sequence[dict[str, Any]],
-    readings: Sequence[dict[str, Any]],
-    name: str,
-    settings: "Settings",
-    work: Workspace,
-) -> dict[str, float]:
+def measure_reranking(half: Half) -> dict[str, float]:
     """The passages of the first sentences, in MiniLM's order and ranked anew."""
     first: dict[str, list[float]] = {}
     reciprocal: dict[str, list[float]] = {}
     metrics: dict[str, float] = {}
     for key in ("without", "with"):
-        orders = [r["order"] if key == "with" else range(len(r["order"])) for r in readings]
-        rankings = [places_of(reading, order) for reading, order in zip(readings, orders)]
-        first[key] = [float(ranking[0] == home(q)) for ranking, q in zip(rankings, asked)]
-        reciprocal[key] = [reciprocal_rank(ranking, {home(q)}) for ranking, q in zip(rankings, asked)]
+        orders = [r["order"] if key == "with" else range(len(r["order"])) for r in half.readings]
+        rankings = [places_of(reading, order) for reading, order in zip(half.readings, orders)]
+        first[key] = [float(ranking[0] == home(q)) for ranking, q in zip(rankings, half.asked)]
+        reciprocal[key] = [reciprocal_rank(ranking, {home(q)}) for ranking, q in zip(rankings, half.asked)]
         scores = {"recall@1": bootstrap(first[key]), "mrr": bootstrap(reciprocal[key])}
-        with work.log(f"{name}-rerank-{half}-{key}", settings) as log:
-            log.finish(name=f"{key} re-ranking", half=half, questions=len(asked), **with_bounds(scores))
-        metrics[f"{half}_{key}_reranking_recall_at_1"] = scores["recall@1"].mean
-        print(f"{half}, {key} re-ranking: {with_intervals(scores)}")
+        with half.log(f"rerank-{half.name}-{key}") as log:
+            log.finish(
+                name=f"{key} re-ranking", half=half.name, questions=len(half.asked), **with_bounds(scores)
+            )
+        metrics[f"{half.name}_{key}_reranking_recall_at_1"] = scores["recall@1"].mean
+        print(f"{half.name}, {key} re-ranking: {with_intervals(scores)}")
     gains = {
         "recall@1": paired_difference(first["with"], first["without"]),
         "mrr": paired_difference(reciprocal["with"], reciprocal["without"]),
     }
-    with work.log(f"{name}-rerank-{half}-gain", settings) as log:
-        log.finish(half=half, **with_bounds(gains))
-    print(f"{half}, gain: {with_intervals(gains)}")
+    with half.log(f"rerank-{half.name}-gain") as log:
+        log.finish(half=half.name, **with_bounds(gains))
+    print(f"{half.name}, gain: {with_intervals(gains)}")
     return metrics
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from domain import study_domain
 from library import Library, home, kept_folder, make_reader, open_library, own_model
 from measures import grade_answers, measure_answers, ranking, sentence_scores, with_bounds, with_intervals
 from names import EFFORTS, WINDOWS
@@ -31,6 +32,7 @@ from shared.runtime import RunLog, clock, table
 from shared.tokenizers import gpt2_tokenizer
 from shared.tokenizers.base import Tokenizer
 from shared.training import Trainer
+from talking import study_followups
 
 if TYPE_CHECKING:
     from run import Settings
@@ -325,4 +327,6 @@ STUDIES: dict[str, Callable[["Settings", Workspace], dict[str, float]]] = {
     "index": study_index,
     "own": study_own,
     "quotes": study_quotes,
+    "domain": study_domain,
+    "followups": study_followups,
 }
