@@ -342,9 +342,11 @@ class Engine:
 
     def _common_prefix(self, slot: _Slot, request: Request) -> int:
         """How many tokens the prompt can take over from a slot: complete chunks only."""
-        if slot.adapter != request.adapter or request.score_prompt:  # a prompt is scored by reading it
+        if slot.adapter != request.adapter:
             return 0
         longest = min(slot.reusable, len(request.prompt) - 1)  # the last token's logits are always needed
+        if request.score_prompt:  # a prompt is scored by reading it
+            longest = min(longest, request.scored_from - 1)
         common = 0
         while common + self.chunk <= longest:
             part = slice(common, common + self.chunk)

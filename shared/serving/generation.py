@@ -72,6 +72,10 @@ class Request:
     """How many of the likeliest tokens to name at each place; 0: only the token's own log-probability."""
     score_prompt: bool = False
     """Log-probabilities of the prompt's tokens too (`Generation.prompt`)."""
+    scored_from: int = 0
+    """With `score_prompt`: the tokens before this place need no log-probabilities, and may be taken over from
+    an earlier text. `Generation.prompt` then begins somewhere before this place.
+    """
     timeout: float | None = None
     """Seconds from submission to the end."""
 

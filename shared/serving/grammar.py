@@ -14,9 +14,8 @@ llguidance's.
 
 import json
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,26 +28,24 @@ AS_DUMPED = {"whitespace_flexible": False, "item_separator": ", ", "key_separato
 """One line, as json.dumps writes it: a small model would otherwise fill a text with line breaks."""
 
 
-class Form(ABC):
-    """What a text has to be, and how far it has come. A copy is made for each text."""
+class Form(Protocol):
+    """What a text has to be, and how far it has come: JSON or a call here, a quote in `shared.retrieval`. A
+    copy is made for each text.
+    """
 
-    @abstractmethod
     def copy(self) -> "Form":
         """The same, at the same place, independent of this one."""
 
     @property
-    @abstractmethod
     def complete(self) -> bool:
         """Whether nothing may follow."""
 
-    @abstractmethod
     def mask(self, logits: Tensor) -> Tensor:
         """The logits [vocab_size] with -inf for all that may not come next.
 
         Raises ValueError where nothing may come, as when an automaton has reached one of its limits.
         """
 
-    @abstractmethod
     def push(self, token: int) -> None:
         """Goes on by a token. Raises ValueError for one that may not come."""
 
