@@ -27,23 +27,16 @@ from shared.retrieval.spans import spans
 from shared.runtime import device_of
 from shared.tokenizers import Tokenizer
 
-EXAMPLES = """Orchard Cafe. Opening hours. The kitchen is open from 08:30 to 15:00, but on Sundays it closes at noon.
-Question: Until when can one eat there at the end of the week?
-Answer: noon
-
-Rowan Castle. The tower. It was built for Duke Almeric by the mason Joan Tervill, who needed 26 years for it.
-Question: Who made the tower?
-Answer: Joan Tervill
-
-Chess club. Members. Newcomers pay 15 euros a year and bring a green cushion to sit on.
-Question: What does membership cost?
-Answer: 15 euros
-
-Village bakery. Bread. The loaves cool on a stone shelf and are wrapped in linen before they are sold.
-Question: In which cloth does one carry the bread home?
-Answer: linen
-
-"""  # noqa: E501 - the model reads each sentence as one line
+EXAMPLES = (
+    "Orchard Cafe. Opening hours. The kitchen is open from 08:30 to 15:00, but on Sundays it closes at noon."
+    "\nQuestion: Until when can one eat there at the end of the week?\nAnswer: noon\n\n",
+    "Rowan Castle. The tower. It was built for Duke Almeric by the mason Joan Tervill, who needed 26 years"
+    " for it.\nQuestion: Who made the tower?\nAnswer: Joan Tervill\n\n",
+    "Chess club. Members. Newcomers pay 15 euros a year and bring a green cushion to sit on.\n"
+    "Question: What does membership cost?\nAnswer: 15 euros\n\n",
+    "Village bakery. Bread. The loaves cool on a stone shelf and are wrapped in linen before they are sold.\n"
+    "Question: In which cloth does one carry the bread home?\nAnswer: linen\n\n",
+)
 """What an answer looks like: the model goes on in the same way. None of it is about the documents."""
 MOST_WORDS = 8
 """Words of a quoted answer, at most."""
@@ -159,6 +152,15 @@ class _Row(NamedTuple):
         return cls(start, ids, stops)
 
 
+def examples_for(tokenizer: Tokenizer, room: int) -> list[int]:
+    """As many of `EXAMPLES` as fit into so many tokens, as a prompt: fewer, or none, for a short context."""
+    for count in range(len(EXAMPLES), 0, -1):
+        ids = tokenizer.prompt("".join(EXAMPLES[:count]))
+        if len(ids) <= room:
+            return ids
+    return tokenizer.prompt("")
+
+
 class Parts(NamedTuple):
     """The prompt for one sentence, as tokens in three parts: the middle one's likelihood is looked at."""
 
@@ -230,6 +232,7 @@ class Quoter:
         self.tokenizer = tokenizer
         self.sentences = sentences
         self.ends = ends_of_quotes(tokenizer)
+        self._example_ids = examples_for(tokenizer, model.config.block_size // 2)
         self._examples: KVCache | None = None
 
     def quote(self, question: str, windows: Sequence[Window]) -> Quote | None:
@@ -287,12 +290,13 @@ class Quoter:
 
         Raises ValueError where that is more than the model can read.
         """
-        if self._examples is None:
-            ids = self.tokenizer.prompt(EXAMPLES)
-            self._examples = self.model.new_cache(max_length=len(ids))
-            self.model(self._row(ids), self._examples)
-        read = self._examples.length
+        read = len(self._example_ids)
         cache = self.model.new_cache(max_length=read + more + ROOM)
+        if not read:
+            return cache
+        if self._examples is None:
+            self._examples = self.model.new_cache(max_length=read)
+            self.model(self._row(self._example_ids), self._examples)
         cache.k[..., :read, :] = self._examples.k
         cache.v[..., :read, :] = self._examples.v
         cache.length = read

@@ -71,7 +71,9 @@ class Settings:
     page: bool = False
     """With a chat page at the server's address."""
     documents: str | None = None
-    """A folder of documents (or one of them) that the page can answer from."""
+    """A folder of documents (or one of them) that the page can answer from, and the API: a chat names the
+    folder as its `collection`.
+    """
     embeddings: Literal["minilm", "own"] | None = None
     """What answers /v1/embeddings: MiniLM, or the mean of the served model's own last hidden states."""
     host: str = "127.0.0.1"
@@ -107,10 +109,6 @@ class Settings:
             name, _, folder = adapter.partition("=")
             checks.require(bool(name and folder), f"adapters: {adapter!r} is not NAME=FOLDER")
         checks.between(0, 2**16 - 1, "port")
-        checks.require(
-            self.page or not self.documents,
-            f"documents={self.documents}: only the page answers from documents; add --page",
-        )
         checks.require(
             self.embeddings != "own" or not self.adapters,
             "embeddings=own: not beside adapters, which the model wears for one text and not for the next;"
@@ -222,6 +220,11 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
     return index
 
 
+def collection_name(documents: str) -> str:
+    """What clients call the documents of a folder, or of a file: its name without the suffix."""
+    return Path(documents).resolve().stem
+
+
 def embedders_of(settings: Settings, name: str, model: GPT, tokenizer: Tokenizer) -> dict[str, "Embedder"]:
     """What `--embeddings` asks for, by the names that clients use. name: of the served model."""
     if settings.embeddings is None:
@@ -271,6 +274,7 @@ def make_server(settings: Settings) -> CompletionServer:
         hosts=settings.hosts,
         origins=settings.origins,
         embedders=embedders_of(settings, name, model, tokenizer),
+        collections={} if index is None else {collection_name(settings.documents or ""): index},
     )
     if settings.page:
         from shared.serving.page import add_page  # Gradio takes seconds to import

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -49,7 +49,9 @@ class Answer:
         self._vocab = vocab
         self._metrics = metrics
         self._echoed = [""] * len(requests) if echoed is None else list(echoed)
-        self.texts = [TextBuilder(vocab, stops, len(before)) for before in self._echoed]
+        self.texts: Sequence[TextBuilder] = [
+            TextBuilder(vocab, stops, len(before)) for before in self._echoed
+        ]
         self.generations: list[Generation] = []
         self._events: asyncio.Queue[tuple[int, Token | None]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -153,12 +155,38 @@ def _reason(generation: Generation) -> str:
     raise ApiError(500, "the text could not be finished")
 
 
+class Texts(Protocol):
+    """What a response is made from: an `Answer`, or a text that needs no model."""
+
+    texts: Sequence[Any]
+
+    def updates(self) -> AsyncIterator[Update]:
+        """See `Answer`."""
+        ...
+
+    async def collect(self) -> list[tuple[Piece, str | None]]:
+        """See `Answer`."""
+        ...
+
+    def cancel(self) -> None:
+        """See `Answer`."""
+        ...
+
+    def usage(self) -> dict[str, Any]:
+        """See `Answer`."""
+        ...
+
+
 async def chunks(
-    answer: Answer, form: AnswerFormat, head: Mapping[str, Any], include_usage: bool
+    answer: Texts,
+    form: AnswerFormat,
+    head: Mapping[str, Any],
+    include_usage: bool,
+    closing: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[str]:
     """An answer as server-sent events: chunks, then "[DONE]", or an error where a text was not finished.
 
-    head: the fields that all chunks have.
+    head: the fields that all chunks have. closing: those of the chunk that ends a text.
     """
 
     def chunk(choices: list[dict[str, Any]], **fields: Any) -> str:
@@ -173,7 +201,8 @@ async def chunks(
                 yield chunk([opening], **empty_usage)
         async for index, piece, reason in answer.updates():
             for delta in _deltas(form, index, piece, reason):
-                yield chunk([delta], **empty_usage)
+                last = (closing or {}) if delta["finish_reason"] else {}
+                yield chunk([delta], **empty_usage, **last)
         if include_usage:
             yield chunk([], usage=answer.usage())
         yield "data: [DONE]\n\n"

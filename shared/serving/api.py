@@ -2,10 +2,10 @@
 
     app = create_app(model, tokenizer)      # python -m shared.serving --model smollm2 does this and serves it
 
-`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events; with tools where a
-model's template has them), `/v1/embeddings` (where there are embedders), `/health` (the process answers),
-`/ready` (it takes requests), `/metrics` (Prometheus). A model's LoRA adapters are models of their own, by the
-adapter's name.
+`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events; with `tools` where a
+model's template has them; with `collection` from documents, see `shared.serving.documents`), `/v1/embeddings`
+(where there are embedders), `/health` (the process answers), `/ready` (it takes requests), `/metrics`
+(Prometheus). A model's LoRA adapters are models of their own, by the adapter's name.
 
 The texts of a client that goes away are cancelled before the engine's next step. What is too much is refused
 at once: 413 for a body, 400 for a prompt, 429 when the queue is full, 503 while the server shuts down, 504
@@ -33,9 +33,18 @@ from shared.models.chat import chat_prompt, ends_of
 from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
+from shared.retrieval.rag import REFUSAL
 from shared.serving import generation
-from shared.serving.answer import Answer, EventStream, chunks
+from shared.serving.answer import Answer, EventStream, Texts, chunks
 from shared.serving.bodies import Body, ChatBody, CompletionBody, JsonObject, ResponseFormat
+from shared.serving.documents import (
+    CollectionBody,
+    Collections,
+    FixedAnswer,
+    QuotedAnswer,
+    QuotingAnswers,
+    source_of,
+)
 from shared.serving.embeddings import EmbeddingAnswers, EmbeddingBody
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid_body
@@ -48,6 +57,7 @@ from shared.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from shared.retrieval.embedders import Embedder
+    from shared.retrieval.index import Index
 
 DEFAULT_MAX_TOKENS = 16
 """New tokens of a completion that asks for no number, as in OpenAI's API."""
@@ -74,6 +84,7 @@ def create_app(
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
     embedders: Mapping[str, "Embedder"] | None = None,
+    collections: Mapping[str, "Index"] | None = None,
 ) -> FastAPI:
     """The app of a `CompletionServer`, which is at `app.state.server`.
 
@@ -90,6 +101,7 @@ def create_app(
         hosts=hosts,
         origins=origins,
         embedders=embedders,
+        collections=collections,
     )
     return server.app
 
@@ -124,6 +136,7 @@ class CompletionServer:
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
         embedders: Mapping[str, "Embedder"] | None = None,
+        collections: Mapping[str, "Index"] | None = None,
     ):
         try:
             if name in engine.adapters:
@@ -140,6 +153,8 @@ class CompletionServer:
         self.api_key = api_key
         self.metrics = Metrics(engine)
         self.embeddings = EmbeddingAnswers(embedders or {})
+        self.collections = Collections(collections or {})
+        self._quoting = QuotingAnswers(engine, tokenizer, self.limits)
         self.models: dict[str, str | None] = {name: None, **{adapter: adapter for adapter in engine.adapters}}
         """The names that clients may ask for, the model's own first, and the adapter behind each."""
         self._ends = ends_of(tokenizer)
@@ -185,12 +200,17 @@ class CompletionServer:
         form = CompletionFormat(self.vocab, body.logprobs is not None)
         return await self._respond(body, request, await self.complete(body), form)
 
-    async def chat(self, body: ChatBody, request: Request) -> Response:
+    async def chat(self, body: CollectionBody, request: Request) -> Response:
         """POST /v1/chat/completions."""
+        logprobs = bool(body.logprobs)
+        if body.collection is not None:
+            quoted, sources = await self.quote(body, body.collection)
+            return await self._respond(
+                body, request, quoted, ChatFormat(self.vocab, logprobs), {"sources": sources}
+            )
         self._check(body)
         tools = await asyncio.to_thread(self._tools.read, body)
         answer = await self.complete_chat(body, tools)
-        logprobs = bool(body.logprobs)
         if tools is None:
             return await self._respond(body, request, answer, ChatFormat(self.vocab, logprobs))
         return await self._respond(body, request, answer, ToolFormat(self.vocab, logprobs, tools))
@@ -260,6 +280,29 @@ class CompletionServer:
         form = await self._form(body.response_format) if tools is None else tools.form
         requests = self._requests(body, [prompt], max_tokens, logprobs=logprobs, form=form)
         return Answer(self.engine, self.metrics, requests, vocab=self.vocab, stops=body.stops)
+
+    async def quote(self, body: ChatBody, collection: str) -> tuple[Texts, list[dict[str, Any]]]:
+        """Starts an answer from a collection; with it, its sources. Raises what `complete` raises."""
+        self._check(body)
+        messages = [message.plain() for message in body.messages]
+        questions = [message["content"] for message in messages if message["role"] == "user"]
+        if self.surely_exceeds(sum(map(len, questions[-1:])), self.engine.max_length):
+            message = f"the question is longer than {self.engine.max_length} tokens"
+            raise ApiError(400, message, "messages", "context_length_exceeded")
+        found = await asyncio.to_thread(self.collections.find, collection, questions)
+        if not found.windows:
+            return FixedAnswer(REFUSAL), []
+        adapter, logprobs = self.models[body.model], (body.top_logprobs or 0) if body.logprobs else None
+        try:
+            best = await self._quoting.best(found, adapter)
+            asked = self._quoting.request(
+                found.question, best, adapter, getattr(body, body.length_field), logprobs
+            )
+            self.engine.check(asked)
+        except ValueError as error:
+            raise ApiError(400, str(error), "messages") from None
+        answer = QuotedAnswer(self.engine, self.metrics, [asked], vocab=self.vocab, stops=body.stops)
+        return answer, [source_of(best).as_json()]
 
     async def _form(self, asked: ResponseFormat | None) -> Form | None:
         schema = None if asked is None else asked.wanted
@@ -361,16 +404,27 @@ class CompletionServer:
 
     # From an answer to a response.
 
-    async def _respond(self, body: Body, request: Request, answer: Answer, form: AnswerFormat) -> Response:
+    async def _respond(
+        self,
+        body: Body,
+        request: Request,
+        answer: Texts,
+        form: AnswerFormat,
+        closing: dict[str, Any] | None = None,
+    ) -> Response:
+        """closing: fields of the whole answer, and of the chunk that ends a stream's text."""
         head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
         headers = self._say_what_is_ignored(body)
         if body.stream:
-            return EventStream(chunks(answer, form, head, body.include_usage), answer.cancel, headers)
+            return EventStream(
+                chunks(answer, form, head, body.include_usage, closing), answer.cancel, headers
+            )
         texts = await _collect_unless_gone(answer, request)
         if texts is None:
             return Response(status_code=GONE)
         choices = [form.choice(index, piece, reason) for index, (piece, reason) in enumerate(texts)]
         content = {**head, "object": form.kind, "choices": choices, "usage": answer.usage()}
+        content |= closing or {}
         return JSONResponse(content, headers=headers)
 
     def _say_what_is_ignored(self, body: JsonObject) -> dict[str, str]:
@@ -436,7 +490,7 @@ def _refuse_slips(body: JsonObject) -> None:
         raise ApiError(400, f"{slip[0]}: this server does not know it: is {slip[1]} meant?", slip[0])
 
 
-async def _collect_unless_gone(answer: Answer, request: Request) -> list[tuple[Piece, str | None]] | None:
+async def _collect_unless_gone(answer: Texts, request: Request) -> list[tuple[Piece, str | None]] | None:
     """All of the texts, and why each ended; None where the client leaves before."""
 
     async def disconnect() -> None:

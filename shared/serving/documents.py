@@ -1,0 +1,211 @@
+"""Week 12. Answers from documents through the API: a chat whose body names a collection.
+
+    {"model": "smollm2", "collection": "handbook", "messages": [{"role": "user", "content": "..."}]}
+
+The last message is the question; it is made self-contained with the questions before it. Its nearest
+sentences are ranked anew, and the answer is quoted from the best one (week 11): always the likeliest words of
+it, whatever temperature, top_p and the like say. The response has a field more, `sources`: the passages that
+the answer rests on, with the places of the sentences in them; none where the documents do not answer, which
+the message then says. In a stream it stands in the last chunk of the text, which has the finish_reason.
+
+OpenAI's clients send the field with `extra_body={"collection": ...}` and have the sources in `model_extra`.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationInfo, field_validator
+
+from shared.retrieval.domain import default_threshold, is_outside
+from shared.retrieval.evidence import Source, Support, Window
+from shared.retrieval.followups import self_contained, title_of_best
+from shared.retrieval.quoting import (
+    SpanForm,
+    ends_of_quotes,
+    examples_for,
+    quoting_parts,
+    relevance,
+)
+from shared.serving.answer import Answer, Update
+from shared.serving.bodies import ChatBody
+from shared.serving.engine import Engine
+from shared.serving.gate import ApiError, Limits
+from shared.serving.generation import Request
+from shared.serving.protocol import token_usage
+from shared.serving.text import Piece
+from shared.tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # a server without documents needs no FAISS
+    from shared.retrieval.index import Index
+
+SENTENCES = 5
+"""So many of the nearest sentences are ranked anew (week 11's study of it)."""
+LONGEST_QUOTE = 64
+"""Tokens of an answer, at most."""
+
+
+class CollectionBody(ChatBody):
+    """POST /v1/chat/completions, with the field that names a collection of documents."""
+
+    collection: str | None = None
+
+    @field_validator("collection")
+    @classmethod
+    def _one_text_of_any_form(cls, value: str | None, other: ValidationInfo) -> str | None:
+        if value is None:
+            return value
+        if (other.data.get("n") or 1) > 1:
+            raise ValueError("an answer from documents is always the same: leave out n")
+        form = other.data.get("response_format")
+        if form is not None and form.wanted is not None:
+            raise ValueError("an answer from documents is quoted from them: leave out response_format")
+        if other.data.get("tools"):
+            raise ValueError("an answer from documents calls no functions: leave out tools")
+        return value
+
+
+class Found(NamedTuple):
+    """What a collection has for a question."""
+
+    question: str
+    """As it was searched."""
+    windows: list[Window]
+    """The nearest sentences, best first; none where the documents do not answer."""
+
+
+class FixedAnswer:
+    """A text that no model writes, in the form of an `Answer`."""
+
+    def __init__(self, text: str):
+        self.texts = [text]
+
+    async def updates(self) -> AsyncIterator[Update]:
+        yield Update(0, Piece(self.texts[0]), "stop")
+
+    async def collect(self) -> list[tuple[Piece, str | None]]:
+        return [(Piece(self.texts[0]), "stop")]
+
+    def cancel(self) -> None:
+        """There is nothing to end."""
+
+    def usage(self) -> dict[str, Any]:
+        return token_usage(0, 0, 0)
+
+
+class Collections:
+    """The documents that a server answers from, by the names that clients use."""
+
+    def __init__(self, indexes: Mapping[str, "Index"]):
+        self.indexes = dict(indexes)
+        self._searching = threading.Lock()  # an embedder is not made for two threads
+
+    def index(self, name: str) -> "Index":
+        """Raises ApiError (404) for a name that no collection has."""
+        if name not in self.indexes:
+            there = ", ".join(self.indexes) or "none: start the server with --documents FOLDER"
+            message = f"no collection is called {name!r}; there are: {there}"
+            raise ApiError(404, message, "collection", "collection_not_found")
+        return self.indexes[name]
+
+    def find(self, name: str, questions: Sequence[str]) -> Found:
+        """What there is for the last of these questions. Called in a thread: it takes time.
+
+        Raises ApiError for an unknown collection and for an empty question.
+        """
+        index = self.index(name)
+        if not questions or not questions[-1].strip():
+            raise ApiError(400, "the last message from the user is empty: ask something", "messages")
+        with self._searching:
+            earlier = [asked for asked in questions[:-1] if asked.strip()]
+            question = self_contained(questions[-1], earlier, title_of_best(index))
+            nearest = next(iter(index.search(question, 1)), None)
+            if is_outside(index, question, nearest, default_threshold(index)):
+                return Found(question, [])
+            return Found(question, index.nearest_windows(question, SENTENCES))
+
+
+class QuotingAnswers:
+    """Has an engine rank sentences and quote from the best."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, limits: Limits):
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._ends = ends_of_quotes(tokenizer)
+        self._examples = examples_for(tokenizer, engine.max_length // 2)
+
+    async def best(self, found: Found, adapter: str | None) -> Window:
+        """The most relevant of the sentences that were found. Raises what `Engine.submit` raises."""
+        scored = [
+            (await self._relevance(found.question, window, adapter), -number)
+            for number, window in enumerate(found.windows)
+        ]
+        return found.windows[-max(scored)[1]]
+
+    async def _relevance(self, question: str, window: Window, adapter: str | None) -> float:
+        parts = quoting_parts(question, window, self._tokenizer)
+        request = Request(
+            [*self._examples, *parts.ids],
+            0,
+            temperature=0.0,
+            adapter=adapter,
+            score_prompt=True,
+            scored_from=len(self._examples),
+            timeout=self._limits.seconds,
+        )
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def listen(token: object) -> None:
+            if token is None:
+                loop.call_soon_threadsafe(done.set)
+
+        generation = self._engine.submit(request, listen)
+        try:
+            await done.wait()
+        finally:
+            generation.cancel()
+        if generation.finish_reason != "length":
+            raise ApiError(503, "the documents could not be read in time: ask again later")
+        asked = generation.prompt[: -len(parts.after)][-len(parts.question) :]
+        return relevance(window, sum(token.logprob or 0.0 for token in asked) / len(asked))
+
+    def request(
+        self, question: str, window: Window, adapter: str | None, max_tokens: int | None, logprobs: int | None
+    ) -> Request:
+        """Asks the engine for a quote from a sentence. Raises ValueError where it has no word to quote."""
+        prompt = [*self._examples, *quoting_parts(question, window, self._tokenizer).ids]
+        room = max(1, self._engine.max_length - len(prompt))
+        wanted = LONGEST_QUOTE if max_tokens is None else max_tokens
+        return Request(
+            prompt,
+            min(wanted, room, LONGEST_QUOTE),
+            temperature=0.0,
+            form=SpanForm(window.text, self._tokenizer, self._ends),
+            stop=sorted(self._ends),
+            adapter=adapter,
+            logprobs=logprobs,
+            timeout=self._limits.seconds,
+        )
+
+
+def source_of(window: Window) -> Source:
+    """A sentence as the source of what was quoted from it."""
+    return Source(window.chunk, window.score, (Support(window.start, window.end, window.score),))
+
+
+class QuotedAnswer(Answer):
+    """A quote on its way, without the space before its first word."""
+
+    async def _updates_of_new_text(self) -> AsyncIterator[Update]:
+        begun = False
+        async for number, piece, reason in super()._updates_of_new_text():
+            if not begun and piece.text.strip():
+                begun = True
+                piece = replace(piece, text=piece.text.lstrip())
+            elif not begun:
+                piece = replace(piece, text="")
+            yield Update(number, piece, reason)
