@@ -300,14 +300,16 @@ def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = 
     """Runs a week's `main(settings)` from the command line, with errors for people: one line, and an exit
     status that is not 0.
 
-    Of several processes that torchrun started, only the first prints; errors are printed by each.
+    Of several processes that torchrun started, only the first prints; errors are printed by each. Settings
+    with a true `quiet` are not shown.
     """
     with errors_for_people(), ExitStack() as stack:
         if os.environ.get("RANK", "0") != "0":
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
         settings = parse(presets, description=description)
-        for line in _description(settings):
+        shown = () if getattr(settings, "quiet", False) else _description(settings)
+        for line in shown:
             print(textwrap.fill(line, 120, subsequent_indent="  "))
         main(settings)
 
