@@ -143,10 +143,6 @@ class Reply:
             yield self._written[at]
             at += 1
 
-    def support_by(self, support: Callable[[str], list[Source]]) -> None:
-        """Sets what finds the sources of the whole answer."""
-        self._support = support
-
     @property
     def text(self) -> str:
         """The whole answer; waits for its end."""
@@ -293,10 +289,12 @@ class RAG:
         if isinstance(self.reader, Quoter):
             return self._quoted(self.reader, question, nearest)
         reply = self.reader.read(question, [hit.chunk for hit in hits])
-        reply.question, reply.nearest = question, nearest
         passages = [(chunk, hit.score) for chunk, hit in zip(reply.chunks, hits)]
-        reply.support_by(lambda text: supporting(self.index.embedder, question, text, passages))
-        return reply
+
+        def support(text: str) -> list[Source]:
+            return supporting(self.index.embedder, question, text, passages)
+
+        return Reply(iter(reply), reply.chunks, question, support, nearest)
 
     def _quoted(self, quoter: Quoter, question: str, nearest: "Hit") -> Reply:
         best = quoter.quote(question, self.index.nearest_windows(question, quoter.sentences))

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationInfo, field_validator
 
+from shared.retrieval.documents import Chunk
 from shared.retrieval.domain import default_threshold, is_outside
-from shared.retrieval.evidence import Source, Support, Window
+from shared.retrieval.evidence import Source, Support, Window, supporting
 from shared.retrieval.followups import self_contained, title_of_best
 from shared.retrieval.quoting import (
     SpanForm,
@@ -29,6 +30,7 @@ from shared.retrieval.quoting import (
     quoting_parts,
     relevance,
 )
+from shared.retrieval.rag import ABSTENTION, compose
 from shared.serving.answer import Answer, Update
 from shared.serving.bodies import ChatBody
 from shared.serving.engine import Engine
@@ -39,10 +41,12 @@ from shared.serving.text import Piece
 from shared.tokenizers import Tokenizer
 
 if TYPE_CHECKING:  # a server without documents needs no FAISS
-    from shared.retrieval.index import Index
+    from shared.retrieval.index import Hit, Index
 
 SENTENCES = 5
 """So many of the nearest sentences are ranked anew (week 11's study of it)."""
+SEARCHING = threading.Lock()
+"""Held by whoever searches: an embedder is not made for two threads."""
 LONGEST_QUOTE = 64
 """Tokens of an answer, at most."""
 
@@ -100,7 +104,6 @@ class Collections:
 
     def __init__(self, indexes: Mapping[str, "Index"]):
         self.indexes = dict(indexes)
-        self._searching = threading.Lock()  # an embedder is not made for two threads
 
     def index(self, name: str) -> "Index":
         """Raises ApiError (404) for a name that no collection has."""
@@ -118,13 +121,57 @@ class Collections:
         index = self.index(name)
         if not questions or not questions[-1].strip():
             raise ApiError(400, "the last message from the user is empty: ask something", "messages")
-        with self._searching:
-            earlier = [asked for asked in questions[:-1] if asked.strip()]
-            question = self_contained(questions[-1], earlier, title_of_best(index))
-            nearest = next(iter(index.search(question, 1)), None)
-            if is_outside(index, question, nearest, default_threshold(index)):
+        with SEARCHING:
+            question, nearest = nearest_passage(index, questions[-1], questions[:-1])
+            if nearest is None:
                 return Found(question, [])
             return Found(question, index.nearest_windows(question, SENTENCES))
+
+
+def nearest_passage(index: "Index", question: str, earlier: Sequence[str]) -> tuple[str, "Hit | None"]:
+    """The question, self-contained, and the best passage for it; None where the documents are about something
+    else. Called while `SEARCHING` is held.
+    """
+    earlier = [asked for asked in earlier if asked.strip()]
+    asked = self_contained(question, earlier, title_of_best(index))
+    nearest = next(iter(index.search(asked, 1)), None)
+    if is_outside(index, asked, nearest, default_threshold(index)):
+        return asked, None
+    return asked, nearest
+
+
+class Reading(NamedTuple):
+    """What a model is given to read for an answer that it writes itself."""
+
+    ids: list[int]
+    """None where the documents are about something else."""
+    question: str = ""
+    """As it was searched."""
+    passages: Sequence[tuple[Chunk, float]] = ()
+    """With their scores."""
+
+
+def reading_of(
+    index: "Index", question: str, earlier: Sequence[str], tokenizer: Tokenizer, budget: int
+) -> Reading:
+    """The best passage before the question, in at most `budget` tokens. earlier: what was asked before.
+
+    Raises ValueError as `compose` does.
+    """
+    with SEARCHING:
+        asked, nearest = nearest_passage(index, question, earlier)
+    if nearest is None:
+        return Reading([], asked)
+    prompt = compose(asked, [nearest.chunk], tokenizer, budget)  # a small model reads one passage best
+    return Reading(prompt.ids, asked, [(chunk, nearest.score) for chunk in prompt.chunks])
+
+
+def sources_of(index: "Index | None", reading: Reading, text: str) -> list[Source]:
+    """What an answer rests on that a model wrote from what it was given to read."""
+    if index is None or not reading.passages or text == ABSTENTION:
+        return []
+    with SEARCHING:
+        return supporting(index.embedder, reading.question, text, reading.passages)
 
 
 class QuotingAnswers:

@@ -6,7 +6,7 @@ within the same limits.
 
 A model with a chat template answers, any other goes on with what is typed. Every token that is written is
 shown in the shade of its probability, with the likeliest others. With an index of documents (week 11) the
-page also answers from them, and shows what it read.
+page also answers from them, and shows what the answer rests on.
 
 Where the server has an API key, the page asks for it before it shows anything. Its fonts and scripts come
 from this server, and what a model or a document says is shown as text and never as markup: it cannot make the
@@ -15,9 +15,8 @@ browser fetch anything.
 
 import asyncio
 import hmac
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,11 +26,11 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from shared.models.chat import chat_prompt, is_chat
-from shared.retrieval.documents import Chunk
-from shared.retrieval.rag import ABSTENTION, compose
+from shared.retrieval.rag import ABSTENTION, REFUSAL
 from shared.serving.answer import Answer, Update
 from shared.serving.api import CompletionServer, describe_size
 from shared.serving.bodies import CompletionBody
+from shared.serving.documents import Reading, reading_of, sources_of
 from shared.serving.engine import Draining, QueueFull
 from shared.serving.gate import ApiError
 from shared.serving.generation import check_long_seed
@@ -210,7 +209,6 @@ class _Page:
         self._index = index
         self._chats = is_chat(server.tokenizer)
         self._running: dict[str | None, Answer] = {}  # by browser tab
-        self._searching = threading.Lock()  # an embedder is not made for two threads
         name = next(iter(server.models))
         with gr.Blocks(analytics_enabled=False, title=name) as self.blocks:
             gr.HTML(title(name, self._description()))
@@ -345,7 +343,7 @@ class _Page:
             self._chat: chat_messages(conversation),
         }
         try:
-            answer, chunks = await self._start(question)
+            answer, reading = await self._start(question)
         except (ApiError, QueueFull, Draining, ValueError) as error:
             yield {
                 **self._buttons(),
@@ -354,10 +352,20 @@ class _Page:
                 self._text: question.text,
             }
             return
+        if answer is None:
+            conversation = [*conversation, {"role": "assistant", "content": REFUSAL}]
+            yield {
+                **self._buttons(),
+                self._text: "",
+                self._conversation: conversation,
+                self._chat: chat_messages(conversation),
+                self._status: "The model was not asked: no passage is near enough",
+            }
+            return
         progress = _Progress(self._server.vocab, strip=question.from_documents)
         error_html = ""
         with self._writing(answer, request) as is_wanted:
-            yield {**self._buttons(writing=True), self._text: "", self._passages: passages(chunks)}
+            yield {**self._buttons(writing=True), self._text: ""}
             try:
                 async for changes in self._follow(answer, progress, conversation):
                     yield changes
@@ -365,8 +373,10 @@ class _Page:
             except ApiError as error:
                 error_html = problem(error) if is_wanted() else ""
         conversation = [*conversation, {"role": "assistant", "content": progress.text}]
+        sources = await asyncio.to_thread(sources_of, self._index, reading, progress.text)
         yield {
             **self._buttons(),
+            self._passages: passages(sources),
             self._conversation: conversation,
             self._chat: chat_messages(conversation),
             self._tokens: progress.tokens_html,
@@ -447,18 +457,23 @@ class _Page:
             from_documents=values[self._documents],
         )
 
-    async def _start(self, question: _Question) -> tuple[Answer, Sequence[Chunk]]:
-        """Has the engine begin an answer; with it, the passages that the model is given to read.
+    async def _start(self, question: _Question) -> tuple[Answer | None, Reading]:
+        """Has the engine begin an answer; with it, what the model is given to read. No answer where the
+        documents have none.
 
         Raises ApiError, QueueFull, Draining, and ValueError for what cannot be done.
         """
-        ids, chunks = await asyncio.to_thread(self._prompt, question)
-        room = max(1, self._server.engine.max_length - len(ids))
-        answer = await self._server.complete(question.body(ids, min(question.length, room)))
-        return answer, chunks
+        reading = await asyncio.to_thread(self._prompt, question)
+        if not reading.ids:
+            return None, reading
+        room = max(1, self._server.engine.max_length - len(reading.ids))
+        answer = await self._server.complete(question.body(reading.ids, min(question.length, room)))
+        return answer, reading
 
-    def _prompt(self, question: _Question) -> tuple[list[int], Sequence[Chunk]]:
-        """The ids that the model is given to read, and the passages in them."""
+    def _prompt(self, question: _Question) -> Reading:
+        """The ids that the model is given to read, and the passages in them; no ids where the documents are
+        about something else.
+        """
         tokenizer = self._server.tokenizer
         longest = self._server.longest_prompt
         whole = self._chats and not question.from_documents
@@ -468,11 +483,9 @@ class _Page:
                 f"this is longer than the {longest} tokens that can be read: shorten it, or start anew"
             )
         if self._index is not None and question.from_documents:
-            with self._searching:
-                hits = self._index.search(question.text, 1)  # a small model reads one passage best (week 11)
             room = self._server.engine.max_length - min(question.length, longest // 4)
-            prompt = compose(question.text, [hit.chunk for hit in hits], tokenizer, min(longest, room))
-            return prompt.ids, prompt.chunks
+            earlier = [message["content"] for message in question.before if message["role"] == "user"]
+            return reading_of(self._index, question.text, earlier, tokenizer, min(longest, room))
         if self._chats:
-            return chat_prompt(tokenizer, question.conversation), ()
-        return tokenizer.prompt(question.text), ()
+            return Reading(chat_prompt(tokenizer, question.conversation))
+        return Reading(tokenizer.prompt(question.text))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from shared.retrieval.documents import Chunk
+from shared.retrieval.evidence import Source
 from shared.serving.generation import Token
 from shared.serving.text import token_text
 
@@ -58,7 +58,9 @@ CSS = """
 .likeliest .chosen { font-weight: 700; }
 .likeliest .share { text-align: right; }
 .passage { border-left: 4px solid #0072b2; padding: 0.2rem 0.9rem; margin: 0.5rem 0; white-space: pre-wrap; }
-.passage cite { display: block; font-weight: 600; font-style: normal; }
+.passage cite { font-weight: 600; font-style: normal; }
+.passage .score { color: var(--body-text-color-subdued); }
+.passage mark { background: #cfe8f7; color: #1a1a1a; border-radius: 3px; }
 """
 
 
@@ -121,11 +123,24 @@ def _share(logprob: float) -> str:
     return f"{percent:.1f} %" if percent >= 0.1 else "under 0.1 %"
 
 
-def passages(chunks: Sequence[Chunk]) -> str:
-    """The passages that an answer was given from, each under its source."""
+def passages(sources: Sequence[Source]) -> str:
+    """The passages that an answer rests on, each under its place and score, the sentences that support it
+    marked.
+    """
     return "".join(
-        f"<div class=passage><cite>{escape(chunk.cite)}</cite>{escape(chunk.text)}</div>" for chunk in chunks
+        f"<div class=passage><cite>{escape(source.chunk.cite)}</cite> <span class=score>score"
+        f" {source.score:.2f}</span>\n{_with_marks(source)}</div>"
+        for source in sources
     )
+
+
+def _with_marks(source: Source) -> str:
+    text, pieces, at = source.chunk.text, [], 0
+    for start, end, score in source.sentences:
+        pieces.append(escape(text[at:start]))
+        pieces.append(f'<mark title="score {score:.2f}">{escape(text[start:end])}</mark>')
+        at = end
+    return "".join([*pieces, escape(text[at:])])
 
 
 def problem(error: Exception | str) -> str:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from torch import nn
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import load_smollm2
 from shared.retrieval.documents import Chunk, chunk_documents, load_documents
-from shared.retrieval.rag import ABSTENTION, RAG, Reader, compose
+from shared.retrieval.rag import ABSTENTION, RAG, REFUSAL, Reader, compose
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
 
@@ -214,8 +215,20 @@ def test_an_answer_needs_room(tokens):
 # ---- together
 
 
+class Same:
+    """An embedder for which all texts are alike."""
+
+    def embed(self, texts):
+        return np.ones((len(texts), 2), np.float32)
+
+
 class Found:
     """An index that finds these."""
+
+    embedder = Same()
+
+    def unknown_names(self, question):
+        return []
 
     def __init__(self, *hits):
         self.hits = [SimpleNamespace(chunk=chunk, score=score) for chunk, score in hits]
@@ -233,11 +246,10 @@ def test_a_question_is_answered_from_what_is_found():
     assert index.asked == ("What does it cost?", 1, "hybrid")
     for rag in (RAG(index, reader, min_score=0.81), RAG(Found(), reader)):
         reply = rag.ask("What does it cost?")
-        assert (reply.text, reply.abstained, reply.sources) == (ABSTENTION, True, [])
-    assert RAG(index, reader, k=2, min_score=0.8).ask("What?").sources == [
-        "fares.md, Fares",
-        "boats.md, page 2",
-    ]
+        assert (reply.text, reply.abstained, reply.sources) == (REFUSAL, True, [])
+    reply = RAG(index, reader, k=2, min_score=0.8).ask("What?")
+    assert reply.chunks == (FARES, BOATS) and reply.sources == ["fares.md, Fares"]  # what the answer stands in
+    assert [source.score for source in reply.evidence] == [0.8]
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from shared.retrieval.embedders import HiddenStates
 from shared.retrieval.index import Index
 from shared.retrieval.rag import compose
 from shared.sampling import generate
-from shared.serving.__main__ import Settings
 from shared.serving.api import CompletionServer
 from shared.serving.engine import Engine
 from shared.serving.gate import Limits
@@ -261,7 +260,20 @@ def test_an_answer_from_documents_shows_what_was_read(visit, completing):
     text = CHARS.decode(written(use_adapters(pirate(), ()), prompt.ids, temperature=0))
     assert said(page) == [text.lstrip().split("\n")[0] or "I don't know."]
     assert page.locator("#passages cite").text_content() == hit.chunk.cite
-    assert page.locator("#passages .passage").text_content() == hit.chunk.cite + prompt.chunks[0].text
+    shown = page.locator("#passages .passage").text_content()
+    assert shown == f"{hit.chunk.cite} score {hit.score:.2f}\n{prompt.chunks[0].text}"
+    (marked,) = page.locator("#passages mark").all_text_contents()
+    assert marked and marked in prompt.chunks[0].text
+
+
+@pytest.mark.slow
+def test_a_name_that_no_document_has_is_refused_and_nothing_is_cited(visit, completing):
+    page = visit(completing)
+    page.locator("#documents input").check()
+    ask(page, "Who is the mayor of Paris?", wait=False)
+    expect(page.locator("#status")).to_contain_text("The model was not asked")
+    assert said(page) == ["Nothing in the documents answers this."]
+    assert page.locator("#passages .passage").count() == 0
 
 
 @pytest.mark.slow
@@ -432,8 +444,3 @@ def test_the_newest_week_with_a_checkpoint_is_served(tmp_path, monkeypatch):
         folder = tmp_path / "checkpoints" / week / path
         folder.mkdir(parents=True)
         assert own_checkpoint() == (week, folder)
-
-
-def test_documents_need_the_page():
-    with pytest.raises(ValueError, match="add --page"):
-        Settings(documents="x")

@@ -39,16 +39,16 @@ WRONG_IN_WEEK_11 = {
 
 
 @cache
-def reader():
+def quoter():
     """SmolLM2, loaded once for all tests: what it reads does not change it."""
-    _, settings = script("11_rag", max_new_tokens=16)
-    return sys.modules["weeks.11_rag.library"].make_reader(settings, torch.device("cpu"))
+    _, settings = script("11_rag")
+    return sys.modules["weeks.11_rag.library"].make_quoter(settings, torch.device("cpu"))
 
 
-def script_with_one_reader(monkeypatch, **changes):
+def script_with_one_quoter(monkeypatch, **changes):
     module, settings = script("11_rag", **changes)
     asking = sys.modules["weeks.11_rag.asking"]
-    monkeypatch.setattr(asking, "make_reader", lambda settings, device: reader())
+    monkeypatch.setattr(asking, "make_quoter", lambda settings, device: quoter())
     return module, settings
 
 
@@ -78,24 +78,34 @@ def test_week_11_says_what_is_wrong(case, refuses, text_file, folders):
 def test_week_11_answers_from_a_folder_and_names_what_it_leaves_out(
     store, output, folders, capsys, monkeypatch
 ):
-    module, settings = script_with_one_reader(
+    module, settings = script_with_one_quoter(
         monkeypatch,
         data=str(folders / "GOOD"),
         ask="Who is the captain of the green boat?",
         store=store,
     )
     module.main(settings)
-    said = capsys.readouterr().out
-    assert "left out: noise.txt: it is" in said and "1 added" in said
-    assert "Basil Thornquist" in said and said.endswith("\n  [1] boats.md\n")
+    said = capsys.readouterr()
+    assert "left out: noise.txt: it is" in said.err
+    sentence = "The captain of the green boat is Basil Thornquist."
+    assert said.out == f'Basil Thornquist\n  [1] boats.md\n      "{sentence}"\n'
     (folders / "GOOD" / "boats.md").write_text("# Boats\n\nThe captain of the green boat is Edmund Molloy.\n")
-    module.main(settings)  # the index is kept, and what changed is changed in it
+    module.main(replace(settings, verbose=True))  # the index is kept, and what changed is changed in it
     said = capsys.readouterr().out
-    assert "0 added, 1 changed" in said and "Edmund Molloy" in said
+    assert "0 added, 1 changed" in said and "Edmund Molloy" in said and "(score 0." in said
+
+
+def test_week_11_refuses_a_question_about_the_world_and_cites_nothing(output, folders, capsys, monkeypatch):
+    asked = "Who is the mayor of Paris?"
+    module, settings = script_with_one_quoter(monkeypatch, data=str(folders / "GOOD"), ask=asked)
+    module.main(settings)
+    assert capsys.readouterr().out == "Nothing in the documents answers this.\n"
+    module.main(replace(settings, verbose=True))
+    assert "nearest: Boats (score " in capsys.readouterr().out
 
 
 def test_week_11_refuses_an_index_of_another_model(output, folders, text_file, monkeypatch):
-    module, settings = script_with_one_reader(
+    module, settings = script_with_one_quoter(
         monkeypatch,
         data=str(folders / "GOOD"),
         ask="Who?",

@@ -1,30 +1,45 @@
-"""Week 11's --ask and --interactive: answers with sources, for people."""
+"""Week 11's --ask and --interactive: answers that are quoted, with their sources, for people."""
 
+import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
-from library import make_reader, open_library
+from library import make_quoter, make_reader, open_library
 from shared.retrieval.rag import RAG, Reply
+from shared.runtime import pick_device
 
 if TYPE_CHECKING:
     from run import Settings
 
 
-def converse(settings: "Settings", device: torch.device) -> dict[str, float]:
+def converse(settings: "Settings") -> dict[str, float]:
     """Answers one question, or one after the other, with sources. Nothing is measured."""
-    index = open_library(settings, device).index
-    rag = RAG(index, make_reader(settings, device), settings.k, settings.by, min_score=settings.min_score)
+    rag = open_rag(settings)
     if settings.ask:
-        print_reply(rag.ask(settings.ask))
+        print_reply(rag.ask(settings.ask), settings.verbose)
         return {}
     print("Type a question and press Enter; an empty line ends.")
+    earlier: list[str] = []
     while question := next_question():
         try:
-            print_reply(rag.ask(question))
+            print_reply(rag.ask(question, earlier), settings.verbose)
+            earlier.append(question)
         except ValueError as error:
             print(f"error: {error}")
     return {}
+
+
+def open_rag(settings: "Settings") -> RAG:
+    """What answers: a quoter, or with `--generate` a reader. Files that are left out are said on stderr."""
+    say = print if settings.verbose else keep_quiet
+    device = pick_device(settings.device, say)
+    index = open_library(settings, device, say, partial(print, file=sys.stderr)).index
+    reader = make_reader(settings, device, say=say) if settings.generate else make_quoter(settings, device)
+    return RAG(index, reader, settings.k, settings.by, min_score=settings.min_score)
+
+
+def keep_quiet(_: str) -> None:
+    """Says nothing."""
 
 
 def next_question() -> str:
@@ -35,8 +50,17 @@ def next_question() -> str:
         return ""
 
 
-def print_reply(reply: Reply) -> None:
-    """An answer, as it is written, and then its sources."""
+def print_reply(reply: Reply, verbose: bool = False) -> None:
+    """An answer, as it is written; then each source, and under it the sentences that the answer rests on."""
     for piece in reply:
         print(piece, end="", flush=True)
-    print("".join(f"\n  [{number}] {source}" for number, source in enumerate(reply.sources, 1)))
+    print()
+    for number, source in enumerate(reply.evidence, 1):
+        score = f" (score {source.score:.2f})" if verbose else ""
+        print(f"  [{number}] {source.chunk.cite}{score}")
+        for quote in source.quotes:
+            print(f'      "{" ".join(quote.split())}"')
+    if verbose and reply.question:
+        print(f"searched: {reply.question}")
+    if verbose and reply.nearest is not None and reply.abstained:
+        print(f"nearest: {reply.nearest.chunk.place} (score {reply.nearest.score:.2f})")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from names import CONDITIONS, EFFORTS, MEASURES, RETRIEVERS, WINDOWS
+from names import CONDITIONS, EFFORTS, MEASURES, QUOTED, RETRIEVERS, REWRITES, WINDOWS
 from shared.course.report import COLOURS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 from shared.retrieval.ranking import RANKING_METRICS
@@ -61,6 +61,16 @@ def draw_documents(data: str, runs: dict[str, LoggedRun], out: Path) -> list[Pat
         rows = [runs[key].summary for key in keys if key in runs]
         if rows:
             plots.append(draw_grouped_bars(out / f"{data}_{plot}.png", rows, measures, f"{what} {title}"))
+    if f"{data}-quotes-B-span" in runs:
+        rows = [runs[key].summary for key in (f"{data}-quotes-B-{name}" for name in QUOTED) if key in runs]
+        title = f"Quoted answers from {title}, half B"
+        plots.append(draw_grouped_bars(out / f"{data}_quotes.png", rows, ("exact", "f1", "holds"), title))
+    domain = runs.get(f"{data}-domain-score")
+    if domain:
+        plots.append(save_figure(domain_figure(domain), out / f"{data}_domain.png"))
+    if f"{data}-followups-rule" in runs:
+        rows = [runs[f"{data}-followups-{name}"].summary for name in REWRITES]
+        plots.append(save_figure(followups_figure(rows), out / f"{data}_followups.png"))
     abstain = runs.get(f"{data}-{every}abstain")
     if abstain:
         plots.append(save_figure(abstention_figure(abstain), out / f"{data}_abstention.png"))
@@ -127,6 +137,43 @@ def abstention_figure(run: LoggedRun) -> Any:
         ax.set(title=title, xlabel=label, ylabel="share of the questions")
     fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
     fig.suptitle("Do two signals tell questions with an answer from those without?")
+    return fig
+
+
+def domain_figure(run: LoggedRun) -> Any:
+    """The nearest passage's score on half B: questions on the documents, and about the world."""
+    fig, ax = figure(8.5, 4.4)
+    inside, outside = run.artifacts["inside"], run.artifacts["outside"]
+    edges = np.linspace(min(*inside, *outside), max(*inside, *outside), 19)
+    _shares(ax, inside, edges, "the documents answer it", color=COLOURS[0], alpha=0.6)
+    look = dict(color=COLOURS[1], histtype="step", linewidth=2.5)
+    _shares(ax, outside, edges, "about the world", **look)
+    threshold = run.summary["threshold"]
+    ax.axvline(threshold, color="#555555", linestyle="--", label=f"threshold {threshold:.2f}: less is refused")
+    title = f"Which questions are near a passage? Half B (AUC {run.summary['auc']:.2f}, 0.5 is chance)"
+    ax.set(title=title, xlabel="the nearest passage's score (cosine)", ylabel="share of the questions")
+    fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+    return fig
+
+
+def followups_figure(rows: Sequence[dict]) -> Any:
+    """How often the first passage is the right one, by what is searched; on both halves."""
+    fig, ax = figure(9, 4.2)
+    places = np.arange(len(rows))
+    for shift, half, colour in ((-0.2, "A", COLOURS[4]), (0.2, "B", COLOURS[0])):
+        means, lows, highs = np.array(
+            [[row[f"hit@1_{half}{bound}"] for bound in ("", "_low", "_high")] for row in rows]
+        ).T
+        errors = [means - lows, highs - means]
+        name = f"half {half}" + (": the rule was chosen on it" if half == "A" else "")
+        ax.bar(places + shift, means, 0.38, yerr=errors, color=colour, label=name, capsize=2, ecolor="#444444")
+        for x, mean in zip(places + shift, means):
+            ax.annotate(f"{mean:.2f}", (x, 0.02), ha="center", color="white", fontsize=9)
+    ax.set_xticks(places, [textwrap.fill(row["name"], 18) for row in rows])
+    ax.set(title=f"{rows[0]['pairs']} follow-up questions (95 % intervals)", xlabel="what is searched")
+    ax.set(ylabel="share with the right passage first", ylim=(0, 1.08))
+    ax.grid(False, axis="x")
+    fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=2, loc="outside lower center")
     return fig
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,6 +21,7 @@ from shared.quantization import quantize
 from shared.retrieval.documents import Chunk, chunk_documents, load_documents
 from shared.retrieval.embedders import HiddenStates, MiniLM
 from shared.retrieval.index import Index
+from shared.retrieval.quoting import Quoter
 from shared.retrieval.rag import Reader
 from shared.retrieval.ranking import holds_answer
 from shared.retrieval.stores import make_store
@@ -71,10 +72,18 @@ def place(chunk: Chunk, question: dict[str, Any]) -> Place:
     return chunk.source, None
 
 
-def open_library(settings: "Settings", device: torch.device) -> Library:
-    """The folder's chunks and its index, which is kept beside the checkpoints and brought up to date."""
+def open_library(
+    settings: "Settings",
+    device: torch.device,
+    say: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print,
+) -> Library:
+    """The folder's chunks and its index, which is kept beside the checkpoints and brought up to date.
+
+    say: told how many there are. warn: told which files are left out.
+    """
     path = documents_folder(settings)
-    documents = load_documents(path).documents[: settings.documents]
+    documents = load_documents(path, warn).documents[: settings.documents]
     chunks = chunk_documents(documents, gpt2_tokenizer(), settings.size, settings.overlap, settings.window)
     name = path.resolve().name
     embedder = MiniLM(device) if settings.embedder == "minilm" else own_embedder(settings, device)
@@ -84,9 +93,9 @@ def open_library(settings: "Settings", device: torch.device) -> Library:
         kept_as = named_by_content(name, str(path.resolve()).encode())
     usual_folder = kept_folder(settings) / f"index-{kept_as}-{embedder_name}-{settings.store}"
     folder = Path(settings.index or usual_folder)
-    index, changes = Index.kept(folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim))
+    index, changes = Index.kept(folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim), warn)
     changed = ", ".join(f"{len(sources)} {change}" for change, sources in changes.items())
-    print(f"{len(documents)} documents, {len(chunks)} chunks, {len(index.store)} windows; {changed}")
+    say(f"{len(documents)} documents, {len(chunks)} chunks, {len(index.store)} windows; {changed}")
     asked, unanswerable = read_questions(settings.data, chunks)
     return Library(name, chunks, index, asked, unanswerable)
 
@@ -160,9 +169,20 @@ def own_model(settings: "Settings") -> GPT:
     return trained_base_model(settings.preset, data=settings.text, device=settings.device)[0]
 
 
-def make_reader(settings: "Settings", device: torch.device, blocks: int | None = None) -> Reader:
+def make_reader(
+    settings: "Settings",
+    device: torch.device,
+    blocks: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Reader:
     """SmolLM2, or its first blocks; on a CPU in int8, which writes several times as fast."""
     model, tokenizer = load_smollm2(blocks)
     if device.type == "cpu":
-        quantize(model, "int8", group_size=64)
+        quantize(model, "int8", group_size=64, say=say)
     return Reader(model.to(device), tokenizer, settings.max_new_tokens, settings.min_gain)
+
+
+def make_quoter(settings: "Settings", device: torch.device, blocks: int | None = None) -> Quoter:
+    """SmolLM2, or its first blocks, in float32: most of the work is reading, where int8 is no faster."""
+    model, tokenizer = load_smollm2(blocks)
+    return Quoter(model.to(device), tokenizer, settings.sentences)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halves import HALVES, answer_scores, half_of, paired_difference
-from library import Library, home, open_library, place
+from library import Library, home, make_quoter, open_library, place
 from measures import with_bounds, with_intervals
 from names import QUOTED
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
-from shared.models.pretrained import load_smollm2
 from shared.retrieval.evidence import Window
 from shared.retrieval.index import Index
 from shared.retrieval.quoting import Quoter
@@ -47,8 +46,7 @@ def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
     measured, and B is the one to believe.
     """
     library = open_library(settings, work.device)
-    model, tokenizer = load_smollm2(settings.smol_blocks)
-    quoter = Quoter(model.to(work.device), tokenizer, settings.sentences)
+    quoter = make_quoter(settings, work.device, settings.smol_blocks)
     asked = library.asked[:2] if settings.preset == "smoke" else library.asked
     readings = [read_question(library, quoter, question) for question in asked]
     with work.log(f"{library.name}-quotes", settings) as log:

@@ -16,6 +16,12 @@ from.
     python weeks/11_rag/run.py --study index
     # week 6's model learns to answer from a sentence
     python weeks/11_rag/run.py --study own
+    # sentences ranked anew, answers that quote
+    python weeks/11_rag/run.py --study quotes
+    # questions about the world are refused
+    python weeks/11_rag/run.py --study domain
+    # "And for how long?"
+    python weeks/11_rag/run.py --study followups
 """
 
 from dataclasses import dataclass, fields, replace
@@ -63,8 +69,10 @@ class Settings(WeekSettings):
     k: int = 1
     """How many passages the model is given. A model of this size reads one better than three."""
     max_new_tokens: int = 32
-    min_score: float = 0.0
-    """Questions whose best passage has a lower score are not answered."""
+    min_score: float | None = None
+    """Questions whose best passage has a lower score are refused. None: MiniLM's threshold for --ask and
+    --interactive (`--study domain`), and none where answers are measured.
+    """
     min_gain: float | None = None
     """Answers that the passage makes less likely than this, in nats per token, are not given."""
     smol_blocks: int | None = None
@@ -94,7 +102,11 @@ class Settings(WeekSettings):
     )
     """How week 6's model learns to answer, for --study own."""
     ask: str | None = None
-    """Answer this and end."""
+    """Answer this and end: the answer, its source, the quoted sentence."""
+    generate: bool = False
+    """For --ask and --interactive: SmolLM2 writes the answer from the best passages, rather than quote it."""
+    verbose: bool = False
+    """For --ask and --interactive: with settings, scores and what was searched."""
     interactive: bool = False
     """Answer what is typed, until an empty line."""
     sentences: int = 5
@@ -115,12 +127,16 @@ class Settings(WeekSettings):
     def idle(self) -> dict[str, str]:
         if self.ask or self.interactive:
             why = "--ask and --interactive measure nothing"
-            read = {*FINDING, *ANSWERING, "by", "k", "min_score", "device", "ask", "interactive"}
+            read = {*FINDING, "min_score", "device", "ask", "interactive", "generate", "verbose"}
+            read |= {*ANSWERING, "by", "k"} if self.generate else {"sentences"}
             if self.embedder == "own":
                 read.add("text")
             idle = {field.name: why for field in fields(self) if field.name not in read}
+            if not self.generate:
+                idle |= dict.fromkeys((*ANSWERING, "by", "k"), "the answer is quoted: it is for --generate")
         else:
             idle = super().idle()
+            idle |= dict.fromkeys(("generate", "verbose"), "it is for --ask and --interactive")
         if self.ask:
             idle["interactive"] = "--ask answers one question and ends"
         if self.study == "answers" and self.preset != "smoke":
@@ -129,6 +145,11 @@ class Settings(WeekSettings):
             idle["train.block_size"] = "it is the model's"
             idle["train.eval_windows"] = "all that is held out is measured"
         return idle
+
+    @property
+    def quiet(self) -> bool:
+        """Whether only answers are printed."""
+        return bool(self.ask or self.interactive) and not self.verbose
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,9 +179,9 @@ PRESETS = {
 
 def main(settings: Settings) -> dict[str, float]:
     """Measures retrieval and answers; or answers what is asked; or runs a study. Returns the metrics."""
-    device = pick_device(settings.device)
     if settings.ask or settings.interactive:
-        return converse(settings, device)
+        return converse(settings)
+    device = pick_device(settings.device)
     if settings.data not in ("handbook", "python"):
         raise ValueError(
             f"there are no questions with known answers on {settings.data}: use --ask or --interactive"
