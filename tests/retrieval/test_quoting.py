@@ -1,5 +1,5 @@
-"""shared/retrieval/quoting.py and spans.py: whatever the model prefers, what is written stands in the sentence
-word for word; the question's likelihood is the model's own.
+"""shared/retrieval/quoting.py and spans.py: whatever the model prefers, what is written stands in the
+sentence word for word; the question's likelihood is the model's own.
 """
 
 from itertools import pairwise
@@ -42,7 +42,7 @@ def test_spans_stay_in_a_sentence_and_in_a_cell_and_drop_the_marks_around_words(
     assert all_spans("| -- |") == {"--"} and all_spans(' . "" ') == set()
 
 
-@given(st.text(alphabet="ab1 .,|\"é渡\n", max_size=40), st.integers(1, 5))
+@given(st.text(alphabet='ab1 .,|"é渡\n', max_size=40), st.integers(1, 5))
 def test_a_span_is_words_of_the_text(text, most_words):
     for start, ends in spans(text, most_words).items():
         assert ends and all(start < end <= len(text) for end in ends)

@@ -117,6 +117,8 @@ def draw_grouped_bars(path: Path, rows: Sequence[dict], measures: Sequence[str],
     ax.set(ylabel="share of questions, or mean", xlabel="measure")
     ax.grid(False, axis="x")
     columns = len(rows) if len(rows) < 5 else 3
+    if max(len(row["name"]) for row in rows) > 30:
+        columns = 2
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=columns, loc="outside lower center")
     return save_figure(fig, path)
 
@@ -149,7 +151,9 @@ def domain_figure(run: LoggedRun) -> Any:
     look = dict(color=COLOURS[1], histtype="step", linewidth=2.5)
     _shares(ax, outside, edges, "about the world", **look)
     threshold = run.summary["threshold"]
-    ax.axvline(threshold, color="#555555", linestyle="--", label=f"threshold {threshold:.2f}: less is refused")
+    ax.axvline(
+        threshold, color="#555555", linestyle="--", label=f"threshold {threshold:.2f}: less is refused"
+    )
     title = f"Which questions are near a passage? Half B (AUC {run.summary['auc']:.2f}, 0.5 is chance)"
     ax.set(title=title, xlabel="the nearest passage's score (cosine)", ylabel="share of the questions")
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
@@ -166,7 +170,9 @@ def followups_figure(rows: Sequence[dict]) -> Any:
         ).T
         errors = [means - lows, highs - means]
         name = f"half {half}" + (": the rule was chosen on it" if half == "A" else "")
-        ax.bar(places + shift, means, 0.38, yerr=errors, color=colour, label=name, capsize=2, ecolor="#444444")
+        ax.bar(
+            places + shift, means, 0.38, yerr=errors, color=colour, label=name, capsize=2, ecolor="#444444"
+        )
         for x, mean in zip(places + shift, means):
             ax.annotate(f"{mean:.2f}", (x, 0.02), ha="center", color="white", fontsize=9)
     ax.set_xticks(places, [textwrap.fill(row["name"], 18) for row in rows])

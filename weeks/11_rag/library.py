@@ -93,7 +93,9 @@ def open_library(
         kept_as = named_by_content(name, str(path.resolve()).encode())
     usual_folder = kept_folder(settings) / f"index-{kept_as}-{embedder_name}-{settings.store}"
     folder = Path(settings.index or usual_folder)
-    index, changes = Index.kept(folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim), warn)
+    index, changes = Index.kept(
+        folder, embedder, chunks, lambda: make_store(settings.store, embedder.dim), warn
+    )
     changed = ", ".join(f"{len(sources)} {change}" for change, sources in changes.items())
     say(f"{len(documents)} documents, {len(chunks)} chunks, {len(index.store)} windows; {changed}")
     asked, unanswerable = read_questions(settings.data, chunks)
