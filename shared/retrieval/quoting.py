@@ -161,7 +161,7 @@ def examples_for(tokenizer: Tokenizer, room: int) -> list[int]:
     return tokenizer.prompt("")
 
 
-class Parts(NamedTuple):
+class PromptParts(NamedTuple):
     """The prompt for one sentence, as tokens in three parts: the middle one's likelihood is looked at."""
 
     before: list[int]
@@ -173,7 +173,7 @@ class Parts(NamedTuple):
         return [*self.before, *self.question, *self.after]
 
 
-def quoting_parts(question: str, window: Window, tokenizer: Tokenizer) -> Parts:
+def quoting_parts(question: str, window: Window, tokenizer: Tokenizer) -> PromptParts:
     """What the model reads after `EXAMPLES`: a sentence under its headings, and the question.
 
     Raises ValueError for an empty question.
@@ -183,7 +183,7 @@ def quoting_parts(question: str, window: Window, tokenizer: Tokenizer) -> Parts:
         raise ValueError("there is no question: give one")
     place = ". ".join([window.chunk.title, *window.chunk.headings])
     sentence = " ".join(f"{place}. {window.text}".split())
-    return Parts(
+    return PromptParts(
         tokenizer.encode(f"{sentence}\nQuestion:"),
         tokenizer.encode(f" {question}"),
         tokenizer.encode("\nAnswer:"),

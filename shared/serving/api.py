@@ -33,17 +33,13 @@ from shared.models.chat import chat_prompt, ends_of
 from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
-from shared.retrieval.rag import REFUSAL
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, Texts, chunks
-from shared.serving.bodies import Body, ChatBody, CompletionBody, JsonObject, ResponseFormat
+from shared.serving.bodies import Body, ChatBody, CompletionBody, JsonObject, Message, ResponseFormat
 from shared.serving.documents import (
     CollectionBody,
     Collections,
-    FixedAnswer,
-    QuotedAnswer,
     QuotingAnswers,
-    source_of,
 )
 from shared.serving.embeddings import EmbeddingAnswers, EmbeddingBody
 from shared.serving.engine import Draining, Engine, QueueFull
@@ -154,13 +150,15 @@ class CompletionServer:
         self.metrics = Metrics(engine)
         self.embeddings = EmbeddingAnswers(embedders or {})
         self.collections = Collections(collections or {})
-        self._quoting = QuotingAnswers(engine, tokenizer, self.limits)
         self.models: dict[str, str | None] = {name: None, **{adapter: adapter for adapter in engine.adapters}}
         """The names that clients may ask for, the model's own first, and the adapter behind each."""
         self._ends = ends_of(tokenizer)
         self.vocab = {**dict.fromkeys(range(engine.model.config.vocab_size), b""), **tokenizer.vocab}
         """The bytes of each id of the model; none for ids that only the model has (rows added for speed)."""
         self._tools = ToolUse(tokenizer, self.vocab, lambda: self._grammars)
+        self._quoting = QuotingAnswers(
+            self.collections, engine, tokenizer, limits=self.limits, metrics=self.metrics, vocab=self.vocab
+        )
         self._longest_token = max(len(token) for token in tokenizer.vocab.values())
         self._created = int(time.time())
         self.app = self._make_app()
@@ -284,25 +282,13 @@ class CompletionServer:
     async def quote(self, body: ChatBody, collection: str) -> tuple[Texts, list[dict[str, Any]]]:
         """Starts an answer from a collection; with it, its sources. Raises what `complete` raises."""
         self._check(body)
-        messages = [message.plain() for message in body.messages]
-        questions = [message["content"] for message in messages if message["role"] == "user"]
+        questions = [
+            message["content"] for message in map(Message.plain, body.messages) if message["role"] == "user"
+        ]
         if self.surely_exceeds(sum(map(len, questions[-1:])), self.engine.max_length):
             message = f"the question is longer than {self.engine.max_length} tokens"
             raise ApiError(400, message, "messages", "context_length_exceeded")
-        found = await asyncio.to_thread(self.collections.find, collection, questions)
-        if not found.windows:
-            return FixedAnswer(REFUSAL), []
-        adapter, logprobs = self.models[body.model], (body.top_logprobs or 0) if body.logprobs else None
-        try:
-            best = await self._quoting.best(found, adapter)
-            asked = self._quoting.request(
-                found.question, best, adapter, getattr(body, body.length_field), logprobs
-            )
-            self.engine.check(asked)
-        except ValueError as error:
-            raise ApiError(400, str(error), "messages") from None
-        answer = QuotedAnswer(self.engine, self.metrics, [asked], vocab=self.vocab, stops=body.stops)
-        return answer, [source_of(best).as_json()]
+        return await self._quoting.start(body, collection, questions, self.models[body.model])
 
     async def _form(self, asked: ResponseFormat | None) -> Form | None:
         schema = None if asked is None else asked.wanted

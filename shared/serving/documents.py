@@ -30,11 +30,11 @@ from shared.retrieval.quoting import (
     quoting_parts,
     relevance,
 )
-from shared.retrieval.rag import ABSTENTION, compose
-from shared.serving.answer import Answer, Update
+from shared.retrieval.rag import ABSTENTION, REFUSAL, compose
+from shared.serving.answer import Answer, Texts, Update
 from shared.serving.bodies import ChatBody
 from shared.serving.engine import Engine
-from shared.serving.gate import ApiError, Limits
+from shared.serving.gate import ApiError, Limits, Metrics
 from shared.serving.generation import Request
 from shared.serving.protocol import token_usage
 from shared.serving.text import Piece
@@ -177,12 +177,45 @@ def sources_of(index: "Index | None", reading: Reading, text: str) -> list[Sourc
 class QuotingAnswers:
     """Has an engine rank sentences and quote from the best."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, limits: Limits):
+    def __init__(
+        self,
+        collections: Collections,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        vocab: Mapping[int, bytes],
+    ):
+        self._collections = collections
+        self._metrics = metrics
+        self._vocab = vocab
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits
         self._ends = ends_of_quotes(tokenizer)
         self._examples = examples_for(tokenizer, engine.max_length // 2)
+
+    async def start(
+        self, body: ChatBody, collection: str, questions: Sequence[str], adapter: str | None
+    ) -> tuple[Texts, list[dict[str, Any]]]:
+        """Starts an answer to the last of these questions; with it, its sources.
+
+        Raises ApiError for what cannot be done, QueueFull, and Draining.
+        """
+        found = await asyncio.to_thread(self._collections.find, collection, questions)
+        if not found.windows:
+            return FixedAnswer(REFUSAL), []
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        max_tokens = getattr(body, body.length_field)
+        try:
+            best = await self.best(found, adapter)
+            asked = self.request(found.question, best, adapter, max_tokens, logprobs)
+            self._engine.check(asked)
+        except ValueError as error:
+            raise ApiError(400, str(error), "messages") from None
+        answer = QuotedAnswer(self._engine, self._metrics, [asked], vocab=self._vocab, stops=body.stops)
+        return answer, [source_from(best).as_json()]
 
     async def best(self, found: Found, adapter: str | None) -> Window:
         """The most relevant of the sentences that were found. Raises what `Engine.submit` raises."""
@@ -239,7 +272,7 @@ class QuotingAnswers:
         )
 
 
-def source_of(window: Window) -> Source:
+def source_from(window: Window) -> Source:
     """A sentence as the source of what was quoted from it."""
     return Source(window.chunk, window.score, (Support(window.start, window.end, window.score),))
 

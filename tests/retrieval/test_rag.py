@@ -248,9 +248,7 @@ def test_a_question_is_answered_from_what_is_found():
         reply = rag.ask("What does it cost?")
         assert (reply.text, reply.abstained, reply.sources) == (REFUSAL, True, [])
     reply = RAG(index, reader, k=2, min_score=0.8).ask("What?")
-    assert reply.chunks == (FARES, BOATS) and reply.sources == [
-        "fares.md, Fares"
-    ]
+    assert reply.chunks == (FARES, BOATS) and reply.sources == ["fares.md, Fares"]
     assert [source.score for source in reply.evidence] == [0.8]
 
 

@@ -24,7 +24,7 @@ NO_SCORE = -1.0
 
 def study_domain(settings: "Settings", work: Workspace) -> dict[str, float]:
     """A threshold that is chosen on half A and every second question about the world, and measured on the
-    others.
+    others. That unknown names are looked for was decided with all of the questions in sight.
     """
     library = open_library(settings, work.device)
     world = read_jsonl(HERE / "world_questions.jsonl")

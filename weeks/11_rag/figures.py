@@ -169,14 +169,17 @@ def followups_figure(rows: Sequence[dict]) -> Any:
             [[row[f"hit@1_{half}{bound}"] for bound in ("", "_low", "_high")] for row in rows]
         ).T
         errors = [means - lows, highs - means]
-        name = f"half {half}" + (": the rule was chosen on it" if half == "A" else "")
+        name = f"half {half}"
         ax.bar(
             places + shift, means, 0.38, yerr=errors, color=colour, label=name, capsize=2, ecolor="#444444"
         )
         for x, mean in zip(places + shift, means):
             ax.annotate(f"{mean:.2f}", (x, 0.02), ha="center", color="white", fontsize=9)
     ax.set_xticks(places, [textwrap.fill(row["name"], 18) for row in rows])
-    ax.set(title=f"{rows[0]['pairs']} follow-up questions (95 % intervals)", xlabel="what is searched")
+    ax.set(
+        title=f"{rows[0]['pairs']} follow-up questions, all seen while the rule was made (95 % intervals)",
+        xlabel="what is searched",
+    )
     ax.set(ylabel="share with the right passage first", ylim=(0, 1.08))
     ax.grid(False, axis="x")
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=2, loc="outside lower center")

@@ -41,7 +41,7 @@ Rewrite = Callable[[str, str], str]
 
 
 def study_followups(settings: "Settings", work: Workspace) -> dict[str, float]:
-    """How often the first passage is the right one. The rule was chosen on every second pair (A)."""
+    """How often the first passage is the right one. All pairs were seen while the rule was made."""
     library = open_library(settings, work.device)
     model, tokenizer = load_smollm2(settings.smol_blocks)
     pairs = read_jsonl(HERE / "followups.jsonl")
