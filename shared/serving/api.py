@@ -35,12 +35,8 @@ from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
 from shared.serving import generation
 from shared.serving.answer import Answer, EventStream, Texts, chunks
-from shared.serving.bodies import Body, ChatBody, CompletionBody, JsonObject, Message, ResponseFormat
-from shared.serving.documents import (
-    CollectionBody,
-    Collections,
-    QuotingAnswers,
-)
+from shared.serving.bodies import Body, ChatBody, CompletionBody, JsonObject, ResponseFormat
+from shared.serving.documents import CollectionBody, Collections, QuotingAnswers
 from shared.serving.embeddings import EmbeddingAnswers, EmbeddingBody
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid_body
@@ -282,9 +278,7 @@ class CompletionServer:
     async def quote(self, body: ChatBody, collection: str) -> tuple[Texts, list[dict[str, Any]]]:
         """Starts an answer from a collection; with it, its sources. Raises what `complete` raises."""
         self._check(body)
-        questions = [
-            message["content"] for message in map(Message.plain, body.messages) if message["role"] == "user"
-        ]
+        questions = [message.plain()["content"] for message in body.messages if message.role == "user"]
         if self.surely_exceeds(sum(map(len, questions[-1:])), self.engine.max_length):
             message = f"the question is longer than {self.engine.max_length} tokens"
             raise ApiError(400, message, "messages", "context_length_exceeded")
