@@ -104,7 +104,9 @@ def supporting(
     found = found or [int((vectors @ with_answer).argmax())]
     sources = []
     for number, (chunk, score) in enumerate(passages):
-        sentences = [Support(*windows[i][1], scores[i]) for i in found if windows[i][0] == number]
+        sentences = [
+            Support(windows[i][1][0], windows[i][1][1], scores[i]) for i in found if windows[i][0] == number
+        ]
         if sentences:
             sources.append(Source(chunk, score, tuple(sentences)))
     return sources

@@ -268,7 +268,7 @@ class Quoter:
         cache goes on.
         """
         form = SpanForm(read.window.text, self.tokenizer, self.ends)
-        if form.complete:
+        if not form.allowed():
             return None
         logits, logprob = read.logits, 0.0
         while True:
