@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from fastapi.responses import StreamingResponse
+from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
 from shared.serving.engine import Engine
@@ -236,3 +237,21 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._close()
+
+
+async def collect_unless_gone(answer: Texts, request: HttpRequest) -> list[tuple[Piece, str | None]] | None:
+    """All of the texts, and why each ended; None where the client leaves before."""
+
+    async def disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    collecting = asyncio.create_task(answer.collect())
+    leaving = asyncio.create_task(disconnect())
+    try:
+        await asyncio.wait([collecting, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return collecting.result() if collecting.done() else None
+    finally:
+        answer.cancel()
+        collecting.cancel()
+        leaving.cancel()

@@ -34,7 +34,7 @@ from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
 from shared.serving import generation
-from shared.serving.answer import Answer, EventStream, Texts, chunks
+from shared.serving.answer import Answer, EventStream, Texts, chunks, collect_unless_gone
 from shared.serving.bodies import Body, ChatBody, CompletionBody, JsonObject, ResponseFormat
 from shared.serving.documents import CollectionBody, Collections, QuotingAnswers
 from shared.serving.embeddings import EmbeddingAnswers, EmbeddingBody
@@ -43,7 +43,6 @@ from shared.serving.gate import ApiError, Gate, Limits, Metrics, invalid_body
 from shared.serving.grammar import Form, Grammars
 from shared.serving.protocol import AnswerFormat, ChatFormat, CompletionFormat
 from shared.serving.sites import SiteRules
-from shared.serving.text import Piece
 from shared.serving.tools import ToolFormat, ToolRequest, ToolUse, plain_messages
 from shared.tokenizers import Tokenizer
 
@@ -196,18 +195,15 @@ class CompletionServer:
 
     async def chat(self, body: CollectionBody, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        logprobs = bool(body.logprobs)
+        form: AnswerFormat = ChatFormat(self.vocab, bool(body.logprobs))
         if body.collection is not None:
             quoted, sources = await self.quote(body, body.collection)
-            return await self._respond(
-                body, request, quoted, ChatFormat(self.vocab, logprobs), {"sources": sources}
-            )
+            return await self._respond(body, request, quoted, form, {"sources": sources})
         self._check(body)
         tools = await asyncio.to_thread(self._tools.read, body)
-        answer = await self.complete_chat(body, tools)
-        if tools is None:
-            return await self._respond(body, request, answer, ChatFormat(self.vocab, logprobs))
-        return await self._respond(body, request, answer, ToolFormat(self.vocab, logprobs, tools))
+        if tools is not None:
+            form = ToolFormat(self.vocab, bool(body.logprobs), tools)
+        return await self._respond(body, request, await self.complete_chat(body, tools), form)
 
     async def embed(self, body: EmbeddingBody, request: Request) -> Response:
         """POST /v1/embeddings."""
@@ -399,7 +395,7 @@ class CompletionServer:
             return EventStream(
                 chunks(answer, form, head, body.include_usage, closing), answer.cancel, headers
             )
-        texts = await _collect_unless_gone(answer, request)
+        texts = await collect_unless_gone(answer, request)
         if texts is None:
             return Response(status_code=GONE)
         choices = [form.choice(index, piece, reason) for index, (piece, reason) in enumerate(texts)]
@@ -468,24 +464,6 @@ def _refuse_slips(body: JsonObject) -> None:
     slip = body.slip()
     if slip:
         raise ApiError(400, f"{slip[0]}: this server does not know it: is {slip[1]} meant?", slip[0])
-
-
-async def _collect_unless_gone(answer: Texts, request: Request) -> list[tuple[Piece, str | None]] | None:
-    """All of the texts, and why each ended; None where the client leaves before."""
-
-    async def disconnect() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    collecting = asyncio.create_task(answer.collect())
-    leaving = asyncio.create_task(disconnect())
-    try:
-        await asyncio.wait([collecting, leaving], return_when=asyncio.FIRST_COMPLETED)
-        return collecting.result() if collecting.done() else None
-    finally:
-        answer.cancel()
-        collecting.cancel()
-        leaving.cancel()
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
