@@ -22,10 +22,10 @@ from torch import Tensor
 
 from shared.export.packed import gguf_blocks, gguf_type, packed_weights
 from shared.export.preparation import ready_to_export
-from shared.export.tokenizers import gguf_tokenizer
 from shared.models.families import GGUF_FAMILIES, exact_family, refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.tokenizer_writing import gguf_tokenizer
 from shared.models.weights import plain_tensors
 from shared.quantization.modules import dequantize
 from shared.quantization.packing import PackedWeight

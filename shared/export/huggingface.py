@@ -19,10 +19,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from shared import checkpoint
 from shared.course.report import model_card
 from shared.export.preparation import ready_to_export
-from shared.export.tokenizers import hf_tokenizer, hf_tokenizer_config, special_roles
 from shared.models.families import hf_config
 from shared.models.gpt import GPT
 from shared.models.pretrained import refuse_checkpoint, to_hf
+from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config, special_roles
 from shared.runtime import read_json, write_atomically, write_json
 from shared.sampling.generate import generate
 from shared.tokenizers import Tokenizer

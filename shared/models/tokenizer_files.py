@@ -1,7 +1,7 @@
 """Week 6. The tokenizers in others' files as ours: tokenizer.json, vocab.json with merges.txt, and GGUF.
 
 Ours cuts text by a pattern and merges bytes, or takes single characters. A tokenizer that does something else
-is refused with the reason. Week 12's export writes the same formats (`shared.export.tokenizers`).
+is refused with the reason. `shared.models.tokenizer_writing` writes the same formats.
 
 Sources: the file format of the library `tokenizers`; the GGUF specification; llama.cpp for its patterns.
 """

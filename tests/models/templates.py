@@ -6,8 +6,8 @@ from pathlib import Path
 
 import transformers
 
-from shared.export.tokenizers import hf_tokenizer, hf_tokenizer_config
 from shared.models.tokenizer_files import tokenizer_from_json
+from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config
 from shared.runtime import write_json
 from shared.tokenizers import BPETokenizer
 from tests.helpers import synthetic_text

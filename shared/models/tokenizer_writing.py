@@ -1,4 +1,4 @@
-"""Week 12. Our tokenizers as others write them: Hugging Face's tokenizer.json, and a GGUF file's metadata.
+"""Week 6. Our tokenizers as others write them: Hugging Face's tokenizer.json, and a GGUF file's metadata.
 
 They give the same ids there: text is cut by the same rule and merged in the same order, and nothing is added
 at either end but the token that every text begins with, where the tokenizer has one. What a format cannot
