@@ -251,7 +251,7 @@ def _overlay(settings: Any, values: dict[str, Any], file: str) -> Any:
     """`settings` with the fields that `values` names changed, in groups of settings too."""
     types = {field.name: str(field.type) for field in fields(settings)}
     changes = {}
-    for key, value in values.items():
+    for key, value in _as_called_now(values, types).items():
         if key not in types:
             raise ValueError(f"--config {file}: no setting {key!r}; there are: {', '.join(types)}")
         old = getattr(settings, key)
@@ -266,6 +266,14 @@ def _overlay(settings: Any, values: dict[str, Any], file: str) -> Any:
                 f"--config {file}: {key}={value!r}, but {key} is a group of settings: expected a JSON object"
             )
     return replace(settings, **changes)
+
+
+def _as_called_now(values: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    """The values with the switch that older runs kept for TensorBoard as the setting that replaced it."""
+    if "tensorboard" not in values or "tensorboard" in names:
+        return values
+    rest = {key: value for key, value in values.items() if key != "tensorboard"}
+    return {**rest, "tracker": "tensorboard" if values["tensorboard"] else "none"}
 
 
 def _check_config_value(what: str, old: Any, value: Any, optional: bool) -> None:

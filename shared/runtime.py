@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from shared.locks import process_lock
+from shared.trackers import Tracker, TrackerName, check_tracker, open_tracker
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository's folder."""
@@ -257,8 +258,9 @@ class RunLog:
     ended that did not reach `finish`.
 
     folder: made if needed, and held until the run is closed. A new run replaces what an earlier one left
-    there; with `resume`, its lines stay (see `rewind`). Raises ValueError, naming it, where another process
-    has a run in the folder.
+    there; with `resume`, its lines stay (see `rewind`). tracker: where the metrics go as well. Raises
+    ValueError, naming it, where another process has a run in the folder, and for a tracker that is not
+    installed.
     """
 
     def __init__(
@@ -267,8 +269,9 @@ class RunLog:
         settings: Any = None,
         device: torch.device | str = "cpu",
         resume: bool = False,
-        tensorboard: bool = False,
+        tracker: TrackerName = "none",
     ):
+        check_tracker(tracker)
         self.folder = Path(folder)
         lock = ExitStack()
         lock.enter_context(process_lock(self.folder, f"the run {self.folder.name}"))
@@ -291,11 +294,8 @@ class RunLog:
         }
         self._save()
         self._file: TextIO | None = None  # metrics.jsonl, open from the first line on
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._tracker_name = tracker
+        self._tracker: Tracker | None = None  # open from the first line on too: rewinding comes before
 
     def _save(self) -> None:
         write_json(self.folder / "run.json", self._run)
@@ -305,19 +305,25 @@ class RunLog:
         if self._file:
             self._file.close()
             self._file = None  # the next call of `log` opens the new file
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None  # and a tracker that has what is kept
         if self._metrics.exists():
             kept = [row for row in read_jsonl(self._metrics) if row["step"] <= step]
             write_atomically(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def log(self, step: int, **values: float) -> None:
         """Appends one line of numbers for `step`."""
+        if self._tracker is None and self._tracker_name != "none":
+            self._tracker = open_tracker(
+                self._tracker_name, self.folder, self._run["settings"] or {}, self.rows()
+            )
         if self._file is None:
             self._file = open(self._metrics, "a", encoding="utf-8")
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(step, values)
 
     def rows(self) -> list[dict]:
         """The lines so far."""
@@ -344,11 +350,11 @@ class RunLog:
         self._run["state"] = state
         self._run["ended"] = _now()
         self._save()
-        for handle in (self._file, self._board):
+        for handle in (self._file, self._tracker):
             if handle is not None:
                 handle.close()
         self._file = None
-        self._board = None
+        self._tracker = None
         self._unlock()
 
     def __enter__(self) -> "RunLog":

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from shared import commandline
 from shared.commandline import cli, errors_for_people, flags, parse, parse_args, without_idle
+from shared.course.workspace import WeekSettings
 from shared.runtime import ROOT, RunLog, write_json
 
 
@@ -109,6 +110,15 @@ def test_a_runs_own_file_gives_its_settings_again(tmp_path):
     with RunLog(tmp_path, settings):
         pass
     assert parse(PRESETS, ["--preset", "laptop", "--config", str(tmp_path / "run.json")]) == settings
+
+
+def test_a_file_of_a_run_with_the_former_switch_for_tensorboard_is_understood(tmp_path):
+    for switch, tracker in ((True, "tensorboard"), (False, "none")):
+        (tmp_path / "run.json").write_text(json.dumps({"settings": {"tensorboard": switch}}))
+        presets = {"laptop": WeekSettings()}
+        assert (
+            parse(presets, ["--preset", "laptop", "--config", str(tmp_path / "run.json")]).tracker == tracker
+        )
 
 
 def test_a_partial_file_lies_between_the_preset_and_the_flags(tmp_path):

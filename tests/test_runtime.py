@@ -281,16 +281,6 @@ def test_artifacts_are_kept_and_replaced_by_name(tmp_path):
     }
 
 
-def test_the_tensorboard_option_writes_what_tensorboard_reads(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with RunLog(tmp_path, tensorboard=True) as log:
-        log.log(1, loss=2.0)
-        log.log(2, loss=1.5)
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.0), (2, 1.5)]
-
-
 def test_plain_turns_everything_into_json(tmp_path):
     value = {
         "t": torch.tensor([1, 2]),

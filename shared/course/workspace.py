@@ -23,6 +23,7 @@ from shared.course.runs import output_root, relative
 from shared.course.style import style
 from shared.locks import process_lock
 from shared.runtime import RunLog, clock, table, write_json
+from shared.trackers import TrackerName, check_tracker
 
 PRESETS = ("smoke", "laptop", "gpu")
 RUN_NAME = re.compile(r"[^\W_][\w.-]*")
@@ -44,8 +45,10 @@ class WeekSettings:
     """Use your own answers in place of the course's code, as far as they are solved."""
     resume: bool = False
     """Go on with an interrupted run."""
-    tensorboard: bool = False
-    """Also write TensorBoard files beside each run's log."""
+    tracker: TrackerName = "none"
+    """Where each run's metrics go beside its log: none, tensorboard, wandb (offline unless WANDB_MODE says
+    online) or trackio.
+    """
     reference: bool = False
     """Keep this as the reference run that the course ships (for the course's authors)."""
 
@@ -55,6 +58,7 @@ class WeekSettings:
                 f"run_name={self.run_name!r}: give letters, digits, dots, - and _, beginning with a letter or"
                 " a digit"
             )
+        check_tracker(self.tracker)
 
     ANSWERS_IN: ClassVar[tuple[str, ...]] = ()
     """The parts of the week that can use a learner's answers ("run", or a study's name)."""
@@ -137,7 +141,7 @@ class Workspace:
             settings or self.settings,
             self.device,
             resume=self.settings.resume,
-            tensorboard=self.settings.tensorboard,
+            tracker=self.settings.tracker,
         )
 
     def mine(self, name: str, promoted: Any, week_number: int | None = None) -> Any:

@@ -47,7 +47,7 @@ def noting_reads(settings: Any) -> tuple[Any, set[str]]:
 
 
 EVERYWHERE = {
-    *("preset", "data", "text", "device", "resume", "run_name", "tensorboard", "reference", "study", "mine")
+    *("preset", "data", "text", "device", "resume", "run_name", "tracker", "reference", "study", "mine")
 }
 """Settings that say where a run's files are, whose code runs, or that a finished run has no use for."""
 ONLY_CHECKED = {
