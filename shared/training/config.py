@@ -49,13 +49,15 @@ class TrainConfig:
     eval_windows: int | None = None
     """Windows of the validation split to measure on, spread evenly; none takes the whole split."""
     checkpoint_every: int = 250
+    patience: int | None = None
+    """Stop early, after so many evaluations in a row without a new lowest validation loss; none: never."""
     log_updates: bool = False
     """Log each matrix's update-to-data ratio, log10(std of update / std of weight)."""
 
     def __post_init__(self) -> None:
         checks = Checks(self)
         checks.at_least(1, "steps", "batch_size", "block_size", "grad_accum_steps")
-        checks.at_least(1, "log_every", "eval_every", "checkpoint_every")
+        checks.at_least(1, "log_every", "eval_every", "checkpoint_every", "patience")
         checks.above(0, "lr", "muon_lr")
         checks.between(0, 1, "final_lr", "decay_fraction")
         checks.between(0, 1, "beta1", "beta2", "muon_momentum")

@@ -109,6 +109,10 @@ class ResumableLoop(ABC, Generic[Settings]):
     def _begin(self) -> None:
         """Called in place of `_take_up` for a run that starts anew."""
 
+    def _ends_early(self) -> bool:
+        """Whether the steps that are left are not taken; alike in all processes."""
+        return False
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Inside, no other process trains with the same saved state; ValueError names one that does."""
@@ -139,14 +143,14 @@ class ResumableLoop(ABC, Generic[Settings]):
             leave=False,
         )
         with progress, finish_first("the step") as interrupted:
-            while self.step < self.config.steps:
+            while self.step < self.config.steps and not self._ends_early():
                 loss = take_step()
                 progress.update()
                 progress.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 # Asked once, of all processes: a Ctrl-C that comes while saving ends the next step, which is
                 # then saved too.
                 stop = self.processes.mean(interrupted()) > 0
-                if stop or self._is_due(self.config.checkpoint_every):
+                if stop or self._is_due(self.config.checkpoint_every) or self._ends_early():
                     self._save()
                 if stop:
                     raise KeyboardInterrupt

@@ -5,7 +5,7 @@ It has a schedule, clipping, accumulation, evaluation and checkpoints, and can b
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from functools import cached_property, partial
@@ -41,7 +41,8 @@ class Trainer(ResumableLoop[TrainConfig]):
     log: where the curves go; None keeps them in memory only, under `history`. checkpoints: a folder that gets
     `last` (every checkpoint_every steps, on Ctrl-C and at the end) and `best` (the lowest validation loss);
     None keeps nothing. Of a model with frozen parts only what is trained beside them is kept. precision: what
-    a step computes in. processes: which processes share it.
+    a step computes in. processes: which processes share it. after_step: called with the Trainer after each
+    step, and its evaluation where one is due (to print a sample, say); it leaves the training as it is.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         description: str = "training",
         precision: Precision = FP32,
         processes: OneProcess = ALONE,
+        after_step: Callable[["Trainer"], None] | None = None,
     ):
         self.checkpoints = Path(checkpoints) if checkpoints else None
         last = self.checkpoints / "last" if self.checkpoints else None
@@ -86,10 +88,13 @@ class Trainer(ResumableLoop[TrainConfig]):
         """The last evaluation."""
         self.best: dict[str, float] = {}
         """The evaluation with the lowest validation loss, and its step."""
+        self.worse = 0
+        """Evaluations since then."""
+        self.after_step = after_step
 
     def fit(self, resume: bool = False) -> dict[str, Any]:
         """Trains to the end and returns the summary: last and best evaluation, first training loss, seconds
-        of training, tokens/s.
+        of training, tokens/s. With `patience`, the end may come before the last step.
 
         resume: go on from `last` as if nothing had happened (on a CPU, bit for bit); without a checkpoint
         there, start anew, said aloud. Ctrl-C ends the present step, saves, and raises KeyboardInterrupt.
@@ -252,7 +257,12 @@ class Trainer(ResumableLoop[TrainConfig]):
                     f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation"
                     f" {self.final['val_loss']:.4f}"
                 )
+        if self.after_step is not None:
+            self.after_step(self)
         return self.last_loss
+
+    def _ends_early(self) -> bool:
+        return self.config.patience is not None and self.worse >= self.config.patience
 
     def _evaluate(self) -> None:
         with self.precision.autocast(self.device):
@@ -262,7 +272,15 @@ class Trainer(ResumableLoop[TrainConfig]):
         best = self.best.get("val_loss", math.nan)
         if not self.best or math.isnan(best) or self.final["val_loss"] < best:
             self.best = {**self.final, "step": self.step}
+            self.worse = 0
             self._save_best()
+        else:
+            self.worse += 1
+        if self._ends_early() and self.step < self.config.steps:
+            self._say(
+                f"stopped early, at step {self.step} of {self.config.steps}: the validation loss was lowest"
+                f" at step {self.best['step']}, {self.worse} evaluations ago"
+            )
 
     def _save_best(self) -> None:
         if self.checkpoints is None:
@@ -327,6 +345,7 @@ class Trainer(ResumableLoop[TrainConfig]):
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
             "best": self.best,
+            "worse": self.worse,
             "final": self.final,
             "precision": self.precision.state(),
         }
@@ -349,6 +368,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         self.first_loss = values["first_loss"]
         self.last_loss = values["last_loss"]
         self.best = values["best"]
+        self.worse = values["worse"]
         self.final = values["final"]
 
     def _names(self) -> dict[nn.Parameter, str]:
@@ -377,6 +397,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         # The first checkpoints had neither, and until hashes were kept, a file's name had none.
         values.setdefault("dtype", str(self.precision.dtype))
         values.setdefault("precision", {})
+        values.setdefault("worse", 0)  # before a run could stop early
         values.setdefault("wall_seconds", values.get("seconds"))  # before it was kept: of the steps alone
         if "training data" not in values and self.task.name.startswith(f"{values.get('data')}-"):
             values["data"] = self.task.name
