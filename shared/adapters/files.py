@@ -19,6 +19,7 @@ from shared.adapters.lora import LoRAConfig
 from shared.adapters.peft_lora import Weights, read_lora, write_lora
 from shared.adapters.prompts import PromptTuned
 from shared.models.gpt import GPT
+from shared.quantization.modules import quantization_of
 from shared.registry import unwrapped
 from shared.runtime import device_of
 
@@ -32,8 +33,9 @@ def save_adapter(
 
     The files are adapter_model.safetensors and adapter_config.json. A LoRA is written by `name`, a soft
     prompt where the model is a `PromptTuned`. Layers get Hugging Face's names where the model has an exact
-    equivalent there (GPT-2, Llama, Qwen3), and its own otherwise. base_model: the hub's name of the base, for
-    who loads the file. Raises ValueError for an unknown adapter and a folder that holds a model.
+    equivalent there (GPT-2, Llama, Qwen3), and its own otherwise. base_model: the base's name on the hub, or
+    its folder, for who loads the file. How a quantized base is rounded is noted (see `rounding_of`). Raises
+    ValueError for an unknown adapter and a folder that holds a model.
     """
     folder = Path(folder)
     model = unwrapped(model)
@@ -58,6 +60,7 @@ def save_adapter(
         layers=weights,
         settings={key: getattr(configs[0], key) for key in ("lora_dropout", "use_rslora", "use_dora")},
         base_model=base_model,
+        quantization=quantization_of(model),
     )
     return folder
 

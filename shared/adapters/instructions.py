@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.adapters.conversations import Conversation, Message
-from shared.adapters.packing import IGNORED, EncodedTalk, Packed, Rows, lay_out, pack
+from shared.adapters.packing import IGNORED, EncodedTalk, Packed, Rows, cut_off, lay_out, pack
 from shared.evaluation import cross_entropy, perplexity
 from shared.models.chat import IM_END, chat_prompt, encode_rendered, ends_of, is_chat, rendered
 from shared.registry import LanguageModel
@@ -172,9 +172,10 @@ def answer(
 class Instructions:
     """A task for the Trainer: conversations, of which the assistant's answers are learned.
 
-    Examples that do not fit into `block_size` are left out; `say` is called with a line that has their
-    number. pack: several texts share a row, and do not see each other; without it each has a row of its own,
-    as a soft prompt needs (it stands once in front of a row). Raises ValueError where no example is left.
+    Examples that do not fit into `block_size` are left out, or with `truncate` cut at their end, as far as
+    something to learn is left; `say` is called with a line that has their number. pack: several texts share a
+    row, and do not see each other; without it each has a row of its own, as a soft prompt needs (it stands
+    once in front of a row). Raises ValueError where no example is left.
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class Instructions:
         name: str = "instructions",
         *,
         pack: bool = True,
+        truncate: bool = False,
         say: Callable[[str], None] = print,
     ):
         self.template = template
@@ -193,6 +195,7 @@ class Instructions:
         self.name = name
         self.block_size = block_size
         self.pack = pack
+        self.truncate = truncate
         self.train = self._encode(train, "training", say)
         self.val = self._encode(val, "held-out", say)
 
@@ -210,9 +213,14 @@ class Instructions:
         too_long = len(examples) - len(fitting)
         if too_long:
             longest = max(len(example.ids) - 1 for example in examples)
+            fate = "are left out"
+            if self.truncate:
+                cut = [cut_off(example, self.block_size) for example in examples]
+                fitting = [example for example in cut if any(example.mask[1:])]
+                fate = f"are cut off there; {len(cut) - len(fitting)} had no answer left and are left out"
             say(
                 f"{too_long} of {len(examples)} {which} examples are longer than the context of"
-                f" {self.block_size} tokens (the longest has {longest}) and are left out"
+                f" {self.block_size} tokens (the longest has {longest}) and {fate}"
             )
         if not fitting:
             raise ValueError(

@@ -28,6 +28,16 @@ class EncodedTalk(NamedTuple):
     """Which of them are learned: the assistant's, answers with their ends."""
 
 
+def cut_off(talk: EncodedTalk, block_size: int) -> EncodedTalk:
+    """The beginning of a conversation, as far as it fits into a row: a row reads one token less than a text
+    has, since the last has nothing to predict.
+
+    >>> cut_off(EncodedTalk([5, 6, 7, 8], [False, True, True, True]), 2)
+    EncodedTalk(ids=[5, 6, 7], mask=[False, True, True])
+    """
+    return EncodedTalk(talk.ids[: block_size + 1], talk.mask[: block_size + 1])
+
+
 class Rows(NamedTuple):
     """A batch of packed texts, int64 [rows, time] each."""
 

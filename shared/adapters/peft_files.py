@@ -21,8 +21,8 @@ from shared.runtime import read_json, write_atomically, write_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-NOTES = ("own", "base")
-"""What the header of the tensors' file has of ours: see `write_lora` and `sketch`."""
+NOTES = ("own", "base", "quantization")
+"""What the header of the tensors' file has of ours: see `write_lora`, `sketch` and `rounding_of`."""
 
 
 class AdapterFiles(NamedTuple):
@@ -74,6 +74,15 @@ def read_files(folder: Path) -> AdapterFiles:
     not_finite = [name for name, t in tensors.items() if not t.isfinite().all()]
     refuse([f"{name} has values that are NaN or inf" for name in not_finite], where)
     return AdapterFiles(config, {name: t.float() for name, t in tensors.items()}, notes)
+
+
+def rounding_of(folder: Path) -> dict[str, Any] | None:
+    """How the base was quantized on which the adapter in `folder` was trained: the arguments of `quantize`.
+
+    None for a base that was not, and for adapters that PEFT wrote, which do not say. Raises ValueError where
+    the folder holds no adapter.
+    """
+    return read_files(folder).notes.get("quantization")
 
 
 # ---- is it the same base?

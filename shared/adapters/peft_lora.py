@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from shared.adapters.lora import BaseLayer, lora_scale
 from shared.adapters.peft_files import WEIGHTS, check_base, read_files, sketch, write_files
 from shared.models.families import hf_config, refuse
 from shared.models.formats import Layout
-from shared.models.gpt import GPT
+from shared.models.gpt import GPT, GPTConfig
 
 PREFIX = "base_model.model."
 FIELDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
@@ -87,9 +88,16 @@ def _layout(model: nn.Module) -> Layout | None:
     if not isinstance(model, GPT):
         return None
     try:
-        return hf_config(model.config)[1]
+        return hf_config(with_their_biases(model.config))[1]
     except ValueError:
         return None
+
+
+def with_their_biases(config: GPTConfig) -> GPTConfig:
+    """The configuration of the same model as Hugging Face has it: a GPT-2 without biases has some of zero."""
+    if config.norm == "layernorm" and config.position == "learned":
+        return replace(config, bias=True)
+    return config
 
 
 def _paths(layout: Layout | None, linears: Iterable[str]) -> dict[str, list[str]]:
@@ -200,11 +208,13 @@ def write_lora(
     layers: Mapping[str, Weights],
     settings: Mapping[str, Any],
     base_model: str | None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an adapter.
 
     linears: all linear layers of `model`; layers: the adapter's, by the same names; settings: lora_dropout,
-    use_rslora and use_dora; base_model: the hub's name of the base. A call that is killed leaves a folder
+    use_rslora and use_dora; base_model: the base's name on the hub, or its folder; quantization: how it is
+    rounded. A call that is killed leaves a folder
     without adapter_config.json. Raises ValueError for a folder that holds a model.
     """
     layout = _layout(model)
@@ -244,7 +254,10 @@ def write_lora(
         "alpha_pattern": {path: other for path, other in alphas.items() if other != alpha},
     }
     base = sketch({name: linears[name] for name in layers})
-    write_files(folder, tensors, config, {"own": own, "base": base})
+    notes: dict[str, Mapping[str, Any]] = {"own": own, "base": base}
+    if quantization is not None:
+        notes["quantization"] = quantization
+    write_files(folder, tensors, config, notes)
 
 
 def _own_notes(

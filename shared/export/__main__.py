@@ -1,12 +1,12 @@
 """Week 12. Exports a checkpoint of week 4 or later, or SmolLM2, for other programs.
 
-    python -m shared.export --checkpoint checkpoints/my-model --out exported
+    python -m shared.export --model checkpoints/my-model --out exported
     # what week 8 quantized, its codes as they are
-    python -m shared.export --checkpoint checkpoints/smollm2-int4 --format gguf --out smollm2-int4.gguf
+    python -m shared.export --model checkpoints/smollm2-int4 --format gguf --out smollm2-int4.gguf
     # for llama.cpp, in 8 bits
-    python -m shared.export --checkpoint smollm2 --format gguf --kind Q8_0 --out smollm2.gguf
-    # with what week 9 trained beside it
-    python -m shared.export --checkpoint smollm2 --adapter checkpoints/steward --out exported
+    python -m shared.export --model smollm2 --format gguf --kind Q8_0 --out smollm2.gguf
+    # with what week 9 trained beside it, as steward.gguf
+    python -m shared.export --model smollm2 --adapter checkpoints/steward --format gguf
 
 A Hugging Face folder and a GGUF file are exact or refused: where the format has no such model, the error
 names the fields in the way, and nothing is written. ONNX takes every GPT.
@@ -16,17 +16,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from shared import checkpoint
 from shared.adapters import load_adapter, merge_lora
+from shared.adapters.peft_files import rounding_of
 from shared.commandline import errors_for_people, parse_args
 from shared.export.gguf import to_gguf
 from shared.export.huggingface import FILES, Card, push_to_hub, save_hf_folder
 from shared.export.onnx import to_onnx, weights_of
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
-from shared.quantization.modules import dequantize, quantization_of
+from shared.quantization.modules import dequantize, quantization_of, quantize
 
 # ---- from the command line
 
@@ -35,12 +38,16 @@ from shared.quantization.modules import dequantize, quantization_of
 class Settings:
     """Exports a checkpoint for other programs."""
 
-    checkpoint: str
-    """A folder that training saved, or "smollm2"."""
-    out: str
-    """The folder (hf) or file (gguf, onnx) to write."""
+    model: Annotated[str, tyro.conf.arg(aliases=["--checkpoint"])]
+    """A folder that training saved, "smollm2", a GGUF file, or a Hugging Face model's folder or hub name."""
+    out: str | None = None
+    """The folder (hf) or file (gguf, onnx) to write; none: in this folder, called as the adapter or the model
+    is.
+    """
     adapter: str | None = None
-    """The folder of a LoRA, in PEFT's form, that is merged into the weights first."""
+    """The folder of a LoRA, in PEFT's form, that is merged into the weights first. Where it learned beside a
+    quantized base, the base is rounded alike before.
+    """
     format: Literal["hf", "gguf", "onnx"] = "hf"
     kind: Literal["F32", "F16", "Q8_0", "Q4_0"] = "F16"
     """gguf: how matrices are stored; those of a quantized checkpoint keep their codes."""
@@ -59,9 +66,25 @@ class Settings:
         if self.push and self.format != "hf":
             raise ValueError(f"--push uploads a Hugging Face folder, not {self.format}: use --format hf")
 
+    @property
+    def written(self) -> Path:
+        """What is written, where `out` does not say: steward-hf, steward.gguf, steward.onnx."""
+        if self.out is not None:
+            return Path(self.out)
+        name = Path(self.adapter or self.model).resolve().name.removesuffix(".gguf")
+        return Path(f"{name}-hf" if self.format == "hf" else f"{name}.{self.format}")
 
-def with_adapter(model: GPT, folder: str) -> GPT:
-    """The model with a LoRA merged into its weights. Raises ValueError for a soft prompt."""
+
+def with_adapter(model: GPT, folder: str, say: Callable[[str], None]) -> GPT:
+    """The model with a LoRA merged into its weights.
+
+    What learned beside a quantized base made up for its rounding too: a plain base is rounded alike before.
+    The merged weights are not rounded again. Raises ValueError for a soft prompt.
+    """
+    rounding = rounding_of(Path(folder))
+    if rounding is not None and quantization_of(model) is None:
+        model = quantize(model, **rounding, say=lambda line: None)
+        say(f"the base is rounded to {rounding['scheme']} first, as it was when the adapter learned")
     adapted = load_adapter(folder, model)
     if not isinstance(adapted, GPT):
         raise ValueError(
@@ -73,18 +96,18 @@ def with_adapter(model: GPT, folder: str) -> GPT:
 
 def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
     """Loads, exports, and says what was written."""
-    model = load_model(settings.checkpoint)
+    model = load_model(settings.model)
     tokenizer = model.tokenizer
-    metrics = checkpoint.read_metrics(settings.checkpoint)
+    metrics = checkpoint.read_metrics(settings.model)
     if settings.adapter is not None:
-        model = with_adapter(model, settings.adapter)
+        model = with_adapter(model, settings.adapter, say)
         metrics = {}  # the adapted model's are others
     quantized = quantization_of(model)
     if quantized and settings.format != "gguf":
         scheme = quantized["scheme"]
         say(f"{settings.format} has no form for {scheme}: its weights are written as 16-bit numbers")
         model = dequantize(model).half()
-    out = Path(settings.out)
+    out = settings.written
     beside = out.with_name(out.name + ".tokenizer.json")
     if settings.format == "hf":
         figures = [

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gguf import GGUFReader
 from huggingface_hub.errors import HfHubHTTPError
 
-from shared.adapters import LoRAConfig, add_lora, save_adapter
+from shared.adapters import LoRAConfig, add_lora, load_adapter, merge_lora, save_adapter
 from shared.adapters.prompts import add_prompt
 from shared.export import save_hf_folder
 from shared.export.huggingface import push_to_hub
@@ -122,6 +123,35 @@ def test_an_adapter_is_merged_into_what_is_exported(form, saved, tmp_path):
     same_logits(from_hf(out)(idx()), adapted(idx()))
     assert (adapted(idx()) - made(QWEN)(idx())).abs().max() > 0.1
     assert "1.234" not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_a_plain_base_is_rounded_as_it_was_when_the_adapter_learned(format, saved, tmp_path, monkeypatch):
+    """QLoRA: the merged model computes what the adapter over the rounded base does, but for fp32's rounding;
+    `--out` left away, the file is called as the adapter is.
+    """
+    base = quantize(copy.deepcopy(made(QWEN)), "nf4", 32, say=lambda line: None, kernels=())
+    adapted = add_lora(base, LoRAConfig(r=4, target_modules=("all-linear",)))
+    generator = torch.Generator().manual_seed(0)
+    for p in adapted.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    save_adapter(tmp_path / "mine", adapted)
+    monkeypatch.chdir(tmp_path)
+    said = run(
+        *("--model", str(saved), "--adapter", str(tmp_path / "mine")),
+        *("--format", format, "--kind", "F32"),
+    )
+    assert said[0] == "the base is rounded to nf4 first, as it was when the adapter learned"
+    back = from_hf("mine-hf") if format == "hf" else from_gguf("mine.gguf")
+    same_logits(back(idx()), adapted(idx()))
+    unrounded = merge_lora(load_adapter(tmp_path / "mine", copy.deepcopy(made(QWEN))))
+    assert (unrounded(idx()) - adapted(idx())).abs().max() > 0.1  # so the rounding is no trifle
+    if format == "gguf":
+        tensors = {tensor.name: tensor for tensor in GGUFReader("mine.gguf").tensors}
+        weight = tensors["blk.0.ffn_up.weight"].data
+        expected = adapted.blocks[0].mlp.up_proj.weight.detach()
+        torch.testing.assert_close(torch.from_numpy(weight.copy()), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_soft_prompt_is_not_exported_as_if_it_were_merged(saved, tmp_path):

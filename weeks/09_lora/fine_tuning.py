@@ -1,24 +1,23 @@
 """The steps of week 9's experiment: the model and the data, what is trained, what is measured and kept."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import nn
 
 from names import STEWARD, model_name
 from shared import checkpoint
-from shared.adapters import add_lora, save_adapter
+from shared.adapters import save_adapter
 from shared.adapters.conversations import Conversation, read_conversations, split_off
 from shared.adapters.instructions import Instructions, Template, answer, template_for
-from shared.adapters.prompts import add_prompt
+from shared.adapters.methods import make_trainable
 from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import evaluate
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
-from shared.quantization import quantize
+from shared.registry import LanguageModel
 from shared.runtime import ROOT, device_of
 from shared.training import TrainConfig
 from shared.training.base_model import trained_base_model
@@ -98,31 +97,20 @@ def room_for_text(settings: "Settings", model: GPT) -> int:
     return room - settings.virtual_tokens
 
 
-def trainable(model: GPT, settings: "Settings", prompt: list[int]) -> nn.Module:
+def trainable(model: GPT, settings: "Settings", prompt: list[int]) -> LanguageModel:
     """The model as the method wants it: what is trained requires gradients, the rest does not.
 
     prompt: the tokens that prompt tuning begins with.
     """
-    torch.manual_seed(settings.seed)
-    if settings.method == "full":
-        return model.requires_grad_(True)
-    if settings.method == "prompt":
-        return add_prompt(model, settings.virtual_tokens, prompt)
-    if settings.method == "qlora":
-        model = quantize(model, settings.scheme)
-    use_dora = settings.method == "dora" or settings.adapter.use_dora
-    return add_lora(model, replace(settings.adapter, use_dora=use_dora))
-
-
-def count_trained_and_frozen(model: nn.Module) -> tuple[int, int]:
-    """Parameters that are trained, and those that are not; packed weights count as what they stand for."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    packed_layers = [module.packed for module in model.modules() if hasattr(module, "packed")]
-    packed = {
-        id(layer): layer.in_features * layer.out_features for layer in packed_layers
-    }  # shared ones once
-    return trained, frozen + sum(packed.values())
+    return make_trainable(
+        model,
+        settings.method,
+        settings.adapter,
+        scheme=settings.scheme,
+        virtual_tokens=settings.virtual_tokens,
+        prompt=prompt,
+        seed=settings.seed,
+    )
 
 
 def train_config(settings: "Settings", task: Instructions) -> TrainConfig:

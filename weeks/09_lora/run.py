@@ -19,7 +19,6 @@ import torch
 
 from figures import draw, write_adapter_card
 from fine_tuning import (
-    count_trained_and_frozen,
     load_base,
     observe,
     read_talks,
@@ -31,6 +30,7 @@ from fine_tuning import (
 )
 from names import COLUMNS, HEADLINE, METHODS, STEWARD, kept_under, model_name, parts_of
 from shared.adapters import LoRAConfig
+from shared.adapters.methods import Method, count_trained_and_frozen
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.report import read_runs
@@ -56,7 +56,7 @@ class Settings(WeekSettings):
     """course (week 6's own), smollm2, or a path: a checkpoint of the course, a GGUF file, a Hugging Face
     folder.
     """
-    method: Literal["full", "lora", "qlora", "dora", "prompt"] = "lora"
+    method: Method = "lora"
     adapter: LoRAConfig = LoRAConfig(r=8, lora_alpha=16.0, target_modules=("all-linear",))
     """For lora, qlora and dora."""
     scheme: str = "nf4"
