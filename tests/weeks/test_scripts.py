@@ -59,7 +59,7 @@ STUDIES = {
     "06_gpt2": ["shape", "cost", "smollm2"],
     "07_amp": ["batch", "profile", "loss"],
     "08_quantization": ["smollm2"],
-    "09_lora": ["compare"],
+    "09_lora": ["rates", "rounding", "compare"],
     "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
     "11_rag": ["answers", "windows", "index", "own"],
     "12_deploy": ["smollm2", "smollm2-programs"],

@@ -1,6 +1,7 @@
 """Week 9's script: what it refuses, resumes and keeps."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -64,7 +65,9 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
             for n in range(20)
         )
     )
-    module, settings = script("09_lora", text=text_file, data=str(data), method=method, steps=4)
+    module, settings = script(
+        "09_lora", text=text_file, data=str(data), method=method, steps=4, measured=True
+    )
     once = module.main(settings)
     again = module.main(replace(settings, resume=True))
     assert {k: v for k, v in once.items() if "second" not in k and "memory" not in k} == {
@@ -82,6 +85,24 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
         model = load_adapter(folder / "adapter", base)
     perplexity = steps.text_perplexity(model.eval(), corpus, settings)
     assert perplexity == pytest.approx(once["text_perplexity"], rel=1e-5)
+
+
+def test_week_9_measures_the_old_text_of_own_data_only_when_asked(output, text_file, tmp_path, monkeypatch):
+    talks = [json.dumps({"prompt": f"Who is {n}?", "response": "Toad."}) for n in range(20)]
+    data = tmp_path / "talks.jsonl"
+    data.write_text("\n".join(talks))
+    module, settings = script("09_lora", text=text_file, data=str(data), steps=1)
+    steps = sys.modules["weeks.09_lora.fine_tuning"]
+
+    def refuse(*args, **options):
+        raise AssertionError("measured without being asked")
+
+    for slow in ("text_perplexity", "answer"):
+        monkeypatch.setattr(steps, slow, refuse)
+    result = module.main(settings)
+    assert "text_perplexity" not in result and result["best_val_loss"] > 0
+    with pytest.raises(AssertionError, match="without being asked"):
+        module.main(replace(settings, measured=True))
 
 
 def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):

@@ -1,9 +1,10 @@
 """Week 9's plots and the fine-tuned model's card, made from logs."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from names import METHOD_LABELS, MODELS, STEWARD, model_name, parts_of, run_label
+from names import METHOD_LABELS, MODELS, STEWARD, TRIAL, model_name, parts_of, run_label
 from shared.course.report import (
     COLOURS,
     MARKERS,
@@ -35,12 +36,50 @@ def draw(logs: Path, out: Path) -> list[Path]:
                 plots.append(draw_learning(model, runs, out))
         if models:
             plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
+        if trials_of(logs):
+            plots.append(draw_rates(logs, out))
     return plots
+
+
+def trials_of(logs: Path) -> dict[str, list[LoggedRun]]:
+    """The finished trials of `--study rates`, by the run that they are trials of, from the lowest rate up."""
+    trials: dict[str, list[LoggedRun]] = {}
+    for name, run in read_runs(logs).items():
+        if name.startswith(TRIAL) and "best_val_loss" in run.summary:
+            trials.setdefault(name.removeprefix(TRIAL).rpartition("-")[0], []).append(run)
+    for runs in trials.values():
+        runs.sort(key=lambda run: run.summary["lr"])
+    return trials
+
+
+def draw_rates(logs: Path, out: Path) -> Path:
+    """What each method pays at each of its rates: the old text's perplexity over the held-out loss."""
+    fig, ax = figure(8.5, 5.6)
+    for number, (name, runs) in enumerate(trials_of(logs).items()):
+        losses = [run.summary["best_val_loss"] for run in runs]
+        forgotten = [100 * run.summary["forgotten"] for run in runs]
+        look = dict(color=COLOURS[number % 8], marker=MARKERS[number % 8], markersize=8)
+        ax.plot(losses, forgotten, label=run_label(name), **look)
+        for run, x, y in zip(runs, losses, forgotten):
+            ax.annotate(
+                f"{run.summary['lr']:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8
+            )
+    ax.set(
+        title="Three learning rates for each method: what is learned, what is paid",
+        xlabel="loss on held-out answers (nats per token)",
+        ylabel="increase of perplexity on held-out Shakespeare (%)",
+    )
+    ax.legend(frameon=False, fontsize=9)
+    return save_figure(fig, out / "rates.png")
 
 
 def runs_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
     """The finished runs of each model, by method and size."""
-    finished = [run for run in read_runs(logs).values() if "best_val_loss" in run.summary]
+    finished = [
+        run
+        for run in read_runs(logs).values()
+        if "best_val_loss" in run.summary and not run.name.startswith(TRIAL)
+    ]
     by_model: dict[str, dict[str, LoggedRun]] = {}
     for run in sorted(finished, key=_order):
         by_model.setdefault(model_of(run), {})[run.name] = run
@@ -115,9 +154,11 @@ def _scatter_losses(ax: Any, runs: dict[str, LoggedRun], numbers: dict[str, int]
 def _bars_of_forgetting(ax: Any, runs: dict[str, LoggedRun], numbers: dict[str, int]) -> None:
     """A bar for each run. numbers: which colour a label has."""
     labels = [run_label(name) for name in runs]
-    percent = [100 * run.summary["forgotten"] for run in runs.values()]
+    percent = [100 * run.summary.get("forgotten", math.nan) for run in runs.values()]
     ax.barh(labels, percent, color=[COLOURS[numbers[label] % 8] for label in labels])
     for i, value in enumerate(percent):
+        if math.isnan(value):  # not measured
+            continue
         ax.annotate(
             f"{value:+.1f} %",
             (max(value, 0), i),
@@ -172,12 +213,15 @@ def _before_and_after(summary: dict[str, float]) -> list[dict[str, str]]:
             "before": f"{summary['base_loss']:.3f}",
             "after": f"{summary['best_val_loss']:.3f}",
         },
-        {
-            "": "perplexity on the text of the base model",
-            "before": f"{summary['text_perplexity_before']:.2f}",
-            "after": f"{summary['text_perplexity']:.2f}",
-        },
     ]
+    if "text_perplexity" in summary:
+        rows.append(
+            {
+                "": "perplexity on the text of the base model",
+                "before": f"{summary['text_perplexity_before']:.2f}",
+                "after": f"{summary['text_perplexity']:.2f}",
+            }
+        )
     if "in_form" in summary:
         rows.append(
             {

@@ -1,26 +1,31 @@
 """The steps of week 9's experiment: the model and the data, what is trained, what is measured and kept."""
 
+import gc
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import nn
 
-from names import STEWARD, model_name
+from names import STEWARD, kept_under, model_name
 from shared import checkpoint
 from shared.adapters import save_adapter
+from shared.adapters.artefacts import base_on_the_hub, save_tokenizer
 from shared.adapters.conversations import Conversation, read_conversations, split_off
 from shared.adapters.instructions import Instructions, Template, answer, template_for
-from shared.adapters.methods import make_trainable
+from shared.adapters.methods import count_trained_and_frozen, make_trainable
+from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import evaluate
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.registry import LanguageModel
 from shared.runtime import ROOT, device_of
-from shared.training import TrainConfig
+from shared.training import TrainConfig, Trainer
 from shared.training.base_model import trained_base_model
+from shared.training.profiling import peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
     from run import Settings
@@ -33,6 +38,64 @@ LEARNING_RATES = {
 times apart; for others a guess.
 """
 TEXT_WINDOW = 128
+
+
+def fine_tune(settings: "Settings", device: torch.device) -> tuple[Workspace, dict[str, Any], Path]:
+    """One run: observes the model, trains what the method trains, and observes it again.
+
+    Returns the week's folders, the run's metrics, and the folder with what was trained.
+    """
+    talks = read_talks(settings)  # before the model is loaded, or trained
+    model, corpus = load_base(settings)
+    task = task_of(settings, model, talks)
+    asked_for = settings.questions if settings.measures_change else 0
+    questions = [talk[:-1] for talk in talks.held_out[:asked_for]]
+    model.to(device)
+    base_loss = task.evaluate(model, TrainConfig(), device)["val_loss"]
+    before = observe(model, corpus, task.template, questions, settings)
+    first_tokens = task.template.prompt([{"role": "user", "content": "?"}])
+    model = trainable(model, settings, first_tokens).to(device)
+    trained, frozen = count_trained_and_frozen(model)
+    print(f"{settings.run}: {trained:,} numbers are trained, {frozen:,} stay as they are")
+    work = Workspace(__file__, settings, corpus.name, device, name=kept_under(settings))
+    with work.log(settings.run, settings) as log:
+        config = train_config(settings, task)
+        print(f"{settings.run}: {config.in_words()}")
+        gc.collect()
+        reset_peak_memory(device)
+        folder = work.checkpoints / settings.run
+        trainer = Trainer(model, task, config, log, folder, device=device, description=settings.run)
+        summary = trainer.fit(settings.resume)
+        memory = peak_memory(device)
+        model = trainer.take_best()
+        after = observe(model, corpus, task.template, questions, settings)
+        kept = save_trained(folder, model, settings)
+        result = summary | {
+            "trainable": trained,
+            "share_trainable": trained / (trained + frozen),
+            "megabytes": sum(path.stat().st_size for path in kept.glob("*.safetensors")) / 1e6,
+            "peak_memory_gb": memory / 1e9 if memory else None,
+            "lr": config.lr,
+            "examples": len(task.train),
+            "base_loss": base_loss,
+            **change(before, after, settings),
+        }
+        asked = [question[-1]["content"] for question in questions]
+        log.artifact(talk=[list(talk) for talk in zip(asked, before.answers, after.answers)])
+        return work, log.finish(**{key: v for key, v in result.items() if v is not None}), kept
+
+
+def change(before: "Behaviour", after: "Behaviour", settings: "Settings") -> dict[str, float | None]:
+    """What became of the old text, and of the answers; {} where that was not measured."""
+    if before.text_perplexity is None or after.text_perplexity is None:
+        return {}
+    return {
+        "text_perplexity_before": before.text_perplexity,
+        "text_perplexity": after.text_perplexity,
+        "forgotten": after.text_perplexity / before.text_perplexity - 1,
+        "in_form_before": share_in_form(before.answers, settings),
+        "in_form": share_in_form(after.answers, settings),
+    }
 
 
 def load_base(settings: "Settings") -> tuple[GPT, Corpus]:
@@ -102,15 +165,18 @@ def trainable(model: GPT, settings: "Settings", prompt: list[int]) -> LanguageMo
 
     prompt: the tokens that prompt tuning begins with.
     """
-    return make_trainable(
-        model,
-        settings.method,
-        settings.adapter,
-        scheme=settings.scheme,
-        virtual_tokens=settings.virtual_tokens,
-        prompt=prompt,
-        seed=settings.seed,
-    )
+    options: dict[str, Any] = {}
+    if settings.method == "qlora":
+        options["scheme"] = settings.scheme
+    if settings.method == "prompt":
+        options |= {"virtual_tokens": settings.virtual_tokens, "prompt": prompt}
+    return make_trainable(model, settings.method, settings.adapter, seed=settings.seed, **options)
+
+
+def peak_rate(settings: "Settings") -> float:
+    """The peak learning rate: the settings', or what suits the method."""
+    rates = LEARNING_RATES.get(model_name(settings.model), LEARNING_RATES["other"])
+    return settings.lr or rates[settings.method]
 
 
 def train_config(settings: "Settings", task: Instructions) -> TrainConfig:
@@ -119,12 +185,11 @@ def train_config(settings: "Settings", task: Instructions) -> TrainConfig:
     batch_size = max(1, round(settings.examples_per_step * rows / len(task.train)))
     steps = settings.steps or math.ceil(settings.epochs * rows / batch_size)
     every = max(1, math.ceil(steps / settings.evaluations))
-    rates = LEARNING_RATES.get(model_name(settings.model), LEARNING_RATES["other"])
     return TrainConfig(
         steps=steps,
         batch_size=batch_size,
         block_size=task.block_size,
-        lr=settings.lr or rates[settings.method],
+        lr=peak_rate(settings),
         schedule="linear",
         final_lr=0.0,
         warmup_steps=math.ceil(settings.warmup * steps),
@@ -141,8 +206,8 @@ def train_config(settings: "Settings", task: Instructions) -> TrainConfig:
 class Behaviour:
     """How a model writes, before or after."""
 
-    text_perplexity: float
-    """On the old text's held-out part."""
+    text_perplexity: float | None
+    """On the old text's held-out part; None where that was not measured."""
     answers: list[str]
     """To the held-out questions."""
 
@@ -154,8 +219,10 @@ def observe(
     questions: list[Conversation],
     settings: "Settings",
 ) -> Behaviour:
-    """The perplexity on the old text, and the answers to `questions`, conversations that lack one."""
-    perplexity = text_perplexity(model, corpus, settings)
+    """The perplexity on the old text, where it is to be measured, and the answers to `questions`,
+    conversations that lack one.
+    """
+    perplexity = text_perplexity(model, corpus, settings) if settings.measures_change else None
     return Behaviour(perplexity, [answer(model, template, question) for question in questions])
 
 
@@ -185,8 +252,10 @@ def share_in_form(replies: list[str], settings: "Settings") -> float | None:
     return sum(in_form) / len(replies)
 
 
-def save_trained(folder: Path, model: nn.Module, settings: "Settings") -> Path:
+def save_trained(folder: Path, model: LanguageModel, settings: "Settings") -> Path:
     """Saves what was trained: the adapter in PEFT's form, or the whole model. Returns its folder."""
     if settings.method == "full":
         return checkpoint.save(folder / "model", model, model.tokenizer)
-    return save_adapter(folder / "adapter", model)
+    save_adapter(folder / "adapter", model, base_model=base_on_the_hub(settings.model))
+    save_tokenizer(folder / "adapter", model.tokenizer, model.config.block_size)
+    return folder / "adapter"

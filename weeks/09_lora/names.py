@@ -22,6 +22,7 @@ METHOD_LABELS = {
 }
 MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
 COLUMNS = {
+    "lr": "learning rate",
     "trainable": "numbers trained",
     "megabytes": "file (MB)",
     "peak_memory_gb": "peak memory (GB)",
@@ -44,6 +45,8 @@ HEADLINE = (
     "seconds",
 )
 """The metrics that the week keeps."""
+TRIAL = "rates-"
+"""How the names of the runs of `--study rates` begin."""
 RUN_NAME = re.compile(
     r"""(?:^|-)(?:
             (?P<full>full)
@@ -66,6 +69,15 @@ def parts_of(run: str) -> tuple[str, str, str]:
     parts = match.groupdict(default="")
     method = parts["full"] or parts["method"] or parts["qlora"]
     return method, parts["scheme"], parts["size"] or parts["rank"]
+
+
+def trial_name(run: str, lr: float | None) -> str:
+    """What the logs call a run of `--study rates`, which stands beside the week's own runs.
+
+    >>> trial_name("course-lora-8", 0.002)
+    'rates-course-lora-8-0.002'
+    """
+    return f"{TRIAL}{run}-{lr:g}"
 
 
 def kept_under(settings: "Settings") -> str | None:

@@ -4,42 +4,36 @@ them are trained.
     python weeks/09_lora/run.py --preset laptop
     # another method: full, lora, qlora, dora or prompt
     python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16 --adapter.lora-alpha 32
-    # another model, your own data
+    # another model, your own data (for more than a comparison of methods: python -m shared.adapters)
     python weeks/09_lora/run.py --preset laptop --model smollm2 --data my_questions.jsonl
     # all methods; with --model smollm2 on the real model
     python weeks/09_lora/run.py --preset laptop --study compare
+    # each method at three learning rates
+    python weeks/09_lora/run.py --preset laptop --study rates
 """
 
-import gc
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-import torch
+from typing import ClassVar, Literal
 
 from figures import draw, write_adapter_card
-from fine_tuning import (
-    load_base,
-    observe,
-    read_talks,
-    save_trained,
-    share_in_form,
-    task_of,
-    train_config,
-    trainable,
-)
-from names import COLUMNS, HEADLINE, METHODS, STEWARD, kept_under, model_name, parts_of
+from fine_tuning import fine_tune
+from names import COLUMNS, HEADLINE, METHODS, STEWARD, model_name, parts_of
 from shared.adapters import LoRAConfig
-from shared.adapters.methods import Method, count_trained_and_frozen
+from shared.adapters.methods import Method
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.report import read_runs
-from shared.course.workspace import WeekSettings, Workspace
+from shared.course.workspace import WeekSettings
 from shared.runtime import device_name, pick_device, table, write_atomically
-from shared.training import TrainConfig, Trainer
+from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS
-from shared.training.profiling import peak_memory, reset_peak_memory
 from studies import STUDIES
+
+TRAINING = (
+    *("lr", "steps", "epochs", "examples_per_step", "warmup", "weight_decay", "evaluations"),
+    *("adapter", "scheme", "virtual_tokens", "questions"),
+)
+"""What is not read where nothing is trained."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +77,25 @@ class Settings(WeekSettings):
     evaluations: int = 6
     """How often the held-out loss is measured; the best state is kept."""
     seed: int = 1337
+    measured: bool | None = None
+    """Also answer held-out questions at length and read the old text, before and after; none: only for the
+    course's own data.
+    """
     questions: int = 20
-    """Held-out ones that are answered before and after."""
+    """Held-out ones that are answered."""
     text_windows: int = 128
     """Of the old text, spread over its held-out part."""
     compared: tuple[str, ...] = ("full", "lora-2", "lora-32", "qlora-nf4-8", "dora-8", "prompt-16", "lora-8")
     """The study's runs, a method and its rank or number of embeddings each."""
-    study: Literal["compare"] | None = None
+    rate_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
+    """What the study of rates multiplies each method's learning rate by."""
+    study: Literal["compare", "rates", "rounding"] | None = None
 
-    READ_BY: ClassVar = {"run": ("method",), "compare": ("compared",)}
+    READ_BY: ClassVar = {
+        "run": ("method",),
+        "compare": ("compared",),
+        "rates": ("compared", "rate_factors"),
+    }
 
     def idle(self) -> dict[str, str]:
         idle = super().idle()
@@ -99,9 +103,20 @@ class Settings(WeekSettings):
             idle["base"] = f"with --model {self.model} no base model is trained"
         if self.steps is not None:
             idle["epochs"] = "--steps says how long"
-        if self.study:
-            by_row = ("adapter.r", "adapter.lora_alpha", "adapter.use_dora", "virtual_tokens")
-            return idle | dict.fromkeys(by_row, "--compared gives it")
+        if not self.measures_change:
+            why = "with data of your own, --measured True asks for it"
+            idle |= dict.fromkeys(("questions", "text_windows"), why)
+        return idle | (self._idle_in_study() if self.study else self._idle_by_method())
+
+    def _idle_in_study(self) -> dict[str, str]:
+        if self.study == "rounding":
+            return dict.fromkeys(TRAINING, "nothing is trained")
+        by_row = ("adapter.r", "adapter.lora_alpha", "adapter.use_dora", "virtual_tokens")
+        idle = dict.fromkeys(by_row, "--compared gives it")
+        return idle | ({"lr": "--rate-factors give it"} if self.study == "rates" else {})
+
+    def _idle_by_method(self) -> dict[str, str]:
+        idle: dict[str, str] = {}
         why = f"the method is {self.method}"
         if self.method in ("full", "prompt"):
             idle["adapter"] = why
@@ -126,6 +141,11 @@ class Settings(WeekSettings):
         checks.finish()
         for name in self.compared:
             parts_of(name)
+
+    @property
+    def measures_change(self) -> bool:
+        """Whether it is measured what becomes of the old text, and how answers read."""
+        return self.data == STEWARD if self.measured is None else self.measured
 
     @property
     def part(self) -> str:
@@ -195,54 +215,6 @@ def main(settings: Settings) -> dict[str, float]:
     card = write_adapter_card(work.logs, work.reports, settings, kept)
     write_atomically(kept / "README.md", card.read_text(encoding="utf-8"))
     return metrics
-
-
-def fine_tune(settings: Settings, device: torch.device) -> tuple[Workspace, dict[str, Any], Path]:
-    """One run: observes the model, trains what the method trains, and observes it again.
-
-    Returns the week's folders, the run's metrics, and the folder with what was trained.
-    """
-    talks = read_talks(settings)  # before the model is loaded, or trained
-    model, corpus = load_base(settings)
-    task = task_of(settings, model, talks)
-    questions = [talk[:-1] for talk in talks.held_out[: settings.questions]]
-    model.to(device)
-    base_loss = task.evaluate(model, TrainConfig(), device)["val_loss"]
-    before = observe(model, corpus, task.template, questions, settings)
-    first_tokens = task.template.prompt([{"role": "user", "content": "?"}])
-    model = trainable(model, settings, first_tokens).to(device)
-    trained, frozen = count_trained_and_frozen(model)
-    print(f"{settings.run}: {trained:,} numbers are trained, {frozen:,} stay as they are")
-    work = Workspace(__file__, settings, corpus.name, device, name=kept_under(settings))
-    with work.log(settings.run, settings) as log:
-        config = train_config(settings, task)
-        print(f"{settings.run}: {config.in_words()}")
-        gc.collect()
-        reset_peak_memory(device)
-        folder = work.checkpoints / settings.run
-        trainer = Trainer(model, task, config, log, folder, device=device, description=settings.run)
-        summary = trainer.fit(settings.resume)
-        memory = peak_memory(device)
-        model = trainer.take_best()
-        after = observe(model, corpus, task.template, questions, settings)
-        kept = save_trained(folder, model, settings)
-        result = summary | {
-            "trainable": trained,
-            "share_trainable": trained / (trained + frozen),
-            "megabytes": sum(path.stat().st_size for path in kept.glob("*.safetensors")) / 1e6,
-            "peak_memory_gb": memory / 1e9 if memory else None,
-            "lr": config.lr,
-            "examples": len(task.train),
-            "base_loss": base_loss,
-            "text_perplexity_before": before.text_perplexity,
-            "text_perplexity": after.text_perplexity,
-            "forgotten": after.text_perplexity / before.text_perplexity - 1,
-            "in_form_before": share_in_form(before.answers, settings),
-            "in_form": share_in_form(after.answers, settings),
-        }
-        asked = [question[-1]["content"] for question in questions]
-        log.artifact(talk=[list(talk) for talk in zip(asked, before.answers, after.answers)])
-        return work, log.finish(**{key: v for key, v in result.items() if v is not None}), kept
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Week 9's study: all methods on the same data."""
+"""Week 9's studies; here: all methods on the same data."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import torch
 from figures import draw
 from fine_tuning import load_base
 from names import COLUMNS, kept_under
+from rates import study_rates, study_rounding
 from shared.commandline import flags, without_idle
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
@@ -58,4 +59,8 @@ def run_in_own_process(settings: "Settings", preset: "Settings") -> None:
         )
 
 
-STUDIES: dict[str, Callable[["Settings", "Settings"], dict[str, float]]] = {"compare": study_compare}
+STUDIES: dict[str, Callable[["Settings", "Settings"], dict[str, float]]] = {
+    "compare": study_compare,
+    "rates": study_rates,
+    "rounding": study_rounding,
+}
