@@ -25,9 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from shared.adapters.lora import BaseLayer, LoRA, LoRAConfig, LoRALinear
+from shared.adapters.whole import WholeModule, whole_modules
 from shared.models.layers import swap_modules
-from shared.quantization.modules import QuantizedLinear, dequantize
+from shared.quantization.modules import QuantizedEmbedding, QuantizedLinear, dequantize
 
+WITH_WEIGHTS = (QuantizedLinear, QuantizedEmbedding, WholeModule)
+"""Modules whose weights are in a module inside of them."""
 OUTPUT = "lm_head"
 """The layer that "all-linear" leaves out."""
 
@@ -38,10 +41,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def linear_layers(model: nn.Module) -> dict[str, BaseLayer | LoRALinear]:
-    """The linear layers by name: plain, quantized, or with adapters (then without what is inside)."""
+    """The linear layers by name: plain, quantized, or with adapters (then without what is inside). A layer
+    that an adapter trains whole is none of them.
+    """
     layers: dict[str, BaseLayer | LoRALinear] = {}
+    whole = tuple(f"{name}." for name in whole_modules(model))
     for name, module in model.named_modules():
         parent = name.rpartition(".")[0]
+        if name.startswith(whole):
+            continue
         if isinstance(module, (nn.Linear, QuantizedLinear, LoRALinear)) and parent not in layers:
             layers[name] = module
     return layers
@@ -87,6 +95,48 @@ def _targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
             )
         targets += matches
     return list(dict.fromkeys(targets))
+
+
+def _whole_targets(model: nn.Module, wanted: Sequence[str], adapted: Sequence[str]) -> list[str]:
+    """The names of the modules that an adapter is to train whole.
+
+    Raises ValueError for a name that matches no module with weights of its own, one that gets thin matrices
+    too, and a module whose weight is another's as well (tied embeddings).
+    """
+    inside = tuple(f"{name}." for name in (*whole_modules(model), *adapted_layers(model)))
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name and not name.startswith(inside) and (module._parameters or isinstance(module, WITH_WEIGHTS))
+    }
+    owners = _count_owners(model)
+    targets: list[str] = []
+    for target in wanted:
+        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not matches:
+            existing = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
+            raise ValueError(f"modules_to_save: no module is called {target!r}; there are: {existing}")
+        targets += matches
+    for name in targets:
+        if name in adapted or isinstance(modules[name], LoRALinear):
+            raise ValueError(f"{name} is in target_modules and in modules_to_save: leave it out of one")
+        base = modules[name]
+        members = base._modules.values() if isinstance(base, WITH_WEIGHTS) else base._parameters.values()
+        if any(owners[id(member)] > 1 for member in members if member is not None):
+            raise ValueError(
+                f"modules_to_save: {name} shares its weight with another layer (tied embeddings), of which"
+                " PEFT would train one and leave the other: leave it out"
+            )
+    return list(dict.fromkeys(targets))
+
+
+def put_whole(model: nn.Module, module_name: str, name: str) -> nn.Module:
+    """Gives the adapter `name` a copy of a module, and returns it."""
+    module = model.get_submodule(module_name)
+    if not isinstance(module, WholeModule):
+        module = WholeModule(module).train(module.training)
+        swap_modules(model, {module_name: module})
+    return module.add(name).train(module.training)
 
 
 # ---- checks
@@ -164,9 +214,12 @@ def add_lora(model: Module, config: LoRAConfig, name: str = "default") -> Module
     embeddings), and a name that is taken.
     """
     names = _targets(model, config.target_modules)
+    whole = _whole_targets(model, config.modules_to_save, names)
     check_new(model, names, name)
     for target in names:
         put_adapter(model, target, name, config)
+    for target in whole:
+        put_whole(model, target, name)
     return use_adapters(model, name)
 
 
@@ -184,12 +237,37 @@ def use_adapters(model: Module, names: str | Sequence[str] | Mapping[str, float]
         shares = dict.fromkeys(names, 1.0)
     check_known(model, shares)
     check_unmerged(model)
+    bringing = _bringing_whole(model, shares)
+    if len(bringing) > 1 or any(shares[name] != 1 for name in bringing):
+        raise ValueError(
+            f"{', '.join(bringing)}: an adapter that trains modules whole (modules_to_save) is used alone of"
+            " its kind, and with a share of 1"
+        )
     model.requires_grad_(False)
+    for module in whole_modules(model).values():
+        module.in_use = next((name for name in bringing if name in module.copies), None)
+        if module.in_use is not None:
+            module.copies[module.in_use].requires_grad_(True)
     for layer in adapted_layers(model).values():
         layer.in_use = {name: share for name, share in shares.items() if name in layer.adapters}
         for name in layer.in_use:
             layer.adapters[name].requires_grad_(True)
     return model
+
+
+def _bringing_whole(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of these adapters that train modules whole."""
+    copies = {name for module in whole_modules(model).values() for name in module.copies}
+    return [name for name in names if name in copies]
+
+
+def _refuse_whole(model: nn.Module, names: Iterable[str], what: str) -> None:
+    """Raises ValueError where one of these adapters trains modules whole."""
+    bringing = _bringing_whole(model, names)
+    if bringing:
+        raise ValueError(
+            f"{bringing[0]} trains modules whole (modules_to_save), and cannot be {what}: use it alone"
+        )
 
 
 @contextmanager
@@ -202,6 +280,7 @@ def adapters_by_row(model: Module, names: Sequence[str | None]) -> Iterator[Modu
     layers = adapted_layers(model).values()
     check_known(model, [name for name in names if name is not None])
     check_unmerged(model)
+    _refuse_whole(model, [name for name in names if name is not None], "used for some rows of a batch")
     before = [layer.rows for layer in layers]
     for layer in layers:
         layer.rows = tuple(names)
@@ -225,6 +304,12 @@ def remove_adapter(model: Module, name: str) -> Module:
             layer.in_use.pop(name, None)
             if not layer.adapters:
                 swap_modules(model, {path: layer.base})
+    for path, module in whole_modules(model).items():
+        if name in module.copies:
+            del module.copies[name]
+            module.in_use = None if module.in_use == name else module.in_use
+            if not module.copies:
+                swap_modules(model, {path: module.base})
     return model
 
 
@@ -246,6 +331,9 @@ def merge_lora(model: Module, keep: bool = False) -> Module:
         changed = changed or layer.merged is not layer.base
         if not keep and layer.merged is not None:
             swap_modules(model, {name: layer.merged})
+    if not keep:
+        for name, module in whole_modules(model).items():
+            swap_modules(model, {name: module.current.requires_grad_(False)})
     return dequantize(model) if changed and not keep else model
 
 
@@ -284,6 +372,7 @@ def combine_adapters(
     """
     configs = adapters_of(model)
     check_known(model, shares)
+    _refuse_whole(model, shares, "combined with others")
     _check_combination([configs[part] for part in shares], method, rank)
     combined: dict[str, tuple[Tensor, Tensor]] = {}
     for path, layer in adapted_layers(model).items():

@@ -13,11 +13,13 @@ from shared.adapters.attach import (
     check_new,
     linear_layers,
     put_adapter,
+    put_whole,
     use_adapters,
 )
 from shared.adapters.lora import LoRAConfig
 from shared.adapters.peft_lora import Weights, read_lora, write_lora
 from shared.adapters.prompts import PromptTuned
+from shared.adapters.whole import whole_modules
 from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
 from shared.registry import unwrapped
@@ -53,11 +55,18 @@ def save_adapter(
             weights[path] = Weights(
                 adapter.lora_A.detach(), adapter.lora_B.detach(), alpha, adapter.magnitude
             )
+    whole = {
+        f"{path}.{field}": tensor.detach()
+        for path, module in whole_modules(model).items()
+        if name in module.copies
+        for field, tensor in module.copies[name].named_parameters()
+    }
     write_lora(
         folder,
         model,
         linears={path: base_layer(layer) for path, layer in linear_layers(model).items()},
         layers=weights,
+        whole=whole,
         settings={key: getattr(configs[0], key) for key in ("lora_dropout", "use_rslora", "use_dora")},
         base_model=base_model,
         quantization=quantization_of(model),
@@ -77,8 +86,9 @@ def load_adapter(folder: str | Path, model: Module, name: str = "default") -> Mo
         prompt = peft_files.read_prompt(folder, model.config, model.token_embedding)
         return PromptTuned(model, prompt.to(device_of(model)))
     linears = {path: base_layer(layer) for path, layer in linear_layers(model).items()}
-    config, layers = read_lora(folder, model, linears)
+    config, layers, whole = read_lora(folder, model, linears)
     check_new(model, layers, name)
+    modules = tuple(dict.fromkeys(parameter.rpartition(".")[0] for parameter in whole))
     targets = tuple(dict.fromkeys(path.rpartition(".")[2] for path in layers))
     shared_a: dict[int, nn.Parameter] = {}
     for path, weights in layers.items():
@@ -86,6 +96,7 @@ def load_adapter(folder: str | Path, model: Module, name: str = "default") -> Mo
             r=len(weights.a),
             lora_alpha=weights.alpha,
             target_modules=targets,
+            modules_to_save=modules,
             lora_dropout=config.get("lora_dropout", 0.0),
             use_rslora=config["use_rslora"],
             use_dora=weights.magnitude is not None,
@@ -96,4 +107,8 @@ def load_adapter(folder: str | Path, model: Module, name: str = "default") -> Mo
         adapter.lora_B = nn.Parameter(weights.b.to(device))
         if weights.magnitude is not None:
             adapter.magnitude = nn.Parameter(weights.magnitude.to(device).clone())
+    for path in modules:
+        copy = put_whole(model, path, name)
+        for field, parameter in copy.named_parameters():
+            parameter.data = whole[f"{path}.{field}"].to(parameter.device)
     return use_adapters(model, name)

@@ -50,6 +50,10 @@ class LoRAConfig:
     """Names of linear layers, or ends of such names ("attn.o_proj"); ("all-linear",) is all but the output
     layer.
     """
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the thin matrices, by name or its end, as "lm_head" or "norm":
+    the adapter brings a copy of each.
+    """
     lora_dropout: float = 0.0
     """On the input of A, in training."""
     use_rslora: bool = False
@@ -60,12 +64,21 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         checks = Checks(self)
         targets: object = self.target_modules  # may be a list, from JSON, or by mistake a single name
+        if targets == "all-linear":  # PEFT writes it so
+            targets = ("all-linear",)
+            object.__setattr__(self, "target_modules", targets)
         checks.require(
             not isinstance(targets, str),
             f"target_modules={targets!r}: must be a tuple of names, as in ({targets!r},)",
         )
         checks.require(bool(targets), "target_modules is empty: name at least one linear layer")
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        whole: object = self.modules_to_save
+        checks.require(
+            not isinstance(whole, str),
+            f"modules_to_save={whole!r}: must be a tuple of names, as in ({whole!r},)",
+        )
+        object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
         checks.at_least(1, "r")
         checks.above(0, "lora_alpha")
         checks.below(1, "lora_dropout")

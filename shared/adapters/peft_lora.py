@@ -24,6 +24,7 @@ from shared.adapters.peft_files import WEIGHTS, check_base, read_files, sketch, 
 from shared.models.families import hf_config, refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig
+from shared.registry import without_memory
 
 PREFIX = "base_model.model."
 FIELDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
@@ -36,10 +37,11 @@ SETTING_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_dropout": (int, float),
     "use_rslora": bool,
     "use_dora": bool,
+    "modules_to_save": (list, type(None)),
     "rank_pattern": dict,
     "alpha_pattern": dict,
 }
-COMPUTED = {*SETTING_TYPES, "peft_type", "target_modules"}
+COMPUTED = {*SETTING_TYPES, "modules_to_save", "peft_type", "target_modules"}
 """Settings of PEFT's that are taken into account here."""
 HARMLESS = {
     "auto_mapping",
@@ -206,13 +208,15 @@ def write_lora(
     *,
     linears: Mapping[str, BaseLayer],
     layers: Mapping[str, Weights],
+    whole: Mapping[str, Tensor],
     settings: Mapping[str, Any],
     base_model: str | None,
     quantization: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an adapter.
 
-    linears: all linear layers of `model`; layers: the adapter's, by the same names; settings: lora_dropout,
+    linears: all linear layers of `model`; layers: the adapter's, by the same names; whole: the parameters of
+    modules that it trains whole, by their names in the plain model; settings: lora_dropout,
     use_rslora and use_dora; base_model: the base's name on the hub, or its folder; quantization: how it is
     rounded. A call that is killed leaves a folder
     without adapter_config.json. Raises ValueError for a folder that holds a model.
@@ -236,6 +240,9 @@ def write_lora(
             tensor = getattr(fused, field)
             if tensor is not None:
                 tensors[f"{PREFIX}{path}.{ending}"] = tensor.detach().cpu().contiguous().clone()
+    theirs = _whole_as_theirs(model, layout, whole)
+    for name, tensor in theirs.items():
+        tensors[PREFIX + name] = tensor.cpu().contiguous().clone()
     (r, alpha), _ = Counter(zip(ranks.values(), alphas.values())).most_common(1)[0]
     config = {
         **settings,
@@ -245,7 +252,7 @@ def write_lora(
         "bias": "none",
         "inference_mode": True,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in theirs}) or None,
         "r": r,
         "lora_alpha": alpha,
         "fan_in_fan_out": layout is not None and layout.conv1d,
@@ -258,6 +265,30 @@ def write_lora(
     if quantization is not None:
         notes["quantization"] = quantization
     write_files(folder, tensors, config, notes)
+
+
+def _whole_as_theirs(
+    model: nn.Module, layout: Layout | None, whole: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The parameters of whole modules under the file's names and in its form. Raises ValueError where one is
+    only a part of one of theirs.
+    """
+    if layout is None or not whole:
+        return dict(whole)
+    assert isinstance(model, GPT)
+    for theirs, ours in layout.groups(_plain_names(model)).items():
+        missing = [name for name in ours if name not in whole]
+        if missing and len(missing) < len(ours):
+            raise ValueError(
+                f"modules_to_save: at Hugging Face {', '.join(ours)} are one, {theirs}: name {missing[0]} too"
+            )
+    return layout.theirs(whole, model.config.head_dim)
+
+
+def _plain_names(model: GPT) -> list[str]:
+    """The parameters of the model as it is without adapters."""
+    with without_memory():
+        return [name for name, _ in GPT(with_their_biases(model.config)).named_parameters()]
 
 
 def _own_notes(
@@ -276,8 +307,9 @@ def _own_notes(
 
 def read_lora(
     folder: Path, model: nn.Module, linears: Mapping[str, BaseLayer]
-) -> tuple[dict[str, Any], dict[str, Weights]]:
-    """The configuration of an adapter, and its weights for each of our layers.
+) -> tuple[dict[str, Any], dict[str, Weights], dict[str, Tensor]]:
+    """The configuration of an adapter, its weights for each of our layers, and the parameters of modules that
+    it trains whole.
 
     linears: all linear layers of `model`. Raises ValueError for files that are missing or damaged, for layers
     that `model` does not have, other shapes or another rank than the configuration's, for a base that is
@@ -286,6 +318,7 @@ def read_lora(
     config, tensors, notes = read_files(folder)
     where = str(folder)
     _check_config(config, where)
+    whole = _whole_as_ours(config, tensors, model, where)
     by_path = _tensors_by_path(tensors, where)
     groups = _groups(by_path, model, linears, where)
     problems: list[str] = []
@@ -308,7 +341,49 @@ def read_lora(
     if problems:
         raise ValueError(f"{where}: an adapter of another base or rank: {'; '.join(sorted(problems)[:4])}")
     check_base(notes.get("base", {}), sketch({name: linears[name] for name in layers}), where)
-    return {**config, "use_rslora": config.get("use_rslora", False)}, layers
+    return {**config, "use_rslora": config.get("use_rslora", False)}, layers, whole
+
+
+def _whole_as_ours(
+    config: Mapping[str, Any], tensors: dict[str, Tensor], model: nn.Module, where: str
+) -> dict[str, Tensor]:
+    """Takes the parameters of whole modules out of `tensors`, as ours.
+
+    Raises ValueError where one is missing, of another shape, or none of the model's.
+    """
+    modules = config.get("modules_to_save") or []
+    shapes, layout = _shapes_by_theirs(model) if modules else ({}, None)
+    ours: dict[str, Tensor] = {}
+    problems = []
+    for module in modules:
+        wanted = [name for name in shapes if name.rpartition(".")[0].endswith(module)]
+        if not wanted:
+            problems.append(f"modules_to_save: this model has no {module!r}")
+        for name in wanted:
+            tensor = tensors.pop(PREFIX + name, None)
+            rows = sum(shape[0] for shape in shapes[name].values())
+            if tensor is None or tensor.numel() != math.prod(next(iter(shapes[name].values()))[1:]) * rows:
+                problems.append(f"modules_to_save: {name} is missing, or of another shape")
+            elif layout is None:
+                ours[name] = tensor
+            else:
+                assert isinstance(model, GPT)
+                ours |= layout.ours(tensor, shapes[name], model.config.head_dim)
+    refuse(problems, where)
+    return ours
+
+
+def _shapes_by_theirs(model: nn.Module) -> tuple[dict[str, dict[str, torch.Size]], Layout | None]:
+    """Our parameters of the plain model, with their shapes, by the file's name of what they are parts of."""
+    layout = _layout(model)
+    if not isinstance(model, GPT):
+        return {}, None
+    with without_memory():
+        shapes = {name: p.shape for name, p in GPT(model.config).named_parameters()}
+    if layout is None:
+        return {name: {name: shape} for name, shape in shapes.items()}, None
+    groups = layout.groups(shapes)
+    return {theirs: {name: shapes[name] for name in names} for theirs, names in groups.items()}, layout
 
 
 def _check_config(config: Mapping[str, Any], where: str) -> None:
