@@ -256,6 +256,7 @@ def fine_tune(settings: SFTSettings) -> SFTResult:
     Raises ValueError for files, a model, or settings that cannot be; KeyboardInterrupt once Ctrl-C's step is
     saved.
     """
+    _check_out(settings)
     talks = read_talks(settings)  # before the model is loaded
     with process_group(settings.device) as (device, rank, world_size):
         number_format = precision(settings.precision, device)
@@ -293,6 +294,12 @@ def fine_tune(settings: SFTSettings) -> SFTResult:
                 log.finish(**summary)
         processes.barrier()
     return SFTResult(model, out, usage, summary)
+
+
+def _check_out(settings: SFTSettings) -> None:
+    """Raises ValueError where `out` has a model, beside which no adapter can lie."""
+    if settings.method != "full" and (Path(settings.out) / "config.json").exists():
+        raise ValueError(f"{settings.out} holds a model: choose another folder for its adapter")
 
 
 class Talks(NamedTuple):

@@ -1,4 +1,4 @@
-"""shared/adapters/sft.py and `python -m shared.adapters`: fine-tuning on a file of conversations by one call."""
+"""shared/adapters/sft.py and `python -m shared.adapters`: fine-tuning on conversations by one call."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from shared.commandline import parse_args
 from shared.models.pretrained import load_model
 from shared.quantization.modules import quantization_of
 from shared.runtime import ROOT, read_json, read_jsonl
-from shared.training.config import TrainConfig
+from shared.training.config import TrainConfig, lr_at
 from shared.training.distributed import recompute_blocks
 from shared.training.profiling import saved_bytes
 from tests.adapters.helpers import LLAMA, close, gpt
@@ -43,7 +43,7 @@ TALKS = [
 def folder(tmp_path_factory) -> Path:
     """A checkpoint `model`, conversations `talks.jsonl`, and a text."""
     folder = tmp_path_factory.mktemp("sft")
-    model = gpt(replace(LLAMA, vocab_size=320, block_size=64, n_embd=64))
+    model = gpt(replace(LLAMA, vocab_size=320, block_size=128, n_embd=64))
     checkpoint.save(folder / "model", model, tokenizer(chat=False))
     (folder / "talks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in TALKS), encoding="utf-8")
     (folder / "text.txt").write_text(synthetic_text(), encoding="utf-8")
@@ -115,7 +115,7 @@ def test_what_is_written_computes_what_was_trained(settings, method):
 
 
 def test_the_state_that_is_kept_is_the_best(settings):
-    result = fine_tune(replace(settings, epochs=2.0, lr=0.3))
+    result = fine_tune(replace(settings, steps=30, lr=1.0, schedule="constant"))
     rows = read_jsonl(result.folder / "log" / "metrics.jsonl")
     by_step = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
     assert result.summary["best_val_loss"] == min(by_step.values()) < by_step[max(by_step)]
@@ -168,12 +168,17 @@ def test_more_epochs_on_resume_equal_as_many_from_the_start(settings, tmp_path, 
 
 def test_with_a_schedule_of_the_length_the_rate_follows_the_longer_one(settings):
     fine_tune(settings)
-    result = fine_tune(replace(settings, epochs=2.0, resume=True))
-    rows = [row for row in read_jsonl(result.folder / "log" / "metrics.jsonl") if "lr" in row]
-    steps = result.summary["steps"]
-    rates = {row["step"]: row["lr"] for row in rows}
-    before = max(step for step in rates if rates[step] <= min(rates.values()) + 1e-12)
-    assert rates[steps // 2 + 1] > rates[steps // 2] and before == steps  # up once, and down to the end
+    longer = replace(settings, epochs=2.0, resume=True)
+    task = sft.task_of(longer, load_model(longer.model), sft.read_talks(longer))
+    result = fine_tune(longer)
+    rows = read_jsonl(result.folder / "log" / "metrics.jsonl")
+    rates = [row["lr"] for row in rows if "lr" in row]
+    rises = [i for i in range(2, len(rates)) if rates[i] > rates[i - 1]]  # after a step of warmup
+    assert len(rises) == 1 and len(rates) == result.summary["steps"]
+    # From there on it is the longer schedule's.
+    assert rates[rises[0] :] == pytest.approx(
+        [lr_at(i, sft.plan_steps(longer, task)) for i in range(rises[0], len(rates))]
+    )
 
 
 def test_it_stops_early(settings, capsys):
@@ -213,7 +218,7 @@ def test_what_is_too_long_is_left_out_or_cut_off_on_request(settings, folder):
     model = load_model(folder / "model")
     template = template_for(model.tokenizer)
     talks = sft.read_talks(settings).train
-    whole = Instructions(talks, talks, template, 64, say=lambda line: None).train
+    whole = Instructions(talks, talks, template, 128, say=lambda line: None).train
     limit = sorted(len(example.ids) - 1 for example in whole)[len(whole) // 2]
     said: list[str] = []
     dropped = Instructions(talks, talks, template, limit, say=said.append).train
@@ -247,13 +252,13 @@ def test_a_trackers_numbers_are_the_logs(settings):
 def test_the_estimate_of_activations_is_near_what_the_forward_keeps(settings, folder, method, recompute):
     model = make_trainable(load_model(folder / "model"), method, replace(settings.adapter, r=16)).train()
     task = sft.task_of(settings, load_model(folder / "model"), sft.read_talks(settings))
-    train = TrainConfig(batch_size=4, block_size=64)
+    train = TrainConfig(batch_size=4, block_size=128)
     estimate = estimate_tuning_memory(model, train, recompute=recompute)
     if recompute:
         recompute_blocks(model)
     ids, targets, texts = lay_out(task.rows(task.train, range(len(task.train)))[:4])
     kept = saved_bytes(model, lambda: task.loss(model, ids, targets, texts))
-    used = ids.numel() / (4 * 64)
+    used = ids.numel() / (4 * 128)
     assert kept == pytest.approx(estimate.activations * used, rel=0.25)
 
 
