@@ -241,8 +241,7 @@ def write_lora(
             if tensor is not None:
                 tensors[f"{PREFIX}{path}.{ending}"] = tensor.detach().cpu().contiguous().clone()
     theirs = _whole_as_theirs(model, layout, whole)
-    for name, tensor in theirs.items():
-        tensors[PREFIX + name] = tensor.cpu().contiguous().clone()
+    tensors |= {PREFIX + name: tensor.cpu().contiguous().clone() for name, tensor in theirs.items()}
     (r, alpha), _ = Counter(zip(ranks.values(), alphas.values())).most_common(1)[0]
     config = {
         **settings,
@@ -261,10 +260,8 @@ def write_lora(
         "alpha_pattern": {path: other for path, other in alphas.items() if other != alpha},
     }
     base = sketch({name: linears[name] for name in layers})
-    notes: dict[str, Mapping[str, Any]] = {"own": own, "base": base}
-    if quantization is not None:
-        notes["quantization"] = quantization
-    write_files(folder, tensors, config, notes)
+    noted = {"quantization": quantization} if quantization else {}
+    write_files(folder, tensors, config, {"own": own, "base": base, **noted})
 
 
 def _whole_as_theirs(

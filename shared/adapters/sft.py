@@ -257,12 +257,12 @@ def fine_tune(settings: SFTSettings) -> SFTResult:
     saved.
     """
     _check_out(settings)
-    talks = read_talks(settings)  # before the model is loaded
+    talks = sft_talks(settings)  # before the model is loaded
     with process_group(settings.device) as (device, rank, world_size):
         number_format = precision(settings.precision, device)
         processes = Processes("ddp" if world_size > 1 else "none", device, recompute=settings.recompute)
         base = load_model(settings.model, device)
-        task = task_of(settings, base, talks)
+        task = sft_task(settings, base, talks)
         base_name = _name_of_base(settings, base, rank)
         before = _forgetting(settings, base, task.tokenizer, "before")
         model = make_trainable(
@@ -309,7 +309,7 @@ class Talks(NamedTuple):
     held_out: list[Conversation]
 
 
-def read_talks(settings: SFTSettings) -> Talks:
+def sft_talks(settings: SFTSettings) -> Talks:
     """The conversations of the settings' files. Raises ValueError for files that cannot be read."""
     train = read_conversations(settings.data, settings.skip_bad_lines)
     if settings.held_out is not None:
@@ -319,7 +319,7 @@ def read_talks(settings: SFTSettings) -> Talks:
     return Talks(train, held_out)
 
 
-def task_of(settings: SFTSettings, model: GPT, talks: Talks) -> Instructions:
+def sft_task(settings: SFTSettings, model: GPT, talks: Talks) -> Instructions:
     """What there is to learn, in the model's tokens and template. Raises ValueError for a model without a
     tokenizer.
     """

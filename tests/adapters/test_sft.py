@@ -84,7 +84,7 @@ def test_the_command_says_what_will_happen_and_ends_with_what_peft_loads(folder,
     said = capsys.readouterr().out
     model = load_model(folder / "model")
     template = template_for(model.tokenizer)
-    talks = sft.read_talks(settings)
+    talks = sft.sft_talks(settings)
     read = answers = 0
     for question, answer in talks.train:
         prompt, reply = template.prompt([question]), template.answer(answer["content"])
@@ -119,7 +119,7 @@ def test_the_state_that_is_kept_is_the_best(settings):
     rows = read_jsonl(result.folder / "log" / "metrics.jsonl")
     by_step = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
     assert result.summary["best_val_loss"] == min(by_step.values()) < by_step[max(by_step)]
-    task = sft.task_of(settings, load_model(settings.model), sft.read_talks(settings))
+    task = sft.sft_task(settings, load_model(settings.model), sft.sft_talks(settings))
     loss = task.evaluate(result.model, TrainConfig(batch_size=2))["val_loss"]
     assert loss == pytest.approx(min(by_step.values()), rel=1e-6)
 
@@ -169,7 +169,7 @@ def test_more_epochs_on_resume_equal_as_many_from_the_start(settings, tmp_path, 
 def test_with_a_schedule_of_the_length_the_rate_follows_the_longer_one(settings):
     fine_tune(settings)
     longer = replace(settings, epochs=2.0, resume=True)
-    task = sft.task_of(longer, load_model(longer.model), sft.read_talks(longer))
+    task = sft.sft_task(longer, load_model(longer.model), sft.sft_talks(longer))
     result = fine_tune(longer)
     rows = read_jsonl(result.folder / "log" / "metrics.jsonl")
     rates = [row["lr"] for row in rows if "lr" in row]
@@ -217,7 +217,7 @@ def test_what_is_too_long_is_left_out_or_cut_off_on_request(settings, folder):
     """By a count of the conversations' lengths written out here."""
     model = load_model(folder / "model")
     template = template_for(model.tokenizer)
-    talks = sft.read_talks(settings).train
+    talks = sft.sft_talks(settings).train
     whole = Instructions(talks, talks, template, 128, say=lambda line: None).train
     limit = sorted(len(example.ids) - 1 for example in whole)[len(whole) // 2]
     said: list[str] = []
@@ -251,7 +251,7 @@ def test_a_trackers_numbers_are_the_logs(settings):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_estimate_of_activations_is_near_what_the_forward_keeps(settings, folder, method, recompute):
     model = make_trainable(load_model(folder / "model"), method, replace(settings.adapter, r=16)).train()
-    task = sft.task_of(settings, load_model(folder / "model"), sft.read_talks(settings))
+    task = sft.sft_task(settings, load_model(folder / "model"), sft.sft_talks(settings))
     train = TrainConfig(batch_size=4, block_size=128)
     estimate = estimate_tuning_memory(model, train, recompute=recompute)
     if recompute:

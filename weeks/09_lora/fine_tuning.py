@@ -4,7 +4,7 @@ import gc
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from shared.adapters.artefacts import base_on_the_hub, save_tokenizer
 from shared.adapters.conversations import Conversation, read_conversations, split_off
 from shared.adapters.instructions import Instructions, Template, answer, template_for
 from shared.adapters.methods import count_trained_and_frozen, make_trainable
+from shared.adapters.sft import Talks
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, load_corpus
 from shared.evaluation import evaluate
@@ -40,7 +41,7 @@ times apart; for others a guess.
 TEXT_WINDOW = 128
 
 
-def fine_tune(settings: "Settings", device: torch.device) -> tuple[Workspace, dict[str, Any], Path]:
+def tune_and_observe(settings: "Settings", device: torch.device) -> tuple[Workspace, dict[str, Any], Path]:
     """One run: observes the model, trains what the method trains, and observes it again.
 
     Returns the week's folders, the run's metrics, and the folder with what was trained.
@@ -115,13 +116,6 @@ def load_base(settings: "Settings") -> tuple[GPT, Corpus]:
     if model.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer: the text cannot be cut into its tokens")
     return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
-
-
-class Talks(NamedTuple):
-    """The conversations to learn from, and those to measure on."""
-
-    train: list[Conversation]
-    held_out: list[Conversation]
 
 
 def read_talks(settings: "Settings") -> Talks:

@@ -8,7 +8,6 @@ import torch
 
 from figures import draw_rates
 from fine_tuning import (
-    Talks,
     load_base,
     observe,
     peak_rate,
@@ -20,6 +19,7 @@ from fine_tuning import (
     trainable,
 )
 from names import kept_under, model_name, trial_name
+from shared.adapters.sft import Talks
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPT

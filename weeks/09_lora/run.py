@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from figures import draw, write_adapter_card
-from fine_tuning import fine_tune
+from fine_tuning import tune_and_observe
 from names import COLUMNS, HEADLINE, METHODS, STEWARD, model_name, parts_of
 from shared.adapters import LoRAConfig
 from shared.adapters.methods import Method
@@ -203,7 +203,7 @@ def main(settings: Settings) -> dict[str, float]:
     if settings.study:
         return STUDIES[settings.study](settings, PRESETS[settings.preset])
     device = pick_device(settings.device)
-    work, result, kept = fine_tune(settings, device)
+    work, result, kept = tune_and_observe(settings, device)
     for question, was, now in read_runs(work.logs)[settings.run].artifacts["talk"][:3]:
         print(f"\n> {question}\nbefore: {was}\nafter:  {now}")
     print(f"\n({device_name(device)}; kept in {kept})")
