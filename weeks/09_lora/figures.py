@@ -201,7 +201,9 @@ print(answer(model, template_for(model.tokenizer), "How do I keep bread from goi
         },
         figures=_before_and_after(summary),
         usage=usage,
-        sample="\n\n".join(f"> {question}\n{after}" for question, _, after in run.artifacts["talk"][:3]),
+        sample="\n\n".join(
+            f"> {question}\n{after}" for question, _, after in run.artifacts.get("talk", [])[:3]
+        ),
     )
 
 

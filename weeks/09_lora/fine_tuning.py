@@ -82,7 +82,8 @@ def tune_and_observe(settings: "Settings", device: torch.device) -> tuple[Worksp
             **change(before, after, settings),
         }
         asked = [question[-1]["content"] for question in questions]
-        log.artifact(talk=[list(talk) for talk in zip(asked, before.answers, after.answers)])
+        if asked:
+            log.artifact(talk=[list(talk) for talk in zip(asked, before.answers, after.answers)])
         return work, log.finish(**{key: v for key, v in result.items() if v is not None}), kept
 
 

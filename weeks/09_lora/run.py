@@ -204,7 +204,7 @@ def main(settings: Settings) -> dict[str, float]:
         return STUDIES[settings.study](settings, PRESETS[settings.preset])
     device = pick_device(settings.device)
     work, result, kept = tune_and_observe(settings, device)
-    for question, was, now in read_runs(work.logs)[settings.run].artifacts["talk"][:3]:
+    for question, was, now in read_runs(work.logs)[settings.run].artifacts.get("talk", [])[:3]:
         print(f"\n> {question}\nbefore: {was}\nafter:  {now}")
     print(f"\n({device_name(device)}; kept in {kept})")
     if model_name(settings.model) != "course" or settings.method != "lora":
