@@ -2,7 +2,8 @@
 
 Sources: Schulman et al., "Proximal Policy Optimization Algorithms" (2017), and for language models Ziegler et
 al. (2019); Schulman et al., "Generalized Advantage Estimation" (2015); Shao et al., "DeepSeekMath" (GRPO,
-2024), with the variants of Liu et al. (Dr. GRPO, 2025), Yu et al. (DAPO, 2025) and Zheng et al. (GSPO, 2025).
+2024), with the variants of Liu et al. (Dr. GRPO, 2025), Yu et al. (DAPO, 2025) and Zheng et al. (GSPO, 2025);
+Ahmadian et al., "Back to Basics" (RLOO, 2024).
 
 Both methods (GRPO in one of its forms, see `GRPOConfig.kl`), like DPO, look for the same policy: the one with
 the greatest mean of r(x, y) - beta · KL(policy ‖ reference). It is known in closed form, pi*(y|x) ∝
@@ -191,6 +192,16 @@ def group_advantages(
     elif scale != "none":
         raise ValueError(f"scale={scale!r}: must be group, batch or none")
     return advantages.flatten()
+
+
+def leave_one_out_advantages(scores: Tensor, group_size: int) -> Tensor:
+    """Each answer's score less the mean of the *other* answers of its group (RLOO, Ahmadian et al., 2024).
+
+    scores [groups · group_size] -> the same shape. The baseline does not depend on the answer, so the policy
+    gradient stays unbiased. It is group_size / (group_size - 1) times the deviation from the group's mean.
+    Raises ValueError as `group_advantages` does.
+    """
+    return group_advantages(scores, group_size, "none") * group_size / (group_size - 1)
 
 
 def grpo_loss(

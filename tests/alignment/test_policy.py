@@ -12,6 +12,7 @@ from shared.alignment.logprobs import kl_estimate, whiten
 from shared.alignment.policy import (
     explained_variance,
     group_advantages,
+    leave_one_out_advantages,
     policy_loss,
     ratio_diagnostics,
     token_rewards,
@@ -243,6 +244,22 @@ def test_advantages_in_a_group_are_deviations_from_its_mean(scale):
         divisor = {"group": group.std(ddof=1) + 1e-4, "batch": scores.std(ddof=1) + 1e-4, "none": 1}[scale]
         expected += [(s - group.mean()) / divisor for s in group]
     close(group_advantages(torch.from_numpy(scores), 4, scale), torch.tensor(expected).double())
+
+
+def test_rloos_advantages_are_trls_and_each_is_against_the_mean_of_the_others():
+    frozen = TRL["rloo"]
+    scores, expected = tensors(frozen, "scores", "advantages")
+    advantages = leave_one_out_advantages(scores, frozen["group_size"])
+    close(advantages, expected)
+    for group, own in zip(scores.view(-1, 4), advantages.view(-1, 4)):
+        for i in range(4):
+            others = torch.cat([group[:i], group[i + 1 :]])
+            close(own[i], group[i] - others.mean())
+
+
+def test_rloos_advantages_are_dr_grpos_times_a_constant_that_adam_does_not_see():
+    scores = random(16)
+    close(leave_one_out_advantages(scores, 8), group_advantages(scores, 8, "none") * 8 / 7)
 
 
 def test_a_group_of_equal_scores_teaches_nothing():

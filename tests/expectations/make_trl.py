@@ -1,9 +1,9 @@
 """Makes tests/expectations/trl.json: losses and gradients of TRL on random numbers.
 
-DPO and GRPO are those of TRL 1.16.0. Their losses are called on a stand-in for the trainer. PPO is that of
-TRL 1.12.0, the last release that has it; its losses are inline in `train()`, so the lines between two
-landmarks are taken from the file. TRL is not needed for the tests; for this, from the repository's root and
-with both unpacked somewhere:
+DPO, GRPO and RLOO are those of TRL 1.16.0. The losses of the first two are called on a stand-in for the
+trainer. PPO is that of TRL 1.12.0, the last release that has it; its losses, as RLOO's advantages, are inline
+in a method, so the lines between two landmarks are taken from the file. TRL is not needed for the tests; for
+this, from the repository's root and with both unpacked somewhere:
 
     pip install --no-deps --target /tmp/trl trl==1.16.0; pip download --no-deps trl==1.12.0; unzip it
     PYTHONPATH=/tmp/trl python -m tests.expectations.make_trl .../trl/experimental/ppo/ppo_trainer.py
@@ -197,6 +197,20 @@ def grpo() -> dict[str, Any]:
     }
 
 
+# ---- RLOO
+
+
+def rloo() -> dict[str, Any]:
+    """Its advantages; the lines that compute them are inline in the trainer. The numbers are its own."""
+    from trl.trainer import rloo_trainer
+
+    rewards = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    names = {**vars(rloo_trainer), "rewards": rewards, "num_generations": 4}
+    source = Source(Path(rloo_trainer.__file__).read_text(encoding="utf-8"))
+    source.run("grouped_rewards = rewards.view", "# Normalize advantages", names)
+    return {"scores": rewards.tolist(), "group_size": 4, "advantages": names["advantages"].tolist()}
+
+
 # ---- PPO
 
 PPO_SETTINGS = dict(gamma=0.98, lam=0.9, cliprange=0.2, cliprange_value=0.25, vf_coef=0.3)
@@ -218,7 +232,7 @@ PPO_KEPT = (
 
 
 class Source:
-    """The text of TRL's PPO trainer, of which some lines are run."""
+    """The text of a trainer of TRL's, of which some lines are run."""
 
     def __init__(self, text: str):
         self.lines = text.split("\n")
@@ -291,6 +305,7 @@ def ppo(source: Source) -> dict[str, Any]:
 
 def main(ppo_trainer: Path) -> None:
     numbers = {"ppo": ppo(Source(ppo_trainer.read_text(encoding="utf-8"))), "dpo": dpo(), "grpo": grpo()}
+    numbers["rloo"] = rloo()
     FILE.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
 
 
