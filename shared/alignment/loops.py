@@ -8,12 +8,13 @@ The models are those of the course, ids -> logits, handed in and trained in plac
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from shared import checkpoint
@@ -32,6 +33,7 @@ from shared.alignment.policy import (
     gae,
     group_advantages,
     grpo_loss,
+    leave_one_out_advantages,
     ppo_loss,
     ratio_diagnostics,
     token_rewards,
@@ -40,8 +42,10 @@ from shared.checks import Checks
 from shared.runtime import RunLog
 from shared.sampling.generate import sample
 
+NO_TOKEN = -1
+"""Fills up a prompt that is shorter than others of its batch, on the right."""
 Prompts = Callable[[int], Tensor]
-"""The prompts of a step: int64 [batch, time], all of one length."""
+"""The prompts of a step: int64 [batch, time], shorter ones filled up with `NO_TOKEN`."""
 Score = Callable[[Tensor, Tensor], Tensor]
 """The rewards of answers, (ids, mask) -> float [batch]; ids and mask as `draw_answers` gives them."""
 Preferences = Callable[[int], tuple[Tensor, Tensor]]
@@ -117,7 +121,10 @@ class GRPOConfig(OnlineConfig):
 
     group_size: int = 8
     """Answers to each prompt."""
+    baseline: Literal["group", "others"] = "group"
+    """What an answer's score is compared with: the mean of its group, or that of the others in it (RLOO)."""
     scale: Literal["group", "batch", "none"] = "group"
+    """What the difference is divided by: see `group_advantages`. With baseline others: none."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo"] = "grpo"
     kl: Literal["loss", "reward"] = "loss"
     """loss: as published, k3 of each token in the loss. Its gradient is not that of KL(policy ‖ reference),
@@ -125,6 +132,32 @@ class GRPOConfig(OnlineConfig):
     KL is taken off its score; with scale none and dr_grpo the optimum is the reference times exp(reward /
     beta).
     """
+
+    def _check(self, checks: Checks) -> None:
+        super()._check(checks)
+        checks.at_least(2, "group_size")
+        checks.require(
+            self.baseline == "group" or self.scale == "none",
+            f"baseline={self.baseline!r}, scale={self.scale!r}: RLOO divides by nothing, scale must be none",
+        )
+
+    def advantages(self, scores: Tensor) -> Tensor:
+        """Of answers with these scores, [groups · group_size] -> the same shape."""
+        if self.baseline == "others":
+            return leave_one_out_advantages(scores, self.group_size)
+        return group_advantages(scores, self.group_size, self.scale)
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Prompts of any lengths as one tensor, int64 [prompts, longest]: shorter ones end in `NO_TOKEN`.
+
+    Raises ValueError for an empty prompt, after which nothing can be drawn.
+    """
+    if not len(prompts) or not all(len(prompt) for prompt in prompts):
+        raise ValueError("each prompt needs at least one token, and there must be a prompt")
+    longest = max(len(prompt) for prompt in prompts)
+    rows = [[*prompt, *[NO_TOKEN] * (longest - len(prompt))] for prompt in prompts]
+    return torch.tensor(rows)
 
 
 @torch.no_grad()
@@ -135,28 +168,38 @@ def draw_answers(
     end: int | None = None,
     generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Answers to prompts of one length, drawn at temperature 1.
+    """Answers to prompts, drawn at temperature 1.
 
-    prompts: int64 [batch, time]. Returns ids and mask, both [batch, time + max_new_tokens]. An answer's `end`
-    belongs to it; what comes after is `end` again, outside the mask. The temperature is 1 because the methods
-    need the probabilities with which the tokens were drawn. With a model that has `new_cache`, each token is
-    read once.
+    prompts: int64 [batch, time]; a shorter one ends in `NO_TOKEN` (see `pad_prompts`). Returns ids and mask,
+    both [batch, time + max_new_tokens]. Each answer follows its prompt without a gap, so that its tokens have
+    the positions that they would have alone, and all padding is on the right. An answer's `end` belongs to
+    it; what comes after is `end` again (without one: 0), outside the mask. The temperature is 1 because the
+    methods need the probabilities with which the tokens were drawn. With a model that has `new_cache`, each
+    token is read once.
     """
+    lengths = (prompts != NO_TOKEN).sum(1)
+    last_places = lengths + max_new_tokens - 1
+    padding = 0 if end is None else end
+    ids = F.pad(prompts.masked_fill(prompts == NO_TOKEN, padding), (0, max_new_tokens), value=padding)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
     new_cache = getattr(model, "new_cache", None)
-    cache = None if new_cache is None else new_cache(len(prompts), prompts.size(1) + max_new_tokens)
-    ids = prompts
-    fresh = prompts
-    mask = torch.zeros_like(prompts, dtype=torch.bool)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
-    for _ in range(max_new_tokens):
-        logits = model(ids) if cache is None else model(fresh, cache)
-        fresh = sample(logits[:, -1], generator=generator).unsqueeze(1)
+    cache = None if new_cache is None else new_cache(*ids.shape)
+    alive = torch.ones_like(lengths, dtype=torch.bool)
+    read = 0
+    # All rows go on together, from the end of the shortest prompt: where a longer one goes on, its own tokens
+    # are read, and what was drawn is not used.
+    for place in range(int(lengths.min()), ids.size(1)):
+        logits = model(ids[:, :place]) if cache is None else model(ids[:, read:place], cache)
+        read = place
+        drawn = sample(logits[:, -1], generator=generator)
+        writing = alive & (place >= lengths)
+        ids[writing, place] = drawn[writing]
+        mask[:, place] = writing
+        alive = alive & (place < last_places)
         if end is not None:
-            fresh = fresh.masked_fill(~alive.unsqueeze(1), end)
-        ids = torch.cat([ids, fresh], 1)
-        mask = torch.cat([mask, alive.unsqueeze(1)], 1)
-        if end is not None:
-            alive = alive & (fresh.squeeze(1) != end)
+            alive = alive & ~(writing & (drawn == end))
+        if not alive.any():
+            break
     return ids, mask
 
 
@@ -313,7 +356,7 @@ class GRPO(OnlineLoop[GRPOConfig]):
             scores = self.score(ids, answers)
             kl = (old_logp - ref_logp).masked_fill(~mask, 0).sum(1)  # k1 of a whole answer
             rewards = scores - config.beta * kl if config.kl == "reward" else scores
-            advantages = group_advantages(rewards, config.group_size, config.scale)
+            advantages = config.advantages(rewards)
             metrics = {
                 "score": scores.mean().item(),
                 "kl": kl.mean().item(),
