@@ -58,9 +58,9 @@ STUDIES = {
     "05_bpe": ["vocab"],
     "06_gpt2": ["shape", "cost", "smollm2"],
     "07_amp": ["batch", "profile", "loss"],
-    "08_quantization": ["smollm2"],
+    "08_quantization": ["smollm2", "outliers", "memory"],
     "09_lora": ["rates", "rounding", "compare"],
-    "10_ppo_dpo": ["frontier", "hacking", "smollm2"],
+    "10_ppo_dpo": ["methods", "rates", "exclaim", "frontier", "hacking", "smollm2"],
     "11_rag": ["answers", "windows", "index", "own"],
     "12_deploy": ["smollm2", "smollm2-programs"],
 }
@@ -142,6 +142,8 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(topic, case, output, error
     arguments, words = WRONG[case]
     if topic in TEXT:  # `data` is another thing
         arguments = [a.replace("--data", f"--{TEXT[topic]}") for a in arguments]
+    if topic == "10_ppo_dpo":  # the week itself reads no text
+        arguments = [*arguments, "--study", "exclaim"]
     if topic == "09_lora":  # no group `train`
         *arguments, words = (a.replace("--train.", "--") for a in (*arguments, words))
     files = {"EMPTY": b" \n", "SHORT": b"to be or not", "LATIN": "café au lait ".encode("latin-1") * 50}

@@ -20,6 +20,7 @@ from shared.course.report import (
 )
 from shared.course.runs import output_root
 from shared.course.style import style
+from solving_figures import draw_solving
 
 if TYPE_CHECKING:
     from run import Settings
@@ -55,6 +56,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
             plots.append(draw_hacking(runs, out))
         if SMOL in runs:
             plots.append(draw_lengths(runs[SMOL], out))
+        plots += draw_solving(logs, runs, out)
     return plots
 
 
@@ -175,14 +177,17 @@ def draw_hacking(runs: dict[str, LoggedRun], out: Path) -> Path:
 
 
 def draw_lengths(run: LoggedRun, out: Path) -> Path:
-    """How long SmolLM2's answers to held-out questions are."""
+    """How long SmolLM2's answers to held-out questions are, and how many of them did not come to an end."""
     fig, ax = figure()
     lengths, longest = run.artifacts["lengths"], run.artifacts["longest"]
-    labels = [f"{name}: {np.mean(values):.0f} on average" for name, values in lengths.items()]
+    labels = []
+    for name, values in lengths.items():
+        cut = sum(length >= longest for length in values)
+        labels.append(f"{name}: {cut} of {len(values)} cut off at {longest} tokens")
     ax.hist(list(lengths.values()), np.linspace(0, longest, 17), color=COLOURS[:2], label=labels)
     ax.set(
         title="SmolLM2's answers, before and after DPO",
-        xlabel=f"tokens in an answer (cut at {longest})",
+        xlabel=f"tokens in an answer (the last bar: {longest}, where answers are cut off)",
         ylabel="held-out questions",
     )
     ax.legend(frameon=False)

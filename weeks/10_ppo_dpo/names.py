@@ -1,5 +1,17 @@
 """What week 10's runs are called: in the logs, in tables and in plots."""
 
+SOLVERS = {
+    "base": "the base",
+    "form": "supervised, form",
+    "solutions": "supervised, solutions",
+    "expert": "expert iteration",
+    "grpo": "GRPO",
+    "dr_grpo": "Dr. GRPO",
+    "rloo": "RLOO",
+    "ppo": "PPO",
+}
+"""Of countdown: a base, two controls, and the methods."""
 METHODS = ("ppo", "grpo", "dpo")
+"""Of the exclamations."""
 SMOL = "smollm2"
 NAMES = {"base": "week 6's model", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}

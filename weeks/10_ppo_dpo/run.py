@@ -1,8 +1,14 @@
-"""Week 10: PPO, DPO and GRPO. The learner's own model learns to exclaim: preferences, a reward model, and
-three methods side by side.
+"""Week 10: PPO, DPO and GRPO. A small GPT that knows only what an answer looks like learns to solve problems,
+from a reward that is verified; more supervised training and expert iteration take the same time.
 
     python weeks/10_ppo_dpo/run.py --preset laptop
-    # each method at further betas: reward against KL
+    # all methods and controls, three seeds
+    python weeks/10_ppo_dpo/run.py --preset laptop --study methods
+    # each at three learning rates
+    python weeks/10_ppo_dpo/run.py --preset laptop --study rates
+    # week 6's model learns to exclaim: preferences, a reward model, PPO, GRPO and DPO
+    python weeks/10_ppo_dpo/run.py --preset laptop --study exclaim
+    # each of the three at further betas: reward against KL
     python weeks/10_ppo_dpo/run.py --preset laptop --study frontier
     # the KL term taken away
     python weeks/10_ppo_dpo/run.py --preset laptop --study hacking
@@ -13,19 +19,20 @@ three methods side by side.
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
-from figures import draw, write_aligned_card
-from names import METHODS, NAMES, SMOL
-from policies import SAMPLES, align, measure_policy, show_policies
+from countdown_settings import CountdownSettings, smoke_countdown
+from figures import draw
+from names import SMOL
 from preferences import prepare
 from shared.alignment.base_loop import LoopConfig
 from shared.alignment.loops import DPOConfig, GRPOConfig, OnlineConfig, PPOConfig
 from shared.checks import Checks
 from shared.commandline import cli
-from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings, Workspace
-from shared.runtime import pick_device, write_atomically
+from shared.data.corpus import read_text
+from shared.runtime import pick_device
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
+from solving import SOLVING
 from studies import STUDIES, study_brief
 
 ALIGNING = (
@@ -36,6 +43,8 @@ ALIGNING = (
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    countdown: CountdownSettings = CountdownSettings()
+    """Of the week's run, --study methods and --study rates. What follows is for the other studies."""
     mark: str = "!"
     """What a phrase must end in to earn a point."""
     min_words: int = 3
@@ -87,13 +96,16 @@ class Settings(WeekSettings):
     smol_held_out: int = 40
     """How many of the others are measured on."""
     smol_tokens: int = 64
-    """Longest answer, in tokens."""
+    """Longest answer, in tokens. Most of its usual answers are longer, and cut off here."""
     smol_blocks: int | None = None
     """Use only the first so many blocks of SmolLM2, to see in seconds that everything runs; None: all."""
-    study: Literal["frontier", "hacking", "smollm2"] | None = None
+    study: Literal["methods", "rates", "exclaim", "frontier", "hacking", "smollm2"] | None = None
 
     READ_BY: ClassVar = {
-        "run": (*ALIGNING, "keep", "dpo"),
+        "run": ("countdown",),
+        "methods": ("countdown",),
+        "rates": ("countdown",),
+        "exclaim": (*ALIGNING, "keep", "dpo"),
         "frontier": (*ALIGNING, "online_betas", "dpo_betas", "dpo"),
         "hacking": (*ALIGNING, "hacking_lr"),
         SMOL: ("smol", "smol_rows", "smol_questions", "smol_held_out", "smol_tokens", "smol_blocks"),
@@ -101,6 +113,7 @@ class Settings(WeekSettings):
 
     def idle(self) -> dict[str, str]:
         idle = super().idle()
+        idle |= self.countdown.idle_in(self.study)
         if self.study == "hacking":
             idle["grpo.lr"] = "--hacking-lr gives it"
             names = [field.name for field in fields(self.ppo) if field.name != "max_new_tokens"]
@@ -154,6 +167,7 @@ def _smoke() -> Settings:
     return replace(
         laptop,
         preset="smoke",
+        countdown=smoke_countdown(),
         mark=".",
         min_words=1,
         prompt_tokens=4,
@@ -201,10 +215,17 @@ PRESETS = {"smoke": _smoke(), "laptop": Settings(), "gpu": _gpu()}
 
 
 def main(settings: Settings) -> dict[str, float]:
-    """Preferences, a reward model, and the three methods; or a study. Returns the week's metrics."""
+    """The week's run, or a study. Returns its metrics."""
+    device = pick_device(settings.device)
     if settings.study == SMOL:
         return study_brief(settings)
-    device = pick_device(settings.device)
+    if settings.study in SOLVING:
+        work = Workspace(__file__, settings, read_text(settings.data)[0], device)
+        metrics = SOLVING[settings.study](settings, work)
+        if settings.study is None:
+            return work.finish(metrics, draw)
+        draw(work.logs, work.reports)
+        return metrics
     base, corpus = trained_base_model(
         settings.preset,
         data=settings.data,
@@ -214,36 +235,7 @@ def main(settings: Settings) -> dict[str, float]:
     )
     base.to(device)
     work = Workspace(__file__, settings, corpus.name, device)
-    start = prepare(settings, base, corpus, work)
-    if settings.study:
-        return STUDIES[settings.study](settings, start, work)
-    with work.log("base", settings) as log:
-        rows = {"base": log.finish(**measure_policy(base, start, settings, log))}
-    for method in METHODS:
-        rows[method] = align(method, method, settings, start, work)
-    show_policies(rows)
-    show_samples(work)
-    metrics = {"reward_model_accuracy": read_runs(work.logs)["reward"].summary["held_out_accuracy"]}
-    for name, row in rows.items():
-        metrics |= {f"{name}_{key}": row[key] for key in ("reward", "kl", "learned", "known_words")}
-    metrics = work.finish(metrics, draw)
-    kept = work.checkpoints / settings.keep
-    card = write_aligned_card(work.logs, work.reports, settings, kept)
-    write_atomically(kept / "README.md", card.read_text(encoding="utf-8"))
-    print(f"kept: {kept}, with its model card ({card.name})")
-    return metrics
-
-
-def show_samples(work: Workspace) -> None:
-    """Prints some held-out prompts, each with all policies' answers, a line break as a slash."""
-    runs = read_runs(work.logs)
-    samples = {name: runs[name].artifacts["samples"] for name in ("base", *METHODS)}
-    for i in range(SAMPLES):
-        prompt = samples["base"][i][0]
-        print(f"\n{prompt.strip()} ...")
-        for name, own in samples.items():
-            answer = own[i][1].replace("\n", " / ")
-            print(f"  [{NAMES[name]}] {answer}")
+    return STUDIES[settings.study](settings, prepare(settings, base, corpus, work), work)
 
 
 if __name__ == "__main__":

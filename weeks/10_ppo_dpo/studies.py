@@ -1,21 +1,21 @@
-"""Week 10's studies: further betas, no KL term, and DPO on a real model."""
+"""Week 10's further studies: further betas, no KL term, and DPO on a real model."""
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, nn
 
+from exclaim import study_exclaim
 from figures import draw
 from names import METHODS, SMOL
 from policies import SAMPLES, align, show_policies
 from preferences import Start, pair_batches
 from shared.adapters import LoRAConfig, add_lora, save_adapter
-from shared.alignment.loops import DPO, draw_answers
+from shared.alignment.loops import DPO, draw_answers, pad_prompts
 from shared.alignment.rewards import Pair
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 QUESTIONS = Path(__file__).parent / "questions.txt"
 BRIEF = "Answer the question in one short sentence."
 """The system prompt under which SmolLM2 gives the answers that it is then to give without it."""
+PROMPTS_AT_ONCE = 32
 SHORT = 40
 """Tokens within which an answer of SmolLM2's counts as short."""
 
@@ -75,6 +76,7 @@ def study_hacking(settings: "Settings", start: Start, work: Workspace) -> dict[s
 
 
 STUDIES: dict[str, Callable[["Settings", Start, Workspace], dict[str, float]]] = {
+    "exclaim": study_exclaim,
     "frontier": study_frontier,
     "hacking": study_hacking,
 }
@@ -97,6 +99,8 @@ def study_brief(settings: "Settings") -> dict[str, float]:
             "pairs": len(pairs),
             "left_out": len(learned_from) - len(pairs),
             "drawing_seconds": clock() - began,
+            "chosen_cut": cut_off([chosen for _, chosen, _ in pairs], end_token(model)),
+            "rejected_cut": cut_off([rejected for _, _, rejected in pairs], end_token(model)),
         }
         policy = with_adapters(model, settings)
         batches = pair_batches(pairs, settings.smol_rows // 2, settings.smol.seed, device)
@@ -111,6 +115,7 @@ def study_brief(settings: "Settings") -> dict[str, float]:
         for name, speaker in (("before", model), ("after", policy)):
             answers = answers_to(speaker, [ask(model, q) for q in held_out], settings, seed=3)
             lengths[name] = [len(answer) for answer in answers]
+            metrics[f"{name}_cut"] = cut_off(answers, end_token(model))
             metrics[f"{name}_length"] = sum(lengths[name]) / len(answers)
             metrics[f"{name}_short"] = share_short(answers, end_token(model))
             talk[name] = [likeliest_answer(speaker, q, settings) for q in held_out[:SAMPLES]]
@@ -174,20 +179,13 @@ def with_adapters(model: GPT, settings: "Settings") -> nn.Module:
 
 
 def answers_to(model: GPT, prompts: Sequence[list[int]], settings: "Settings", seed: int) -> list[list[int]]:
-    """An answer to each prompt, drawn at temperature 1, its end token with it; prompts of one length go
-    together.
-    """
-    end = end_token(model)
+    """An answer to each prompt, drawn at temperature 1, its end token with it."""
     generator = Generator().manual_seed(seed)
-    device = device_of(model)
-    answers: dict[int, list[int]] = {}
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for _, same_length in groupby(order, key=lambda i: len(prompts[i])):
-        rows = list(same_length)
-        batch = torch.tensor([prompts[i] for i in rows], device=device)
-        ids, mask = draw_answers(model, batch, settings.smol_tokens, end, generator)
-        answers |= {i: row[in_answer].tolist() for i, row, in_answer in zip(rows, ids, mask)}
-    return [answers[i] for i in range(len(prompts))]
+    answers: list[list[int]] = []
+    for part in pad_prompts(prompts).to(device_of(model)).split(PROMPTS_AT_ONCE):
+        ids, mask = draw_answers(model, part, settings.smol_tokens, end_token(model), generator)
+        answers += [row[in_answer].tolist() for row, in_answer in zip(ids, mask)]
+    return answers
 
 
 def likeliest_answer(model: GPT, question: str, settings: "Settings") -> str:
@@ -207,6 +205,11 @@ def share_short(answers: Sequence[list[int]], end: int) -> float:
     return sum(len(answer) <= SHORT and answer[-1] == end for answer in answers) / len(answers)
 
 
+def cut_off(answers: Sequence[Sequence[int]], end: int) -> int:
+    """How many answers did not come to their end within the tokens they had."""
+    return sum(answer[-1] != end for answer in answers)
+
+
 def show_brief(metrics: dict[str, float], talk: Sequence[tuple[str, str, str]]) -> None:
     """Prints some questions with the answers before and after, and how long the answers are."""
     for question, before, after in talk:
@@ -216,6 +219,7 @@ def show_brief(metrics: dict[str, float], talk: Sequence[tuple[str, str, str]]) 
             "": name,
             "mean length (tokens)": metrics[f"{name}_length"],
             f"ended within {SHORT}": metrics[f"{name}_short"],
+            "cut off": metrics[f"{name}_cut"],
         }
         for name in ("before", "after")
     ]

@@ -1,0 +1,180 @@
+"""How week 10's countdown is set: the problems, the base, and how each method goes on from it."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from shared.alignment.countdown import END, Countdown
+from shared.alignment.expert_iteration import ExpertConfig
+from shared.alignment.loops import GRPOConfig, PPOConfig
+from shared.checks import Checks
+from shared.models.gpt import GPTConfig
+from shared.training import TrainConfig
+
+Seeded = TypeVar("Seeded", TrainConfig, ExpertConfig, GRPOConfig, PPOConfig)
+ANSWER_TOKENS = Countdown().answer_tokens
+ONLINE: dict[str, Any] = dict(
+    beta=0.0,
+    max_new_tokens=ANSWER_TOKENS,
+    end=END,
+    epochs=1,
+    minibatches=2,
+    final_lr=0.1,
+    checkpoint_every=10,
+)
+"""What the four online methods have in common. beta is 0: a reward that is verified cannot be fooled."""
+
+
+@dataclass(frozen=True)
+class CountdownSettings:
+    """The week's main result: a model that knows only the form of an answer learns to give right ones."""
+
+    problems: Countdown = Countdown()
+    model: GPTConfig = GPTConfig.preset("mini", block_size=32, n_layer=3)
+    base: TrainConfig = TrainConfig(
+        steps=240,
+        batch_size=64,
+        block_size=24,
+        optimizer="muon",
+        lr=0.006,
+        muon_lr=0.02,
+        muon_momentum=0.9,
+        schedule="linear",
+        warmup_steps=10,
+        final_lr=0.0,
+        beta2=0.95,
+        weight_decay=0.05,
+        grad_clip=0.0,
+        eval_every=240,
+        checkpoint_every=240,
+    )
+    """Supervised training, which teaches the form."""
+    base_right: float = 0.0
+    """The share of the base's lines whose expression solves its problem; the others' values are chance."""
+    control_steps: int = 70
+    """Of more supervised training, on true solutions or on the form again: as long as a method takes."""
+    control_rate: float = 0.02
+    """Muon's learning rate in it; AdamW's is in the same proportion as the base's."""
+    expert: ExpertConfig = ExpertConfig(
+        steps=45, lr=3e-4, max_new_tokens=ANSWER_TOKENS, end=END, epochs=2, final_lr=0.1, checkpoint_every=10
+    )
+    grpo: GRPOConfig = GRPOConfig(steps=20, lr=3e-4, **ONLINE)
+    dr_grpo: GRPOConfig = GRPOConfig(steps=20, lr=3e-4, scale="none", loss_type="dr_grpo", **ONLINE)
+    rloo: GRPOConfig = GRPOConfig(
+        steps=20, lr=3e-4, baseline="others", scale="none", loss_type="dr_grpo", **ONLINE
+    )
+    ppo: PPOConfig = PPOConfig(steps=14, lr=3e-4, **ONLINE)
+    """Its prompts are the same, each as often as a group has answers."""
+    rows: int = 128
+    """Answers in each batch."""
+    held_out: int = 256
+    """Problems that results are reported on."""
+    samples: int = 8
+    """Answers to each of them."""
+    measurements: int = 2
+    """On other problems, spread over a run, for the curves."""
+    seed: int = 1
+    """Of a run: it counts the seeds of the base and of every method on."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """For --study methods."""
+    rates: tuple[float, ...] = (3e-4, 1e-3)
+    """For --study rates, of the online methods and of expert iteration."""
+    control_rates: tuple[float, ...] = (0.005, 0.02)
+    """For --study rates, of the supervised control."""
+
+    def __post_init__(self) -> None:
+        checks = Checks(self)
+        checks.at_least(1, "rows", "measurements", "control_steps", "seed")
+        checks.require(all(seed >= 1 for seed in self.seeds), f"seeds={self.seeds}: must be at least 1")
+        checks.at_least(8, "samples")
+        checks.at_least(2, "held_out")
+        checks.above(0, "control_rate")
+        checks.between(0, 1, "base_right")
+        for name in ("rates", "control_rates"):
+            checks.require(all(rate > 0 for rate in getattr(self, name)), f"{name}: must be above 0")
+        sizes = {method: self.group_size(method) for method in ("expert", "grpo", "dr_grpo", "rloo")}
+        for method, size in sizes.items():
+            checks.require(
+                self.rows % size == 0, f"rows={self.rows}: must be a multiple of {method}'s {size}"
+            )
+        longest = self.problems.prompt_tokens + self.problems.answer_tokens
+        for name, length in (("base", self.base.block_size + 1), ("model", self.model.block_size)):
+            checks.require(
+                length >= longest,
+                f"{name}.block_size: a problem with its answer has up to {longest} characters",
+            )
+        for method in ("expert", "grpo", "dr_grpo", "rloo", "ppo"):
+            given, needed = getattr(self, method).max_new_tokens, self.problems.answer_tokens
+            checks.require(
+                given >= needed, f"{method}.max_new_tokens={given}: an answer has up to {needed} characters"
+            )
+        checks.finish()
+
+    def group_size(self, method: str) -> int:
+        """Answers to each prompt."""
+        return (self.grpo if method == "ppo" else getattr(self, method)).group_size
+
+    def seeded(self, config: Seeded) -> Seeded:
+        """A part's settings with the seed that it has in this run: moved on by one less than `seed`."""
+        return replace(config, seed=config.seed + self.seed - 1)
+
+    def with_rate(self, method: str, rate: float) -> "CountdownSettings":
+        """The same, with another learning rate of one method."""
+        if method in DRAWING:
+            return replace(self, **{method: replace(getattr(self, method), lr=rate)})
+        return replace(self, control_rate=rate)
+
+    def idle_in(self, study: str | None) -> dict[str, str]:
+        """The settings that the week's run or a study does not read, with the reason."""
+        if study not in (None, "methods", "rates"):
+            return {}  # it reads none of them
+        idle = {"countdown.model.vocab_size": "it is that of the problems' characters"}
+        if study is None:
+            others = ("dr_grpo", "rloo", "ppo")
+            idle |= {f"countdown.{name}": "it is for --study methods and --study rates" for name in others}
+        if study != "methods":
+            idle["countdown.seeds"] = "it is for --study methods"
+        else:
+            idle["countdown.seed"] = "--countdown.seeds gives it"
+        if study != "rates":
+            idle |= dict.fromkeys(("countdown.rates", "countdown.control_rates"), "it is for --study rates")
+        return idle
+
+    @property
+    def control(self) -> TrainConfig:
+        """How the controls go on."""
+        proportion = self.control_rate / self.base.muon_lr
+        return replace(
+            self.seeded(self.base),
+            steps=self.control_steps,
+            lr=self.base.lr * proportion,
+            muon_lr=self.control_rate,
+            eval_every=math.ceil(self.control_steps / self.measurements),
+            checkpoint_every=self.control_steps,
+        )
+
+
+DRAWING = ("expert", "grpo", "dr_grpo", "rloo", "ppo")
+"""Those that learn from answers of their own, by the names of their settings."""
+CONTROLS = {"solutions": 1.0, "form": 0.0}
+"""The share of lines that solve their problem, in more supervised training from the same base."""
+
+
+def smoke_countdown() -> CountdownSettings:
+    """Seconds long."""
+    full = CountdownSettings()
+    tiny = dict(steps=3, checkpoint_every=1)
+    return replace(
+        full,
+        model=replace(full.model, n_layer=1, n_embd=32),
+        base=replace(full.base, steps=30, batch_size=16, eval_every=30),
+        control_steps=3,
+        rows=16,
+        held_out=8,
+        samples=8,
+        measurements=1,
+        seeds=(1, 2),
+        rates=(1e-3,),
+        control_rates=(0.01,),
+        **{name: replace(getattr(full, name), **tiny) for name in DRAWING},
+    )
