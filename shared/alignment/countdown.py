@@ -4,7 +4,7 @@ A problem is a line such as `3 8 12>60:`, an answer what follows, up to the line
 number must be used exactly once. An answer is read by a parser of our own; nothing that a model writes is
 ever executed.
 
->>> judge(Problem((3, 8, 12), 60), "(8-3)*12").verdict.value
+>>> judge(Problem((3, 8, 12), 60), "(8-3)*12").outcome.value
 'right'
 >>> judge(Problem((3, 8, 12), 60), "8-3*12").value
 -28
@@ -50,7 +50,7 @@ Split = Literal["train", "tune", "test"]
 # ---- reading an answer
 
 
-class Verdict(Enum):
+class Outcome(Enum):
     """What is right, or first found wrong, with an answer."""
 
     RIGHT = "right"
@@ -85,21 +85,21 @@ class Problem:
 class Judgement:
     """What an answer is worth. value: the expression's; None where it has none."""
 
-    verdict: Verdict
+    outcome: Outcome
     value: int | None = None
 
     @property
     def right(self) -> bool:
         """Whether the answer solves the problem."""
-        return self.verdict is Verdict.RIGHT
+        return self.outcome is Outcome.RIGHT
 
 
 class NoValue(Exception):
-    """An expression that cannot be read, or has no whole value; the verdict says which."""
+    """An expression that cannot be read, or has no whole value; the outcome says which."""
 
-    def __init__(self, verdict: Verdict):
-        super().__init__(verdict.value)
-        self.verdict = verdict
+    def __init__(self, outcome: Outcome):
+        super().__init__(outcome.value)
+        self.outcome = outcome
 
 
 class ExpressionReader:
@@ -116,15 +116,15 @@ class ExpressionReader:
         self.text = text
         self.place = 0
         self.numbers: list[int] = []
-        self._broken: Verdict | None = None  # the first division without a whole value
+        self._broken: Outcome | None = None  # the first division without a whole value
 
     def value(self) -> int:
         """Raises NoValue: first for what is no expression, then for a division without a whole value."""
         if len(self.text) > LONGEST:
-            raise NoValue(Verdict.FORM)
+            raise NoValue(Outcome.FORM)
         value = self._sum()
         if self.place < len(self.text):
-            raise NoValue(Verdict.FORM)
+            raise NoValue(Outcome.FORM)
         if self._broken is not None:
             raise NoValue(self._broken)
         return value
@@ -154,23 +154,23 @@ class ExpressionReader:
     def _quotient(self, value: int, other: int) -> int:
         """The rest of the text is still read after a division that does not work: its form comes first."""
         if other == 0:
-            self._broken = self._broken or Verdict.ZERO
+            self._broken = self._broken or Outcome.ZERO
             return 0
         if value % other:
-            self._broken = self._broken or Verdict.INEXACT
+            self._broken = self._broken or Outcome.INEXACT
         return value // other
 
     def _atom(self) -> int:
         if self._next_in("("):
             value = self._sum()
             if not self._next_in(")"):
-                raise NoValue(Verdict.FORM)
+                raise NoValue(Outcome.FORM)
             return value
         digits = ""
         while digit := self._next_in("0123456789"):
             digits += digit
         if not digits or digits.startswith("0"):
-            raise NoValue(Verdict.FORM)
+            raise NoValue(Outcome.FORM)
         self.numbers.append(int(digits))
         return self.numbers[-1]
 
@@ -180,21 +180,21 @@ def judge(problem: Problem, answer: str) -> Judgement:
     its value. Form comes first, then the numbers, then divisions, then the value.
     """
     reader = ExpressionReader(answer)
-    value, verdict = None, Verdict.VALUE
+    value, outcome = None, Outcome.VALUE
     try:
         value = reader.value()
     except NoValue as error:
-        verdict = error.verdict
-    if verdict is Verdict.FORM:
-        return Judgement(verdict)
+        outcome = error.outcome
+    if outcome is Outcome.FORM:
+        return Judgement(outcome)
     used, given = Counter(reader.numbers), Counter(problem.numbers)
     if used - given:
-        return Judgement(Verdict.NOT_GIVEN, value)
+        return Judgement(Outcome.NOT_GIVEN, value)
     if given - used:
-        return Judgement(Verdict.LEFT_OUT, value)
+        return Judgement(Outcome.LEFT_OUT, value)
     if value == problem.target:
-        return Judgement(Verdict.RIGHT, value)
-    return Judgement(verdict, value)
+        return Judgement(Outcome.RIGHT, value)
+    return Judgement(outcome, value)
 
 
 def pass_at_k(answers: int, right: int, k: int) -> float:
@@ -465,8 +465,8 @@ def success(
     for size in sorted({len(problem.numbers) for problem in problems}):
         own = [r / drawn for problem, r in zip(problems, right) if len(problem.numbers) == size]
         metrics[f"pass_at_1_of_{size}"] = _mean(own)
-    with_form = (Verdict.RIGHT, Verdict.VALUE, Verdict.ZERO, Verdict.INEXACT)
-    metrics["in_form"] = _mean([judgement.verdict in with_form for own in judged for judgement in own])
+    with_form = (Outcome.RIGHT, Outcome.VALUE, Outcome.ZERO, Outcome.INEXACT)
+    metrics["in_form"] = _mean([judgement.outcome in with_form for own in judged for judgement in own])
     metrics["different"] = _mean([len(set(own)) / drawn for own in answers])
     return metrics
 

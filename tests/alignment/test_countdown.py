@@ -19,8 +19,8 @@ from shared.alignment.countdown import (
     CountdownLines,
     ExpressionReader,
     NoValue,
+    Outcome,
     Problem,
-    Verdict,
     judge,
     line_batch,
     pass_at_k,
@@ -67,7 +67,7 @@ def test_random_expressions_have_the_value_that_pythons_parser_finds(operators):
         try:
             ours = reader.value()
         except NoValue as error:
-            assert error.verdict in (Verdict.ZERO, Verdict.INEXACT) and "/" in text
+            assert error.outcome in (Outcome.ZERO, Outcome.INEXACT) and "/" in text
             continue
         theirs, used = by_python(text)
         assert ours == theirs and reader.numbers == used and Counter(used) == Counter(numbers)
@@ -76,45 +76,45 @@ def test_random_expressions_have_the_value_that_pythons_parser_finds(operators):
 
 
 @pytest.mark.parametrize(
-    ("answer", "verdict", "value"),
+    ("answer", "outcome", "value"),
     [
-        ("(8-3)*12", Verdict.RIGHT, 60),
-        ("12*(8-3)", Verdict.RIGHT, 60),
-        ("((8)-3)*12", Verdict.RIGHT, 60),
-        ("8-3*12", Verdict.VALUE, -28),
-        ("8-3-12", Verdict.VALUE, -7),
-        ("12/3*8", Verdict.VALUE, 32),
-        ("60", Verdict.NOT_GIVEN, 60),
-        ("12*5", Verdict.NOT_GIVEN, 60),
-        ("8*8-3-12", Verdict.NOT_GIVEN, 49),
-        ("12*8", Verdict.LEFT_OUT, 96),
-        ("12/(8-8)", Verdict.NOT_GIVEN, None),
-        ("8/3*12", Verdict.INEXACT, None),
-        ("", Verdict.FORM, None),
-        ("8-", Verdict.FORM, None),
-        ("-3+8", Verdict.FORM, None),
-        ("8 - 3", Verdict.FORM, None),
-        ("(8-3*12", Verdict.FORM, None),
-        ("8-3)*12", Verdict.FORM, None),
-        ("8**3", Verdict.FORM, None),
-        ("08-3", Verdict.FORM, None),
-        ("8-3=5", Verdict.FORM, None),
-        ("8/0", Verdict.FORM, None),
-        ("__import__('os')", Verdict.FORM, None),
-        ("(" * 5000, Verdict.FORM, None),
+        ("(8-3)*12", Outcome.RIGHT, 60),
+        ("12*(8-3)", Outcome.RIGHT, 60),
+        ("((8)-3)*12", Outcome.RIGHT, 60),
+        ("8-3*12", Outcome.VALUE, -28),
+        ("8-3-12", Outcome.VALUE, -7),
+        ("12/3*8", Outcome.VALUE, 32),
+        ("60", Outcome.NOT_GIVEN, 60),
+        ("12*5", Outcome.NOT_GIVEN, 60),
+        ("8*8-3-12", Outcome.NOT_GIVEN, 49),
+        ("12*8", Outcome.LEFT_OUT, 96),
+        ("12/(8-8)", Outcome.NOT_GIVEN, None),
+        ("8/3*12", Outcome.INEXACT, None),
+        ("", Outcome.FORM, None),
+        ("8-", Outcome.FORM, None),
+        ("-3+8", Outcome.FORM, None),
+        ("8 - 3", Outcome.FORM, None),
+        ("(8-3*12", Outcome.FORM, None),
+        ("8-3)*12", Outcome.FORM, None),
+        ("8**3", Outcome.FORM, None),
+        ("08-3", Outcome.FORM, None),
+        ("8-3=5", Outcome.FORM, None),
+        ("8/0", Outcome.FORM, None),
+        ("__import__('os')", Outcome.FORM, None),
+        ("(" * 5000, Outcome.FORM, None),
     ],
 )
-def test_what_is_wrong_with_an_answer_is_told_apart(answer, verdict, value):
+def test_what_is_wrong_with_an_answer_is_told_apart(answer, outcome, value):
     judgement = judge(PROBLEM, answer)
-    assert (judgement.verdict, judgement.value) == (verdict, value)
-    assert judgement.right == (verdict is Verdict.RIGHT)
+    assert (judgement.outcome, judgement.value) == (outcome, value)
+    assert judgement.right == (outcome is Outcome.RIGHT)
 
 
 def test_division_by_zero_is_told_apart_from_a_remainder():
-    assert judge(Problem((2, 4, 4), 5), "2/(4-4)").verdict is Verdict.ZERO
-    assert judge(Problem((2, 4, 9), 5), "9/4+2").verdict is Verdict.INEXACT
-    assert judge(Problem((2, 4, 9), 5), "9/2/4").verdict is Verdict.INEXACT
-    assert judge(Problem((4, 4, 8), 4), "8/(4-4)+").verdict is Verdict.FORM
+    assert judge(Problem((2, 4, 4), 5), "2/(4-4)").outcome is Outcome.ZERO
+    assert judge(Problem((2, 4, 9), 5), "9/4+2").outcome is Outcome.INEXACT
+    assert judge(Problem((2, 4, 9), 5), "9/2/4").outcome is Outcome.INEXACT
+    assert judge(Problem((4, 4, 8), 4), "8/(4-4)+").outcome is Outcome.FORM
 
 
 # ---- pass@k
@@ -203,7 +203,7 @@ def test_countdown_refuses(changes, words):
 def test_lines_solve_their_problems_as_often_as_they_say(share, low, high):
     lines = CountdownLines(COUNTDOWN, share).lines(random.Random(0), 600)
     judged = [judge(Problem.from_prompt(prompt), text.removesuffix("\n")) for prompt, text in lines]
-    assert all(judgement.verdict in (Verdict.RIGHT, Verdict.VALUE) for judgement in judged)
+    assert all(judgement.outcome in (Outcome.RIGHT, Outcome.VALUE) for judgement in judged)
     assert low <= sum(judgement.right for judgement in judged) / len(judged) <= high
 
 

@@ -20,7 +20,7 @@ ONLINE: dict[str, Any] = dict(
     epochs=1,
     minibatches=2,
     final_lr=0.1,
-    checkpoint_every=10,
+    checkpoint_every=20,
 )
 """What the four online methods have in common. beta is 0: a reward that is verified cannot be fooled."""
 
@@ -56,7 +56,7 @@ class CountdownSettings:
     control_rate: float = 0.02
     """Muon's learning rate in it; AdamW's is in the same proportion as the base's."""
     expert: ExpertConfig = ExpertConfig(
-        steps=45, lr=3e-4, max_new_tokens=ANSWER_TOKENS, end=END, epochs=2, final_lr=0.1, checkpoint_every=10
+        steps=45, lr=3e-4, max_new_tokens=ANSWER_TOKENS, end=END, epochs=2, final_lr=0.1, checkpoint_every=20
     )
     grpo: GRPOConfig = GRPOConfig(steps=20, lr=3e-4, **ONLINE)
     dr_grpo: GRPOConfig = GRPOConfig(steps=20, lr=3e-4, scale="none", loss_type="dr_grpo", **ONLINE)

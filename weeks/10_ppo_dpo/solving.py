@@ -6,7 +6,7 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from names import SOLVERS
 from shared import checkpoint
 from shared.alignment.base_loop import AlignmentLoop
 from shared.alignment.countdown import (
+    END,
     TOKENIZER,
     CountdownLines,
     Problem,
@@ -35,14 +36,15 @@ from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.models.gpt import GPT
 from shared.runtime import RunLog, clock, device_of, plain, table
+from shared.sampling import generate
 from shared.training import Trainer
 
 if TYPE_CHECKING:
     from run import Settings
 
 PREFIX = "countdown"
-SHOWN = 6
-"""So many held-out problems are kept in the log with an answer, and shown."""
+SHOWN = 8
+"""Of so many held-out problems, the first ones, an answer is kept in the log, and shown."""
 CURVE_PROBLEMS = 128
 CURVE_SAMPLES = 8
 MEASURED_WITH = 5
@@ -124,7 +126,8 @@ def train_base(settings: "Settings", work: Workspace) -> GPT:
         rng = random.Random(own.seed)
         guesses = [[own.problems.expression(rng, p.numbers) for _ in range(own.samples)] for p in problems]
         chance = {f"chance_{key}": value for key, value in success(problems, guesses).items()}
-        log.finish(**metrics, **chance, **seconds, parameters=model.num_parameters())
+        sums = sum(sum(problem.numbers) == problem.target for problem in problems) / len(problems)
+        log.finish(**metrics, **chance, **seconds, sums=sums, parameters=model.num_parameters())
     return model
 
 
@@ -214,19 +217,30 @@ def measure_curve(policy: nn.Module, own: CountdownSettings) -> dict[str, float]
 
 
 def measure_solving(policy: nn.Module, own: CountdownSettings, log: RunLog) -> dict[str, float]:
-    """What is reported: pass@1 and pass@8 on held-out problems. Some answers are kept in the log."""
+    """What is reported: pass@1 and pass@8 on held-out problems, and the share of answers that do nothing but
+    add. Some answers are kept in the log.
+    """
     problems = reported_problems(own)
     answers = solve(policy, problems, own.samples, own.problems.answer_tokens, MEASURED_WITH)
-    kept = [(p.prompt, described(p, drawn[0])) for p, drawn in zip(problems[:SHOWN], answers)]
+    kept = [(p.prompt, shown(policy, p, drawn, own)) for p, drawn in zip(problems[:SHOWN], answers)]
     log.artifact(samples=kept)
-    return success(problems, answers)
+    adding = [set(answer) <= set("0123456789+") for drawn in answers for answer in drawn]
+    return success(problems, answers) | {"adding": sum(adding) / len(adding)}
+
+
+def shown(policy: nn.Module, problem: Problem, drawn: Sequence[str], own: CountdownSettings) -> str:
+    """A policy's likeliest answer, what it is worth, and how many of those that were drawn are right."""
+    prompt = TOKENIZER.encode(problem.prompt)
+    likeliest = generate(policy, prompt, own.problems.answer_tokens, temperature=0, stop=[END])
+    right = sum(judge(problem, answer).right for answer in drawn)
+    return f"{described(problem, TOKENIZER.decode(list(likeliest)))} ({right} of {len(drawn)} drawn)"
 
 
 def described(problem: Problem, answer: str) -> str:
     """An answer as people read it: with its value, and whether that is right."""
     judgement = judge(problem, answer)
     value = "" if judgement.value is None else f" = {judgement.value}"
-    return f"{answer}{value}, {judgement.verdict.value}"
+    return f"{answer}{value}, {judgement.outcome.value}"
 
 
 # ---- the week's run and its studies
@@ -240,9 +254,10 @@ def learn_countdown(settings: "Settings", work: Workspace) -> dict[str, float]:
     names = {method: run_name(method, own.seed) for method in ("base", *runs)}
     summaries = {method: read_runs(work.logs)[name].summary for method, name in names.items()}
     show_success(summaries)
-    show_answers(names, work)
+    show_answers({name: names[name] for name in ("base", "grpo", "expert", "solutions")}, work)
     keys = ("pass_at_1", "pass_at_8")
-    return {f"{method}_{key}": row[key] for method, row in summaries.items() for key in keys}
+    metrics = {f"{name}_{key}": summaries[name][key] for name in ("base", *reversed(runs)) for key in keys}
+    return metrics | {"cpu_seconds": sum(row["cpu_seconds"] for row in summaries.values())}
 
 
 def train_all(methods: tuple[str, ...], settings: "Settings", work: Workspace) -> None:
@@ -319,13 +334,20 @@ def show_success(rows: dict[str, dict[str, float]]) -> None:
 
 
 def show_answers(names: dict[str, str], work: Workspace) -> None:
-    """Prints some held-out problems, each with an answer of every policy, and what it is worth."""
+    """Prints the first held-out problems, each with every policy's likeliest answer and what it is worth, and
+    keeps that in the log.
+    """
     runs = read_runs(work.logs)
     samples = {method: runs[name].artifacts["samples"] for method, name in names.items()}
+    lines = []
     for i, (prompt, _) in enumerate(samples["base"]):
-        print(f"\n{prompt}")
-        for method, own in samples.items():
-            print(f"  {SOLVERS[method]:>28}  {own[i][1]}")
+        lines.append(prompt)
+        lines += [f"    {SOLVERS[method] + ':':<24}{own[i][1]}" for method, own in samples.items()]
+    text = "\n".join(lines)
+    print("\n" + text)
+    with work.log(f"{PREFIX}-answers", work.settings) as log:
+        log.artifact(text=text)
+        log.finish(problems=len(samples["base"]))
 
 
 SOLVING: dict[str | None, Callable[["Settings", Workspace], dict[str, float]]] = {

@@ -45,7 +45,7 @@ def draw_solving(logs: Path, runs: dict[str, LoggedRun], out: Path) -> list[Path
     own = by_method(runs)
     if "base" not in own or len(own) < 2:
         return []
-    return [draw_success(own, by_method(reference_for(logs)), out), draw_learning(own, out)]
+    return [draw_success(own, by_method(reference_for(logs)), out), draw_solving_curves(own, out)]
 
 
 def draw_success(own: SeedRuns, course: SeedRuns, out: Path) -> Path:
@@ -82,7 +82,7 @@ def _draw_seeds(ax: Any, y: int, values: list[float], method: str, **look: Any) 
     ax.plot([mean, mean], [y - 0.32, y + 0.32], color=COLOUR[method], linewidth=2, **look)
 
 
-def draw_learning(own: SeedRuns, out: Path) -> Path:
+def draw_solving_curves(own: SeedRuns, out: Path) -> Path:
     """pass@1 and pass@8 while it is learned, against processor seconds: a line for each seed."""
     fig, axes = figure(13, 4.8, ncols=2)
     bases = {_seed(run): run.summary for run in own["base"]}
