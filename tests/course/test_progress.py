@@ -16,7 +16,7 @@ def learner(output):
     """A learner who has run week 1 and week 10, the latter at smoke, and whose model writes HTML."""
     for topic, preset, run, artifact in (
         ("01_bigram", "laptop", "network", {"sample": "<script>alert('&')</script>"}),
-        ("10_ppo_dpo", "smoke", "dpo", {"samples": [["ROMEO:", " away!"]]}),
+        ("10_ppo_dpo", "smoke", "countdown-grpo-1", {"samples": [["ROMEO:", " away!"]]}),
     ):
         logs = output / "logs" / topic / "mine" / preset / "tinyshakespeare"
         with RunLog(logs / run) as log:
