@@ -2,10 +2,10 @@
 
     app = create_app(model, tokenizer)      # python -m shared.serving --model smollm2 does this and serves it
 
-`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events; with `tools` where a
-model's template has them; with `collection` from documents, see `shared.serving.documents`), `/v1/embeddings`
-(where there are embedders), `/health` (the process answers), `/ready` (it takes requests), `/metrics`
-(Prometheus). A model's LoRA adapters are models of their own, by the adapter's name.
+`/v1/models`, `/v1/completions`, `/v1/chat/completions` (with `stream`, server-sent events; with `tools` where
+a model's template has them; with `collection` from documents, see `shared.serving.documents`),
+`/v1/embeddings` (where there are embedders), `/health` (the process answers), `/ready` (it takes requests),
+`/metrics` (Prometheus). A model's LoRA adapters are models of their own, by the adapter's name.
 
 The texts of a client that goes away are cancelled before the engine's next step. What is too much is refused
 at once: 413 for a body, 400 for a prompt, 429 when the queue is full, 503 while the server shuts down, 504
