@@ -222,13 +222,13 @@ def measure_solving(policy: nn.Module, own: CountdownSettings, log: RunLog) -> d
     """
     problems = reported_problems(own)
     answers = solve(policy, problems, own.samples, own.problems.answer_tokens, MEASURED_WITH)
-    kept = [(p.prompt, shown(policy, p, drawn, own)) for p, drawn in zip(problems[:SHOWN], answers)]
+    kept = [(p.prompt, shown_answer(policy, p, drawn, own)) for p, drawn in zip(problems[:SHOWN], answers)]
     log.artifact(samples=kept)
     adding = [set(answer) <= set("0123456789+") for drawn in answers for answer in drawn]
     return success(problems, answers) | {"adding": sum(adding) / len(adding)}
 
 
-def shown(policy: nn.Module, problem: Problem, drawn: Sequence[str], own: CountdownSettings) -> str:
+def shown_answer(policy: nn.Module, problem: Problem, drawn: Sequence[str], own: CountdownSettings) -> str:
     """A policy's likeliest answer, what it is worth, and how many of those that were drawn are right."""
     prompt = TOKENIZER.encode(problem.prompt)
     likeliest = generate(policy, prompt, own.problems.answer_tokens, temperature=0, stop=[END])
