@@ -15,6 +15,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationInfo, field_validator
@@ -193,8 +194,16 @@ class QuotingAnswers:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits
-        self._ends = ends_of_quotes(tokenizer)
-        self._examples = examples_for(tokenizer, engine.max_length // 2)
+
+    # Made when an answer is first quoted: a vocabulary of single characters need not be able to write them.
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        return ends_of_quotes(self._tokenizer)
+
+    @cached_property
+    def _examples(self) -> list[int]:
+        return examples_for(self._tokenizer, self._engine.max_length // 2)
 
     async def start(
         self, body: ChatBody, collection: str, questions: Sequence[str], adapter: str | None

@@ -22,7 +22,7 @@ from transformers import (
 
 from shared.evaluation import cross_entropy
 from shared.models.attention import CausalSelfAttention
-from shared.models.gpt import GPT, GPTConfig, KVCache, Rotary
+from shared.models.gpt import GPT, GPTConfig, KVCache
 from shared.runtime import ROOT, read_json
 from shared.tokenizers import CharTokenizer
 from tests.helpers import shake
@@ -494,13 +494,3 @@ def test_a_cache_is_of_the_models_type():
         parts = torch.cat([model(idx[:, :3], cache), model(idx[:, 3:], cache)], dim=1)
         torch.testing.assert_close(parts, model(idx), atol=0.05, rtol=0.05)
     assert cache.k.dtype == cache.v.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_rotation_keeps_the_type_of_what_it_turns(dtype):
-    """Its tables are in fp32; queries in bf16 beside keys in fp32 would stop at the product."""
-    rotary = Rotary(8, 16, 10000.0)
-    x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    turned = rotary.at(slice(0, 16))(x)
-    assert turned.dtype == dtype
-    torch.testing.assert_close(turned, rotary.at(slice(0, 16))(x.float()).to(dtype), atol=0.02, rtol=0.02)

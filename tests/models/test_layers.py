@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.models.gpt import GPT, GPTConfig
+from shared.models.gpt import GPT, GPTConfig, Rotary
 from shared.models.layers import Linear, RMSNorm, swap_modules
 from shared.registry import without_memory
 from shared.runtime import ROOT
@@ -120,7 +120,7 @@ def test_a_model_without_memory_has_the_names_and_shapes_of_a_real_one(position)
 def test_a_model_without_memory_does_not_import_the_compiler():
     program = """
 import sys
-from shared.models.gpt import GPT, GPTConfig
+from shared.models.gpt import GPT, GPTConfig, Rotary
 from shared.registry import without_memory
 with without_memory():
     GPT(GPTConfig(position="rope"))
@@ -151,3 +151,13 @@ def test_a_weight_of_another_kind_goes_through_pytorchs_own_layer(threads):
     ours.weight = nn.Parameter(ours.weight.detach().as_subclass(OfAnotherKind))
     with torch.inference_mode():
         torch.testing.assert_close(ours(x).as_subclass(torch.Tensor), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_rotation_keeps_the_type_of_what_it_turns(dtype):
+    """Its tables are in fp32; queries in bf16 beside keys in fp32 would stop at the product."""
+    rotary = Rotary(8, 16, 10000.0)
+    x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    turned = rotary.at(slice(0, 16))(x)
+    assert turned.dtype == dtype
+    torch.testing.assert_close(turned, rotary.at(slice(0, 16))(x.float()).to(dtype), atol=0.02, rtol=0.02)
