@@ -102,6 +102,10 @@ class Exercise:
     """
     points: int = 1
     """For a teacher's table: 1 for a function, 3 for what is built."""
+    lacks: Callable[[], str | None] | None = None
+    """What this machine lacks for it, such as a compiler, in a sentence for the learner; None: nothing. Where
+    something is lacking, nothing is graded.
+    """
 
     def __post_init__(self) -> None:
         if not self.stub:
@@ -122,6 +126,11 @@ class Exercise:
     def forbidden_names(self) -> list[str]:
         """What the answer may not call, as a learner would write it."""
         return [_written(call) for call in self.forbids]
+
+    @property
+    def lacking(self) -> str | None:
+        """What this machine lacks for it, in a sentence."""
+        return None if self.lacks is None else self.lacks()
 
     def seen(self, answer: Answer, arguments: tuple, until: str | None = None) -> dict[str, Any]:
         """What is seen of an answer on a case's arguments, by name; a function's result has the name "", and
@@ -215,7 +224,8 @@ def is_empty(function: Answer) -> bool:
     if code is None:
         return False
     trivial = (_ellipsis, _pass, _documented, lambda: ..., lambda: None)
-    constants = [c for c in code.co_consts if c is not None and c is not ... and not isinstance(c, str)]
+    docstring = getattr(inspect.unwrap(function), "__doc__", None)
+    constants = [c for c in code.co_consts if c is not None and c is not ... and c != docstring]
     return not constants and code.co_code in [body.__code__.co_code for body in trivial]
 
 

@@ -67,7 +67,8 @@ class _Trial:
 
 
 def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = None) -> Verdict:
-    """Runs an answer on the exercise's cases beside the reference.
+    """Runs an answer on the exercise's cases beside the reference; not attempted, with the reason, where this
+    machine lacks what the exercise needs.
 
     The inputs are copies, so nothing that it does can reach a later case. seed: of the cases. source: the
     answer's, where it is known: an unchanged stub is told by it.
@@ -75,6 +76,8 @@ def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = N
     if not callable(answer):
         says = f"this is {type(answer).__name__} {answer!r:.60}, and a function or a class is wanted."
         return Verdict(exercise.name, "wrong", says, kind="type")
+    if exercise.lacking:
+        return Verdict(exercise.name, "not attempted", f"not graded on this machine: {exercise.lacking}")
     if exercise.is_untouched(answer, source):
         return _not_attempted(exercise)
     verdict = _Grading(exercise, answer, seed).verdict()
@@ -88,7 +91,12 @@ def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = N
 
 
 def readable_case(exercise: Exercise) -> Case:
-    """The case of an exercise that is quickest to read, with the right result."""
+    """The case of an exercise that is quickest to read, with the right result.
+
+    Raises ValueError where this machine lacks what the exercise needs.
+    """
+    if exercise.lacking:
+        raise ValueError(f"{exercise.name} has no case to show: {exercise.lacking}")
     cases = [tuple(case) for case in exercise.cases(torch.Generator().manual_seed(0))]
     arguments = min(cases, key=size)
     seen = exercise.seen(exercise.reference, copy.deepcopy(arguments))
