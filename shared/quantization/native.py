@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -38,9 +39,7 @@ def library() -> ctypes.CDLL:
     processor, and anew where the file is no longer what was written: one that was cut short would end the
     process. Raises RuntimeError, with the reason, where that does not work.
     """
-    compiler = _compiler()
-    if os.name != "posix" or compiler is None:
-        raise RuntimeError("it needs a C compiler (cc, gcc or clang) on Linux or macOS")
+    compiler = find_compiler()
     try:
         folder, version = cache_folder() / "native", _version(compiler)
         path = _whole(folder, version) or _compile(compiler, folder, version)
@@ -54,12 +53,16 @@ def library() -> ctypes.CDLL:
     return functions
 
 
-def _compiler() -> str | None:
+def find_compiler() -> str:
+    """The path of a C compiler: that of the environment variable CC, else cc, gcc or clang.
+
+    Raises RuntimeError where there is none.
+    """
     for name in (os.environ.get("CC", "cc"), "gcc", "clang"):
         path = shutil.which(name)
-        if path:
+        if path and os.name == "posix":
             return path
-    return None
+    raise RuntimeError("it needs a C compiler (cc, gcc or clang) on Linux or macOS")
 
 
 def _version(compiler: str) -> str:
@@ -91,21 +94,30 @@ def _whole(folder: Path, version: str) -> Path | None:
 def _compile(compiler: str, folder: Path, version: str) -> Path:
     """Compiles native.c, and returns the file. Raises RuntimeError with what the compiler complained of."""
     folder.mkdir(parents=True, exist_ok=True)
-    complaint = ""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         new = Path(temporary) / "native.so"
-        for flags in FLAGS:
-            command = [compiler, "-O3", *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(new), "-lm"]
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=120, encoding="utf-8", errors="replace"
-            )
-            if done.returncode == 0:
-                content = new.read_bytes()
-                path = folder / _file_name(version, content)
-                # Synced, then renamed: another process may compile it at the same moment.
-                write_atomically(path, content)
-                return path
-            complaint = done.stderr.strip()[:300]
+        compile_c(compiler, [SOURCE], new, "-shared", "-fPIC")
+        content = new.read_bytes()
+        path = folder / _file_name(version, content)
+        # Synced, then renamed: another process may compile it at the same moment.
+        write_atomically(path, content)
+        return path
+
+
+def compile_c(compiler: str, sources: Sequence[Path], to: Path, *options: str) -> None:
+    """Compiles C files into one, with the first of FLAGS that works.
+
+    options: such as -shared, for a library. Raises RuntimeError with what the compiler complained of last.
+    """
+    complaint = ""
+    for flags in FLAGS:
+        command = [compiler, "-O3", *flags, *options, *map(str, sources), "-o", str(to), "-lm"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, encoding="utf-8", errors="replace"
+        )
+        if done.returncode == 0:
+            return
+        complaint = done.stderr.strip()[:300]
     raise RuntimeError(f"{compiler} could not compile it: {complaint}")
 
 
