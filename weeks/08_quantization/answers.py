@@ -1,7 +1,28 @@
 """Clean solutions of week 8's exercises, each with a word on why; `week.solution(name)` shows them."""
 
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def decode_limit(
+    block_weights: int,
+    vocab_size: int,
+    n_embd: int,
+    bits: int,
+    group_size: int,
+    scale_bits: float,
+    bandwidth: float,
+) -> float:
+    """One token reads every weight of the products once; how long that takes is a division of bytes by
+    bytes a second.
+    """
+    weights = block_weights + vocab_size * n_embd
+    size = weights * (bits + scale_bits / group_size) / 8
+    return bandwidth * 1e9 / size
 
 
 def absmax_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,6 +54,51 @@ def pack_int4(codes: Tensor) -> Tensor:
     return shifted[:, 0::2] | shifted[:, 1::2] << 4
 
 
+class QuantizedLinear(nn.Module):
+    """The ranges are rounded first, and the codes found with what is kept of them; a product unpacks the
+    weight, uses it and lets it go, so that the codes are all that the memory holds.
+    """
+
+    def __init__(self, linear: nn.Linear, group_size: int):
+        super().__init__()
+        groups = linear.weight.detach().unflatten(1, (-1, group_size))
+        low, high = groups.aminmax(dim=2)
+        scale = (high - low) / 15
+        zero = low + 8 * scale
+        self.register_buffer("scale", scale.bfloat16())
+        self.register_buffer("zero", zero.bfloat16())
+        step = self.scale.float().unsqueeze(2)
+        step = torch.where(step == 0, 1.0, step)
+        codes = ((groups - self.zero.float().unsqueeze(2)) / step).round() + 8
+        codes = codes.clamp(0, 15).to(torch.uint8).flatten(1)
+        self.register_buffer("codes", codes[:, 0::2] | codes[:, 1::2] << 4)
+        self.bias = linear.bias
+
+    def unpacked(self) -> Tensor:
+        codes = torch.stack([self.codes & 15, self.codes >> 4], dim=2).flatten(1)
+        groups = codes.float().unflatten(1, (self.scale.size(1), -1))
+        return (self.scale.float().unsqueeze(2) * (groups - 8) + self.zero.float().unsqueeze(2)).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.unpacked(), self.bias)
+
+
+def swap_linears(
+    model: nn.Module,
+    make: Callable[[nn.Linear], nn.Module],
+    skip: tuple[str, ...] = (),
+) -> nn.Module:
+    """What is replaced is an attribute of the parent, so the name is cut in two; the list is made before
+    anything changes, so that nothing new is met on the way.
+    """
+    for name, old in list(model.named_modules()):
+        if not isinstance(old, nn.Linear) or any(fnmatchcase(name, pattern) for pattern in skip):
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, make(old).train(old.training))
+    return model
+
+
 def nf4_codes(weight: Tensor, block_size: int, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The levels are not evenly spaced, so no division finds the code: compare with all 16."""
     blocks = weight.view(-1, block_size)
@@ -50,6 +116,28 @@ def int8_linear(x: Tensor, x_scales: Tensor, codes: Tensor, scales: Tensor, bias
     return sums * x_scales[:, None] * scales + bias
 
 
+def int8_dot_source() -> str:
+    """A product of two int8 is an int in C, so only the sum needs a type of its own; the compiler makes
+    instructions of the inner loop that multiply many codes at once, since whole numbers may be added in any
+    order.
+    """
+    return """
+#include <stddef.h>
+#include <stdint.h>
+
+void int8_matvec(const int8_t *w, const float *scale, const int8_t *x,
+                 float x_scale, float *y, int rows, int columns) {
+    for (int row = 0; row < rows; row++) {
+        const int8_t *codes = w + (size_t)row * columns;
+        int32_t sum = 0;
+        for (int i = 0; i < columns; i++)
+            sum += codes[i] * x[i];
+        y[row] = scale[row] * x_scale * sum;
+    }
+}
+"""
+
+
 def gptq_step(weight: Tensor, column: int, hessian: Tensor, scales: Tensor) -> Tensor:
     """Rounding a column makes an error in the outputs; the row of U says by how much each later column has to
     move to take most of it back.
@@ -64,18 +152,20 @@ def gptq_step(weight: Tensor, column: int, hessian: Tensor, scales: Tensor) -> T
     return new
 
 
-def decode_limit(
-    block_weights: int,
-    vocab_size: int,
-    n_embd: int,
-    bits: int,
-    group_size: int,
-    scale_bits: float,
-    bandwidth: float,
-) -> float:
-    """One token reads every weight of the products once; how long that takes is a division of bytes by
-    bytes a second.
+def gptq_matrix(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> Tensor:
+    """The step of the exercise before, for each column in turn. U is computed once: it depends on the inputs
+    alone, and its row j has already forgotten the columns before j.
     """
-    weights = block_weights + vocab_size * n_embd
-    size = weights * (bits + scale_bits / group_size) / 8
-    return bandwidth * 1e9 / size
+    columns = weight.size(1)
+    damped = hessian + damp * hessian.diagonal().mean() * torch.eye(columns)
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    group_size = columns // scale.size(1)
+    new = weight.clone()
+    for j in range(columns):
+        step, middle = scale[:, j // group_size], zero[:, j // group_size]
+        code = ((new[:, j] - middle) / step).round().clamp(-8, 7)
+        rounded = code * step + middle
+        error = (new[:, j] - rounded) / upper[j, j]
+        new[:, j] = rounded
+        new[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+    return new

@@ -1,624 +1,38 @@
-"""The graded exercises of week 8: int8, int4 in groups, packing, NF4, a product of int8 codes, a step of
-GPTQ, what memory allows.
+"""The graded exercises of week 8: what memory allows, int8, int4 in groups, packing, a linear layer with
+packed weights and its place in a model, NF4, a product of int8 codes, the same in C, GPTQ.
 """
 
-from collections.abc import Callable
+import copy
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from fnmatch import fnmatchcase
+from functools import cache, lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from shared.course.exercise import Exercise, Mistake, random_int
-from shared.quantization.packing import NF4, absmax_int8, nearest_levels
-
-# ---- 1. int8, one scale for each output
-
-
-def _absmax(
-    weight: Tensor, largest: Tensor, top: float = 127, rounded: Callable = torch.round, dim: int = 1
-) -> tuple[Tensor, Tensor]:
-    """largest: what becomes the code `top`, for each row (dim=1) or column (dim=0)."""
-    scales = largest / top
-    return rounded(weight / scales.unsqueeze(dim)).to(torch.int8), scales
-
-
-def _int8_cases(generator: Generator) -> list[tuple[Tensor]]:
-    def case(*sizes: int) -> tuple[Tensor]:
-        return (
-            torch.randn(*sizes, generator=generator) * torch.rand(sizes[0], 1, generator=generator).add(0.1),
-        )
-
-    return [
-        case(2, 3),
-        case(4, 6),
-        (case(3, 5)[0] * torch.tensor([[1.0], [0.01], [20.0]]),),
-        case(6, 2),
-        case(5, 8),
-    ]
-
-
-ABSMAX_INT8 = Exercise(
-    task="""Four bytes hold a weight; one is nearly as good. `weight` is float32 [out, in], as nn.Linear has
-    it. Return (codes, scales): codes int8 [out, in], scales float32 [out], so that codes[i, j] * scales[i] is
-    as near to weight[i, j] as can be. Each output channel, which is a row, has a scale of its own, and its
-    weight of the largest absolute value gets the code 127 or -127. No row is all zeros.""",
-    reference=absmax_int8,
-    cases=_int8_cases,
-    mistakes=(
-        Mistake(
-            "one scale for the whole tensor",
-            lambda weight: _absmax(weight, weight.abs().amax().expand(len(weight))),
-            "All rows share one scale. A row of small weights then gets only a few of the 255 codes, and one"
-            " outlier spoils every row.",
-        ),
-        Mistake(
-            "scales per input",
-            lambda weight: _absmax(weight, weight.abs().amax(0), dim=0),
-            "There is a scale for each column. Columns are inputs: their scales cannot be taken out of the"
-            " sum over the inputs, so they would have to be multiplied in before the product. Take the"
-            " maximum over dim 1.",
-        ),
-        Mistake(
-            "divided by 128",
-            lambda weight: _absmax(weight, weight.abs().amax(1), 128),
-            "int8 goes from -128 to 127, so 128 does not fit: it wraps round to -128, and a row's largest"
-            " weight changes its sign.",
-        ),
-        Mistake(
-            "divided by 128, then clamped",
-            lambda weight: _absmax(weight, weight.abs().amax(1), 128, lambda x: x.round().clamp(max=127)),
-            "With absmax / 128 a positive largest weight would need the code 128. Clamped to 127 it comes out"
-            " too small; with / 127 it is exact.",
-        ),
-        Mistake(
-            "cut off, not rounded",
-            lambda weight: _absmax(weight, weight.abs().amax(1), rounded=torch.trunc),
-            "A cast to int8 drops what is behind the point. All weights move towards 0, by half a step on"
-            " average. Round first.",
-        ),
-        Mistake(
-            "absolute value forgotten",
-            lambda weight: _absmax(weight, weight.amax(1)),
-            "The scale comes from the largest weight, not from the largest absolute value. Weights far below"
-            " 0 then leave the range and wrap round.",
-        ),
-    ),
-    hints=(
-        (
-            "Which dimension of weight goes over the inputs of one output? The maximum of the absolute values"
-            " is taken along it."
-        ),
-        (
-            "scales = weight.abs().amax(dim=1) / 127. Divide each row by its own scale, round, and only then"
-            " cast to int8."
-        ),
-        (
-            "scales = weight.abs().amax(dim=1) / 127; return (weight / scales[:,"
-            " None]).round().to(torch.int8), scales."
-        ),
-    ),
+from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
+from shared.models.layers import swap_modules
+from shared.quantization import native, quantize
+from shared.quantization.gptq import gptq_round
+from shared.quantization.packing import (
+    NF4,
+    Int4Weight,
+    absmax_int8,
+    group_ranges,
+    int4_codes,
+    nearest_levels,
 )
 
-
-# ---- 2. int4 in groups, with a minimum
-
-
-def int4_groups(weight: Tensor, group_size: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-    return _grouped(weight.view(len(weight), -1, group_size), clip)
-
-
-def _clamped(x: Tensor) -> Tensor:
-    return x.round().clamp(0, 15).to(torch.uint8)
-
-
-def _grouped(
-    groups: Tensor,
-    clip: float,
-    dim: int = 2,
-    steps: int = 15,
-    fit: Callable = _clamped,
-    symmetric: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """groups: the weight in three dimensions, of which `dim` goes over the weights of a group."""
-    low, high = clip * groups.amin(dim, keepdim=True), clip * groups.amax(dim, keepdim=True)
-    if symmetric:
-        high = torch.maximum(high, -low)
-        low = -high
-    scales = (high - low) / steps
-    return fit((groups - low) / scales).reshape(len(groups), -1), scales.squeeze(dim), low.squeeze(dim)
-
-
-def _group_cases(generator: Generator) -> list[tuple[Tensor, int, float]]:
-    def case(out: int, groups: int, group_size: int, clip: float) -> tuple[Tensor, int, float]:
-        return torch.randn(out, groups * group_size, generator=generator) + 0.2, group_size, clip
-
-    return [
-        case(4, 2, 4, 1.0),
-        case(8, 3, 4, 0.8),
-        case(8, 2, 8, 0.9),
-        case(16, 4, 8, 0.75),
-        case(6, 5, 3, 0.7),
-    ]
-
-
-INT4_GROUPS = Exercise(
-    task="""Four bits have only 16 codes, too few for a whole row, so a row is cut into groups. `weight` is
-    float32 [out, in]; a group is `group_size` weights of one row that lie side by side, and group_size
-    divides in. The 16 codes, 0 to 15, are spread evenly from `clip` times the group's smallest weight to
-    `clip` times its largest, both included. With clip below 1 the steps get finer, and weights further out
-    take the code at the end, 0 or 15. Return (codes, scales, minima): codes uint8 [out, in], one to a byte,
-    scales and minima float32 [out, in / group_size]. A weight is about code * scale + minimum. In no group
-    are all weights equal.""",
-    reference=int4_groups,
-    cases=_group_cases,
-    mistakes=(
-        Mistake(
-            "rounding into bytes before clamping",
-            lambda weight, group_size, clip: _grouped(
-                weight.view(len(weight), -1, group_size),
-                clip,
-                fit=lambda x: x.round().to(torch.int16).to(torch.uint8).clamp(0, 15),
-            ),
-            "The codes became bytes before they were clamped. A byte cannot hold -1: it wraps round to 255,"
-            " which clamp makes 15, so that the smallest weights become the largest. Clamp first, then cast.",
-        ),
-        Mistake(
-            "sixteen steps",
-            lambda weight, group_size, clip: _grouped(
-                weight.view(len(weight), -1, group_size), clip, steps=16
-            ),
-            "16 codes have 15 steps between them, like fence posts. Divided by 16, the end of the range would"
-            " need the code 16: five bits.",
-        ),
-        Mistake(
-            "one range for each row",
-            lambda weight, group_size, clip: _grouped(weight.unsqueeze(1), clip),
-            "The whole row is one group. One outlier in it makes the steps wide for all its weights: that is"
-            " what the groups are for.",
-        ),
-        Mistake(
-            "groups along the outputs",
-            lambda weight, group_size, clip: tuple(
-                part.T for part in int4_groups(weight.T.contiguous(), group_size, clip)
-            ),
-            "The groups go down the columns. They belong along the inputs: a product reads row after row, and"
-            " finds a group's weights together.",
-        ),
-        Mistake(
-            "groups of scattered weights",
-            lambda weight, group_size, clip: _grouped(weight.view(len(weight), group_size, -1), clip, dim=1),
-            "The view was [out, group_size, groups], so a group takes every n-th weight. Side by side is"
-            " [out, groups, group_size].",
-        ),
-        Mistake(
-            "the same range on both sides of zero",
-            lambda weight, group_size, clip: _grouped(
-                weight.view(len(weight), -1, group_size), clip, symmetric=True
-            ),
-            "The range goes from -absmax to absmax. Where the weights of a group reach further to one side,"
-            " codes on the other are wasted.",
-        ),
-        Mistake(
-            "clip is forgotten",
-            lambda weight, group_size, clip: int4_groups(weight, group_size, 1.0),
-            "The range is the group's own. It is to be drawn in: multiply smallest and largest by clip before"
-            " anything else.",
-        ),
-    ),
-    hints=(
-        "Give the groups a dimension of their own with view; then it is amin and amax along that dimension.",
-        (
-            "groups = weight.view(out, -1, group_size); scale = (high - low) / 15, since 16 codes have 15"
-            " steps between them. Round, clamp, then cast."
-        ),
-        (
-            "low = clip * groups.amin(2, keepdim=True), high likewise; codes = ((groups - low) /"
-            " scale).round().clamp(0, 15).to(torch.uint8), viewed as weight again; squeeze(2) for scales and"
-            " minima."
-        ),
-    ),
-)
-
-
-# ---- 3. two codes in a byte
-
-
-def pack_int4(codes: Tensor) -> Tensor:
-    return _pair(codes[:, 0::2] + 8, codes[:, 1::2] + 8)
-
-
-def _pair(low: Tensor, high: Tensor) -> Tensor:
-    return low.to(torch.uint8) | high.to(torch.uint8) << 4
-
-
-def _pack_cases(generator: Generator) -> list[tuple[Tensor]]:
-    sizes = (2, 6), (4, 8), (2, 2), (6, 10)
-    small = torch.tensor([[-8, 7, 0, 1], [1, -1, 5, -5]], dtype=torch.int8)
-    return [(small,)] + [(torch.randint(-8, 8, size, generator=generator).to(torch.int8),) for size in sizes]
-
-
-PACK_INT4 = Exercise(
-    task="""Memory is addressed in bytes: four bits save it only if two codes share a byte. `codes` is
-    int8 [rows, columns], from -8 to 7, and columns is even. Add 8, so that all are from 0 to 15. Then put
-    each two neighbours of a row into one byte: the first in the low four bits, the second in the high four.
-    Return uint8 [rows, columns / 2].""",
-    reference=pack_int4,
-    cases=_pack_cases,
-    mistakes=(
-        Mistake(
-            "nibbles swapped",
-            lambda codes: _pair(codes[:, 1::2] + 8, codes[:, 0::2] + 8),
-            "The first code is in the high bits. bitsandbytes does it so; here it is the low ones. Whoever"
-            " unpacks in the other order gets every two weights exchanged, and a model that writes nonsense.",
-        ),
-        Mistake(
-            "halves instead of neighbours",
-            lambda codes: _pair(*(codes + 8).chunk(2, dim=1)),
-            "A byte holds one code of the left half and one of the right. GGUF packs each of its blocks like"
-            " this; here it is neighbours.",
-        ),
-        Mistake(
-            "not offset",
-            lambda codes: _pair(codes[:, 0::2] & 15, codes[:, 1::2]),
-            "The lowest four bits of a code were kept as they are, so -1 became 15 instead of 7. It is a"
-            " format too, but another one: add 8 first.",
-        ),
-        Mistake(
-            "the sign spills over",
-            lambda codes: _pair(codes[:, 0::2], codes[:, 1::2]),
-            "A negative int8 has ones in its high bits, and they cover the other code. Add 8, and the high"
-            " bits are 0.",
-        ),
-        Mistake(
-            "pairs from two rows",
-            lambda codes: _pair(codes[0::2] + 8, codes[1::2] + 8),
-            "Rows were paired, not columns. Each row is an output channel: to read one, two would have to be"
-            " unpacked.",
-        ),
-    ),
-    hints=(
-        "codes[:, 0::2] are the first of each pair. How does a number move into the high four bits?",
-        (
-            "Add 8 and cast to uint8 before shifting: a shift by 4 does not fit into int8. Then join both"
-            " with |."
-        ),
-        "u = (codes + 8).to(torch.uint8); return u[:, 0::2] | (u[:, 1::2] << 4).",
-    ),
-)
-
-
-# ---- 4. NF4
-
-
-def nf4_codes(weight: Tensor, block_size: int, levels: Tensor) -> tuple[Tensor, Tensor]:
-    return nearest_levels(weight, levels, block_size)
-
-
-def _leveled(
-    weight: Tensor, block_size: int, nearest: Callable, measure: Callable | None = None
-) -> tuple[Tensor, Tensor]:
-    """nearest: codes from normalised weights; measure: what [blocks, block_size] is divided by, the absmax if
-    not given.
-    """
-    blocks = weight.view(-1, block_size)
-    divisors = measure(blocks) if measure else blocks.abs().amax(1)
-    return nearest(blocks / divisors[:, None]).to(torch.uint8).flatten(), divisors
-
-
-def _closest(x: Tensor, levels: Tensor) -> Tensor:
-    return (x[..., None] - levels).abs().argmin(-1).to(torch.uint8)
-
-
-def _nf4_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor]]:
-    def case(blocks: int, block_size: int, levels: Tensor) -> tuple[Tensor, int, Tensor]:
-        sizes = 0.02 + torch.rand(blocks, 1, generator=generator)
-        return (torch.randn(blocks, block_size, generator=generator) * sizes).flatten(), block_size, levels
-
-    nf4, others = (
-        torch.tensor(NF4),
-        torch.cat([torch.tensor([-1.0, 1.0]), 2 * torch.rand(14, generator=generator) - 1]).sort().values,
-    )
-    return [case(2, 4, nf4), case(3, 16, nf4), case(4, 64, nf4), case(6, 8, others), case(2, 32, others)]
-
-
-NF4_CODES = Exercise(
-    task="""Weights are distributed like a bell: many near 0, few far away. NF4's 16 `levels` are dense where
-    the weights are; they are float32 [16], sorted, from -1 to 1. `weight` is float32 [n], cut into blocks of
-    `block_size`, which divides n; no block is all zeros. Divide each block by its largest absolute value. The
-    code of a weight is the number of the level nearest to what comes out, 0 to 15. Return (codes, absmax):
-    codes uint8 [n], absmax float32 [n / block_size].""",
-    reference=nf4_codes,
-    cases=_nf4_cases,
-    mistakes=(
-        Mistake(
-            "not normalised",
-            lambda weight, size, levels: (_closest(weight, levels), nf4_codes(weight, size, levels)[1]),
-            "The codes are those of the weights as they are. The levels reach from -1 to 1, and small weights"
-            " would use only the middle ones.",
-        ),
-        Mistake(
-            "one absmax for everything",
-            lambda weight, size, levels: nf4_codes(weight, len(weight), levels),
-            "All weights were divided by one number. Each block has its own: an outlier then spoils only the"
-            " block that it is in.",
-        ),
-        Mistake(
-            "the next level above",
-            lambda weight, size, levels: _leveled(weight, size, lambda x: torch.searchsorted(levels, x)),
-            "searchsorted and bucketize find the first level that is not below the value, not the nearest"
-            " one. Give them the 15 midpoints between the levels.",
-        ),
-        Mistake(
-            "evenly spaced",
-            lambda weight, size, levels: _leveled(weight, size, lambda x: (7.5 * (x + 1)).round()),
-            "The code was worked out as if the levels were evenly spaced. They are not: compare with the"
-            " values in `levels`.",
-        ),
-        Mistake(
-            "the maximum without the absolute value",
-            lambda weight, size, levels: _leveled(
-                weight, size, lambda x: _closest(x, levels), lambda blocks: blocks.amax(1)
-            ),
-            "Blocks were divided by their largest weight. Where the most extreme one is negative, values fall"
-            " below -1, where there is no level.",
-        ),
-        Mistake(
-            "divided by the standard deviation",
-            lambda weight, size, levels: _leveled(
-                weight, size, lambda x: _closest(x, levels), lambda blocks: blocks.std(1)
-            ),
-            "The levels were made with a normal distribution, but so that the outermost are -1 and 1. The"
-            " block is divided by its absmax.",
-        ),
-    ),
-    hints=(
-        (
-            "weight.view(-1, block_size) has a block in each row. How far is each number from each of the 16"
-            " levels?"
-        ),
-        (
-            "Divide by absmax[:, None], then subtract: x[..., None] - levels has a last dimension of 16."
-            " Where is the absolute value smallest?"
-        ),
-        (
-            "blocks = weight.view(-1, block_size); absmax = blocks.abs().amax(1); distance = (blocks /"
-            " absmax[:, None])[..., None] - levels; codes ="
-            " distance.abs().argmin(-1).to(torch.uint8).flatten()."
-        ),
-    ),
-)
-
-
-# ---- 5. a product of codes
-
-
-def int8_linear(x: Tensor, x_scales: Tensor, codes: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
-    return _product(x, codes) * x_scales[:, None] * scales + bias
-
-
-def _product(x: Tensor, codes: Tensor) -> Tensor:
-    return (x.to(torch.int32) @ codes.to(torch.int32).T).to(torch.float32)
-
-
-def _product_cases(generator: Generator) -> list[tuple]:
-    def case(tokens: int, inputs: int, outputs: int) -> tuple:
-        def draw(rows: int) -> Tensor:
-            return torch.randint(-127, 128, (rows, inputs), generator=generator).to(torch.int8)
-
-        def positive(rows: int) -> Tensor:
-            return 0.003 + 0.03 * torch.rand(rows, generator=generator)
-
-        return (
-            draw(tokens),
-            positive(tokens),
-            draw(outputs),
-            positive(outputs),
-            torch.randn(outputs, generator=generator),
-        )
-
-    def large_scales(tokens: int, outputs: int) -> tuple:
-        """Float weights overflow, though the results are small."""
-        sign = torch.tensor([1, -1]).repeat(3)
-        x = sign.expand(tokens, 6).to(torch.int8)
-        codes = 120 + torch.randint(0, 8, (outputs, 6), generator=generator).to(torch.int8)
-        return x, torch.full((tokens,), 1e-36), codes, torch.full((outputs,), 3e36), torch.ones(outputs)
-
-    cases = [case(1, 4, 3), case(2, 6, 4), case(5, 16, 2), case(3, 32, 7), case(4, 64, 4)]
-    return [*cases, large_scales(2, 3)]
-
-
-INT8_LINEAR = Exercise(
-    task="""Where both inputs and weights are int8, the product can be too. `x` is int8 [tokens, in],
-    `x_scales` float32 [tokens]; `codes` is int8 [out, in], `scales` float32 [out]; `bias` is float32 [out].
-    An input is x[t, i] * x_scales[t], a weight codes[o, i] * scales[o]. Return what nn.Linear would, float32
-    [tokens, out], but multiply and add up the codes as int32, without ever making float weights: scales that
-    are the same for a whole sum can wait until it is done. Scales may be of any size.""",
-    reference=int8_linear,
-    cases=_product_cases,
-    tolerance=1e-4,
-    mistakes=(
-        Mistake(
-            "the sum overflows int8",
-            lambda x, x_scales, codes, scales, bias: (x @ codes.T) * x_scales[:, None] * scales + bias,
-            "A product of int8 tensors is int8 in PyTorch, and wraps round at 127 without a word. Already 12"
-            " * 12 is too much. Cast to int32 first.",
-        ),
-        Mistake(
-            "float weights",
-            lambda x, x_scales, codes, scales, bias: (
-                (x * x_scales[:, None]) @ (codes * scales[:, None]).T + bias
-            ),
-            "Codes were multiplied by their scales before the product. That makes float weights of four bytes"
-            " each, which int8 was to save, and here they overflow. Multiply the codes as int32, and scale"
-            " the sums.",
-        ),
-        Mistake(
-            "the bias is scaled too",
-            lambda x, x_scales, codes, scales, bias: (_product(x, codes) + bias) * x_scales[:, None] * scales,
-            "The bias was added before the scales. It is a plain float that belongs to the result, so it"
-            " comes last.",
-        ),
-        Mistake(
-            "the bias comes between the scales",
-            lambda x, x_scales, codes, scales, bias: (_product(x, codes) * x_scales[:, None] + bias) * scales,
-            "The bias was added before the weights' scales, so they shrink it. It is a plain float that"
-            " belongs to the result: add it last.",
-        ),
-        Mistake(
-            "the inputs' scales are forgotten",
-            lambda x, x_scales, codes, scales, bias: _product(x, codes) * scales + bias,
-            "The inputs are codes too. The result of token t has to be multiplied by x_scales[t].",
-        ),
-        Mistake(
-            "the weights' scales are forgotten",
-            lambda x, x_scales, codes, scales, bias: _product(x, codes) * x_scales[:, None] + bias,
-            "The weights are codes too. Output o has to be multiplied by scales[o].",
-        ),
-    ),
-    hints=(
-        "Write out the sum over i for one token and one output. Which factors do not depend on i?",
-        (
-            "int32 first, then the product with codes.T, then the scales: those of the tokens go down the"
-            " rows, those of the outputs along them."
-        ),
-        "(x.int() @ codes.int().T) * x_scales[:, None] * scales + bias.",
-    ),
-)
-
-
-# ---- 6. a step of GPTQ
-
-
-def gptq_step(weight: Tensor, column: int, hessian: Tensor, scales: Tensor) -> Tensor:
-    return _spread(weight, column, _later(_factor(hessian.inverse())[column], column), scales)
-
-
-def _factor(matrix: Tensor) -> Tensor:
-    return torch.linalg.cholesky(matrix, upper=True)
-
-
-def _later(row: Tensor, column: int, divide: bool = True) -> Tensor:
-    """Its part after `column`, the rest 0."""
-    return torch.where(torch.arange(len(row)) > column, row / (row[column] if divide else 1), 0)
-
-
-def _spread(
-    weight: Tensor, column: int, shares: Tensor, scales: Tensor, low: int = -8, high: int = 7
-) -> Tensor:
-    """shares [in]: which part of the column's error is taken from each column."""
-    rounded = (weight[:, column] / scales).round().clamp(low, high) * scales
-    error = (weight[:, column] - rounded)[:, None]
-    return weight.index_copy(1, torch.tensor([column]), rounded[:, None]) - error * shares
-
-
-def _gptq_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor, Tensor]]:
-    def case(out: int, inputs: int, column: int) -> tuple[Tensor, int, Tensor, Tensor]:
-        mixing = torch.eye(inputs) + 0.3 * torch.rand(inputs, inputs, generator=generator)
-        x, weight = (
-            torch.randn(8 * inputs, inputs, generator=generator) @ mixing,
-            torch.randn(out, inputs, generator=generator),
-        )
-        return (
-            weight,
-            column,
-            x.T @ x / len(x),
-            weight.abs().amax(1) / 12,
-        )  # so small that some codes are clamped
-
-    return [case(2, 4, 0), case(8, 5, 2), case(4, 8, 3), case(6, 6, 4), case(12, 10, 5)]
-
-
-GPTQ_STEP = Exercise(
-    task="""GPTQ rounds one column of the weights after another, and lets those still to come make up for the
-    error. `weight` is float32 [out, in]; the columns before `column` are done. `hessian` is float32 [in, in],
-    the mean of x xᵀ over the layer's inputs x. Let U be the upper Cholesky factor of its inverse: the upper
-    triangular matrix with Uᵀ U = hessian⁻¹. Round: where w is the column, its new value is q = c * scales,
-    with c = w / scales rounded and clamped to -8 .. 7, and `scales` float32 [out]. Spread: take (w - q) *
-    U[column, j] / U[column, column] from each later column j. Return the new weight, float32 [out, in].""",
-    reference=gptq_step,
-    cases=_gptq_cases,
-    tolerance=1e-4,
-    mistakes=(
-        Mistake(
-            "the error is not spread",
-            lambda weight, column, hessian, scales: _spread(
-                weight, column, torch.zeros(len(hessian)), scales
-            ),
-            "The column is rounded and the later ones are as before. Was U the lower factor, which"
-            " torch.linalg.cholesky returns unless told otherwise? Right of its diagonal it is 0.",
-        ),
-        Mistake(
-            "not divided by the diagonal",
-            lambda weight, column, hessian, scales: _spread(
-                weight, column, _later(_factor(hessian.inverse())[column], column, divide=False), scales
-            ),
-            "The error was not divided by U[column, column]. Its shares then depend on how large the inputs"
-            " are, which should not matter.",
-        ),
-        Mistake(
-            "the Hessian instead of its inverse",
-            lambda weight, column, hessian, scales: _spread(
-                weight, column, _later(_factor(hessian)[column], column), scales
-            ),
-            "U came from the Hessian itself. How far one weight must move to make up for another is what the"
-            " inverse says.",
-        ),
-        Mistake(
-            "the inverse without Cholesky",
-            lambda weight, column, hessian, scales: _spread(
-                weight, column, _later(hessian.inverse()[column], column), scales
-            ),
-            "The shares are a row of the inverse. That is right for column 0 only: it counts on help from"
-            " columns that are done. The rows of the Cholesky factor no longer do.",
-        ),
-        Mistake(
-            "the done columns move too",
-            lambda weight, column, hessian, scales: _spread(
-                weight,
-                column,
-                (hessian.inverse()[column] / hessian.inverse()[column, column]).index_fill(
-                    0, torch.tensor(column), 0
-                ),
-                scales,
-            ),
-            "Columns before this one were changed. They are rounded already, and would leave their 16 codes"
-            " again. Only later ones may move.",
-        ),
-        Mistake(
-            "added, not taken away",
-            lambda weight, column, hessian, scales: _spread(
-                weight, column, -_later(_factor(hessian.inverse())[column], column), scales
-            ),
-            "The shares were added. The later columns then make the error larger instead of making up"
-            " for it.",
-        ),
-        Mistake(
-            "the codes are not clamped",
-            lambda weight, column, hessian, scales: _spread(
-                weight, column, _later(_factor(hessian.inverse())[column], column), scales, -(10**9), 10**9
-            ),
-            "A code beyond -8 .. 7 does not fit into four bits. Clamp it before the error is taken, so that"
-            " what is cut off is made up for as well.",
-        ),
-    ),
-    hints=(
-        (
-            "Three parts: U, the rounded column with its error, and one outer product of the error with a row"
-            " of U. Work on weight.clone()."
-        ),
-        (
-            "U = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True). Keep the old column: the error"
-            " is w - q, divided by U[column, column]."
-        ),
-        (
-            "new[:, column] = q; new[:, column + 1 :] -= (w - q)[:, None] / U[column, column] * U[column,"
-            " column + 1 :]."
-        ),
-    ),
-)
-
-
-# ---- 7. how fast memory allows
+# ---- 1. how fast memory allows
 
 
 def decode_limit(
@@ -724,12 +138,1983 @@ DECODE_LIMIT = Exercise(
 )
 
 
+# ---- 2. int8, one scale for each output
+
+
+def _absmax(
+    weight: Tensor, largest: Tensor, top: float = 127, rounded: Callable = torch.round, dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """largest: what becomes the code `top`, for each row (dim=1) or column (dim=0)."""
+    scales = largest / top
+    return rounded(weight / scales.unsqueeze(dim)).to(torch.int8), scales
+
+
+def _int8_cases(generator: Generator) -> list[tuple[Tensor]]:
+    def case(*sizes: int) -> tuple[Tensor]:
+        return (
+            torch.randn(*sizes, generator=generator) * torch.rand(sizes[0], 1, generator=generator).add(0.1),
+        )
+
+    return [
+        case(2, 3),
+        case(4, 6),
+        (case(3, 5)[0] * torch.tensor([[1.0], [0.01], [20.0]]),),
+        case(6, 2),
+        case(5, 8),
+        case(1, 4),
+        case(4, 1),
+        (-case(3, 5)[0].abs(),),
+    ]
+
+
+ABSMAX_INT8 = Exercise(
+    task="""Four bytes hold a weight; one is nearly as good. `weight` is float32 [out, in], as nn.Linear has
+    it. Return (codes, scales): codes int8 [out, in], scales float32 [out], so that codes[i, j] * scales[i] is
+    as near to weight[i, j] as can be. Each output channel, which is a row, has a scale of its own, and its
+    weight of the largest absolute value gets the code 127 or -127. No row is all zeros.""",
+    reference=absmax_int8,
+    cases=_int8_cases,
+    forbids=(absmax_int8,),
+    valid=lambda weight: weight.dim() == 2 and weight.numel() > 0 and bool(weight.abs().amax(1).all()),
+    mistakes=(
+        Mistake(
+            "one scale for the whole tensor",
+            lambda weight: _absmax(weight, weight.abs().amax().expand(len(weight))),
+            "All rows share one scale. A row of small weights then gets only a few of the 255 codes, and one"
+            " outlier spoils every row.",
+        ),
+        Mistake(
+            "scales per input",
+            lambda weight: _absmax(weight, weight.abs().amax(0), dim=0),
+            "There is a scale for each column. Columns are inputs: their scales cannot be taken out of the"
+            " sum over the inputs, so they would have to be multiplied in before the product. Take the"
+            " maximum over dim 1.",
+        ),
+        Mistake(
+            "divided by 128",
+            lambda weight: _absmax(weight, weight.abs().amax(1), 128),
+            "int8 goes from -128 to 127, so 128 does not fit: it wraps round to -128, and a row's largest"
+            " weight changes its sign.",
+        ),
+        Mistake(
+            "divided by 128, then clamped",
+            lambda weight: _absmax(weight, weight.abs().amax(1), 128, lambda x: x.round().clamp(max=127)),
+            "With absmax / 128 a positive largest weight would need the code 128. Clamped to 127 it comes out"
+            " too small; with / 127 it is exact.",
+        ),
+        Mistake(
+            "cut off, not rounded",
+            lambda weight: _absmax(weight, weight.abs().amax(1), rounded=torch.trunc),
+            "A cast to int8 drops what is behind the point. All weights move towards 0, by half a step on"
+            " average. Round first.",
+        ),
+        Mistake(
+            "absolute value forgotten",
+            lambda weight: _absmax(weight, weight.amax(1)),
+            "The scale comes from the largest weight, not from the largest absolute value. Weights far below"
+            " 0 then leave the range and wrap round.",
+        ),
+    ),
+    hints=(
+        (
+            "Which dimension of weight goes over the inputs of one output? The maximum of the absolute values"
+            " is taken along it."
+        ),
+        (
+            "scales = weight.abs().amax(dim=1) / 127. Divide each row by its own scale, round, and only then"
+            " cast to int8."
+        ),
+        (
+            "scales = weight.abs().amax(dim=1) / 127; return (weight / scales[:,"
+            " None]).round().to(torch.int8), scales."
+        ),
+    ),
+)
+
+
+# ---- 3. int4 in groups, with a minimum
+
+
+def int4_groups(weight: Tensor, group_size: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _grouped(weight.view(len(weight), -1, group_size), clip)
+
+
+def _clamped(x: Tensor) -> Tensor:
+    return x.round().clamp(0, 15).to(torch.uint8)
+
+
+def _grouped(
+    groups: Tensor,
+    clip: float,
+    dim: int = 2,
+    steps: int = 15,
+    fit: Callable = _clamped,
+    symmetric: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """groups: the weight in three dimensions, of which `dim` goes over the weights of a group."""
+    low, high = clip * groups.amin(dim, keepdim=True), clip * groups.amax(dim, keepdim=True)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    scales = (high - low) / steps
+    return fit((groups - low) / scales).reshape(len(groups), -1), scales.squeeze(dim), low.squeeze(dim)
+
+
+def _group_cases(generator: Generator) -> list[tuple[Tensor, int, float]]:
+    def case(out: int, groups: int, group_size: int, clip: float) -> tuple[Tensor, int, float]:
+        return torch.randn(out, groups * group_size, generator=generator) + 0.2, group_size, clip
+
+    return [
+        case(4, 2, 4, 1.0),
+        case(8, 3, 4, 0.8),
+        case(8, 2, 8, 0.9),
+        case(16, 4, 8, 0.75),
+        case(6, 5, 3, 0.7),
+        case(1, 1, 5, 0.9),
+        case(3, 4, 2, 1.0),
+    ]
+
+
+INT4_GROUPS = Exercise(
+    task="""Four bits have only 16 codes, too few for a whole row, so a row is cut into groups. `weight` is
+    float32 [out, in]; a group is `group_size` weights of one row that lie side by side, and group_size
+    divides in. The 16 codes, 0 to 15, are spread evenly from `clip` times the group's smallest weight to
+    `clip` times its largest, both included. With clip below 1 the steps get finer, and weights further out
+    take the code at the end, 0 or 15. Return (codes, scales, minima): codes uint8 [out, in], one to a byte,
+    scales and minima float32 [out, in / group_size]. A weight is about code * scale + minimum. In no group
+    are all weights equal.""",
+    reference=int4_groups,
+    cases=_group_cases,
+    forbids=(group_ranges, int4_codes, Int4Weight),
+    mistakes=(
+        Mistake(
+            "rounding into bytes before clamping",
+            lambda weight, group_size, clip: _grouped(
+                weight.view(len(weight), -1, group_size),
+                clip,
+                fit=lambda x: x.round().to(torch.int16).to(torch.uint8).clamp(0, 15),
+            ),
+            "The codes became bytes before they were clamped. A byte cannot hold -1: it wraps round to 255,"
+            " which clamp makes 15, so that the smallest weights become the largest. Clamp first, then cast.",
+        ),
+        Mistake(
+            "sixteen steps",
+            lambda weight, group_size, clip: _grouped(
+                weight.view(len(weight), -1, group_size), clip, steps=16
+            ),
+            "16 codes have 15 steps between them, like fence posts. Divided by 16, the end of the range would"
+            " need the code 16: five bits.",
+        ),
+        Mistake(
+            "one range for each row",
+            lambda weight, group_size, clip: _grouped(weight.unsqueeze(1), clip),
+            "The whole row is one group. One outlier in it makes the steps wide for all its weights: that is"
+            " what the groups are for.",
+        ),
+        Mistake(
+            "groups along the outputs",
+            lambda weight, group_size, clip: tuple(
+                part.T for part in int4_groups(weight.T.contiguous(), group_size, clip)
+            ),
+            "The groups go down the columns. They belong along the inputs: a product reads row after row, and"
+            " finds a group's weights together.",
+        ),
+        Mistake(
+            "groups of scattered weights",
+            lambda weight, group_size, clip: _grouped(weight.view(len(weight), group_size, -1), clip, dim=1),
+            "The view was [out, group_size, groups], so a group takes every n-th weight. Side by side is"
+            " [out, groups, group_size].",
+        ),
+        Mistake(
+            "the same range on both sides of zero",
+            lambda weight, group_size, clip: _grouped(
+                weight.view(len(weight), -1, group_size), clip, symmetric=True
+            ),
+            "The range goes from -absmax to absmax. Where the weights of a group reach further to one side,"
+            " codes on the other are wasted.",
+        ),
+        Mistake(
+            "clip is forgotten",
+            lambda weight, group_size, clip: int4_groups(weight, group_size, 1.0),
+            "The range is the group's own. It is to be drawn in: multiply smallest and largest by clip before"
+            " anything else.",
+        ),
+    ),
+    hints=(
+        "Give the groups a dimension of their own with view; then it is amin and amax along that dimension.",
+        (
+            "groups = weight.view(out, -1, group_size); scale = (high - low) / 15, since 16 codes have 15"
+            " steps between them. Round, clamp, then cast."
+        ),
+        (
+            "low = clip * groups.amin(2, keepdim=True), high likewise; codes = ((groups - low) /"
+            " scale).round().clamp(0, 15).to(torch.uint8), viewed as weight again; squeeze(2) for scales and"
+            " minima."
+        ),
+    ),
+)
+
+
+# ---- 4. two codes in a byte
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    return _pair(codes[:, 0::2] + 8, codes[:, 1::2] + 8)
+
+
+def _pair(low: Tensor, high: Tensor) -> Tensor:
+    return low.to(torch.uint8) | high.to(torch.uint8) << 4
+
+
+def _pack_cases(generator: Generator) -> list[tuple[Tensor]]:
+    sizes = (2, 6), (4, 8), (2, 2), (6, 10), (1, 4), (3, 2)
+    small = torch.tensor([[-8, 7, 0, 1], [1, -1, 5, -5]], dtype=torch.int8)
+    return [(small,)] + [(torch.randint(-8, 8, size, generator=generator).to(torch.int8),) for size in sizes]
+
+
+PACK_INT4 = Exercise(
+    task="""Memory is addressed in bytes: four bits save it only if two codes share a byte. `codes` is
+    int8 [rows, columns], from -8 to 7, and columns is even. Add 8, so that all are from 0 to 15. Then put
+    each two neighbours of a row into one byte: the first in the low four bits, the second in the high four.
+    Return uint8 [rows, columns / 2].""",
+    reference=pack_int4,
+    cases=_pack_cases,
+    forbids=(Int4Weight,),
+    valid=lambda codes: codes.dim() == 2 and codes.numel() > 0 and codes.size(1) % 2 == 0,
+    mistakes=(
+        Mistake(
+            "nibbles swapped",
+            lambda codes: _pair(codes[:, 1::2] + 8, codes[:, 0::2] + 8),
+            "The first code is in the high bits. bitsandbytes does it so; here it is the low ones. Whoever"
+            " unpacks in the other order gets every two weights exchanged, and a model that writes nonsense.",
+        ),
+        Mistake(
+            "halves instead of neighbours",
+            lambda codes: _pair(*(codes + 8).chunk(2, dim=1)),
+            "A byte holds one code of the left half and one of the right. GGUF packs each of its blocks like"
+            " this; here it is neighbours.",
+        ),
+        Mistake(
+            "not offset",
+            lambda codes: _pair(codes[:, 0::2] & 15, codes[:, 1::2]),
+            "The lowest four bits of a code were kept as they are, so -1 became 15 instead of 7. It is a"
+            " format too, but another one: add 8 first.",
+        ),
+        Mistake(
+            "the sign spills over",
+            lambda codes: _pair(codes[:, 0::2], codes[:, 1::2]),
+            "A negative int8 has ones in its high bits, and they cover the other code. Add 8, and the high"
+            " bits are 0.",
+        ),
+        Mistake(
+            "pairs from two rows",
+            lambda codes: _pair(codes[0::2] + 8, codes[1::2] + 8),
+            "Rows were paired, not columns. Each row is an output channel: to read one, two would have to be"
+            " unpacked.",
+        ),
+    ),
+    hints=(
+        "codes[:, 0::2] are the first of each pair. How does a number move into the high four bits?",
+        (
+            "Add 8 and cast to uint8 before shifting: a shift by 4 does not fit into int8. Then join both"
+            " with |."
+        ),
+        "u = (codes + 8).to(torch.uint8); return u[:, 0::2] | (u[:, 1::2] << 4).",
+    ),
+)
+
+
+# ---- 5. a linear layer with packed weights
+
+
+class QuantizedLinear(nn.Module):
+    """The reference; what can go wrong has a method of its own, which mistakes override."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, linear: nn.Linear, group_size: int):
+        super().__init__()
+        weight = linear.weight.detach()
+        groups = self.grouped(weight, group_size)
+        exact = self.ranges(groups)
+        stored = tuple(part.bfloat16() for part in exact)
+        codes = self.rounded(groups, exact, stored)
+        self.keep(self.pack(codes.reshape(weight.shape)), *stored)
+        self.bias = linear.bias
+
+    def grouped(self, weight: Tensor, group_size: int) -> Tensor:
+        """[out, groups, group_size]."""
+        return weight.unflatten(1, (-1, group_size))
+
+    def ranges(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = groups.aminmax(dim=2)
+        scale = (high - low) / 15
+        return scale, low + 8 * scale
+
+    def rounded(self, groups: Tensor, exact: tuple, stored: tuple) -> Tensor:
+        """The codes, from 0 to 15."""
+        scale, zero = (part.float().unsqueeze(2) for part in stored)
+        return self.clamped(((groups - zero) / torch.where(scale == 0, 1.0, scale)).round() + 8)
+
+    def clamped(self, codes: Tensor) -> Tensor:
+        return codes.clamp(0, 15).to(torch.uint8)
+
+    def pack(self, codes: Tensor) -> Tensor:
+        return codes[:, 0::2] | codes[:, 1::2] << 4
+
+    def keep(self, codes: Tensor, scale: Tensor, zero: Tensor) -> None:
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+
+    def unpack(self) -> Tensor:
+        """The codes, from 0 to 15: [out, in]."""
+        return torch.stack([self.codes & 15, self.codes >> 4], 2).flatten(1)
+
+    def unpacked(self) -> Tensor:
+        groups = self.unpack().float().unflatten(1, (self.scale.size(1), -1))
+        return ((groups - 8) * self.scale.float().unsqueeze(2) + self.zero.float().unsqueeze(2)).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.unpacked(), self.bias)
+
+
+class _Swapped(QuantizedLinear):
+    def pack(self, codes: Tensor) -> Tensor:
+        return codes[:, 1::2] | codes[:, 0::2] << 4
+
+    def unpack(self) -> Tensor:
+        return torch.stack([self.codes >> 4, self.codes & 15], 2).flatten(1)
+
+
+class _HalvesPacked(QuantizedLinear):
+    def pack(self, codes: Tensor) -> Tensor:
+        low, high = codes.chunk(2, dim=1)
+        return low | high << 4
+
+    def unpack(self) -> Tensor:
+        return torch.cat([self.codes & 15, self.codes >> 4], 1)
+
+
+class _Unpacked(QuantizedLinear):
+    def pack(self, codes: Tensor) -> Tensor:
+        return codes
+
+    def unpack(self) -> Tensor:
+        return self.codes
+
+
+class _PlainAttributes(QuantizedLinear):
+    def keep(self, codes: Tensor, scale: Tensor, zero: Tensor) -> None:
+        self.codes, self.scale, self.zero = codes, scale, zero
+
+
+class _KeptAtFirst(QuantizedLinear):
+    made: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.made is None:
+            self.made = self.unpacked()
+        return F.linear(x, self.made, self.bias)
+
+
+class _ExactCodes(QuantizedLinear):
+    def rounded(self, groups: Tensor, exact: tuple, stored: tuple) -> Tensor:
+        return super().rounded(groups, exact, exact)
+
+
+class _NotClamped(QuantizedLinear):
+    def clamped(self, codes: Tensor) -> Tensor:
+        return codes.to(torch.int16).to(torch.uint8) & 15
+
+
+class _DividedByZero(QuantizedLinear):
+    def rounded(self, groups: Tensor, exact: tuple, stored: tuple) -> Tensor:
+        scale, zero = (part.float().unsqueeze(2) for part in stored)
+        steps = (groups - zero) / scale
+        return self.clamped(steps.round().nan_to_num(-8.0) + 8)  # what a cast of NaN is depends on the CPU
+
+
+class _ZeroIsTheLowest(QuantizedLinear):
+    def ranges(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = groups.aminmax(dim=2)
+        return (high - low) / 15, low
+
+    def rounded(self, groups: Tensor, exact: tuple, stored: tuple) -> Tensor:
+        scale, zero = (part.float().unsqueeze(2) for part in stored)
+        return self.clamped(((groups - zero) / torch.where(scale == 0, 1.0, scale)).round())
+
+    def unpacked(self) -> Tensor:
+        groups = self.unpack().float().unflatten(1, (self.scale.size(1), -1))
+        return (groups * self.scale.float().unsqueeze(2) + self.zero.float().unsqueeze(2)).flatten(1)
+
+
+class _ScatteredGroups(QuantizedLinear):
+    def grouped(self, weight: Tensor, group_size: int) -> Tensor:
+        return weight.unflatten(1, (group_size, -1)).transpose(1, 2)
+
+
+class _NoBias(QuantizedLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.unpacked())
+
+
+class _BiasAsBuffer(QuantizedLinear):
+    def __init__(self, linear: nn.Linear, group_size: int):
+        super().__init__(linear, group_size)
+        if linear.bias is not None:
+            bias = linear.bias.detach().clone()
+            del self.bias
+            self.register_buffer("bias", bias)
+
+
+class _NoGradient(QuantizedLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+def _linear_cases(generator: Generator) -> list[tuple]:
+    def case(
+        out: int, groups: int, group_size: int, *, bias: bool = True, mean: float = 0.0, spread: float = 1.0
+    ) -> tuple:
+        weight = mean + spread * torch.randn(out, groups * group_size, generator=generator)
+        own = torch.randn(out, generator=generator) if bias else None
+        return weight, own, group_size
+
+    constant = case(3, 2, 4, bias=False)
+    constant[0][1, 4:] = 0.25
+    constant[0][2, :4] = 0.0
+    return [
+        case(2, 1, 4, bias=False),
+        case(3, 2, 4),
+        case(1, 3, 2),
+        constant,
+        case(5, 3, 6),
+        case(8, 4, 16),
+        case(4, 2, 8, mean=3.0, spread=0.05),
+        case(16, 2, 32, bias=False, mean=-0.4),
+    ]
+
+
+def _tensors_of(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """All tensors that an object holds: a module's parameters and buffers, and what hides in attributes."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from _tensors_of(vars(value), seen)
+    elif isinstance(value, dict):
+        yield from (t for part in list(value.values()) for t in _tensors_of(part, seen))
+    elif isinstance(value, list | tuple | set):
+        yield from (t for part in list(value) for t in _tensors_of(part, seen))
+
+
+def _held_bytes(module: nn.Module) -> int:
+    """Bytes of the memory that a module's tensors keep, what is shared counted once."""
+    storages = {}
+    for tensor in _tensors_of(module, set()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _made(answer: Callable, linear: nn.Linear, group_size: int) -> nn.Module:
+    """The learner's layer. Raises NotRight where its tensors are not where they should be."""
+    module = answer(linear, group_size)
+    if not isinstance(module, nn.Module):
+        raise NotRight(f"it makes {type(module).__name__}, and an nn.Module is wanted: class ...(nn.Module).")
+    saved = module.state_dict()
+    for name in ("codes", "scale", "zero"):
+        if name in saved:
+            continue
+        if isinstance(getattr(module, name, None), Tensor):
+            raise NotRight(
+                f"`{name}` is a plain attribute, so it is not saved, and does not move with the model:"
+                f' self.register_buffer("{name}", ...).'
+            )
+        raise NotRight(f"it has no buffer `{name}`; the task asks for `codes`, `scale` and `zero`.")
+    for name in ("codes", "scale", "zero"):
+        if isinstance(getattr(module, name), nn.Parameter):
+            raise NotRight(f"`{name}` is a parameter, and the weight is not trained: make it a buffer.")
+    if linear.bias is not None and not isinstance(getattr(module, "bias", None), nn.Parameter):
+        raise NotRight("`bias` should be the layer's own parameter: self.bias = linear.bias.")
+    surplus = saved.keys() - {"codes", "scale", "zero", "bias"}
+    if surplus:
+        raise NotRight(f"it keeps more than the task names: {', '.join(sorted(surplus))}.")
+    return module
+
+
+def _observe_linear(
+    answer: Callable, weight: Tensor, bias: Tensor | None, group_size: int
+) -> Iterator[tuple[str, Any]]:
+    def layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+        linear = nn.Linear(weight.size(1), len(weight), bias=bias is not None)
+        linear.weight.data.copy_(weight)
+        if bias is not None:
+            linear.bias.data.copy_(bias)
+        return linear
+
+    linear = layer(weight, bias)
+    module = _made(answer, linear, group_size)
+    if not torch.equal(linear.weight, weight):
+        raise NotRight("it changed the weight of the layer that it was given.")
+    yield "codes", module.codes
+    yield "scale", module.scale
+    yield "zero", module.zero
+    yield "the bias", None if module.bias is None else module.bias.detach()
+    linear.weight.data.zero_()  # whoever still looks there is found out
+    del linear
+    yield "unpacked()", building.method(module, "unpacked")()
+    x = torch.randn(3, weight.size(1), generator=Generator().manual_seed(weight.size(1)))
+    yield "the output", module(x).detach()
+    yield "the output for [2, 3, in]", module(torch.stack([x, -x])).detach()
+    yield "the output for [in]", module(x[0]).detach()
+    x = x.clone().requires_grad_()
+    y = module(x)
+    if not y.requires_grad:
+        raise NotRight("no gradient goes back to the input: the layers before this one could not learn.")
+    yield "the gradient of x", torch.autograd.grad(building.weighted(y), x)[0]
+    allowed = sum(tensor.nbytes for tensor in module.state_dict().values())
+    held = _held_bytes(module)
+    if held > allowed + weight.nbytes // 2:
+        raise NotRight(
+            f"the codes, ranges and bias take {allowed} bytes, and the layer holds {held}: a copy of the"
+            f" weight as floats is kept somewhere, and nothing is saved. Unpack it anew at each call."
+        )
+    other = layer(weight.flip(0) * 2 - 0.1, bias)
+    again = _made(answer, other, group_size)
+    again(x)
+    again.load_state_dict(module.state_dict())
+    yield "the output after its state was loaded into another", again(x).detach()
+
+
+QUANTIZED_LINEAR = Exercise(
+    task="""Build a linear layer that holds its weight in 4 bits, and a byte holds two.
+    `QuantizedLinear(linear, group_size)` is made from an nn.Linear, whose weight is float32 [out, in]; a
+    group is `group_size` weights of a row that lie side by side, and group_size divides in, which is even.
+
+    - For each group, `scale` is (highest - lowest) / 15, and `zero`, for which code 8 stands, lowest + 8
+      scale. Both are worked out in float32, then kept as buffers in bfloat16 [out, in / group_size].
+    - The code of a weight is (weight - zero) / scale, rounded, plus 8, and held within 0 .. 15; computed in
+      float32 from the scale and zero *as they are kept*, since they are what it will be unpacked with. Where
+      all weights of a group are equal, scale is 0, and their codes are 8.
+    - The buffer `codes` is uint8 [out, in / 2]: column 2j in the low four bits of byte j, column 2j + 1 in
+      the high four.
+    - `bias` is the linear layer's own parameter, or None.
+    - `unpacked()` returns scale (code - 8) + zero for each weight: float32 [out, in].
+    - `forward(x)`, with x [..., in], returns what nn.Linear would with that weight, [..., out]. Gradients
+      flow to x.
+
+    Nothing else is kept: after a call, too, the layer holds the bytes of these four, and no floats of the
+    weight's size. `linear` stays as it is.""",
+    reference=QuantizedLinear,
+    cases=_linear_cases,
+    observe=_observe_linear,
+    points=3,
+    forbids=(Int4Weight, group_ranges, int4_codes, quantize),
+    valid=lambda weight, bias, group_size: (
+        weight.dim() == 2
+        and group_size > 0
+        and weight.size(1) % group_size == 0
+        and weight.size(1) % 2 == 0
+        and (bias is None or len(bias) == len(weight))
+    ),
+    stub="""class QuantizedLinear(nn.Module):
+    def __init__(self, linear: nn.Linear, group_size: int):
+        super().__init__()
+        # your code here: the buffers codes, uint8 [out, in / 2], and
+        # scale and zero, bfloat16 [out, in / group_size]; and self.bias
+        ...
+
+    def unpacked(self) -> Tensor:
+        # float32 [out, in]
+        # your code here
+        ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [..., in] -> [..., out]
+        # your code here
+        ...
+""",
+    mistakes=(
+        Mistake(
+            "nibbles swapped",
+            _Swapped,
+            "Each byte has its two codes the other way round. The layer itself unpacks them rightly, but"
+            " another program that reads the file would get every two weights exchanged.",
+        ),
+        Mistake(
+            "halves of a row in a byte",
+            _HalvesPacked,
+            "A byte holds a column of the left half and one of the right. Here neighbours share a byte:"
+            " columns 2j and 2j + 1.",
+        ),
+        Mistake(
+            "a byte for each code",
+            _Unpacked,
+            "Each code has a byte of its own, so 4 bits take as much memory as 8. Shift the second of each"
+            " two neighbours up by four bits, and join them with |.",
+        ),
+        Mistake(
+            "no buffers",
+            _PlainAttributes,
+            "The tensors are plain attributes of the object: state_dict does not see them, so they are"
+            " neither saved nor moved to a GPU. register_buffer makes them a part of the module.",
+        ),
+        Mistake(
+            "the unpacked weight is kept",
+            _KeptAtFirst,
+            "The weight is unpacked at the first call and stays. From then on the layer holds 32 bits for"
+            " each weight besides the codes: larger than before it was quantized.",
+        ),
+        Mistake(
+            "codes of ranges that are not kept",
+            _ExactCodes,
+            "The codes were worked out with scale and zero in float32, but unpacked they meet their roundings"
+            " to bfloat16. Round scale and zero first, then find the codes that are nearest with them.",
+        ),
+        Mistake(
+            "the codes are not held within 0 .. 15",
+            _NotClamped,
+            "A code of -1 or 16 has more than four bits, and wraps round to the other end of the range. It"
+            " happens, since scale and zero were rounded to bfloat16 and the ends no longer fit exactly.",
+        ),
+        Mistake(
+            "a division by a scale of 0",
+            _DividedByZero,
+            "In a group of equal weights the scale is 0, and 0 / 0 is NaN, which no code can be. Divide by 1"
+            " there; the code is then 8.",
+        ),
+        Mistake(
+            "zero is the lowest weight",
+            _ZeroIsTheLowest,
+            "`zero` is what code 0 stands for. That is a format too, as in the exercise before; here it is"
+            " what code 8 stands for, which PyTorch's kernels want.",
+        ),
+        Mistake(
+            "groups of scattered weights",
+            _ScatteredGroups,
+            "A group takes every n-th weight of a row: the row was cut into [group_size, groups]. Side by"
+            " side is [groups, group_size].",
+        ),
+        Mistake(
+            "the bias is forgotten",
+            _NoBias,
+            "The product is right, and the bias is not added.",
+        ),
+        Mistake(
+            "the bias is no parameter",
+            _BiasAsBuffer,
+            "The bias became a buffer, a copy. It is not quantized, and goes on as the parameter that it was:"
+            " self.bias = linear.bias.",
+        ),
+        Mistake(
+            "no gradient to the input",
+            _NoGradient,
+            "forward computes without gradients. The weight is not trained, but the layers before this one"
+            " may be, as with LoRA in week 9: their gradient comes through here.",
+        ),
+    ),
+    hints=(
+        (
+            "Three steps in __init__: ranges of weight.detach().unflatten(1, (-1, group_size)), codes from"
+            " the rounded ranges, and packing as in the exercise before, without the offset."
+        ),
+        (
+            "low, high = groups.aminmax(dim=2); scale = (high - low) / 15; zero = low + 8 * scale; both"
+            " .bfloat16(). With s and z their floats, [out, groups, 1]: codes = ((groups - z) / s).round() +"
+            " 8, where s is 1 if it is 0. Clamp, then .to(torch.uint8)."
+        ),
+        (
+            "unpacked: torch.stack([self.codes & 15, self.codes >> 4], 2).flatten(1).float(), then"
+            " unflatten(1, (groups, -1)), and (codes - 8) * scale + zero with .float().unsqueeze(2) of both,"
+            " flatten(1). forward: F.linear(x, self.unpacked(), self.bias)."
+        ),
+    ),
+)
+
+
+# ---- 6. every linear layer of a model
+
+
+def swap_linears(
+    model: nn.Module, make: Callable[[nn.Linear], nn.Module], skip: Collection[str] = ()
+) -> nn.Module:
+    for name in _names_to_swap(model, skip):
+        _put(model, name, make)
+    return model
+
+
+def _names_to_swap(model: nn.Module, skip: Collection[str], kind: type = nn.Linear) -> list[str]:
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kind) and not any(fnmatchcase(name, pattern) for pattern in skip)
+    ]
+
+
+def _put(model: nn.Module, name: str, make: Callable[[nn.Linear], nn.Module], keep_mode: bool = True) -> None:
+    parent, _, child = name.rpartition(".")
+    old = model.get_submodule(name)
+    new = make(old)
+    setattr(model.get_submodule(parent), child, new.train(old.training) if keep_mode else new)
+
+
+def _swap_children(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    for name in [name for name in _names_to_swap(model, skip) if "." not in name]:
+        _put(model, name, make)
+    return model
+
+
+def _swap_a_copy(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    return swap_linears(copy.deepcopy(model), make, skip)
+
+
+def _swap_again(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    """The new ones are walked, too."""
+    swap_linears(model, make, skip)
+    return swap_linears(model, make, skip)
+
+
+def _skip_whole_names(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    for name in [name for name in _names_to_swap(model, ()) if name not in skip]:
+        _put(model, name, make)
+    return model
+
+
+def _skip_last_names(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    """Walked child by child: the patterns meet names without the path to them."""
+    for name in _names_to_swap(model, ()):
+        if not any(fnmatchcase(name.rpartition(".")[2], pattern) for pattern in skip):
+            _put(model, name, make)
+    return model
+
+
+def _swap_in_new_mode(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    for name in _names_to_swap(model, skip):
+        _put(model, name, make, keep_mode=False)
+    return model
+
+
+def _swap_and_train(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    return swap_linears(model, make, skip).train(model.training)
+
+
+def _swap_exact_type(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    for name in _names_to_swap(model, skip):
+        if type(model.get_submodule(name)) is nn.Linear:
+            _put(model, name, make)
+    return model
+
+
+def _swap_quietly(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> None:
+    swap_linears(model, make, skip)
+
+
+def _ignore_skip(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    return swap_linears(model, make)
+
+
+class _OtherLinear(nn.Linear):
+    """A subclass, such as the GPT's own."""
+
+
+class _Wrapped(nn.Module):
+    """What a layer is swapped for here: it holds the old one, as LoRA's layers do."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.linear = linear
+
+
+LAYERS: dict[str, Callable[[int], nn.Module]] = {
+    "Linear": lambda n: nn.Linear(n, n),
+    "OtherLinear": lambda n: _OtherLinear(n, n),
+    "LayerNorm": nn.LayerNorm,
+    "ReLU": lambda n: nn.ReLU(),
+}
+"""What a case's model is made of, by the word for it."""
+
+
+def _model_of(parts: dict[str, Any], n: int) -> nn.Module:
+    """parts: by name a word of LAYERS, or the parts of a module inside."""
+    model = nn.Module()
+    for name, part in parts.items():
+        model.add_module(name, _model_of(part, n) if isinstance(part, dict) else LAYERS[part](n))
+    return model
+
+
+def _swap_cases(generator: Generator) -> list[tuple]:
+    def case(parts: dict, skip: tuple[str, ...] = (), frozen: tuple[str, ...] = ()) -> tuple:
+        return parts, random_int(generator, 2, 90), list(skip), list(frozen)
+
+    mlp = {"up_proj": "Linear", "act": "ReLU", "down_proj": "Linear"}
+    block = {"norm": "LayerNorm", "attn": {"q_proj": "Linear", "o_proj": "Linear"}, "mlp": mlp}
+    gpt = {"blocks": {"0": block, "1": block}, "norm": "LayerNorm", "lm_head": "Linear"}
+    return [
+        case({"up": "Linear", "act": "ReLU"}),
+        case({"act": "ReLU", "mlp": mlp}),
+        case({"norm": "LayerNorm", "act": "ReLU"}),
+        case({"first": "OtherLinear", "second": "Linear"}),
+        case({"first": "Linear", "mlp": mlp}, frozen=("first", "mlp.down_proj")),
+        case({"mlp": mlp}, frozen=("", "mlp", "mlp.up_proj", "mlp.act", "mlp.down_proj")),
+        case(gpt),
+        case(gpt, skip=("lm_head",)),
+        case(gpt, skip=("blocks.0.*", "*.down_proj")),
+        case({"up": "Linear", "inner": {"up": "Linear"}}, skip=("up",)),
+    ]
+
+
+def _observe_swap(
+    answer: Callable, parts: dict[str, Any], n: int, skip: list[str], frozen: list[str]
+) -> Iterator[tuple[str, Any]]:
+    model = _model_of(parts, n)
+    for name, module in model.named_modules():
+        module.training = name not in frozen
+    before = dict(model.named_modules())
+    given: list[nn.Module] = []
+
+    def make(linear: nn.Linear) -> nn.Module:
+        given.append(linear)
+        if len(given) > 100:
+            raise NotRight("make is called without an end: what it made is looked through again.")
+        return _Wrapped(linear)
+
+    result = answer(model, make, tuple(skip)) if skip else answer(model, make)
+    if isinstance(result, nn.Module) and result is not model:
+        raise NotRight(
+            "it returns another model, and the one that it was given should itself be changed: whoever holds"
+            " that would not see what was swapped."
+        )
+    after = {name: module for name, module in model.named_modules() if module not in given}
+    yield "what the model is made of", [f"{name}: {type(m).__name__}" for name, m in after.items() if name]
+    yield "what make was given", sorted(name for name, module in before.items() if module in given)
+    for name, module in after.items():
+        if isinstance(module, _Wrapped) and module.linear is not before[name]:
+            raise NotRight(f"`{name}` was made from another layer, and should be made from the one there.")
+    yield "what it returns", "the model" if result is model else type(result).__name__
+    yield "which are in training mode", [name for name, module in after.items() if module.training]
+    kept = [name for name, module in after.items() if not isinstance(module, _Wrapped)]
+    if any(after[name] is not before[name] for name in kept):
+        raise NotRight("a module that is no linear layer was replaced by another.")
+
+
+SWAP_LINEARS = Exercise(
+    task="""Now the surgery: `swap_linears(model, make, skip)` replaces every nn.Linear in `model`, however
+    deep inside and subclasses of nn.Linear too, by `make(linear)`, in place, and returns the model. The model
+    itself is no nn.Linear, and no layer stands at two places in it.
+
+    - make is called once for each layer that is replaced. What it returns may hold the old layer inside,
+      which is not replaced again.
+    - A layer whose name, as model.named_modules() gives it, fits a pattern of `skip` stays.
+      fnmatch.fnmatchcase(name, pattern) says whether one fits: skip=("lm_head",) or ("blocks.0.*",). With no
+      skip given, none stays.
+    - Each new module is in training mode or not as the layer was that it replaces. All other modules stay,
+      with their modes, and the order of the names too.""",
+    reference=swap_linears,
+    cases=_swap_cases,
+    observe=_observe_swap,
+    points=3,
+    forbids=(swap_modules,),
+    stub="""def swap_linears(
+    model: nn.Module,
+    make: Callable[[nn.Linear], nn.Module],
+    skip: tuple[str, ...] = (),
+) -> nn.Module:
+    # your code here
+    ...
+""",
+    mistakes=(
+        Mistake(
+            "only the model's own children",
+            _swap_children,
+            "Linear layers that stand inside of another module were not found. named_children looks one level"
+            " deep; named_modules gives all.",
+        ),
+        Mistake(
+            "what was made is swapped again",
+            _swap_again,
+            "The new modules were looked through, too, and the old layer inside of each was swapped once"
+            " more. Make the list of names first, list(model.named_modules()), and swap then.",
+        ),
+        Mistake(
+            "a copy is swapped",
+            _swap_a_copy,
+            "The model was copied, and the copy changed. In place means that the model which came in is the"
+            " one that is changed; a copy also takes its memory a second time.",
+        ),
+        Mistake(
+            "nothing is returned",
+            _swap_quietly,
+            "The model is swapped rightly, but the function returns None. `return model` lets one write model"
+            " = swap_linears(model, make).",
+        ),
+        Mistake(
+            "skip is forgotten",
+            _ignore_skip,
+            "Layers whose names fit a pattern of skip were replaced all the same.",
+        ),
+        Mistake(
+            "skip is compared by the whole name",
+            _skip_whole_names,
+            'A pattern such as "blocks.0.*" stands for many names. `in` finds only names that are written'
+            " out; fnmatchcase compares with patterns.",
+        ),
+        Mistake(
+            "skip meets the last part of the name",
+            _skip_last_names,
+            "The patterns were compared with a layer's name inside of its parent. The whole name is meant,"
+            ' with the path: "blocks.0.mlp.up_proj".',
+        ),
+        Mistake(
+            "new modules are always in training mode",
+            _swap_in_new_mode,
+            "A new module is in training mode, whatever the model is in. In a model that was set to eval(), a"
+            " dropout inside would go on dropping. new.train(old.training) takes the mode over.",
+        ),
+        Mistake(
+            "the whole model's mode for all",
+            _swap_and_train,
+            "model.train(...) set the mode of every module. Some may be frozen in eval mode while the rest"
+            " trains: each new one takes over the mode of the layer that it replaces.",
+        ),
+        Mistake(
+            "subclasses are left out",
+            _swap_exact_type,
+            "type(module) is nn.Linear is false for a subclass, such as the GPT's own linear layer, which"
+            " draws its weights differently. isinstance finds both.",
+        ),
+    ),
+    hints=(
+        "A module cannot replace itself: it is its parent's attribute that changes. Which parent, which"
+        " name?",
+        (
+            "for name, old in list(model.named_modules()): name.rpartition('.') gives the parent's name and"
+            " the child's; model.get_submodule gives the parent, and of '' the model."
+        ),
+        (
+            "if isinstance(old, nn.Linear) and not any(fnmatchcase(name, p) for p in skip): parent, _, child"
+            " = name.rpartition('.'); setattr(model.get_submodule(parent), child,"
+            " make(old).train(old.training)). At the end, return model."
+        ),
+    ),
+)
+
+
+# ---- 7. NF4
+
+
+def nf4_codes(weight: Tensor, block_size: int, levels: Tensor) -> tuple[Tensor, Tensor]:
+    return nearest_levels(weight, levels, block_size)
+
+
+def _leveled(
+    weight: Tensor, block_size: int, nearest: Callable, measure: Callable | None = None
+) -> tuple[Tensor, Tensor]:
+    """nearest: codes from normalised weights; measure: what [blocks, block_size] is divided by, the absmax if
+    not given.
+    """
+    blocks = weight.view(-1, block_size)
+    divisors = measure(blocks) if measure else blocks.abs().amax(1)
+    return nearest(blocks / divisors[:, None]).to(torch.uint8).flatten(), divisors
+
+
+def _closest(x: Tensor, levels: Tensor) -> Tensor:
+    return (x[..., None] - levels).abs().argmin(-1).to(torch.uint8)
+
+
+def _nf4_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor]]:
+    def case(blocks: int, block_size: int, levels: Tensor) -> tuple[Tensor, int, Tensor]:
+        sizes = 0.02 + torch.rand(blocks, 1, generator=generator)
+        return (torch.randn(blocks, block_size, generator=generator) * sizes).flatten(), block_size, levels
+
+    nf4, others = (
+        torch.tensor(NF4),
+        torch.cat([torch.tensor([-1.0, 1.0]), 2 * torch.rand(14, generator=generator) - 1]).sort().values,
+    )
+    return [case(2, 4, nf4), case(3, 16, nf4), case(4, 64, nf4), case(6, 8, others), case(2, 32, others)]
+
+
+NF4_CODES = Exercise(
+    task="""Weights are distributed like a bell: many near 0, few far away. NF4's 16 `levels` are dense where
+    the weights are; they are float32 [16], sorted, from -1 to 1. `weight` is float32 [n], cut into blocks of
+    `block_size`, which divides n; no block is all zeros. Divide each block by its largest absolute value. The
+    code of a weight is the number of the level nearest to what comes out, 0 to 15. Return (codes, absmax):
+    codes uint8 [n], absmax float32 [n / block_size].""",
+    reference=nf4_codes,
+    cases=_nf4_cases,
+    forbids=(nearest_levels,),
+    mistakes=(
+        Mistake(
+            "not normalised",
+            lambda weight, size, levels: (_closest(weight, levels), nf4_codes(weight, size, levels)[1]),
+            "The codes are those of the weights as they are. The levels reach from -1 to 1, and small weights"
+            " would use only the middle ones.",
+        ),
+        Mistake(
+            "one absmax for everything",
+            lambda weight, size, levels: nf4_codes(weight, len(weight), levels),
+            "All weights were divided by one number. Each block has its own: an outlier then spoils only the"
+            " block that it is in.",
+        ),
+        Mistake(
+            "the next level above",
+            lambda weight, size, levels: _leveled(weight, size, lambda x: torch.searchsorted(levels, x)),
+            "searchsorted and bucketize find the first level that is not below the value, not the nearest"
+            " one. Give them the 15 midpoints between the levels.",
+        ),
+        Mistake(
+            "evenly spaced",
+            lambda weight, size, levels: _leveled(weight, size, lambda x: (7.5 * (x + 1)).round()),
+            "The code was worked out as if the levels were evenly spaced. They are not: compare with the"
+            " values in `levels`.",
+        ),
+        Mistake(
+            "the maximum without the absolute value",
+            lambda weight, size, levels: _leveled(
+                weight, size, lambda x: _closest(x, levels), lambda blocks: blocks.amax(1)
+            ),
+            "Blocks were divided by their largest weight. Where the most extreme one is negative, values fall"
+            " below -1, where there is no level.",
+        ),
+        Mistake(
+            "divided by the standard deviation",
+            lambda weight, size, levels: _leveled(
+                weight, size, lambda x: _closest(x, levels), lambda blocks: blocks.std(1)
+            ),
+            "The levels were made with a normal distribution, but so that the outermost are -1 and 1. The"
+            " block is divided by its absmax.",
+        ),
+    ),
+    hints=(
+        (
+            "weight.view(-1, block_size) has a block in each row. How far is each number from each of the 16"
+            " levels?"
+        ),
+        (
+            "Divide by absmax[:, None], then subtract: x[..., None] - levels has a last dimension of 16."
+            " Where is the absolute value smallest?"
+        ),
+        (
+            "blocks = weight.view(-1, block_size); absmax = blocks.abs().amax(1); distance = (blocks /"
+            " absmax[:, None])[..., None] - levels; codes ="
+            " distance.abs().argmin(-1).to(torch.uint8).flatten()."
+        ),
+    ),
+)
+
+
+# ---- 8. a product of codes
+
+
+def int8_linear(x: Tensor, x_scales: Tensor, codes: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
+    return _product(x, codes) * x_scales[:, None] * scales + bias
+
+
+class _FloatWeights(TorchFunctionMode):
+    """Notes, inside, whether floats of a weight's shape are made."""
+
+    def __init__(self, shape: torch.Size):
+        super().__init__()
+        self.shapes = (tuple(shape), tuple(shape)[::-1])
+        self.made = False
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self.made |= tuple(result.shape[-2:]) in self.shapes
+        return result
+
+
+def _observe_product(
+    answer: Callable, x: Tensor, x_scales: Tensor, codes: Tensor, scales: Tensor, bias: Tensor
+) -> Iterator[tuple[str, Any]]:
+    with _FloatWeights(codes.shape) as watch:
+        result = answer(x, x_scales, codes, scales, bias)
+    yield "", result
+    if watch.made and len({*x.shape, len(codes)}) == 3:  # where the shape tells a weight from all else
+        raise NotRight(
+            "it makes floats of the weight's shape: that is int8 by way of float weights, with four bytes for"
+            " each again. Multiply the codes as int32, and scale the sums."
+        )
+
+
+def _product(x: Tensor, codes: Tensor) -> Tensor:
+    return (x.to(torch.int32) @ codes.to(torch.int32).T).to(torch.float32)
+
+
+def _product_cases(generator: Generator) -> list[tuple]:
+    def case(tokens: int, inputs: int, outputs: int) -> tuple:
+        def draw(rows: int) -> Tensor:
+            return torch.randint(-127, 128, (rows, inputs), generator=generator).to(torch.int8)
+
+        def positive(rows: int) -> Tensor:
+            return 0.003 + 0.03 * torch.rand(rows, generator=generator)
+
+        return (
+            draw(tokens),
+            positive(tokens),
+            draw(outputs),
+            positive(outputs),
+            torch.randn(outputs, generator=generator),
+        )
+
+    def large_scales(tokens: int, outputs: int) -> tuple:
+        """Float weights overflow, though the results are small."""
+        sign = torch.tensor([1, -1]).repeat(3)
+        x = sign.expand(tokens, 6).to(torch.int8)
+        codes = 120 + torch.randint(0, 8, (outputs, 6), generator=generator).to(torch.int8)
+        return x, torch.full((tokens,), 1e-36), codes, torch.full((outputs,), 3e36), torch.ones(outputs)
+
+    cases = [case(1, 4, 3), case(2, 6, 4), case(5, 16, 2), case(3, 32, 7), case(4, 64, 4), case(2, 1, 3)]
+    return [*cases, large_scales(2, 3), case(1, 900, 1)]
+
+
+INT8_LINEAR = Exercise(
+    task="""Where both inputs and weights are int8, the product can be too. `x` is int8 [tokens, in],
+    `x_scales` float32 [tokens]; `codes` is int8 [out, in], `scales` float32 [out]; `bias` is float32 [out].
+    An input is x[t, i] * x_scales[t], a weight codes[o, i] * scales[o]. Return what nn.Linear would, float32
+    [tokens, out], but multiply and add up the codes as int32, without ever making float weights: scales that
+    are the same for a whole sum can wait until it is done. Scales may be of any size.""",
+    reference=int8_linear,
+    cases=_product_cases,
+    observe=_observe_product,
+    tolerance=1e-4,
+    forbids=(native.product_int8,),
+    valid=lambda x, x_scales, codes, scales, bias: (
+        x.dim() == codes.dim() == 2
+        and x.size(1) == codes.size(1)
+        and len(x_scales) == len(x)
+        and len(scales) == len(bias) == len(codes)
+    ),
+    mistakes=(
+        Mistake(
+            "the sum overflows int8",
+            lambda x, x_scales, codes, scales, bias: (x @ codes.T) * x_scales[:, None] * scales + bias,
+            "A product of int8 tensors is int8 in PyTorch, and wraps round at 127 without a word. Already 12"
+            " * 12 is too much. Cast to int32 first.",
+        ),
+        Mistake(
+            "float weights",
+            lambda x, x_scales, codes, scales, bias: (
+                (x * x_scales[:, None]) @ (codes * scales[:, None]).T + bias
+            ),
+            "Codes were multiplied by their scales before the product. That makes float weights of four bytes"
+            " each, which int8 was to save, and here they overflow. Multiply the codes as int32, and scale"
+            " the sums.",
+        ),
+        Mistake(
+            "int8 by way of float weights",
+            lambda x, x_scales, codes, scales, bias: (
+                (x.float() @ codes.float().T) * x_scales[:, None] * scales + bias
+            ),
+            "The codes became floats before the product. The numbers are right as long as they are small, but"
+            " each weight has four bytes again, and the processor multiplies floats: nothing is gained."
+            " Multiply the codes as int32.",
+        ),
+        Mistake(
+            "the bias is scaled too",
+            lambda x, x_scales, codes, scales, bias: (_product(x, codes) + bias) * x_scales[:, None] * scales,
+            "The bias was added before the scales. It is a plain float that belongs to the result, so it"
+            " comes last.",
+        ),
+        Mistake(
+            "the bias comes between the scales",
+            lambda x, x_scales, codes, scales, bias: (_product(x, codes) * x_scales[:, None] + bias) * scales,
+            "The bias was added before the weights' scales, so they shrink it. It is a plain float that"
+            " belongs to the result: add it last.",
+        ),
+        Mistake(
+            "the inputs' scales are forgotten",
+            lambda x, x_scales, codes, scales, bias: _product(x, codes) * scales + bias,
+            "The inputs are codes too. The result of token t has to be multiplied by x_scales[t].",
+        ),
+        Mistake(
+            "the weights' scales are forgotten",
+            lambda x, x_scales, codes, scales, bias: _product(x, codes) * x_scales[:, None] + bias,
+            "The weights are codes too. Output o has to be multiplied by scales[o].",
+        ),
+    ),
+    hints=(
+        "Write out the sum over i for one token and one output. Which factors do not depend on i?",
+        (
+            "int32 first, then the product with codes.T, then the scales: those of the tokens go down the"
+            " rows, those of the outputs along them."
+        ),
+        "(x.int() @ codes.int().T) * x_scales[:, None] * scales + bias.",
+    ),
+)
+
+
+# ---- 9. the same product in C
+
+
+def _matvec(
+    body: str = "sum += w[(size_t)row * columns + i] * x[i];",
+    kind: str = "int32_t",
+    start: str = "0",
+    after: str = "y[row] = (float)sum * scale[row] * x_scale;",
+    columns: str = "columns",
+) -> str:
+    """C source; what can go wrong is an argument."""
+    return f"""#include <stddef.h>
+#include <stdint.h>
+
+void int8_matvec(const int8_t *w, const float *scale, const int8_t *x,
+                 float x_scale, float *y, int rows, int columns) {{
+    for (int row = 0; row < rows; row++) {{
+        {kind} sum = {start};
+        for (int i = 0; i < {columns}; i++)
+            {body}
+        {after}
+    }}
+}}
+"""
+
+
+def int8_dot_source() -> str:
+    return _matvec()
+
+
+MAIN = r"""
+/* Calls int8_matvec on what is in the file argv[1], and writes y to the file argv[2]. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BEHIND 64 /* bytes that follow each array, with a pattern in them */
+#define PATTERN 0x4d
+
+void int8_matvec(const int8_t *w, const float *scale, const int8_t *x, float x_scale, float *y, int rows,
+                 int columns);
+
+static void *array(FILE *from, size_t size) {
+  unsigned char *made = malloc(size + BEHIND);
+  memset(made, PATTERN, size + BEHIND);
+  if (from && fread(made, 1, size, from) != size)
+    exit(2);
+  return made;
+}
+
+int main(int argc, char **argv) {
+  FILE *from = fopen(argv[1], "rb");
+  int *sizes = array(from, 2 * sizeof(int));
+  float *x_scale = array(from, sizeof(float));
+  size_t rows = (size_t)sizes[0], columns = (size_t)sizes[1];
+  int8_t *w = array(from, rows * columns), *x = array(from, columns);
+  float *scale = array(from, rows * sizeof(float)), *y = array(NULL, rows * sizeof(float));
+  int8_matvec(w, scale, x, *x_scale, y, sizes[0], sizes[1]);
+  FILE *to = fopen(argv[2], "wb");
+  fwrite(y, 1, rows * sizeof(float) + BEHIND, to);
+  return fclose(to);
+}
+"""
+C_SECONDS = 10
+"""How long a call of the learner's C may take."""
+
+
+@cache
+def _folder_of_programs() -> TemporaryDirectory:
+    """Where answers are compiled; it is gone when the process ends."""
+    return TemporaryDirectory()
+
+
+@lru_cache(maxsize=64)
+def _program(source: str) -> tuple[Path | None, str]:
+    """The compiled form of a C source together with MAIN, or None and what the compiler complained of."""
+    folder = Path(tempfile.mkdtemp(dir=_folder_of_programs().name))
+    answer, main, program = folder / "answer.c", folder / "main.c", folder / "program"
+    answer.write_text(source, encoding="utf-8")
+    main.write_text(MAIN, encoding="utf-8")
+    try:
+        native.compile_c(native.find_compiler(), [answer, main], program)
+    except (RuntimeError, subprocess.SubprocessError) as error:
+        return None, str(error).partition("could not compile it: ")[2].replace(f"{folder}/", "")
+    return program, ""
+
+
+def _no_compiler() -> str | None:
+    try:
+        native.find_compiler()
+    except RuntimeError as error:
+        return f"{error}. Without one, go on: everything else works."
+    return None
+
+
+def _observe_matvec(
+    answer: Callable, w: Tensor, scale: Tensor, x: Tensor, x_scale: float
+) -> Iterator[tuple[str, Any]]:
+    source = answer()
+    if not isinstance(source, str):
+        raise NotRight(f"it returns {type(source).__name__}, and the C source is wanted as a string.")
+    if "int8_matvec" not in source:
+        raise NotRight("there is no function int8_matvec in what it returns: its name is in the task.")
+    program, complaint = _program(source)
+    if program is None:
+        raise NotRight(
+            f"the compiler does not take it. It says: {complaint} (the line is that of your string)."
+        )
+    given, made = program.with_name("given"), program.with_name("made")
+    given.write_bytes(
+        b"".join(
+            part.tobytes()
+            for part in (
+                np.array(w.shape, np.int32),
+                np.float32(x_scale),
+                w.numpy(),
+                x.numpy(),
+                scale.numpy(),
+            )
+        )
+    )
+    made.unlink(missing_ok=True)
+    try:
+        done = subprocess.run([program, given, made], timeout=C_SECONDS, capture_output=True)
+    except subprocess.TimeoutExpired:
+        raise NotRight(f"it was still running after {C_SECONDS} s, and was ended.") from None
+    print(done.stdout.decode(errors="replace"), end="")
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise NotRight(
+            f"the program crashed ({name}): it reads or writes where none of its arrays is, or divides by"
+            f" zero. Which indices can i and row have?"
+        )
+    if done.returncode or not made.exists():
+        raise NotRight("the program ended before int8_matvec came back: does it call exit?")
+    y = torch.frombuffer(bytearray(made.read_bytes()), dtype=torch.float32)
+    yield "y", y[: len(w)]
+    if not bool((y[len(w) :].view(torch.uint8) == 0x4D).all()):
+        raise NotRight("it writes behind the end of y, which has `rows` numbers.")
+
+
+def _matvec_cases(generator: Generator) -> list[tuple]:
+    def codes(*sizes: int) -> Tensor:
+        return torch.randint(-127, 128, sizes, generator=generator).to(torch.int8)
+
+    def case(rows: int, columns: int) -> tuple:
+        scale = 0.003 + 0.03 * torch.rand(rows, generator=generator)
+        return codes(rows, columns), scale, codes(columns), 0.02
+
+    def extreme(rows: int, columns: int) -> tuple:
+        signs = torch.randint(0, 2, (rows, 1), generator=generator) * 2 - 1
+        w = (127 * signs).expand(rows, columns).to(torch.int8).clone()
+        return w, torch.full((rows,), 0.5), torch.full((columns,), -127, dtype=torch.int8), 0.25
+
+    def large_scales(rows: int) -> tuple:
+        """Scaled element by element, the products overflow, though the results are small."""
+        w = 120 + torch.randint(0, 8, (rows, 6), generator=generator).to(torch.int8)
+        x = torch.tensor([1, -1, 1, -1, 1, -1], dtype=torch.int8)
+        return w, torch.full((rows,), 3e36), x, 1e-36
+
+    def long(rows: int, columns: int) -> tuple:
+        """The sum grows beyond what a float counts one by one, and comes back."""
+        w, x = (torch.randint(90, 128, s, generator=generator) for s in ((rows, columns), (columns,)))
+        w[:, columns // 2 :] *= -1
+        return w.to(torch.int8), torch.ones(rows), x.to(torch.int8), 1.0
+
+    return [
+        case(1, 1),
+        case(2, 3),
+        case(4, 1),
+        case(3, 8),
+        extreme(3, 5),
+        case(7, 4),
+        large_scales(2),
+        case(5, 33),
+        case(2, 100),
+        extreme(2, 300),
+        long(2, 8001),
+    ]
+
+
+INT8_DOT_SOURCE = Exercise(
+    task="""The product again, in the language that a processor's makers have compilers for. Return C source,
+    a string, with the function of the stub. `w` has the codes of a weight, row after row, [rows, columns];
+    `scale` has a number for each row; `x` has the codes of one token, [columns], and `x_scale` is theirs.
+    Write into y[row], for each row, the sum over i of w[row, i] x[i], times scale[row], times x_scale. The
+    sum is taken in whole numbers, in an int32_t, and is scaled once at its end.
+
+    Codes are from -127 to 127; the sums fit into an int32_t. rows and columns may be any numbers from 1 on. y
+    holds anything before the call, and nothing behind its end may be written. Your source is compiled on this
+    machine, as the course's kernels are, and called in a program of its own.""",
+    reference=int8_dot_source,
+    cases=_matvec_cases,
+    observe=_observe_matvec,
+    lacks=_no_compiler,
+    points=3,
+    valid=lambda w, scale, x, x_scale: (
+        w.dim() == 2
+        and w.numel() > 0
+        and scale.shape == w.shape[:1]
+        and x.shape == w.shape[1:]
+        and x_scale > 0
+    ),
+    stub='''def int8_dot_source() -> str:
+    return """
+#include <stdint.h>
+
+void int8_matvec(const int8_t *w, const float *scale, const int8_t *x,
+                 float x_scale, float *y, int rows, int columns) {
+    /* your code here */
+}
+"""
+''',
+    mistakes=(
+        Mistake(
+            "the sum overflows int8",
+            lambda: _matvec(kind="int8_t"),
+            "The sum is an int8_t, which ends at 127, and wraps round without a word. A single product can be"
+            " 16,129. Declare it int32_t.",
+        ),
+        Mistake(
+            "the sum overflows int16",
+            lambda: _matvec(kind="int16_t"),
+            "The sum is an int16_t, which ends at 32,767: three products of the largest codes are too much."
+            " Declare it int32_t.",
+        ),
+        Mistake(
+            "the sum is a float",
+            lambda: _matvec(kind="float"),
+            "The sum is a float, which counts one by one only up to 2²⁴ = 16,777,216. Beyond that each"
+            " addition is rounded, and a long row loses its small part. Declare it int32_t.",
+        ),
+        Mistake(
+            "scaled element by element",
+            lambda: _matvec(
+                body="sum += (scale[row] * w[(size_t)row * columns + i]) * x[i];",
+                kind="float",
+                after="y[row] = sum * x_scale;",
+            ),
+            "Each code was multiplied by its scale before the sum. That is int8 by way of float weights: the"
+            " whole numbers are gone, with the speed that they were for, and here the products overflow. Both"
+            " scales come once, after the loop.",
+        ),
+        Mistake(
+            "rows and columns exchanged",
+            lambda: _matvec(body="sum += w[(size_t)i * rows + row] * x[i];"),
+            "w was read as if it lay column after column. Row `row` begins at row * columns, and its numbers"
+            " lie side by side.",
+        ),
+        Mistake(
+            "the last columns are left out",
+            lambda: _matvec(columns="columns / 8 * 8"),
+            "Only whole blocks of 8 columns were added up. What is left at the end of a row, when 8 does not"
+            " divide columns, needs a loop of its own.",
+        ),
+        Mistake(
+            "the next row begins too early",
+            lambda: _matvec(body="sum += w[(size_t)row * (columns - 1) + i] * x[i];"),
+            "Row `row` was taken to begin at row * (columns - 1). A row has `columns` numbers.",
+        ),
+        Mistake(
+            "added to what is in y",
+            lambda: _matvec(after="y[row] += (float)sum * scale[row] * x_scale;"),
+            "y[row] += adds to whatever was in y before, which is nothing one can count on. Sum in a variable"
+            " of your own that begins at 0, then write y[row] = ...",
+        ),
+        Mistake(
+            "the sum goes on from row to row",
+            lambda: _matvec(kind="static int32_t"),
+            "The sum is not set to 0 for each row, so a row's result has those of all rows before it in it.",
+        ),
+        Mistake(
+            "the input's scale is forgotten",
+            lambda: _matvec(after="y[row] = (float)sum * scale[row];"),
+            "The input is codes, too: multiply the result by x_scale.",
+        ),
+        Mistake(
+            "the weights' scales are forgotten",
+            lambda: _matvec(after="y[row] = (float)sum * x_scale;"),
+            "The weight is codes, too: multiply the result of row `row` by scale[row].",
+        ),
+        Mistake(
+            "one scale for all rows",
+            lambda: _matvec(after="y[row] = (float)sum * scale[0] * x_scale;"),
+            "Every row was multiplied by the first row's scale. Each has its own, scale[row].",
+        ),
+        Mistake(
+            "codes without a sign",
+            lambda: _matvec(body="sum += (uint8_t)w[(size_t)row * columns + i] * (uint8_t)x[i];"),
+            "The codes were read as numbers from 0 to 255, so that -1 became 255. They are int8_t, with a"
+            " sign.",
+        ),
+    ),
+    hints=(
+        "Two loops, over the rows and over the columns in them. Where in w does row number `row` begin?",
+        (
+            "w[row * columns + i] * x[i]: C makes an int of both factors before it multiplies. The sum is an"
+            " int32_t that begins at 0 for each row; the scales come when it is complete."
+        ),
+        (
+            "for (int row = 0; row < rows; row++) { int32_t sum = 0; for (int i = 0; i < columns; i++) sum +="
+            " w[row * columns + i] * x[i]; y[row] = (float)sum * scale[row] * x_scale; }."
+        ),
+    ),
+)
+
+
+# ---- 10. a step of GPTQ
+
+
+def gptq_step(weight: Tensor, column: int, hessian: Tensor, scales: Tensor) -> Tensor:
+    return _spread(weight, column, _later(_factor(hessian.inverse())[column], column), scales)
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    return torch.linalg.cholesky(matrix, upper=True)
+
+
+def _later(row: Tensor, column: int, divide: bool = True) -> Tensor:
+    """Its part after `column`, the rest 0."""
+    return torch.where(torch.arange(len(row)) > column, row / (row[column] if divide else 1), 0)
+
+
+def _spread(
+    weight: Tensor, column: int, shares: Tensor, scales: Tensor, low: int = -8, high: int = 7
+) -> Tensor:
+    """shares [in]: which part of the column's error is taken from each column."""
+    rounded = (weight[:, column] / scales).round().clamp(low, high) * scales
+    error = (weight[:, column] - rounded)[:, None]
+    return weight.index_copy(1, torch.tensor([column]), rounded[:, None]) - error * shares
+
+
+def _gptq_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor, Tensor]]:
+    def case(out: int, inputs: int, column: int) -> tuple[Tensor, int, Tensor, Tensor]:
+        mixing = torch.eye(inputs) + 0.3 * torch.rand(inputs, inputs, generator=generator)
+        x, weight = (
+            torch.randn(8 * inputs, inputs, generator=generator) @ mixing,
+            torch.randn(out, inputs, generator=generator),
+        )
+        return (
+            weight,
+            column,
+            x.T @ x / len(x),
+            weight.abs().amax(1) / 12,
+        )  # so small that some codes are clamped
+
+    return [
+        case(2, 4, 0),
+        case(8, 5, 2),
+        case(4, 8, 3),
+        case(6, 6, 4),
+        case(12, 10, 5),
+        case(3, 4, 3),
+        case(1, 3, 0),
+    ]
+
+
+GPTQ_STEP = Exercise(
+    task="""GPTQ rounds one column of the weights after another, and lets those still to come make up for the
+    error. `weight` is float32 [out, in]; the columns before `column` are done. `hessian` is float32 [in, in],
+    the mean of x xᵀ over the layer's inputs x. Let U be the upper Cholesky factor of its inverse: the upper
+    triangular matrix with Uᵀ U = hessian⁻¹. Round: where w is the column, its new value is q = c * scales,
+    with c = w / scales rounded and clamped to -8 .. 7, and `scales` float32 [out]. Spread: take (w - q) *
+    U[column, j] / U[column, column] from each later column j. Return the new weight, float32 [out, in].""",
+    reference=gptq_step,
+    cases=_gptq_cases,
+    forbids=(gptq_round,),
+    tolerance=1e-4,
+    mistakes=(
+        Mistake(
+            "the error is not spread",
+            lambda weight, column, hessian, scales: _spread(
+                weight, column, torch.zeros(len(hessian)), scales
+            ),
+            "The column is rounded and the later ones are as before. Was U the lower factor, which"
+            " torch.linalg.cholesky returns unless told otherwise? Right of its diagonal it is 0.",
+        ),
+        Mistake(
+            "not divided by the diagonal",
+            lambda weight, column, hessian, scales: _spread(
+                weight, column, _later(_factor(hessian.inverse())[column], column, divide=False), scales
+            ),
+            "The error was not divided by U[column, column]. Its shares then depend on how large the inputs"
+            " are, which should not matter.",
+        ),
+        Mistake(
+            "the Hessian instead of its inverse",
+            lambda weight, column, hessian, scales: _spread(
+                weight, column, _later(_factor(hessian)[column], column), scales
+            ),
+            "U came from the Hessian itself. How far one weight must move to make up for another is what the"
+            " inverse says.",
+        ),
+        Mistake(
+            "the inverse without Cholesky",
+            lambda weight, column, hessian, scales: _spread(
+                weight, column, _later(hessian.inverse()[column], column), scales
+            ),
+            "The shares are a row of the inverse. That is right for column 0 only: it counts on help from"
+            " columns that are done. The rows of the Cholesky factor no longer do.",
+        ),
+        Mistake(
+            "the done columns move too",
+            lambda weight, column, hessian, scales: _spread(
+                weight,
+                column,
+                (hessian.inverse()[column] / hessian.inverse()[column, column]).index_fill(
+                    0, torch.tensor(column), 0
+                ),
+                scales,
+            ),
+            "Columns before this one were changed. They are rounded already, and would leave their 16 codes"
+            " again. Only later ones may move.",
+        ),
+        Mistake(
+            "added, not taken away",
+            lambda weight, column, hessian, scales: _spread(
+                weight, column, -_later(_factor(hessian.inverse())[column], column), scales
+            ),
+            "The shares were added. The later columns then make the error larger instead of making up"
+            " for it.",
+        ),
+        Mistake(
+            "the codes are not clamped",
+            lambda weight, column, hessian, scales: _spread(
+                weight, column, _later(_factor(hessian.inverse())[column], column), scales, -(10**9), 10**9
+            ),
+            "A code beyond -8 .. 7 does not fit into four bits. Clamp it before the error is taken, so that"
+            " what is cut off is made up for as well.",
+        ),
+    ),
+    hints=(
+        (
+            "Three parts: U, the rounded column with its error, and one outer product of the error with a row"
+            " of U. Work on weight.clone()."
+        ),
+        (
+            "U = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True). Keep the old column: the error"
+            " is w - q, divided by U[column, column]."
+        ),
+        (
+            "new[:, column] = q; new[:, column + 1 :] -= (w - q)[:, None] / U[column, column] * U[column,"
+            " column + 1 :]."
+        ),
+    ),
+)
+
+
+# ---- 11. GPTQ's rounding of one matrix
+
+
+def gptq_matrix(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> Tensor:
+    return _gptq_rounded(weight, _upper(hessian, damp), scale, zero)
+
+
+def _upper(hessian: Tensor, damp: float, of_mean: bool = True) -> Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse."""
+    h = hessian.double()
+    added = damp * h.diagonal().mean() if of_mean else damp
+    return torch.linalg.cholesky(torch.linalg.inv(h + added * torch.eye(len(h))), upper=True).float()
+
+
+def _gptq_rounded(
+    weight: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    *,
+    group_of: Callable[[int, int], int] = lambda column, size: column // size,
+    low: int = 0,
+    high: int = 15,
+    divide: bool = True,
+    all_columns: bool = False,
+) -> Tensor:
+    """group_of: the group of a column, from the column and the group's size. all_columns: whether those that
+    are done move, too.
+    """
+    new = weight.clone()
+    size = weight.size(1) // scale.size(1)
+    for j in range(weight.size(1)):
+        s, z = scale[:, group_of(j, size)], zero[:, group_of(j, size)]
+        column = new[:, j]
+        rounded = (((column - z) / s).round() + 8).clamp(low, high).sub(8) * s + z
+        error = (column - rounded) / (upper[j, j] if divide else 1)
+        first = 0 if all_columns else j + 1
+        new[:, first:] -= error[:, None] * upper[j, first:]
+        new[:, j] = rounded
+    return new
+
+
+def _gptq_by_inverse(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> Tensor:
+    """Shares from the inverse's rows, without Cholesky."""
+    upper = _upper(hessian, damp)
+    inverse = upper.T @ upper
+    return _gptq_rounded(weight, inverse, scale, zero)
+
+
+def _gptq_of_all(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> Tensor:
+    upper = _upper(hessian, damp)
+    return _gptq_rounded(weight, upper.T @ upper, scale, zero, all_columns=True)
+
+
+def _gptq_of_hessian(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> Tensor:
+    h = hessian.double()
+    h = h + damp * h.diagonal().mean() * torch.eye(len(h))
+    return _gptq_rounded(weight, torch.linalg.cholesky(h, upper=True).float(), scale, zero)
+
+
+def _gptq_step_by_step(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> Tensor:
+    """The error is spread once, when all columns are rounded: too late."""
+    upper = _upper(hessian, damp)
+    size = weight.size(1) // scale.size(1)
+    s, z = scale.repeat_interleave(size, 1), zero.repeat_interleave(size, 1)
+    rounded = ((weight - z) / s).round().clamp(-8, 7) * s + z
+    error = (weight - rounded) / upper.diagonal()
+    return rounded - error @ upper.triu(1)
+
+
+def _nearest_on(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return _gptq_rounded(weight, torch.eye(weight.size(1)), scale, zero)
+
+
+def _margin(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor) -> float:
+    """How near a number that is rounded comes to the middle between two codes, in steps: nearer than its
+    rounding errors, and two right answers could differ.
+    """
+    new, least = weight.clone(), 1.0
+    size = weight.size(1) // scale.size(1)
+    for j in range(weight.size(1)):
+        s, z = scale[:, j // size], zero[:, j // size]
+        steps = (new[:, j] - z) / s
+        least = min(least, float((steps - steps.floor() - 0.5).abs().min()))
+        rounded = steps.round().clamp(-8, 7) * s + z
+        new[:, j + 1 :] -= ((new[:, j] - rounded) / upper[j, j])[:, None] * upper[j, j + 1 :]
+    return least
+
+
+def _gptq_matrix_cases(generator: Generator) -> list[tuple]:
+    def case(
+        out: int,
+        inputs: int,
+        groups: int,
+        *,
+        mixing: float = 0.6,
+        damp: float = 0.01,
+        dead: int | None = None,
+    ) -> tuple:
+        while True:
+            x = torch.randn(6 * inputs, inputs, generator=generator)
+            x = x @ (torch.eye(inputs) + mixing * torch.rand(inputs, inputs, generator=generator))
+            if dead is not None:
+                x[:, dead] = 0
+            weight = torch.randn(out, inputs, generator=generator)
+            low, high = (0.9 * weight).unflatten(1, (groups, -1)).aminmax(dim=2)
+            scale = (high - low).clamp(min=0.3) / 15
+            parts = weight, x.T @ x, scale, low + 8 * scale
+            if _margin(weight, _upper(parts[1], damp), *parts[2:]) > 1e-3:
+                return *parts, damp
+
+    def diagonal(out: int, inputs: int) -> tuple:
+        weight, _, scale, zero, damp = case(out, inputs, 1)
+        return weight, torch.diag(1 + 9 * torch.rand(inputs, generator=generator)), scale, zero, damp
+
+    return [
+        case(1, 2, 1),
+        case(2, 3, 1),
+        case(3, 4, 2),
+        diagonal(2, 4),
+        case(4, 6, 3, damp=0.2),
+        case(2, 6, 2, dead=2),
+        case(5, 8, 2, mixing=1.5),
+        case(3, 1, 1),
+        case(8, 12, 4, damp=0.05),
+    ]
+
+
+def _gptq_is_valid(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> bool:
+    return (
+        weight.dim() == 2
+        and list(hessian.shape) == [weight.size(1)] * 2
+        and torch.equal(hessian, hessian.T)
+        and scale.shape == zero.shape
+        and len(scale) == len(weight)
+        and weight.size(1) % scale.size(1) == 0
+        and bool((scale > 0.01).all())
+        and damp > 0
+        and bool((torch.linalg.eigvalsh(hessian) > -1e-3).all())
+        and _margin(weight, _upper(hessian, damp), scale, zero) > 1e-3
+    )
+
+
+def _explain_gptq(
+    yours: Any, weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float
+) -> str | None:
+    """Which law a result breaks."""
+    if not isinstance(yours, Tensor) or yours.shape != weight.shape:
+        return None
+    size = weight.size(1) // scale.size(1)
+    codes = (yours - zero.repeat_interleave(size, 1)) / scale.repeat_interleave(size, 1) + 8
+    off = ((codes - codes.round()).abs() > 0.01) | (codes < -0.01) | (codes > 15.01)
+    if bool(off.any()):
+        column = int(off.any(0).int().argmax())
+        return (
+            f"Column {column} is not on its grid: no code from 0 to 15 stands for some of its numbers. A"
+            f" column that is rounded must not change any more, and every one has to be rounded."
+        )
+    nearest = _nearest_on(weight, scale, zero)
+    if torch.equal(hessian, torch.diag(hessian.diagonal())) and not torch.allclose(yours, nearest):
+        return (
+            "This Hessian is diagonal: no two inputs go together, so nothing can make up for anything, and"
+            " the result should be rounding to nearest."
+        )
+    before, after = (float(((q - weight) @ hessian * (q - weight)).sum()) for q in (nearest, yours))
+    if after > 1.001 * before:
+        return (
+            f"The outputs are further off than with rounding to nearest (the squared error is"
+            f" {after / before:.2f} times as large), and to bring them nearer is what it is for."
+        )
+    return None
+
+
+GPTQ_MATRIX = Exercise(
+    task="""Now the whole matrix, column after column, from the first to the last. `weight` is float32 [out,
+    in]; `hessian` is x xᵀ summed over the layer's inputs, float32 [in, in]; `scale` and `zero` are float32
+    [out, groups], where a group is in / groups columns side by side. Code c, from 0 to 15, stands for scale
+    (c - 8) + zero.
+
+    - Add damp times the mean of the Hessian's diagonal to each number of its diagonal. (An input may be 0
+      always, and without this there is no inverse.) Let U be the upper Cholesky factor of the inverse, Uᵀ U =
+      hessian⁻¹; it is computed once.
+    - For each column j: round it, *as it is by then*, to what the nearest of the 16 codes of its own group
+      stands for. Divide the error, column minus rounded column, by U[j, j], and take that times U[j, k] from
+      each later column k.
+
+    Return the rounded weight, float32 [out, in]; every number in it is one that a code stands for.""",
+    reference=gptq_matrix,
+    cases=_gptq_matrix_cases,
+    tolerance=1e-4,
+    points=3,
+    forbids=(gptq_round,),
+    valid=_gptq_is_valid,
+    explain=_explain_gptq,
+    mistakes=(
+        Mistake(
+            "the error is not spread",
+            lambda weight, hessian, scale, zero, damp: _nearest_on(weight, scale, zero),
+            "This is rounding to nearest: no column makes up for another. Was each column rounded as it was"
+            " at first, in `weight`, and not as it has become? Or was U the lower factor, which"
+            " torch.linalg.cholesky returns unless told otherwise? Right of its diagonal it is 0.",
+        ),
+        Mistake(
+            "the errors are spread at the end",
+            _gptq_step_by_step,
+            "All columns were rounded first, and their errors spread afterwards. The result is no longer made"
+            " of codes. A column takes its part of the errors before it is rounded.",
+        ),
+        Mistake(
+            "not divided by the diagonal",
+            lambda weight, hessian, scale, zero, damp: _gptq_rounded(
+                weight, _upper(hessian, damp), scale, zero, divide=False
+            ),
+            "The error was not divided by U[j, j]. The shares then depend on how large the inputs are, which"
+            " should not matter.",
+        ),
+        Mistake(
+            "the Hessian instead of its inverse",
+            _gptq_of_hessian,
+            "U came from the Hessian itself. How far one weight must move to make up for another is what the"
+            " inverse says.",
+        ),
+        Mistake(
+            "the inverse without Cholesky",
+            _gptq_by_inverse,
+            "The shares are the rows of the inverse. That is right for the first column only: later ones"
+            " would count on help from columns that are done. The rows of the Cholesky factor do not.",
+        ),
+        Mistake(
+            "the done columns move too",
+            _gptq_of_all,
+            "Columns before j were changed. They are rounded already, and leave their codes again. Only later"
+            " ones may move.",
+        ),
+        Mistake(
+            "damping is forgotten",
+            lambda weight, hessian, scale, zero, damp: gptq_matrix(weight, hessian, scale, zero, 0.0),
+            "Nothing was added to the diagonal. An input that is always 0 leaves a row of zeros, which has no"
+            " inverse; and inputs that nearly go together get enormous shares.",
+        ),
+        Mistake(
+            "damping without the mean",
+            lambda weight, hessian, scale, zero, damp: _gptq_rounded(
+                weight, _upper(hessian, damp, of_mean=False), scale, zero
+            ),
+            "damp itself was added. It is a share of the diagonal's mean, so that it means the same however"
+            " large the inputs are and however many were summed.",
+        ),
+        Mistake(
+            "every group has the first one's scale",
+            lambda weight, hessian, scale, zero, damp: _gptq_rounded(
+                weight, _upper(hessian, damp), scale, zero, group_of=lambda column, size: 0
+            ),
+            "scale[:, 0] and zero[:, 0] served for all columns. Column j belongs to group j // (in /"
+            " groups).",
+        ),
+        Mistake(
+            "groups in turn",
+            lambda weight, hessian, scale, zero, damp: _gptq_rounded(
+                weight,
+                _upper(hessian, damp),
+                scale,
+                zero,
+                group_of=lambda column, size: column % scale.size(1),
+            ),
+            "Column j was given to group j % groups. A group's columns lie side by side: j // (in / groups).",
+        ),
+        Mistake(
+            "the codes are not clamped",
+            lambda weight, hessian, scale, zero, damp: _gptq_rounded(
+                weight, _upper(hessian, damp), scale, zero, low=-(10**6), high=10**6
+            ),
+            "Codes beyond 0 .. 15 came out: they do not fit into four bits. Clamp before the error is taken,"
+            " so that what is cut off is made up for as well.",
+        ),
+        Mistake(
+            "codes from -8, as if zero were 0",
+            lambda weight, hessian, scale, zero, damp: _gptq_rounded(
+                weight, _upper(hessian, damp), scale, torch.zeros_like(zero)
+            ),
+            "`zero` was left out: the grid of a group is not centred on 0. A code is (weight - zero) / scale"
+            " + 8, and back again with + zero.",
+        ),
+    ),
+    hints=(
+        (
+            "Your step of the last exercise is the inside of the loop, with another grid. U does not depend"
+            " on the weights: compute it before the loop."
+        ),
+        (
+            "h = hessian + damp * hessian.diagonal().mean() * torch.eye(n); U ="
+            " torch.linalg.cholesky(torch.linalg.inv(h), upper=True). Work on new = weight.clone(); column j"
+            " has scale[:, j // size] with size = in // groups."
+        ),
+        (
+            "for j in range(n): s, z = scale[:, j // size], zero[:, j // size]; q = ((new[:, j] - z) /"
+            " s).round().clamp(-8, 7) * s + z; error = (new[:, j] - q) / U[j, j]; new[:, j] = q; new[:, j + 1"
+            " :] -= error[:, None] * U[j, j + 1 :]."
+        ),
+    ),
+)
+
+
 EXERCISES: tuple[Exercise, ...] = (
+    DECODE_LIMIT,
     ABSMAX_INT8,
     INT4_GROUPS,
     PACK_INT4,
+    QUANTIZED_LINEAR,
+    SWAP_LINEARS,
     NF4_CODES,
     INT8_LINEAR,
+    INT8_DOT_SOURCE,
     GPTQ_STEP,
-    DECODE_LIMIT,
+    GPTQ_MATRIX,
 )
