@@ -1,10 +1,30 @@
-"""weeks/08_quantization: what SmoothQuant and AWQ promise."""
+"""weeks/08_quantization: what SmoothQuant and AWQ promise; the exercises against what the course and NumPy
+compute; the run with the learner's own layers.
+"""
 
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 
-from shared.course.report import load_script
+from shared.course.exercise import Week, grade
+from shared.course.exercise.answers import load_module
+from shared.course.report import load_script, read_runs
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.layers import Linear
+from shared.quantization import native, quantize
+from shared.quantization.gptq import gptq_round
+from shared.quantization.packing import Int4Weight, group_ranges
+from shared.runtime import ROOT
+from tests.quantization.helpers import COMPILED
+from tests.weeks.helpers import DATA, script
 
+WEEK = Week(8)
+ANSWERS = load_module(ROOT / "weeks/08_quantization/answers.py", "answers_08")
+BOTH = pytest.mark.parametrize("kind", ["the reference", "the clean answer"])
 outliers = load_script("08_quantization", "outliers")
 
 
@@ -36,3 +56,167 @@ def test_awq_is_never_behind_rounding_to_nearest_on_what_it_has_seen(seed):
     assert awq < 0.9 * nearest  # large channels: there is something to gain
     errors = outliers.errors_of(weight, seen, held_out)
     assert errors["int4_awq"] < errors["int4_nearest"] and errors["int8_smooth"] < errors["int8_both"]
+
+
+# ---- the exercises
+
+
+def answer(kind: str, name: str):
+    return WEEK.exercises[name].reference if kind == "the reference" else getattr(ANSWERS, name)
+
+
+def exercise_module():
+    return load_module(ROOT / "weeks/08_quantization/exercises.py", "exercises_08")
+
+
+@BOTH
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_her_layer_has_the_weight_of_the_courses_to_the_last_bit(kind, group_size):
+    torch.manual_seed(group_size)
+    linear = torch.nn.Linear(128, 7)
+    linear.weight.data[3, :group_size] = 0.5
+    hers, ours = answer(kind, "QuantizedLinear")(linear, group_size), Int4Weight(linear.weight, group_size)
+    assert torch.equal(hers.codes, ours.codes)
+    assert torch.equal(torch.stack([hers.scale, hers.zero], -1), ours.scale_zero)
+    assert torch.equal(hers.unpacked(), ours.rows(slice(None)))
+    steps = hers.scale.float().repeat_interleave(group_size, 1)
+    assert bool(((hers.unpacked() - linear.weight).abs() <= 0.6 * steps + 1e-6).all())
+
+
+@BOTH
+@pytest.mark.parametrize("skip", [(), ("lm_head",), ("blocks.0.*", "*.down_proj")])
+def test_her_swap_makes_the_model_that_quantize_makes(kind, skip):
+    torch.manual_seed(0)
+    config = GPTConfig.preset("mini", vocab_size=40, n_layer=2, n_embd=64, zero_init=False)
+    model = GPT(config).eval()
+    make = partial(answer(kind, "QuantizedLinear"), group_size=32)
+    hers = answer(kind, "swap_linears")(deepcopy(model), make, skip)
+    ours = quantize(deepcopy(model), "int4", skip=skip, say=lambda line: None, kernels=())
+    idx = torch.randint(40, (2, 30))
+    with torch.no_grad():
+        torch.testing.assert_close(hers(idx), ours(idx), atol=1e-5, rtol=1e-5)
+    left = [name for name, module in hers.named_modules() if isinstance(module, Linear)]
+    assert left == [name for name, module in ours.named_modules() if isinstance(module, Linear)]
+    assert not any(module.training for module in hers.modules())
+
+
+def correlated(seed: int, columns: int, mixing: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight [24, columns], and inputs that rise and fall together [300, columns]."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.eye(columns) + mixing * torch.rand(columns, columns, generator=generator)
+    x = torch.randn(300, columns, generator=generator) @ mix
+    return torch.randn(24, columns, generator=generator), x
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(5))
+def test_gptq_matrix_is_the_courses_where_the_order_is_the_same(kind, seed):
+    """With inputs whose sizes fall from column to column, act-order is the plain order."""
+    weight, x = correlated(seed, 64)
+    x = x / x.norm(dim=0) * torch.linspace(3, 1, 64)
+    hessian = x.T @ x
+    assert torch.equal(hessian.diag().argsort(descending=True), torch.arange(64))
+    scale, zero = (part.float() for part in group_ranges(weight, 32))
+    hers = answer(kind, "gptq_matrix")(weight, hessian, scale, zero, 0.01)
+    ours = gptq_round(weight, hessian, scale, zero, 0.01)
+    # A number half way between two codes may go either way; what follows it in its row then differs too.
+    same = (hers - ours).abs().amax(1) < 1e-4
+    assert same.float().mean() > 0.9
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(5))
+def test_gptq_matrix_is_nearer_in_the_output_than_rounding_to_nearest(kind, seed):
+    weight, x = correlated(seed, 64)
+    scale, zero = (part.float() for part in group_ranges(weight, 32))
+    hers = answer(kind, "gptq_matrix")(weight, x.T @ x, scale, zero, 0.01)
+    nearest = Int4Weight(weight, 32).rows(slice(None))
+    errors = [(x @ (q - weight).T).norm() for q in (hers, nearest)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(5))
+def test_gptq_matrix_is_rounding_to_nearest_where_no_inputs_go_together(kind, seed):
+    weight, x = correlated(seed, 64)
+    scale, zero = (part.float() for part in group_ranges(weight, 32))
+    hers = answer(kind, "gptq_matrix")(weight, torch.diag(x.square().sum(0)), scale, zero, 0.01)
+    torch.testing.assert_close(hers, Int4Weight(weight, 32).rows(slice(None)), atol=1e-6, rtol=0)
+
+
+@COMPILED
+@BOTH
+@pytest.mark.parametrize("rows, columns", [(1, 1), (3, 1), (2, 7), (5, 16), (4, 33), (3, 1000), (2, 9001)])
+def test_the_c_has_the_whole_numbers_of_numpy(kind, rows, columns):
+    generator = np.random.default_rng(columns)
+    w = generator.integers(-127, 128, (rows, columns), dtype=np.int8)
+    w[0] = 127 * (-1) ** rows  # the largest sum
+    x = np.full(columns, -127, np.int8)
+    x[1::2] = generator.integers(-127, 128, columns // 2, dtype=np.int8)
+    kernel = load_script("08_quantization", "kernel")
+    matvec = kernel.compiled_matvec(answer(kind, "int8_dot_source")())
+    right = w.astype(np.int64) @ x.astype(np.int64)
+    np.testing.assert_array_equal(matvec(w, np.ones(rows), x, 1.0), right.astype(np.float32))
+    scales = generator.random(rows, dtype=np.float32)
+    np.testing.assert_allclose(matvec(w, scales, x, 0.25), right * scales * 0.25, rtol=1e-6)
+
+
+BROKEN_C = {
+    "int x = ;": ("the compiler does not take it. It says: answer.c:", "property"),
+    "*(volatile int *)0 = 1;": ("the program crashed (SIGSEGV)", "property"),
+    "for (;;) y[0] = x_scale * scale[0] + (float)*(volatile int8_t *)w;": (
+        "it was still running after 1 s",
+        "property",
+    ),
+    "for (int i = 0; i <= rows; i++) y[i] = 1;": ("not right yet", "differs"),
+}
+
+
+@pytest.mark.slow
+@COMPILED
+@pytest.mark.parametrize("body", BROKEN_C)
+def test_what_her_c_does_ends_no_other_process(body, monkeypatch):
+    exercises = exercise_module()
+    monkeypatch.setattr(exercises, "C_SECONDS", 1)
+    source = exercises.int8_dot_source().replace("for (int row = 0;", f"{body}\n    for (int row = 0;")
+    says, kind = BROKEN_C[body]
+    verdict = grade(exercises.INT8_DOT_SOURCE, lambda: source)
+    assert verdict.status == "wrong" and says in verdict.says
+
+
+@COMPILED
+@pytest.mark.parametrize("made", [None, 3, "int f(void) { return 1; }"])
+def test_what_is_no_source_is_told(made):
+    verdict = grade(WEEK.exercises["int8_dot_source"], [lambda: made, lambda: [made][0]][made is None])
+    assert verdict.status == "wrong" and verdict.kind == "property"
+
+
+def test_without_a_compiler_the_product_in_c_is_not_attempted_and_the_notebook_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    verdict = grade(WEEK.exercises["int8_dot_source"], ANSWERS.int8_dot_source)
+    assert verdict.status == "not attempted"
+    assert "it needs a C compiler (cc, gcc or clang)" in verdict.message
+    kernel = load_script("08_quantization", "kernel")
+    assert kernel.compiled_matvec(ANSWERS.int8_dot_source()) is None
+    assert "int8_matvec is not compiled: it needs a C compiler" in capsys.readouterr().out
+
+
+# ---- the run with her layers
+
+
+@pytest.mark.slow
+def test_the_run_with_her_layers_has_the_perplexity_of_int4(output, text_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_WEEKS_ANSWERS", str(tmp_path / "answers"))
+    week = Week(8)
+    for name in ("QuantizedLinear", "swap_linears"):
+        week.check(getattr(ANSWERS, name))
+    module, settings = script("08_quantization", data=text_file)
+    plain = module.main(settings)
+    mine = module.main(replace(settings, mine=True))
+    assert "mine_perplexity" not in plain
+    assert mine["int4_perplexity"] == pytest.approx(plain["int4_perplexity"], rel=1e-6)
+    # The course's kernel for few rows rounds what a layer reads to 8 bits; hers reads it as it is.
+    assert mine["mine_perplexity"] == pytest.approx(plain["int4_perplexity"], rel=1e-3)
+    assert mine["mine_of_fp32"] == pytest.approx(plain["int4_of_fp32"], rel=1e-2)
+    runs = read_runs(output / "logs/08_quantization/mine/smoke/my-code" / DATA)
+    assert runs["mine"].summary["decode_tokens_per_second"] > 0

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from names import GPTQ, GROUP, OUTLIERS, ROWS, SMOL, WAYS, label_of
+from names import GPTQ, GROUP, MINE, OUTLIERS, ROWS, SMOL, WAYS, label_of
 from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, model_card, read_runs, save_figure
 from shared.course.style import style
 from shared.runtime import ROOT
@@ -21,7 +21,7 @@ def rows_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
         for name, run in read_runs(logs).items()
         if run.summary and "decode_tokens_per_second" in run.summary
     }
-    order = ["transformers-fp32", "fp32", *ROWS]
+    order = ["transformers-fp32", "fp32", *ROWS, MINE]
 
     def place(row: str) -> int:
         return order.index(row) if row in order else len(order)

@@ -2,6 +2,8 @@
 
 ROWS = ("int8", "int8-groups", "int4", "int4-gptq", "int4-wide", "int4-wide-gptq", "nf4")
 GPTQ = "-gptq"
+MINE = "mine"
+"""The row of the learner's own layers, with --mine; what they hold is int4."""
 GROUP = 64
 """Weights that share a scale in rows with "groups" in their name. int8 has otherwise one scale for each row
 of a matrix, and int4 groups of `settings.group_size`.
@@ -28,5 +30,7 @@ def label_of(name: str) -> str:
     >>> label_of("smollm2-int4-gptq"), label_of("torchao-int8")
     ('int4 GPTQ', 'torchao int8')
     """
+    if name == MINE:
+        return "int4, your layers"
     label = name.removeprefix(SMOL).replace("groups", f"groups of {GROUP}").replace("wide", "wide groups")
     return label.replace(GPTQ, " GPTQ").replace("-", " ")

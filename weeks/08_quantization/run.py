@@ -4,6 +4,8 @@ one, beside other libraries.
     python weeks/08_quantization/run.py --preset laptop
     # another scheme's checkpoint is kept
     python weeks/08_quantization/run.py --preset laptop --scheme int8
+    # with a row of your own layers, as far as they are solved
+    python weeks/08_quantization/run.py --preset laptop --mine
     # SmolLM2 beside transformers, bitsandbytes and torchao
     python weeks/08_quantization/run.py --preset laptop --study smollm2
     # the optimizer's state and the KV cache in 8 bits
@@ -27,7 +29,8 @@ from measure import (
     size_of,
     window_by_window,
 )
-from names import ROWS
+from names import MINE, ROWS
+from own import in_own_layers
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.report import read_runs
@@ -48,6 +51,8 @@ MEMORY_SETTINGS = ("memory_steps", "memory_seeds")
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     scheme: str = "int4-gptq"
     """Whose checkpoint is kept: int8, int8-groups, int4, int4-gptq, int4-wide, int4-wide-gptq or nf4."""
     group_size: int = 32
@@ -149,6 +154,7 @@ def main(settings: Settings) -> dict[str, float]:
     block_size = model.config.block_size
     calibration = fixed_windows(corpus.train, block_size, settings.calibration_windows)[0]
     models = quantized(model, calibration, settings.group_size)
+    models |= in_own_layers(work, model, settings.group_size)
     evaluations = {
         name: window_by_window(m.to(device), corpus, block_size, settings.eval_windows)
         for name, m in models.items()
@@ -185,7 +191,7 @@ def headline(rows: dict[str, dict[str, float]], scheme: str, speed: float | None
         "kept_of_fp32": rows[scheme]["of_fp32"],
         "perplexity": rows["fp32"]["perplexity"],
     }
-    for name in ROWS:
+    for name in (*ROWS, MINE) if MINE in rows else ROWS:
         for key in ("perplexity", "worse", "of_fp32"):
             metrics[f"{name}_{key}"] = rows[name][key]
     return metrics | {"gptq_recovered": rows["int4-gptq"]["recovered"], "bandwidth": speed}
