@@ -596,6 +596,7 @@ def _linear_cases(generator: Generator) -> list[tuple]:
         case(8, 4, 16),
         case(4, 2, 8, mean=3.0, spread=0.05),
         case(16, 2, 32, bias=False, mean=-0.4),
+        case(3, 2, 4, spread=0.001),
     ]
 
 
@@ -641,7 +642,7 @@ def _made(answer: Callable, linear: nn.Linear, group_size: int) -> nn.Module:
     for name in ("codes", "scale", "zero"):
         if isinstance(getattr(module, name), nn.Parameter):
             raise NotRight(f"`{name}` is a parameter, and the weight is not trained: make it a buffer.")
-    if linear.bias is not None and not isinstance(getattr(module, "bias", None), nn.Parameter):
+    if linear.bias is not None and getattr(module, "bias", None) is not linear.bias:
         raise NotRight("`bias` should be the layer's own parameter: self.bias = linear.bias.")
     surplus = saved.keys() - {"codes", "scale", "zero", "bias"}
     if surplus:
@@ -767,10 +768,11 @@ QUANTIZED_LINEAR = Exercise(
             " neither saved nor moved to a GPU. register_buffer makes them a part of the module.",
         ),
         Mistake(
-            "the unpacked weight is kept",
+            "the weight is kept as floats",
             _KeptAtFirst,
-            "The weight is unpacked at the first call and stays. From then on the layer holds 32 bits for"
-            " each weight besides the codes: larger than before it was quantized.",
+            "A copy of the weight as floats stays: the one that came in, or the one that was unpacked at the"
+            " first call. The layer then holds 32 bits for each weight besides the codes, and is larger than"
+            " before it was quantized.",
         ),
         Mistake(
             "codes of ranges that are not kept",
@@ -993,7 +995,8 @@ def _observe_swap(
         )
     after = {name: module for name, module in model.named_modules() if module not in given}
     yield "what the model is made of", [f"{name}: {type(m).__name__}" for name, m in after.items() if name]
-    yield "what make was given", sorted(name for name, module in before.items() if module in given)
+    names = {module: name for name, module in before.items()}
+    yield "what make was given", sorted(names.get(linear, "something new") for linear in given)
     for name, module in after.items():
         if isinstance(module, _Wrapped) and module.linear is not before[name]:
             raise NotRight(f"`{name}` was made from another layer, and should be made from the one there.")
@@ -1536,15 +1539,16 @@ def _matvec_cases(generator: Generator) -> list[tuple]:
 
 
 INT8_DOT_SOURCE = Exercise(
-    task="""The product again, in the language that a processor's makers have compilers for. Return C source,
-    a string, with the function of the stub. `w` has the codes of a weight, row after row, [rows, columns];
-    `scale` has a number for each row; `x` has the codes of one token, [columns], and `x_scale` is theirs.
-    Write into y[row], for each row, the sum over i of w[row, i] x[i], times scale[row], times x_scale. The
-    sum is taken in whole numbers, in an int32_t, and is scaled once at its end.
+    task="""The product again, in the language that a processor's makers have compilers for. Return C
+    source, a string, with the function of the stub. `w` has the codes of a weight, row after row, [rows,
+    columns]; `scale` has a number for each row; `x` has the codes of one token, [columns], and `x_scale` is
+    theirs. Write into y[row], for each row, the sum over i of w[row, i] x[i], times scale[row], times
+    x_scale. Add up whole numbers, for which an int32_t is wide enough here, and scale a row's sum once, when
+    it is complete.
 
-    Codes are from -127 to 127; the sums fit into an int32_t. rows and columns may be any numbers from 1 on. y
-    holds anything before the call, and nothing behind its end may be written. Your source is compiled on this
-    machine, as the course's kernels are, and called in a program of its own.""",
+    Codes are from -127 to 127. rows and columns may be any numbers from 1 on. y holds anything before the
+    call, and nothing behind its end may be written. Your source is compiled on this machine, as the course's
+    kernels are, and called in a program of its own.""",
     reference=int8_dot_source,
     cases=_matvec_cases,
     observe=_observe_matvec,
@@ -1900,12 +1904,15 @@ def _gptq_matrix_cases(generator: Generator) -> list[tuple]:
         mixing: float = 0.6,
         damp: float = 0.01,
         dead: int | None = None,
+        sizes: tuple[int, ...] = (),
     ) -> tuple:
         while True:
             x = torch.randn(6 * inputs, inputs, generator=generator)
             x = x @ (torch.eye(inputs) + mixing * torch.rand(inputs, inputs, generator=generator))
             if dead is not None:
                 x[:, dead] = 0
+            if sizes:
+                x = x * torch.tensor(sizes)
             weight = torch.randn(out, inputs, generator=generator)
             low, high = (0.9 * weight).unflatten(1, (groups, -1)).aminmax(dim=2)
             scale = (high - low).clamp(min=0.3) / 15
@@ -1922,7 +1929,7 @@ def _gptq_matrix_cases(generator: Generator) -> list[tuple]:
         case(2, 3, 1),
         case(3, 4, 2),
         diagonal(2, 4),
-        case(4, 6, 3, damp=0.2),
+        case(4, 6, 3, damp=0.5, sizes=(1, 2, 1, 4, 1, 1)),
         case(2, 6, 2, dead=2),
         case(5, 8, 2, mixing=1.5),
         case(3, 1, 1),
