@@ -166,7 +166,9 @@ def main(settings: Settings) -> dict[str, float]:
     rows: dict[str, dict[str, float]] = {}
     for name, m in models.items():
         row = size_of(m, models["fp32"]) | compared(evaluations[name], evaluations["fp32"])
-        row |= times[name] | memory_limit(m, speed) | {"file_megabytes": file_bytes(m) / 1e6}
+        row |= times[name] | memory_limit(m, speed)
+        if name != MINE:  # there is no file of the learner's layers
+            row["file_megabytes"] = file_bytes(m) / 1e6
         row |= recovered(rows, name, row)
         ids = generate(m, corpus.start, settings.sample_tokens, temperature=0.8, top_p=0.95, seed=1)
         rows[name] = keep(work, name, settings, row, sample=corpus.tokenizer.decode(list(ids)))
