@@ -824,7 +824,7 @@ QUANTIZED_LINEAR = Exercise(
     ),
     hints=(
         (
-            "Three steps in __init__: ranges of weight.detach().unflatten(1, (-1, group_size)), codes from"
+            "Three steps in `__init__`: ranges of weight.detach().unflatten(1, (-1, group_size)), codes from"
             " the rounded ranges, and packing as in the exercise before, without the offset."
         ),
         (
