@@ -13,8 +13,6 @@ import torch.nn.functional as F
 
 from shared.course.exercise import Exercise, Mistake, NotRight, Week, grade, random_int, week_numbers
 from shared.course.exercise.comparison import difference, same, whole
-from shared.course.exercise.definition import is_empty
-from shared.course.exercise.grading import readable_case
 from shared.course.exercise.running import changes_its_input
 from shared.course.exercise.shrinking import size
 from shared.course.exercise.verdict import Case
@@ -49,34 +47,6 @@ def _documented(x):
 def test_an_untouched_stub_is_not_attempted(function):
     verdict = grade(EXERCISES["average_past"], function)
     assert verdict.status == "not attempted" and "average_past" in verdict.message and verdict.mistake is None
-
-
-def _a_text():
-    return "a text"
-
-
-def _a_documented_text():
-    """Some words."""
-    return "a text"
-
-
-@pytest.mark.parametrize("function", [_a_text, _a_documented_text, lambda: "a text"])
-def test_a_function_that_returns_a_text_is_not_empty(function):
-    assert not is_empty(function)
-
-
-@pytest.mark.parametrize("function", [average_past, past_means, _not_written], ids=lambda f: f.__name__)
-def test_what_this_machine_cannot_grade_is_not_attempted_and_that_is_said(function):
-    def no_compiler() -> str:
-        return "there is no C compiler here."
-
-    exercise = replace(EXERCISES["average_past"], lacks=no_compiler)
-    verdict = grade(exercise, function)
-    assert verdict.status == "not attempted" and verdict.mistake is None and verdict.case is None
-    assert "not graded on this machine: there is no C compiler here." in verdict.message
-    with pytest.raises(ValueError, match="average_past has no case to show: there is no C compiler here"):
-        readable_case(exercise)
-    assert grade(replace(exercise, lacks=lambda: None), past_means).status == "solved"
 
 
 def _crashes(x):

@@ -91,12 +91,7 @@ def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = N
 
 
 def readable_case(exercise: Exercise) -> Case:
-    """The case of an exercise that is quickest to read, with the right result.
-
-    Raises ValueError where this machine lacks what the exercise needs.
-    """
-    if exercise.lacking:
-        raise ValueError(f"{exercise.name} has no case to show: {exercise.lacking}")
+    """The case of an exercise that is quickest to read, with the right result."""
     cases = [tuple(case) for case in exercise.cases(torch.Generator().manual_seed(0))]
     arguments = min(cases, key=size)
     seen = exercise.seen(exercise.reference, copy.deepcopy(arguments))

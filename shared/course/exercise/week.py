@@ -119,6 +119,8 @@ class Week:
         read: `case = week.case("count_pairs"); count_pairs(*case.arguments)`.
         """
         exercise = self.find(name)
+        if exercise.lacking:
+            raise ValueError(f"{name} has no case to show on this machine: {exercise.lacking}")
         return self._cases.get(name) or readable_case(exercise)
 
     def solution(self, name: str, reveal: bool = False) -> None:
