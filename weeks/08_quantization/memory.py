@@ -4,6 +4,7 @@ values while it writes; both in 8 bits.
 
 import math
 import statistics
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,24 +19,26 @@ from shared.models.pretrained import load_smollm2
 from shared.quantization.adamw import AdamW8bit, state_bytes
 from shared.quantization.cache import Int8Cache
 from shared.runtime import seed_everything, table
-from shared.training.base_model import trained_base_model
+from shared.training.base_model import BASE_PRESETS, open_corpus
 
 if TYPE_CHECKING:
     from run import Settings
 
 OPTIMIZERS = {"fp32": torch.optim.AdamW, "int8": AdamW8bit}
+BATCH = 4
+"""Windows in each step."""
 CACHES = {"fp32": KVCache, "int8": Int8Cache}
 
 
 def study_memory(settings: "Settings") -> dict[str, float]:
     """Loss and bytes with each kind of optimizer state, perplexity and bytes with each kind of cache."""
-    own, corpus = trained_base_model(
-        settings.preset, data=settings.data, device="cpu", train=settings.train, resume=settings.resume
-    )
+    base = replace(BASE_PRESETS[settings.preset], data=settings.data)
+    corpus = open_corpus(base)
+    config = replace(base.model, vocab_size=corpus.tokenizer.vocab_size)
     work = Workspace(__file__, settings, corpus.name, torch.device("cpu"))
     with work.log(MEMORY, settings) as log:
         rows = [
-            trained_by(own.config, corpus, kind, seed, settings.memory_steps)
+            trained_by(config, corpus, kind, seed, settings.memory_steps)
             for seed in range(settings.memory_seeds)
             for kind in OPTIMIZERS
         ]
@@ -62,7 +65,7 @@ def trained_by(config: GPTConfig, corpus: Corpus, kind: str, seed: int, steps: i
     generator = torch.Generator().manual_seed(seed)
     ids, targets = fixed_windows(corpus.train, config.block_size)
     for step in tqdm(range(steps), desc=f"AdamW in {kind}, seed {seed}"):
-        rows = torch.randint(len(ids), (16,), generator=generator)
+        rows = torch.randint(len(ids), (BATCH,), generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 - step / steps)
         cross_entropy(model(ids[rows]), targets[rows]).backward()

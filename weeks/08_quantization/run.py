@@ -92,7 +92,7 @@ class Settings(WeekSettings):
         "smollm2": (
             *("study_windows", "study_block_size", "study_calibration_windows", "study_blocks", "others"),
         ),
-        "memory": ("train", "resume", "study_windows", "study_block_size", "study_blocks", *MEMORY_SETTINGS),
+        "memory": ("study_windows", "study_block_size", "study_blocks", *MEMORY_SETTINGS),
         "outliers": ("study_block_size", "study_blocks", "outlier_windows"),
     }
 
