@@ -1,17 +1,26 @@
-"""The graded exercises of week 12: positions in a shared cache, temperature 0, slots, prefixes, streamed
-text, stop texts, events, delays.
+"""The graded exercises of week 12: positions in a shared cache, temperature 0, slots, an engine, prefixes,
+streamed text, stop texts, events, delays.
 """
 
 import codecs
+import json
 import math
-from collections.abc import Callable
-from typing import TypeVar
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from shared.course.exercise import Exercise, Mistake, random_int
+from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
+from shared.models.gpt import GPT, GPTConfig
+from shared.sampling import generate
+from shared.sampling.text import TextStream, stream_text
+from shared.serving.answer import chunks
+from shared.serving.engine import Engine
+from shared.serving.slots import SlotCache
 
 Whole = TypeVar("Whole", str, bytes)
 
@@ -332,7 +341,477 @@ NEXT_SLOTS = Exercise(
 )
 
 
-# ---- 4. what need not be read again
+# ---- 4. an engine
+
+
+class TinyEngine:
+    def __init__(self, model: GPT, slots: int):
+        self.model = model
+        self.cache = SlotCache(model.config, slots)
+        self.slots: list[int | None] = [None] * slots
+        self.waiting: list[int] = []
+        self.requests: list[tuple[list[int], int, int | None]] = []
+        self.texts: list[list[int]] = []
+        self.lengths = [0] * slots
+        """How many tokens of each slot's text the cache has."""
+
+    def submit(self, prompt: list[int], max_new_tokens: int, stop: int | None = None) -> int:
+        number = len(self.requests)
+        self.requests.append((prompt, max_new_tokens, stop))
+        self.texts.append([])
+        self.waiting.append(number)
+        return number
+
+    def step(self) -> list[int | None]:
+        self.admit()
+        seated = list(self.slots)
+        if seated.count(None) < len(seated):
+            for slot, token in self.write(seated).items():
+                self.give(slot, token)
+        return seated
+
+    def admit(self) -> None:
+        """Gives the free slots to those that wait."""
+        for slot, number in enumerate(self.slots):
+            if number is None and self.waiting:
+                self.enter(slot, self.waiting.pop(0))
+
+    def enter(self, slot: int, number: int) -> None:
+        """Lets a request into a slot, and reads its prompt but for the last token."""
+        self.slots[slot] = number
+        self.lengths[slot] = 0
+        self.read(slot, self.requests[number][0][:-1])
+
+    def read(self, slot: int, ids: list[int]) -> None:
+        """Reads ids into a slot's part of the cache."""
+        if ids:
+            self.model(torch.tensor([ids]), self.cache.rows(slot, [self.lengths[slot]]))
+        self.lengths[slot] += len(ids)
+
+    def last_token(self, number: int) -> int:
+        """What a text is fed next."""
+        return [*self.requests[number][0], *self.texts[number]][-1]
+
+    def write(self, seated: list[int | None]) -> dict[int, int]:
+        """The next token of the text in each slot, by one pass."""
+        ids = [[0 if number is None else self.last_token(number)] for number in seated]
+        logits = self.model(torch.tensor(ids), self.cache.rows(0, self.lengths_of(seated)))
+        drawn = {}
+        for slot, number in enumerate(seated):
+            if number is not None:
+                self.lengths[slot] += 1
+                drawn[slot] = int(logits[slot, -1].argmax())
+        return drawn
+
+    def lengths_of(self, seated: list[int | None]) -> list[int | None]:
+        """How long each row is in the cache; None for an idle one."""
+        return [None if number is None else self.lengths[slot] for slot, number in enumerate(seated)]
+
+    def give(self, slot: int, token: int) -> None:
+        """Gives a text its token, and its slot away where that was the last."""
+        number = self.slots[slot]
+        _, max_new_tokens, stop = self.requests[number]
+        if token != stop:
+            self.texts[number].append(token)
+        if token == stop or len(self.texts[number]) == max_new_tokens:
+            self.slots[slot] = None
+
+
+TINY_ENGINE_STUB = """class TinyEngine:
+    def __init__(self, model: GPT, slots: int):
+        self.model = model
+        self.cache = SlotCache(model.config, slots)
+        self.slots = [None] * slots  # the number of the request in each slot
+        self.waiting = []  # the numbers of those in line
+        self.texts = []  # the tokens that each request has been given so far, by its number
+        # your code here
+
+    def submit(self, prompt: list[int], max_new_tokens: int, stop: int | None = None) -> int:
+        # the number of the request: 0, 1, 2, ...
+        # your code here
+        ...
+
+    def step(self) -> list[int | None]:
+        # who had which slot in this step
+        # your code here
+        ...
+"""
+VOCAB, CONTEXT = 11, 24
+"""Of the model whose texts an engine is tried with."""
+
+
+def _tiny_gpt(seed: int) -> GPT:
+    """A GPT with weights so large that its likeliest token depends on all that it has read."""
+    model = GPT(GPTConfig(VOCAB, CONTEXT, n_layer=1, n_head=2, n_embd=8, tie_weights=False))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.requires_grad_(False).parameters():
+        if parameter.dim() > 1:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def _greedy(model: GPT, prompt: list[int], new_tokens: int) -> tuple[list[int], bool]:
+    """The text of a prompt alone, and whether each token was the likeliest by far: no rounding changes it."""
+    ids, clear = list(prompt), True
+    for _ in range(new_tokens):
+        best = model(torch.tensor([ids]))[0, -1].topk(2)
+        clear = clear and bool(best.values[0] - best.values[1] > 1e-2)
+        ids.append(int(best.indices[0]))
+    return ids[len(prompt) :], clear
+
+
+EngineRequest = tuple[list[int], int, int | None]
+
+
+def _engine_cases(generator: Generator) -> list[tuple]:
+    def request(model: GPT, length: int, new_tokens: int, stops_at: int | None) -> EngineRequest:
+        """stops_at: the place of the token at which it ends; None: it has no stop. Where the token comes
+        before that place already, it ends there.
+        """
+        while True:
+            prompt = torch.randint(VOCAB, (length,), generator=generator).tolist()
+            text, clear = _greedy(model, prompt, new_tokens)
+            if clear:
+                return prompt, new_tokens, None if stops_at is None else text[stops_at]
+
+    def case(slots: int, *arrivals: list[tuple[int, int, int | None]]) -> tuple[int, int, list]:
+        """arrivals: for each of the first steps, the (length of prompt, new tokens, stop) of who comes."""
+        while True:
+            seed = random_int(generator, 0, 10**6)
+            model = _tiny_gpt(seed)
+            if len(set(_greedy(model, [1], 12)[0] + _greedy(model, [2, 3], 12)[0])) > 5:  # says something
+                break
+        return seed, slots, [[request(model, *wish) for wish in wishes] for wishes in arrivals]
+
+    def some(count: int) -> list[tuple[int, int, int | None]]:
+        return [
+            (random_int(generator, 1, 9), random_int(generator, 1, 8), None if i % 2 else 3 * i % 2)
+            for i in range(count)
+        ]
+
+    return [
+        case(1, [(3, 4, None)]),
+        case(1, [(1, 3, None), (4, 5, None)]),
+        case(2, [(2, 6, None), (5, 6, None)]),
+        case(2, [(6, 9, None), (2, 3, None), (3, 5, None)]),
+        case(3, [(4, 1, None), (3, 5, 0), (2, 7, 2), (5, 4, None), (2, 3, None)]),
+        case(2, [(3, 8, None)], [], [(7, 4, None)], [], [], [(1, 6, None), (2, 2, None)]),
+        case(2, [], [(4, 3, 2)], [(2, 5, None)], *[[] for _ in range(9)], [(9, 15, None)]),
+        case(3, some(5), [], some(2), some(1)),
+        case(4, some(3), some(4)),
+    ]
+
+
+def _engine_can(seed: int, slots: int, arrivals: list[list[EngineRequest]]) -> bool:
+    """Whether it is what the task allows."""
+    return slots >= 1 and all(
+        len(prompt) >= 1
+        and new_tokens >= 1
+        and len(prompt) + new_tokens <= CONTEXT
+        and all(0 <= token < VOCAB for token in prompt)
+        for requests in arrivals
+        for prompt, new_tokens, _ in requests
+    )
+
+
+@dataclass
+class _WatchedStep:
+    """What one step of an engine did."""
+
+    seated: list[int | None]
+    slots: list[int | None]
+    waiting: list[int]
+    passes: list[tuple[int, int]]
+    """The rows and the tokens of each row of the forward passes."""
+
+
+def _watched_step(engine: Any, passes: list[tuple[int, int]]) -> _WatchedStep:
+    passes.clear()
+    seated = building.method(engine, "step")()
+    if not isinstance(seated, list | tuple):
+        raise NotRight(
+            f"step returns {type(seated).__name__}, and a list with one entry for each slot is wanted: the"
+            " number of the request that had it in this step, or None."
+        )
+    for name in ("slots", "waiting", "texts"):
+        if not hasattr(engine, name):
+            raise NotRight(f"the engine has no attribute `{name}`, which the stub makes in __init__.")
+    return _WatchedStep(list(seated), list(engine.slots), list(engine.waiting), list(passes))
+
+
+def _observe_engine(
+    answer: Callable, seed: int, slots: int, arrivals: list[list[EngineRequest]]
+) -> Iterator[tuple[str, Any]]:
+    model = _tiny_gpt(seed)
+    passes: list[tuple[int, int]] = []
+    model.token_embedding.register_forward_pre_hook(lambda _, inputs: passes.append(tuple(inputs[0].shape)))
+    engine = answer(model, slots)
+    numbers, steps = [], []
+    most = len(arrivals) + sum(new_tokens for requests in arrivals for _, new_tokens, _ in requests) + 2
+    while len(steps) < most:
+        for prompt, new_tokens, stop in arrivals[len(steps)] if len(steps) < len(arrivals) else []:
+            given = list(prompt)
+            numbers.append(building.method(engine, "submit")(given, new_tokens, stop))
+            if given != prompt:
+                raise NotRight("submit changes the list that it is given; the prompt belongs to the client.")
+        steps.append(_watched_step(engine, passes))
+        if len(steps) >= len(arrivals) and not steps[-1].waiting and not _seats(steps[-1].slots):
+            break
+    yield "what submit returns", numbers
+    yield "the texts", [list(text) for text in engine.texts]
+    yield "who had which slot, step by step", [step.seated for step in steps]
+    yield "the slots after each step", [step.slots for step in steps]
+    yield "the line after each step", [step.waiting for step in steps]
+    idle = _watched_step(engine, passes)
+    yield "a step with nothing to do", (idle.seated, len(idle.passes))
+    _reads_once(steps, slots)
+
+
+def _seats(slots: list[int | None]) -> set[int]:
+    """The numbers of those that have a slot."""
+    return {number for number in slots if number is not None}
+
+
+def _reads_once(steps: list[_WatchedStep], slots: int) -> None:
+    """Raises NotRight where a step runs more passes than it needs, or more rows, or reads again."""
+    before: set[int] = set()
+    for step in steps:
+        seated = _seats(step.seated)
+        joined = len(seated - before)
+        before = seated
+        rows = max((rows for rows, _ in step.passes), default=0)
+        if rows > slots:
+            raise NotRight(f"a pass has {rows} rows, and there are {slots} slots.")
+        if len(step.passes) > joined + 1:
+            raise NotRight(
+                f"a step in which {joined} requests joined ran {len(step.passes)} forward passes. One for"
+                " each new prompt, and one for all texts together: that is what the weights are fetched for."
+            )
+        if not joined and any(tokens > 1 for _, tokens in step.passes):
+            raise NotRight(
+                "a step in which nobody joined feeds more than one token of a text. What has been read is in"
+                " the cache: only the newest token is new."
+            )
+
+
+class _LongestPosition(TinyEngine):
+    def lengths_of(self, seated: list[int | None]) -> list[int | None]:
+        longest = max(self.lengths[slot] for slot, number in enumerate(seated) if number is not None)
+        return [None if number is None else longest for number in seated]
+
+
+class _KeepsSlot(TinyEngine):
+    def give(self, slot: int, token: int) -> None:
+        number = self.slots[slot]
+        super().give(slot, token)
+        self.slots[slot] = number
+
+    def write(self, seated: list[int | None]) -> dict[int, int]:
+        going_on = [None if n is None or self.has_ended(n) else n for n in seated]
+        return super().write(going_on) if _seats(going_on) else {}
+
+    def has_ended(self, number: int) -> bool:
+        """Whether a text is as long as it may be; a stop is forgotten, and it is written on."""
+        return len(self.texts[number]) == self.requests[number][1]
+
+
+class _ReadsAgain(TinyEngine):
+    def write(self, seated: list[int | None]) -> dict[int, int]:
+        drawn = {}
+        for slot, number in enumerate(seated):
+            if number is not None:
+                ids = [*self.requests[number][0], *self.texts[number]]
+                logits = self.model(torch.tensor([ids]), self.cache.rows(slot, [0]))
+                drawn[slot] = int(logits[0, -1].argmax())
+        return drawn
+
+
+class _PassForEach(TinyEngine):
+    def write(self, seated: list[int | None]) -> dict[int, int]:
+        drawn = {}
+        for slot in range(len(seated)):
+            alone = [number if i == slot else None for i, number in enumerate(seated)]
+            if _seats(alone):
+                drawn |= super().write(alone)
+        return drawn
+
+
+class _WaitsForAll(TinyEngine):
+    def admit(self) -> None:
+        if not _seats(self.slots):
+            super().admit()
+
+
+class _GivesTheStop(TinyEngine):
+    def give(self, slot: int, token: int) -> None:
+        number = self.slots[slot]
+        super().give(slot, token)
+        if token == self.requests[number][2]:
+            self.texts[number].append(token)
+
+
+class _SeesFormerText(TinyEngine):
+    def enter(self, slot: int, number: int) -> None:
+        self.slots[slot] = number
+        self.read(slot, self.requests[number][0][:-1])
+
+
+class _LastTokenTwice(TinyEngine):
+    def enter(self, slot: int, number: int) -> None:
+        self.slots[slot] = number
+        self.lengths[slot] = 0
+        self.read(slot, self.requests[number][0])
+
+
+class _NotAdvanced(TinyEngine):
+    def write(self, seated: list[int | None]) -> dict[int, int]:
+        drawn = super().write(seated)
+        for slot in drawn:
+            self.lengths[slot] -= 1
+        return drawn
+
+
+class _LastComeFirst(TinyEngine):
+    def admit(self) -> None:
+        for slot, number in enumerate(self.slots):
+            if number is None and self.waiting:
+                self.enter(slot, self.waiting.pop())
+
+
+class _OneTooFew(TinyEngine):
+    def submit(self, prompt: list[int], max_new_tokens: int, stop: int | None = None) -> int:
+        return super().submit(prompt, max(1, max_new_tokens - 1), stop)
+
+
+class _OneAtATime(TinyEngine):
+    def admit(self) -> None:
+        free = [slot for slot, number in enumerate(self.slots) if number is None]
+        if free and self.waiting:
+            self.enter(free[0], self.waiting.pop(0))
+
+
+TINY_ENGINE = Exercise(
+    task="""Build the engine: many texts in one cache, which come and go between two steps. `model` is a GPT
+    with frozen weights, `slots` is how many texts can be written at a time. A text must be what the model
+    writes for its prompt alone with temperature 0, whoever else is there.
+
+    `submit(prompt, max_new_tokens, stop)` lets a request wait in line, and returns its number: 0 for the
+    first, then 1, 2 and so on. `prompt` is a list of ids, at least one; `stop` is an id or None. Requests may
+    come at any time, while others are written too.
+
+    `step()` does this:
+
+    - As long as a slot is free and somebody waits, the first free slot goes to the first in line. All of the
+      prompt but its last token is read into that slot: one pass for each prompt, and none where it has only
+      one token. What was read once is never read again.
+    - *One* forward pass feeds each text that has a slot its last token, and every such text, also one that
+      has just joined, is given the likeliest token that follows.
+    - A text ends when it has been given `max_new_tokens` tokens, or where the token is its `stop`, which is
+      not given to it. Its slot is free again after the step.
+
+    Return who had which slot in this pass: a list of `slots` entries, the number of a request or None. A step
+    with nothing to do runs no pass. Keep `slots`, `waiting` and `texts` as the stub says.
+
+    `SlotCache` is the cache of section 2. `model(ids, cache.rows(first, lengths))` is a forward pass for the
+    slots from number `first` on: `ids` int64 [rows, time], `lengths` a list with the number of tokens that
+    each of these slots has in the cache before (None for a row that is only there to fill the batch, whose
+    slot is left as it is). It stores the new keys, and returns logits [rows, time, vocab].""",
+    reference=TinyEngine,
+    stub=TINY_ENGINE_STUB,
+    cases=_engine_cases,
+    observe=_observe_engine,
+    valid=_engine_can,
+    forbids=(generate, Engine),
+    points=3,
+    mistakes=(
+        Mistake(
+            "the longest row's position for all",
+            _LongestPosition,
+            "All rows were given the length of the longest. The shorter texts stand at a wrong position, and"
+            " see what lies behind their end. Each row has its own length.",
+        ),
+        Mistake(
+            "the former text is still seen",
+            _SeesFormerText,
+            "A new text goes on at the length of the one that had the slot before, and sees its keys. With a"
+            " new request the slot's length is 0 again; nothing needs to be wiped.",
+        ),
+        Mistake(
+            "the last token is read twice",
+            _LastTokenTwice,
+            "The whole prompt was read into the cache, and then its last token was fed once more. It now"
+            " stands there twice. Read prompt[:-1], and feed the last one in the pass of all.",
+        ),
+        Mistake(
+            "the length does not grow",
+            _NotAdvanced,
+            "Each new token is stored over the one before: the length stays that of the prompt. A token that"
+            " was fed is in the cache, and counts.",
+        ),
+        Mistake(
+            "static batching",
+            _WaitsForAll,
+            "New requests wait until every text has ended. The slots of the short ones stand idle until then:"
+            " look for free slots in every step.",
+        ),
+        Mistake(
+            "an ended text keeps its slot",
+            _KeepsSlot,
+            "The slot is never given back. Once as many texts have ended as there are slots, nobody gets in.",
+        ),
+        Mistake(
+            "the token that ends a text is given out",
+            _GivesTheStop,
+            "The stop token is in the text. It says that the text is over; it is not a part of it.",
+        ),
+        Mistake(
+            "one token too few",
+            _OneTooFew,
+            "The texts are a token shorter than asked for. Compare the length after the token was given.",
+        ),
+        Mistake(
+            "last come, first served",
+            _LastComeFirst,
+            "The free slots go to those who came last. On a busy server the first in line may wait for ever.",
+        ),
+        Mistake(
+            "one newcomer a step",
+            _OneAtATime,
+            "Only one request joins in a step, though more slots are free and more wait. Fill them all.",
+        ),
+        Mistake(
+            "a pass for each text",
+            _PassForEach,
+            "The texts are right, but each has a forward pass of its own, which fetches all weights again."
+            " Put the last tokens of all texts into one tensor [slots, 1].",
+        ),
+        Mistake(
+            "everything is read again",
+            _ReadsAgain,
+            "The texts are right, but in each step every text is read from its beginning. The keys are in the"
+            " cache: feed the newest token only.",
+        ),
+    ),
+    hints=(
+        (
+            "How many tokens of a text are in the cache when its next one is drawn? All that it has, prompt"
+            " and new ones, but the last: that one is fed now."
+        ),
+        (
+            "First go through the slots, and let somebody in wherever one is None. Then make ids [slots, 1]"
+            " and a list of lengths, with 0 and None for idle rows, run the model once, and go through the"
+            " slots again with logits[slot, -1].argmax()."
+        ),
+        (
+            "With written = [*prompt, *text]: on joining model(torch.tensor([prompt[:-1]]), cache.rows(slot,"
+            " [0])) where that is not empty; in the pass ids[slot] = [written[-1]], lengths[slot] ="
+            " len(written) - 1. Keep a copy of self.slots before you free any, and return it."
+        ),
+    ),
+)
+
+
+# ---- 5. what need not be read again
 
 
 def reusable_tokens(prompt: list[int], kept: list[int], chunk: int) -> int:
@@ -406,7 +885,7 @@ REUSABLE_TOKENS = Exercise(
 )
 
 
-# ---- 5. bytes that come in pieces
+# ---- 6. bytes that come in pieces
 
 
 def decoded_pieces(chunks: list[bytes]) -> list[str]:
@@ -493,7 +972,7 @@ DECODED_PIECES = Exercise(
 )
 
 
-# ---- 6. a text at which to stop
+# ---- 7. a text at which to stop
 
 
 def shown_pieces(pieces: list[str], stop: str) -> list[str]:
@@ -622,7 +1101,341 @@ SHOWN_PIECES = Exercise(
 )
 
 
-# ---- 7. server-sent events
+# ---- 8. several texts at which to stop
+
+
+class StopFilter:
+    def __init__(self, stops: list[str]):
+        self.stops = stops
+        self.held = ""
+        self.stopped = False
+
+    def feed(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        self.held += piece
+        place = 0
+        while not self.waits_at(place):
+            place += 1
+        self.stopped = self.begins_at(place)
+        return self.let_go(place)
+
+    def end(self) -> str:
+        if self.stopped:
+            return ""
+        found = [place for place in range(len(self.held)) if self.begins_at(place)]
+        self.stopped = bool(found)
+        return self.let_go(found[0] if found else len(self.held))
+
+    def begins_at(self, place: int) -> bool:
+        """Whether a stop text stands at a place of what is held."""
+        return any(self.held.startswith(stop, place) for stop in self.stops)
+
+    def waits_at(self, place: int) -> bool:
+        """Whether what is held from a place on must not be shown, or not yet."""
+        rest = self.held[place:]
+        return not rest or self.begins_at(place) or any(stop.startswith(rest) for stop in self.stops)
+
+    def let_go(self, place: int) -> str:
+        """What is held up to a place, which is held no longer."""
+        shown, self.held = self.held[:place], self.held[place:]
+        return shown
+
+
+STOP_FILTER_STUB = """class StopFilter:
+    def __init__(self, stops: list[str]):
+        self.stops = stops
+        self.stopped = False  # whether it is known where the text stops
+        # your code here
+
+    def feed(self, piece: str) -> str:
+        # what can be shown now
+        # your code here
+        ...
+
+    def end(self) -> str:
+        # what is left to show
+        # your code here
+        ...
+"""
+
+
+def _filter_cases(generator: Generator) -> list[tuple[list[str], list[str]]]:
+    def case(stops: list[str], letters: str, length: int, largest: int) -> tuple[list[str], list[str]]:
+        """A text in which beginnings of the stops are frequent."""
+        parts = [*letters, *(stop[: random_int(generator, 1, len(stop))] for stop in stops for _ in "12")]
+        text = "".join(parts[random_int(generator, 0, len(parts))] for _ in range(length))
+        ends = "" if random_int(generator, 0, 2) else stops[random_int(generator, 0, len(stops))]
+        return stops, _parts(text + ends + letters, largest, generator)
+
+    return [
+        (["END"], ["one ", "EN", "D two"]),
+        (["END", "STOP"], ["go", " STOP, END", " on"]),
+        ([], ["a", "", "b"]),
+        (["abcd", "bc"], ["xa", "b", "c", "e"]),
+        (["abcd", "bc"], ["xa", "b", "c", "d"]),
+        (["abcd", "bc"], ["xa", "b", "c"]),
+        (["aab"], ["a", "a", "a", "b", "a"]),
+        (["###", "##!"], ["a#", "#", "b##", "##"]),
+        case(["END", "EOT"], "xyz ", 12, 3),
+        case(["aba", "ab"], "abc", 8, 1),
+        case(["ababc", "bab"], "abz", 12, 2),
+        case(["stop", "top", "o p"], "stop ", 14, 4),
+    ]
+
+
+def _observe_filter(answer: Callable, stops: list[str], pieces: list[str]) -> Iterator[tuple[str, Any]]:
+    given = list(stops)
+    stream = answer(given)
+    feed, end = building.method(stream, "feed"), building.method(stream, "end")
+    shown, stopped = [], []
+    for piece in pieces:
+        shown.append(feed(piece))
+        stopped.append(_has_stopped(stream))
+    shown.append(end())
+    stopped.append(_has_stopped(stream))
+    if not all(isinstance(text, str) for text in shown):
+        raise NotRight('feed and end return a str each time, "" where nothing can be shown.')
+    yield "all that was shown", "".join(shown)
+    yield "what each feed and the end return", shown
+    yield "stopped after each of them", stopped
+    if given != stops:
+        raise NotRight(
+            "the list of stop texts is changed. It belongs to the request, which may be sent again."
+        )
+    again = answer(stops)
+    yield "another text with the same stop texts", [*map(again.feed, pieces), again.end()]
+
+
+def _has_stopped(stream: Any) -> bool:
+    if not isinstance(getattr(stream, "stopped", None), bool):
+        raise NotRight("`stopped` is wanted as an attribute that is True or False, as in the stub.")
+    return stream.stopped
+
+
+class _EachPieceAlone(StopFilter):
+    def feed(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        self.held = piece
+        return super().end()
+
+    def end(self) -> str:
+        return ""
+
+
+class _FirstInTheList(StopFilter):
+    def _place(self) -> int:
+        places = [self.held.find(stop) for stop in self.stops]
+        return next(place for place in places if place >= 0)
+
+    def feed(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        self.held += piece
+        if any(stop in self.held for stop in self.stops):
+            self.stopped = True
+            return self.let_go(self._place())
+        self.held, piece = "", self.held
+        return super().feed(piece)
+
+
+class _ShorterWins(StopFilter):
+    def feed(self, piece: str) -> str:
+        shown = ""
+        for character in piece:
+            shown += super().feed(character)
+            if not self.stopped and any(stop in self.held for stop in self.stops):
+                self.stopped = True
+                shown += self.let_go(min(p for p in map(self.held.find, self.stops) if p >= 0))
+        return shown
+
+
+class _EndDoesNotLook(StopFilter):
+    def end(self) -> str:
+        return "" if self.stopped else self.let_go(len(self.held))
+
+
+class _LosesTheRest(StopFilter):
+    def end(self) -> str:
+        return ""
+
+
+class _HoldsTooMuch(StopFilter):
+    def feed(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        self.held += piece
+        places = [place for place in range(len(self.held)) if self.begins_at(place)]
+        longest = max(map(len, self.stops), default=1)
+        if places:
+            self.stopped = True
+            return self.let_go(places[0])
+        return self.let_go(max(0, len(self.held) - longest + 1))
+
+
+class _ShowsFirst(StopFilter):
+    def __init__(self, stops: list[str]):
+        super().__init__(stops)
+        self.before = ""
+
+    def feed(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        so_far = self.before + piece
+        places = [place for place in map(so_far.find, self.stops) if place >= 0]
+        self.stopped = bool(places)
+        shown = so_far[len(self.before) : min(places)] if places else piece
+        self.before = so_far
+        return shown
+
+    def end(self) -> str:
+        return ""
+
+
+class _ShowsTheStop(StopFilter):
+    def feed(self, piece: str) -> str:
+        before = self.stopped
+        shown = super().feed(piece)
+        if self.stopped and not before:
+            shown += self.let_go(max(len(s) for s in self.stops if self.held.startswith(s)))
+        return shown
+
+
+class _GoesOn(StopFilter):
+    def feed(self, piece: str) -> str:
+        return piece if self.stopped else super().feed(piece)
+
+
+class _CountsFromZero(StopFilter):
+    """Compares one character after another with each stop text, and begins again where one differs."""
+
+    def __init__(self, stops: list[str]):
+        super().__init__(stops)
+        self.matched = [0] * len(stops)
+
+    def feed(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        shown = ""
+        for character in piece:
+            self.held += character
+            for i, stop in enumerate(self.stops):
+                if stop[self.matched[i]] == character:
+                    self.matched[i] += 1
+                else:
+                    self.matched[i] = int(stop[0] == character)
+                if self.matched[i] == len(stop):
+                    self.stopped = True
+                    return shown + self.let_go(len(self.held) - len(stop))
+            shown += self.let_go(len(self.held) - max(self.matched, default=0))
+        return shown
+
+    def end(self) -> str:
+        return "" if self.stopped else self.let_go(len(self.held))
+
+
+STOP_FILTER = Exercise(
+    task="""Now with several stop texts, and as a machine that a server can feed while the text is written.
+    `stops` is a list of texts, none of them empty; the list may be. A text ends at the first place where one
+    of them begins, whichever it is. Nothing from there on is ever shown, and all before it is.
+
+    `feed(piece)` takes the next part of the text and returns what can be shown now, which may be "".
+    `end()` is called when nothing more will come, and returns what is left to show. Show each character as
+    early as possible: hold it back only as long as it may still turn out to be part of a stop text, or to
+    stand behind one.
+
+    `stopped` is False, and becomes True in the call that makes it certain where the text stops: the server
+    frees the slot then. After that both methods return "".
+
+    One stop text may contain another. With "abcd" and "bc", what has to be shown of "xabc"? It depends on
+    what comes: "x" when it is a "d", and "xa" when it is another character, or nothing.""",
+    reference=StopFilter,
+    stub=STOP_FILTER_STUB,
+    cases=_filter_cases,
+    observe=_observe_filter,
+    forbids=(TextStream, stream_text),
+    valid=lambda stops, pieces: all(stops),
+    points=3,
+    mistakes=(
+        Mistake(
+            "looks at each piece alone",
+            _EachPieceAlone,
+            "A stop text that lies across two pieces is not found. Tokens are not cut where stop texts"
+            " begin.",
+        ),
+        Mistake(
+            "shown before it is known",
+            _ShowsFirst,
+            "The stop text is found, but its first part has been shown already, and cannot be taken back.",
+        ),
+        Mistake(
+            "the first in the list wins",
+            _FirstInTheList,
+            "Where two stop texts are in what has come, the one that stands first in the list decided. It is"
+            " the place in the text that counts: the smallest one.",
+        ),
+        Mistake(
+            "the shorter stop text wins",
+            _ShorterWins,
+            "As soon as one stop text was complete, the text was cut there. But it lies inside what may be a"
+            " longer one, which begins before it. Wait until that is known.",
+        ),
+        Mistake(
+            "end does not look",
+            _EndDoesNotLook,
+            "What was held as the beginning of a long stop text is shown whole at the end. A shorter one may"
+            " be inside it, and nothing waits for the long one any more.",
+        ),
+        Mistake(
+            "the rest is never shown",
+            _LosesTheRest,
+            "What was held back when the text ended is lost. It was no stop text, so it belongs to the text.",
+        ),
+        Mistake(
+            "held back more than needed",
+            _HoldsTooMuch,
+            "As many characters as the longest stop text has, less one, are always held back, also where they"
+            " are no beginning of one. The reader sees everything late.",
+        ),
+        Mistake(
+            "the stop text is shown",
+            _ShowsTheStop,
+            "The stop text itself was shown. The text ends before it.",
+        ),
+        Mistake(
+            "goes on behind the stop",
+            _GoesOn,
+            "What comes after the stop text was shown again. The model does not know that it was stopped: a"
+            " few more tokens may be on their way.",
+        ),
+        Mistake(
+            "counting begins at zero again",
+            _CountsFromZero,
+            "The characters are counted off against a stop text, and where one differs, all that matched is"
+            " forgotten. But in aaab the stop text aab begins at the second a.",
+        ),
+    ),
+    hints=(
+        (
+            "Keep what has come and was not shown. Walk through it from the front: what are the two reasons"
+            " to go no further than a place?"
+        ),
+        (
+            "With rest = held[place:]: rest begins with a stop text, and then the text stops here; or a stop"
+            " text begins with rest, and then nobody knows yet. The first place where either is true is how"
+            " far you may show."
+        ),
+        (
+            "for place in range(len(held) + 1): if any(rest.startswith(s) for s in stops): stopped = True,"
+            " show held[:place]; if not rest or any(s.startswith(rest) for s in stops): show held[:place] and"
+            " keep rest. In end, only the first of these reasons is left."
+        ),
+    ),
+)
+
+
+# ---- 9. server-sent events
 
 
 def event_data(chunks: list[bytes]) -> list[str]:
@@ -727,7 +1540,436 @@ EVENT_DATA = Exercise(
 )
 
 
-# ---- 8. how long people wait
+# ---- 10. a stream of events
+
+
+Part = tuple[str, str | None]
+"""Text that is new, and why the text ended: None as long as it goes on."""
+
+
+Usage = Callable[[], dict[str, int]]
+"""Counts the tokens until now."""
+
+
+def event_stream(parts: Iterator[Part], head: dict[str, Any], usage: Usage | None) -> Iterator[bytes]:
+    yield from _Events(parts, head, usage)
+
+
+class _Events:
+    """The events of a stream, in steps that a mistake takes otherwise."""
+
+    end_of_event = "\n\n"
+
+    def __init__(self, parts: Iterator[Part], head: dict[str, Any], usage: Usage | None):
+        self.parts = parts
+        self.head = head
+        self.usage = usage
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.opening()
+        try:
+            for text, reason in self.parts:
+                yield from self.part(text, reason)
+        except Exception as error:
+            yield from self.failure(error)
+            return
+        yield from self.ending()
+
+    def event(self, data: str) -> bytes:
+        return f"data: {data}{self.end_of_event}".encode()
+
+    def json(self, value: Any) -> str:
+        return json.dumps(value)
+
+    def chunk(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
+        kind = "chat.completion.chunk"
+        return self.event(self.json({**self.head, "object": kind, "choices": choices, **fields}))
+
+    def delta(self, delta: dict[str, str], reason: str | None = None) -> bytes:
+        return self.chunk([{"index": 0, "delta": delta, "finish_reason": reason}])
+
+    def opening(self) -> Iterator[bytes]:
+        yield self.delta({"role": "assistant", "content": ""})
+
+    def part(self, text: str, reason: str | None) -> Iterator[bytes]:
+        if text:
+            yield self.delta({"content": text})
+        if reason:
+            yield self.delta({}, reason)
+
+    def failure(self, error: BaseException) -> Iterator[bytes]:
+        yield self.event(json.dumps({"error": {"message": str(error), "type": "server_error"}}))
+
+    def ending(self) -> Iterator[bytes]:
+        if self.usage is not None:
+            yield self.chunk([], usage=self.usage())
+        yield self.event("[DONE]")
+
+
+def _streamed_by(kind: type[_Events]) -> Callable[..., Iterator[bytes]]:
+    """The function that a learner would write, with events of another kind."""
+
+    def streamed(parts: Iterator[Part], head: dict[str, Any], usage: Usage | None) -> Iterator[bytes]:
+        yield from kind(parts, head, usage)
+
+    return streamed
+
+
+class _AllAtOnce(_Events):
+    def __iter__(self) -> Iterator[bytes]:
+        yield from list(super().__iter__())
+
+
+class _LateRole(_Events):
+    begun = False
+
+    def opening(self) -> Iterator[bytes]:
+        yield from ()
+
+    def part(self, text: str, reason: str | None) -> Iterator[bytes]:
+        if not self.begun:
+            self.begun = True
+            yield from super().opening()
+        yield from super().part(text, reason)
+
+
+class _NoRole(_Events):
+    def opening(self) -> Iterator[bytes]:
+        yield from ()
+
+
+class _OneLineBreak(_Events):
+    end_of_event = "\n"
+
+
+class _ByHand(_Events):
+    def json(self, value: Any) -> str:
+        """JSON as one might write it, with nothing escaped in the text."""
+        content = value["choices"][0]["delta"].get("content") if value["choices"] else None
+        if content is None:
+            return json.dumps(value)
+        value["choices"][0]["delta"]["content"] = "@"
+        return json.dumps(value).replace('"@"', f'"{content}"')
+
+
+class _EmptyParts(_Events):
+    def part(self, text: str, reason: str | None) -> Iterator[bytes]:
+        yield self.delta({"content": text})
+        if reason:
+            yield self.delta({}, reason)
+
+
+class _ReasonWithText(_Events):
+    def part(self, text: str, reason: str | None) -> Iterator[bytes]:
+        if text or reason:
+            yield self.delta({"content": text} if text else {}, reason)
+
+
+class _NotDone(_Events):
+    def ending(self) -> Iterator[bytes]:
+        yield from list(super().ending())[:-1]
+
+
+class _EarlyUsage(_Events):
+    def opening(self) -> Iterator[bytes]:
+        if self.usage is not None:
+            counts = self.usage()
+            self.usage = counts.copy
+        yield from super().opening()
+
+
+class _ErrorComesOut(_Events):
+    def failure(self, error: BaseException) -> Iterator[bytes]:
+        yield from ()
+        raise error
+
+
+class _DoneAfterError(_Events):
+    def failure(self, error: BaseException) -> Iterator[bytes]:
+        yield from super().failure(error)
+        yield self.event("[DONE]")
+
+
+class _CatchesTheEnd(_Events):
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from super().__iter__()
+        except BaseException as error:
+            yield from self.failure(error)
+
+
+def _stream_cases(generator: Generator) -> list[tuple]:
+    vocabulary = (
+        "tram",
+        " ferry",
+        "\n",
+        '"quoted"',
+        " naïve",
+        "🙂",
+        "",
+        "back\\slash",
+        "data: x\n\n",
+        "\r",
+        "\t",
+    )
+
+    def case(
+        texts: list[str], reason: str = "stop", *, with_usage: bool = False, fails: str | None = None
+    ) -> tuple[list[str], str, dict[str, Any], bool, str | None]:
+        number = random_int(generator, 0, 10**6)
+        head = {"id": f"chatcmpl-{number}", "created": 1_700_000_000 + number, "model": "tiny"}
+        return texts, reason, head, with_usage, fails
+
+    def words(n: int) -> list[str]:
+        return [vocabulary[random_int(generator, 0, len(vocabulary))] for _ in range(n)]
+
+    return [
+        case(["Hello"]),
+        case(["Yes", " and no"], "length"),
+        case(["one\ntwo", '"three"', "naïve 🙂"]),
+        case(["a", "", "b"], "length", with_usage=True),
+        case([""]),
+        case(words(6), with_usage=True),
+        case(["half", " a te"], fails="the model's logits are not finite"),
+        case([], with_usage=True, fails="no slot"),
+        case(words(9), "length"),
+        case(words(4), fails='it says "no"\nand ends'),
+    ]
+
+
+@dataclass
+class _PartSource:
+    """Parts of a text, and a note of what happened in which order."""
+
+    texts: list[str]
+    reason: str
+    fails: str | None
+    noted: list[str] = field(default_factory=list)
+    given: int = 0
+
+    def __iter__(self) -> Iterator[Part]:
+        for number, text in enumerate(self.texts, 1):
+            self.noted.append(f"part {number} is there")
+            self.given = number
+            is_last = number == len(self.texts) and self.fails is None
+            yield text, self.reason if is_last else None
+        if self.fails is not None:
+            raise RuntimeError(self.fails)
+
+    def usage(self) -> dict[str, int]:
+        """The counts of what was written until now."""
+        return {"prompt_tokens": 3, "completion_tokens": self.given, "total_tokens": 3 + self.given}
+
+
+def _data_of(event: Any) -> Any:
+    """What an event says: its JSON, or "[DONE]". Raises NotRight where it is not one event."""
+    if not isinstance(event, bytes):
+        raise NotRight(
+            f"what is yielded is {type(event).__name__}, and bytes are wanted: .encode() makes them."
+        )
+    try:
+        text = event.decode()
+    except UnicodeDecodeError:
+        raise NotRight("the bytes of an event are no UTF-8.") from None
+    if not text.endswith("\n\n") or "\n\n" in text[:-2]:
+        raise NotRight(
+            f"{text!r} is wanted as one event that ends with an empty line: a line with `data: ` and its"
+            ' JSON, then "\\n\\n". A line break inside of the data would end the line, so JSON writes it as'
+            " a backslash and an n."
+        )
+    (data, *more) = re.split(r"\r\n|\r|\n", text[:-2])
+    if more or not data.startswith("data:"):
+        raise NotRight(f"{text!r} is no event of one line that begins with `data: `.")
+    data = data.removeprefix("data:").removeprefix(" ")
+    if data == "[DONE]":
+        return data
+    try:
+        return _without_nulls(json.loads(data))
+    except ValueError as error:
+        raise NotRight(f"{data!r} is no JSON: {error}. json.dumps escapes what has to be escaped.") from None
+
+
+def _without_nulls(chunk: Any) -> Any:
+    """A chunk without fields that say nothing, which a server may add: usage and logprobs that are null."""
+    if not isinstance(chunk, dict):
+        return chunk
+    chunk = {key: value for key, value in chunk.items() if not (key == "usage" and value is None)}
+    for choice in chunk.get("choices") or ():
+        if isinstance(choice, dict) and choice.get("logprobs", ...) is None:
+            del choice["logprobs"]
+    return chunk
+
+
+def _observe_stream(
+    answer: Callable, texts: list[str], reason: str, head: dict[str, Any], with_usage: bool, fails: str | None
+) -> Iterator[tuple[str, Any]]:
+    def begun() -> tuple[_PartSource, Iterator[bytes]]:
+        source = _PartSource(texts, reason, fails)
+        stream = answer(iter(source), head, source.usage if with_usage else None)
+        if not isinstance(stream, Iterator):
+            raise NotRight(
+                f"it returns {type(stream).__name__}. It has to yield event after event: a server sends each"
+                " one on before the next is there."
+            )
+        return source, stream
+
+    source, stream = begun()
+    events = []
+    try:
+        for event in stream:
+            events.append(_data_of(event))
+            source.noted.append(f"event {len(events)} is sent")
+    except RuntimeError as error:
+        if str(error) != fails:
+            raise
+        raise NotRight(
+            f"the error of `parts` ({error}) comes out of the generator. The status of the answer was sent"
+            " long ago: all that the client can still be told is an event with the error."
+        ) from None
+    yield "the events", events
+    yield "what happens when", source.noted
+    for after in range(1, min(3, len(events))):
+        source, stream = begun()
+        for _ in range(after):
+            next(stream)
+        _closes(stream)
+
+
+def _closes(stream: Any) -> None:
+    """Raises NotRight where a stream goes on after its client has gone."""
+    try:
+        stream.close()
+    except RuntimeError:
+        raise NotRight(
+            "the client has gone and the server closes the generator (GeneratorExit is raised at the yield),"
+            " but it yields another event. Catch Exception, of which GeneratorExit is none."
+        ) from None
+
+
+EVENT_STREAM = Exercise(
+    task="""Now you are the server. Write a generator that turns a text, while it is written, into the bytes
+    of server-sent events, as OpenAI's chat API sends them. `parts` yields (text, reason): text that is new,
+    perhaps "", and why the text ended, which is None for all but the last, then "stop" or "length".
+
+    Each event is one bytes object: `data: `, then JSON on one line, then an empty line, in UTF-8. The JSON
+    has all fields of `head`, `"object": "chat.completion.chunk"` and `choices`, a list of one: `{"index": 0,
+    "delta": ..., "finish_reason": null}`. In this order:
+
+    - one with the delta `{"role": "assistant", "content": ""}`, before anything is asked of `parts`;
+    - for each text that is not "", as soon as it is there, one with the delta `{"content": text}`;
+    - one with the delta `{}` and the reason as its `finish_reason`;
+    - where `usage` is not None, one with `choices` empty and a field `"usage"`: what `usage()` returns when
+      it is called now, and not before;
+    - `data: [DONE]`, which is no JSON, and an empty line.
+
+    An Exception in `parts` cannot change the status of the answer any more. Send an event with `{"error":
+    {"message": str(error), "type": "server_error"}}` alone, and end there, without the others. Where the
+    client goes, the server closes your generator: then nothing more is sent.""",
+    reference=event_stream,
+    stub="""def event_stream(
+    parts: Iterator[tuple[str, str | None]],
+    head: dict[str, Any],
+    usage: Callable[[], dict[str, int]] | None,
+) -> Iterator[bytes]:
+    # your code here
+    ...
+""",
+    cases=_stream_cases,
+    observe=_observe_stream,
+    forbids=(chunks,),
+    valid=lambda texts, reason, head, with_usage, fails: bool(texts or fails) and bool(reason),
+    points=3,
+    mistakes=(
+        Mistake(
+            "everything at the end",
+            _streamed_by(_AllAtOnce),
+            "All events are made before the first is sent. The reader waits for the whole text: yield each"
+            " event when its part is there.",
+        ),
+        Mistake(
+            "the role waits for the first part",
+            _streamed_by(_LateRole),
+            "The first event comes with the first part of the text. The client learns only then that it is"
+            " being answered, which may take seconds where the prompt is long.",
+        ),
+        Mistake(
+            "nobody says who speaks",
+            _streamed_by(_NoRole),
+            "The event with the role is missing. Clients build the message from the deltas, and its role is"
+            " one of them.",
+        ),
+        Mistake(
+            "one line break",
+            _streamed_by(_OneLineBreak),
+            "The events end with one line break. It takes an empty line: without it the client waits for more"
+            " lines of the same event.",
+        ),
+        Mistake(
+            "JSON by hand",
+            _streamed_by(_ByHand),
+            "The text was put between quotes as it is. With a quote or a line break in it this is no JSON any"
+            " more. json.dumps escapes them.",
+        ),
+        Mistake(
+            "empty parts are sent",
+            _streamed_by(_EmptyParts),
+            'A part that is "" became an event: half a character, or the beginning of what may be a stop'
+            " text. There is nothing to show yet.",
+        ),
+        Mistake(
+            "the reason comes with the last text",
+            _streamed_by(_ReasonWithText),
+            "The last text and the reason are in one event. Here the reason has an event of its own, with an"
+            " empty delta.",
+        ),
+        Mistake(
+            "no [DONE]",
+            _streamed_by(_NotDone),
+            "The stream ends without [DONE]. The client cannot tell it from a connection that broke.",
+        ),
+        Mistake(
+            "usage is counted too early",
+            _streamed_by(_EarlyUsage),
+            "usage() was called before the text was written, and counts none of it.",
+        ),
+        Mistake(
+            "the error leaves the generator",
+            _streamed_by(_ErrorComesOut),
+            "The error comes out of the generator, and the server breaks the connection off. The client sees"
+            " a text that ends in the middle, and no reason.",
+        ),
+        Mistake(
+            "[DONE] after an error",
+            _streamed_by(_DoneAfterError),
+            "After the error the stream says [DONE], as if all had gone well. The error is the last event.",
+        ),
+        Mistake(
+            "the end is caught too",
+            _streamed_by(_CatchesTheEnd),
+            "A client that goes is an exception too, GeneratorExit, raised at the yield. It was caught, and"
+            " answered with an event. Catch Exception, not everything.",
+        ),
+    ),
+    hints=(
+        (
+            'A small function that makes an event of a dict, f"data: {json.dumps(value)}\\n\\n".encode(), and'
+            " one that makes a chunk of a delta and a reason. The rest is a loop between two yields."
+        ),
+        (
+            "try: for text, reason in parts: ... except Exception as error: yield the error, and return. What"
+            " comes behind the loop, usage and [DONE], stands after the try."
+        ),
+        (
+            'yield chunk({"role": "assistant", "content": ""}); in the loop: if text: yield chunk({"content":'
+            " text}); if reason: yield chunk({}, reason). Then, if usage is not None: yield event({**head,"
+            ' "object": "chat.completion.chunk", "choices": [], "usage": usage()}); then b"data:'
+            ' [DONE]\\n\\n".'
+        ),
+    ),
+)
+
+
+# ---- 11. how long people wait
 
 
 def delay_percentile(times: list[list[float]], q: float) -> float:
@@ -841,9 +2083,12 @@ EXERCISES: tuple[Exercise, ...] = (
     STORE_KEYS,
     ROW_PROBABILITIES_AT,
     NEXT_SLOTS,
+    TINY_ENGINE,
     REUSABLE_TOKENS,
     DECODED_PIECES,
     SHOWN_PIECES,
+    STOP_FILTER,
     EVENT_DATA,
+    EVENT_STREAM,
     DELAY_PERCENTILE,
 )
