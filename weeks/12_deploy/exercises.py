@@ -423,10 +423,12 @@ TINY_ENGINE_STUB = """class TinyEngine:
         self.cache = SlotCache(model.config, slots)
         self.slots = [None] * slots  # the number of the request in each slot
         self.waiting = []  # the numbers of those in line
-        self.texts = []  # the tokens that each request has been given so far, by its number
+        self.texts = []  # the tokens that each request has been given, by its number
         # your code here
 
-    def submit(self, prompt: list[int], max_new_tokens: int, stop: int | None = None) -> int:
+    def submit(
+        self, prompt: list[int], max_new_tokens: int, stop: int | None = None
+    ) -> int:
         # the number of the request: 0, 1, 2, ...
         # your code here
         ...
@@ -479,7 +481,7 @@ def _engine_cases(generator: Generator) -> list[tuple]:
         while True:
             seed = random_int(generator, 0, 10**6)
             model = _tiny_gpt(seed)
-            if len(set(_greedy(model, [1], 12)[0] + _greedy(model, [2, 3], 12)[0])) > 5:  # says something
+            if len(set(_greedy(model, [1], 6)[0])) > 2:  # not one token again and again
                 break
         return seed, slots, [[request(model, *wish) for wish in wishes] for wishes in arrivals]
 

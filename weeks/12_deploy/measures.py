@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from names import NAMES, OWN, PROGRAMS, SMOL
+from own import percentile_of
 from prompts import Prompts
 from shared import checkpoint
 from shared.course.report import read_runs
@@ -19,7 +20,7 @@ from shared.models.gpt import GPT
 from shared.runtime import clock, device_name, table
 from shared.serving.engine import Engine
 from shared.serving.generation import Generation, Request
-from shared.serving.load import Delays, Load, ask_for_text, client, delays, percentile, served, throughput
+from shared.serving.load import Load, ask_for_text, client, delays, percentile, served, throughput
 
 if TYPE_CHECKING:
     from run import Settings
@@ -44,6 +45,7 @@ def measure_server(
     run: one of `NAMES`. options: further ones of the server's command line.
     """
     print(f"{NAMES[run]}: serving", flush=True)
+    rank = percentile_of(work)
     with tempfile.TemporaryDirectory() as folder, work.log(run) as log:
         path = checkpoint.save(Path(folder) / "model", model, model.tokenizer)
         slots = f"--slots={max(load.at_once)}"
@@ -58,14 +60,14 @@ def measure_server(
         metrics |= {"texts": load.texts, "tokens": load.tokens, "prompt": prompts.settings.prompt_tokens}
         for name in WAITS:
             for q in (0.5, 0.95):
-                metrics[f"{name}_p{round(100 * q)}"] = milliseconds(waits, name, q)
+                metrics[f"{name}_p{round(100 * q)}"] = 1000 * rank(getattr(waits, name), q)
         metrics |= {"requests": load.requests, "clients": load.clients, "health_asked": len(waits.health)}
         metrics["fresh"] = 1000 * statistics.median(fresh)
         metrics["reused"] = 1000 * statistics.median(reused)
         metrics["long_prompt"] = len(prompts.pair(0)[0])
         metrics["reuse_ratio"] = metrics["fresh"] / metrics["reused"]
         points = np.linspace(0, 1, 101)
-        log.artifact(**{name: [milliseconds(waits, name, q) for q in points] for name in WAITS})
+        log.artifact(**{name: [1000 * percentile(getattr(waits, name), q) for q in points] for name in WAITS})
         return log.finish(**metrics)
 
 
@@ -81,11 +83,6 @@ def throughput_metrics(rates: dict[int, list[float]]) -> dict[str, float]:
         "ratio_lowest": min(ratios),
         "ratio_highest": max(ratios),
     }
-
-
-def milliseconds(waits: Delays, name: str, q: float) -> float:
-    """A percentile of one of `WAITS`."""
-    return 1000 * percentile(getattr(waits, name), q)
 
 
 async def first_tokens(url: str, prompts: Prompts) -> tuple[list[float], list[float]]:

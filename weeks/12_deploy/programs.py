@@ -16,6 +16,7 @@ import requests
 import torch
 
 from names import NAMES
+from own import texts_by
 from prompts import Prompts
 from shared import checkpoint
 from shared.course.workspace import Workspace
@@ -64,6 +65,8 @@ def race_programs(
             key: [program.write(program.model, begin, new_tokens) for begin in begins]
             for key, program in programs.items()
         }
+        hers = work.mine("TinyEngine", None)
+        ours = texts["pytorch"] if hers is None else texts_by(hers, model, begins, new_tokens)
         contenders = {key: Contender(program.model, program.times) for key, program in programs.items()}
         speeds = race(
             contenders, prompts.part(200, settings.prompt_tokens), new_tokens, rounds=settings.rounds
@@ -77,7 +80,7 @@ def race_programs(
                 "new_tokens": new_tokens,
             }
             if key not in ROUNDING:
-                row["alike"] = min(map(count_common, texts["pytorch"], texts[key]))
+                row["alike"] = min(map(count_common, ours, texts[key]))
             row["over_ours"] = row["decode_tokens_per_second"] / our_speed
             with work.log(f"{name}-{key}", settings) as log:
                 log.artifact(text=model.tokenizer.decode(begins[0] + texts[key][0]))

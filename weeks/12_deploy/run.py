@@ -2,6 +2,8 @@
 other programs read.
 
     python weeks/12_deploy/run.py --preset laptop
+    # delays by your percentile, and your engine writes the texts that other programs are held to
+    python weeks/12_deploy/run.py --preset laptop --mine
     # a real model behind the server, in fp32 and in int8
     python weeks/12_deploy/run.py --preset laptop --study smollm2
     # and in other programs
@@ -36,6 +38,8 @@ EXPORTED = ("compared", "rounds")
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     train: TrainConfig = BASE_PRESETS["laptop"].train
     """Of week 6's model, where its checkpoint is not there yet."""
     load: Load = Load(at_once=(1, 2, 4, 8))
