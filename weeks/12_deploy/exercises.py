@@ -17,9 +17,11 @@ from torch import Generator, Tensor
 from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
 from shared.models.gpt import GPT, GPTConfig
 from shared.sampling import generate
+from shared.sampling.generate import sample
 from shared.sampling.text import TextStream, stream_text
 from shared.serving.answer import chunks
 from shared.serving.engine import Engine
+from shared.serving.load import percentile
 from shared.serving.slots import SlotCache
 
 Whole = TypeVar("Whole", str, bytes)
@@ -68,11 +70,13 @@ def _not_advanced(cache: Tensor, lengths: Tensor, new: Tensor) -> tuple[Tensor, 
 
 def _cache_cases(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
     def case(rows: int, time: int, channel: int) -> tuple[Tensor, Tensor, Tensor]:
-        lengths = torch.randperm(time - 2, generator=generator)[:rows] + 1
+        lengths = torch.randperm(time, generator=generator)[:rows]
         cache = torch.randn(rows, time, channel, generator=generator)
         return cache, lengths, torch.randn(rows, channel, generator=generator)
 
-    return [case(2, 5, 3), case(3, 6, 2), case(4, 9, 4), case(2, 8, 1), case(5, 12, 3)]
+    empty_and_full = (torch.zeros(2, 3, 1), torch.tensor([0, 2]), torch.ones(2, 1))
+    sizes = [(2, 5, 3), (3, 6, 2), (4, 9, 4), (2, 8, 1), (5, 12, 3), (1, 4, 2)]
+    return [*(case(*size) for size in sizes), empty_and_full]
 
 
 STORE_KEYS = Exercise(
@@ -83,6 +87,7 @@ STORE_KEYS = Exercise(
     see.""",
     reference=store_keys,
     cases=_cache_cases,
+    forbids=(SlotCache,),
     mistakes=(
         Mistake(
             "one position for all rows",
@@ -148,8 +153,8 @@ def _all_greedy(logits: Tensor, temperatures: Tensor) -> Tensor:
 
 
 def _temperature_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
-    def case(temperatures: list[float], vocab: int) -> tuple[Tensor, Tensor]:
-        logits = torch.randn(len(temperatures), vocab, generator=generator) * 2
+    def case(temperatures: list[float], vocab: int, spread: float = 2) -> tuple[Tensor, Tensor]:
+        logits = torch.randn(len(temperatures), vocab, generator=generator) * spread
         logits[:, 1] = logits[:, 3] = logits.amax(-1) + 0.5  # two that are equally likely
         return logits, torch.tensor(temperatures)
 
@@ -159,6 +164,7 @@ def _temperature_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
         case([2.0, 0.3, 0.0, 0.0], 6),
         case([0.0], 7),
         case([0.9, 1.5], 4),
+        case([1.0, 0.5, 0.0], 6, spread=200),
     ]
 
 
@@ -169,6 +175,7 @@ ROW_PROBABILITIES_AT = Exercise(
     where two are equal.""",
     reference=row_probabilities_at,
     cases=_temperature_cases,
+    forbids=(sample,),
     mistakes=(
         Mistake(
             "division by zero",
@@ -283,6 +290,7 @@ def _slot_cases(generator: Generator) -> list[tuple[list[str], list[str], list[s
         case(6, 2, 3, 2, 1),
         (["a", "b", ""], ["c", "d"], ["a", "b"], []),
         (["a", "b"], [], ["a"], []),
+        (["a", "b"], ["c", "d"], ["a"], ["a", "d"]),
     ]
 
 
@@ -294,6 +302,7 @@ NEXT_SLOTS = Exercise(
     the first slots first. A text that goes on keeps its slot: its keys lie there.""",
     reference=next_slots,
     cases=_slot_cases,
+    forbids=(Engine,),
     mistakes=(
         Mistake(
             "slot leaked after a cancel",
@@ -837,7 +846,8 @@ def _prefix_cases(generator: Generator) -> list[tuple[list[int], list[int], int]
     same = case(12, 0, 0, 4)
     mixed = torch.randint(0, 50, (16,), generator=generator).tolist()
     other = [*mixed[:5], 60, *mixed[6:]]
-    return [case(10, 5, 3, 4), same, (mixed, other, 4), case(9, 4, 0, 3), case(3, 6, 6, 4), case(17, 0, 9, 8)]
+    drawn = [case(10, 5, 3, 4), case(9, 4, 0, 3), case(3, 6, 6, 4), case(17, 0, 9, 8), case(7, 2, 4, 1)]
+    return [*drawn, same, (mixed, other, 4), ([7], [7], 1), ([1, 2, 3], [], 2), ([1, 2, 3], [1, 2, 3, 4], 1)]
 
 
 REUSABLE_TOKENS = Exercise(
@@ -848,6 +858,7 @@ REUSABLE_TOKENS = Exercise(
     is asked for.""",
     reference=reusable_tokens,
     cases=_prefix_cases,
+    forbids=(Engine,),
     mistakes=(
         Mistake(
             "nothing left to read",
@@ -918,6 +929,9 @@ def _byte_cases(generator: Generator) -> list[tuple[list[bytes]]]:
         case("🙂é" + draw(8), 3),
         case(draw(4) + "🙂", 2, cut=1),
         case("né 漢 " + draw(9), 4),
+        case(draw(5) + "🙂", 3, cut=2),
+        ([b"", "漢".encode()[:2], b""],),
+        ([],),
     ]
 
 
@@ -929,6 +943,7 @@ DECODED_PIECES = Exercise(
     "\N{REPLACEMENT CHARACTER}". All bytes before it are valid UTF-8.""",
     reference=decoded_pieces,
     cases=_byte_cases,
+    forbids=(TextStream, stream_text),
     mistakes=(
         Mistake(
             "UTF-8 split across chunks",
@@ -1047,6 +1062,9 @@ def _stop_cases(generator: Generator) -> list[tuple[list[str], str]]:
         case(words(3) + " EN " + words(3) + " E", "END", 2),
         (["a##b", "### c", "#"], "###"),
         case(words(3) + "###" + words(2), "###", 4),
+        (["a", "", "a", "ab", "x"], "aab"),
+        (["###", " all of it"], "###"),
+        ([], "END"),
     ]
 
 
@@ -1058,6 +1076,7 @@ SHOWN_PIECES = Exercise(
     What was held back and was not the stop is sent as soon as that is known.""",
     reference=shown_pieces,
     cases=_stop_cases,
+    forbids=(TextStream, stream_text),
     mistakes=(
         Mistake(
             "looks at each piece alone",
@@ -1488,6 +1507,8 @@ def _event_cases(generator: Generator) -> list[tuple[list[bytes]]]:
         case(event("  two blanks") + event(words()) + "data: cut", 5),
         case(keep_alive + event(words(), words()) + event(words()) + "data: cut\n", 9),
         case(event(words()) + event("[DONE]"), 64),
+        case("event: ping\nid: 3\ndata:near\n\n" + event("data: " + words()) + "data:\n\n", 7),
+        ([],),
     ]
 
 
@@ -1495,9 +1516,9 @@ EVENT_DATA = Exercise(
     task="""You are the client of a stream of server-sent events. `chunks` are the bytes as the network
     delivers them, cut anywhere, UTF-8. An event is one or more lines and ends with an empty line. Lines that
     begin with "data:" are its data, without that and without one blank behind it; several are joined with a
-    line break. Lines that begin with a colon are comments, which keep the connection alive: an event of
-    comments alone is none. Lines end in "\\n" here. Return the data of all complete events, a list of str;
-    what no empty line has ended is left out.""",
+    line break. Lines that begin with a colon are comments, which keep the connection alive. Other lines say
+    nothing here. An event without a data line is none. Lines end in "\\n" here. Return the data of all
+    complete events, a list of str; what no empty line has ended is left out.""",
     reference=event_data,
     cases=_event_cases,
     mistakes=(
@@ -2016,7 +2037,8 @@ def _delay_cases(generator: Generator) -> list[tuple[list[list[float]], float]]:
             times.append((0.5 + 2 * i + delays.cumsum(0)).tolist())
         return times, q
 
-    return [case(3, 0.5), case(2, 0.95), case(4, 0.9), case(3, 0.25), case(1, 0.75)]
+    drawn = [case(3, 0.5), case(2, 0.95), case(4, 0.9), case(3, 0.25), case(1, 0.75), case(2, 1.0)]
+    return [*drawn, ([[0.5, 1.0, 3.0], [4.0], [0.25, 0.5]], 0.5)]
 
 
 DELAY_PERCENTILE = Exercise(
@@ -2026,6 +2048,7 @@ DELAY_PERCENTILE = Exercise(
     number ceil(q * n) in order). The time to the first token is another measure, and does not count here.""",
     reference=delay_percentile,
     cases=_delay_cases,
+    forbids=(percentile,),
     mistakes=(
         Mistake(
             "time to the first token counts",
