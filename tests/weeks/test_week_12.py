@@ -66,6 +66,7 @@ def shown_by(code, stops, pieces):
     return [*shown, stream.end()], stream.stopped
 
 
+@pytest.mark.slow
 @BOTH
 @settings(max_examples=300, deadline=None)
 @given(
@@ -79,6 +80,7 @@ def test_no_cut_changes_what_is_shown(code, stops, pieces):
     assert stopped == any(stop in text for stop in stops)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("stops", [["ab"], ["aab"], ["abba", "bb"], ["aba", "b"], ["ba", "bba"]])
 def test_at_each_moment_all_that_no_continuation_takes_back_is_shown(code, stops):
