@@ -436,7 +436,10 @@ TINY_ENGINE_STUB = """class TinyEngine:
         # your code here
 
     def submit(
-        self, prompt: list[int], max_new_tokens: int, stop: int | None = None
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        stop: int | None = None,
     ) -> int:
         # the number of the request: 0, 1, 2, ...
         # your code here
