@@ -15,17 +15,22 @@ class _StopSearch:
     def __init__(self, stop: str):
         self.stop = stop
         self.begun = 0
-        """How many characters of `stop` the text so far ends in."""
+        """How many characters of `stop` the text so far ends in; none once it was found."""
+        self._found = False
         # How many characters go on being matched after so many that were, when the next one is another.
         self._shorter = [0]
         for character in stop[1:]:
             self._shorter.append(self._advance(self._shorter[-1], character))
 
     def find(self, piece: str) -> int | None:
-        """Takes the next piece; returns where in it `stop` ends, None where it does not."""
+        """Takes the next piece; returns where in it `stop` first ends, None where it does not."""
+        if self._found:
+            return None
         for place, character in enumerate(piece, 1):
             self.begun = self._advance(self.begun, character)
             if self.begun == len(self.stop):
+                self._found = True
+                self.begun = 0
                 return place
         return None
 
@@ -36,10 +41,11 @@ class _StopSearch:
 
 
 class TextStream:
-    """Turns tokens into text, up to the place where one of the texts in `stops` begins.
+    """Turns tokens into text, up to the first place where one of the texts in `stops` begins.
 
     Bytes that are not a complete character yet are held back, and so is what may be the beginning of a stop
-    text. It is the text that counts: a stop text may begin and end inside of tokens.
+    text. It is the text that counts: a stop text may begin and end inside of tokens. Where one lies inside of
+    another ("bc" in "abcd"), the stream waits until it is known whether the longer one comes.
 
     >>> stream = TextStream({0: b"a", 1: b"b", 2: b"cd"}, ["bc"])
     >>> [stream.push(i) for i in (0, 1, 1, 2)], stream.stopped
@@ -55,7 +61,9 @@ class TextStream:
         self.shown = 0
         """How many characters were let go."""
         self.stopped = False
-        """Whether a stop text was found."""
+        """Whether it is known that a stop text ends the text, and which."""
+        self._end: int | None = None
+        """Where in the whole text the first of the stop texts begins that were found."""
 
     def push(self, token: int) -> str:
         """Takes a token, and returns the text that can be shown now, perhaps none.
@@ -65,27 +73,36 @@ class TextStream:
         if token not in self._vocab:
             raise ValueError(f"the id {token} is not in the vocabulary of {len(self._vocab)} tokens")
         piece = self._decoder.decode(self._vocab[token])
-        before = len(self.held)
+        before = self.shown + len(self.held)
         self.held += piece
         if self.stopped:
             return ""
         ends = [(search.find(piece), len(search.stop)) for search in self._searches]
         found = [before + end - length for end, length in ends if end is not None]
-        if found:
-            self.stopped = True
-            return self._let_go(min(found))
-        return self._let_go(len(self.held) - max((search.begun for search in self._searches), default=0))
+        if found and (self._end is None or min(found) < self._end):
+            self._end = min(found)
+        # Here the earliest text begins that may still become a stop text.
+        begun = before + len(piece) - max((search.begun for search in self._searches), default=0)
+        if self._end is None or begun < self._end:
+            return self._let_go(begun)
+        self.stopped = True
+        return self._let_go(self._end)
 
     def finish(self) -> str:
-        """What was held back; an unfinished character is U+FFFD. Nothing where a stop text ended it."""
+        """What was held back; an unfinished character is U+FFFD. Nothing of a stop text, or of what follows."""
         if self.stopped:
             return ""
         self.held += self._decoder.decode(b"", final=True)
-        return self._let_go(len(self.held))
+        if self._end is None:
+            return self._let_go(self.shown + len(self.held))
+        self.stopped = True
+        return self._let_go(self._end)
 
-    def _let_go(self, length: int) -> str:
+    def _let_go(self, end: int) -> str:
+        """The text up to a place in the whole text that was not let go yet."""
+        length = end - self.shown
         text, self.held = self.held[:length], self.held[length:]
-        self.shown += length
+        self.shown = end
         return text
 
 

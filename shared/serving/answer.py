@@ -130,7 +130,8 @@ class Answer:
             if token is None:
                 left.remove(index)
                 reason = _reason(generation)
-                yield Update(index, text.finish(generation.ending), reason)
+                piece = text.finish(generation.ending)
+                yield Update(index, piece, "stop" if text.stopped else reason)
                 continue
             piece = text.push(token)
             if text.stopped:

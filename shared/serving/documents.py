@@ -85,7 +85,7 @@ class FixedAnswer:
     """A text that no model writes, in the form of an `Answer`."""
 
     def __init__(self, text: str):
-        self.texts = [text]
+        self.texts: Sequence[Any] = [text]
 
     async def updates(self) -> AsyncIterator[Update]:
         yield Update(0, Piece(self.texts[0]), "stop")

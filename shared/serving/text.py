@@ -63,7 +63,8 @@ class TextBuilder:
         text = self._stream.finish()
         self.count += len(ending)
         end = self._offset + self._stream.shown
-        return Piece(text, tuple(self._tokens), tuple((token, end) for token in ending))
+        tokens = self._shown_tokens() if self.stopped else tuple(self._tokens)
+        return Piece(text, tokens, tuple((token, end) for token in ending))
 
     def _length(self) -> int:
         """Where the text ends that came so far, shown or held."""

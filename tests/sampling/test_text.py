@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.sampling.text import TextStream
 
@@ -24,13 +26,13 @@ def by_trying_all(ids: list[int], stops: list[str]) -> tuple[list[str], bool]:
     shown, text = [], ""
     for i in ids:
         text += VOCAB[i].decode()
-        done = "".join(shown)
-        begins = [text.find(stop) for stop in stops if stop in text]
-        if begins:
-            return [*shown, text[len(done) : min(begins)], ""], True
-        begun = [n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])]
-        shown.append(text[len(done) : len(text) - max(begun, default=0)])
-    return [*shown, text[len("".join(shown)) :]], False
+        done = len("".join(shown))
+        end = min((text.find(stop) for stop in stops if stop in text), default=len(text) + 1)
+        begun = len(text) - max(n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n]))
+        if end <= begun:
+            return [*shown, text[done:end], ""], True
+        shown.append(text[done:begun])
+    return [*shown, text[len("".join(shown)) : end]], end <= len(text)
 
 
 def test_stop_texts_that_repeat_themselves_are_found_where_trying_all_places_finds_them():
@@ -42,6 +44,15 @@ def test_stop_texts_that_repeat_themselves_are_found_where_trying_all_places_fin
         assert found == by_trying_all(ids, stops), (ids, stops)
         stopped += found[1]
     assert 300 < stopped < 1400
+
+
+@given(st.text("abc", max_size=20), st.lists(st.text("abc", min_size=1, max_size=5), max_size=3), st.data())
+def test_what_is_shown_does_not_depend_on_how_the_text_is_cut(text, stops, data):
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))))
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
+    stream = TextStream(dict(enumerate(part.encode() for part in parts)), stops)
+    shown = "".join([*(stream.push(i) for i in range(len(parts))), stream.finish()])
+    assert shown == text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def test_after_a_stop_text_nothing_is_shown():
