@@ -89,7 +89,7 @@ class TextStream:
         return self._let_go(self._end)
 
     def finish(self) -> str:
-        """What was held back; an unfinished character is U+FFFD. Nothing of a stop text, or of what follows."""
+        """What was held back; an unfinished character is U+FFFD. Nothing of a stop text or what follows."""
         if self.stopped:
             return ""
         self.held += self._decoder.decode(b"", final=True)
