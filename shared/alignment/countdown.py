@@ -42,6 +42,8 @@ PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 LONGEST = 200
 """No expression of more characters is read."""
 ROWS_AT_ONCE = 512
+TRIES = 10_000
+"""Of numbers for a form, before another form is taken: some have no value in range."""
 
 Split = Literal["train", "tune", "test"]
 """To learn from, to choose settings on, and to report."""
@@ -64,7 +66,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """Numbers, in ascending order, and the value that an expression of them must have."""
+    """Numbers, in the order in which they are shown, and the value that an expression of them must have."""
 
     numbers: tuple[int, ...]
     target: int
@@ -73,6 +75,11 @@ class Problem:
     def prompt(self) -> str:
         """The problem as the model reads it."""
         return f"{' '.join(map(str, self.numbers))}>{self.target}:"
+
+    @property
+    def in_order(self) -> "Problem":
+        """The same problem with its numbers in ascending order."""
+        return Problem(tuple(sorted(self.numbers)), self.target)
 
     @classmethod
     def from_prompt(cls, prompt: str) -> "Problem":
@@ -221,28 +228,35 @@ def pass_at_k(answers: int, right: int, k: int) -> float:
 class Countdown:
     """Which problems there are. Each has a solution, by which it was made.
 
+    The form of a problem's solution is drawn first, its operators all different, and then numbers until the
+    value is in range: with the numbers first, sums would be far more frequent than products and differences.
     A problem belongs to one of three splits for good, by a hash of its numbers and its target, so that none
     is both learned from and reported.
     """
 
     sizes: tuple[int, ...] = (2, 3)
     """How many numbers a problem has: each as often."""
-    largest: int = 25
-    """Numbers are from 1 to this."""
+    smallest: int = 2
+    """Numbers are from this, since a 1 makes many forms alike,"""
+    largest: int = 30
+    """to this."""
     largest_target: int = 99
-    operators: str = "+-*"
+    operators: str = "+-*/"
     """Of those that problems are made with; answers may have + - * and /."""
 
     def __post_init__(self) -> None:
         checks = Checks(self)
-        checks.at_least(1, "largest", "largest_target")
+        checks.at_least(1, "smallest", "largest_target")
+        checks.at_least(self.smallest, "largest")
         checks.require(
-            bool(self.sizes) and all(2 <= size <= 6 for size in self.sizes),
-            f"sizes={self.sizes}: must be from 2 to 6",
+            bool(self.sizes) and all(2 <= size <= 5 for size in self.sizes),
+            f"sizes={self.sizes}: must be from 2 to 5",
         )
+        different = set(self.operators) & PRECEDENCE.keys()
         checks.require(
-            bool(self.operators) and set(self.operators) <= PRECEDENCE.keys(),
-            f"operators={self.operators!r}: must be some of {''.join(PRECEDENCE)}",
+            len(different) == len(self.operators) >= max(self.sizes, default=2) - 1,
+            f"operators={self.operators!r}: must be different ones of {''.join(PRECEDENCE)}, and at"
+            f" least one less than the most of sizes={self.sizes}, since a solution has none twice",
         )
         checks.finish()
 
@@ -259,33 +273,37 @@ class Countdown:
         return numbers * len(str(self.largest)) + (numbers - 1) + 2 * (numbers - 2) + 1
 
     def draw(self, rng: random.Random, split: Split) -> tuple[Problem, str]:
-        """A problem of a split, and the expression that it was made from."""
+        """A problem of a split, its numbers in any order, and the expression that it was made from."""
         while True:
             size = rng.choice(self.sizes)
-            numbers = tuple(sorted(rng.randint(1, self.largest) for _ in range(size)))
-            solution = self.expression(rng, numbers)
-            try:
-                target = ExpressionReader(solution).value()
-            except NoValue:
-                continue
-            problem = Problem(numbers, target)
-            if 1 <= target <= self.largest_target and split_of(problem) == split:
-                return problem, solution
+            form = self.expression(rng, [f"{{{place}}}" for place in range(size)])
+            for _ in range(TRIES):
+                numbers = tuple(rng.randint(self.smallest, self.largest) for _ in range(size))
+                solution = form.format(*numbers)
+                try:
+                    target = ExpressionReader(solution).value()
+                except NoValue:
+                    continue
+                problem = Problem(numbers, target)
+                if 1 <= target <= self.largest_target and split_of(problem) == split:
+                    return problem, solution
 
-    def expression(self, rng: random.Random, numbers: Sequence[int]) -> str:
-        """A random expression of all these numbers, of whatever value, in no more brackets than it needs."""
+    def expression(self, rng: random.Random, numbers: Sequence[int | str]) -> str:
+        """A random expression of these numbers, in no more brackets than it needs and no operator twice."""
         shuffled = list(numbers)
         rng.shuffle(shuffled)
-        return self._expression(rng, shuffled)[0]
+        return self._expression(rng, shuffled, rng.sample(self.operators, len(numbers) - 1))[0]
 
-    def _expression(self, rng: random.Random, numbers: Sequence[int]) -> tuple[str, int]:
+    def _expression(
+        self, rng: random.Random, numbers: Sequence[int | str], operators: Sequence[str]
+    ) -> tuple[str, int]:
         """The text, and the precedence of what binds it least; 3: a number."""
         if len(numbers) == 1:
             return str(numbers[0]), 3
         cut = rng.randrange(1, len(numbers))
-        left, left_precedence = self._expression(rng, numbers[:cut])
-        right, right_precedence = self._expression(rng, numbers[cut:])
-        operator = rng.choice(self.operators)
+        left, left_precedence = self._expression(rng, numbers[:cut], operators[: cut - 1])
+        right, right_precedence = self._expression(rng, numbers[cut:], operators[cut:])
+        operator = operators[cut - 1]
         own = PRECEDENCE[operator]
         if left_precedence < own:
             left = f"({left})"
@@ -294,24 +312,25 @@ class Countdown:
         return f"{left}{operator}{right}", own
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        """`count` different problems of a split; the same for the same seed."""
+        """`count` problems of a split, different in more than the order; the same for the same seed."""
         rng = random.Random(seed)
-        found: dict[Problem, None] = {}
+        found: dict[Problem, Problem] = {}
         for _ in range(100 * count):
-            found[self.draw(rng, split)[0]] = None
+            problem = self.draw(rng, split)[0]
+            found.setdefault(problem.in_order, problem)
             if len(found) == count:
-                return list(found)
+                return list(found.values())
         raise ValueError(
             f"{count} problems of the split {split!r} were not found: take larger numbers, or fewer"
         )
 
 
 def split_of(problem: Problem) -> Split:
-    """To which split a problem belongs: eight tenths are learned from, one is for settings, one reported."""
-    tenth = zlib.crc32(problem.prompt.encode()) % 10
-    if tenth == 0:
+    """By numbers in any order and target: seven tenths are learned from, one for settings, two reported."""
+    tenth = zlib.crc32(problem.in_order.prompt.encode()) % 10
+    if tenth < 2:
         return "test"
-    return "tune" if tenth == 1 else "train"
+    return "tune" if tenth == 2 else "train"
 
 
 # ---- learning from lines
@@ -434,16 +453,22 @@ def rewards(ids: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def solve(
-    policy: nn.Module, problems: Sequence[Problem], samples: int, max_new_tokens: int, seed: int
+    policy: nn.Module,
+    problems: Sequence[Problem],
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+    *,
+    temperature: float = 1.0,
 ) -> list[list[str]]:
-    """`samples` answers of a policy to each problem, drawn at temperature 1, as text without their line
-    break. An answer that was cut off ends in "…", and is no expression.
+    """`samples` answers of a policy to each problem as text, without their line break. An answer that was cut
+    off ends in "…", and is no expression. temperature: 0 gives the likeliest answer.
     """
     generator = Generator().manual_seed(seed)
     prompts = prompt_batch(problems, device_of(policy)).repeat_interleave(samples, 0)
     texts = []
     for part in prompts.split(ROWS_AT_ONCE):
-        ids, mask = draw_answers(policy, part, max_new_tokens, END, generator)
+        ids, mask = draw_answers(policy, part, max_new_tokens, END, generator, temperature=temperature)
         for row, in_answer in zip(ids.cpu(), mask.cpu()):
             text = TOKENIZER.decode(row[in_answer].tolist())
             texts.append(text[:-1] if text.endswith("\n") else text + "…")

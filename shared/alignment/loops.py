@@ -167,15 +167,17 @@ def draw_answers(
     max_new_tokens: int,
     end: int | None = None,
     generator: Generator | None = None,
+    *,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Answers to prompts, drawn at temperature 1.
+    """Answers to prompts, drawn at temperature 1 unless another is given.
 
     prompts: int64 [batch, time]; a shorter one ends in `NO_TOKEN` (see `pad_prompts`). Returns ids and mask,
     both [batch, time + max_new_tokens]. Each answer follows its prompt without a gap, so that its tokens have
     the positions that they would have alone, and all padding is on the right. An answer's `end` belongs to
-    it; what comes after is `end` again (without one: 0), outside the mask. The temperature is 1 because the
-    methods need the probabilities with which the tokens were drawn. With a model that has `new_cache`, each
-    token is read once.
+    it; what comes after is `end` again (without one: 0), outside the mask. The methods leave the temperature
+    at 1, because they need the probabilities with which the tokens were drawn; at 0 each is the likeliest.
+    With a model that has `new_cache`, each token is read once.
     """
     lengths = (prompts != NO_TOKEN).sum(1)
     last_places = lengths + max_new_tokens - 1
@@ -191,7 +193,7 @@ def draw_answers(
     for place in range(int(lengths.min()), ids.size(1)):
         logits = model(ids[:, :place]) if cache is None else model(ids[:, read:place], cache)
         read = place
-        drawn = sample(logits[:, -1], generator=generator)
+        drawn = sample(logits[:, -1], temperature, generator=generator)
         writing = alive & (place >= lengths)
         ids[writing, place] = drawn[writing]
         mask[:, place] = writing

@@ -165,12 +165,18 @@ def test_problems_have_the_solutions_that_they_were_made_from(split):
         problem, solution = COUNTDOWN.draw(rng, split)
         assert judge(problem, solution).right and split_of(problem) == split
         assert max(problem.numbers) <= COUNTDOWN.largest and 1 <= problem.target <= COUNTDOWN.largest_target
-        assert list(problem.numbers) == sorted(problem.numbers)
+        assert min(problem.numbers) >= COUNTDOWN.smallest and split_of(problem.in_order) == split
+        signs = [character for character in solution if character in "+-*/"]
+        assert len(signs) == len(set(signs)) == len(problem.numbers) - 1
         assert Problem.from_prompt(problem.prompt) == problem
         assert len(problem.prompt) <= COUNTDOWN.prompt_tokens
         assert len(solution) < COUNTDOWN.answer_tokens
         sizes[len(problem.numbers)] += 1
+        sizes["ascending"] += len(problem.numbers) == 2 and problem.numbers[0] < problem.numbers[1]
+        sizes[signs[0]] += len(problem.numbers) == 2
     assert min(sizes[2], sizes[3]) > 100
+    assert 0.3 < sizes["ascending"] / sizes[2] < 0.6  # in no order; equal ones are neither
+    assert all(0.15 < sizes[sign] / sizes[2] < 0.35 for sign in "+-*/")  # each operator as often
 
 
 def test_the_splits_share_no_problem_and_a_seed_gives_the_same_ones():
@@ -178,8 +184,9 @@ def test_the_splits_share_no_problem_and_a_seed_gives_the_same_ones():
     assert len(set().union(*sets.values())) == 600
     assert COUNTDOWN.problems("test", 200, seed=1) == sets["test"] != COUNTDOWN.problems("test", 200, seed=2)
     lines = CountdownLines(COUNTDOWN, 0.5).lines(random.Random(0), 500)
-    learned = {Problem.from_prompt(prompt) for prompt, _ in lines}
-    assert not learned & {*sets["tune"], *sets["test"]}
+    learned = {Problem.from_prompt(prompt).in_order for prompt, _ in lines}
+    assert not learned & {problem.in_order for problem in (*sets["tune"], *sets["test"])}
+    assert len({problem.in_order for problem in sets["tune"]}) == 200
 
 
 def test_too_many_problems_are_refused():
@@ -189,7 +196,13 @@ def test_too_many_problems_are_refused():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [(dict(sizes=(1,)), "sizes"), (dict(operators="^"), "operators='\\^'"), (dict(largest=0), "largest=0")],
+    [
+        (dict(sizes=(1,)), "sizes"),
+        (dict(operators="^"), "operators='\\^'"),
+        (dict(operators="++"), "must be different ones"),
+        (dict(operators="+", sizes=(3,)), "one less than the most of sizes"),
+        (dict(largest=0), "largest=0"),
+    ],
 )
 def test_countdown_refuses(changes, words):
     with pytest.raises(ValueError, match=words):

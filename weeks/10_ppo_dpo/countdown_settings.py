@@ -12,7 +12,8 @@ from shared.models.gpt import GPTConfig
 from shared.training import TrainConfig
 
 Seeded = TypeVar("Seeded", TrainConfig, ExpertConfig, GRPOConfig, PPOConfig)
-ANSWER_TOKENS = Countdown().answer_tokens
+PROBLEMS = Countdown(sizes=(2,), largest=50, largest_target=400)
+ANSWER_TOKENS = PROBLEMS.answer_tokens
 ONLINE: dict[str, Any] = dict(
     beta=0.0,
     max_new_tokens=ANSWER_TOKENS,
@@ -29,12 +30,12 @@ ONLINE: dict[str, Any] = dict(
 class CountdownSettings:
     """The week's main result: a model that knows only the form of an answer learns to give right ones."""
 
-    problems: Countdown = Countdown()
-    model: GPTConfig = GPTConfig.preset("mini", block_size=32, n_layer=3)
+    problems: Countdown = PROBLEMS
+    model: GPTConfig = GPTConfig.preset("mini", block_size=16, n_layer=2, n_embd=64)
     base: TrainConfig = TrainConfig(
         steps=240,
         batch_size=64,
-        block_size=24,
+        block_size=16,
         optimizer="muon",
         lr=0.006,
         muon_lr=0.02,
@@ -67,7 +68,7 @@ class CountdownSettings:
     """Its prompts are the same, each as often as a group has answers."""
     rows: int = 128
     """Answers in each batch."""
-    held_out: int = 256
+    held_out: int = 96
     """Problems that results are reported on."""
     samples: int = 8
     """Answers to each of them."""
@@ -81,6 +82,8 @@ class CountdownSettings:
     """For --study rates, of the online methods and of expert iteration."""
     control_rates: tuple[float, ...] = (0.005, 0.02)
     """For --study rates, of the supervised control."""
+    rates_share: float = 0.4
+    """For --study rates: the share of each method's steps that a trial of a rate takes."""
 
     def __post_init__(self) -> None:
         checks = Checks(self)
@@ -88,7 +91,7 @@ class CountdownSettings:
         checks.require(all(seed >= 1 for seed in self.seeds), f"seeds={self.seeds}: must be at least 1")
         checks.at_least(8, "samples")
         checks.at_least(2, "held_out")
-        checks.above(0, "control_rate")
+        checks.above(0, "control_rate", "rates_share")
         checks.between(0, 1, "base_right")
         for name in ("rates", "control_rates"):
             checks.require(all(rate > 0 for rate in getattr(self, name)), f"{name}: must be above 0")
@@ -119,10 +122,14 @@ class CountdownSettings:
         return replace(config, seed=config.seed + self.seed - 1)
 
     def with_rate(self, method: str, rate: float) -> "CountdownSettings":
-        """The same, with another learning rate of one method."""
-        if method in DRAWING:
-            return replace(self, **{method: replace(getattr(self, method), lr=rate)})
-        return replace(self, control_rate=rate)
+        """The same for a trial of another learning rate of one method: with `rates_share` of its steps."""
+        if method in CONTROLS:
+            return replace(self, control_rate=rate, control_steps=self._trial_steps(self.control_steps))
+        config = getattr(self, method)
+        return replace(self, **{method: replace(config, lr=rate, steps=self._trial_steps(config.steps))})
+
+    def _trial_steps(self, steps: int) -> int:
+        return math.ceil(self.rates_share * steps)
 
     def idle_in(self, study: str | None) -> dict[str, str]:
         """The settings that the week's run or a study does not read, with the reason."""
@@ -137,7 +144,8 @@ class CountdownSettings:
         else:
             idle["countdown.seed"] = "--countdown.seeds gives it"
         if study != "rates":
-            idle |= dict.fromkeys(("countdown.rates", "countdown.control_rates"), "it is for --study rates")
+            names = ("countdown.rates", "countdown.control_rates", "countdown.rates_share")
+            idle |= dict.fromkeys(names, "it is for --study rates")
         return idle
 
     @property

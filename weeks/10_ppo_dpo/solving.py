@@ -32,6 +32,7 @@ from shared.alignment.countdown import (
 from shared.alignment.expert_iteration import ExpertIteration
 from shared.alignment.loops import GRPO, PPO
 from shared.alignment.rewards import scalar_head
+from shared.alignment.shortcuts import best_fixed_form, commonest_form, follows_target
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.models.gpt import GPT
@@ -127,7 +128,8 @@ def train_base(settings: "Settings", work: Workspace) -> GPT:
         guesses = [[own.problems.expression(rng, p.numbers) for _ in range(own.samples)] for p in problems]
         chance = {f"chance_{key}": value for key, value in success(problems, guesses).items()}
         sums = sum(sum(problem.numbers) == problem.target for problem in problems) / len(problems)
-        log.finish(**metrics, **chance, **seconds, sums=sums, parameters=model.num_parameters())
+        metrics |= chance | fixed_forms(problems, log) | seconds | {"sums": sums}
+        log.finish(**metrics, parameters=model.num_parameters())
     return model
 
 
@@ -217,15 +219,30 @@ def measure_curve(policy: nn.Module, own: CountdownSettings) -> dict[str, float]
 
 
 def measure_solving(policy: nn.Module, own: CountdownSettings, log: RunLog) -> dict[str, float]:
-    """What is reported: pass@1 and pass@8 on held-out problems, and the share of answers that do nothing but
-    add. Some answers are kept in the log.
+    """What is reported: pass@1 and pass@8 on held-out problems, the shares of answers that do nothing but add
+    and that are of the commonest form, and whether the likeliest answers change with the target. Some answers
+    are kept in the log.
     """
     problems = reported_problems(own)
     answers = solve(policy, problems, own.samples, own.problems.answer_tokens, MEASURED_WITH)
     kept = [(p.prompt, shown_answer(policy, p, drawn, own)) for p, drawn in zip(problems[:SHOWN], answers)]
     log.artifact(samples=kept)
     adding = [set(answer) <= set("0123456789+") for drawn in answers for answer in drawn]
-    return success(problems, answers) | {"adding": sum(adding) / len(adding)}
+    return success(problems, answers) | {
+        "adding": sum(adding) / len(adding),
+        "commonest": commonest_form(problems, answers),
+        "follows_target": follows_target(policy, problems, own.problems.answer_tokens),
+    }
+
+
+def fixed_forms(problems: Sequence[Problem], log: RunLog) -> dict[str, float]:
+    """The baseline of who looks at no target: the share that the best fixed forms solve, one for each number
+    of numbers. The forms are kept in the log.
+    """
+    best = best_fixed_form(problems)
+    log.artifact(fixed_forms={size: form for size, (form, _) in best.items()})
+    shares = {f"fixed_of_{size}": share for size, (_, share) in best.items()}
+    return shares | {"fixed": sum(best[len(problem.numbers)][1] for problem in problems) / len(problems)}
 
 
 def shown_answer(policy: nn.Module, problem: Problem, drawn: Sequence[str], own: CountdownSettings) -> str:
@@ -297,8 +314,8 @@ def over_seeds(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def study_rates(settings: "Settings", work: Workspace) -> dict[str, float]:
-    """Each method at the same number of learning rates, with one seed, judged on problems that are neither
-    learned from nor reported. RLOO takes Dr. GRPO's: their gradients differ by a factor.
+    """Each method at the same number of learning rates, with one seed and fewer steps, judged on problems
+    that are neither learned from nor reported. RLOO takes Dr. GRPO's: their gradients differ by a factor.
     """
     base = train_base(settings, work)
     own = settings.countdown
@@ -325,6 +342,8 @@ def show_success(rows: dict[str, dict[str, float]]) -> None:
             "pass@1": f"{row['pass_at_1']:.1%}",
             "pass@8": f"{row['pass_at_8']:.1%}",
             "in form": f"{row['in_form']:.1%}",
+            "commonest form": f"{row['commonest']:.1%}",
+            "follows the target": f"{row['follows_target']:.1%}",
             "answers drawn": row.get("answers_drawn", 0),
             "s": row["wall_seconds"],
         }

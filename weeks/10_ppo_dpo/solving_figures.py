@@ -62,8 +62,8 @@ def draw_success(own: SeedRuns, course: SeedRuns, out: Path) -> Path:
         chance = 100 * np.mean([run.summary[f"chance_{key}"] for run in own["base"]])
         ax.axvline(chance, color="#555555", linestyle=":", linewidth=1.2, label="random expressions")
         if key == "pass_at_1":
-            sums = 100 * own["base"][0].summary["sums"]
-            ax.axvline(sums, color="#555555", linestyle="--", linewidth=1.2, label="always adding")
+            fixed = 100 * own["base"][0].summary["fixed"]
+            ax.axvline(fixed, color="#555555", linestyle="--", linewidth=1.2, label="best fixed form")
         ax.legend(frameon=False, loc="best")
         ax.set(title=title, xlabel="held-out problems solved (%)")
         ax.set_xlim(left=0)
