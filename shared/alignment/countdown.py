@@ -42,8 +42,8 @@ PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 LONGEST = 200
 """No expression of more characters is read."""
 ROWS_AT_ONCE = 512
-TRIES = 10_000
-"""Of numbers for a form, before another form is taken: some have no value in range."""
+FORMS, TRIES = 100, 2_000
+"""A problem is sought in so many forms, with so many numbers for each: some have no value in range."""
 
 Split = Literal["train", "tune", "test"]
 """To learn from, to choose settings on, and to report."""
@@ -274,7 +274,7 @@ class Countdown:
 
     def draw(self, rng: random.Random, split: Split) -> tuple[Problem, str]:
         """A problem of a split, its numbers in any order, and the expression that it was made from."""
-        while True:
+        for _ in range(FORMS):
             size = rng.choice(self.sizes)
             form = self.expression(rng, [f"{{{place}}}" for place in range(size)])
             for _ in range(TRIES):
@@ -287,6 +287,7 @@ class Countdown:
                 problem = Problem(numbers, target)
                 if 1 <= target <= self.largest_target and split_of(problem) == split:
                     return problem, solution
+        raise ValueError(f"no problem of the split {split!r} was found: take larger numbers")
 
     def expression(self, rng: random.Random, numbers: Sequence[int | str]) -> str:
         """A random expression of these numbers, in no more brackets than it needs and no operator twice."""
@@ -320,9 +321,7 @@ class Countdown:
             found.setdefault(problem.in_order, problem)
             if len(found) == count:
                 return list(found.values())
-        raise ValueError(
-            f"{count} problems of the split {split!r} were not found: take larger numbers, or fewer"
-        )
+        raise ValueError(f"{count} problems of the split {split!r} were not found: take larger numbers")
 
 
 def split_of(problem: Problem) -> Split:

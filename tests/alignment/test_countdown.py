@@ -189,9 +189,12 @@ def test_the_splits_share_no_problem_and_a_seed_gives_the_same_ones():
     assert len({problem.in_order for problem in sets["tune"]}) == 200
 
 
+@pytest.mark.slow
 def test_too_many_problems_are_refused():
-    with pytest.raises(ValueError, match="were not found: take larger numbers"):
-        Countdown(sizes=(2,), largest=3).problems("test", 50, seed=0)
+    with pytest.raises(ValueError, match="3 problems of the split 'train' were not found: take larger"):
+        Countdown(sizes=(2,), largest=2).problems("train", 3, seed=0)
+    with pytest.raises(ValueError, match="no problem of the split 'train' was found: take larger numbers"):
+        Countdown(sizes=(2,), largest=2, largest_target=1, operators="-").draw(random.Random(0), "train")
 
 
 @pytest.mark.parametrize(

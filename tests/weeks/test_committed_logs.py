@@ -143,17 +143,20 @@ def test_week_10_takes_less_than_five_minutes_of_the_processor():
     assert reference("10_ppo_dpo")["cpu_seconds"] <= 300
 
 
-def test_week_10_a_verified_reward_teaches_what_the_form_alone_does_not():
-    """And what has the solutions is ahead of what has only the checker. Seed 1; of some a second one."""
+def test_week_10_a_verified_reward_teaches_more_than_a_fixed_form():
+    """Of three seeds: all methods are above what answers of one form solve, whatever the target, and what has
+    the solutions is ahead of them all.
+    """
     folder = REFERENCE / "10_ppo_dpo" / "reference" / "tinyshakespeare"
     runs = {name: run.summary for name, run in report.read_runs(folder).items()}
-    base, form, solutions = (runs[f"countdown-{name}-1"] for name in ("base", "form", "solutions"))
-    assert base["pass_at_1"] < base["chance_pass_at_1"] + 0.03 and base["in_form"] > 0.8
+    base, form, solutions = (runs[f"countdown-{name}"] for name in ("base", "form", "solutions"))
+    assert abs(base["pass_at_1"] - base["chance_pass_at_1"]) < 0.03 and base["in_form"] > 0.8
     for method in ("expert", "grpo", "dr_grpo", "rloo", "ppo"):
-        row = runs[f"countdown-{method}-1"]
-        assert row["pass_at_1"] > max(base["pass_at_1"], form["pass_at_1"]) + 0.05
-        assert row["different"] < base["different"] and row["pass_at_8"] < solutions["pass_at_8"]
-        assert row["pass_at_1"] < base["sums"]  # a shortcut: to add
+        row = runs[f"countdown-{method}"]
+        assert row["seeds"] == 3
+        assert row["pass_at_1"] > max(base["fixed"], form["pass_at_1"])
+        assert row["pass_at_1_high"] < solutions["pass_at_1_low"]
+        assert row["follows_target"] > base["follows_target"] and row["different"] < base["different"]
     assert reference("10_ppo_dpo")["grpo_pass_at_1"] == runs["countdown-grpo-1"]["pass_at_1"]
 
 

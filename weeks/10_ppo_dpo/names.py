@@ -2,7 +2,7 @@
 
 SOLVERS = {
     "base": "the base",
-    "form": "supervised, form",
+    "form": "supervised, base's lines",
     "solutions": "supervised, solutions",
     "expert": "expert iteration",
     "grpo": "GRPO",

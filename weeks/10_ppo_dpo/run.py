@@ -4,8 +4,10 @@ from a reward that is verified; more supervised training and expert iteration ta
     python weeks/10_ppo_dpo/run.py --preset laptop
     # all methods and controls, three seeds
     python weeks/10_ppo_dpo/run.py --preset laptop --study methods
-    # each at three learning rates
+    # each at two learning rates
     python weeks/10_ppo_dpo/run.py --preset laptop --study rates
+    # GRPO from a base that has seen no true solution
+    python weeks/10_ppo_dpo/run.py --preset laptop --study form
     # week 6's model learns to exclaim: preferences, a reward model, PPO, GRPO and DPO
     python weeks/10_ppo_dpo/run.py --preset laptop --study exclaim
     # each of the three at further betas: reward against KL
@@ -44,7 +46,7 @@ ALIGNING = (
 @dataclass(frozen=True)
 class Settings(WeekSettings):
     countdown: CountdownSettings = CountdownSettings()
-    """Of the week's run, --study methods and --study rates. What follows is for the other studies."""
+    """Of the week's run and of --study methods, rates and form. What follows is for the other studies."""
     mark: str = "!"
     """What a phrase must end in to earn a point."""
     min_words: int = 3
@@ -99,12 +101,13 @@ class Settings(WeekSettings):
     """Longest answer, in tokens. Most of its usual answers are longer, and cut off here."""
     smol_blocks: int | None = None
     """Use only the first so many blocks of SmolLM2, to see in seconds that everything runs; None: all."""
-    study: Literal["methods", "rates", "exclaim", "frontier", "hacking", "smollm2"] | None = None
+    study: Literal["methods", "rates", "form", "exclaim", "frontier", "hacking", "smollm2"] | None = None
 
     READ_BY: ClassVar = {
         "run": ("countdown",),
         "methods": ("countdown",),
         "rates": ("countdown",),
+        "form": ("countdown",),
         "exclaim": (*ALIGNING, "keep", "dpo"),
         "frontier": (*ALIGNING, "online_betas", "dpo_betas", "dpo"),
         "hacking": (*ALIGNING, "hacking_lr"),

@@ -106,12 +106,12 @@ class LearningTime:
 # ---- runs
 
 
-def train_base(settings: "Settings", work: Workspace) -> GPT:
-    """The model that all methods begin with: it has learned how answers look, from lines whose value has
-    nothing to do with their target. In eval mode.
+def train_base(settings: "Settings", work: Workspace, called: str = "base") -> GPT:
+    """The model that all methods begin with: it has learned how answers look, from lines of which only the
+    share `base_right` has an expression on purpose that solves its problem. In eval mode.
     """
     own = settings.countdown
-    name = run_name("base", own.seed)
+    name = run_name(called, own.seed)
     folder = work.checkpoints / name
     if is_done(name, "base", settings, work) and (folder / "last").exists():
         return GPT.from_checkpoint(folder / "last", work.device)
@@ -134,7 +134,7 @@ def train_base(settings: "Settings", work: Workspace) -> GPT:
 
 
 def train_control(which: str, name: str, base: GPT, settings: "Settings", work: Workspace) -> None:
-    """More supervised training from the same base: on true solutions, or on the form again."""
+    """More supervised training from the same base: on true solutions, or on lines like the base's."""
     own = settings.countdown
     model = copy.deepcopy(base).requires_grad_()
     with work.log(name, own) as log:
@@ -143,7 +143,7 @@ def train_control(which: str, name: str, base: GPT, settings: "Settings", work: 
         def measure(policy: nn.Module) -> dict[str, float]:
             return time_of.without(lambda: measure_curve(policy, own))
 
-        task = CountdownLines(own.problems, CONTROLS[which], measure)
+        task = CountdownLines(own.problems, 1.0 if which == "solutions" else own.base_right, measure)
         folder = work.checkpoints / name
         Trainer(model, task, own.control, log, folder, device=work.device).fit(settings.resume)
         seconds = time_of.now()
@@ -303,6 +303,21 @@ def study_methods(settings: "Settings", work: Workspace) -> dict[str, float]:
     return {f"{method}_pass_at_1": row["pass_at_1"] for method, row in metrics.items()}
 
 
+def study_form(settings: "Settings", work: Workspace) -> dict[str, float]:
+    """A base that has seen no true solution on purpose, and GRPO from it: one seed."""
+    own = replace(settings.countdown, base_right=0.0)
+    changed = replace(settings, countdown=own)
+    base = train_base(changed, work, "form_only")
+    name = run_name("form_only_grpo", own.seed)
+    if not is_done(name, "grpo", changed, work):
+        train_method("grpo", name, base, changed, work)
+    runs = read_runs(work.logs)
+    names = {"base": run_name("form_only", own.seed), "grpo": name}
+    rows = {method: runs[name].summary for method, name in names.items()}
+    show_success(rows)
+    return {f"{method}_pass_at_1": row["pass_at_1"] for method, row in rows.items()}
+
+
 def over_seeds(rows: list[dict[str, float]]) -> dict[str, float]:
     """Each metric's mean, and its lowest and highest value."""
     summary: dict[str, float] = {"seeds": len(rows)}
@@ -373,5 +388,6 @@ SOLVING: dict[str | None, Callable[["Settings", Workspace], dict[str, float]]] =
     None: learn_countdown,
     "methods": study_methods,
     "rates": study_rates,
+    "form": study_form,
 }
 """The week's run, and its studies of the same."""
