@@ -28,7 +28,7 @@ ONLINE: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class CountdownSettings:
-    """The week's main result: a model that knows only the form of an answer learns to give right ones."""
+    """The week's main result: a model that knows little more than the form of answers learns right ones."""
 
     problems: Countdown = PROBLEMS
     model: GPTConfig = GPTConfig.preset("mini", block_size=16, n_layer=2, n_embd=64)
@@ -51,8 +51,8 @@ class CountdownSettings:
     )
     """Supervised training, which teaches the form."""
     base_right: float = 0.2
-    """The share of the base's lines whose expression solves its problem; the others' values are chance. With
-    none at all, RL finds within a minute no more than a form that is right most often (--study form).
+    """The share of the base's lines whose expression solves its problem; the others' values are chance, which
+    solve some too. --study form has none.
     """
     control_steps: int = 180
     """Of more supervised training, on true solutions or on the form again: as long as a method takes."""

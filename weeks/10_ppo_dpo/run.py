@@ -1,5 +1,5 @@
-"""Week 10: PPO, DPO and GRPO. A small GPT that knows only what an answer looks like learns to solve problems,
-from a reward that is verified; more supervised training and expert iteration take the same time.
+"""Week 10: PPO, DPO and GRPO. A small GPT that knows little more than an answer's form learns to solve
+problems from a reward that is verified; more supervised training and expert iteration take the same time.
 
     python weeks/10_ppo_dpo/run.py --preset laptop
     # all methods and controls, three seeds

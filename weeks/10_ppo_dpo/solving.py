@@ -1,5 +1,5 @@
-"""Week 10's main result: a small GPT that knows only the form of an answer learns, from a verified reward, to
-solve countdown problems; beside it what the same time does in other ways.
+"""Week 10's main result: a small GPT that knows little more than an answer's form learns, from a verified
+reward, to solve countdown problems; beside it what the same time does in other ways.
 """
 
 import copy
