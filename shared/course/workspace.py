@@ -75,7 +75,7 @@ class WeekSettings:
                 readers = [part for part, read in self.READ_BY.items() if name in read]
                 if name not in own:
                     idle[name] = f"it is for {' and '.join(map(_part_label, readers))}"
-        if self.part not in self.ANSWERS_IN:
+        if (study or "run") not in self.ANSWERS_IN:
             idle["mine"] = "nothing that this part of the week runs is written by you"
         return idle
 

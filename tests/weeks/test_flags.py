@@ -43,6 +43,8 @@ WITHOUT_EFFECT = [
     ("09_lora", "--steps 3 --epochs 2", "--steps says how long"),
     ("09_lora", "--study compare --method full", "--method has no effect"),
     ("09_lora", "--study rates --lr 1e-3", "--rate-factors give it"),
+    ("09_lora", "--study compare --mine", "nothing that this part of the week runs is written by you"),
+    ("09_lora", "--method dora --mine", "the method is dora, and your layer computes LoRA"),
     ("09_lora", "--study rounding --epochs 2", "nothing is trained"),
     ("09_lora", "--data mine.jsonl --questions 3", "--measured True asks for it"),
     ("10_ppo_dpo", "--study smollm2 --mark ?", "--mark has no effect"),

@@ -3,13 +3,20 @@
 import json
 import sys
 from dataclasses import replace
+from itertools import islice
 
 import pytest
+import torch
 
 from shared.adapters import load_adapter
+from shared.adapters.instructions import Instructions, PlayTemplate
 from shared.course import report
-from shared.models.gpt import GPT
+from shared.course.exercise.answers import Shelf, load_module
+from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import quantize
+from shared.runtime import ROOT, read_json
+from shared.tokenizers import CharTokenizer
+from shared.training import TrainConfig
 from tests.weeks.helpers import DATA, script
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("base_model", "unrendered_plots")]
@@ -131,3 +138,56 @@ def test_week_9_keeps_what_it_learned_from_files_of_one_name_apart(output, text_
     assert [module.main(replace(run, resume=True))["best_val_loss"] for run in runs] == losses
     adapters = (output / "checkpoints" / "09_lora").rglob("adapter_config.json")
     assert sorted(path.parts[-5] for path in adapters) == sorted(module.kept_under(run) for run in runs)
+
+
+# ---- with a learner's own answers
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    """The week's clean solutions, LoRALinear kept as a learner's own."""
+    monkeypatch.setenv("LLM_WEEKS_ANSWERS", str(tmp_path / "answers"))
+    module = load_module(ROOT / "weeks/09_lora/answers.py", "answers_09")
+    assert Shelf("09_lora").solve("LoRALinear", module.LoRALinear) is None
+    return module
+
+
+def test_a_run_with_her_layer_gives_the_courses_losses(answers, output, text_file):
+    """Oracle: the same run with the course's code; with dropout, which draws from the same generator."""
+    found = []
+    for mine in (False, True):
+        module, settings = script("09_lora", text=text_file, mine=mine)
+        adapter = replace(settings.adapter, r=4, lora_alpha=12.0, lora_dropout=0.25)
+        found.append(module.main(replace(settings, adapter=adapter)))
+    theirs, hers = found
+    for name in ("best_val_loss", "base_loss", "text_perplexity", "trainable"):
+        assert hers[name] == pytest.approx(theirs[name], rel=1e-5), name
+    assert hers["best_val_loss"] < hers["base_loss"]
+    (week,) = (output / "logs" / "09_lora").rglob("my-code/*/week.json")
+    assert read_json(week)["mine"] == ["LoRALinear"]
+
+
+def test_what_her_layer_has_not_is_refused(refuses, text_file):
+    arguments = ["--text", text_file, "--mine", "--adapter.use-rslora", "True"]
+    refuses("09_lora", arguments, "your layer has the scale alpha / r")
+
+
+def test_her_labels_and_rows_are_the_courses_batches(answers):
+    """Oracle: the course's task, batch by batch: the loss of a GPT, and how many labels count."""
+    own = report.load_script("09_lora", "own")
+    tokenizer = CharTokenizer("abe:\nQUESTIONAWR"[:5] + "".join(sorted(set("QUESTIONANSWER"))))
+    talks = [
+        [{"role": "user", "content": "a" * (3 + n % 5)}, {"role": "assistant", "content": "be" * (2 + n % 7)}]
+        for n in range(30)
+    ]
+    course = Instructions(talks, talks[:2], PlayTemplate(tokenizer), 96)
+    hers = own.OwnInstructions(course, talks, answers.answer_labels, answers.pack_examples)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=96, n_layer=1, n_head=2, n_embd=16))
+    config = TrainConfig(steps=4, batch_size=3, block_size=96, seed=3)
+    for start, every in ((0, 1), (2, 2)):
+        theirs = islice(course.batches(config, start, every=every), 6)
+        for batch, own_batch in zip(theirs, hers.batches(config, start, every=every)):
+            assert hers.learned_tokens(*own_batch) == course.learned_tokens(*batch) > 0
+            expected = course.loss(model, *batch).item()
+            assert hers.loss(model, *own_batch).item() == pytest.approx(expected, rel=1e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from names import STEWARD, kept_under, model_name
+from own import compute_with
 from shared import checkpoint
 from shared.adapters import save_adapter
 from shared.adapters.artefacts import base_on_the_hub, save_tokenizer
@@ -59,6 +60,9 @@ def tune_and_observe(settings: "Settings", device: torch.device) -> tuple[Worksp
     trained, frozen = count_trained_and_frozen(model)
     print(f"{settings.run}: {trained:,} numbers are trained, {frozen:,} stay as they are")
     work = Workspace(__file__, settings, corpus.name, device, name=kept_under(settings))
+    her_layer = work.mine("LoRALinear", None)
+    if her_layer is not None:
+        compute_with(model, her_layer)
     with work.log(settings.run, settings) as log:
         config = train_config(settings, task)
         print(f"{settings.run}: {config.in_words()}")

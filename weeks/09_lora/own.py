@@ -31,8 +31,8 @@ def compute_with(model: nn.Module, hers: Callable[..., Any]) -> nn.Module:
     """The model with adapters, each of whose layers computes with the learner's LoRALinear; the same model.
 
     The parameters stay the model's own: it is trained, saved and loaded as before. Merged, or with other
-    adapters in use, a layer computes by the course's code. Raises ValueError for DoRA and rsLoRA, which the
-    exercise has not.
+    adapters in use, a layer computes by the course's code. The adapter is plain LoRA: the exercise has no
+    DoRA and no rsLoRA.
     """
     for layer in adapted_layers(model).values():
         _hand_over(layer, hers)
@@ -43,10 +43,6 @@ def _hand_over(layer: LoRALinear, hers: Callable[..., Any]) -> None:
     (name,) = layer.in_use
     adapter = layer.adapter(name)
     config = adapter.config
-    if config.use_dora or config.use_rslora:
-        raise ValueError(
-            "your layer has the scale alpha / r and no lengths: leave out DoRA, rsLoRA, or --mine"
-        )
     own = hers(layer.base, config.r, config.lora_alpha, config.lora_dropout)
     own.lora_A, own.lora_B = adapter.lora_A, adapter.lora_B
 

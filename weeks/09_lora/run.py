@@ -2,6 +2,8 @@
 them are trained.
 
     python weeks/09_lora/run.py --preset laptop
+    # with your own LoRALinear, once it is solved
+    python weeks/09_lora/run.py --preset laptop --mine
     # another method: full, lora, qlora, dora or prompt
     python weeks/09_lora/run.py --preset laptop --method dora --adapter.r 16 --adapter.lora-alpha 32
     # another model, your own data (for more than a comparison of methods: python -m shared.adapters)
@@ -38,6 +40,8 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     data: str = STEWARD
     """Conversations, as JSONL or a JSON array: {"prompt", "response"} or {"prompt", "completion"}, Alpaca's
     {"instruction", "input", "output"}, {"messages"}, or ShareGPT's {"conversations"}.
@@ -118,6 +122,8 @@ class Settings(WeekSettings):
     def _idle_by_method(self) -> dict[str, str]:
         idle: dict[str, str] = {}
         why = f"the method is {self.method}"
+        if self.method != "lora":
+            idle["mine"] = f"{why}, and your layer computes LoRA"
         if self.method in ("full", "prompt"):
             idle["adapter"] = why
         if self.method == "dora":
@@ -136,6 +142,10 @@ class Settings(WeekSettings):
         checks.at_least(1, "virtual_tokens", "examples_per_step", "evaluations", "text_windows", "questions")
         checks.at_least(1, "steps")
         checks.above(0, "epochs", "lr")
+        checks.require(
+            not (self.mine and (self.adapter.use_dora or self.adapter.use_rslora)),
+            "your layer has the scale alpha / r and no lengths: leave out use_dora, use_rslora, or --mine",
+        )
         checks.between(0, 1, "warmup")
         checks.seed()
         checks.finish()
