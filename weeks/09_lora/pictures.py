@@ -68,11 +68,12 @@ def plot_hers_and_the_courses(
     """
     fig, ax = figure(9, 4.4)
     for run, name, colour, look in (
-        (courses, "the course's", COLOURS[1], {"linewidth": 5, "alpha": 0.5}),
-        (hers, "yours", COLOURS[0], {"linewidth": 1.5}),
+        (courses, "the course's", COLOURS[1], {"linewidth": 5, "alpha": 0.5, "markersize": 13}),
+        (hers, "yours", COLOURS[0], {"linewidth": 1.5, "markersize": 6}),
     ):
         ax.plot(run["step"], run["loss"], color=colour, label=f"{name}: each batch", **look)
-        ax.plot(run["val_step"], run["val_loss"], "o", color=colour, label=f"{name}: held-out answers")
+        points = look | {"linestyle": "", "marker": "o"}
+        ax.plot(run["val_step"], run["val_loss"], color=colour, label=f"{name}: held-out answers", **points)
     ax.set(
         title="Your layer, labels and packing, and the course's",
         xlabel="step",
