@@ -5,7 +5,9 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from shared.adapters.packing import IGNORED, EncodedTalk, Packed, lay_out, pack
 from tests.course.answers.register import answer
 
 # ---- week 8
@@ -142,6 +144,71 @@ def answer_targets(prompt, answer, length):
 def join_adapters(a1, b1, a2, b2, factors):
     row_factors = torch.tensor(factors).repeat_interleave(len(a1))
     return row_factors[:, None] * torch.vstack([a1, a2]), torch.hstack([b1, b2])
+
+
+@answer
+def answer_labels(parts, end, block_size):
+    """By the course's rows, one text in each."""
+    ids, mask = [], []
+    for part, is_answer in parts:
+        ids += [*part, *end] if is_answer else part
+        mask += [is_answer] * (len(ids) - len(mask))
+    rows = lay_out([[EncodedTalk(ids, mask)]])
+    return rows.ids[0, :block_size], rows.targets[0, :block_size]
+
+
+@answer
+def pack_examples(examples, block_size):
+    """By the course's packing, which knows texts by their number."""
+    examples = [(ids.tolist(), labels.tolist()) for ids, labels in examples if len(ids) <= block_size]
+    talks = [
+        EncodedTalk([*ids, max(labels[-1], 0)], [False, *(label != IGNORED for label in labels)])
+        for ids, labels in examples
+    ]
+    order = pack([len(ids) for ids, _ in examples], range(len(examples)), block_size)
+    if not order:
+        empty = torch.zeros(0, block_size, dtype=torch.int64)
+        return empty, empty, empty, torch.zeros(0, block_size, block_size, dtype=torch.bool)
+    rows = lay_out([[talks[i] for i in row] for row in order])
+    room = (0, block_size - rows.ids.size(1))
+    packed = Packed(F.pad(rows.texts, room))
+    targets = F.pad(rows.targets, room, value=IGNORED)
+    mask = packed.mask(block_size, None).squeeze(1)
+    return F.pad(rows.ids, room), targets, packed.positions(block_size), mask
+
+
+@answer
+class LoRALinear(nn.Module):
+    """By F.linear; A drawn by torch.rand; merged, the weight's data are others."""
+
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base = base
+        for parameter in base.parameters():
+            parameter.requires_grad = False
+        spread = torch.rand(r, base.in_features) * 2 - 1
+        self.lora_A = nn.Parameter(spread / base.in_features**0.5)
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r))
+        self.factor = alpha / r
+        self.p = dropout
+        self.kept = []
+
+    def forward(self, x):
+        out = F.linear(x, self.base.weight, self.base.bias)
+        if not self.kept:
+            thin = F.linear(F.dropout(x.float(), self.p, self.training), self.lora_A)
+            out = out + F.linear(thin * self.factor, self.lora_B).type_as(out)
+        return out
+
+    def merge(self):
+        if not self.kept:
+            self.kept.append(self.base.weight.data)
+            change = (self.lora_B.data @ self.lora_A.data) * self.factor
+            self.base.weight.data = (self.kept[0].float() + change).type_as(self.kept[0])
+
+    def unmerge(self):
+        while self.kept:
+            self.base.weight.data = self.kept.pop()
 
 
 # ---- week 10
