@@ -168,7 +168,7 @@ def test_a_run_with_her_layer_gives_the_courses_losses(answers, output, text_fil
 
 
 def test_what_her_layer_has_not_is_refused(refuses, text_file):
-    arguments = ["--text", text_file, "--mine", "--adapter.use-rslora", "True"]
+    arguments = ["--text", text_file, "--mine", "--adapter.use-rslora"]
     refuses("09_lora", arguments, "your layer has the scale alpha / r")
 
 
