@@ -1072,7 +1072,11 @@ class LoRALinear(nn.Module):
 
 LORA_LINEAR_STUB = """class LoRALinear(torch.nn.Module):
     def __init__(
-        self, base: torch.nn.Linear, r: int, alpha: float, dropout: float = 0.0
+        self,
+        base: torch.nn.Linear,
+        r: int,
+        alpha: float,
+        dropout: float = 0.0,
     ):
         super().__init__()
         # self.base: the layer that is given
