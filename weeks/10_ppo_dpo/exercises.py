@@ -237,15 +237,17 @@ def _clip_cases(generator: Generator) -> list[tuple]:
         logp = old_logp + 0.6 * _randn(generator, batch, time)
         return logp, old_logp, _randn(generator, batch, time), clip
 
-    return [case(*sizes, clip) for sizes, clip in zip(SIZES, (0.2, 0.1, 0.3, 0.2, 0.15))]
+    *picked, clip = case(1, 7, 0.25)
+    cases = [case(*sizes, clip) for sizes, clip in zip(SIZES, (0.2, 0.1, 0.3, 0.2, 0.15))]
+    return [*cases, (*(tensor[0] for tensor in picked), clip)]
 
 
 CLIPPED_POLICY_LOSS = Exercise(
     task="""PPO learns from the same answers several times, as long as the policy stays near the one that drew
-    them. `logp` and `old_logp`, float32 [batch, time], are the tokens' log-probabilities now and when they
-    were drawn; `advantages` is float32 [batch, time]. With ratio = probability now / then, each token's gain
-    is the smaller of ratio · advantage and ratio clamped to 1 - clip .. 1 + clip, times advantage. Return
-    minus the mean gain, a scalar.""",
+    them. `logp` and `old_logp`, float32, are the tokens' log-probabilities now and when they were drawn;
+    `advantages` is float32. All three have one shape: [batch, time] or, where some tokens were picked,
+    [tokens]. With ratio = probability now / then, each token's gain is the smaller of ratio · advantage and
+    ratio clamped to 1 - clip .. 1 + clip, times advantage. Return minus the mean gain, a scalar.""",
     reference=clipped_policy_loss,
     forbids=(policy_loss, ppo_loss, grpo_loss),
     differentiable=True,
@@ -584,9 +586,9 @@ def _group_update_cases(generator: Generator) -> list[tuple]:
         rewards = (torch.rand(prompts, group_size, generator=generator) < 0.4).float()
         rewards[:, 0], rewards[:, 1] = 1, 0  # in each group there is something to learn
         seed = random_int(generator, 0, 1000)
-        order = torch.randperm(answers, generator=generator)
+        first, second = (torch.randperm(answers, generator=generator) for _ in range(2))
         options = dict(clip=0.2, divide=True, length=None, beta=0.0, stale=0.0, rewards=rewards) | changes
-        minibatches = [order] if steps == 1 else list(torch.cat([order, order.flip(0)]).chunk(steps))
+        minibatches = [first] if steps == 1 else list(torch.cat([first, second]).chunk(steps))
         rewards = options.pop("rewards")
         return seed, ids, mask, rewards, minibatches, *options.values()
 
