@@ -54,6 +54,7 @@ WITHOUT_EFFECT = [
     ("10_ppo_dpo", "--study methods --countdown.seed 3", "--countdown.seeds gives it"),
     ("10_ppo_dpo", "--study form --countdown.ppo.lr 1e-4", "the study has a base of its own, and GRPO"),
     ("10_ppo_dpo", "--study exclaim --countdown.rows 64", "it is for the week without --study"),
+    ("10_ppo_dpo", "--study methods --mine", "nothing that this part of the week runs is written by you"),
     ("11_rag", "--ask Who? --questions 3", "--ask and --interactive measure nothing"),
     ("11_rag", "--ask Who? --study index", "--study has no effect"),
     ("11_rag", "--study answers --questions 3 --preset laptop", "all are answered"),

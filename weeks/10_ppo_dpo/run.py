@@ -2,6 +2,8 @@
 problems from a reward that is verified; more supervised training and expert iteration take the same time.
 
     python weeks/10_ppo_dpo/run.py --preset laptop
+    # GRPO by the update that you wrote
+    python weeks/10_ppo_dpo/run.py --preset laptop --mine
     # all methods and controls, three seeds
     python weeks/10_ppo_dpo/run.py --preset laptop --study methods
     # each at two learning rates
@@ -24,6 +26,7 @@ from typing import Any, ClassVar, Literal
 from countdown_settings import CountdownSettings, smoke_countdown
 from figures import draw
 from names import SMOL
+from own_update import problems_with_yours
 from preferences import prepare
 from shared.alignment.base_loop import LoopConfig
 from shared.alignment.loops import DPOConfig, GRPOConfig, OnlineConfig, PPOConfig
@@ -103,6 +106,7 @@ class Settings(WeekSettings):
     """Use only the first so many blocks of SmolLM2, to see in seconds that everything runs; None: all."""
     study: Literal["methods", "rates", "form", "exclaim", "frontier", "hacking", "smollm2"] | None = None
 
+    ANSWERS_IN: ClassVar = ("run",)
     READ_BY: ClassVar = {
         "run": ("countdown",),
         "methods": ("countdown",),
@@ -145,6 +149,8 @@ class Settings(WeekSettings):
         for name in ("online_betas", "dpo_betas"):
             above_0 = all(beta > 0 for beta in getattr(self, name))
             checks.require(above_0, f"{name}: betas must be above 0")
+        if self.mine and self.study is None:
+            checks.problems += problems_with_yours(self.countdown.grpo)
         is_mark = len(self.mark) == 1 and not self.mark.isalnum() and not self.mark.isspace()
         checks.require(is_mark, f"mark={self.mark!r}: must be one punctuation mark")
         checks.finish()

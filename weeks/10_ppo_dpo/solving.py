@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from countdown_settings import CONTROLS, DRAWING, CountdownSettings
 from names import SOLVERS
+from own_update import OwnGRPO, Update
 from shared import checkpoint
 from shared.alignment.base_loop import AlignmentLoop
 from shared.alignment.countdown import (
@@ -161,7 +163,9 @@ def train_method(method: str, name: str, base: GPT, settings: "Settings", work: 
         def measure() -> dict[str, float]:
             return time_of.without(lambda: measure_curve(policy, own))
 
-        loop = solving_loop(method, policy, base, own, log=log, file=work.checkpoints / f"{name}.safetensors")
+        file = work.checkpoints / f"{name}.safetensors"
+        her_update = work.mine("grpo_update", None) if method == "grpo" else None
+        loop = solving_loop(method, policy, base, own, log=log, file=file, her_update=her_update)
         loop.fit(settings.resume, measure, math.ceil(loop.config.steps / own.measurements))
         seconds = time_of.now()
         metrics = measure_solving(policy, own, log)
@@ -178,8 +182,12 @@ def solving_loop(
     *,
     log: RunLog | None = None,
     file: Path | None = None,
+    her_update: Update | None = None,
 ) -> AlignmentLoop:
-    """A method's loop. All have the same problems at the same step, drawn anew for each."""
+    """A method's loop. All have the same problems at the same step, drawn anew for each.
+
+    her_update: the learner's own `grpo_update`, for GRPO.
+    """
     group_size = own.group_size(method)
 
     def prompts(step: int) -> Tensor:
@@ -191,7 +199,8 @@ def solving_loop(
         return ExpertIteration(policy, prompts, rewards, own.seeded(own.expert), log=log, file=file)
     reference = copy.deepcopy(base)
     if method != "ppo":
-        return GRPO(policy, reference, prompts, rewards, own.seeded(getattr(own, method)), log=log, file=file)
+        grpo = GRPO if her_update is None else partial(OwnGRPO, her_update)
+        return grpo(policy, reference, prompts, rewards, own.seeded(getattr(own, method)), log=log, file=file)
     value = scalar_head(base, std=0, generator=Generator().manual_seed(own.seed)).requires_grad_()
 
     def repeated(step: int) -> Tensor:
