@@ -250,7 +250,6 @@ CLIPPED_POLICY_LOSS = Exercise(
     ratio clamped to 1 - clip .. 1 + clip, times advantage. Return minus the mean gain, a scalar.""",
     reference=clipped_policy_loss,
     forbids=(policy_loss, ppo_loss, grpo_loss),
-    differentiable=True,
     cases=_clip_cases,
     mistakes=(
         Mistake(
@@ -328,7 +327,6 @@ KL_K3 = Exercise(
     over what the policy draws is KL(policy ‖ reference), and no single one is negative.""",
     reference=kl_k3,
     forbids=(kl_estimate,),
-    differentiable=True,
     cases=_kl_cases,
     mistakes=(
         Mistake(
@@ -1618,7 +1616,6 @@ PREFERENCE_LOSS = Exercise(
     wins, which is the sigmoid of the difference of rewards: float32 [batch].""",
     reference=preference_loss,
     forbids=(dpo_loss,),
-    differentiable=True,
     cases=_preference_cases,
     mistakes=(
         Mistake(
