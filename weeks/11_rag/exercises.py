@@ -1290,7 +1290,7 @@ def _ask_cases(generator: Generator) -> list[tuple]:
         ("What does an adult's dog pay?", [FARES, TRAM], [0, 1], " 4 tallies", 0.42, 1),
         ("How long does the quick boat take?", [FARES, BOATS], [0, 1], "55 minutes", 0.42, 2),  # the second's
         ("Who is the mayor of Paris?", [TRAM, PETS], [0, 1], "Anne", 0.42, 2),  # refused
-        ("What does a dog pay?", [TRAM, FARES, PETS], [0, 2, 1], "4 tallies", 0.4, 2),
+        ("What does a dog pay?", [TRAM, FARES, PETS], [0, 2, 1], "4 tallies", 0.35, 2),
         (
             "Which boat is quick?",
             [FARES, PETS, BOATS],
@@ -1300,9 +1300,9 @@ def _ask_cases(generator: Generator) -> list[tuple]:
             2,
         ),  # in other words
         (" ?! ", [FARES], [0], "4 tallies", -1.0, 1),
-        ("When does the tram leave?", [TRAM, BOATS, FARES], [0, 0, 1, 0, 2], "\n 23:10 ", 0.3, 2),
+        ("When does the tram leave?", [TRAM, BOATS, FARES], [0, 0, 1, 0, 2], "\n 23:10 ", 0.5, 2),
         ("What does a dog pay?", [FARES], [0], " \n", 0.42, 1),  # nothing is written
-        ("How far is the pier?", [FARES, PIERS], [0, 1], "4", 0.42, 5),
+        ("How far to which pier", [FARES, PIERS], [0, 1], "4", 0.42, 5),
         (" \n", [TRAM], [0], "23:10", -1.0, 1),
         random_case(4, 3),
         random_case(6, 4),
