@@ -1231,6 +1231,8 @@ class _Asking:
     def support(self, question: str, answer: str, index: Any, cited: list[Found]) -> tuple[str, str]:
         pairs = [(passage, sentence) for passage in cited for sentence in passage.sentences]
         holding = [pair for pair in pairs if self.holds(index, pair[1], answer)]
+        if not pairs:
+            return "", ""
         return self.nearest(holding or pairs, index, self.near_to(question, answer))
 
     def nearest(self, pairs: list[tuple[Found, str]], index: Any, text: str) -> tuple[str, str]:
@@ -1300,12 +1302,12 @@ def _ask_cases(generator: Generator) -> list[tuple]:
             2,
         ),  # in other words
         (" ?! ", [FARES], [0], "4 tallies", -1.0, 1),
-        ("When does the tram leave?", [TRAM, BOATS, FARES], [0, 0, 1, 0, 2], "\n 23:10 ", 0.5, 2),
+        ("When does the tram leave?", [TRAM, BOATS, PETS], [0, 1, 0, 1, 2], "\n 23:10 ", 0.5, 3),
         ("What does a dog pay?", [FARES], [0], " \n", 0.42, 1),  # nothing is written
         ("How far to which pier", [FARES, PIERS], [0, 1], "4", 0.42, 5),
         (" \n", [TRAM], [0], "23:10", -1.0, 1),
         random_case(4, 3),
-        random_case(6, 4),
+        ("And in winter?", [FARES], [], "4 tallies", -1.0, 1),  # nothing is found
     ]
 
 
@@ -1352,7 +1354,7 @@ def _can_be_asked(
     k: int,
 ) -> bool:
     whole = all(title and sentences and all(sentences) for title, sentences, _ in passages)
-    return whole and k >= 1 and bool(found) and all(0 <= i < len(passages) for i in found)
+    return whole and k >= 1 and all(0 <= i < len(passages) for i in found)
 
 
 def _asking(kind: type[_Asking]) -> Callable:
@@ -1371,7 +1373,7 @@ class _ScoreOfTheFusion(_Asking):
 
 class _OnlyTheFirstIsNear(_Asking):
     def is_inside(self, used: list[Found], threshold: float) -> bool:
-        return used[0].cosine >= threshold
+        return bool(used) and used[0].cosine >= threshold
 
 
 class _AllMustBeNear(_Asking):
@@ -1461,7 +1463,7 @@ class _EmptyIsGiven(_Asking):
 
 class _CitesTheFirst(_Asking):
     def support(self, question: str, answer: str, index: Any, cited: list[Found]) -> tuple[str, str]:
-        return cited[0].title, super().support(question, answer, index, cited)[1]
+        return cited[0].title if cited else "", super().support(question, answer, index, cited)[1]
 
 
 class _OnlyInTheFirst(_Asking):
@@ -1477,7 +1479,7 @@ class _FromAllThatIsFound(_Asking):
 class _WholePassage(_Asking):
     def support(self, question: str, answer: str, index: Any, cited: list[Found]) -> tuple[str, str]:
         title, sentence = super().support(question, answer, index, cited)
-        text = next(p.text for p in cited if p.title == title and sentence in p.sentences)
+        text = next((p.text for p in cited if p.title == title and sentence in p.sentences), "")
         return title, text
 
 
@@ -1509,11 +1511,11 @@ class _NearToTheAnswer(_Asking):
 ASK = Exercise(
     task="""From a question to an answer whose source can be looked up.
     `ask(question, index, read, threshold, k)` is given its tools. `index.search(question)` returns a list of
-    passages, the best first. A passage has an `id`, a `title`, a `text`, its `sentences` (a list of str), its
-    `cosine` with the question and the `score` that it was ranked by. `index.embed(texts)` gives vectors of
-    length 1, a NumPy array of float32 [len(texts), dim]. `index.holds(sentence, answer)` says whether an
-    answer's words stand in a sentence. `read(prompt)` is the model: it returns what it writes after the
-    prompt.
+    passages, the best first, perhaps none. A passage has an `id`, a `title`, a `text`, its `sentences` (a
+    list of str), its `cosine` with the question and the `score` that it was ranked by. `index.embed(texts)`
+    gives vectors of length 1, a NumPy array of float32 [len(texts), dim]. `index.holds(sentence, answer)`
+    says whether an answer's words stand in a sentence. `read(prompt)` is the model: it returns what it writes
+    after the prompt.
 
     - A question without a letter or digit has no answer: return None, and search for nothing.
     - Take the first k passages of the search. One that was found twice (the same id) is taken once, at its
