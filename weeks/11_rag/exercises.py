@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 
 from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
 from shared.retrieval import bm25 as promoted
+from shared.retrieval import evidence, rag
 from shared.retrieval import index as promoted_index
-from shared.retrieval import rag
 from shared.retrieval.embedders import HiddenStates
 from shared.retrieval.ranking import holds_answer, ndcg_at, token_f1
 from shared.retrieval.splitting import split
@@ -1248,7 +1248,8 @@ ASK_STUB = """def ask(
     threshold: float,
     k: int,
 ) -> tuple[str, str, str] | None:
-    # index.search(question) -> list of passages: .id .title .text .sentences .cosine .score
+    # index.search(question) -> list of passages, each with
+    #   .id .title .text .sentences .cosine .score
     # index.embed(texts) -> float32 [len(texts), dim], a NumPy array
     # index.holds(sentence, answer) -> bool
     # read(prompt) -> str
@@ -1535,7 +1536,7 @@ ASK = Exercise(
     observe=_observe_ask,
     stub=ASK_STUB,
     points=3,
-    forbids=(rag.compose, rag.RAG.ask),
+    forbids=(rag.compose, rag.RAG.ask, evidence.supporting),
     valid=_can_be_asked,
     mistakes=(
         Mistake(

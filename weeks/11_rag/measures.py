@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from library import HERE, Library, Place, home, make_reader, own_embedder, place
 from names import CONDITIONS, MEASURES, RETRIEVERS
+from own import OwnSearch, own_search
 from shared.course.workspace import Workspace
 from shared.retrieval.documents import Chunk
 from shared.retrieval.index import Index
@@ -52,13 +53,17 @@ def with_intervals(scores: dict[str, Interval]) -> dict[str, str]:
 
 
 def measure_retrieval(settings: "Settings", work: Workspace, library: Library) -> dict[str, float]:
-    """Every retriever on every question: the right section is the one that the question was written from."""
+    """Every retriever on every question: the right section is the one that the question was written from.
+
+    With --mine, the learner's code searches by words and fuses.
+    """
     own = Index(own_embedder(settings, work.device))
     own.add(library.chunks)
+    searched = own_search(work, library.index, library.chunks)
     relevant = [{home(question)} for question in library.asked]
     rows, metrics = [], {}
     for name, label in RETRIEVERS.items():
-        index, by = library.index, name
+        index, by = searched, name
         if name == "own":
             index, by = own, "dense"
         with work.log(f"{library.name}-find-{name}", settings) as log:
@@ -77,7 +82,7 @@ def measure_retrieval(settings: "Settings", work: Workspace, library: Library) -
     return {headline: metrics[headline]} | metrics
 
 
-def ranking(index: Index, question: dict[str, Any], by: str = "dense") -> list[Place]:
+def ranking(index: Index | OwnSearch, question: dict[str, Any], by: str = "dense") -> list[Place]:
     """The places that are found, each once, at most ten."""
     hits = index.search(question["question"], 30, by)
     return list(dict.fromkeys(place(hit.chunk, question) for hit in hits))[:10]

@@ -3,6 +3,8 @@ from.
 
     # how well it finds, and how well it answers
     python weeks/11_rag/run.py --preset laptop
+    # the same, with your own search by words and your own fusion of rankings
+    python weeks/11_rag/run.py --preset laptop --mine
     python weeks/11_rag/run.py --ask "When does the last ferry leave?"
     # your own documents, question after question
     python weeks/11_rag/run.py --data path/to/folder --interactive
@@ -46,6 +48,8 @@ ANSWERING = ("max_new_tokens", "min_gain")
 
 @dataclass(frozen=True)
 class Settings(WeekSettings):
+    ANSWERS_IN: ClassVar = ("run",)
+
     data: str = "handbook"
     """handbook, python (the language reference), or the path of a folder with documents (or of one document).
     """
