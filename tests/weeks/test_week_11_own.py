@@ -123,15 +123,17 @@ def test_what_ask_cites_stands_in_the_passage_that_it_names(desk, ask):
         prompts.append(prompt)
         return f" {prompt.split()[-9]}\n"
 
-    for question in ASKED[:8]:
+    asked = [q for q in ASKED if terms(q) and not search.index.unknown_names(q)]
+    assert len(asked) >= 8
+    for question in asked:
         given = ask(question, tools, read, 0.0, 3)
         assert given is not None
         _, title, sentence = given
         assert any(c.place == title and sentence in c.text and sentence in prompts[-1] for c in search.chunks)
-    assert len(prompts) == 8 and all(prompt.endswith("\nAnswer:") for prompt in prompts)
-    assert ask(ASKED[0], tools, read, 1.1, 3) is ask("?", tools, read, 0.0, 3) is None
+    assert len(prompts) == len(asked) and all(prompt.endswith("\nAnswer:") for prompt in prompts)
+    assert ask(asked[0], tools, read, 1.1, 3) is ask("?", tools, read, 0.0, 3) is None
     assert ask("Who is the mayor of Paris?", tools, read, 0.0, 3) is None  # a name that no document has
-    assert len(prompts) == 8
+    assert len(prompts) == len(asked)
 
 
 @pytest.mark.slow

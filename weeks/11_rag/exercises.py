@@ -157,12 +157,13 @@ def _bm25_cases(generator: Generator) -> list[tuple[Tensor, Tensor, float, float
 BM25_SCORES = Exercise(
     task="""`counts` is float32 [texts, terms]: how often each text has each term. `question` is int64
     [asked], the terms asked for, all different. Return float32 [texts]: the sum over the question's terms of
-    idf * tf / (tf + k1 * (1 - b + b * length / mean length)). tf is the term's count in the text, a text's
-    length is the sum of its counts, the mean is over all texts, and idf = ln(1 + (n - df + 0.5) / (df + 0.5))
-    with n texts, df of which have the term. No text is empty.""",
+    $\\mathrm{idf} \\cdot \\frac{\\mathrm{tf}}{\\mathrm{tf} + k_1 (1 - b + b \\cdot \\mathrm{length} /
+    \\mathrm{mean\\ length})}$. tf is the term's count in the text, a text's length is the sum of its counts,
+    the mean is over all texts, and $\\mathrm{idf} = \\ln(1 + (n - \\mathrm{df} + 0.5) / (\\mathrm{df} +
+    0.5))$ with n texts, df of which have the term. No text is empty.""",
     reference=bm25_scores,
     cases=_bm25_cases,
-    forbids=(promoted.BM25,),
+    forbids=(promoted.BM25.search,),
     valid=_are_counts,
     mistakes=(
         Mistake(
@@ -550,7 +551,7 @@ BM25_SEARCH = Exercise(
     observe=_observe_bm25,
     stub=BM25_STUB,
     points=3,
-    forbids=(promoted.BM25,),
+    forbids=(promoted.BM25.search,),
     valid=_are_bm25_texts,
     mistakes=(
         Mistake(
@@ -776,8 +777,8 @@ def _fusion_cases(generator: Generator) -> list[tuple[Tensor, float]]:
 
 FUSED_SCORES = Exercise(
     task="""`places` is int64 [retrievers, texts]: where each retriever ranks each text, 1 for its best, and 0
-    where it did not find it. Return float32 [texts], the scores of reciprocal rank fusion: the sum of 1 / (k
-    + place) over the retrievers that found the text.""",
+    where it did not find it. Return float32 [texts], the scores of reciprocal rank fusion: the sum of
+    $1 / (k + \\mathrm{place})$ over the retrievers that found the text.""",
     reference=fused_scores,
     cases=_fusion_cases,
     forbids=(promoted_index.reciprocal_rank_fusion,),
@@ -1067,7 +1068,7 @@ NDCG = Exercise(
     task="""`gains` has the gain of each text that was found, best place first: 0 for one that does not help.
     `all_gains` has the gains of all texts that there are to be found, in any order, at least one above 0.
     Return nDCG@k: the discounted gain of the first k found, over that of the first k in the best order. At
-    place p, counted from 1, a gain counts 1 / log2(p + 1).""",
+    place p, counted from 1, a gain g counts $g / \\log_2(p + 1)$.""",
     reference=ndcg,
     cases=_ndcg_cases,
     forbids=(ndcg_at,),
@@ -1519,8 +1520,8 @@ ASK = Exercise(
     after the prompt.
 
     - A question without a letter or digit has no answer: return None, and search for nothing.
-    - Take the first k passages of the search. One that was found twice (the same id) is taken once, at its
-      better place.
+    - Take the first k different passages of the search: one that was found twice (the same id) counts once,
+      at its better place.
     - Where none of these has a cosine of `threshold` or more, return None, and let nothing be read.
     - The prompt has for each passage, best first, its title, a line break, its text and two line breaks;
       then `Question: `, the question, a line break and `Answer:`. It is read once.
@@ -1758,7 +1759,7 @@ def _f1_cases(generator: Generator) -> list[tuple[list[str], list[str]]]:
 WORD_F1 = Exercise(
     task="""`answer` and `right` are lists of words, normalised already. Return the token F1 of SQuAD: with
     `common` words in both, a word that comes twice in both counted twice, precision is common / len(answer),
-    recall common / len(right), and F1 their harmonic mean, 2PR / (P + R). Where nothing is in common, or a
+    recall common / len(right), and F1 their harmonic mean, $2PR / (P + R)$. Where nothing is in common, or a
     list is empty, it is 0.""",
     reference=word_f1,
     cases=_f1_cases,

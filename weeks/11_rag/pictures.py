@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shared.course.report import COLOURS, LINES, MARKERS, figure, heatmap
+from shared.retrieval.rag import Reply
 from shared.retrieval.ranking import Interval
 
 
@@ -22,6 +23,13 @@ def cited_answer(question: str, answer: str, title: str, text: str, sentence: st
         f"<p><b>{escape(question)}</b></p><p>{escape(answer)}</p>"
         f"<blockquote><p><small>{escape(title)}</small><br>{marked}</p></blockquote>"
     )
+
+
+def cited_reply(reply: Reply) -> HTML:
+    """The same for a reply of the course's RAG, with the first sentence that it rests on."""
+    source = reply.evidence[0]
+    sentence = source.quotes[0]
+    return cited_answer(reply.question, reply.text, source.chunk.cite, source.chunk.text, sentence)
 
 
 def bm25_parts_figure(repeated: Mapping[str, Sequence[float]], rare: Mapping[int, float], n: int) -> Figure:
@@ -74,7 +82,7 @@ def found_first_figure(
             left.annotate(f"{mean:.2f}", (x, 0.02), ha="center", color="white", fontsize=9)
         measures = list(measured)
     left.set_xticks(range(len(measures)), measures)
-    left.set(title="Where is the right section?", ylabel="share of the questions", ylim=(0, 1.05))
+    left.set(title="Where is the right section?", ylabel="share of the questions, or mean", ylim=(0, 1.05))
     left.set_xlabel("measure")
     left.grid(False, axis="x")
     gains_on(right, gains, f"hit@1, less that of {over}")
@@ -137,6 +145,7 @@ def quoted_or_written_figure(rows: Sequence[Mapping[str, float]], gains: Mapping
         for x, mean in zip(places, means):
             left.annotate(f"{mean:.2f}", (x, 0.01), ha="center", color="white", fontsize=9)
     left.set_xticks(range(2), ["exactly the right one", "the right one is in it"])
+    left.set_xlabel("measure")
     left.set(
         title=f"{rows[0]['questions']} questions of half B", ylabel="share of the answers", ylim=(0, 1.05)
     )
