@@ -59,6 +59,7 @@ WITHOUT_EFFECT = [
     ("11_rag", "--ask Who? --study index", "--study has no effect"),
     ("11_rag", "--study answers --questions 3 --preset laptop", "all are answered"),
     ("11_rag", "--study index --size 64", "--size has no effect"),
+    ("11_rag", "--study quotes --mine", "nothing that this part of the week runs is written by you"),
     ("12_deploy", "--study smollm2 --load.tokens 8", "--load.tokens has no effect"),
 ]
 OF_THE_BASE = (
