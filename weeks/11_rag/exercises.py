@@ -620,7 +620,7 @@ BM25_SEARCH = Exercise(
         Mistake(
             "cut at spaces",
             _CutAtSpaces,
-            "The texts were cut with split(), and `terms` was not used. *Ferry!* and *ferry* are then two"
+            "The texts were cut with split(), and `terms` was not used. `Ferry!` and `ferry` are then two"
             " words.",
         ),
         Mistake(
