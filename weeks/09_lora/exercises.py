@@ -462,7 +462,7 @@ def _packing_cases(generator: Generator) -> list[tuple[list[_Example], int]]:
         (_examples(generator, 4, 5, 3, 2, 1), 8),
         (_examples(generator, 3, 9, 4), 8),
         (_examples(generator, 5, 5, 5), 5),
-        (_examples(generator, 3, 3, 2, 4, 1, 3), 10),
+        (_examples(generator, *(3, 3, 2, 4, 1, 3)), 10),
         (_examples(generator, 1, 1, 1), 1),
         (_examples(generator, 6, 2), 12),
         (_examples(generator, 7), 5),

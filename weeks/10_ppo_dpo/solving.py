@@ -337,7 +337,7 @@ def over_seeds(rows: list[dict[str, float]]) -> dict[str, float]:
     return summary
 
 
-def study_rates(settings: "Settings", work: Workspace) -> dict[str, float]:
+def study_learning_rates(settings: "Settings", work: Workspace) -> dict[str, float]:
     """Each method at the same number of learning rates, with one seed and fewer steps, judged on problems
     that are neither learned from nor reported. RLOO takes Dr. GRPO's: their gradients differ by a factor.
     """
@@ -396,7 +396,7 @@ def show_answers(names: dict[str, str], work: Workspace) -> None:
 SOLVING: dict[str | None, Callable[["Settings", Workspace], dict[str, float]]] = {
     None: learn_countdown,
     "methods": study_methods,
-    "rates": study_rates,
+    "rates": study_learning_rates,
     "form": study_form,
 }
 """The week's run, and its studies of the same."""

@@ -99,8 +99,8 @@ def study_brief(settings: "Settings") -> dict[str, float]:
             "pairs": len(pairs),
             "left_out": len(learned_from) - len(pairs),
             "drawing_seconds": clock() - began,
-            "chosen_cut": cut_off([chosen for _, chosen, _ in pairs], end_token(model)),
-            "rejected_cut": cut_off([rejected for _, _, rejected in pairs], end_token(model)),
+            "chosen_cut": count_cut_off([chosen for _, chosen, _ in pairs], end_token(model)),
+            "rejected_cut": count_cut_off([rejected for _, _, rejected in pairs], end_token(model)),
         }
         policy = with_adapters(model, settings)
         batches = pair_batches(pairs, settings.smol_rows // 2, settings.smol.seed, device)
@@ -115,7 +115,7 @@ def study_brief(settings: "Settings") -> dict[str, float]:
         for name, speaker in (("before", model), ("after", policy)):
             answers = answers_to(speaker, [ask(model, q) for q in held_out], settings, seed=3)
             lengths[name] = [len(answer) for answer in answers]
-            metrics[f"{name}_cut"] = cut_off(answers, end_token(model))
+            metrics[f"{name}_cut"] = count_cut_off(answers, end_token(model))
             metrics[f"{name}_length"] = sum(lengths[name]) / len(answers)
             metrics[f"{name}_short"] = share_short(answers, end_token(model))
             talk[name] = [likeliest_answer(speaker, q, settings) for q in held_out[:SAMPLES]]
@@ -205,7 +205,7 @@ def share_short(answers: Sequence[list[int]], end: int) -> float:
     return sum(len(answer) <= SHORT and answer[-1] == end for answer in answers) / len(answers)
 
 
-def cut_off(answers: Sequence[Sequence[int]], end: int) -> int:
+def count_cut_off(answers: Sequence[Sequence[int]], end: int) -> int:
     """How many answers did not come to their end within the tokens they had."""
     return sum(answer[-1] != end for answer in answers)
 

@@ -509,7 +509,7 @@ def _engine_cases(generator: Generator) -> list[tuple]:
         case(2, [(2, 6, None), (5, 6, None)]),
         case(2, [(6, 9, None), (2, 3, None), (3, 5, None)]),
         case(3, [(4, 1, None), (3, 5, 0), (2, 7, 2), (5, 4, None), (2, 3, None)]),
-        case(2, [(3, 8, None)], [], [(7, 4, None)], [], [], [(1, 6, None), (2, 2, None)]),
+        case(2, [(3, 8, None)], [], [(7, 4, None)], *[[], []], [(1, 6, None), (2, 2, None)]),
         case(2, [], [(4, 3, 2)], [(2, 5, None)], *[[] for _ in range(9)], [(9, 15, None)]),
         case(3, some(5), [], some(2), some(1)),
         case(4, some(3), some(4)),
