@@ -1328,7 +1328,7 @@ def _observe_layer(  # noqa: PLR0917  # a case, by position
 def _check_first_values(answer: Any) -> None:
     """Raises NotRight where a new adapter does not begin as the task says."""
     seed_everything(1)
-    fresh = answer(nn.Linear(64, 48), 8, 16.0)
+    fresh = answer(nn.Linear(256, 8), 64, 16.0)
     a, b = fresh.lora_A.detach(), fresh.lora_B.detach()
     if bool(b.any()):
         raise NotRight("lora_B is not zero at the start: the sum W + scale · B A must begin as W, exactly.")
@@ -1337,14 +1337,19 @@ def _check_first_values(answer: Any) -> None:
             "lora_A is zero at the start, and so is lora_B: the gradient of each is a product with the other,"
             " so that both stay zero for ever."
         )
-    bound = 1 / math.sqrt(64)
+    bound = 1 / math.sqrt(256)
     spread = a.std().item() * math.sqrt(3) / bound
-    if a.abs().max() > bound * 1.0001 or not 0.9 < spread < 1.1 or abs(a.mean()) > 0.1 * bound:
+    if a.abs().max() > bound * 1.0001 or not 0.97 < spread < 1.03 or abs(a.mean()) > 0.1 * bound:
         raise NotRight(
-            f"lora_A does not begin uniform between -1/√in and 1/√in: with 64 inputs the bound is"
+            f"lora_A does not begin uniform between -1/√in and 1/√in: with 256 inputs the bound is"
             f" {bound:.3f}, and the largest of its numbers is {a.abs().max():.3f}; their deviation is"
             f" {a.std():.3f} where {bound / math.sqrt(3):.3f} is right."
         )
+    with torch.no_grad():
+        fresh.lora_B.fill_(1.0)
+        x = torch.ones(2, 256)
+        if not torch.allclose(fresh.train()(x), fresh.eval()(x), atol=1e-4):
+            raise NotRight("where no dropout is given, something is dropped in training. Its default is 0.")
 
 
 def _check_what_is_trained(layer: nn.Module, base: nn.Linear) -> None:
