@@ -40,9 +40,7 @@ def draw_by_luck(monkeypatch: pytest.MonkeyPatch, luck: Tensor, first: int) -> N
     """Each row's token at a place is drawn by its own number in `luck` [rows, places], from place `first`."""
     places = iter(range(first, luck.size(1)))
 
-    def sample(
-        logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         assert temperature == 1
         shares = logits.softmax(-1).cumsum(-1)
         return torch.searchsorted(shares, luck[:, next(places), None].contiguous()).squeeze(-1).clamp(max=10)
