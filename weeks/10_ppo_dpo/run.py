@@ -14,8 +14,7 @@ problems from a reward that is verified; more supervised training and expert ite
     python weeks/10_ppo_dpo/run.py --preset laptop --study exclaim
     # each of the three at further betas: reward against KL
     python weeks/10_ppo_dpo/run.py --preset laptop --study frontier
-    # the KL term taken away
-    python weeks/10_ppo_dpo/run.py --preset laptop --study hacking
+    python weeks/10_ppo_dpo/run.py --preset laptop --study hacking         # without the KL term
     # DPO on a real model, which learns to be brief
     python weeks/10_ppo_dpo/run.py --preset laptop --study smollm2
 """
