@@ -335,6 +335,7 @@ def test_a_model_is_imported_without_the_models_of_later_weeks():
         "shared.checks",
         "shared.locks",
         "shared.runtime",
+        "shared.trackers",
     }  # what its settings are checked with
     assert set(line.split()) == week_0 | {"shared.models", "shared.models.bigram", "shared.registry"}
 

@@ -4,7 +4,7 @@ does not.
 >>> from shared.models.gpt import GPT, GPTConfig
 >>> model = make_trainable(GPT(GPTConfig.preset("nano")), "lora", LoRAConfig(r=4))
 >>> count_trained_and_frozen(model)
-(8192, 802944)
+(8192, 804096)
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ from shared.adapters import load_adapter
 from shared.adapters.instructions import Instructions, PlayTemplate
 from shared.course import report
 from shared.course.exercise.answers import Shelf, load_module
+from shared.course.report import load_script
 from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import quantize
 from shared.runtime import ROOT, read_json
@@ -19,6 +20,7 @@ from shared.tokenizers import CharTokenizer
 from shared.training import TrainConfig
 from tests.weeks.helpers import DATA, script
 
+KEPT_UNDER = load_script("09_lora", "names").kept_under
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("base_model", "unrendered_plots")]
 
 WRONG_IN_WEEK_9 = {
@@ -80,7 +82,7 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
     assert {k: v for k, v in once.items() if "second" not in k and "memory" not in k} == {
         k: v for k, v in again.items() if "second" not in k and "memory" not in k
     }
-    kept = output / "checkpoints" / "09_lora" / "smoke" / module.kept_under(settings)
+    kept = output / "checkpoints" / "09_lora" / "smoke" / KEPT_UNDER(settings)
     folder = kept / DATA / settings.run
     steps = report.load_script("09_lora", "fine_tuning")
     base, corpus = steps.load_base(settings)
@@ -119,7 +121,7 @@ def test_week_9_goes_on_with_a_checkpoint_of_its_own(output, text_file):
     again = replace(settings, model=str(folder), method="lora")
     second = module.main(again)
     assert second["base_loss"] == pytest.approx(first["best_val_loss"], rel=1e-5)
-    kept = output / "checkpoints" / "09_lora" / "smoke" / module.kept_under(again) / DATA / "model-lora-8"
+    kept = output / "checkpoints" / "09_lora" / "smoke" / KEPT_UNDER(again) / DATA / "model-lora-8"
     assert (kept / "adapter" / "adapter_config.json").exists()
 
 
@@ -137,7 +139,7 @@ def test_week_9_keeps_what_it_learned_from_files_of_one_name_apart(output, text_
     assert losses[0] != losses[1]
     assert [module.main(replace(run, resume=True))["best_val_loss"] for run in runs] == losses
     adapters = (output / "checkpoints" / "09_lora").rglob("adapter_config.json")
-    assert sorted(path.parts[-5] for path in adapters) == sorted(module.kept_under(run) for run in runs)
+    assert sorted(path.parts[-5] for path in adapters) == sorted(KEPT_UNDER(run) for run in runs)
 
 
 # ---- with a learner's own answers

@@ -46,6 +46,7 @@ from shared.training.base_model import BASE_PRESETS, trained_base_model
 from shared.training.profiling import bandwidth
 from studies import STUDIES
 
+TIMED = ("group_size", "prompt_tokens", "new_tokens", "rounds", "sample_tokens")
 MEMORY_SETTINGS = ("memory_steps", "memory_seeds")
 
 
@@ -88,9 +89,10 @@ class Settings(WeekSettings):
     study: Literal["smollm2", "outliers", "memory"] | None = None
 
     READ_BY: ClassVar = {
-        "run": ("scheme", "train", "calibration_windows", "eval_windows", "device", "resume"),
+        "run": ("scheme", "train", "calibration_windows", "eval_windows", "device", "resume", *TIMED),
         "smollm2": (
             *("study_windows", "study_block_size", "study_calibration_windows", "study_blocks", "others"),
+            *TIMED,
         ),
         "memory": ("study_windows", "study_block_size", "study_blocks", *MEMORY_SETTINGS),
         "outliers": ("study_block_size", "study_blocks", "outlier_windows"),

@@ -427,7 +427,7 @@ class TinyEngine:
 
 
 TINY_ENGINE_STUB = """class TinyEngine:
-    def __init__(self, model: GPT, slots: int):
+    def __init__(self, model, slots: int):
         self.model = model
         self.cache = SlotCache(model.config, slots)
         self.slots = [None] * slots  # the number of the request in each slot
@@ -1892,11 +1892,7 @@ EVENT_STREAM = Exercise(
     {"message": str(error), "type": "server_error"}}` alone, and end there, without the others. Where the
     client goes, the server closes your generator: then nothing more is sent.""",
     reference=event_stream,
-    stub="""def event_stream(
-    parts: Iterator[tuple[str, str | None]],
-    head: dict[str, Any],
-    usage: Callable[[], dict[str, int]] | None,
-) -> Iterator[bytes]:
+    stub="""def event_stream(parts, head, usage):
     # your code here
     ...
 """,
