@@ -55,6 +55,7 @@ ONLY_CHECKED = {
     ("04_mini_gpt", "ablation"): {"train"},
     ("04_mini_gpt", "cache"): {"train"},
     ("04_mini_gpt", "length"): {"train"},
+    ("07_amp", "loss"): {"vocab_size"},  # the text is opened, and only its name is used
     ("10_ppo_dpo", "hacking"): {"dpo"},  # one of the methods' settings is taken out of a dict of all
     ("12_deploy", None): {"smol_load"},  # the longest prompt must fit
     ("12_deploy", "smollm2"): {"load"},

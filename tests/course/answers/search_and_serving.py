@@ -124,7 +124,7 @@ def decoded_pieces(chunks):
 def shown_pieces(pieces, stop):
     """How much of the whole text may be known after each piece."""
     texts = ["".join(pieces[: i + 1]) for i in range(len(pieces))]
-    whole = texts[-1]
+    whole = "".join(pieces)
 
     def known(text):
         at = text.find(stop)
