@@ -1498,7 +1498,7 @@ def _stays_small(graph: Callable[..., tuple[Tensor, Tensor, Tensor]], logits: in
 
 
 LINEAR_CROSS_ENTROPY = Exercise(
-    tolerance=1e-4,  # sums in another order, of logits that are hundreds apart
+    tolerance=1e-3,  # sums in another order, of logits that are hundreds apart
     task="""For each token there are as many logits as the vocabulary has tokens, and the usual loss holds
     them three times: the logits, their log-softmax, their gradient. Write the output layer and its loss in
     one, so that they are never whole. `hidden` [tokens, channel] goes into the output layer, whose `weight`
