@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -310,6 +310,16 @@ class KVCache:
     def advance(self, time: int) -> None:
         """Counts `time` tokens as read, once all layers have stored theirs."""
         self.length += time
+
+    def begin_with(self, other: Self) -> None:
+        """Holds what another cache of this kind holds, as the first tokens of a text."""
+        for own, tensor in zip(self._kept(), other._kept()):
+            own[:, :, :, : other.length] = tensor[:, :, :, : other.length]
+        self.length = other.length
+
+    def _kept(self) -> tuple[Tensor, ...]:
+        """All that is kept of the tokens: [layer, batch, head, time, ...] each."""
+        return self.k, self.v
 
 
 @register_model(GPTConfig)

@@ -46,6 +46,9 @@ class Int8Cache(KVCache):
         """Bytes that the cache holds."""
         return super().num_bytes + self.k_scale.nbytes + self.v_scale.nbytes
 
+    def _kept(self) -> tuple[Tensor, ...]:
+        return self.k, self.v, self.k_scale, self.v_scale
+
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v [batch, n_kv_head, time, head_dim] for `layer`, rounded, and returns that layer's
         keys and values so far, the new ones rounded like the others: [batch, n_kv_head, length + time,

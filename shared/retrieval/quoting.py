@@ -297,7 +297,5 @@ class Quoter:
         if self._examples is None:
             self._examples = self.model.new_cache(max_length=read)
             self.model(self._row(self._example_ids), self._examples)
-        cache.k[..., :read, :] = self._examples.k
-        cache.v[..., :read, :] = self._examples.v
-        cache.length = read
+        cache.begin_with(self._examples)
         return cache

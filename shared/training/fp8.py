@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.models.layers import swap_modules
+
 E4M3 = torch.float8_e4m3fn
 E5M2 = torch.float8_e5m2
 MULTIPLE = 16
@@ -89,15 +91,14 @@ def to_fp8(model: nn.Module) -> None:
     The output layer, `lm_head`, stays as it is, as is usual: its errors go straight into the loss. So do
     layers whose sides do not divide by 16. Raises ValueError where no layer is left.
     """
-    changed = 0
-    for path, parent in [*model.named_modules()]:
-        for name, layer in [*parent.named_children()]:
-            is_head = path == "" and name == "lm_head"
-            if isinstance(layer, nn.Linear) and _divides(layer) and not is_head:
-                parent.register_module(name, _as_fp8(layer))
-                changed += 1
-    if not changed:
+    replacements = {
+        name: _as_fp8(layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and _divides(layer) and name != "lm_head"
+    }
+    if not replacements:
         raise ValueError(f"no linear layer's sides divide by {MULTIPLE}: fp8 has nothing to compute here")
+    swap_modules(model, replacements)
 
 
 def _divides(layer: nn.Linear) -> bool:

@@ -59,3 +59,20 @@ def test_it_is_full_where_the_ordinary_one_is():
     cache = Int8Cache(UNTIED, max_length=4)
     with pytest.raises(ValueError, match="the cache holds 0 of 4 tokens and 5 more do not fit"):
         cache.positions(5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", [KVCache, Int8Cache])
+def test_a_text_that_begins_with_anothers_cache_goes_on_as_if_all_had_been_read(kind):
+    model, idx = gpt(UNTIED), torch.arange(12)[None]
+    model.cache_type = kind
+    beginning, whole, longer = (
+        model.new_cache(max_length=8),
+        model.new_cache(),
+        model.new_cache(max_length=20),
+    )
+    model(idx[:, :8], beginning)
+    longer.begin_with(beginning)
+    assert longer.length == 8
+    model(idx[:, :8], whole)
+    assert torch.equal(model(idx[:, 8:], longer), model(idx[:, 8:], whole))
