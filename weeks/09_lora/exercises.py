@@ -26,6 +26,14 @@ def _adapter(generator: Generator, inputs: int, outputs: int, r: int) -> tuple[T
     return weight, a, b
 
 
+def _fit(weight: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether an A and a B belong to a weight: [r, in] and [out, r] to [out, in]."""
+    if not weight.dim() == a.dim() == b.dim() == 2:
+        return False
+    outputs, inputs = weight.shape
+    return a.shape == (b.size(1), inputs) and len(b) == outputs and min(*a.shape, outputs) >= 1
+
+
 # ---- 1. loss on the answer only
 
 
@@ -63,15 +71,20 @@ def _target_cases(generator: Generator) -> list[tuple[Tensor, Tensor, int]]:
     return [case(3, 2, 2), case(4, 4, 0), case(2, 6, 3), case(6, 1, 1), case(5, 3, 4)]
 
 
+def _is_asked_and_answered(prompt: Tensor, answer: Tensor, length: int) -> bool:
+    return len(prompt) >= 1 and len(answer) >= 1 and length >= len(prompt) + len(answer) - 1
+
+
 ANSWER_TARGETS = Exercise(
     task="""A model is to learn to answer, not to ask. `prompt` and `answer` are int64 [n] and [m], tokens of
-    one text, of which the answer comes second. Return (inputs, targets), both int64 [length]: position t
-    reads inputs[t] and is to predict targets[t], the next token. Where that token belongs to the prompt, the
-    target is -100, which cross_entropy leaves out. The text gives n + m - 1 positions; those up to `length`
-    are padded, inputs with 0 and targets with -100.""",
+    one text, of which the answer comes second; neither is empty. Return (inputs, targets), both int64
+    [length]: position t reads inputs[t] and is to predict targets[t], the next token. Where that token
+    belongs to the prompt, the target is -100, which cross_entropy leaves out. The text gives n + m - 1
+    positions; those up to `length` are padded, inputs with 0 and targets with -100.""",
     reference=answer_targets,
     cases=_target_cases,
     forbids=(packing.lay_out, instructions.encode),
+    valid=_is_asked_and_answered,
     mistakes=(
         Mistake(
             "loss on the prompt",
@@ -213,14 +226,15 @@ def _labels_cases(generator: Generator) -> list[tuple[_Parts, list[int], int]]:
         (talk(3, 2, 3), [97, 98], 20),
         (talk(2, 3, first_is_answer=True), [99], 9),
         (talk(3, 5), [98, 99], 5),
-        (talk(1, 1), [99], 1),
+        (talk(1, 2), [99], 2),
         ([*talk(3), (tokens(2), False), *talk(2, 2, first_is_answer=True)], [99], 12),
         (talk(2, 2, 2, 2, 2, 2), [98, 99], random_int(generator, 9, 14)),
     ]
 
 
 def _is_a_talk(parts: _Parts, end: list[int], block_size: int) -> bool:
-    return bool(end) and block_size >= 1 and all(ids for ids, _ in parts) and len(_joined(parts, end)[0]) >= 2
+    """A block of one position, or an empty part, would be allowed, but shows little."""
+    return bool(end) and block_size >= 2 and all(ids for ids, _ in parts) and len(_joined(parts, end)[0]) >= 2
 
 
 ANSWER_LABELS = Exercise(
@@ -711,6 +725,10 @@ def _first_cases(generator: Generator) -> list[tuple[Tensor, Tensor]]:
     return [case(6, 4, 2), case(8, 5, 3), case(16, 16, 4), case(12, 7, 2), case(10, 3, 5)]
 
 
+def _are_noises(noise_a: Tensor, noise_b: Tensor) -> bool:
+    return noise_a.dim() == noise_b.dim() == 2 and len(noise_a) == noise_b.size(1) >= 1
+
+
 FIRST_VALUES = Exercise(
     task="""LoRA adds B A to a weight. Before the first step the model must compute exactly what it did, and
     yet have something to learn from. `noise_a` is float32 [r, in] and `noise_b` float32 [out, r], both drawn
@@ -719,6 +737,7 @@ FIRST_VALUES = Exercise(
     reference=first_values,
     cases=_first_cases,
     forbids=(lora.LoRA,),
+    valid=_are_noises,
     mistakes=(
         Mistake(
             "A and B both random",
@@ -793,6 +812,10 @@ def _output_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+def _are_input_and_adapter(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> bool:
+    return _fit(weight, a, b) and x.dim() == 2 and x.size(1) == weight.size(1) and alpha > 0
+
+
 LORA_OUTPUT = Exercise(
     task="""A linear layer with an adapter. `x` is float32 [batch, in], `weight` [out, in] is the layer's, as
     nn.Linear has it, `a` [r, in] and `b` [out, r] are the adapter's. Return x weightᵀ plus the adapter's
@@ -800,6 +823,7 @@ LORA_OUTPUT = Exercise(
     reference=lora_output,
     cases=_output_cases,
     forbids=(lora.LoRA.forward, lora.LoRALinear.forward),
+    valid=_are_input_and_adapter,
     differentiable=True,
     mistakes=(
         Mistake(
@@ -871,6 +895,25 @@ def _b_before_a(
     return weight, lora_step(x, grad, weight, a, new_b, *rest)[1], new_b
 
 
+def _a_before_b(
+    x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, *rest: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    new_a = lora_step(x, grad, weight, a, b, *rest)[1]
+    return weight, new_a, lora_step(x, grad, weight, new_a, b, *rest)[2]
+
+
+def _scale_in_b_alone(
+    x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, lr: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return weight, a - lr * (grad @ b).T @ x, lora_step(x, grad, weight, a, b, scale, lr)[2]
+
+
+def _scale_in_a_alone(
+    x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, lr: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return weight, lora_step(x, grad, weight, a, b, scale, lr)[1], b - lr * grad.T @ (x @ a.T)
+
+
 def _only_b(x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return weight, a, lora_step(x, grad, weight, a, *rest)[2]
 
@@ -890,6 +933,14 @@ def _step_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+def _is_a_step(
+    x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, lr: float
+) -> bool:
+    if not _fit(weight, a, b) or not len(x) or scale <= 0 or lr <= 0:
+        return False
+    return x.shape == (len(x), weight.size(1)) and grad.shape == (len(x), len(weight))
+
+
 LORA_STEP = Exercise(
     task="""One step of gradient descent for y = x weightᵀ + scale · x aᵀ bᵀ. `x` is float32 [n, in], `grad`
     [n, out] is the loss's gradient with respect to y, `weight` is [out, in], `a` [r, in], `b` [out, r]. What
@@ -898,6 +949,7 @@ LORA_STEP = Exercise(
     reference=lora_step,
     cases=_step_cases,
     forbids=(torch.autograd.grad, torch.autograd.backward),
+    valid=_is_a_step,
     mistakes=(
         Mistake(
             "base not frozen",
@@ -910,6 +962,24 @@ LORA_STEP = Exercise(
             lambda x, grad, weight, a, b, scale, lr: lora_step(x, grad, weight, a, b, scale=1.0, lr=lr),
             "The gradients lack the factor `scale`: y contains scale times B A, so by the chain rule each"
             " gradient does too.",
+        ),
+        Mistake(
+            "scale missing in A's gradient",
+            _scale_in_b_alone,
+            "B's gradient has the factor `scale`, and A's lacks it. y contains scale times B A, so the"
+            " factor is in the gradient of each of the two.",
+        ),
+        Mistake(
+            "scale missing in B's gradient",
+            _scale_in_a_alone,
+            "A's gradient has the factor `scale`, and B's lacks it. y contains scale times B A, so the"
+            " factor is in the gradient of each of the two.",
+        ),
+        Mistake(
+            "B with the new A",
+            _a_before_b,
+            "A moved first, and B's gradient was computed with the new A. All gradients belong to the values"
+            " before the step.",
         ),
         Mistake(
             "A with the new B",
@@ -968,6 +1038,10 @@ def _merge_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+def _can_be_merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, merged: bool) -> bool:
+    return _fit(weight, a, b) and len(weight) == weight.size(1) and scale > 0
+
+
 MERGE_ONCE = Exercise(
     task="""Merged into the weight, an adapter costs nothing when the model runs. `weight` is float32 [size,
     size], `a` [r, size], `b` [size, r]. If `merged` is False, add the adapter to the weight, times `scale`.
@@ -976,6 +1050,7 @@ MERGE_ONCE = Exercise(
     reference=merge_once,
     cases=_merge_cases,
     forbids=(lora.LoRALinear.merge, lora.LoRA.product),
+    valid=_can_be_merged,
     mistakes=(
         Mistake(
             "merged twice",
@@ -1205,6 +1280,14 @@ class _Subtracted(LoRALinear):
             self.original = None
 
 
+class _KeptWithoutCopy(LoRALinear):
+    @torch.no_grad()
+    def merge(self) -> None:
+        if self.original is None:
+            self.original = self.base.weight.detach()
+            self.base.weight += self._scale() * (self.lora_B @ self.lora_A)
+
+
 class _TakenOutUnasked(LoRALinear):
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -1278,12 +1361,10 @@ def _layer_cases(generator: Generator) -> list[tuple]:
 def _is_a_layer(
     weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, alpha: float, dropout: float, x: Tensor
 ) -> bool:
-    if weight.dim() != 2 or a.dim() != 2 or b.dim() != 2 or not x.dim() or not x.numel():
+    if not _fit(weight, a, b) or not x.dim() or not x.numel() or x.size(-1) != weight.size(1):
         return False
-    outputs, inputs = weight.shape
-    fits = a.shape == (b.size(1), inputs) and len(b) == outputs and x.size(-1) == inputs
-    has_bias = bias is None or bias.shape == (outputs,)
-    return fits and has_bias and min(*a.shape, outputs) >= 1 and alpha > 0 and 0 <= dropout < 1
+    has_bias = bias is None or bias.shape == (len(weight),)
+    return has_bias and alpha > 0 and 0 <= dropout < 1
 
 
 def _plain_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -1586,6 +1667,12 @@ LORA_LINEAR = Exercise(
             " the base is visibly worse after a few rounds. Keep W while it is merged.",
         ),
         Mistake(
+            "the weight is kept without a copy",
+            _KeptWithoutCopy,
+            "What merge keeps is the same memory as base.weight, so adding to the weight changes what was"
+            " kept too, and unmerge puts back the merged weight. Keep a clone().",
+        ),
+        Mistake(
             "unmerged without having been merged",
             _TakenOutUnasked,
             "unmerge took the change out of a weight that it was never put into.",
@@ -1727,6 +1814,11 @@ def _normed_columns(w: Tensor, a: Tensor, b: Tensor, s: float, m: Tensor) -> Ten
     return directed / directed.norm(dim=0) * m[:, None]
 
 
+def _along_the_columns(w: Tensor, a: Tensor, b: Tensor, s: float, m: Tensor) -> Tensor:
+    directed = w + s * (b @ a)
+    return m * directed / directed.norm(dim=1, keepdim=True)
+
+
 def _dora_cases(generator: Generator) -> list[tuple]:
     def case(inputs: int, outputs: int, r: int, scale: float) -> tuple:
         weight, a, b = _adapter(generator, inputs, outputs, r)
@@ -1742,6 +1834,12 @@ def _dora_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+def _are_rows_and_lengths(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor) -> bool:
+    if not _fit(weight, a, b) or magnitude.shape != (len(weight),) or scale <= 0:
+        return False
+    return bool((magnitude > 0).all())
+
+
 DORA_WEIGHT = Exercise(
     task="""DoRA learns a row's direction and its length apart. `weight` is float32 [out, in], `a` [r, in],
     `b` [out, r], `magnitude` [out], one length for each output. The direction of a row is that of weight +
@@ -1750,6 +1848,7 @@ DORA_WEIGHT = Exercise(
     reference=dora_weight,
     cases=_dora_cases,
     forbids=(lora.LoRA.weight_change,),
+    valid=_are_rows_and_lengths,
     differentiable=True,
     mistakes=(
         Mistake(
@@ -1763,6 +1862,13 @@ DORA_WEIGHT = Exercise(
             _normed_columns,
             "The lengths were taken along dim 0. The paper speaks of columns; its code and PEFT take one"
             " length for each output, and in nn.Linear an output is a row.",
+        ),
+        Mistake(
+            "a number for each row meets the matrix without `[:, None]`",
+            _along_the_columns,
+            "A vector [out] times a matrix [out, in], or divided into it, is laid along the last dimension:"
+            " one number for each column. That is an error where out and in differ, and silently wrong where"
+            " they are equal. With [:, None], or keepdim=True in norm, it is [out, 1]: one for each row.",
         ),
         Mistake(
             "magnitude forgotten",
@@ -1827,6 +1933,11 @@ def _join_cases(generator: Generator) -> list[tuple]:
     ]
 
 
+def _can_be_joined(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, factors: tuple[float, float]) -> bool:
+    both_fit = a1.dim() == b1.dim() == 2 and len(a1) == b1.size(1) >= 1
+    return both_fit and a1.shape == a2.shape and b1.shape == b2.shape and len(factors) == 2
+
+
 JOIN_ADAPTERS = Exercise(
     task="""Two adapters of rank r become one of rank 2 r that adds exactly factors[0] · b1 a1 + factors[1] ·
     b2 a2 (a factor is an adapter's share times its scale). `a1` and `a2` are float32 [r, in], `b1` and `b2`
@@ -1835,6 +1946,7 @@ JOIN_ADAPTERS = Exercise(
     reference=join_adapters,
     cases=_join_cases,
     forbids=(attach.combine_adapters,),
+    valid=_can_be_joined,
     mistakes=(
         Mistake(
             "added, with cross terms",
