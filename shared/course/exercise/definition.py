@@ -125,7 +125,7 @@ class Exercise:
     @property
     def forbidden_names(self) -> list[str]:
         """What the answer may not call, as a learner would write it."""
-        return [_written(call) for call in self.forbids]
+        return [_written(call, self.name) for call in self.forbids]
 
     @property
     def lacking(self) -> str | None:
@@ -195,12 +195,14 @@ def _split_at_top(arguments: str) -> list[str]:
     return parts
 
 
-def _written(call: Answer | str) -> str:
+def _written(call: Answer | str, exercise: str) -> str:
+    """exercise: the name of the exercise that forbids the call."""
     if isinstance(call, str):
         return call
     module = call.__module__.replace("torch.nn.functional", "F").replace("torch.nn.modules.", "nn.")
     name = getattr(call, "__qualname__", call.__name__)
-    is_ours = inspect.isfunction(call) and module.startswith("shared.")  # hers may have the same name
+    may_be_confused = inspect.isfunction(call) or name == exercise  # with what the learner writes
+    is_ours = module.startswith("shared.") and may_be_confused
     return f"{module}.{name}" if module == "F" or is_ours else name
 
 
