@@ -829,8 +829,8 @@ LORA_OUTPUT = Exercise(
         Mistake(
             "scale forgotten",
             lambda x, w, a, b, alpha: _output(x, w, a, b, 1.0),
-            "B A was added as it is. With alpha / r, the same alpha and learning rate are about right for"
-            " another rank.",
+            "B A was added as it is. The factor alpha / r is meant to let one learning rate suit several"
+            " ranks.",
         ),
         Mistake(
             "alpha / √r for alpha / r",
@@ -1348,7 +1348,7 @@ def _layer_cases(generator: Generator) -> list[tuple]:
         return weight, biases, a, b, alpha, dropout, torch.randn(*shape, generator=generator)
 
     return [
-        case(1, 3, 2, r=2, alpha=4.0),
+        case(1, 3, 2, r=2, alpha=16.0),
         case(2, 5, 4, r=3, alpha=2.0, bias=False),
         case(2, 8, 12, r=4, alpha=8.0, dropout=0.5),
         case(2, 3, 6, 5, r=2, alpha=3.0, dropout=0.25),
@@ -1575,8 +1575,8 @@ LORA_LINEAR = Exercise(
         Mistake(
             "alpha is not divided by the rank",
             _NotDivided,
-            "The change is multiplied by alpha alone. The scale is alpha / r: with it a learning rate that"
-            " suits one rank is about right for another.",
+            "The change is multiplied by alpha alone. The scale is alpha / r, meant to let one learning rate"
+            " suit several ranks.",
         ),
         Mistake(
             "alpha / √r for alpha / r",

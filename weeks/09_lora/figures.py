@@ -133,21 +133,18 @@ def comparison_figure(models: dict[str, dict[str, LoggedRun]]) -> Any:
 
 
 def _scatter_losses(ax: Any, runs: dict[str, LoggedRun], numbers: dict[str, int]) -> None:
-    """A point for each run, its area the time. numbers: which colour and marker a label has."""
-    longest = max(run.summary["seconds"] for run in runs.values())
+    """A point for each run, hollow, since some lie on one another. numbers: which colour and marker a label
+    has.
+    """
     for name, run in runs.items():
         summary, label = run.summary, run_label(name)
         number = numbers[label] % 8
-        look = dict(color=COLOURS[number], marker=MARKERS[number], alpha=0.75, edgecolor="black")
-        area = 60 + 300 * summary["seconds"] / longest
-        ax.scatter(summary["trainable"], summary["best_val_loss"], s=area, **look)
-        memory = f", {summary['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in summary else ""
-        facts = f"{summary['seconds']:.0f} s{memory}, file {summary['megabytes']:.3g} MB"
-        ax.scatter([], [], s=70, label=f"{label}: {facts}", **look)  # of one size, for the legend
+        look = dict(facecolor="none", edgecolor=COLOURS[number], marker=MARKERS[number], linewidth=2)
+        ax.scatter(summary["trainable"], summary["best_val_loss"], s=150, label=label, **look)
     ax.set_xscale("log")
     ax.margins(x=0.12, y=0.15)
     ax.set_ylabel("loss on held-out answers (nats per token)")
-    title = f"area: time. Before training the loss is {loss_before(runs):.2f}"
+    title = f"before training the loss is {loss_before(runs):.2f}"
     ax.legend(frameon=False, fontsize=9, title=title, title_fontsize=9)
 
 

@@ -10,7 +10,9 @@ from shared.course.report import COLOURS, figure
 
 
 def plot_who_sees_whom(mask: Tensor) -> Figure:
-    """A row's mask, bool [time, time], beside the causal one of the same size."""
+    """A row's mask, bool [time, time], beside the causal one of the same size. Behind the last token that
+    sees another one there is padding.
+    """
     fig, axes = figure(11, 4.6, ncols=2)
     causal = torch.ones(mask.shape).tril()
     titles = ("Causal: the second text sees the first", "Packed: each text sees itself alone")
@@ -18,6 +20,16 @@ def plot_who_sees_whom(mask: Tensor) -> Figure:
         ax.imshow(values, cmap="Blues", vmin=0, vmax=1.4, interpolation="nearest")
         ax.set(title=title, xlabel="token that is looked at", ylabel="token that looks")
         ax.grid(False)
+    padding = int((mask.sum(1) > 1).nonzero().max()) + 1
+    if padding < len(mask):
+        middle = (padding + len(mask)) / 2
+        axes[1].annotate(
+            "padding: each place\nsees itself alone",
+            (middle, middle),
+            xytext=(0.06 * len(mask), 0.86 * len(mask)),
+            arrowprops={"arrowstyle": "->", "color": "#555555"},
+            va="center",
+        )
     return fig
 
 
@@ -60,8 +72,8 @@ def plot_steps_by_hand(distances: Mapping[str, Sequence[float]]) -> Figure:
     return fig
 
 
-def plot_hers_and_the_courses(
-    hers: Mapping[str, Sequence[float]], courses: Mapping[str, Sequence[float]]
+def plot_yours_and_the_courses(
+    yours: Mapping[str, Sequence[float]], courses: Mapping[str, Sequence[float]]
 ) -> Figure:
     """The loss of two trainings, step by step. Each: "step" and "loss" of the batches, "val_step" and
     "val_loss" of the held-out answers.
@@ -69,7 +81,7 @@ def plot_hers_and_the_courses(
     fig, ax = figure(9, 4.4)
     for run, name, colour, look in (
         (courses, "the course's", COLOURS[1], {"linewidth": 5, "alpha": 0.5, "markersize": 13}),
-        (hers, "yours", COLOURS[0], {"linewidth": 1.5, "markersize": 6}),
+        (yours, "yours", COLOURS[0], {"linewidth": 1.5, "markersize": 6}),
     ):
         ax.plot(run["step"], run["loss"], color=colour, label=f"{name}: each batch", **look)
         points = look | {"linestyle": "", "marker": "o"}
