@@ -26,9 +26,8 @@ def plot_who_sees_whom(mask: Tensor) -> Figure:
         axes[1].annotate(
             "padding: each place\nsees itself alone",
             (middle, middle),
-            xytext=(0.06 * len(mask), 0.86 * len(mask)),
+            xytext=(0.55 * len(mask), 0.3 * len(mask)),
             arrowprops={"arrowstyle": "->", "color": "#555555"},
-            va="center",
         )
     return fig
 
