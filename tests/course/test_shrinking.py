@@ -73,6 +73,12 @@ def test_sizes_that_belong_together_are_cut_together():
     assert found[0].shape == found[1].shape == (1, 1, 1) and found[2] == 1
 
 
+def test_small_numbers_become_1_before_they_become_0():
+    small = torch.tensor([0.02, -0.01])
+    assert smallest((small,), lambda case: len(case[0]) == 2)[0].tolist() == [1, -1]
+    assert smallest((small,), lambda case: bool((case[0] < 0.5).all()))[0].tolist() == [0]
+
+
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_the_number_of_arguments_is_no_size(count):
     found = smallest(tuple(torch.randn(5, 7) for _ in range(count)), lambda case: True)

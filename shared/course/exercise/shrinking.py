@@ -123,6 +123,8 @@ def _simpler_array(value: Tensor | np.ndarray) -> Iterator[Any]:
     for decimals in (0, 1):
         if isinstance(value, Tensor) and value.is_floating_point():
             rounded = value.detach().round(decimals=decimals) + 0.0  # makes 0 of -0
+            if not rounded.any() and value.any():  # 1 shows more than 0, which hides what it multiplies
+                yield value.detach().sign()
             if not torch.equal(rounded, value):
                 yield rounded
         elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
