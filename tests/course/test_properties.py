@@ -200,6 +200,13 @@ FOUND = [
     ("too flat", softmax, ROWS, lambda x: (x / x.size(-1)).softmax(-1), strange_softmax),
     ("another result alone than among other rows", centred, pairs, lambda x: x - x.mean(), lambda x: x**2),
     (
+        "a type of fewer digits (bfloat16",
+        gelu,
+        ROWS,
+        lambda x: F.gelu(x.bfloat16()).float(),
+        lambda x: x.sigmoid(),
+    ),
+    (
         "It is nearly right",
         gelu,
         ROWS,

@@ -218,8 +218,9 @@ def depends_on_the_batch(evidence: Evidence) -> str | None:
             rows.append(among[-1:].shape == single.shape and close_arrays(among[-1:], single))
         if rows == [True, False]:
             return (
-                "The last row gives another result alone than among other rows. Rows of a batch have nothing"
-                " to do with each other: check along which dimension you cut, sum, average or take a softmax."
+                "The last row gives another result alone than among other rows. Rows have nothing to do with"
+                " each other here: does each read its own numbers, and is what you cut, sum or average cut,"
+                " summed or averaged along the right dimension?"
             )
     return None
 

@@ -212,9 +212,9 @@ def nearly(evidence: Evidence) -> str | None:
     if not 0 < largest < 0.01:
         return None
     return (
-        f"It is nearly right: the values are off by {largest:.1g} of the largest at most. That is no"
-        " rounding: an approximation in place of the exact function, a constant with too few digits, or a"
-        " small term (eps) in another place."
+        f"It is nearly right: the values are off by {largest:.1g} of the largest at most. float32 rounds by"
+        " less: a part computed in a type of fewer digits (bfloat16, float16), an approximation in place of"
+        " the exact function, a constant with too few digits, or a small term (eps) in another place."
     )
 
 
