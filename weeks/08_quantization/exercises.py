@@ -81,11 +81,11 @@ def _limit_cases(generator: Generator) -> list[tuple]:
 DECODE_LIMIT = Exercise(
     task="""Writing one token after another waits for memory: each token needs every weight of the matrix
     products once, and arithmetic is faster than reading. These are the `block_weights` of all blocks together
-    and the output layer's, vocab_size times n_embd. The embedding is a table of its own, of which one row is
-    looked up; leave it out, and the cache too. Each weight has `bits` bits, and each group of `group_size`
-    weights a scale of `scale_bits` bits: 16, or 8 + 32 / 256 with NF4's double quantization. Memory reads
-    `bandwidth` GB in a second, where 1 GB is 10⁹ bytes. Return the tokens per second that it allows at most,
-    a float.""",
+    and the output layer's, vocab_size times n_embd. Of the embedding a token looks up one row: leave it out,
+    and the cache too. (Where both share one table, it is still read once, as the output layer.) Each weight
+    has `bits` bits, and each group of `group_size` weights a scale of `scale_bits` bits: 16, or 8 + 32 / 256
+    with NF4's double quantization. Memory reads `bandwidth` GB in a second, where 1 GB is 10⁹ bytes. Return
+    the tokens per second that it allows at most, a float.""",
     reference=decode_limit,
     cases=_limit_cases,
     mistakes=(
@@ -243,6 +243,10 @@ def _clamped(x: Tensor) -> Tensor:
     return x.round().clamp(0, 15).to(torch.uint8)
 
 
+def _in_bytes(x: Tensor) -> Tensor:
+    return x.round().to(torch.int16).to(torch.uint8)  # what a cast of a negative float is depends on the CPU
+
+
 def _grouped(
     groups: Tensor,
     clip: float,
@@ -250,14 +254,24 @@ def _grouped(
     steps: int = 15,
     fit: Callable = _clamped,
     symmetric: bool = False,
+    clip_low: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """groups: the weight in three dimensions, of which `dim` goes over the weights of a group."""
-    low, high = clip * groups.amin(dim, keepdim=True), clip * groups.amax(dim, keepdim=True)
+    low, high = groups.amin(dim, keepdim=True), clip * groups.amax(dim, keepdim=True)
+    low = low * (clip if clip_low is None else clip_low)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
     scales = (high - low) / steps
     return fit((groups - low) / scales).reshape(len(groups), -1), scales.squeeze(dim), low.squeeze(dim)
+
+
+def _groups_are_valid(weight: Tensor, group_size: int, clip: float) -> bool:
+    """As the task has it, and no weight in the middle between two codes, where right answers may differ."""
+    groups = weight.view(len(weight), -1, group_size)
+    low, high = groups.aminmax(dim=2, keepdim=True)
+    steps = 15 * (groups / clip - low) / (high - low)
+    return 0 < clip <= 1 and bool((high > low).all()) and bool(((steps % 1 - 0.5).abs() > 1e-3).all())
 
 
 def _group_cases(generator: Generator) -> list[tuple[Tensor, int, float]]:
@@ -286,16 +300,42 @@ INT4_GROUPS = Exercise(
     reference=int4_groups,
     cases=_group_cases,
     forbids=(group_ranges, int4_codes, Int4Weight),
+    valid=_groups_are_valid,
     mistakes=(
         Mistake(
             "rounding into bytes before clamping",
             lambda weight, group_size, clip: _grouped(
                 weight.view(len(weight), -1, group_size),
                 clip,
-                fit=lambda x: x.round().to(torch.int16).to(torch.uint8).clamp(0, 15),
+                fit=lambda x: _in_bytes(x).clamp(0, 15),
             ),
             "The codes became bytes before they were clamped. A byte cannot hold -1: it wraps round to 255,"
             " which clamp makes 15, so that the smallest weights become the largest. Clamp first, then cast.",
+        ),
+        Mistake(
+            "the codes are not clamped",
+            lambda weight, group_size, clip: _grouped(
+                weight.view(len(weight), -1, group_size), clip, fit=_in_bytes
+            ),
+            "Weights beyond the ends of the range got codes beyond 0 .. 15: 16 and more above it, and below"
+            " it -1, which a byte cannot hold and takes for 255. clamp(0, 15) before the cast holds them at"
+            " the ends.",
+        ),
+        Mistake(
+            "the lowest is not clipped",
+            lambda weight, group_size, clip: _grouped(
+                weight.view(len(weight), -1, group_size), clip, clip_low=1.0
+            ),
+            "Only the upper end of the range was drawn in. The lower one is clip times the group's smallest"
+            " weight.",
+        ),
+        Mistake(
+            "the highest is not clipped",
+            lambda weight, group_size, clip: _grouped(
+                weight.view(len(weight), -1, group_size), 1.0, clip_low=clip
+            ),
+            "Only the lower end of the range was drawn in. The upper one is clip times the group's largest"
+            " weight.",
         ),
         Mistake(
             "sixteen steps",
@@ -366,6 +406,27 @@ def _pair(low: Tensor, high: Tensor) -> Tensor:
     return low.to(torch.uint8) | high.to(torch.uint8) << 4
 
 
+def _differing_byte(yours: Any, right: Tensor) -> str | None:
+    """The first byte that differs, as the two codes in it."""
+    if not isinstance(yours, Tensor) or yours.dtype != torch.uint8 or yours.shape != right.shape:
+        return None
+    wrong = (yours != right).nonzero().tolist()
+    if not wrong:
+        return None
+    row, byte = wrong[0]
+    (low, high), (right_low, right_high) = (
+        (int(codes[row, byte]) % 16, int(codes[row, byte]) // 16) for codes in (yours, right)
+    )
+    return (
+        f"Byte {byte} of row {row} has {low} in its low four bits and {high} in its high four; they should be"
+        f" {right_low} and {right_high}."
+    )
+
+
+def _explain_packed(yours: Any, codes: Tensor) -> str | None:
+    return _differing_byte(yours, pack_int4(codes))
+
+
 def _pack_cases(generator: Generator) -> list[tuple[Tensor]]:
     sizes = (2, 6), (4, 8), (2, 2), (6, 10), (1, 4), (3, 2)
     small = torch.tensor([[-8, 7, 0, 1], [1, -1, 5, -5]], dtype=torch.int8)
@@ -381,6 +442,7 @@ PACK_INT4 = Exercise(
     cases=_pack_cases,
     forbids=(Int4Weight,),
     valid=lambda codes: codes.dim() == 2 and codes.numel() > 0 and codes.size(1) % 2 == 0,
+    explain=_explain_packed,
     mistakes=(
         Mistake(
             "nibbles swapped",
@@ -551,6 +613,25 @@ class _ZeroIsTheLowest(QuantizedLinear):
         return (groups * self.scale.float().unsqueeze(2) + self.zero.float().unsqueeze(2)).flatten(1)
 
 
+class _LowestAsZero(QuantizedLinear):
+    """Only the range is that of code 0; all else counts from code 8."""
+
+    def ranges(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = groups.aminmax(dim=2)
+        return (high - low) / 15, low
+
+
+class _HalvesUnpacked(QuantizedLinear):
+    def unpack(self) -> Tensor:
+        return torch.cat([self.codes & 15, self.codes >> 4], 1)
+
+
+class _UnpackedInBfloat16(QuantizedLinear):
+    def unpacked(self) -> Tensor:
+        groups = self.unpack().bfloat16().unflatten(1, (self.scale.size(1), -1))
+        return ((groups - 8) * self.scale.unsqueeze(2) + self.zero.unsqueeze(2)).flatten(1).float()
+
+
 class _ScatteredGroups(QuantizedLinear):
     def grouped(self, weight: Tensor, group_size: int) -> Tensor:
         return weight.unflatten(1, (group_size, -1)).transpose(1, 2)
@@ -574,6 +655,13 @@ class _NoGradient(QuantizedLinear):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return super().forward(x)
+
+
+def _explain_linear(yours: Any, weight: Tensor, bias: Tensor | None, group_size: int) -> str | None:
+    """Of packed codes, which are wrong."""
+    linear = nn.Linear(weight.size(1), len(weight))
+    linear.weight.data.copy_(weight)
+    return _differing_byte(yours, QuantizedLinear(linear, group_size).codes)
 
 
 def _linear_cases(generator: Generator) -> list[tuple]:
@@ -716,6 +804,7 @@ QUANTIZED_LINEAR = Exercise(
     reference=QuantizedLinear,
     cases=_linear_cases,
     observe=_observe_linear,
+    explain=_explain_linear,
     points=3,
     forbids=(Int4Weight, group_ranges, int4_codes, quantize),
     valid=lambda weight, bias, group_size: (
@@ -795,8 +884,27 @@ QUANTIZED_LINEAR = Exercise(
         Mistake(
             "zero is the lowest weight",
             _ZeroIsTheLowest,
-            "`zero` is what code 0 stands for. That is a format too, as in the exercise before; here it is"
-            " what code 8 stands for, which PyTorch's kernels want.",
+            "Your `zero` is what code 0 stands for. That is a format too, as the minima of int4_groups; here"
+            " it is what code 8 stands for, lowest + 8 scale, which PyTorch's kernels want.",
+        ),
+        Mistake(
+            "zero is the lowest weight, and codes count from 8",
+            _LowestAsZero,
+            "Your `zero` is the lowest weight, and the 8 is still added to the codes. Those of the group's"
+            " upper half then end up beyond 15. `zero` is lowest + 8 scale.",
+        ),
+        Mistake(
+            "unpacked as halves",
+            _HalvesUnpacked,
+            "The codes are packed rightly, but unpacked in another order: first all of the low four bits,"
+            " then all of the high ones. Neighbours share a byte, so both have to be interleaved: torch.stack"
+            " along a new last dimension, then flatten.",
+        ),
+        Mistake(
+            "unpacked in bfloat16",
+            _UnpackedInBfloat16,
+            "unpacked() computes in bfloat16, which keeps 8 binary digits, and rounds at each step; what"
+            " comes out is float32 in name only. Turn codes, scale and zero into float32 first.",
         ),
         Mistake(
             "groups of scattered weights",
@@ -914,6 +1022,13 @@ def _swap_exact_type(model: nn.Module, make: Callable, skip: Collection[str] = (
     return model
 
 
+def _swap_on_the_model(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> nn.Module:
+    for name in _names_to_swap(model, skip):
+        old = model.get_submodule(name)
+        setattr(model, name, make(old).train(old.training))
+    return model
+
+
 def _swap_quietly(model: nn.Module, make: Callable, skip: Collection[str] = ()) -> None:
     swap_linears(model, make, skip)
 
@@ -965,7 +1080,7 @@ def _swap_cases(generator: Generator) -> list[tuple]:
         case({"first": "OtherLinear", "second": "Linear"}),
         case({"first": "Linear", "mlp": mlp}, frozen=("first", "mlp.down_proj")),
         case({"mlp": mlp}, frozen=("", "mlp", "mlp.up_proj", "mlp.act", "mlp.down_proj")),
-        case(gpt),
+        case({"up": "Linear", "mlp": {"down_proj": "Linear"}}, skip=("*.down_proj",)),
         case(gpt, skip=("lm_head",)),
         case(gpt, skip=("blocks.0.*", "*.down_proj")),
         case({"up": "Linear", "inner": {"up": "Linear"}}, skip=("up",)),
@@ -993,8 +1108,11 @@ def _observe_swap(
             "it returns another model, and the one that it was given should itself be changed: whoever holds"
             " that would not see what was swapped."
         )
-    after = {name: module for name, module in model.named_modules() if module not in given}
-    yield "what the model is made of", [f"{name}: {type(m).__name__}" for name, m in after.items() if name]
+    walked = list(model.named_modules())
+    inside = {f"{name}.linear" for name, module in walked if isinstance(module, _Wrapped)}
+    seen = [(name, m) for name, m in walked if name not in inside or m not in given]
+    yield "what the model is made of", [f"{name}: {type(m).__name__}" for name, m in seen if name]
+    after = dict(seen)
     names = {module: name for name, module in before.items()}
     yield "what make was given", sorted(names.get(linear, "something new") for linear in given)
     for name, module in after.items():
@@ -1038,6 +1156,13 @@ SWAP_LINEARS = Exercise(
             _swap_children,
             "Linear layers that stand inside of another module were not found. named_children looks one level"
             " deep; named_modules gives all.",
+        ),
+        Mistake(
+            "a name with dots is set on the model itself",
+            _swap_on_the_model,
+            'setattr(model, "mlp.up_proj", new) does not go down to mlp: it adds a module to the model, under'
+            " a name with a dot in it, and the old layer still stands where it was. The parent is"
+            ' model.get_submodule("mlp"), and the attribute "up_proj".',
         ),
         Mistake(
             "what was made is swapped again",
@@ -1131,6 +1256,18 @@ def _closest(x: Tensor, levels: Tensor) -> Tensor:
     return (x[..., None] - levels).abs().argmin(-1).to(torch.uint8)
 
 
+def _nf4_is_valid(weight: Tensor, block_size: int, levels: Tensor) -> bool:
+    """As the task has it, and no weight in the middle between two levels, where right answers may differ."""
+    is_scale = len(levels) == 16 and bool((levels.diff() > 0.01).all())
+    if not is_scale or levels[0] != -1 or levels[-1] != 1:
+        return False
+    blocks = weight.view(-1, block_size)
+    absmax = blocks.abs().amax(1, keepdim=True)
+    middles = (levels[1:] + levels[:-1]) / 2
+    near = ((blocks / absmax)[..., None] - middles).abs().amin()
+    return bool((absmax > 0).all()) and bool(near > 1e-4)
+
+
 def _nf4_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor]]:
     def case(blocks: int, block_size: int, levels: Tensor) -> tuple[Tensor, int, Tensor]:
         sizes = 0.02 + torch.rand(blocks, 1, generator=generator)
@@ -1152,6 +1289,7 @@ NF4_CODES = Exercise(
     reference=nf4_codes,
     cases=_nf4_cases,
     forbids=(nearest_levels,),
+    valid=_nf4_is_valid,
     mistakes=(
         Mistake(
             "not normalised",
@@ -1296,6 +1434,8 @@ INT8_LINEAR = Exercise(
         and x.size(1) == codes.size(1)
         and len(x_scales) == len(x)
         and len(scales) == len(bias) == len(codes)
+        and bool((x_scales > 0).all())
+        and bool((scales > 0).all())
     ),
     mistakes=(
         Mistake(
@@ -1303,6 +1443,14 @@ INT8_LINEAR = Exercise(
             lambda x, x_scales, codes, scales, bias: (x @ codes.T) * x_scales[:, None] * scales + bias,
             "A product of int8 tensors is int8 in PyTorch, and wraps round at 127 without a word. Already 12"
             " * 12 is too much. Cast to int32 first.",
+        ),
+        Mistake(
+            "the sum overflows int16",
+            lambda x, x_scales, codes, scales, bias: (
+                (x.to(torch.int16) @ codes.to(torch.int16).T) * x_scales[:, None] * scales + bias
+            ),
+            "A product of int16 tensors is int16 in PyTorch, and ends at 32,767: three products of the"
+            " largest codes are too much. Cast to int32 first.",
         ),
         Mistake(
             "float weights",
@@ -1559,6 +1707,7 @@ INT8_DOT_SOURCE = Exercise(
         and w.numel() > 0
         and scale.shape == w.shape[:1]
         and x.shape == w.shape[1:]
+        and bool((scale > 0).all())
         and x_scale > 0
     ),
     stub='''def int8_dot_source() -> str:
@@ -1606,6 +1755,12 @@ void int8_matvec(const int8_t *w, const float *scale, const int8_t *x,
             lambda: _matvec(body="sum += w[(size_t)i * rows + row] * x[i];"),
             "w was read as if it lay column after column. Row `row` begins at row * columns, and its numbers"
             " lie side by side.",
+        ),
+        Mistake(
+            "the next row begins at row * rows",
+            lambda: _matvec(body="sum += w[(size_t)row * rows + i] * x[i];"),
+            "Row `row` was taken to begin at row * rows. Each of the rows before it has `columns` numbers, so"
+            " it begins at row * columns.",
         ),
         Mistake(
             "the last columns are left out",
@@ -1676,6 +1831,11 @@ def _factor(matrix: Tensor) -> Tensor:
     return torch.linalg.cholesky(matrix, upper=True)
 
 
+def _other_factor(matrix: Tensor) -> Tensor:
+    """Upper triangular as well, but U Uᵀ is the inverse of the matrix, not Uᵀ U."""
+    return torch.linalg.inv(torch.linalg.cholesky(matrix)).T
+
+
 def _later(row: Tensor, column: int, divide: bool = True) -> Tensor:
     """Its part after `column`, the rest 0."""
     return torch.where(torch.arange(len(row)) > column, row / (row[column] if divide else 1), 0)
@@ -1688,6 +1848,20 @@ def _spread(
     rounded = (weight[:, column] / scales).round().clamp(low, high) * scales
     error = (weight[:, column] - rounded)[:, None]
     return weight.index_copy(1, torch.tensor([column]), rounded[:, None]) - error * shares
+
+
+def _gptq_step_is_valid(weight: Tensor, column: int, hessian: Tensor, scales: Tensor) -> bool:
+    """As the task has it, and no weight in the middle between two codes, where right answers may differ."""
+    if weight.dim() != 2 or list(hessian.shape) != [weight.size(1)] * 2 or len(scales) != len(weight):
+        return False
+    codes = weight[:, column] / scales
+    return (
+        0 <= column < weight.size(1)
+        and torch.equal(hessian, hessian.T)
+        and bool((torch.linalg.eigvalsh(hessian) > 0.01).all())
+        and bool((scales > 0).all())
+        and bool(((codes % 1 - 0.5).abs() > 1e-3).all())
+    )
 
 
 def _gptq_cases(generator: Generator) -> list[tuple[Tensor, int, Tensor, Tensor]]:
@@ -1726,14 +1900,26 @@ GPTQ_STEP = Exercise(
     cases=_gptq_cases,
     forbids=(gptq_round,),
     tolerance=1e-4,
+    valid=_gptq_step_is_valid,
     mistakes=(
         Mistake(
             "the error is not spread",
             lambda weight, column, hessian, scales: _spread(
                 weight, column, torch.zeros(len(hessian)), scales
             ),
-            "The column is rounded and the later ones are as before. Was U the lower factor, which"
+            "The column is rounded and the later ones are as before. Was the rounded column written before"
+            " the difference was taken? A slice such as new[:, column] is a view: it changes with new, and"
+            " w - q is then 0. Clone it, or take the error first. Or was U the lower factor, which"
             " torch.linalg.cholesky returns unless told otherwise? Right of its diagonal it is 0.",
+        ),
+        Mistake(
+            "U Uᵀ in place of Uᵀ U",
+            lambda weight, column, hessian, scales: _spread(
+                weight, column, _later(_other_factor(hessian)[column], column), scales
+            ),
+            "Your U is upper triangular, but it is U Uᵀ that gives the inverse, as with the inverse of the"
+            " Hessian's lower factor, transposed. The order matters: invert first, then take"
+            " torch.linalg.cholesky(..., upper=True), for which Uᵀ U is the inverse.",
         ),
         Mistake(
             "not divided by the diagonal",
@@ -1866,6 +2052,14 @@ def _gptq_of_hessian(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tenso
     return _gptq_rounded(weight, torch.linalg.cholesky(h, upper=True).float(), scale, zero)
 
 
+def _gptq_of_other_factor(
+    weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float
+) -> Tensor:
+    h = hessian.double()
+    h = h + damp * h.diagonal().mean() * torch.eye(len(h))
+    return _gptq_rounded(weight, _other_factor(h).float(), scale, zero)
+
+
 def _gptq_step_by_step(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, damp: float) -> Tensor:
     """The error is spread once, when all columns are rounded: too late."""
     upper = _upper(hessian, damp)
@@ -1985,8 +2179,8 @@ def _explain_gptq(
 GPTQ_MATRIX = Exercise(
     task="""Now the whole matrix, column after column, from the first to the last. `weight` is float32 [out,
     in]; `hessian` is x xᵀ summed over the layer's inputs, float32 [in, in]; `scale` and `zero` are float32
-    [out, groups], where a group is in / groups columns side by side. Code c, from 0 to 15, stands for scale
-    (c - 8) + zero.
+    [out, groups], where a group is in / groups columns side by side, and every scale is above 0. Code c, from
+    0 to 15, stands for scale (c - 8) + zero.
 
     - Add damp times the mean of the Hessian's diagonal to each number of its diagonal. (An input may be 0
       always, and without this there is no inverse.) Let U be the upper Cholesky factor of the inverse, Uᵀ U =
@@ -2007,9 +2201,18 @@ GPTQ_MATRIX = Exercise(
         Mistake(
             "the error is not spread",
             lambda weight, hessian, scale, zero, damp: _nearest_on(weight, scale, zero),
-            "This is rounding to nearest: no column makes up for another. Was each column rounded as it was"
-            " at first, in `weight`, and not as it has become? Or was U the lower factor, which"
-            " torch.linalg.cholesky returns unless told otherwise? Right of its diagonal it is 0.",
+            "This is rounding to nearest: no column makes up for another. Was the rounded column written"
+            " before the difference was taken? A slice such as new[:, j] is a view: it changes with new, and"
+            " the error is then 0. Clone it, or take the error first. Or was each column rounded as it was at"
+            " first, in `weight`? Or was U the lower factor, which torch.linalg.cholesky returns unless told"
+            " otherwise? Right of its diagonal it is 0.",
+        ),
+        Mistake(
+            "U Uᵀ in place of Uᵀ U",
+            _gptq_of_other_factor,
+            "Your U is upper triangular, but it is U Uᵀ that gives the inverse, as with the inverse of the"
+            " Hessian's lower factor, transposed. The order matters: invert first, then take"
+            " torch.linalg.cholesky(..., upper=True), for which Uᵀ U is the inverse.",
         ),
         Mistake(
             "the errors are spread at the end",
@@ -2083,6 +2286,14 @@ GPTQ_MATRIX = Exercise(
             ),
             "Codes beyond 0 .. 15 came out: they do not fit into four bits. Clamp before the error is taken,"
             " so that what is cut off is made up for as well.",
+        ),
+        Mistake(
+            "clamped to 0 .. 15 without the 8",
+            lambda weight, hessian, scale, zero, damp: _gptq_rounded(
+                weight, _upper(hessian, damp), scale, zero, low=8, high=23
+            ),
+            "(weight - zero) / scale is from -8 to 7; clamp(0, 15) fits only after 8 was added. Without it"
+            " everything below `zero` becomes `zero`.",
         ),
         Mistake(
             "codes from -8, as if zero were 0",
