@@ -71,8 +71,7 @@ def _tradeoff_panel(ax: Any, model: str, rows: Rows) -> None:
         marker = MARKERS[0] if row.get("ours", 1) else MARKERS[1]
         look = dict(color=colour, alpha=0.55, edgecolor="black", marker=marker)
         ax.errorbar(row["bits"], worse, 100 * row["worse_error"], color=colour, capsize=3, zorder=3)
-        ax.scatter(row["bits"], worse, s=40 + 560 * speed / fastest, zorder=2, **look)
-        ax.annotate(str(i + 1), (row["bits"], worse), ha="center", va="center", fontsize=9, zorder=4)
+        ax.scatter(row["bits"], worse, s=20 + 200 * speed / fastest, zorder=2, **look)
         ax.scatter([], [], s=60, label=f"{i + 1}. {label_of(name)}: {speed:,.0f}", **look)
     ax.set_xscale("log", base=2)
     ax.set_xticks((4, 8, 16, 32), ("4", "8", "16", "32"))
@@ -89,12 +88,36 @@ def _tradeoff_panel(ax: Any, model: str, rows: Rows) -> None:
         ax.set_yticks((0, 0.5, 1, 5, 10, 50), ("0", "0.5", "1", "5", "10", "50"))
         ax.set_ylim(-0.5, 100)
         ax.set_ylabel("perplexity, increase over fp32 (%, logarithmic above 1)")
+    _number_points(ax, [(row["bits"], 100 * row["worse"]) for row in rows.values()])
     title = "tokens a second, as the area shows"
     if not all(row.get("ours", 1) for row in rows.values()):
         title += " (squares: other libraries)"
     ax.legend(
-        frameon=False, fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3, title=title
+        frameon=False,
+        fontsize=10,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.11),
+        ncols=3,
+        columnspacing=1,
+        handletextpad=0.3,
+        title=title,
     )
+
+
+def _number_points(ax: Any, points: list[tuple[float, float]]) -> None:
+    """Numbers beside points, from 1, each with a line to its own; none stands on another or on a point."""
+    ax.figure.canvas.draw()  # places are known from here on
+    places = [tuple(72 / ax.figure.dpi * at for at in ax.transData.transform(point)) for point in points]
+    taken = list(places)
+    for i, point in sorted(enumerate(points), key=lambda numbered: numbered[1][1]):
+        x, y = places[i]
+        label_x, label_y = x + 20, y
+        while any(abs(label_x - a) < 14 and abs(label_y - b) < 12 for a, b in taken):
+            label_y += 2
+        taken.append((label_x, label_y))
+        line = dict(arrowstyle="-", linewidth=0.7, color="#555555", shrinkA=0, shrinkB=0)
+        place = dict(xytext=(label_x - x, label_y - y), textcoords="offset points", arrowprops=line)
+        ax.annotate(str(i + 1), point, ha="center", va="center", fontsize=10, zorder=4, **place)
 
 
 def speed_figure(model: str, rows: Rows) -> Any:

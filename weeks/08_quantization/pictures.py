@@ -160,19 +160,27 @@ def code_use_figure(codes: Mapping[str, Tensor]) -> Figure:
     return fig
 
 
-def distances_figure(weight: Tensor, rounded: Mapping[str, Tensor]) -> Figure:
-    """How far each weight is from what a format makes of it, by its value."""
-    fig, ax = figure(9, 3.8)
+def errors_by_value_figure(weight: Tensor, rounded: Mapping[str, Tensor], bins: int = 25) -> Figure:
+    """How far weights are from what a format makes of them, by their value: the root mean square of each of
+    `bins` ranges of values that has 30 weights or more.
+    """
+    fig, ax = figure(9, 4)
+    edges = torch.linspace(float(weight.min()), float(weight.max()), bins + 1)
+    place = torch.bucketize(weight.flatten(), edges[1:-1])
+    counts = torch.bincount(place, minlength=bins)
+    used = counts >= 30
     for i, (label, values) in enumerate(rounded.items()):
-        look = dict(linestyle="", color=COLOURS[(2, 1, 0)[i]], markersize=3, alpha=0.7)
-        ax.plot(weight.flatten(), (values - weight).abs().flatten(), MARKERS[i], label=label, **look)
+        squares = (values - weight).flatten().square()
+        mean = torch.zeros(bins).index_add(0, place, squares) / counts.clamp(min=1)
+        look = dict(color=COLOURS[(2, 1, 0)[i]], marker=MARKERS[i], linestyle=LINES[i], linewidth=2)
+        ax.plot((edges[1:] + edges[:-1])[used] / 2, mean.sqrt()[used], label=label, **look)
     ax.set(
-        title=f"How far off each weight is ({len(weight)} rows)",
+        title="The error of weights, by their value",
         xlabel="value of the weight",
-        ylabel="distance from its level",
+        ylabel="error (root mean square)",
         ylim=(0, None),
     )
-    ax.legend(frameon=False, markerscale=3)
+    ax.legend(frameon=False)
     return fig
 
 
