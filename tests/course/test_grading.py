@@ -17,6 +17,7 @@ from shared.course.exercise.running import changes_its_input
 from shared.course.exercise.shrinking import size
 from shared.course.exercise.verdict import Case
 from tests.course.answers import OTHER_ANSWERS
+from tests.course.helpers import made_up
 
 EXERCISES = {e.name: e for n in (1, 2, 3, 4) for e in Week(n).exercises.values()}
 past_means = OTHER_ANSWERS["average_past"]
@@ -356,6 +357,53 @@ def test_a_class_with_other_names_for_its_arguments_is_right_and_one_without_the
     assert grade(bigram, Bigram).status == "solved"
     verdict = grade(bigram, Forgetful)
     assert verdict.kind == "crash" and "takes 1 positional argument" in verdict.message
+
+
+def test_a_method_that_an_attribute_hides_is_told():
+    class LossScaler:
+        def __init__(self, scale=2.0**16, growth_interval=2000):
+            self.scale = scale
+
+        def get_scale(self):
+            return self.scale
+
+        def scale(self, loss):
+            return loss * self.scale
+
+    verdict = grade(Week(7).exercises["LossScaler"], LossScaler)
+    assert verdict.kind == "property" and "self.scale = float, has taken its place" in verdict.says
+
+
+def test_what_a_broken_law_cut_off_is_not_said_to_be_missing():
+    """One case breaks a law before the number is looked at; another has a wrong number."""
+
+    def observed(answer, n):
+        if answer(n) < 0:
+            raise NotRight("it is below 0.")
+        yield "the number", answer(n)
+
+    exercise = made_up(lambda n: n, [(1,), (5,), (100,)], observe=observed)
+    verdict = grade(exercise, lambda n: n if n == 1 else n - 50)
+    assert "returned None" not in verdict.message and verdict.case.given == {"n": 100}
+
+
+def test_one_number_that_agrees_with_a_mistake_by_chance_is_not_that_mistake():
+    """A mistake that is wrong in more cases than the answer, and gives the same only in one of these."""
+    cases = [(torch.ones(2),), (torch.tensor([1.0, -1.0]),)]
+
+    def observed(answer, x):
+        yield "a long name of what is seen", answer(x)
+
+    def absolute(x):
+        return x.sum().abs() + 1 if x.sum() == 0 else x.sum()
+
+    def one_more(x):
+        return x.sum() + 1
+
+    mistakes = (Mistake("one more", one_more, "It is one more."),)
+    exercise = made_up(lambda x: x.sum(), cases, mistakes=mistakes, observe=observed)
+    assert grade(exercise, one_more).mistake == "one more"
+    assert grade(exercise, absolute).mistake is None
 
 
 def test_a_wrong_gradient_is_shown_and_named_where_it_is_known():

@@ -180,7 +180,7 @@ FOUND = [
         lambda x, f: x**f,
     ),
     ("off by a constant factor: yours are 1.37", doubled, ROWS, lambda x: x * 2.74, strange),
-    ("one factor for the whole result", doubled, ROWS, lambda x: x * x.abs().max(), strange),
+    ("one factor for all of them", doubled, ROWS, lambda x: x * x.abs().max(), strange),
     (
         "depends on the place along dimension 1",
         doubled,
@@ -284,6 +284,52 @@ def _first_to_recognise(exercise, answer):
 def test_a_property_of_one_part_of_a_result_is_found():
     verdict = grade(made_up(extremes, ROWS), lambda x: (x.amin(-1), -x.amax(-1)))
     assert "but for the sign" in verdict.says
+
+
+def counted_on(x, step, limit):
+    """Two results, of which both depend on `step` and `limit`."""
+    return (x * 2, 0) if step + 1 == limit else (x, step + 1)
+
+
+def one_step_late(x, step, limit):
+    return (x * 2, 0) if step + 1 > limit else (x, step + 1)
+
+
+def both_forgotten(x, step, limit):
+    return x, round(100 * float(x.sum()))
+
+
+def steps(generator):
+    return [(torch.rand(3, generator=generator) + 0.5, step, 10) for step in (3, 9, 4, 9)]
+
+
+def test_an_argument_is_called_unused_only_where_no_part_of_the_result_depends_on_it():
+    exercise = made_up(counted_on, steps)
+    assert "makes no difference" not in grade(exercise, one_step_late).says
+    assert "`step` makes no difference" in grade(exercise, both_forgotten).says
+
+
+def test_a_result_that_is_constant_only_where_it_is_wrong_is_not_called_the_same_whatever_comes():
+    def one_where_negative(x):
+        return x * 2 if x.sum() > 0 else x * 0 + 1
+
+    exercise = made_up(doubled, lambda g: [(torch.tensor([1.0, 2.0]),), (torch.tensor([-1.0, -2.0]),)])
+    assert "Every value" not in grade(exercise, one_where_negative).says
+    assert "Every value of your result is 1" in grade(exercise, lambda x: x * 0 + 1).says
+
+
+def test_one_factor_for_all_places_does_not_depend_on_the_place():
+    def shrunk(x):
+        """One case is off by one factor, the other by none that counts."""
+        return x * 2 * (1.5 if x.size(1) == 3 else 1.0)
+
+    says = grade(made_up(doubled, normal((4, 3), (5, 4))), shrunk).says
+    assert "depends on the place" not in says
+
+
+def test_the_part_of_a_result_that_a_sentence_is_about_is_named():
+    verdict = grade(made_up(extremes, ROWS), lambda x: (x.amin(-1), -x.amax(-1)))
+    assert "In item 1 of the result: The values are right but for the sign" in verdict.says
 
 
 def test_what_has_no_name_is_said_to_differ():

@@ -118,6 +118,17 @@ def test_a_case_of_nothing_but_nan_is_not_shown_where_another_tells_more():
     assert case.given["x"].shape == (2,) and not case.yours[1].isnan()
 
 
+def test_a_case_whose_right_result_is_nan_is_not_shown_where_another_tells_more():
+    def mean(x):
+        return x.mean()
+
+    def zero_for_nothing(x):
+        return x.sum() / (len(x) + 1)
+
+    case = grade(made_up(mean, normal((0,), (5,))), zero_for_nothing).case
+    assert not case.expected.isnan() and len(case.given["x"]) == 1
+
+
 def _sorted(values):
     return sorted(values)
 

@@ -40,7 +40,7 @@ def factor(evidence: Evidence) -> str | None:
     if len(factors) > 1 and pairs[0][1].size > 1:
         shown = " and ".join(f"{factor:.4g}" for factor in factors[:2])
         return (
-            f"The values are off by one factor for the whole result, and another one in each case: {shown}"
+            f"The values are off by one factor for all of them, and another one in each case: {shown}"
             " times the right ones in two of them. What is it that you divide or multiply by?"
         )
     return None
@@ -55,12 +55,13 @@ def factor_by_place(evidence: Evidence) -> str | None:
     for axis in range(dimensions):
         found = [_factors_along(yours, expected, axis) for yours, expected in pairs]
         if dimensions > 1 and all(factors is not None for factors in found):
-            longest = max((factors for factors in found if factors is not None), key=len)
-            if len(longest) > 2:
+            different = [f for f in found if f is not None and len(f) > 2 and np.ptp(f) > 0.02]
+            if different:
+                longest = max(different, key=len)
                 shown = ", ".join(f"{factor:.4g}" for factor in longest[:5])
                 return (
-                    f"The values are off by a factor that depends on the place along dimension {axis}: yours"
-                    f" are {shown}{', ...' if len(longest) > 5 else ''} times the right ones."
+                    f"The values are off by a factor that depends on the place along dimension {axis}: in"
+                    f" one case yours are {shown}{', ...' if len(longest) > 5 else ''} times the right ones."
                 )
     return None
 

@@ -150,8 +150,13 @@ def takes(answer: Callable[..., Any], *names: str) -> None:
 
 
 def method(module: Any, name: str) -> Callable[..., Any]:
-    """A method of the learner's object. Raises NotRight where there is none."""
+    """A method of the learner's object. Raises NotRight where there is none, or a value hides it."""
     found = getattr(module, name, None)
+    if callable(getattr(type(module), name, None)) and not callable(found):
+        raise NotRight(
+            f"its method `{name}` cannot be called: an attribute of the same name, self.{name} ="
+            f" {type(found).__name__}, has taken its place. Give the attribute another name."
+        )
     if not callable(found):
         raise NotRight(f"it has no method `{name}`: is it indented as a part of the class, and spelled so?")
     return found

@@ -33,6 +33,10 @@ class Evidence:
     """Runs the answer on a copy of a case's arguments; may raise anything."""
     reference: Callable[[tuple], Any]
     tolerance: float
+    part: str = ""
+    """Which part of a result of several this is about: "item 0". Empty: all of it."""
+    whole: Callable[[tuple], Any] | None = None
+    """As `answer`, but with all of the result; None where that is the same."""
 
 
 CRASHED = object()

@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,20 +50,12 @@ from shared.course.exercise.running import (
     where,
 )
 from shared.course.exercise.shrinking import size, smallest
+from shared.course.exercise.trials import Trial, first_difference
 from shared.course.exercise.verdict import Case, Verdict
 from shared.runtime import clock
 
 OTHER_CASES = 1000
 """Added to the seed for the cases that a right answer is tried on once more."""
-
-
-@dataclass
-class _Trial:
-    """One case of an answer that is being graded."""
-
-    arguments: tuple
-    expected: dict[str, Any]
-    seen: dict[str, Any] = field(default_factory=dict)
 
 
 def grade(exercise: Exercise, answer: Any, seed: int = 0, source: str | None = None) -> Verdict:
@@ -111,7 +103,7 @@ class _Grading:
         self.answer = answer
         started = clock()
         cases = exercise.cases(torch.Generator().manual_seed(seed))
-        trials = [_Trial(tuple(case), self._right(tuple(case))) for case in cases]
+        trials = [Trial(tuple(case), self._right(tuple(case))) for case in cases]
         # A law that the reference breaks by chance, as one on drawn tokens may be, says nothing of an answer.
         self.trials = [trial for trial in trials if SAID not in trial.expected]
         self.seconds = max(SECONDS, 20 * (clock() - started))
@@ -141,7 +133,7 @@ class _Grading:
                 return self._wrong(failed)
             return self._forbidden(calls) or self._detached() or self._solved()
 
-    def _is_right(self, trial: _Trial) -> bool:
+    def _is_right(self, trial: Trial) -> bool:
         return same(trial.seen, trial.expected, self.tolerance)
 
     def _tried(self, calls: Calls) -> Verdict | None:
@@ -171,7 +163,7 @@ class _Grading:
 
     # ---- before any result is compared
 
-    def _too_slow(self, trial: _Trial, error: TimeUpError) -> Verdict:
+    def _too_slow(self, trial: Trial, error: TimeUpError) -> Verdict:
         line = where(error, self.answer)
         at = f" It was at {line}." if line else ""
         says = (
@@ -180,7 +172,7 @@ class _Grading:
         )
         return self._verdict("time", says, self._case(trial.arguments, "", error="it never came back"))
 
-    def _crashed(self, trial: _Trial, error: Exception | SystemExit, number: int) -> Verdict:
+    def _crashed(self, trial: Trial, error: Exception | SystemExit, number: int) -> Verdict:
         signature = self._wrong_signature()
         if signature:
             return self._verdict("crash", signature)
@@ -188,7 +180,7 @@ class _Grading:
         with redirect_stdout(io.StringIO()), suppress(TimeUpError):
             mistake, wrong = capped(self.seconds, self._crashing_mistake, trial, error)
             if mistake is not None and wrong:
-                what = _first_difference(wrong, self.tolerance)
+                what = first_difference(wrong, self.tolerance)
                 return capped(self.seconds, self._mistaken, mistake, wrong, what)
         found: list[tuple[tuple, BaseException]] = [(trial.arguments, error)]
 
@@ -212,7 +204,7 @@ class _Grading:
             return self._verdict("mistake", mistake.told, case, mistake.name)
         return self._verdict("crash", f"it crashed on case {number} of {len(self.trials)}.", case)
 
-    def _crashing_mistake(self, crashed: _Trial, error: BaseException) -> tuple[Mistake | None, list[_Trial]]:
+    def _crashing_mistake(self, crashed: Trial, error: BaseException) -> tuple[Mistake | None, list[Trial]]:
         """The mistake that crashes with the same words; or the one that does the same wherever the answer
         ends, and the cases that show it.
         """
@@ -244,7 +236,7 @@ class _Grading:
             return None
         return None
 
-    def _changed_input(self, given: tuple, trial: _Trial) -> Verdict:
+    def _changed_input(self, given: tuple, trial: Trial) -> Verdict:
         arguments = trial.arguments
         with redirect_stdout(io.StringIO()), suppress(TimeUpError):
             smaller = capped(self.seconds, smallest, arguments, self._changes)
@@ -302,7 +294,7 @@ class _Grading:
             return self._verdict("detached", says, self._case(trial.arguments, ""))
         return None
 
-    def _wrong_gradient(self, trial: _Trial, yours: Gradients, right: Gradients) -> Verdict:
+    def _wrong_gradient(self, trial: Trial, yours: Gradients, right: Gradients) -> Verdict:
         """The verdict with the first gradient that is wrong; a known mistake's name, where one has it too."""
         name = next(n for n in right if not same(yours[n], right[n], 10 * self.tolerance))
         differs = difference(yours[name], right[name], 10 * self.tolerance)
@@ -318,15 +310,16 @@ class _Grading:
 
     # ---- wrong
 
-    def _wrong(self, failed: Sequence[_Trial]) -> Verdict:
-        what = _first_difference(failed, self.tolerance)
+    def _wrong(self, failed: Sequence[Trial]) -> Verdict:
+        what = first_difference(failed, self.tolerance)
+        failed = sorted(failed, key=lambda trial: not trial.is_wrong_in(what, self.tolerance))
         case = self._case(failed[0].arguments, what)
         verdict = self._verdict("differs", f"not right yet. {case.differs}".rstrip(), case)
         with suppress(TimeUpError):  # then what was found until then is told
             verdict = capped(self.seconds, self._explained, failed, what)
         return verdict
 
-    def _explained(self, failed: Sequence[_Trial], what: str) -> Verdict:
+    def _explained(self, failed: Sequence[Trial], what: str) -> Verdict:
         """The verdict with what can be found out about how the answer is wrong."""
         mistake, is_exact = self._known_mistake(failed)
         if mistake is not None and is_exact:
@@ -354,11 +347,11 @@ class _Grading:
             return self.exercise.explain(case.yours, *case.arguments)
         return None
 
-    def _mistaken(self, mistake: Mistake, failed: Sequence[_Trial], what: str) -> Verdict:
+    def _mistaken(self, mistake: Mistake, failed: Sequence[Trial], what: str) -> Verdict:
         case = self._smallest(failed, what, mistake)
         return self._verdict("mistake", mistake.told, case, mistake.name)
 
-    def _known_mistake(self, failed: Sequence[_Trial]) -> tuple[Mistake | None, bool]:
+    def _known_mistake(self, failed: Sequence[Trial]) -> tuple[Mistake | None, bool]:
         """The mistake that does the same in all cases; or nearly, in every case that is wrong.
 
         Cases in which the answer overflows as well are left out of the near ones: two things are wrong there.
@@ -372,7 +365,7 @@ class _Grading:
                 near.append(mistake)
         return (near[0] if near else None), False
 
-    def _does_the_same(self, mistake: Mistake, trials: Sequence[_Trial], tolerance: float) -> bool:
+    def _does_the_same(self, mistake: Mistake, trials: Sequence[Trial], tolerance: float) -> bool:
         for trial in trials:
             seen = loosened(trial.seen, tolerance)
             made = set()
@@ -387,20 +380,20 @@ class _Grading:
                 return False
         return True
 
-    def _tells_apart(self, mistake: Mistake, failed: Sequence[_Trial]) -> bool:
+    def _tells_apart(self, mistake: Mistake, failed: Sequence[Trial]) -> bool:
         """Whether agreeing with the mistake says something: results have many values, or fail many times."""
-        return len(failed) > 1 or bool(failed) and size(failed[0].expected) > 6
+        return len(failed) > 1 or bool(failed) and sum(map(size, failed[0].expected.values())) > 6
 
-    def _of_another_type(self, failed: Sequence[_Trial], what: str) -> bool:
+    def _of_another_type(self, failed: Sequence[Trial], what: str) -> bool:
         """Whether the results differ in what they are, before any value is looked at."""
         yours, right = failed[0].seen.get(what), failed[0].expected.get(what)
         return not alike_in_type(yours, right, self.tolerance)
 
-    def _evidence(self, failed: Sequence[_Trial], what: str) -> Evidence:
+    def _evidence(self, failed: Sequence[Trial], what: str) -> Evidence:
         failures = [
             Failure(trial.arguments, trial.seen[what], trial.expected[what])
             for trial in failed
-            if what in trial.seen and not same(trial.seen[what], trial.expected[what], self.tolerance)
+            if what in trial.seen and trial.is_wrong_in(what, self.tolerance)
         ]
 
         def on(answer: Answer) -> Callable[[tuple], Any]:
@@ -430,11 +423,11 @@ class _Grading:
             return None
         return expected if all(has_no_nan(value) for value in expected.values()) else None
 
-    def _smallest(self, failed: Sequence[_Trial], what: str, mistake: Mistake | None = None) -> Case:
+    def _smallest(self, failed: Sequence[Trial], what: str, mistake: Mistake | None = None) -> Case:
         """The smallest case on which the answer is wrong in the same way."""
         is_alike = not self._of_another_type(failed, what)
-        candidates = [t for t in failed if not same(t.seen.get(what), t.expected.get(what), self.tolerance)]
-        telling = [trial for trial in candidates if not is_all_nan(trial.seen.get(what))]
+        candidates = [trial for trial in failed if trial.is_wrong_in(what, self.tolerance)]
+        telling = [t for t in candidates if not any(is_all_nan(r.get(what)) for r in (t.seen, t.expected))]
 
         def fails_alike(arguments: tuple) -> bool:
             right = self._right_if_valid(arguments)
@@ -442,7 +435,8 @@ class _Grading:
                 return False
             try:
                 yours = kept(self.exercise.seen(self.answer, copy.deepcopy(arguments), what))
-                if same(yours.get(what), right.get(what), self.tolerance):
+                is_cut_off = SAID in yours and what not in yours
+                if is_cut_off or same(yours.get(what), right.get(what), self.tolerance):
                     return False
                 if telling and is_all_nan(yours.get(what)):
                     return False
@@ -487,13 +481,3 @@ class _Grading:
                     differs = difference(yours, expected[what], self.tolerance)
         given = dict(zip(self.exercise.parameters, arguments))
         return Case(given, expected[what], yours, error, what, differs)
-
-
-def _first_difference(failed: Sequence[_Trial], tolerance: float) -> str:
-    """The first thing seen, in the exercise's order, that is wrong in some case."""
-    for what in failed[0].expected:
-        for trial in failed:
-            is_seen = what in trial.seen or SAID not in trial.seen  # what NotRight cut off is not wrong
-            if is_seen and not same(trial.seen.get(what), trial.expected.get(what), tolerance):
-                return what
-    return SAID if any(SAID in trial.seen for trial in failed) else next(iter(failed[0].expected))

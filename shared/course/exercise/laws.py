@@ -54,10 +54,13 @@ def _repeats(function: Callable[[tuple], Any], arguments: tuple, tolerance: floa
 
 
 def unused_argument(evidence: Evidence) -> str | None:
-    """Another value of an argument makes a difference to the reference, and none to the answer."""
+    """Another value of an argument makes a difference to the reference, and none to the answer.
+
+    None to all of the answer: what a part of the result should depend on may have gone into another.
+    """
+    answer = evidence.whole or evidence.answer
     as_given = [
-        (case, run_quietly(evidence.reference, case), run_quietly(evidence.answer, case))
-        for case in evidence.cases
+        (case, run_quietly(evidence.reference, case), run_quietly(answer, case)) for case in evidence.cases
     ]
     for at, name in enumerate(evidence.parameters):
         if _is_unused(evidence, at, as_given):
@@ -67,17 +70,19 @@ def unused_argument(evidence: Evidence) -> str | None:
 
 def _is_unused(evidence: Evidence, at: int, as_given: Sequence[tuple[tuple, Any, Any]]) -> bool:
     """as_given: each case's arguments, with the right result and the answer's."""
+    answer = evidence.whole or evidence.answer
     is_wanted = False
     for arguments, right, yours in as_given:
         for other in _other_values(evidence, at, arguments[at]):
             changed = (*arguments[:at], other, *arguments[at + 1 :])
             changed_right = run_quietly(evidence.reference, changed)
-            if changed_right is CRASHED or same(changed_right, right, evidence.tolerance):
+            if changed_right is CRASHED:
                 continue
-            changed_yours = run_quietly(evidence.answer, changed)
+            changed_yours = run_quietly(answer, changed)
             if changed_yours is CRASHED or not same(changed_yours, yours, evidence.tolerance):
                 return False
-            is_wanted = True
+            if not same(changed_right, right, evidence.tolerance):
+                is_wanted = True
     return is_wanted
 
 
@@ -86,6 +91,10 @@ def _other_values(evidence: Evidence, at: int, value: Any) -> Iterator[Any]:
     others = [case[at] for case in evidence.cases if not same(case[at], value, 0)]
     if not is_array(value):
         yield from others[:2]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield value + 1  # a limit that is off by one shows just beside the values of the cases
+        if value > 1:
+            yield value - 1
     if isinstance(value, Tensor) and value.is_floating_point():
         yield value + torch.linspace(0.5, 1.5, value.numel()).view(value.shape).to(value.dtype)
     elif is_array(value):

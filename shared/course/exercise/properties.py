@@ -49,7 +49,8 @@ def property_of(evidence: Evidence) -> str | None:
         with np.errstate(all="ignore"):
             sentence = recognise(narrowed)
         if sentence:
-            return sentence
+            is_of_all = not narrowed.part or recognise is unused_argument
+            return sentence if is_of_all else f"In {narrowed.part} of the result: {sentence}"
     return None
 
 
@@ -94,8 +95,15 @@ def _narrowed(evidence: Evidence, depth: int = 0) -> Evidence:
         failures=failures,
         answer=lambda arguments: part(answer(arguments)),
         reference=lambda arguments: part(reference(arguments)),
+        part=", ".join(filter(None, (evidence.part, _named(key, first.expected)))),
+        whole=evidence.whole or answer,
     )
     return _narrowed(narrowed, depth + 1)
+
+
+def _named(key: Any, result: Any) -> str:
+    """A part of a result, in words."""
+    return f"entry {key!r}" if isinstance(result, dict) else f"item {key}"
 
 
 def _differing_part(yours: Any, expected: Any, tolerance: float) -> Any:
