@@ -128,6 +128,7 @@ def autocast_dtypes(
 _PRODUCTS = ("linear", "matmul")
 _DELICATE = ("softmax", "layer_norm", "cross_entropy", "sum")
 _OTHERS = ("embedding", "add", "mul", "gelu")
+_OPERATIONS = (*_PRODUCTS, *_DELICATE, *_OTHERS)
 _TAKE_TWO = ("linear", "matmul", "add", "mul")
 _Rule = Callable[[list[torch.dtype]], torch.dtype]
 """The dtype of a result, from those of what went in."""
@@ -142,6 +143,10 @@ _always_fp32 = _always(FP32)
 
 def _widest(dtypes: list[torch.dtype]) -> torch.dtype:
     return FP32 if FP32 in dtypes else dtypes[0]
+
+
+def _narrowest(dtypes: list[torch.dtype]) -> torch.dtype:
+    return next((dtype for dtype in dtypes if dtype != FP32), FP32)
 
 
 def _traced(
@@ -160,14 +165,26 @@ def _traced(
     return [known[result] for result, _, _ in program]
 
 
-def _autocast_cases(generator: Generator) -> list[tuple]:
-    operations = (*_PRODUCTS, *_DELICATE, *_OTHERS)
+def _is_a_program(
+    program: list[tuple[str, str, list[str]]], inputs: dict[str, torch.dtype], dtype: torch.dtype
+) -> bool:
+    """Whether every operation is one of the task's, with as many names as it takes, all known by then."""
+    known = set(inputs)
+    for result, operation, names in program:
+        count = 2 if operation in _TAKE_TWO else 1
+        is_known = operation in _OPERATIONS and known.issuperset(names)
+        if not is_known or len(names) != count or not result or result in known:
+            return False
+        known.add(result)
+    return bool(program)
 
+
+def _autocast_cases(generator: Generator) -> list[tuple]:
     def case(dtype: torch.dtype) -> tuple:
         names = ["w", "x"]
         program = []
         for i in range(8):
-            operation = operations[random_int(generator, 0, len(operations))]
+            operation = _OPERATIONS[random_int(generator, 0, len(_OPERATIONS))]
             count = 2 if operation in _TAKE_TWO else 1
             taken = [names[random_int(generator, 0, len(names))] for _ in range(count)]
             program.append((f"t{i}", operation, taken))
@@ -215,6 +232,7 @@ AUTOCAST_DTYPES = Exercise(
     reference=autocast_dtypes,
     cases=_autocast_cases,
     forbids=(torch.autocast,),
+    valid=_is_a_program,
     mistakes=(
         Mistake(
             "everything in 16 bits",
@@ -245,6 +263,12 @@ AUTOCAST_DTYPES = Exercise(
             lambda program, inputs, dtype: _traced(program, inputs, _always(dtype), other=_always(FP32)),
             "add, mul, gelu and embedding were cast to float32. They are left alone: gelu of a 16-bit tensor"
             " has 16 bits, half the memory to move.",
+        ),
+        Mistake(
+            "16 bits win",
+            lambda program, inputs, dtype: _traced(program, inputs, _always(dtype), other=_narrowest),
+            "Where 16 bits and float32 met, the result got 16. The wider one wins: the residual stream,"
+            " float32 plus a layer's 16 bits, keeps its digits.",
         ),
         Mistake(
             "the first input decides",
@@ -315,12 +339,11 @@ def _product_cases(generator: Generator) -> list[tuple]:
 
 BF16_PRODUCT = Exercise(
     task="""What does a 16-bit matrix unit compute? It takes inputs of 16 bits, but multiplies and adds up in
-    float32, and rounds only the result. `a` is float32 [m, k], `b` is float32 [k, n]. Return a @ b as such a
-    unit gives it under autocast, bfloat16 [m, n]: inputs rounded to bfloat16, products and sums in float32,
-    the result rounded to bfloat16. x.bfloat16() rounds, .float() goes back without any loss.""",
+    float32, and rounds only the result. `a` [m, k] and `b` [k, n] are float32, as a layer has them. Return
+    what such a unit, here one for bfloat16, makes of a @ b: bfloat16 [m, n]. x.bfloat16() rounds, .float()
+    goes back without any loss.""",
     reference=bf16_product,
     cases=_product_cases,
-    forbids=(torch.autocast,),
     mistakes=(
         Mistake(
             "the inputs are not rounded",
@@ -331,8 +354,8 @@ BF16_PRODUCT = Exercise(
         Mistake(
             "one factor is rounded",
             lambda a, b: (a @ _in_bf16(b)).bfloat16(),
-            "Only b was rounded. Autocast casts both factors, what flows through the layer as well as its"
-            " weights.",
+            "Only b was rounded. The unit reads 16 bits of both factors, of what flows through the layer as"
+            " well as of its weights.",
         ),
         Mistake(
             "the sum has 16 bits",
@@ -406,6 +429,22 @@ def _handing_on(received: Callable[[list[Tensor], float, float], list[Tensor]]) 
         return right, new_scale, new_good_steps
 
     return step
+
+
+def _clipped_alone(*case: Any) -> _Step:
+    """Each tensor is clipped by its own length."""
+    gradients, dtype, scale, _, max_norm, _ = case
+    right, new_scale, new_good_steps = scaler_step(*case)
+    if not right:
+        return right, new_scale, new_good_steps
+    true = _unscaled(gradients, scale) if dtype == FP16 else gradients
+    return [_clipped([g], max_norm)[0] for g in true], new_scale, new_good_steps
+
+
+def _one_step_late(*case: Any) -> _Step:
+    """The scale doubles when there are more than `growth_interval` good steps."""
+    gradients, dtype, scale, good_steps, max_norm, growth_interval = case
+    return scaler_step(gradients, dtype, scale, good_steps, max_norm, growth_interval + 1)
 
 
 def _skipping_where(overflows: Callable[[Tensor], bool]) -> Callable[..., _Step]:
@@ -498,6 +537,18 @@ SCALER_STEP = Exercise(
             _handing_on(lambda gradients, scale, max_norm: _clipped(gradients, max_norm)),
             "The scale was never divided out. Clipping hides it: every gradient now has the length max_norm,"
             " however small it was.",
+        ),
+        Mistake(
+            "each tensor is clipped alone",
+            _clipped_alone,
+            "Each tensor was cut to max_norm by its own length. The limit is for the length over all of them"
+            " together, and one factor for all keeps the direction of the step.",
+        ),
+        Mistake(
+            "it grows one step late",
+            _one_step_late,
+            "The scale doubled one good step after growth_interval of them. Count the present step first,"
+            " then compare.",
         ),
         Mistake(
             "an overflow is applied",
@@ -725,11 +776,29 @@ class _GrowsByASmallFactor(LossScaler):
 
 
 class _NeverForgets(LossScaler):
+    was_finite = True
+
+    def _all_finite(self, gradients: list[Tensor]) -> bool:
+        self.was_finite = self.was_finite and super()._all_finite(gradients)
+        return self.was_finite
+
+
+class _StaysUnscaled(LossScaler):
+    was_unscaled = False
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        self.was_unscaled = True
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.was_unscaled:
+            self.unscale_(optimizer)
+        if self.is_finite is not False:
+            optimizer.step()
+
     def update(self) -> None:
-        was_finite = self.is_finite
+        self.is_finite = self.is_finite is not False
         super().update()
-        if not was_finite:
-            self.is_finite = False
 
 
 class _LossDetached(LossScaler):
@@ -775,12 +844,12 @@ def _observe_scaler(
     answer: Callable[..., Any], scale: float, growth_interval: int, steps: list[_Gradients]
 ) -> Iterator[tuple[str, Any]]:
     building.takes(answer, "scale", "growth_interval")
-    yield "get_scale() with nothing given", answer().get_scale()
+    yield "get_scale() with nothing given", building.method(answer(), "get_scale")()
     scaler = answer(scale=scale, growth_interval=growth_interval)
     yield "get_scale() at the start", scaler.get_scale()
     yield "good_steps at the start", scaler.good_steps
     loss = torch.tensor(0.75, requires_grad=True)
-    scaled = scaler.scale(loss)
+    scaled = building.method(scaler, "scale")(loss)
     yield "scale(loss)", scaled
     if not (isinstance(scaled, Tensor) and scaled.requires_grad):
         raise NotRight(
@@ -806,6 +875,7 @@ def _observe_scaled_step(
     parts = [(p * g).sum() for p, g in zip(parameters, gradients) if g is not None]
     scaler.scale(torch.stack(parts).sum()).backward()
     before = [p.detach().clone() for p in parameters]
+    scaled = [None if p.grad is None else p.grad.clone() for p in parameters]
     is_good = all(g is None or bool(g.isfinite().all()) for g in gradients)
     if number % 2 == 0:
         building.method(scaler, "unscale_")(optimizer)
@@ -823,6 +893,13 @@ def _observe_scaled_step(
             "a step whose gradients had inf or nan changed a weight. Such a step is left out whole:"
             " optimizer.step() is not called at all, since AdamW moves the weights even with gradients of 0."
         )
+    if is_good:
+        _was_done(parameters, before, scaled, scaler.get_scale(), number)
+    if not is_good and not are_finite:
+        raise NotRight(
+            "a step whose gradients had inf or nan was carried out, and weights are no numbers now."
+            " `step` may call optimizer.step() only where all gradients of this step are finite."
+        )
     for i, p in enumerate(parameters):
         yield f"step {number}: parameter {i}", p.detach().clone()
     counts = [int(optimizer.state[p]["step"]) if optimizer.state[p] else 0 for p in parameters]
@@ -830,6 +907,29 @@ def _observe_scaled_step(
     building.method(scaler, "update")()
     yield f"step {number}: get_scale() after update", scaler.get_scale()
     yield f"step {number}: good_steps after update", scaler.good_steps
+
+
+def _was_done(
+    parameters: list[nn.Parameter], before: list[Tensor], scaled: _Gradients, scale: float, number: int
+) -> None:
+    """Raises NotRight where a good step was left out, or done with gradients as the backward left them.
+
+    before, scaled: the parameters before it, and their gradients before anything was divided.
+    """
+    earlier = number > 1
+    if all(map(torch.equal, before, parameters)):
+        raise NotRight(
+            "a step whose gradients are all finite was left out."
+            + (" What was found in an earlier step has to be forgotten in `update`." if earlier else "")
+        )
+    now = [p.grad for p in parameters]
+    pairs = [(a, b) for a, b in zip(now, scaled) if a is not None and b is not None]
+    if scale != 1 and pairs and number % 2 and all(torch.equal(a, b) for a, b in pairs):
+        raise NotRight(
+            "nobody called `unscale_` in this step, and `step` did not divide the gradients either: the"
+            " optimizer got them scale times too large."
+            + (" That an earlier step was unscaled has to be forgotten in `update`." if earlier else "")
+        )
 
 
 LOSS_SCALER = Exercise(
@@ -937,6 +1037,12 @@ LOSS_SCALER = Exercise(
             _NeverForgets,
             "After the first overflow every later step was skipped too. `update` ends the step: what was"
             " found in it must not reach the next one.",
+        ),
+        Mistake(
+            "that it was unscaled is never forgotten",
+            _StaysUnscaled,
+            "Only the first step was unscaled by `step`: that it had been done was still remembered in the"
+            " next one, whose gradients are new and scaled again. `update` ends the step, and forgets it.",
         ),
         Mistake(
             "the loss is taken out of its tensor",
@@ -1154,6 +1260,17 @@ def _one_by_one(fits: Callable[[int], bool], limit: int) -> tuple[int, list[int]
     return largest, list(range(1, last + 1))
 
 
+def _limit_untried(fits: Callable[[int], bool], limit: int) -> tuple[int, list[int]]:
+    """The search ends where doubling would pass the limit."""
+    power = 1
+    while 2 * power <= limit:
+        power *= 2
+    if not fits(power):
+        return largest_batch(fits, limit)
+    low, _, tried = _doubled(fits, power)
+    return low, tried
+
+
 def _at_least_one(fits: Callable[[int], bool], limit: int) -> tuple[int, list[int]]:
     largest, tried = largest_batch(fits, limit)
     return max(1, largest), tried
@@ -1205,6 +1322,12 @@ LARGEST_BATCH = Exercise(
             lambda fits, limit: largest_batch(fits, math.inf),
             "Sizes above the limit were tried. Double to min(2 * size, limit), and stop if the limit itself"
             " fits.",
+        ),
+        Mistake(
+            "the limit is not tried",
+            _limit_untried,
+            "Where doubling would pass the limit, the search ended. Larger sizes up to the limit may fit:"
+            " double to min(2 * size, limit), so that the limit itself is tried.",
         ),
         Mistake(
             "one by one",
@@ -1317,6 +1440,8 @@ class _Way:
     """Each chunk's mean, and their mean."""
     gradient_by_chunk: bool = False
     """The gradients are divided by the number of rows in their chunk."""
+    at_least_one: bool = False
+    """Where no token counts, the number of those that do is taken for 1."""
     ignored_count: bool = False
     """The mean is taken over all rows."""
     rest_is_dropped: bool = False
@@ -1341,6 +1466,8 @@ class _Way:
         if self.rest_is_dropped:
             end -= end % chunk_size
         total = end if self.ignored_count else (targets[:end] != ignore_index).sum()
+        if self.at_least_one:
+            total = max(int(total), 1)
         parts = []
         hidden_grad, weight_grad = torch.zeros_like(hidden), torch.zeros_like(weight)
         for start in range(0, end, chunk_size):
@@ -1571,6 +1698,13 @@ LINEAR_CROSS_ENTROPY = Exercise(
             _loss_made(ignored_count=True),
             "The sum was divided by the number of all tokens. Ignored ones have no loss, and must not be"
             " counted either.",
+        ),
+        Mistake(
+            "0 where no token counts",
+            _loss_made(at_least_one=True),
+            "Where all tokens are ignored, the loss was 0: the count was held at 1 or more. It is a mean of"
+            " nothing, 0 / 0, so nan, as PyTorch's. A 0 would look like a perfect batch. (In the gradient the"
+            " 1 is fine: its rows are 0.)",
         ),
         Mistake(
             "ignored tokens have a gradient",
