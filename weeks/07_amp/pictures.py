@@ -13,6 +13,13 @@ from shared.training.memory import MemoryEstimate
 
 SIGN_EXPONENT_FRACTION = (5, 4, 1)
 """Their colours."""
+HELD = {
+    "parameters": "weights",
+    "gradients": "gradients",
+    "optimizer": "moments",
+    "activations": "activations",
+}
+"""What a step holds, as an estimate calls it and as the notebook does."""
 
 
 def plot_bits(written: Mapping[str, str], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
@@ -122,9 +129,10 @@ def plot_still_weights(rates: Sequence[float], still: Mapping[str, Sequence[floa
     fig, ax = figure(8, 3.8)
     for i, (name, shares) in enumerate(still.items()):
         at = [j + 0.36 * (i - 0.5) for j in range(len(rates))]
-        ax.bar(at, shares, 0.34, color=COLOURS[i], label=f"weights in {name}")
+        bars = ax.bar(at, shares, 0.34, color=COLOURS[i], label=f"weights in {name}")
+        ax.bar_label(bars, [f"{share:.1f}" for share in shares], padding=2, fontsize=10)
     ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    ax.set(title="Weights that a step does not move", xlabel="learning rate", ylim=(0, 105))
+    ax.set(title="Weights that a step does not move", xlabel="learning rate", ylim=(0, 112))
     ax.set_ylabel("percent of all weights")
     ax.legend(frameon=False)
     return fig
@@ -138,7 +146,7 @@ def plot_formats_learning(losses: Mapping[str, Sequence[float]]) -> Figure:
         left.plot(values, **how)
         if name != "fp32":
             right.plot([v - w for v, w in zip(values, losses["fp32"])], **how)
-    left.set(title="Several formats, one curve", xlabel="step", ylabel="loss (nats per token)")
+    left.set(title="The same training in each format", xlabel="step", ylabel="loss (nats per token)")
     right.set(title="The difference from fp32", xlabel="step", ylabel="loss less fp32's")
     for ax in (left, right):
         ax.legend(frameon=False)
@@ -150,9 +158,9 @@ def plot_held_memory(models: Mapping[str, Mapping[str, MemoryEstimate]]) -> Figu
     fig, axes = figure(12, 3.6, ncols=len(models), sharey=True)
     for ax, (title, rows) in zip(axes, models.items()):
         left = np.zeros(len(rows))
-        for i, part in enumerate(("parameters", "gradients", "optimizer", "activations")):
+        for i, (part, label) in enumerate(HELD.items()):
             sizes = np.array([getattr(row, part) / 1e9 for row in rows.values()])
-            ax.barh(list(rows), sizes, left=left, color=COLOURS[(0, 1, 2, 4)[i]], label=part)
+            ax.barh(list(rows), sizes, left=left, color=COLOURS[(0, 1, 2, 4)[i]], label=label)
             left += sizes
         ax.set(title=title, xlabel="gigabytes")
     axes[0].invert_yaxis()
