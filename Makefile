@@ -35,7 +35,7 @@ serve: $(VENV)/.course
 
 # Each worker takes whole files, with one thread: a notebook's cells share a kernel.
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --durations=40 --doctest-modules shared tests weeks --nbval-lax --nbval-current-env
 
 quick: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile -p no:nbval --doctest-modules shared tests -m "not slow"
