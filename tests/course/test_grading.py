@@ -363,6 +363,7 @@ def test_a_method_that_an_attribute_hides_is_told():
     class LossScaler:
         def __init__(self, scale=2.0**16, growth_interval=2000):
             self.scale = scale
+            self.good_steps = 0
 
         def get_scale(self):
             return self.scale
