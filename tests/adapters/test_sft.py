@@ -133,14 +133,14 @@ def test_recomputed_activations_change_no_loss(settings, tmp_path):
     assert losses(tmp_path / "again") == pytest.approx(losses(settings.out), rel=1e-5)
 
 
-def test_a_step_in_bf16_is_near_one_in_fp32_and_another(settings, tmp_path):
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])
+def test_a_step_in_16_bits_is_near_one_in_fp32_and_another(settings, tmp_path, name, dtype):
     fine_tune(settings)
-    fine_tune(replace(settings, out=str(tmp_path / "bf16"), precision="bf16"))
-    assert losses(tmp_path / "bf16")[0] == pytest.approx(losses(settings.out)[0], rel=1e-2)
-    assert losses(tmp_path / "bf16")[0] != losses(settings.out)[0]
-    assert (
-        read_json(tmp_path / "bf16" / "checkpoints" / "last" / "training.json")["dtype"] == "torch.bfloat16"
-    )
+    fine_tune(replace(settings, out=str(tmp_path / name), precision=name))
+    assert losses(tmp_path / name)[0] == pytest.approx(losses(settings.out)[0], rel=1e-2)
+    assert losses(tmp_path / name)[-1] == pytest.approx(losses(settings.out)[-1], rel=0.1)
+    assert losses(tmp_path / name)[0] != losses(settings.out)[0]
+    assert read_json(tmp_path / name / "checkpoints" / "last" / "training.json")["dtype"] == dtype
 
 
 def test_accumulated_batches_count_by_the_tokens_that_are_learned(settings, tmp_path):
