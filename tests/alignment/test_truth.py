@@ -400,6 +400,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         (PPOConfig, dict(lam=1.5), "lam=1.5: must be from 0 to 1"),
         (GRPOConfig, dict(clip=-1), "clip=-1"),
         (DPOConfig, dict(lr=math.nan), "lr=nan"),
+        (DPOConfig, dict(final_lr=-0.5), "final_lr=-0.5: must be from 0 to 1"),
         (DPOConfig, dict(loss_type="apo"), "loss_type='apo': must be one of sigmoid, hinge, "),
         (DPOConfig, dict(beta=-1, label_smoothing=0.1), "beta=-1: .*; label_smoothing=0.1: sigmoid has none"),
         (DPOConfig, dict(loss_type="exo_pair"), "label_smoothing=0.0: for exo_pair it must be above 0"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.models.gpt import GPT, GPTConfig
 from shared.retrieval.documents import Chunk
 from shared.retrieval.evidence import Window
-from shared.retrieval.quoting import Quoter, SpanForm, examples_for, quoting_parts, relevance
+from shared.retrieval.quoting import EXAMPLES, Quoter, SpanForm, examples_for, quoting_parts, relevance
 from shared.retrieval.spans import spans
 from shared.tokenizers import BPETokenizer
 from tests.helpers import shake
@@ -108,6 +108,8 @@ def test_sentences_are_ranked_by_relevance_and_only_the_first_are_read():
 def test_a_short_context_reads_fewer_examples_and_an_empty_question_is_refused():
     lengths = [len(examples_for(TOKENIZER, room)) for room in (0, 120, 300, 10_000)]
     assert lengths[0] == 0 and lengths == sorted(lengths) and lengths[-1] > 300
+    first = TOKENIZER.prompt(EXAMPLES[0])
+    assert examples_for(TOKENIZER, len(first)) == first and examples_for(TOKENIZER, len(first) - 1) == []
     with pytest.raises(ValueError, match="there is no question"):
         quoter().quote(" ", [WINDOW])
     assert quoter().quote("Who?", [WINDOW._replace(start=0, end=0)]) is None

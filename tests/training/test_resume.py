@@ -286,6 +286,7 @@ def test_wall_seconds_count_all_parts_of_a_run_and_not_the_time_between(corpus, 
     ticks = itertools.count()
     monkeypatch.setattr("shared.training.trainer.clock", lambda: float(next(ticks)))
     first = trainer_in(tmp_path / "c", corpus)
+    assert first.wall_seconds == 0
     at_training_step(first.model, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         first.fit()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -156,6 +157,9 @@ def test_settings_of_a_base_model_that_is_there_already_are_refused(output, text
         ValueError, match=r"there already, .*: steps=4 then, 5 now; lr=0.004 then, 0.1 now\. Leave"
     ):
         trained_base_model("smoke", data=text_file, train=replace(usual, steps=5, lr=0.1))
+    shutil.rmtree(output / "checkpoints" / "06_gpt2" / "smoke" / DATA / "gpt2" / "last")
+    with pytest.raises(ValueError, match="steps=unknown then, 4 now"):
+        trained_base_model("smoke", data=text_file, train=replace(usual, steps=4))
 
 
 # ---- the page on training the real one
