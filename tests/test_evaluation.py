@@ -65,6 +65,7 @@ def test_a_uniform_model_has_loss_ln_v_and_perplexity_v(vocab_size):
 
 def test_perplexity_of_an_infinite_loss_is_infinite_not_an_overflow():
     assert perplexity(math.inf) == perplexity(1e6) == math.inf
+    assert perplexity(699.9) == math.exp(699.9)
     assert perplexity(0) == 1
 
 

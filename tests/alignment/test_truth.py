@@ -399,6 +399,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         (DPOConfig, dict(beta=0, steps=0), "steps=0: must be at least 1; beta=0: must be above 0"),
         (PPOConfig, dict(lam=1.5), "lam=1.5: must be from 0 to 1"),
         (GRPOConfig, dict(clip=-1), "clip=-1"),
+        (GRPOConfig, dict(group_size=1), "group_size=1: must be at least 2"),
         (DPOConfig, dict(lr=math.nan), "lr=nan"),
         (DPOConfig, dict(final_lr=-0.5), "final_lr=-0.5: must be from 0 to 1"),
         (DPOConfig, dict(loss_type="apo"), "loss_type='apo': must be one of sigmoid, hinge, "),
