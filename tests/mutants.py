@@ -176,7 +176,7 @@ def drawn(settings: Settings) -> list[Fault]:
     """The sample: places drawn evenly, then one fault for each."""
     if settings.again is not None:
         rows = [json.loads(line) for line in settings.again.read_text(encoding="utf-8").splitlines()]
-        return [Fault(**row["fault"]) for row in rows if not row["noticed"]]
+        return [fault for row in rows if not row["noticed"] for fault in found_again(row)]
     chosen = ROOT / settings.only
     files = [chosen] if chosen.is_file() else sorted(chosen.rglob("*.py"))
     names = [file.relative_to(ROOT) for file in files]
@@ -186,6 +186,34 @@ def drawn(settings: Settings) -> list[Fault]:
         raise ValueError(f"--only {settings.only} names no Python code of shared: a file or folder is wanted")
     generator = random.Random(settings.seed)
     return [generator.choice(at) for at in generator.sample(places, min(settings.sample, len(places)))]
+
+
+def found_again(row: dict) -> list[Fault]:
+    """The fault of an earlier run in today's source, where its line may be another one; none where the line
+    that it changed is gone, which is said.
+    """
+    old = Fault(**row["fault"])
+    kind = operators()[old.operator]
+    path = ROOT / old.file
+    if path.exists():
+        source = path.read_text(encoding="utf-8")
+        lines = source.splitlines()
+        for at in faults(Path(old.file), {old.operator: kind}).values():
+            for fault in at:
+                on_such_a_line = f"-{lines[fault.line - 1]}" in row["change"].splitlines()
+                if (
+                    on_such_a_line
+                    and change_of(source, mutate_code(source, kind, fault.occurrence)) == row["change"]
+                ):
+                    return [fault]
+    print(f"{old.file}:{old.line} is not as it was, and left out:\n{row['change']}\n")
+    return []
+
+
+def change_of(source: str, broken: str) -> str:
+    """The lines that differ, with - and +."""
+    difference = difflib.unified_diff(source.splitlines(), broken.splitlines(), n=0, lineterm="")
+    return "\n".join(list(difference)[3:])
 
 
 def tests_of(file: str) -> tuple[str, ...]:
@@ -241,8 +269,7 @@ class Bench:
         path = self.checkout / fault.file
         source = path.read_text(encoding="utf-8")
         broken = mutate_code(source, self.kinds[fault.operator], fault.occurrence)
-        difference = difflib.unified_diff(source.splitlines(), broken.splitlines(), n=0, lineterm="")
-        change = "\n".join(list(difference)[3:])
+        change = change_of(source, broken)
         tests = tests_of(fault.file)
         for marks in MARKS:
             path.write_text(broken, encoding="utf-8")
