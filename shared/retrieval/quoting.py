@@ -219,6 +219,24 @@ class Read(NamedTuple):
         return relevance(self.window, self.likelihood)
 
 
+@torch.inference_mode()
+def write_span(model: GPT, form: SpanForm, logits: Tensor, cache: KVCache) -> float:
+    """Writes the likeliest token that the form allows, one after the other, to its end. Returns the summed
+    log-probability of what was written, in nats.
+
+    logits: [vocab_size], for the first token, after what the cache holds; the cache goes on.
+    """
+    logprob = 0.0
+    while True:
+        token = int(form.mask(logits).argmax())
+        logprob += logits.log_softmax(-1)[token].item()
+        form.push(token)
+        if form.complete:
+            return logprob
+        row = torch.tensor([[token]], device=logits.device)
+        logits = model(row, cache)[0, -1].float()
+
+
 class Quoter:
     """Ranks sentences by how likely they make the question, and quotes the answer from the best: greedily.
 
@@ -270,14 +288,7 @@ class Quoter:
         form = SpanForm(read.window.text, self.tokenizer, self.ends)
         if not form.allowed():
             return None
-        logits, logprob = read.logits, 0.0
-        while True:
-            token = int(form.mask(logits).argmax())
-            logprob += logits.log_softmax(-1)[token].item()
-            form.push(token)
-            if form.complete:
-                break
-            logits = self.model(self._row([token]), read.cache)[0, -1].float()
+        logprob = write_span(self.model, form, read.logits, read.cache)
         start, end = form.place or (0, 0)
         at = read.window.start
         return Quote(read.window, at + start, at + end, logprob, read.relevance)

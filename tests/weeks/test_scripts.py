@@ -61,7 +61,7 @@ STUDIES = {
     "08_quantization": ["smollm2", "outliers", "memory"],
     "09_lora": ["rates", "rounding", "compare"],
     "10_ppo_dpo": ["methods", "rates", "form", "exclaim", "frontier", "hacking", "smollm2"],
-    "11_rag": ["answers", "windows", "index", "own"],
+    "11_rag": ["answers", "windows", "index", "own", "depths"],
     "12_deploy": ["smollm2", "smollm2-programs"],
 }
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from names import CONDITIONS, EFFORTS, MEASURES, QUOTED, RETRIEVERS, REWRITES, WINDOWS
+from names import CONDITIONS, DEPTHS, EFFORTS, MEASURES, QUOTED, RETRIEVERS, REWRITES, WINDOWS
 from shared.course.report import COLOURS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 from shared.retrieval.ranking import RANKING_METRICS
 
 DOCUMENTS = {"handbook": "the handbook", "python": "Python's reference"}
-OWN = ("rule", "untrained", "without", "retrieved", "right", "smollm2")
+OWN = ("rule", "untrained", "examples", "right", "retrieved", "written", "smollm2")
 MEASURE_LABELS = {
     "exact": "exact match",
     "f1": "token F1",
@@ -71,6 +71,8 @@ def draw_documents(data: str, runs: dict[str, LoggedRun], out: Path) -> list[Pat
     if f"{data}-followups-rule" in runs:
         rows = [runs[f"{data}-followups-{name}"].summary for name in REWRITES]
         plots.append(save_figure(followups_figure(rows), out / f"{data}_followups.png"))
+    if f"{data}-k-written-{DEPTHS[-1]}" in runs:
+        plots.append(save_figure(depths_figure(data, runs), out / f"{data}_depths.png"))
     abstain = runs.get(f"{data}-{every}abstain")
     if abstain:
         plots.append(save_figure(abstention_figure(abstain), out / f"{data}_abstention.png"))
@@ -183,6 +185,39 @@ def followups_figure(rows: Sequence[dict]) -> Any:
     ax.set(ylabel="share with the right passage first", ylim=(0, 1.08))
     ax.grid(False, axis="x")
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=2, loc="outside lower center")
+    return fig
+
+
+def depths_figure(data: str, runs: dict[str, LoggedRun]) -> Any:
+    """What is found and what is answered, by how many passages or sentences are looked at."""
+    fig, axes = figure(10.5, 4.6, ncols=2)
+    panels = (
+        (
+            "found",
+            (("found", "passage", "the right passage"), ("found", "sentence", "a sentence with the answer")),
+        ),
+        (
+            "answered",
+            (
+                ("quoted", "exact", "quoted from the best sentence: exact"),
+                ("written", "exact", "written from k passages: exact"),
+                ("written", "holds", "written from k passages: in it"),
+            ),
+        ),
+    )
+    for ax, (panel, lines), colours in zip(axes, panels, (COLOURS[:2], COLOURS[2:])):
+        for shift, (what, key, label), colour in zip((-0.06, 0.06, 0), lines, colours):
+            rows = [runs[f"{data}-k-{what}-{k}"].summary for k in DEPTHS]
+            means, lows, highs = np.array(
+                [[row[f"{key}{bound}"] for bound in ("", "_low", "_high")] for row in rows]
+            ).T
+            places = np.arange(len(DEPTHS)) + shift
+            ax.errorbar(places, means, [means - lows, highs - means], color=colour, marker="o", label=label)
+        ax.set(title=f"{rows[0]['questions']} questions: {panel}", ylabel="share of the questions")
+        ax.set(xlabel="k: passages or sentences", ylim=(0, 1.02))
+        ax.set_xticks(range(len(DEPTHS)), [str(k) for k in DEPTHS])
+        ax.legend(loc="lower right" if panel == "found" else "upper right")
+    fig.suptitle(f"How many to look at: {DOCUMENTS[data]} (95 % intervals)")
     return fig
 
 

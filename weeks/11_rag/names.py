@@ -43,3 +43,5 @@ REWRITES = {
     "model": "as SmolLM2 writes it",
 }
 """What is searched for a follow-up question."""
+DEPTHS = (1, 2, 3, 5, 8)
+"""How many passages, or sentences, `--study depths` looks at."""

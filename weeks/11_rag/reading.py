@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from halves import HALVES, answer_scores, half_of, paired_difference
 from library import Library, home, make_quoter, open_library, place
 from measures import with_bounds, with_intervals
@@ -14,16 +12,12 @@ from names import QUOTED
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.retrieval.evidence import Window
-from shared.retrieval.index import Index
 from shared.retrieval.quoting import Quoter
 from shared.retrieval.ranking import bootstrap, exact_match, holds_answer, reciprocal_rank
 from shared.runtime import RunLog, table
 
 if TYPE_CHECKING:
     from run import Settings
-
-DEPTHS = (1, 2, 3, 5, 8)
-"""How many passages, or sentences, are looked at."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,6 @@ def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
             half = Half(name, *these, settings, work, library.name)
             metrics |= measure_quotes(half)
             metrics |= measure_reranking(half)
-    measure_depths(library, asked, settings, work)
     return metrics
 
 
@@ -182,42 +175,3 @@ def measure_reranking(half: Half) -> dict[str, float]:
         log.finish(half=half.name, **with_bounds(gains))
     print(f"{half.name}, gain: {with_intervals(gains)}")
     return metrics
-
-
-# ---- how many
-
-
-def found_at(index: Index, question: dict[str, Any], deepest: int) -> dict[int, tuple[float, float, float]]:
-    """For each depth: whether the right passage is among so many, whether a right answer stands in so many
-    sentences, and how many words so many passages have.
-    """
-    hits = index.search(question["question"], deepest)
-    windows = index.nearest_windows(question["question"], deepest)
-    found = {}
-    for k in DEPTHS:
-        right = any(place(hit.chunk, question) == home(question) for hit in hits[:k])
-        held = any(holds_answer(window.text, question["answers"]) for window in windows[:k])
-        words = sum(len(hit.chunk.text.split()) for hit in hits[:k])
-        found[k] = float(right), float(held), float(words)
-    return found
-
-
-def measure_depths(
-    library: Library, asked: Sequence[dict[str, Any]], settings: "Settings", work: Workspace
-) -> None:
-    """What more passages bring, each depth against one passage on the same questions. Nothing is chosen, so
-    all questions count.
-    """
-    found = [found_at(library.index, question, max(DEPTHS)) for question in asked]
-    for k in DEPTHS:
-        passage, held, words = np.array([row[k] for row in found]).T
-        one, one_held, _ = np.array([row[1] for row in found]).T
-        scores = {
-            "passage": bootstrap(passage),
-            "passage_gain": paired_difference(passage, one),
-            "sentence": bootstrap(held),
-            "sentence_gain": paired_difference(held, one_held),
-        }
-        with work.log(f"{library.name}-k-{k}", settings) as log:
-            log.finish(k=k, questions=len(asked), words=float(words.mean()), **with_bounds(scores))
-        print(f"k={k}: {with_intervals(scores)}; {words.mean():.0f} words")

@@ -20,6 +20,8 @@ from.
     python weeks/11_rag/run.py --study own
     # sentences ranked anew, answers that quote
     python weeks/11_rag/run.py --study quotes
+    # how many passages or sentences to look at
+    python weeks/11_rag/run.py --study depths --questions 80
     # questions about the world are refused
     python weeks/11_rag/run.py --study domain
     # "And for how long?"
@@ -93,18 +95,22 @@ class Settings(WeekSettings):
     vectors: int = 100_000
     """For --study index."""
     train: TrainConfig = TrainConfig(
-        steps=400,
-        batch_size=4,
+        steps=700,
+        batch_size=8,
         block_size=256,
         lr=2e-3,
         schedule="linear",
         final_lr=0.0,
         warmup_steps=40,
         weight_decay=0.0,
-        eval_every=50,
-        checkpoint_every=50,
+        eval_every=100,
+        checkpoint_every=100,
     )
     """How week 6's model learns to answer, for --study own."""
+    rows: int = 8000
+    """Rows of things that it learns to copy first, for --study own."""
+    facts: int = 12_000
+    """Questions on made-up facts, for --study own."""
     ask: str | None = None
     """Answer this and end: the answer, its source, the quoted sentence."""
     generate: bool = False
@@ -115,17 +121,20 @@ class Settings(WeekSettings):
     """Answer what is typed, until an empty line."""
     sentences: int = 5
     """So many of the nearest sentences are ranked anew before the answer is quoted."""
-    study: Literal["answers", "windows", "index", "own", "quotes", "domain", "followups"] | None = None
+    study: Literal["answers", "windows", "index", "own", "quotes", "depths", "domain", "followups"] | None = (
+        None
+    )
 
     READ_BY: ClassVar = {
         "run": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions", "illustrated"),
         "answers": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions"),
         "windows": FINDING,
         "quotes": (*FINDING, "smol_blocks", "sentences"),
+        "depths": (*FINDING, *ANSWERING, "smol_blocks", "by", "questions"),
         "domain": FINDING,
         "followups": (*FINDING, "smol_blocks"),
         "index": ("vectors",),
-        "own": (*FINDING, *ANSWERING, "smol_blocks", "train", "resume"),
+        "own": (*FINDING, *ANSWERING, "smol_blocks", "train", "rows", "facts", "resume"),
     }
 
     def idle(self) -> dict[str, str]:
@@ -171,6 +180,8 @@ PRESETS = {
         documents=3,
         questions=2,
         vectors=256,
+        rows=8,
+        facts=8,
         max_new_tokens=8,
         smol_blocks=1,
         illustrated="Which dogs are exempt?",

@@ -1,24 +1,20 @@
 """Week 11's studies: every question, what to embed, the learner's own model, and what an index costs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from random import Random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
-from torch import nn
 
+from depths import study_depths
 from domain import study_domain
-from library import Library, home, kept_folder, make_reader, open_library, own_model
-from measures import grade_answers, measure_answers, ranking, sentence_scores, with_bounds, with_intervals
+from learned_reading import study_own
+from library import Library, home, kept_folder, make_reader, open_library
+from measures import measure_answers, ranking, with_bounds, with_intervals
 from names import EFFORTS, WINDOWS
 from reading import study_quotes
-from sentences import gaps, has_digit, named, sentence_of, talk_on, talks_on
-from shared.adapters import LoRAConfig, add_lora
-from shared.adapters.conversations import Conversation
-from shared.adapters.instructions import Instructions, answer, template_for
 from shared.assets import SUM_BYTES, is_whole, write_with_sum
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text
@@ -28,10 +24,9 @@ from shared.retrieval.index import Index
 from shared.retrieval.ranking import bootstrap, rank_scores, recall_at
 from shared.retrieval.splitting import split
 from shared.retrieval.stores import VectorStore, make_store
-from shared.runtime import RunLog, clock, table
+from shared.runtime import clock, table
 from shared.tokenizers import gpt2_tokenizer
 from shared.tokenizers.base import Tokenizer
-from shared.training import Trainer
 from talking import study_followups
 
 if TYPE_CHECKING:
@@ -117,134 +112,6 @@ def cut_windows(
     return tuple(dict.fromkeys(spans))
 
 
-# ---- the learner's own model
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The documents, divided: their names."""
-
-    tested: list[str]
-    validation: list[str]
-    learned: list[str]
-
-    @classmethod
-    def of(cls, library: Library) -> "Parts":
-        """Every second document is asked about; of the others most are learned from."""
-        sources = sorted({chunk.source for chunk in library.chunks})
-        tested, validation = sources[1::2], sources[::8]
-        return cls(tested, validation, [s for s in sources if s not in tested and s not in validation])
-
-
-class AnswerTable:
-    """Answers of several models to the same questions: for each a log, a row of a table, and metrics."""
-
-    def __init__(self, library: Library, asked: Sequence[dict], settings: "Settings", work: Workspace):
-        self.library, self.asked = library, asked
-        self.settings, self.work = settings, work
-        self.rows: list[dict[str, Any]] = []
-        self.metrics: dict[str, float] = {}
-
-    def add(self, name: str, label: str, replies: Sequence[str]) -> None:
-        """Grades the replies. name: of the run in the logs. label: the same for people."""
-        with self.work.log(f"{self.library.name}-own-{name}", self.settings) as log:
-            right_kind = [
-                has_digit(reply) == has_digit(question["answers"][0])
-                for reply, question in zip(replies, self.asked)
-            ]
-            kind = np.mean(right_kind).item()
-            scores = grade_answers(log, label, self.asked, replies, kind=kind)
-        self.rows.append({"who": label} | with_intervals(scores) | {"of the right kind": kind})
-        self.metrics |= {f"{name}_{key}": score.mean for key, score in scores.items()}
-
-
-def study_own(settings: "Settings", work: Workspace) -> dict[str, float]:
-    """Week 6's model learns, by LoRA, to answer from a sentence. It is asked about one half of the documents,
-    learns from most of the other half, and is kept as it was best on the rest.
-    """
-    library = open_library(settings, work.device)
-    parts = Parts.of(library)
-    talks = talks_from(library, parts.learned, Random(settings.train.seed))
-    asked = questions_on(library, parts.tested)
-    if settings.preset == "smoke":
-        asked = asked[:2]
-    right = [sentence_of(library, question) for question in asked]
-    answers = AnswerTable(library, asked, settings, work)
-    by_rule = [next(named(sentence, q["question"]), "") for q, sentence in zip(asked, right)]
-    answers.add("rule", "a rule: the first number or name", by_rule)
-    model = own_model(settings).to(work.device)
-    answers.add("untrained", "week 6's model as it is", answers_from(model, asked, right))
-    validation = questions_on(library, parts.validation) or asked
-    held_out = [talk_on(sentence_of(library, q), q["question"], q["answers"][0]) for q in validation]
-    template, block_size = template_for(model.tokenizer), model.config.block_size
-    task = Instructions(talks, held_out, template, block_size, f"sentences-{len(talks)}")
-    with work.log(f"{library.name}-own-training", settings) as log:
-        model, summary = train_adapters(model, task, log, settings, work)
-        sizes = {part: len(documents) for part, documents in asdict(parts).items()}
-        log.finish(examples=len(talks), **sizes, **summary)
-    answers.add("without", "trained, without a sentence", answers_from(model, asked, [""] * len(asked)))
-    nearest = [nearest_sentence(library.index, question["question"]) for question in asked]
-    answers.add("retrieved", "trained, with the nearest sentence", answers_from(model, asked, nearest))
-    answers.add("right", "trained, with the right sentence", answers_from(model, asked, right))
-    reader = make_reader(settings, work.device, settings.smol_blocks)
-    read = [reader.read(q["question"], [as_chunk(sentence)]).text for q, sentence in zip(asked, right)]
-    answers.add("smollm2", "SmolLM2, with the right sentence", read)
-    print(
-        f"\n{len(talks)} examples; {len(asked)} questions on {len(parts.tested)} documents that none of"
-        " them is from\n" + table(answers.rows)
-    )
-    return answers.metrics
-
-
-def questions_on(library: Library, sources: Sequence[str]) -> list[dict[str, Any]]:
-    """The questions that these documents answer."""
-    return [question for question in library.asked if question["document"] in sources]
-
-
-def talks_from(library: Library, sources: Sequence[str], chance: Random) -> list[Conversation]:
-    """Examples from these documents: the questions on them, and gaps in their sentences."""
-    talks: list[Conversation] = []
-    for q in questions_on(library, sources):
-        talks += talks_on(sentence_of(library, q), q["question"], q["answers"][0], chance)
-    for chunk in library.chunks:
-        if chunk.source in sources:
-            talks += gaps(chunk, chance)
-    return talks
-
-
-def train_adapters(
-    model: nn.Module, task: Instructions, log: RunLog, settings: "Settings", work: Workspace
-) -> tuple[nn.Module, dict[str, float]]:
-    """The model as it was best on what is held out, with adapters, and the training's summary."""
-    torch.manual_seed(settings.train.seed)
-    add_lora(model, LoRAConfig(r=32, lora_alpha=64.0, target_modules=("all-linear",))).to(work.device)
-    config = replace(settings.train, block_size=task.block_size)
-    print(f"own: {config.in_words()}")
-    folder = work.checkpoints / "own"
-    trainer = Trainer(model, task, config, log, folder, device=work.device, description="own")
-    summary = trainer.fit(settings.resume)
-    return trainer.take_best().eval(), summary
-
-
-def answers_from(model: nn.Module, asked: Sequence[dict], sentences: Sequence[str]) -> list[str]:
-    """What week 6's model answers to each question from a sentence of its own, in at most 24 tokens."""
-    template = template_for(model.tokenizer)
-    questions = [talk_on(sentence, q["question"], "?")[:1] for q, sentence in zip(asked, sentences)]
-    return [answer(model, template, question, 24) for question in questions]
-
-
-def nearest_sentence(index: Index, question: str) -> str:
-    """Of the best chunk the sentence that is nearest to the question."""
-    chunk = index.search(question, 1)[0].chunk
-    return max(sentence_scores(index, question, chunk), key=lambda pair: pair[1])[0]
-
-
-def as_chunk(sentence: str) -> Chunk:
-    """A sentence under its headings as a passage for the reader."""
-    headings, _, text = sentence.partition(". ")
-    return Chunk("", headings, (), text)
-
-
 # ---- the index
 
 
@@ -326,6 +193,7 @@ STUDIES: dict[str, Callable[["Settings", Workspace], dict[str, float]]] = {
     "windows": study_windows,
     "index": study_index,
     "own": study_own,
+    "depths": study_depths,
     "quotes": study_quotes,
     "domain": study_domain,
     "followups": study_followups,
