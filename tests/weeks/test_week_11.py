@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from functools import cache
+from random import Random
 
 import numpy as np
 import pytest
@@ -161,3 +162,27 @@ def test_week_11_makes_vectors_that_were_damaged_again(damage, output, monkeypat
     capsys.readouterr()
     assert np.array_equal(studies.line_vectors(settings, torch.device("cpu")), made)
     assert len(calls) == 2 and f"{file} is cut or damaged" in capsys.readouterr().out
+
+
+def test_the_answer_to_every_made_up_fact_stands_in_its_sentence_alone():
+    """Alone: another span of the same words would be as right."""
+    copying = report.load_script("11_rag", "copying")
+    for fact in copying.FACTS:
+        for wanted, ways in fact["asked"].items():
+            slots = copying.slot_values(fact["said"], Random(0))
+            answer = " ".join(slots[slot] for slot in wanted.split())
+            assert fact["said"].format_map(slots).count(answer) == 1
+            assert not any("{" in way.format_map(slots) or answer in way.format_map(slots) for way in ways)
+    drawn = [copying.made_up(chance) for chance in [Random(1)] for _ in range(500)]
+    assert all(f" {answer}" in f" {sentence.partition('. ')[2]}" for sentence, _, answer in drawn)
+    assert len(set(drawn)) == 500 and drawn[0] == copying.made_up(Random(1))
+
+
+@pytest.mark.slow
+def test_what_week_6s_model_quotes_is_a_span_of_the_sentence(output, text_file):
+    _, settings = script("11_rag", text=text_file)
+    reading = report.load_script("11_rag", "learned_reading")
+    model = sys.modules["weeks.11_rag.library"].own_model(settings)
+    sentence = "The ferry. Winter. It leaves at 07:40, and the mason Joan Tervill rings a bell."
+    quoted = reading.quote(model, sentence, "Who rings a bell?")
+    assert quoted and quoted in sentence.partition(". ")[2]
