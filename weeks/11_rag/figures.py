@@ -13,7 +13,7 @@ from shared.course.style import style
 from shared.retrieval.ranking import RANKING_METRICS
 
 DOCUMENTS = {"handbook": "the handbook", "python": "Python's reference"}
-OWN = ("rule", "untrained", "examples", "right", "retrieved", "written", "smollm2")
+OWN = ("rule", "untrained", "examples", "examples-written", "copied", "copied-written", "smollm2")
 MEASURE_LABELS = {
     "exact": "exact match",
     "f1": "token F1",

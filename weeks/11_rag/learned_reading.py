@@ -97,13 +97,19 @@ def study_own(settings: "Settings", work: Workspace) -> dict[str, float]:
         with work.log(f"{library.name}-own-{name}-training", settings) as log:
             return learn(base, (talks, held_out), log, settings, work)
 
-    model = learned(base, "examples", examples, held_out)
-    answers.add("examples", "trained on the pages' examples", quotes_from(model, asked, right))
+    def answered(model: GPT, name: str, label: str) -> None:
+        answers.add(name, label, quotes_from(model, asked, right))
+        free = written_from(model, asked, right)
+        answers.add(f"{name}-written", f"{label}; free to write", free)
+
+    answered(learned(base, "examples", examples, held_out), "examples", "trained on the pages' examples")
     copier = learned(base, "copying", repeats[apart:], repeats[:apart])
-    model = learned(copier, "right", examples + facts[apart:], facts[:apart])
-    answers.add("right", "trained to copy, then on made-up facts and these", quotes_from(model, asked, right))
-    answers.add("written", "the same, free to write anything", written_from(model, asked, right))
-    answers.add("retrieved", "the same, with the nearest sentence", quotes_from(model, asked, nearest))
+    model = learned(copier, "copied", examples, held_out)
+    answered(model, "copied", "trained to copy, then on the pages' examples")
+    with_facts = learned(copier, "facts", examples + facts[apart:], facts[:apart])
+    answered(with_facts, "facts", "trained to copy, then on made-up facts and the examples")
+    label = "trained to copy, then on the pages' examples, with the nearest sentence"
+    answers.add("retrieved", label, quotes_from(model, asked, nearest))
     reader = make_reader(settings, work.device, settings.smol_blocks)
     read = [reader.read(q["question"], [as_chunk(sentence)]).text for q, sentence in zip(asked, right)]
     answers.add("smollm2", "SmolLM2, with the right sentence", read)
