@@ -231,7 +231,9 @@ def test_week_11_studies_show_what_an_index_costs_and_what_a_small_model_learns(
         runs["index-pq"]["bytes"] < runs["index-flat"]["bytes"] / 10
         and runs["index-ivf-16"]["milliseconds"] < runs["index-flat"]["milliseconds"]
     )
-    own = {name: runs[f"handbook-own-{name}"]["exact"] for name in ("untrained", "examples", "rule", "copied")}
+    own = {
+        name: runs[f"handbook-own-{name}"]["exact"] for name in ("untrained", "examples", "rule", "copied")
+    }
     assert own["untrained"] < 0.1 and min(own["examples"], own["copied"]) >= own["rule"]
     free = {name: runs[f"handbook-own-{name}-written"]["exact"] for name in ("examples", "copied")}
     assert free["copied"] > free["examples"] + 0.2  # copying has to be learned
