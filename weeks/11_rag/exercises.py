@@ -123,7 +123,7 @@ def _bm25(
 
 def _idf_of_occurrences(counts: Tensor) -> Tensor:
     n, occurrences = len(counts), counts.sum(0)
-    return torch.log(1 + (n - occurrences.clamp(max=n) + 0.5) / (occurrences + 0.5))
+    return torch.log(1 + (n - occurrences + 0.5) / (occurrences + 0.5))
 
 
 def _idf_without_1(counts: Tensor) -> Tensor:
@@ -415,7 +415,7 @@ class _NegativeIdf(BM25):
 
 class _OccurrencesForTexts(BM25):
     def df(self, term: str) -> int:
-        return min(len(self.counts), sum(counts[term] for counts in self.counts.values()))
+        return sum(counts[term] for counts in self.counts.values())
 
 
 class _NotSaturated(BM25):
@@ -509,7 +509,7 @@ class _StillCounted(BM25):
         return self.texts_with[term]
 
     def idf(self, term: str) -> float:
-        n = max(len(self.counts), self.df(term))
+        n = len(self.counts)
         return math.log(1 + (n - self.df(term) + 0.5) / (self.df(term) + 0.5))
 
 
@@ -866,8 +866,8 @@ def _ranking_cases(generator: Generator) -> list[tuple]:
         ([["a", "b", "c"], ["c"]], 60.0, [1.0, 0.25]),
         ([first, second], 60.0, None),
         ([first, second], 1.0, None),
-        ([ranking(6, 4), ranking(6, 6), ranking(6, 2)], 10.0, [1.0, 0.37, 2.3]),
-        ([ranking(9, 9), ranking(9, 3), ranking(9, 5)], 0.0, [0.5, 1.9, 0.0]),
+        ([ranking(6, 4), ranking(6, 6), ranking(6, 2)], 10.0, [1.0, 0.0, 2.3]),
+        ([ranking(9, 9), ranking(9, 3), ranking(9, 5)], 0.0, [0.5, 1.9, 0.37]),
     ]
 
 
@@ -1043,6 +1043,13 @@ def _ndcg_with_log_of_place(gains: list[float], all_gains: list[float], k: int) 
     return discounted(gains) / discounted(sorted(all_gains, reverse=True))
 
 
+def _ndcg_with_1_outside(gains: list[float], all_gains: list[float], k: int) -> float:
+    def discounted(gains: list[float]) -> float:
+        return sum(gain / (math.log2(place) + 1) for place, gain in enumerate(gains[:k], 1))
+
+    return discounted(gains) / discounted(sorted(all_gains, reverse=True))
+
+
 def _are_gains(gains: list[float], all_gains: list[float], k: int) -> bool:
     """Whether what was found is among all that there is, and something can be found."""
     left = Counter(gain for gain in gains if gain) - Counter(all_gains)
@@ -1091,6 +1098,11 @@ NDCG = Exercise(
             _ndcg_with_log_of_place,
             "Gains are divided by log2(p), and by 1 at place 1, so the first two places count the same."
             " Divide by log2(p + 1).",
+        ),
+        Mistake(
+            "1 is added outside the logarithm",
+            _ndcg_with_1_outside,
+            "Gains are divided by log2(p) + 1. The 1 is added to the place, inside: log2(p + 1).",
         ),
         Mistake(
             "all_gains is not sorted",
@@ -1770,6 +1782,12 @@ WORD_F1 = Exercise(
             _f1_of_sets,
             "Sets forget how often a word comes, so an answer that says everything three times loses nothing."
             " Use Counter.",
+        ),
+        Mistake(
+            "what is common as a set",
+            lambda answer, right: _f1(len(set(answer) & set(right)), answer, right),
+            "The common words were counted as a set, each once. A word that comes twice in both counts twice:"
+            " Counter(answer) & Counter(right) keeps how often.",
         ),
         Mistake(
             "words of the answer that are in the right one",
