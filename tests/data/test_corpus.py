@@ -170,8 +170,11 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 def test_a_vocabulary_over_uint16_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path / "cache"))
-    (tmp_path / "t.txt").write_text("abc")
-    large = CharTokenizer("".join(chr(i) for i in range(0x10000, 0x20001)))
+    characters = "".join(chr(i) for i in range(0x10000, 0x20001))
+    (tmp_path / "t.txt").write_text(characters[65_535] * 20, encoding="utf-8")
+    largest = load_corpus(str(tmp_path / "t.txt"), tokenizer=CharTokenizer(characters[:-1]), block_size=1)
+    assert set(largest.train.tolist()) == {65_535}
+    large = CharTokenizer(characters)
     with pytest.raises(ValueError, match="65537 does not fit in uint16"):
         load_corpus(str(tmp_path / "t.txt"), tokenizer=large)
 

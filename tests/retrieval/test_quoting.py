@@ -115,3 +115,4 @@ def test_a_short_context_reads_fewer_examples_and_an_empty_question_is_refused()
     assert quoter().quote("Who?", [WINDOW._replace(start=0, end=0)]) is None
     with pytest.raises(ValueError, match="sentences=0: must be at least 1"):
         Quoter(GPT(CONFIG), TOKENIZER, 0)
+    assert Quoter(GPT(CONFIG), TOKENIZER, 1).sentences == 1
