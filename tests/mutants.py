@@ -84,6 +84,7 @@ OF_EXERCISES = (
     "properties",
     "running",
     "shrinking",
+    "week",
     "written_in_place",
 )
 """Of tests/course, those of shared/course/exercise."""

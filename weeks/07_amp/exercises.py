@@ -1703,8 +1703,8 @@ LINEAR_CROSS_ENTROPY = Exercise(
             "0 where no token counts",
             _loss_made(at_least_one=True),
             "Where all tokens are ignored, the loss was 0: the count was held at 1 or more. It is a mean of"
-            " nothing, 0 / 0, so nan, as PyTorch's. A 0 would look like a perfect batch. (In the gradient the"
-            " 1 is fine: its rows are 0.)",
+            " nothing, 0 / 0, so nan, as PyTorch's. A 0 would look like a perfect batch. In the gradient the"
+            " 1 is fine: its rows are 0.",
         ),
         Mistake(
             "ignored tokens have a gradient",

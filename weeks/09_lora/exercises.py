@@ -905,13 +905,13 @@ def _a_before_b(
 def _scale_in_b_alone(
     x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, lr: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return weight, a - lr * (grad @ b).T @ x, lora_step(x, grad, weight, a, b, scale, lr)[2]
+    return weight, a - lr * (grad @ b).T @ x, lora_step(x, grad, weight, a, b, scale=scale, lr=lr)[2]
 
 
 def _scale_in_a_alone(
     x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, lr: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return weight, lora_step(x, grad, weight, a, b, scale, lr)[1], b - lr * grad.T @ (x @ a.T)
+    return weight, lora_step(x, grad, weight, a, b, scale=scale, lr=lr)[1], b - lr * grad.T @ (x @ a.T)
 
 
 def _only_b(x: Tensor, grad: Tensor, weight: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,7 +34,10 @@ def open_rag(settings: "Settings") -> RAG:
     say = print if settings.verbose else keep_quiet
     device = pick_device(settings.device, say)
     index = open_library(settings, device, say, partial(print, file=sys.stderr)).index
-    reader = make_reader(settings, device, say=say) if settings.generate else make_quoter(settings, device)
+    if settings.generate:
+        reader = make_reader(settings, device, say=say)
+    else:
+        reader = make_quoter(settings.sentences, device)
     return RAG(index, reader, settings.k, settings.by, min_score=settings.min_score)
 
 

@@ -27,7 +27,7 @@ def study_depths(settings: "Settings", work: Workspace) -> dict[str, float]:
     """
     library = open_library(settings, work.device)
     asked = library.asked[:2] if settings.preset == "smoke" else library.asked
-    quoter = make_quoter(settings, work.device, settings.smol_blocks)
+    quoter = make_quoter(max(DEPTHS), work.device, settings.smol_blocks)
     reader = make_reader(settings, work.device, settings.smol_blocks)
     answered = spread(asked, settings.questions)
     rows = [found_at(library.index, question) for question in tqdm(asked, desc="found")]

@@ -184,7 +184,10 @@ def make_reader(
     return Reader(model.to(device), tokenizer, settings.max_new_tokens, settings.min_gain)
 
 
-def make_quoter(settings: "Settings", device: torch.device, blocks: int | None = None) -> Quoter:
-    """SmolLM2, or its first blocks, in float32: most of the work is reading, where int8 is no faster."""
+def make_quoter(sentences: int, device: torch.device, blocks: int | None = None) -> Quoter:
+    """SmolLM2, or its first blocks, in float32: most of the work is reading, where int8 is no faster.
+
+    sentences: how many are ranked anew.
+    """
     model, tokenizer = load_smollm2(blocks)
-    return Quoter(model.to(device), tokenizer, settings.sentences)
+    return Quoter(model.to(device), tokenizer, sentences)

@@ -40,7 +40,7 @@ def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
     measured, and B is the one to believe.
     """
     library = open_library(settings, work.device)
-    quoter = make_quoter(settings, work.device, settings.smol_blocks)
+    quoter = make_quoter(settings.sentences, work.device, settings.smol_blocks)
     asked = library.asked[:2] if settings.preset == "smoke" else library.asked
     readings = [read_question(library, quoter, question) for question in asked]
     with work.log(f"{library.name}-quotes", settings) as log:
