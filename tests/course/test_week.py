@@ -8,7 +8,6 @@ from tests.course.answers import OTHER_ANSWERS
 
 EXERCISES = {e.name: e for n in (1, 2, 3, 4) for e in Week(n).exercises.values()}
 past_means = OTHER_ANSWERS["average_past"]
-window_mask = OTHER_ANSWERS["sliding_window_mask"]
 
 
 @pytest.fixture

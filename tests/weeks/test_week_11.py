@@ -173,7 +173,8 @@ def test_the_answer_to_every_made_up_fact_stands_in_its_sentence_alone():
             answer = " ".join(slots[slot] for slot in wanted.split())
             assert fact["said"].format_map(slots).count(answer) == 1
             assert not any("{" in way.format_map(slots) or answer in way.format_map(slots) for way in ways)
-    drawn = [copying.made_up(chance) for chance in [Random(1)] for _ in range(500)]
+    chance = Random(1)
+    drawn = [copying.made_up(chance) for _ in range(500)]
     assert all(f" {answer}" in f" {sentence.partition('. ')[2]}" for sentence, _, answer in drawn)
     assert len(set(drawn)) == 500 and drawn[0] == copying.made_up(Random(1))
 
