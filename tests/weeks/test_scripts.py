@@ -60,7 +60,7 @@ STUDIES = {
     "07_amp": ["batch", "profile", "loss"],
     "08_quantization": ["smollm2", "outliers", "memory"],
     "09_lora": ["rates", "rounding", "compare"],
-    "10_ppo_dpo": ["methods", "rates", "form", "exclaim", "frontier", "hacking", "smollm2"],
+    "10_ppo_dpo": ["methods", "rates", "form", "longer", "exclaim", "frontier", "hacking", "smollm2"],
     "11_rag": ["answers", "windows", "index", "own", "depths"],
     "12_deploy": ["smollm2", "smollm2-programs"],
 }

@@ -80,16 +80,18 @@ class CountdownSettings:
     """Of a run: it counts the seeds of the base and of every method on."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """For --study methods."""
-    rates: tuple[float, ...] = (5e-4, 1e-3)
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     """For --study rates, of the online methods and of expert iteration."""
-    control_rates: tuple[float, ...] = (0.005, 0.02)
+    control_rates: tuple[float, ...] = (0.005, 0.02, 0.05)
     """For --study rates, of the supervised control."""
     rates_share: float = 0.4
     """For --study rates: the share of each method's steps that a trial of a rate takes."""
+    longer: int = 12
+    """For --study longer: how many times the steps of the control, of expert iteration and of GRPO."""
 
     def __post_init__(self) -> None:
         checks = Checks(self)
-        checks.at_least(1, "rows", "measurements", "control_steps", "seed")
+        checks.at_least(1, "rows", "measurements", "control_steps", "seed", "longer")
         checks.require(all(seed >= 1 for seed in self.seeds), f"seeds={self.seeds}: must be at least 1")
         checks.at_least(8, "samples")
         checks.at_least(2, "held_out")
@@ -130,12 +132,21 @@ class CountdownSettings:
         config = getattr(self, method)
         return replace(self, **{method: replace(config, lr=rate, steps=self._trial_steps(config.steps))})
 
+    def taking_longer(self) -> "CountdownSettings":
+        """The same with `longer` times the steps, and as many times the measurements as a plot can show."""
+        steps = {name: getattr(self, name).steps * self.longer for name in ("expert", "grpo")}
+        configs = {name: replace(getattr(self, name), steps=number) for name, number in steps.items()}
+        measurements = self.measurements * min(self.longer, 4)
+        return replace(
+            self, control_steps=self.control_steps * self.longer, measurements=measurements, **configs
+        )
+
     def _trial_steps(self, steps: int) -> int:
         return math.ceil(self.rates_share * steps)
 
     def idle_in(self, study: str | None) -> dict[str, str]:
         """The settings that the week's run or a study does not read, with the reason."""
-        if study not in (None, "methods", "rates", "form"):
+        if study not in (None, "methods", "rates", "form", "longer"):
             return {}  # it reads none of them
         idle = {"countdown.model.vocab_size": "it is that of the problems' characters"}
         if study == "form":
@@ -144,8 +155,13 @@ class CountdownSettings:
         if study is None:
             others = ("dr_grpo", "rloo", "ppo")
             idle |= {f"countdown.{name}": "it is for --study methods and --study rates" for name in others}
-        if study != "methods":
-            idle["countdown.seeds"] = "it is for --study methods"
+        if study == "longer":
+            others = ("dr_grpo", "rloo", "ppo")
+            idle |= {f"countdown.{name}": "the study has expert iteration and GRPO" for name in others}
+        else:
+            idle["countdown.longer"] = "it is for --study longer"
+        if study not in ("methods", "longer"):
+            idle["countdown.seeds"] = "it is for --study methods and --study longer"
         else:
             idle["countdown.seed"] = "--countdown.seeds gives it"
         if study != "rates":
@@ -189,5 +205,6 @@ def smoke_countdown() -> CountdownSettings:
         seeds=(1, 2),
         rates=(1e-3,),
         control_rates=(0.01,),
+        longer=2,
         **{name: replace(getattr(full, name), **tiny) for name in DRAWING},
     )

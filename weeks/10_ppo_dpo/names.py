@@ -11,6 +11,8 @@ SOLVERS = {
     "ppo": "PPO",
 }
 """Of countdown: a base, two controls, and the methods."""
+LONGER = "longer_"
+"""Before the method, in the names of --study longer's runs."""
 METHODS = ("ppo", "grpo", "dpo")
 """Of the exclamations."""
 SMOL = "smollm2"

@@ -6,10 +6,11 @@ problems from a reward that is verified; more supervised training and expert ite
     python weeks/10_ppo_dpo/run.py --preset laptop --mine
     # all methods and controls, three seeds
     python weeks/10_ppo_dpo/run.py --preset laptop --study methods
-    # each at two learning rates
-    python weeks/10_ppo_dpo/run.py --preset laptop --study rates
+    python weeks/10_ppo_dpo/run.py --preset laptop --study rates           # three for each
     # GRPO from a base that has seen no true solution
     python weeks/10_ppo_dpo/run.py --preset laptop --study form
+    # twelve times as long: the control, expert iteration and GRPO
+    python weeks/10_ppo_dpo/run.py --preset laptop --study longer
     # week 6's model learns to exclaim: preferences, a reward model, PPO, GRPO and DPO
     python weeks/10_ppo_dpo/run.py --preset laptop --study exclaim
     # each of the three at further betas: reward against KL
@@ -48,7 +49,7 @@ ALIGNING = (
 @dataclass(frozen=True)
 class Settings(WeekSettings):
     countdown: CountdownSettings = CountdownSettings()
-    """Of the week's run and of --study methods, rates and form. What follows is for the other studies."""
+    """Of the week's run, and of --study methods, rates, form and longer. What follows is for the others."""
     mark: str = "!"
     """What a phrase must end in to earn a point."""
     min_words: int = 3
@@ -103,14 +104,13 @@ class Settings(WeekSettings):
     """Longest answer, in tokens. Most of its usual answers are longer, and cut off here."""
     smol_blocks: int | None = None
     """Use only the first so many blocks of SmolLM2, to see in seconds that everything runs; None: all."""
-    study: Literal["methods", "rates", "form", "exclaim", "frontier", "hacking", "smollm2"] | None = None
+    study: (
+        Literal["methods", "rates", "form", "longer", "exclaim", "frontier", "hacking", "smollm2"] | None
+    ) = None
 
     ANSWERS_IN: ClassVar = ("run",)
     READ_BY: ClassVar = {
-        "run": ("countdown",),
-        "methods": ("countdown",),
-        "rates": ("countdown",),
-        "form": ("countdown",),
+        **dict.fromkeys(("run", "methods", "rates", "form", "longer"), ("countdown",)),
         "exclaim": (*ALIGNING, "keep", "dpo"),
         "frontier": (*ALIGNING, "online_betas", "dpo_betas", "dpo"),
         "hacking": (*ALIGNING, "hacking_lr"),

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from countdown_settings import CONTROLS, DRAWING, CountdownSettings
-from names import SOLVERS
+from names import LONGER, SOLVERS
 from own_update import OwnGRPO, Update
 from shared import checkpoint
 from shared.alignment.base_loop import AlignmentLoop
@@ -327,6 +327,41 @@ def study_form(settings: "Settings", work: Workspace) -> dict[str, float]:
     return {f"{method}_pass_at_1": row["pass_at_1"] for method, row in rows.items()}
 
 
+def study_longer(settings: "Settings", work: Workspace) -> dict[str, float]:
+    """Does RL catch up with more time? Several seeds of the control, expert iteration and GRPO, with `longer`
+    times their steps; and one of GRPO from a base without any true solution.
+    """
+    own = settings.countdown
+    of_method: dict[str, list[str]] = {}
+    for seed in own.seeds:
+        at_seed = replace(settings, countdown=replace(own, seed=seed))
+        base = train_base(at_seed, work)
+        for method in ("form", "expert", "grpo"):
+            name = run_name(LONGER + method, seed)
+            train_longer(method, name, base, at_seed, work)
+            of_method.setdefault(method, []).append(name)
+    without = replace(settings, countdown=replace(own, seed=own.seeds[0], base_right=0.0))
+    name = run_name(LONGER + "form_only_grpo", own.seeds[0])
+    train_longer("grpo", name, train_base(without, work, "form_only"), without, work)
+    runs = read_runs(work.logs)
+    metrics = {}
+    for method, names in of_method.items():
+        with work.log(f"{PREFIX}-{LONGER}{method}", own) as log:
+            metrics[method] = log.finish(**over_seeds([runs[name].summary for name in names]))
+    show_success(metrics)
+    print(f"GRPO from a base of form only: pass@1 {runs[name].summary['pass_at_1']:.1%}")
+    return {f"{method}_pass_at_1": row["pass_at_1"] for method, row in metrics.items()}
+
+
+def train_longer(method: str, name: str, base: GPT, settings: "Settings", work: Workspace) -> None:
+    """A method or control with `longer` times its steps, where it isn't done already."""
+    changed = replace(settings, countdown=settings.countdown.taking_longer())
+    print(f"{name}, {settings.countdown.longer} times the steps", flush=True)
+    if not is_done(name, method, changed, work):
+        train = train_control if method in CONTROLS else train_method
+        train(method, name, base, changed, work)
+
+
 def over_seeds(rows: list[dict[str, float]]) -> dict[str, float]:
     """Each metric's mean, and its lowest and highest value."""
     summary: dict[str, float] = {"seeds": len(rows)}
@@ -398,5 +433,6 @@ SOLVING: dict[str | None, Callable[["Settings", Workspace], dict[str, float]]] =
     "methods": study_methods,
     "rates": study_learning_rates,
     "form": study_form,
+    "longer": study_longer,
 }
 """The week's run, and its studies of the same."""

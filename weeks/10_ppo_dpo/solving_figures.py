@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from names import SOLVERS
+from names import LONGER, SOLVERS
 from shared.course.report import COLOURS, LINES, MARKERS, LoggedRun, figure, reference_for, save_figure
 
 RUN = re.compile(r"countdown-([a-z_]+)-(\d+)")
@@ -30,13 +30,13 @@ SeedRuns = dict[str, list[LoggedRun]]
 """A method's runs, one for each seed."""
 
 
-def by_method(runs: dict[str, LoggedRun]) -> SeedRuns:
-    """The runs of countdown that are finished, in the order of `SOLVERS`."""
+def by_method(runs: dict[str, LoggedRun], prefix: str = "") -> SeedRuns:
+    """The runs of countdown that are finished, in the order of `SOLVERS`. prefix: of the names of methods."""
     found: SeedRuns = defaultdict(list)
     for name, run in runs.items():
         match = RUN.fullmatch(name)
-        if match and run.summary:
-            found[match[1]].append(run)
+        if match and run.summary and match[1].startswith(prefix):
+            found[match[1].removeprefix(prefix)].append(run)
     return {method: found[method] for method in SOLVERS if method in found}
 
 
@@ -45,7 +45,12 @@ def draw_solving(logs: Path, runs: dict[str, LoggedRun], out: Path) -> list[Path
     own = by_method(runs)
     if "base" not in own or len(own) < 2:
         return []
-    return [draw_success(own, by_method(reference_for(logs)), out), draw_solving_curves(own, out)]
+    plots = [draw_success(own, by_method(reference_for(logs)), out)]
+    plots.append(draw_solving_curves(own, own["base"], out / "countdown_curves.png"))
+    longer = by_method(runs, LONGER)
+    if longer:
+        plots.append(draw_solving_curves(longer, own["base"], out / "countdown_longer.png"))
+    return plots
 
 
 def draw_success(own: SeedRuns, course: SeedRuns, out: Path) -> Path:
@@ -84,10 +89,12 @@ def _draw_seeds(ax: Any, y: int, values: list[float], method: str, **look: Any) 
     ax.plot([mean, mean], [y - 0.32, y + 0.32], color=COLOUR[method], linewidth=2, **look)
 
 
-def draw_solving_curves(own: SeedRuns, out: Path) -> Path:
-    """pass@1 and pass@8 while it is learned, against processor seconds: a line for each seed."""
+def draw_solving_curves(own: SeedRuns, of_base: list[LoggedRun], path: Path) -> Path:
+    """pass@1 and pass@8 while it is learned, against processor seconds: a line for each seed, from the base
+    that it began with.
+    """
     fig, axes = figure(13, 4.8, ncols=2)
-    bases = {_seed(run): run.summary for run in own["base"]}
+    bases = {_seed(run): run.summary for run in of_base}
     for ax, key, title in zip(
         axes, ("pass_at_1", "pass_at_8"), ("One answer is right (pass@1)", "One of eight is (pass@8)")
     ):
@@ -102,7 +109,7 @@ def draw_solving_curves(own: SeedRuns, out: Path) -> Path:
         ax.set_ylim(bottom=0)
     axes[1].legend(frameon=False, loc="best", fontsize=9)
     fig.suptitle("Countdown: problems that are neither learned from nor reported, a line for each seed")
-    return save_figure(fig, out / "countdown_curves.png")
+    return save_figure(fig, path)
 
 
 def _seed(run: LoggedRun) -> str:
