@@ -23,7 +23,7 @@ MEASURE_LABELS = {
 }
 SIGNALS = {
     "score": "the passage's score (cosine)",
-    "gain": "the answer's gain (nats per token; -1 or less: none was given)",
+    "gain": "the answer's gain (nats per token;\n-1 or less: none was given)",
 }
 STORE_LABELS = {"flat": "Flat", "pq": "PQ", "ivf": "IVF, cells searched", "hnsw": "HNSW, candidates kept"}
 
@@ -127,18 +127,14 @@ def draw_grouped_bars(path: Path, rows: Sequence[dict], measures: Sequence[str],
 
 def abstention_figure(run: LoggedRun) -> Any:
     """How two signals lie where there is an answer and where there is none."""
-    fig, axes = figure(11, 4.2, ncols=2)
+    fig, axes = figure(11, 4.4, ncols=2)
     for ax, (key, label) in zip(axes, SIGNALS.items()):
-        with_answer = [max(value, -1) for value in run.artifacts[key]["answerable"]]
-        without = [max(value, -1) for value in run.artifacts[key]["unanswerable"]]
-        edges = np.linspace(min(*with_answer, *without), max(*with_answer, *without), 21)
-        _shares(ax, with_answer, edges, "there is an answer", color=COLOURS[0], alpha=0.6)
-        look = dict(color=COLOURS[1], histtype="step", linewidth=2.5)
-        _shares(ax, without, edges, "there is none", **look)
-        threshold = run.summary[f"{key}_threshold"]
-        ax.axvline(threshold, color="#555555", linestyle="--", label="threshold: less is withheld")
-        title = f"AUC {run.summary[f'{key}_auc']:.2f} (0.5 is chance)"
-        ax.set(title=title, xlabel=label, ylabel="share of the questions")
+        groups = {
+            "there is an answer": [max(value, -1) for value in run.artifacts[key]["answerable"]],
+            "there is none": [max(value, -1) for value in run.artifacts[key]["unanswerable"]],
+        }
+        _dots(ax, groups, run.summary[f"{key}_threshold"], "threshold: less is withheld")
+        ax.set(title=f"AUC {run.summary[f'{key}_auc']:.2f} (0.5 is chance)", xlabel=label)
     fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
     fig.suptitle("Do two signals tell questions with an answer from those without?")
     return fig
@@ -146,20 +142,34 @@ def abstention_figure(run: LoggedRun) -> Any:
 
 def domain_figure(run: LoggedRun) -> Any:
     """The nearest passage's score on half B: questions on the documents, and about the world."""
-    fig, ax = figure(8.5, 4.4)
-    inside, outside = run.artifacts["inside"], run.artifacts["outside"]
-    edges = np.linspace(min(*inside, *outside), max(*inside, *outside), 19)
-    _shares(ax, inside, edges, "the documents answer it", color=COLOURS[0], alpha=0.6)
-    look = dict(color=COLOURS[1], histtype="step", linewidth=2.5)
-    _shares(ax, outside, edges, "about the world", **look)
+    fig, ax = figure(8.5, 3.6)
+    groups = {"the documents answer it": run.artifacts["inside"], "about the world": run.artifacts["outside"]}
     threshold = run.summary["threshold"]
-    ax.axvline(
-        threshold, color="#555555", linestyle="--", label=f"threshold {threshold:.2f}: less is refused"
-    )
+    _dots(ax, groups, threshold, f"threshold {threshold:.3f}: less is refused")
     title = f"Which questions are near a passage? Half B (AUC {run.summary['auc']:.2f}, 0.5 is chance)"
-    ax.set(title=title, xlabel="the nearest passage's score (cosine)", ylabel="share of the questions")
+    ax.set(title=title, xlabel="the nearest passage's score (cosine)")
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
     return fig
+
+
+def _dots(ax: Any, groups: dict[str, Sequence[float]], threshold: float, cut: str) -> None:
+    """A row of dots for each group, one for each question; dots of nearly the same value are piled up."""
+    every = [value for values in groups.values() for value in values]
+    width = (max(every) - min(every)) / 60
+    highest = 0.0
+    for i, (name, values) in enumerate(groups.items()):
+        heights: dict[int, int] = {}
+        places = []
+        for value in sorted(values):
+            column = round(value / width)
+            heights[column] = heights.get(column, 0) + 1
+            places.append((value, highest + heights[column]))
+        look = {"s": 22, "color": COLOURS[i], "marker": "os"[i], "linewidths": 0}
+        ax.scatter(*zip(*places), label=f"{name} ({len(values)})", **look)
+        highest += max(heights.values()) + 3
+    ax.axvline(threshold, color="#555555", linestyle="--", label=cut)
+    ax.set(yticks=[], ylim=(0, highest), ylabel="a dot: a question")
+    ax.grid(False, axis="y")
 
 
 def followups_figure(rows: Sequence[dict]) -> Any:
@@ -219,12 +229,6 @@ def depths_figure(data: str, runs: dict[str, LoggedRun]) -> Any:
         ax.legend(loc="lower right" if panel == "found" else "upper right")
     fig.suptitle(f"How many to look at: {DOCUMENTS[data]} (95 % intervals)")
     return fig
-
-
-def _shares(ax: Any, values: Sequence[float], edges: np.ndarray, name: str, **look: Any) -> None:
-    """A histogram whose bars add up to 1."""
-    weights = np.full(len(values), 1 / len(values))
-    ax.hist(values, edges, weights=weights, label=f"{name} ({len(values)})", **look)
 
 
 def example_figure(seen: dict[str, Any]) -> Any:

@@ -111,14 +111,19 @@ def _bars(intervals: Sequence[Interval]) -> list[list[float]]:
 def searched_cells_figure(
     points: np.ndarray, cell: np.ndarray, centres: np.ndarray, asked: np.ndarray
 ) -> Figure:
-    """Which points are looked at, of those in so many of the nearest cells. points, centres: [n, 2]; cell:
-    the number of each point's.
+    """Which points are looked at, of those in so many of the nearest cells, with the cells' borders. points,
+    centres: [n, 2]; cell: the number of each point's.
     """
     near = np.linalg.norm(centres - asked, axis=1).argsort()
     best = np.linalg.norm(points - asked, axis=1).argsort()[:10]
+    low, high = points.min(0) - 0.3, points.max(0) + 0.3
+    plane = np.stack(np.meshgrid(*np.linspace(low, high, 300).T), -1)
+    owner = np.linalg.norm(plane[..., None, :] - centres, axis=-1).argmin(-1)
     fig, axes = figure(11, 4, ncols=2, sharey=True)
     for ax, probes in zip(axes, (1, 3)):
         looked = np.isin(cell, near[:probes])
+        for number in range(len(centres)):  # where another centre is nearer, a cell ends
+            ax.contour(*np.moveaxis(plane, -1, 0), owner == number, [0.5], colors="#aaaaaa", linewidths=0.8)
         ax.scatter(*points[~looked].T, s=14, color=COLOURS[7], label="not looked at")
         ax.scatter(*points[looked].T, s=14, color=COLOURS[0], label="looked at")
         ax.scatter(*points[best].T, s=60, facecolor="none", edgecolor=COLOURS[5], label="the ten nearest")
@@ -143,7 +148,8 @@ def quoted_or_written_figure(rows: Sequence[Mapping[str, float]], gains: Mapping
         means = [interval.mean for interval in measured]
         left.bar(places, means, width, yerr=_bars(measured), color=COLOURS[i], label=row["name"], capsize=2)
         for x, mean in zip(places, means):
-            left.annotate(f"{mean:.2f}", (x, 0.01), ha="center", color="white", fontsize=9)
+            colour = "white" if mean > 0.1 else "black"  # a bar too low for its number
+            left.annotate(f"{mean:.2f}", (x, 0.01), ha="center", color=colour, fontsize=9)
     left.set_xticks(range(2), ["exactly the right one", "the right one is in it"])
     left.set_xlabel("measure")
     left.set(
