@@ -19,6 +19,8 @@ from tests.course.helpers import made_up
         (Counter(a=1), {"a": 2}, "at 'a': expected 2, got 1."),
         ({"a": 1, "b": 0}, {"a": 1}, "an entry is too many: 'b'."),
         ({}, {1: "x", 2: "y"}, "2 entries are missing, the first is 1."),
+        ([0, [None]], [0, [1]], "item 1: item 0: expected 1, got None."),
+        ({"a": None}, {"a": 1}, "at 'a': expected 1, got None."),
         (
             "so " * 40 + "it is",
             "so " * 40 + "it was",

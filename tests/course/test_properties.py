@@ -253,6 +253,13 @@ def test_a_property_is_recognised_and_not_claimed_of_another_failure(words, refe
         assert another.status == "wrong" and words not in another.says, another.says
 
 
+def test_of_one_and_zero_no_function_is_told():
+    """e to the power of 0 is 1, and so are other things."""
+    exercise = made_up(lambda values: ("passes", 0), lists)
+    says = grade(exercise, lambda values: ("passes", 1)).says
+    assert "It is one too many" in says and "logarithm" not in says
+
+
 def test_every_property_is_tried():
     """The sentences above come from all functions that recognise something."""
     said = {name: 0 for name in (function.__name__ for function in properties.RECOGNISED)}

@@ -204,11 +204,23 @@ def _sequence_difference(given: Sequence, expected: Sequence, tolerance: float) 
     pairs = enumerate(zip(given, expected))
     at = next((i for i, (item, right) in pairs if not same(item, right, tolerance)), None)
     if len(given) == len(expected) and at is not None:
-        return f"item {at}: {difference(given[at], expected[at], tolerance)}"
-    says = f"expected {len(expected)} items, got {len(given)}: {short(given)} instead of {short(expected)}."
-    if at is not None and max(len(given), len(expected)) > 12:
-        says += f" The first that is wrong is item {at}: {short(given[at])} instead of {short(expected[at])}."
-    return says
+        return f"item {at}: {_part_difference(given[at], expected[at], tolerance)}"
+    says = f"expected {len(expected)} items, got {len(given)}"
+    yours, right = short(given), short(expected)
+    both = f"{says}: {yours} instead of {right}."
+    if at is None:
+        return both
+    first = f"The first that is wrong is item {at}: {short(given[at])} instead of {short(expected[at])}."
+    if yours.endswith(CUT) or right.endswith(CUT):
+        return f"{says}. {first}"
+    return f"{both} {first}" if max(len(given), len(expected)) > 12 else both
+
+
+def _part_difference(given: Any, expected: Any, tolerance: float) -> str:
+    """As `difference`, of a part of what was returned: None in it was put there by somebody."""
+    if given is None:
+        return f"expected {short(expected)}, got None."
+    return difference(given, expected, tolerance)
 
 
 def _dict_difference(given: dict, expected: dict, tolerance: float) -> str:
@@ -222,7 +234,7 @@ def _dict_difference(given: dict, expected: dict, tolerance: float) -> str:
         if keys:
             return f"{len(keys)} entries are {says}, the first is {short(keys[0])}."
     key = next(key for key in expected if not same(given[key], expected[key], tolerance))
-    return f"at {short(key)}: {difference(given[key], expected[key], tolerance)}"
+    return f"at {short(key)}: {_part_difference(given[key], expected[key], tolerance)}"
 
 
 def _text_difference(given: str | bytes, expected: str | bytes) -> str:
@@ -235,13 +247,17 @@ def _text_difference(given: str | bytes, expected: str | bytes) -> str:
     return f"from {unit} {start} of {len(expected)} on, expected {right!r}, got {yours!r}."
 
 
+CUT = " [...]"
+"""The end of what is shown in part."""
+
+
 def short(value: Any) -> str:
     """A value, short enough to read in a sentence; of a large tensor, its shape and dtype."""
     if isinstance(value, float):
         return f"{value:.8g}"
     if not isinstance(value, Tensor):
         text = re.sub(r"\s*\n\s*", " ", written(value))
-        return text if len(text) <= 120 else f"{text[:114]} [...]"
+        return text if len(text) <= 120 else f"{text[:114]}{CUT}"
     value = plain_tensor(value)
     if value.numel() > 8 or is_odd(value):
         return f"of shape {list(value.shape)}, {value.dtype}"
