@@ -269,6 +269,19 @@ def _moved_up(
     return _filled(going_on + free, _without(waiting, cancelled))
 
 
+def _can_be_in_line(slots: list[str], waiting: list[str], ended: list[str], cancelled: list[str]) -> bool:
+    """Whether every request has a name of its own and one place, and only those that are there have left."""
+    running = [name for name in slots if name]
+    names = [*running, *waiting]
+    return (
+        len(slots) >= 1
+        and all(names)
+        and len(set(names)) == len(names)
+        and set(ended) <= set(running)
+        and set(cancelled) <= set(names)
+    )
+
+
 def _slot_cases(generator: Generator) -> list[tuple[list[str], list[str], list[str], list[str]]]:
     def case(
         n: int, empty: int, waiting: int, ended: int, cancelled: int
@@ -302,6 +315,7 @@ NEXT_SLOTS = Exercise(
     the first slots first. A text that goes on keeps its slot: its keys lie there.""",
     reference=next_slots,
     cases=_slot_cases,
+    valid=_can_be_in_line,
     forbids=(Engine,),
     mistakes=(
         Mistake(
@@ -576,9 +590,9 @@ def _observe_engine(
     yield "who had which slot, step by step", [step.seated for step in steps]
     yield "the slots after each step", [step.slots for step in steps]
     yield "the line after each step", [step.waiting for step in steps]
-    idle = _watched_step(engine, passes)
-    yield "a step with nothing to do", (idle.seated, len(idle.passes))
-    _reads_once(steps, slots)
+    steps.append(_watched_step(engine, passes))
+    yield "who had which slot in a step with nothing to do", steps[-1].seated
+    _runs_as_told(steps, slots, [len(prompt) for requests in arrivals for prompt, _, _ in requests])
 
 
 def _seats(slots: list[int | None]) -> set[int]:
@@ -586,26 +600,57 @@ def _seats(slots: list[int | None]) -> set[int]:
     return {number for number in slots if number is not None}
 
 
-def _reads_once(steps: list[_WatchedStep], slots: int) -> None:
-    """Raises NotRight where a step runs more passes than it needs, or more rows, or reads again."""
+def _runs_as_told(steps: list[_WatchedStep], slots: int, lengths: list[int]) -> None:
+    """Raises NotRight where a step runs other forward passes than the task tells. lengths: of the prompts."""
     before: set[int] = set()
     for step in steps:
         seated = _seats(step.seated)
-        joined = len(seated - before)
+        joined = seated - before
         before = seated
-        rows = max((rows for rows, _ in step.passes), default=0)
-        if rows > slots:
-            raise NotRight(f"a pass has {rows} rows, and there are {slots} slots.")
-        if len(step.passes) > joined + 1:
+        if not seated and step.passes:
             raise NotRight(
-                f"a step in which {joined} requests joined ran {len(step.passes)} forward passes. One for"
-                " each new prompt, and one for all texts together: that is what the weights are fetched for."
+                "a step in which nobody has a slot runs a forward pass. There is no text that could be given"
+                " a token: look first whether a slot is taken."
             )
-        if not joined and any(tokens > 1 for _, tokens in step.passes):
-            raise NotRight(
-                "a step in which nobody joined feeds more than one token of a text. What has been read is in"
-                " the cache: only the newest token is new."
-            )
+        if max((rows for rows, _ in step.passes), default=0) > slots:
+            raise NotRight(f"a pass has more rows than there are slots, {slots}.")
+        if seated:
+            _one_pass_for_all(step.passes, len(joined), [lengths[i] - 1 for i in joined if lengths[i] > 1])
+
+
+def _one_pass_for_all(passes: list[tuple[int, int]], joined: int, to_read: list[int]) -> None:
+    """Raises NotRight where the passes of a step are not those that read the prompts, and one for all texts.
+
+    joined: how many requests did. to_read: the tokens of each prompt but its last, where there are any.
+    """
+    if len(passes) > joined + 1:
+        raise NotRight(
+            f"a step in which {joined} joined ran {len(passes)} forward passes. One for"
+            " each new prompt, and one for all texts together: that is what the weights are fetched for."
+        )
+    if not passes:
+        raise NotRight("a step in which somebody has a slot runs no forward pass.")
+    *read, (_, newest) = passes
+    if newest > 1 and not joined:
+        raise NotRight(
+            "a step in which nobody joined feeds more than one token of a text. What has been read is in"
+            " the cache: only the newest token is new."
+        )
+    if len(read) > len(to_read):
+        raise NotRight(
+            "a prompt of one token has a pass of its own. There is nothing to read before its last token,"
+            " which the pass of all feeds."
+        )
+    if len(read) < len(to_read) or newest > 1:
+        raise NotRight(
+            "a text that has just joined is not in the pass of all texts, which feeds each its last token:"
+            " a new one the last of its prompt."
+        )
+    if sorted(tokens for _, tokens in read) != sorted(to_read):
+        raise NotRight(
+            "a prompt is read with another number of tokens than all but its last. That one is fed in the"
+            " pass of all: fed before as well, it is computed twice."
+        )
 
 
 class _LongestPosition(TinyEngine):
@@ -704,6 +749,12 @@ class _OneAtATime(TinyEngine):
             self.enter(free[0], self.waiting.pop(0))
 
 
+class _WhoIsLeft(TinyEngine):
+    def step(self) -> list[int | None]:
+        super().step()
+        return list(self.slots)
+
+
 TINY_ENGINE = Exercise(
     task="""Build the engine: many texts in one cache, which come and go between two steps. `model` is a GPT
     with frozen weights, `slots` is how many texts can be written at a time. A text must be what the model
@@ -794,6 +845,12 @@ TINY_ENGINE = Exercise(
             "Only one request joins in a step, though more slots are free and more wait. Fill them all.",
         ),
         Mistake(
+            "who is left, not who had a slot",
+            _WhoIsLeft,
+            "The list was made after the slots of the ended texts were freed. A text that ends in a step had"
+            " its slot in that step's pass: copy the slots before you free any, and return the copy.",
+        ),
+        Mistake(
             "a pass for each text",
             _PassForEach,
             "The texts are right, but each has a forward pass of its own, which fetches all weights again."
@@ -861,6 +918,7 @@ REUSABLE_TOKENS = Exercise(
     is asked for.""",
     reference=reusable_tokens,
     cases=_prefix_cases,
+    valid=lambda prompt, kept, chunk: len(prompt) >= 1 and chunk >= 1,
     forbids=(Engine,),
     mistakes=(
         Mistake(
@@ -914,6 +972,25 @@ def _whole_text_each_time(chunks: list[bytes]) -> list[str]:
     return [*(data.decode(errors="replace") for data in so_far), ""]
 
 
+def _all_or_nothing(chunks: list[bytes]) -> list[str]:
+    held, shown = b"", []
+    for chunk in chunks:
+        held += chunk
+        is_whole = not _bytes_left(held)
+        shown.append(held.decode() if is_whole else "")
+        held = b"" if is_whole else held
+    return [*shown, held.decode(errors="replace")]
+
+
+def _bytes_left(data: bytes) -> int:
+    """How many bytes at the end are no whole character yet. Raises UnicodeDecodeError where the others are
+    not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder.decode(data)
+    return len(decoder.getstate()[0])
+
+
 _CHARACTERS = "ab é߀漢字🙂👍🏽."
 
 
@@ -934,6 +1011,7 @@ def _byte_cases(generator: Generator) -> list[tuple[list[bytes]]]:
         case("né 漢 " + draw(9), 4),
         case(draw(5) + "🙂", 3, cut=2),
         ([b"", "漢".encode()[:2], b""],),
+        ([b"\xc3", b"\xa9\xc3", b"\xa9"],),  # a token that ends one character and begins another
         ([],),
     ]
 
@@ -946,6 +1024,7 @@ DECODED_PIECES = Exercise(
     "\N{REPLACEMENT CHARACTER}". All bytes before it are valid UTF-8.""",
     reference=decoded_pieces,
     cases=_byte_cases,
+    valid=lambda chunks: _bytes_left(b"".join(chunks)) < 4,
     forbids=(TextStream, stream_text),
     mistakes=(
         Mistake(
@@ -959,6 +1038,12 @@ DECODED_PIECES = Exercise(
             lambda chunks: [*(chunk.decode(errors="ignore") for chunk in chunks), ""],
             "errors='ignore' throws the first bytes of a split character away, and then its last ones. Keep"
             " them until the rest comes.",
+        ),
+        Mistake(
+            "all that is held or nothing",
+            _all_or_nothing,
+            "As long as the last bytes are no whole character, nothing is shown, not even the characters"
+            " before them, which are whole. Hold back only the bytes that are still incomplete.",
         ),
         Mistake(
             "everything at the end",
@@ -1002,6 +1087,10 @@ def shown_pieces(pieces: list[str], stop: str) -> list[str]:
 def _may_begin(held: str, stop: str) -> int:
     """Characters of the longest end of `held` that is a beginning of `stop`."""
     return max((n for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+
+
+def _shortest_beginning(held: str, stop: str) -> int:
+    return min((n for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
 
 
 def _shown(
@@ -1079,6 +1168,7 @@ SHOWN_PIECES = Exercise(
     What was held back and was not the stop is sent as soon as that is known.""",
     reference=shown_pieces,
     cases=_stop_cases,
+    valid=lambda pieces, stop: bool(stop),
     forbids=(TextStream, stream_text),
     mistakes=(
         Mistake(
@@ -1092,6 +1182,12 @@ SHOWN_PIECES = Exercise(
             _late,
             "The stop text is found, but its first part has been sent already, and cannot be taken back. Hold"
             " back what may be its beginning.",
+        ),
+        Mistake(
+            "the shortest beginning is held back",
+            lambda pieces, stop: _shown(pieces, stop, hold=_shortest_beginning),
+            'More than one end of the text may be a beginning of the stop text: of "##" both "#" and'
+            ' "##" are one of "###". The shortest was held back, and the rest of the longest was sent.',
         ),
         Mistake(
             "held back more than needed",
@@ -1484,6 +1580,14 @@ def _chunks_as_events(chunks: list[bytes]) -> list[str]:
     return [text.strip().removeprefix("data:").strip() for text in texts if text.startswith("data:")]
 
 
+def _decoded_apart(chunks: list[bytes]) -> list[str]:
+    return _events("".join(chunk.decode(errors="replace") for chunk in chunks))
+
+
+def _decoded_apart_strictly(chunks: list[bytes]) -> list[str]:
+    return _events("".join(chunk.decode() for chunk in chunks))
+
+
 def _lines_as_events(chunks: list[bytes]) -> list[str]:
     found = []
     for line in b"".join(chunks).decode().split("\n")[:-1]:
@@ -1511,8 +1615,21 @@ def _event_cases(generator: Generator) -> list[tuple[list[bytes]]]:
         case(keep_alive + event(words(), words()) + event(words()) + "data: cut\n", 9),
         case(event(words()) + event("[DONE]"), 64),
         case("event: ping\nid: 3\ndata:near\n\n" + event("data: " + words()) + "data:\n\n", 7),
+        ([b"data: 5 \xe2\x82", b"\xac\n\n"],),
         ([],),
     ]
+
+
+DECODED_APART = (
+    "A character may lie in two chunks, and then neither of them has all of its bytes. Join the bytes, then"
+    " decode."
+)
+
+
+def _is_a_stream(chunks: list[bytes]) -> bool:
+    """Whether every line is a field or a comment, but for the last, which may be cut."""
+    lines = b"".join(chunks).decode().split("\n")[:-1]
+    return all(not line or line.startswith((":", "data:", "event:", "id:")) for line in lines)
 
 
 EVENT_DATA = Exercise(
@@ -1524,6 +1641,7 @@ EVENT_DATA = Exercise(
     complete events, a list of str; what no empty line has ended is left out.""",
     reference=event_data,
     cases=_event_cases,
+    valid=_is_a_stream,
     mistakes=(
         Mistake(
             "each chunk is an event",
@@ -1534,7 +1652,18 @@ EVENT_DATA = Exercise(
         Mistake(
             "each line is an event",
             _lines_as_events,
-            "Two data lines without an empty line between them are one event: join them with a line break.",
+            "Each data line became an event at once. An event ends with an empty line: until it comes, data"
+            " lines are collected, and then joined with a line break. What no empty line ends is none.",
+        ),
+        Mistake(
+            "each chunk is decoded by itself",
+            _decoded_apart,
+            DECODED_APART,
+        ),
+        Mistake(
+            "each chunk is decoded by itself, and must be whole",
+            _decoded_apart_strictly,
+            DECODED_APART,
         ),
         Mistake(
             "comments are data",
@@ -1573,6 +1702,8 @@ Part = tuple[str, str | None]
 """Text that is new, and why the text ended: None as long as it goes on."""
 
 
+REASONS = ("stop", "length")
+"""Why a text may have ended."""
 Usage = Callable[[], dict[str, int]]
 """Counts the tokens until now."""
 
@@ -1691,6 +1822,24 @@ class _ReasonWithText(_Events):
             yield self.delta({"content": text} if text else {}, reason)
 
 
+class _ReasonWithAnyPart(_Events):
+    """Also a part without text is an event."""
+
+    def part(self, text: str, reason: str | None) -> Iterator[bytes]:
+        yield self.delta({"content": text} if text else {}, reason)
+
+
+class _PartsCollected(_Events):
+    """An error of `parts` then comes before all of the text."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.parts = self.collected(self.parts)
+        yield from super().__iter__()
+
+    def collected(self, parts: Iterator[Part]) -> Iterator[Part]:
+        yield from list(parts)
+
+
 class _NotDone(_Events):
     def ending(self) -> Iterator[bytes]:
         yield from list(super().ending())[:-1]
@@ -1787,6 +1936,34 @@ class _PartSource:
         return {"prompt_tokens": 3, "completion_tokens": self.given, "total_tokens": 3 + self.given}
 
 
+def _said_by(event: Any, head: dict[str, Any]) -> Any:
+    """What an event says, without what all have in common: (delta, finish_reason), the JSON of one without a
+    choice, or "[DONE]". Raises NotRight where it is not one event, or has not the form that all have.
+    """
+    data = _data_of(event)
+    if not isinstance(data, dict) or "error" in data:
+        return data
+    for key, right in {**head, "object": "chat.completion.chunk"}.items():
+        if key not in data:
+            raise NotRight(f"an event has no field {key!r}, which all have but one with an error and [DONE].")
+        value = data.pop(key)
+        if value != right:
+            raise NotRight(f"the field {key!r} of an event is {value!r}, and should be {right!r}.")
+    if data.keys() != {"choices"}:
+        return data
+    try:
+        (choice,) = data["choices"]
+        index, delta, reason = choice["index"], choice["delta"], choice["finish_reason"]
+    except (TypeError, ValueError, KeyError):
+        raise NotRight(
+            f"the choices of an event are {data['choices']!r}. A list of one dict is wanted, with index,"
+            " delta and finish_reason, which is None as long as the text goes on."
+        ) from None
+    if index != 0:
+        raise NotRight(f"the index of a choice is {index!r}, and should be 0.")
+    return delta, reason
+
+
 def _data_of(event: Any) -> Any:
     """What an event says: its JSON, or "[DONE]". Raises NotRight where it is not one event."""
     if not isinstance(event, bytes):
@@ -1843,7 +2020,7 @@ def _observe_stream(
     events = []
     try:
         for event in stream:
-            events.append(_data_of(event))
+            events.append(_said_by(event, head))
             source.noted.append(f"event {len(events)} is sent")
     except RuntimeError as error:
         if str(error) != fails:
@@ -1852,7 +2029,7 @@ def _observe_stream(
             f"the error of `parts` ({error}) comes out of the generator. The status of the answer was sent"
             " long ago: all that the client can still be told is an event with the error."
         ) from None
-    yield "the events", events
+    yield "the events: (delta, finish_reason) without the head", events
     yield "what happens when", source.noted
     for after in range(1, min(3, len(events))):
         source, stream = begun()
@@ -1899,7 +2076,9 @@ EVENT_STREAM = Exercise(
     cases=_stream_cases,
     observe=_observe_stream,
     forbids=(chunks,),
-    valid=lambda texts, reason, head, with_usage, fails: bool(texts or fails) and bool(reason),
+    valid=lambda texts, reason, head, with_usage, fails: (
+        bool(texts or fails) and fails != "" and reason in REASONS
+    ),
     points=3,
     mistakes=(
         Mistake(
@@ -1943,6 +2122,19 @@ EVENT_STREAM = Exercise(
             _streamed_by(_ReasonWithText),
             "The last text and the reason are in one event. Here the reason has an event of its own, with an"
             " empty delta.",
+        ),
+        Mistake(
+            "the reason comes with the last part",
+            _streamed_by(_ReasonWithAnyPart),
+            "Each part became one event, with its reason. Here the reason has an event of its own, with an"
+            ' empty delta, and a part that is "" has none.',
+        ),
+        Mistake(
+            "all parts are collected first",
+            _streamed_by(_PartsCollected),
+            "All of `parts` is read before the first text is sent: list(parts) waits for the end, and where"
+            " that is an error, the texts before it are lost. Go through parts itself, and yield an event for"
+            " each.",
         ),
         Mistake(
             "no [DONE]",
