@@ -69,7 +69,7 @@ def draw_throughput(servers: dict[str, LoggedRun], out: Path) -> Path:
     use_plain_log(ratio_ax.yaxis, ideal)
     rate_ax.margins(y=0.15)
     rate_ax.set(title="All texts together", ylabel="tokens/s")
-    ratio_ax.set(title="Against one after another", ylabel="times the tokens/s (of medians)")
+    ratio_ax.set(title="Against one after another", ylabel="times as many tokens/s")
     for ax in (rate_ax, ratio_ax):
         use_plain_log(ax.xaxis, ideal)
         ax.set(xlabel="texts at once")
@@ -134,7 +134,7 @@ def draw_slots(run: LoggedRun, out: Path) -> Path:
     fig, axes = figure(13, 5.4, nrows=2, sharex=True, height_ratios=(1, 3.2))
     for ax, slots in zip(axes, (1, 4)):
         _draw_time_line(ax, slots, run.artifacts[f"spans_{slots}"])
-    axes[0].legend(frameon=False, ncols=2, loc="upper right", bbox_to_anchor=(1, 1.6))
+    axes[0].legend(frameon=False, ncols=3, loc="upper right", bbox_to_anchor=(1, 1.6))
     axes[1].set_xlabel(
         "milliseconds (numbers: texts in the order they came; *: the beginning of its prompt was in a slot"
         " already)"
@@ -160,7 +160,7 @@ def _draw_time_line(ax: Any, slots: int, spans: Sequence[dict[str, Any]]) -> Non
                 label=label if slot == 0 else None,
             )
     for number in sorted({span["text"] for span in spans}):
-        _mark_text(ax, number, [span for span in spans if span["text"] == number])
+        _mark_text(ax, number, [span for span in spans if span["text"] == number], is_first=number == 0)
     ax.set_yticks(range(slots), [f"slot {slot}" for slot in range(slots)])
     name = "One slot" if slots == 1 else f"{slots} slots"
     end = 1000 * max(span["end"] for span in spans)
@@ -168,11 +168,17 @@ def _draw_time_line(ax: Any, slots: int, spans: Sequence[dict[str, Any]]) -> Non
     ax.grid(axis="y", visible=False)
 
 
-def _mark_text(ax: Any, number: int, spans: Sequence[dict[str, Any]]) -> None:
-    """Where a text begins, and its number in the middle."""
+def _mark_text(ax: Any, number: int, spans: Sequence[dict[str, Any]], is_first: bool) -> None:
+    """Where a text begins, grey behind all of its time, and its number in the middle of its tokens.
+
+    is_first: whether the legend is still to be told what grey is.
+    """
     slot = spans[0]["slot"]
     begin, end = 1000 * spans[0]["begin"], 1000 * spans[-1]["end"]
+    label = "waits while other prompts are read" if is_first else None
+    ax.broken_barh([(begin, end - begin)], (slot - 0.4, 0.8), facecolors="#d0d0d0", zorder=0.8, label=label)
     ax.plot([begin, begin], [slot - 0.42, slot + 0.42], color="black", linewidth=1.4)
+    begin = 1000 * next(span["begin"] for span in spans if span["kind"] == "written")
     ax.annotate(
         f"{number}*" if spans[0]["reused"] else str(number),
         ((begin + end) / 2, slot),

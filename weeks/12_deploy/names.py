@@ -1,7 +1,7 @@
 """What week 12's models and programs are called: in the logs, in tables and in plots."""
 
 OWN, SMOL = "own", "smollm2"
-NAMES = {"own": "your model", "smollm2": "SmolLM2, fp32", "smollm2-int8": "SmolLM2, int8"}
+NAMES = {"own": "week 6's model", "smollm2": "SmolLM2, fp32", "smollm2-int8": "SmolLM2, int8"}
 PROGRAMS = {
     "pytorch": "PyTorch, shared.sampling",
     "transformers": "transformers",
