@@ -194,7 +194,7 @@ FOUND = [
     ("a type of 8 bits has no room", lambda x: x + 1, just_above_int8, through_int8, lambda x: x * x // 3),
     ("It is one too many", lambda values: len(values), lists, lambda v: len(v) + 1, lambda v: len(v) ** 2),
     ("It is one too few", lambda values: len(values), lists, lambda v: len(v) - 1, lambda v: len(v) ** 2),
-    ("the same amount everywhere: yours are +0.37", doubled, ROWS, lambda x: x * 2 + 0.37, strange),
+    ("the same amount everywhere: yours are 0.37 too large", doubled, ROWS, lambda x: x * 2 + 0.37, strange),
     ("the same amount everywhere: by `factor`", scaled, two_cases, lambda x, f: x * f + f, lambda x, f: x**f),
     ("scores) were multiplied by 2", softmax, ROWS, lambda x: (2 * x).softmax(-1), strange_softmax),
     ("too flat", softmax, ROWS, lambda x: (x / x.size(-1)).softmax(-1), strange_softmax),
@@ -313,7 +313,46 @@ def steps(generator):
 def test_an_argument_is_called_unused_only_where_no_part_of_the_result_depends_on_it():
     exercise = made_up(counted_on, steps)
     assert "makes no difference" not in grade(exercise, one_step_late).says
-    assert "`step` makes no difference" in grade(exercise, both_forgotten).says
+    assert "`step` and `limit` make no difference" in grade(exercise, both_forgotten).says
+
+
+def weighted(x, y, weight):
+    return x + y.mean() * weight
+
+
+def weights(generator):
+    drawn = [torch.rand(2, 3, generator=generator) + 0.5 for _ in range(3)]
+    return [(x, y, weight) for (x, y), weight in zip(drawn, (0.5, 2.0, 3.0))]
+
+
+def test_all_unused_arguments_are_named_together():
+    says = grade(made_up(weighted, weights), lambda x, y, weight: x + (7 * x).sin()).says
+    assert "The arguments `y` and `weight` make no difference" in says
+
+
+def test_an_argument_is_called_unused_only_where_nothing_that_is_seen_depends_on_it():
+    """What is looked at first may not show it; and what the task does not name is the grader's own."""
+
+    def watched(answer, x, y, weight, salt):
+        result = answer(x, y, weight)
+        yield "the sum, rounded", round(float(result.sum())) + salt
+        yield "the result", result
+
+    def cases(generator):
+        return [(*case, salt) for case, salt in zip(weights(generator), (3, 40, 700))]
+
+    exercise = made_up(weighted, cases, observe=watched)
+
+    def hardly_moved(x, y, weight):
+        return 9 + (x + 0.01 * (y + weight).sin()) / 100
+
+    assert "no difference" not in grade(exercise, hardly_moved).says
+    assert "The arguments `y` and `weight` make" in grade(exercise, lambda x, y, weight: (7 * x).sin()).says
+
+
+def test_one_number_is_not_off_by_the_same_amount_everywhere():
+    exercise = made_up(lambda x: [float(x.sum())], normal((3,)))
+    assert "everywhere" not in grade(exercise, lambda x: [float(x.sum()) + 0.37]).says
 
 
 def test_a_result_that_is_constant_only_where_it_is_wrong_is_not_called_the_same_whatever_comes():

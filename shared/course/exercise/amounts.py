@@ -90,10 +90,13 @@ def offset(evidence: Evidence) -> str | None:
         ):
             return None
         amounts.append(float(difference.flat[0]))
-    if len(amounts) < 2 and evidence.failures[0].yours.__class__ in (int, float):
+    if sum(expected.size for _, expected in pairs) < 2:  # one number is always off by one amount
         return None
     if np.allclose(amounts, amounts[0], rtol=1e-3):
-        return f"The values are off by the same amount everywhere: yours are {amounts[0]:+.4g} too large."
+        which = "large" if amounts[0] > 0 else "small"
+        return (
+            f"The values are off by the same amount everywhere: yours are {abs(amounts[0]):.4g} too {which}."
+        )
     known = _known_quantity(evidence, amounts) or _known_quantity(evidence, [-amount for amount in amounts])
     if known:
         return f"The values are off by the same amount everywhere: by {known}."

@@ -123,6 +123,11 @@ class Exercise:
         return list(inspect.signature(self.reference).parameters)
 
     @property
+    def named(self) -> list[str]:
+        """Those of the parameters that the stub names, too; the others are the grader's own."""
+        return [name for name in self.parameters if re.search(rf"\b{name}\b", self.stub)]
+
+    @property
     def forbidden_names(self) -> list[str]:
         """What the answer may not call, as a learner would write it."""
         return [_written(call, self.name) for call in self.forbids]

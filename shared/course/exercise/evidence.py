@@ -36,7 +36,9 @@ class Evidence:
     part: str = ""
     """Which part of a result of several this is about: "item 0". Empty: all of it."""
     whole: Callable[[tuple], Any] | None = None
-    """As `answer`, but with all of the result; None where that is the same."""
+    """As `answer`, but with all of the result, or all that is seen of it; None where that is the same."""
+    named: Sequence[str] = ()
+    """Those of the parameters that the task's stub names, too; the others are the grader's own."""
 
 
 CRASHED = object()

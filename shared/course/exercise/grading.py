@@ -406,6 +406,8 @@ class _Grading:
             on(self.answer),
             on(self.exercise.reference),
             self.tolerance,
+            whole=None if self.exercise.observe is None else self._yours,
+            named=self.exercise.named,
         )
 
     # ---- the smallest case

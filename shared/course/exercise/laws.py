@@ -56,16 +56,24 @@ def _repeats(function: Callable[[tuple], Any], arguments: tuple, tolerance: floa
 def unused_argument(evidence: Evidence) -> str | None:
     """Another value of an argument makes a difference to the reference, and none to the answer.
 
-    None to all of the answer: what a part of the result should depend on may have gone into another.
+    None to all that is seen of the answer: what a part of the result should depend on may have gone into
+    another. Only arguments that the task names count; the others are the grader's own, such as a seed.
     """
     answer = evidence.whole or evidence.answer
     as_given = [
         (case, run_quietly(evidence.reference, case), run_quietly(answer, case)) for case in evidence.cases
     ]
-    for at, name in enumerate(evidence.parameters):
-        if _is_unused(evidence, at, as_given):
-            return f"The argument `{name}` makes no difference to your result, and it should: is it used?"
-    return None
+    unused = [
+        f"`{name}`"
+        for at, name in enumerate(evidence.parameters)
+        if name in evidence.named and _is_unused(evidence, at, as_given)
+    ]
+    if not unused:
+        return None
+    if len(unused) == 1:
+        return f"The argument {unused[0]} makes no difference to your result, and it should: is it used?"
+    names = f"{', '.join(unused[:-1])} and {unused[-1]}"
+    return f"The arguments {names} make no difference to your result, and they should: are all of them used?"
 
 
 def _is_unused(evidence: Evidence, at: int, as_given: Sequence[tuple[tuple, Any, Any]]) -> bool:
@@ -175,17 +183,17 @@ def _leaks_in(evidence: Evidence, arguments: tuple, at: int, name: str) -> Itera
             if _moved(from_first, out)[-1]:
                 yield (
                     True,
-                    f"The future leaks: with another value at position {length - 1} of `{name}`, your result"
-                    f" changes at position {int(moves.argmax())} already. A position may depend on itself and"
-                    " the ones before it, and on nothing later.",
+                    f"The future leaks: with another value at the last of {length} positions of `{name}`,"
+                    f" your result changes at position {int(moves.argmax())} already (counted from 0). A"
+                    " position may depend on itself and the ones before it, and on nothing later.",
                 )
                 continue
             if dimension == out:  # else sizes are equal by chance, as a weight's and those of the result
                 yield (
                     False,
-                    f"Places are mixed that have nothing to do with each other: with another value at place"
-                    f" {length - 1} along dimension {dimension} of `{name}`, your result changes at place"
-                    f" {int(moves.argmax())} of that dimension, too.",
+                    f"Places are mixed that have nothing to do with each other: with another value at the"
+                    f" last of {length} places along dimension {dimension} of `{name}`, your result changes"
+                    f" at place {int(moves.argmax())} (counted from 0) of that dimension, too.",
                 )
 
 

@@ -52,7 +52,10 @@ class Case:
 
     @property
     def arguments(self) -> tuple:
-        """The arguments in order, for trying again: `answer(*case.arguments)`. Each time a copy."""
+        """The arguments in order, each time a copy. For trying a function again: `answer(*case.arguments)`.
+
+        A class or a whole update is tried on what the grader makes of them, such as models from a seed.
+        """
         return tuple(copy.deepcopy(value) for value in self.given.values())
 
     def rows(self) -> list[tuple[str, str]]:

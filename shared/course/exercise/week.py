@@ -117,6 +117,9 @@ class Week:
     def case(self, name: str) -> Case:
         """The smallest case on which the last check failed, to try by hand; before any, one that is easy to
         read: `case = week.case("count_pairs"); count_pairs(*case.arguments)`.
+
+        That call is for functions. A class, or an update that needs models, cannot be called so: `case.given`
+        has by name what the grader makes them from.
         """
         exercise = self.find(name)
         if exercise.lacking:
