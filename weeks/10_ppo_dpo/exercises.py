@@ -68,15 +68,23 @@ def _answer_cases(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
         ids = torch.randint(5, (batch, time), generator=generator)
         return logits, ids, _mask(generator, batch, time)
 
-    return [case(*sizes) for sizes in SIZES]
+    logits, ids, mask = case(2, 5)
+    at_answer = F.one_hot(ids[:, 1:], 5).bool() & mask[:, 1:, None]
+    logits[:, :-1][at_answer] = -200.0  # the softmax there is 0 in float32
+    return [*(case(*sizes) for sizes in SIZES), (logits, ids, mask)]
+
+
+def _log_of_softmax(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    logp = logits.softmax(-1).log()[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return (logp * mask[:, 1:]).sum(1)
 
 
 ANSWER_LOGPROBS = Exercise(
     task="""How likely is an answer, given its prompt? `ids` is int64 [batch, time]: a prompt, its answer,
     then padding. `mask` is bool [batch, time], True at the answer's tokens. `logits` is float32 [batch, time,
     vocab_size], what the model said to `ids`: those at position t are about token t + 1. Return each answer's
-    log-probability, the sum over its tokens, float32 [batch]. Each row has a prompt of at least one
-    token.""",
+    log-probability, the sum over its tokens, float32 [batch]; it is finite for very unlikely answers, too.
+    Each row has a prompt of at least one token.""",
     reference=answer_logprobs,
     forbids=(sequence_logprobs, token_logprobs),
     differentiable=True,
@@ -121,6 +129,12 @@ ANSWER_LOGPROBS = Exercise(
             "logits instead of log-probabilities",
             _logits_summed,
             "Logits were added up. They become log-probabilities by log_softmax over the vocabulary.",
+        ),
+        Mistake(
+            "the logarithm of a softmax",
+            _log_of_softmax,
+            "The softmax of a very unlikely token is 0 in float32, and its logarithm is -inf. log_softmax"
+            " takes the logarithm on the way, and stays finite.",
         ),
     ),
     hints=(
@@ -386,6 +400,13 @@ def _nothing_detached(logits: Tensor, ids: Tensor, a: Tensor, ref: Tensor, beta:
     return _gradient(logits, ids, lambda logp: _objective(logp, logp, a, ref, beta))
 
 
+def _shifted_gradient(logits: Tensor, ids: Tensor, a: Tensor, ref: Tensor, beta: float) -> Tensor:
+    logits = logits.clone().requires_grad_()
+    logp = _picked(logits[:, :-1], ids[:, 1:])
+    loss = _objective(logp, logp.detach(), a[:, 1:], ref[:, 1:], beta)
+    return torch.autograd.grad(loss, logits)[0]
+
+
 def _constant_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, beta: float) -> tuple:
         ids = torch.randint(4, (batch, time), generator=generator)
@@ -419,6 +440,12 @@ FIRST_GRADIENT = Exercise(
             lambda logits, ids, a, ref, beta: first_gradient(logits, ids, a, ref, 0.0),
             "The KL has no gradient: it is measured, but does not hold the policy. The reference is the"
             " constant there.",
+        ),
+        Mistake(
+            "shifted by one",
+            _shifted_gradient,
+            "The last logits and the first id were left out, as where logits speak of the next token. Here"
+            " logits[b, t] are about ids[b, t] already: all positions count, and none moves.",
         ),
         Mistake(
             "summed, not averaged",
@@ -583,21 +610,24 @@ def _group_update_cases(generator: Generator) -> list[tuple]:
         ids, mask = _drawn(generator, answers, time)
         rewards = (torch.rand(prompts, group_size, generator=generator) < 0.4).float()
         rewards[:, 0], rewards[:, 1] = 1, 0  # in each group there is something to learn
-        seed = random_int(generator, 0, 1000)
+        seed_of_models = random_int(generator, 0, 1000)
         first, second = (torch.randperm(answers, generator=generator) for _ in range(2))
-        options = dict(clip=0.2, divide=True, length=None, beta=0.0, stale=0.0, rewards=rewards) | changes
+        options = (
+            dict(clip=0.2, divide=True, length=None, beta=0.0, noise_in_old_logp=0.0, rewards=rewards)
+            | changes
+        )
         minibatches = [first] if steps == 1 else list(torch.cat([first, second]).chunk(steps))
         rewards = options.pop("rewards")
-        return seed, ids, mask, rewards, minibatches, *options.values()
+        return seed_of_models, ids, mask, rewards, minibatches, *options.values()
 
     return [
         case(1, 2, 5, 1),
         case(1, 3, 6, 1, divide=False, length=4),
-        case(2, 4, 7, 1, stale=0.5),
-        case(2, 3, 6, 4, stale=0.3, clip=0.1),
+        case(2, 4, 7, 1, noise_in_old_logp=0.5),
+        case(2, 3, 6, 4, noise_in_old_logp=0.3, clip=0.1),
         case(3, 4, 8, 4, divide=False, length=11, clip=0.3),
         case(2, 4, 6, 2, beta=0.5),
-        case(3, 2, 6, 3, beta=0.2, stale=0.4, length=5),
+        case(3, 2, 6, 3, beta=0.2, noise_in_old_logp=0.4, length=5),
         case(2, 3, 6, 2, rewards=torch.tensor([[1.0, 1, 1], [0, 0, 0]])),
         case(2, 3, 7, 2, rewards=torch.tensor([[0.0, 0, 0], [2, -1, 0]]), divide=False),
     ]
@@ -605,7 +635,7 @@ def _group_update_cases(generator: Generator) -> list[tuple]:
 
 def _observe_grpo(
     answer: Callable,
-    seed: int,
+    seed_of_models: int,
     ids: Tensor,
     mask: Tensor,
     rewards: Tensor,
@@ -614,12 +644,14 @@ def _observe_grpo(
     divide: bool,
     length: int | None,
     beta: float,
-    stale: float,
+    noise_in_old_logp: float,
 ) -> Iterator[tuple[str, Any]]:
-    policy, reference = _Tiny(5, 5, seed), _Tiny(5, 5, seed + 1)
+    policy, reference = _Tiny(5, 5, seed_of_models), _Tiny(5, 5, seed_of_models + 1)
     given = {
-        "old_logp": _when_drawn(token_logprobs(policy(ids), ids), mask, stale, seed + 2),
-        "ref_logp": _when_drawn(token_logprobs(reference(ids), ids), mask, 0.0, seed + 3),
+        "old_logp": _when_drawn(
+            token_logprobs(policy(ids), ids), mask, noise_in_old_logp, seed_of_models + 2
+        ),
+        "ref_logp": _when_drawn(token_logprobs(reference(ids), ids), mask, 0.0, seed_of_models + 3),
     }
     before = {name: tensor.clone() for name, tensor in given.items()}
     losses = answer(
@@ -648,7 +680,7 @@ def _observe_grpo(
 
 
 def _is_group_update(
-    seed: int,
+    seed_of_models: int,
     ids: Tensor,
     mask: Tensor,
     rewards: Tensor,
@@ -657,7 +689,7 @@ def _is_group_update(
     divide: bool,
     length: int | None,
     beta: float,
-    stale: float,
+    noise_in_old_logp: float,
 ) -> bool:
     """Whether the task allows a case."""
     rows = [int(row) for part in minibatches for row in part]
@@ -690,6 +722,10 @@ class _Groups:
     """Whether prompt and padding count."""
     logprobs: Callable[[Tensor, Tensor], Tensor] = token_logprobs
     fresh_ratio: bool = False
+    of_the_rows: bool = False
+    """Whether the groups are made anew of each minibatch's answers."""
+    kl_to_old: bool = False
+    """Whether the KL is that to the policy that drew."""
     clipped: bool = True
     worse: Callable[[Tensor, Tensor], Tensor] = torch.minimum
     kl: Callable[[Tensor, Tensor], Tensor] = kl_estimate
@@ -708,9 +744,12 @@ class _Groups:
             rows = torch.arange(len(ids)) if self.whole else rows
             logp = self.logprobs(policy(ids[rows]), ids[rows])
             old = logp.detach() if self.fresh_ratio else old_logp[rows]
-            by_token = self._by_token(logp, old, advantages[rows, None], options["clip"])
+            own = advantages[rows]
+            if self.of_the_rows:
+                own = self._advantages(rewards.view(-1)[rows].view(-1, rewards.size(1)), options["divide"])
+            by_token = self._by_token(logp, old, own[:, None], options["clip"])
             if options["beta"]:
-                kl = self.kl(logp, options["ref_logp"][rows])
+                kl = self.kl(logp, old_logp[rows] if self.kl_to_old else options["ref_logp"][rows])
                 by_token = by_token + self.kl_sign * options["beta"] * kl
             loss = self.sign * self._mean(by_token, mask[rows, 1:], options["length"])
             if self.clear:
@@ -776,7 +815,9 @@ GRPO_UPDATE = Exercise(
 
     4. Clear the old gradients (there may be some from before), compute the new ones, let the optimizer step.
 
-    Return the loss of each step, before it, as a list of floats.""",
+    Return the loss of each step, before it, as a list of floats. (The grader makes small models and their
+    log-probabilities from `seed_of_models`; with `noise_in_old_logp` of 0, the policy is the one that
+    drew.)""",
     reference=grpo_update,
     stub=GRPO_STUB,
     cases=_group_update_cases,
@@ -850,6 +891,13 @@ GRPO_UPDATE = Exercise(
             " answers to one prompt stand side by side, and rewards.flatten() has their order.",
         ),
         Mistake(
+            "the groups of a minibatch",
+            _Groups(of_the_rows=True),
+            "The advantages were computed from a minibatch's rewards. Its rows are answers to different"
+            " prompts, in any order: compute the advantages of all answers before the loop, and pick"
+            " advantages[rows].",
+        ),
+        Mistake(
             "the ratio is always 1",
             _Groups(fresh_ratio=True),
             "The ratio compares the policy with itself: the old log-probabilities were computed anew in each"
@@ -869,6 +917,12 @@ GRPO_UPDATE = Exercise(
             "no KL",
             _Groups(kl_sign=0.0),
             "`beta` plays no part: where it is not 0, beta · k3 is added to each token's loss.",
+        ),
+        Mistake(
+            "the KL to the old policy",
+            _Groups(kl_to_old=True),
+            "k3 was computed with `old_logp`. That is the policy of a moment ago, which the clip already"
+            " holds to; the price is for the distance from the reference, `ref_logp`.",
         ),
         Mistake(
             "the KL is taken off",
@@ -913,6 +967,12 @@ def _at_end(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([torch.zeros(len(mask), mask.size(1) - 1), scores.unsqueeze(1)], 1)
 
 
+def _at_length(scores: Tensor, logp: Tensor, ref: Tensor, mask: Tensor, beta: float) -> Tensor:
+    rewards = -beta * (logp - ref) * mask
+    rewards[torch.arange(len(mask)), mask.sum(1) - 1] += scores
+    return rewards
+
+
 def _score_replaces_penalty(scores: Tensor, logp: Tensor, ref: Tensor, mask: Tensor, beta: float) -> Tensor:
     is_last = _at_last(torch.ones(len(mask)), mask) > 0
     return torch.where(is_last, scores[:, None], -beta * (logp - ref) * mask)
@@ -937,6 +997,9 @@ PENALISED_REWARDS = Exercise(
     reference=penalised_rewards,
     forbids=(token_rewards,),
     cases=_reward_cases,
+    valid=lambda scores, logp, ref_logp, mask, beta: (
+        logp.shape == ref_logp.shape == mask.shape and len(scores) == len(mask) and bool(mask.any(1).all())
+    ),
     mistakes=(
         Mistake(
             "KL with the wrong sign",
@@ -949,6 +1012,12 @@ PENALISED_REWARDS = Exercise(
             lambda scores, logp, ref, mask, beta: -beta * (logp - ref) * mask + _at_end(scores, mask),
             "The score stands in the last column. For a shorter answer that is padding, which is masked out"
             " later: it earns nothing.",
+        ),
+        Mistake(
+            "the prompt is forgotten",
+            _at_length,
+            "The score stands where the last token would be if the answer began at place 0: mask.sum(1) - 1."
+            " A prompt comes before it. Look for each row's last True.",
         ),
         Mistake(
             "the score for every token",
@@ -1035,6 +1104,17 @@ def _returns_of_rewards(rewards: Tensor, values: Tensor, gamma: float, lam: floa
     return advantages, _recursion(rewards, values, gamma)[0]
 
 
+def _forwards(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    before = F.pad(values[:, :-1], (1, 0))
+    steps = rewards + gamma * before - values
+    return _recursion(steps, values, gamma * lam, order=lambda steps: steps)
+
+
+def _returns_with_rewards(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    advantages = gae(rewards, values, gamma, lam)[0]
+    return advantages, advantages + rewards
+
+
 def _whitened_too_early(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     advantages = whiten(gae(rewards, values, gamma, lam)[0])
     return advantages, advantages + values
@@ -1080,6 +1160,13 @@ ADVANTAGES_AND_RETURNS = Exercise(
             " end.",
         ),
         Mistake(
+            "the loop runs forwards",
+            _forwards,
+            "The loop goes from the first token to the last, so that what it carries along comes from the"
+            " past: the value before in place of the next one, and the sum of earlier surprises. Begin at the"
+            " end.",
+        ),
+        Mistake(
             "the last value goes on",
             _last_value_goes_on,
             "After the last token its own value was expected once more. The answer is over, so the next value"
@@ -1096,6 +1183,12 @@ ADVANTAGES_AND_RETURNS = Exercise(
             _returns_without_values,
             "The returns are the advantages. Those say how much better it was than expected; the value model"
             " learns the expectation, so add values.",
+        ),
+        Mistake(
+            "returns with the rewards added",
+            _returns_with_rewards,
+            "The returns are advantages + rewards. The advantages have the rewards in them already, less what"
+            " was expected: add values, and what is left is all that was still to come.",
         ),
         Mistake(
             "returns of the rewards alone",
@@ -1292,24 +1385,24 @@ def _ppo_cases(generator: Generator) -> list[tuple]:
     def case(batch: int, time: int, epochs: int, **changes: float) -> tuple:
         ids, mask = _drawn(generator, batch, time)
         scores = 2 * torch.randn(batch, generator=generator)
-        seed = random_int(generator, 0, 1000)
-        options = dict(beta=0.3, gamma=0.9, lam=0.8, clip=0.2, value_coef=0.5, stale=0.0) | changes
-        return seed, ids, mask, scores, epochs, *options.values()
+        seed_of_models = random_int(generator, 0, 1000)
+        options = dict(beta=0.3, gamma=0.9, lam=0.8, clip=0.2, value_coef=0.5, noise_when_drawn=0.0) | changes
+        return seed_of_models, ids, mask, scores, epochs, *options.values()
 
     return [
         case(2, 5, 1),
         case(3, 6, 1, beta=0.0, gamma=1.0, lam=1.0),
-        case(3, 7, 1, stale=0.6),
+        case(3, 7, 1, noise_when_drawn=0.6),
         case(4, 8, 2),
         case(3, 7, 3, clip=0.1, value_coef=1.0),
-        case(5, 6, 3, stale=0.3, gamma=0.95, lam=0.9),
+        case(5, 6, 3, noise_when_drawn=0.3, gamma=0.95, lam=0.9),
         case(4, 9, 4, clip=0.3, value_coef=0.2, beta=1.0),
     ]
 
 
 def _observe_ppo(
     answer: Callable,
-    seed: int,
+    seed_of_models: int,
     ids: Tensor,
     mask: Tensor,
     scores: Tensor,
@@ -1319,13 +1412,17 @@ def _observe_ppo(
     lam: float,
     clip: float,
     value_coef: float,
-    stale: float,
+    noise_when_drawn: float,
 ) -> Iterator[tuple[str, Any]]:
-    policy, value, reference = _Tiny(5, 5, seed), _Tiny(5, 1, seed + 1), _Tiny(5, 5, seed + 2)
+    policy, value, reference = (
+        _Tiny(5, 5, seed_of_models),
+        _Tiny(5, 1, seed_of_models + 1),
+        _Tiny(5, 5, seed_of_models + 2),
+    )
     given = {
-        "old_logp": _when_drawn(token_logprobs(policy(ids), ids), mask, stale, seed + 3),
-        "ref_logp": _when_drawn(token_logprobs(reference(ids), ids), mask, 0.0, seed + 4),
-        "old_values": _when_drawn(value(ids)[:, :-1, 0], mask, stale, seed + 5),
+        "old_logp": _when_drawn(token_logprobs(policy(ids), ids), mask, noise_when_drawn, seed_of_models + 3),
+        "ref_logp": _when_drawn(token_logprobs(reference(ids), ids), mask, 0.0, seed_of_models + 4),
+        "old_values": _when_drawn(value(ids)[:, :-1, 0], mask, noise_when_drawn, seed_of_models + 5),
     }
     before = {name: tensor.clone() for name, tensor in given.items()}
     losses = answer(
@@ -1354,7 +1451,7 @@ def _observe_ppo(
 
 
 def _is_ppo_case(
-    seed: int,
+    seed_of_models: int,
     ids: Tensor,
     mask: Tensor,
     scores: Tensor,
@@ -1364,7 +1461,7 @@ def _is_ppo_case(
     lam: float,
     clip: float,
     value_coef: float,
-    stale: float,
+    noise_when_drawn: float,
 ) -> bool:
     """Whether the task allows a case."""
     return (
@@ -1395,6 +1492,8 @@ class _Proximal:
     fresh_ratio: bool = False
     everywhere: bool = False
     """Whether prompt and padding count in both losses."""
+    policy_everywhere: bool = False
+    """Whether prompt and padding count in the policy's loss alone."""
     logprobs: Callable[[Tensor, Tensor], Tensor] = token_logprobs
     late_values: bool = False
     """Whether a token's value is that after it."""
@@ -1418,7 +1517,8 @@ class _Proximal:
             counted = torch.ones_like(mask) if self.everywhere else mask
             old = logp.detach() if self.fresh_ratio else old_logp
             coefficient = options["value_coef"] if self.coefficient is None else self.coefficient
-            policy_part = policy_loss(logp, old, advantages, counted, options["clip"])
+            chosen = torch.ones_like(mask) if self.policy_everywhere else counted
+            policy_part = policy_loss(logp, old, advantages, chosen, options["clip"])
             value_part = self._value_loss(values, old_values, returns, options["clip"])[counted].mean()
             loss = self.sign * policy_part + coefficient * value_part
             if self.clear:
@@ -1466,7 +1566,8 @@ PPO_UPDATE = Exercise(
     old_values. The loss is the policy's plus `value_coef` times the value model's. Clear the old gradients
     (there may be some from before), compute the new ones, let the optimizer step.
 
-    Return the loss of each epoch, before its step, as a list of floats.""",
+    Return the loss of each epoch, before its step, as a list of floats. (The grader makes small models, and
+    what they noted, from `seed_of_models`; with `noise_when_drawn` of 0, they are those that drew.)""",
     reference=ppo_update,
     stub=PPO_STUB,
     cases=_ppo_cases,
@@ -1521,6 +1622,13 @@ PPO_UPDATE = Exercise(
             _Proximal(everywhere=True),
             "Both losses were averaged over prompt and padding too. The policy did not choose them: pick the"
             " answers' tokens, logp[mask[:, 1:]].",
+        ),
+        Mistake(
+            "prompt and padding count in the policy's loss",
+            _Proximal(policy_everywhere=True),
+            "The policy's loss is the mean over all positions. Outside the mask the advantages are 0, so it"
+            " comes out too small, by another factor in each batch: give `clipped_policy_loss` the answers'"
+            " tokens alone, as logp[mask[:, 1:]].",
         ),
         Mistake(
             "log-probabilities of the wrong position",
@@ -1606,14 +1714,17 @@ def _preference_cases(generator: Generator) -> list[tuple]:
         logprobs = [-5 * torch.rand(batch, generator=generator) - 1 for _ in range(4)]
         return *logprobs, beta
 
-    return [case(1, 0.5), case(3, 0.1), case(5, 0.3), case(4, 1.0), case(2, 2.0)]
+    one = torch.ones(1)
+    far_wrong = -340 * one, -30 * one, -35 * one, -25 * one, 1.0  # the rewards differ by -315
+    return [case(1, 0.5), case(3, 0.1), case(5, 0.3), case(4, 1.0), case(2, 2.0), far_wrong]
 
 
 PREFERENCE_LOSS = Exercise(
     task="""DPO's loss for each pair. The arguments are float32 [batch]: the log-probability of the chosen and
     of the rejected answer, by the policy and by the reference. An answer's implicit reward is `beta` times
     its log-ratio, log policy - log reference. Return minus the log of the probability that the chosen answer
-    wins, which is the sigmoid of the difference of rewards: float32 [batch].""",
+    wins, which is the sigmoid of the difference of rewards: float32 [batch]. It stays finite where that
+    probability is too small for float32, as it is for rewards that differ by -300.""",
     reference=preference_loss,
     forbids=(dpo_loss,),
     cases=_preference_cases,
@@ -1646,6 +1757,13 @@ PREFERENCE_LOSS = Exercise(
             lambda pc, pr, rc, rr, beta: -torch.sigmoid(beta * (pc - rc - pr + rr)),
             "This is minus the probability, not minus its logarithm. Its gradient vanishes for the pairs that"
             " are most wrong.",
+        ),
+        Mistake(
+            "the logarithm of a sigmoid",
+            lambda pc, pr, rc, rr, beta: -torch.sigmoid(beta * (pc - rc - pr + rr)).log(),
+            "The sigmoid of a very negative number is 0 in float32, and the logarithm of 0 is -inf: the loss"
+            " is infinite and its gradient nan for the pairs that are most wrong. F.logsigmoid does both in"
+            " one, and stays finite.",
         ),
         Mistake(
             "the mean over the pairs",
@@ -1707,9 +1825,9 @@ DPO_STUB = """def dpo_step(
 
 
 def _dpo_cases(generator: Generator) -> list[tuple]:
-    def case(pairs: int, time: int, beta: float, apart: bool) -> tuple[int, Tensor, Tensor, float, bool]:
+    def case(pairs: int, time: int, beta: float, has_moved: bool) -> tuple[int, Tensor, Tensor, float, bool]:
         ids, mask = _drawn(generator, 2 * pairs, time)
-        return random_int(generator, 0, 1000), ids, mask, beta, apart
+        return random_int(generator, 0, 1000), ids, mask, beta, has_moved
 
     return [
         case(1, 5, 0.5, False),
@@ -1722,10 +1840,10 @@ def _dpo_cases(generator: Generator) -> list[tuple]:
 
 
 def _observe_dpo(
-    answer: Callable, seed: int, ids: Tensor, mask: Tensor, beta: float, apart: bool
+    answer: Callable, seed_of_models: int, ids: Tensor, mask: Tensor, beta: float, has_moved: bool
 ) -> Iterator[tuple[str, Any]]:
-    """apart: whether the policy has moved away from the reference."""
-    policy, reference = _Tiny(5, 5, seed), _Tiny(5, 5, seed + int(apart))
+    """has_moved: whether the policy is another than the reference, as after some steps."""
+    policy, reference = _Tiny(5, 5, seed_of_models), _Tiny(5, 5, seed_of_models + int(has_moved))
     for parameter in reference.parameters():
         parameter.grad = None
     before = [parameter.detach().clone() for parameter in reference.parameters()]
@@ -1741,7 +1859,7 @@ def _observe_dpo(
             " is not held in memory."
         )
     loss, share = result
-    yield "the loss" if apart else "the loss of a policy that is still the reference", loss
+    yield "the loss" if has_moved else "the loss of a policy that is still the reference", loss
     for name, parameter in policy.named_parameters():
         yield f"{name} after the step", parameter.detach().clone()
     for old, parameter in zip(before, reference.parameters()):
@@ -1815,12 +1933,13 @@ DPO_STEP = Exercise(
 
     Return (loss, share), two floats, both of before the step: the share of pairs in which the chosen answer's
     implicit reward is greater than that of the rejected one. At the first step policy and reference are the
-    same, and the loss is ln 2.""",
+    same, and the loss is ln 2. (The grader makes small models from `seed_of_models`; with `has_moved` the
+    policy is no longer the reference.)""",
     reference=dpo_step,
     stub=DPO_STUB,
     cases=_dpo_cases,
     observe=_observe_dpo,
-    valid=lambda seed, ids, mask, beta, apart: (
+    valid=lambda seed_of_models, ids, mask, beta, has_moved: (
         _are_drawn(ids, mask) and len(ids) % 2 == 0 and int(ids.max()) < 5 and beta > 0
     ),
     points=3,
