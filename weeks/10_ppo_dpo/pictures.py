@@ -35,7 +35,7 @@ def clipped_gains_figure(ratio: Tensor, gains: Mapping[float, Tensor]) -> Figure
     for ax, (advantage, values) in zip(axes[0], gains.items()):
         plain = dict(color=COLOURS[7], linestyle=LINES[1], label="without the clip")
         ax.plot(ratio.tolist(), (ratio * advantage).tolist(), **plain)
-        ax.plot(ratio.tolist(), values.tolist(), color=COLOURS[0], linewidth=2.2, label="PPO")
+        ax.plot(ratio.tolist(), values.tolist(), color=COLOURS[0], linewidth=2.2, label="with the clip")
         ax.axvline(1, color="#555555", linewidth=0.8)
         kind = "good" if advantage > 0 else "bad"
         ax.set(
