@@ -5,19 +5,21 @@ flags.
 """
 
 import errno
+import json
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from shared.runtime import devices, os_error_in, read_json
 
@@ -81,13 +83,46 @@ def parse_args(kind: type, args: list[str], description: str | None = "", defaul
     message = StringIO()
     try:
         with redirect_stderr(message):
-            if default is None:
-                return tyro.cli(kind, args=args, prog=program, description=description)
-            return tyro.cli(kind, args=args, prog=program, description=description, default=default)
+            options: dict[str, Any] = {} if default is None else {"default": default}
+            options |= {"prog": program, "description": description, "registry": JSON_FLAGS}
+            return tyro.cli(kind, args=args, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ValueError(_one_line(message.getvalue())) from None
+
+
+JSON_FLAGS = ConstructorRegistry()
+"""How tyro takes fields that hold a group of settings or none, or several groups: as JSON, in one flag."""
+
+
+@JSON_FLAGS.primitive_rule
+def _as_json(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    inside: list[Any] = [kind for kind in get_args(info.type) if is_dataclass(kind)]
+    if len(inside) != 1:
+        return None
+    (kind,) = inside
+    several = info.type_origin is tuple
+
+    def read(words: list[str]) -> Any:
+        values = json.loads(words[0])
+        if several:
+            return tuple(kind(**value) for value in values)
+        return None if values is None else kind(**values)
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, tuple if several else kind),
+        str_from_instance=lambda value: [_json_text(value)],
+    )
+
+
+def _json_text(value: Any) -> str:
+    """A group of settings, several, or none, as JSON."""
+    several = isinstance(value, tuple)
+    return json.dumps([asdict(group) for group in value] if several else value and asdict(value))
 
 
 def _print_help(kind: type, args: list[str], description: str | None, default: Any) -> NoReturn:
@@ -95,9 +130,10 @@ def _print_help(kind: type, args: list[str], description: str | None, default: A
     asked for.
     """
     text = StringIO()
-    options = {} if default is None else {"default": default}
+    options: dict[str, Any] = {} if default is None else {"default": default}
     with redirect_stdout(text), suppress(SystemExit):
-        tyro.cli(kind, args=["--help"], prog=Path(sys.argv[0]).name, description=description, **options)
+        options |= {"prog": Path(sys.argv[0]).name, "description": description, "registry": JSON_FLAGS}
+        tyro.cli(kind, args=["--help"], **options)
     print(text.getvalue() if "--help-all" in args else folded_help(text.getvalue()), end="")
     raise SystemExit(0)
 
@@ -187,9 +223,16 @@ def flags(settings: Any, preset: Any) -> list[str]:
         if isinstance(value, bool):
             words.append(_flag(path, negated=not value))
         else:
-            values = value if isinstance(value, tuple) else [value]
-            words += [_flag(path), *map(str, values)]
+            words += [_flag(path), *_as_words(value)]
     return words
+
+
+def _as_words(value: Any) -> list[str]:
+    """A value as it is written behind its flag."""
+    values = value if isinstance(value, tuple) else (value,)
+    if any(map(is_dataclass, values)):
+        return [_json_text(value)]
+    return list(map(str, values))
 
 
 def _flag(path: str, negated: bool = False) -> str:
@@ -353,7 +396,7 @@ def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each field's dotted path ("train.lr") and value, in the order of the dataclasses."""
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if is_dataclass(value):
+        if is_dataclass(value) and is_dataclass(field.type):  # not one of a group or none
             yield from _flat(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value
