@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from shared.adapters.lora import BaseLayer, lora_scale
 from shared.adapters.peft_files import WEIGHTS, check_base, read_files, sketch, write_files
-from shared.models.families import hf_config, refuse
+from shared.models.families import hf_config
+from shared.models.family import refuse
 from shared.models.formats import Layout
 from shared.models.gpt import GPT, GPTConfig
 from shared.registry import without_memory

@@ -2,9 +2,9 @@
 
     to_gguf("my-model.gguf", model, tokenizer, "Q8_0")
 
-A GPT becomes one of llama.cpp's architectures gpt2, llama and qwen3. Where none of them is exactly the same
-model, the export is refused: the error names the fields in the way, and nothing is written. A quantized GPT
-keeps its codes. Source: the GGUF specification in ggml's repository.
+A GPT becomes one of llama.cpp's architectures in `shared.models.gguf_families`. Where none of them is exactly
+the same model, the export is refused: the error names the fields in the way, and nothing is written. A
+quantized GPT keeps its codes. Source: the GGUF specification in ggml's repository.
 """
 
 import math
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from shared.export.packed import gguf_blocks, gguf_type, packed_weights
 from shared.export.preparation import ready_to_export
-from shared.models.families import GGUF_FAMILIES, exact_family, refuse
+from shared.models.config import GPTConfig
+from shared.models.family import refuse
 from shared.models.formats import Layout
-from shared.models.gpt import GPT, GPTConfig
+from shared.models.gguf_families import FACTORS, gguf_settings, llama3_factors
+from shared.models.gpt import GPT
 from shared.models.tokenizer_writing import gguf_tokenizer
 from shared.models.weights import plain_tensors
 from shared.quantization.modules import dequantize
@@ -76,8 +78,7 @@ def to_gguf(
     packed = packed_weights(model)
     model, tokenizer = ready_to_export(dequantize(deepcopy(model)) if packed else model, tokenizer)
     config = model.config
-    architecture = exact_family(config, GGUF_FAMILIES, "in GGUF")
-    layout = GGUF_FAMILIES[architecture].layout
+    architecture, settings, layout = gguf_settings(config)
     tokenizer_metadata = gguf_tokenizer(tokenizer, config.vocab_size)
     parameters = plain_tensors(model)
     tensors = _tensor_infos(parameters, layout, kind, packed)
@@ -87,21 +88,10 @@ def to_gguf(
     writer = GGUFWriter(temporary, architecture)
     try:
         _add_general(writer, name or path.stem, kind)
-        _add_config(writer, config, architecture)
+        for key, value in settings.items():
+            _add(writer, key, value)
         _add_tokenizer(writer, tokenizer_metadata)
-        for theirs, info in tensors.items():
-            writer.add_tensor_info(theirs, info.shape, np.dtype(np.float32), info.num_bytes, info.kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for theirs, info in tensors.items():
-            joined = partial(_joined, layout, config.head_dim)
-            if info.packed:
-                data = gguf_blocks(info.packed, joined)
-            else:
-                ours = {name: parameters[name].detach().cpu().float() for name in info.parameters}
-                data = _rounded(theirs, joined(ours).contiguous().numpy(), info.kind)
-            writer.write_tensor_data(data)
+        _write_tensors(writer, tensors, parameters, config, layout)
         for file in writer.fout or ():
             file.flush()
             os.fsync(file.fileno())
@@ -111,6 +101,35 @@ def to_gguf(
         writer.close()
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _write_tensors(
+    writer: GGUFWriter,
+    tensors: Mapping[str, _TensorInfo],
+    parameters: Mapping[str, Tensor],
+    config: GPTConfig,
+    layout: Layout,
+) -> None:
+    """Ends the file's head with what it says of the tensors, and writes them, one in memory at a time."""
+    factors = llama3_factors(config)
+    if factors is not None:
+        size, in_bytes = tuple(factors.shape), factors.nbytes
+        writer.add_tensor_info(FACTORS, size, np.dtype(np.float32), in_bytes, _FLOAT32)
+    for theirs, info in tensors.items():
+        writer.add_tensor_info(theirs, info.shape, np.dtype(np.float32), info.num_bytes, info.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors.numpy())
+    for theirs, info in tensors.items():
+        joined = partial(_joined, layout, config.head_dim)
+        if info.packed:
+            data = gguf_blocks(info.packed, joined)
+        else:
+            ours = {name: parameters[name].detach().cpu().float() for name in info.parameters}
+            data = _rounded(theirs, joined(ours).contiguous().numpy(), info.kind)
+        writer.write_tensor_data(data)
 
 
 def _tensor_infos(
@@ -149,23 +168,6 @@ def _add_general(writer: GGUFWriter, name: str, kind: str) -> None:
     writer.add_name(name)
     writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.add_quantization_version(2)
-
-
-def _add_config(writer: GGUFWriter, config: GPTConfig, architecture: str) -> None:
-    """The model's settings, under GGUF's names for this architecture."""
-    values: dict[str, Any] = {}
-    for ours, theirs in GGUF_FAMILIES[architecture].fields.items():
-        values[theirs] = getattr(config, ours)
-    values["feed_forward_length"] = config.hidden
-    values["attention.head_count_kv"] = config.kv_heads
-    values["vocab_size"] = config.vocab_size
-    if config.position == "rope":
-        values["rope.freq_base"] = float(config.rope_theta)
-        values["rope.dimension_count"] = config.head_dim
-        values["attention.key_length"] = config.head_dim
-        values["attention.value_length"] = config.head_dim
-    for key, value in values.items():
-        _add(writer, f"{architecture}.{key}", value)
 
 
 def _add_tokenizer(writer: GGUFWriter, metadata: Mapping[str, Any]) -> None:

@@ -99,9 +99,12 @@ def to_onnx(path: str | Path, model: GPT) -> Path:
     n_kv_head, past, head_dim], where past may be 0. Outputs: `logits` [batch, time, vocab_size], and
     `present.N.key` and `.value`, past and new. batch, time and past are free. Weights over 1.9 GB go into a
     second file, `weights_of(path)`; one that an earlier export left is removed. Raises ValueError for a model
-    whose layers were swapped (adapters, quantization).
+    whose layers were swapped (adapters, quantization), and for dynamic RoPE scaling.
     """
     path = Path(path)
+    scaling = model.config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        raise ValueError("dynamic scaling of RoPE depends on the text's length, and cannot be a fixed graph")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file, such as {path / 'model.onnx'}")
     weights = plain_tensors(model)

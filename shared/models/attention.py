@@ -2,7 +2,8 @@
 weighted mean of what they offer.
 
 Source: Vaswani et al., "Attention Is All You Need" (2017), section 3.2; grouped-query attention from Ainslie
-et al. (2023); the sliding window from Beltagy et al., "Longformer" (2020), as Mistral uses it.
+et al. (2023); the sliding window from Beltagy et al., "Longformer" (2020), as Mistral uses it; the soft cap
+from Gemma 2 (2024).
 
 >>> layer = CausalSelfAttention(n_embd=32, n_head=4)
 >>> layer(torch.randn(2, 10, 32)).shape
@@ -12,7 +13,7 @@ torch.Size([2, 10, 32])
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ Rotation = Callable[[Tensor], Tensor]
 
 
 class Cache(Protocol):
-    """What a model asks of a key/value cache. `shared.models.gpt.KVCache` is the ordinary one."""
+    """What a model asks of a key/value cache. `shared.models.cache.KVCache` is the ordinary one."""
 
     def positions(self, time: int) -> Tensor:
         """The positions of the next `time` tokens: int64 [time], or [batch, time] where rows differ."""
@@ -59,13 +60,23 @@ def causal_mask(
     return mask if window is None else mask.triu(past - window + 1)
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √head_dim), with a weight of exactly zero for masked keys.
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """softmax(q kᵀ · scale), with a weight of exactly zero for masked keys.
 
-    q: [..., time, head_dim]. k: [..., keys, head_dim]. mask: bool [time, keys], or None. Returns the weights
-    [..., time, keys]; each row sums to 1.
+    q: [..., time, head_dim]. k: [..., keys, head_dim]. mask: bool [time, keys], or None. scale: None means
+    1 / √head_dim. softcap: scores become softcap · tanh(score / softcap). Returns the weights [..., time,
+    keys]; each row sums to 1.
     """
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    scores = q @ k.transpose(-2, -1)
+    scores = scores / math.sqrt(q.size(-1)) if scale is None else scores * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1)
@@ -76,8 +87,11 @@ class CausalSelfAttention(nn.Module):
 
     n_kv_head: fewer key/value heads than query heads (grouped-query attention); None gives each query head
     its own. window: a position sees only the last `window` positions, itself included; None sees the whole
-    past. qk_norm: makes a norm of a given size, one for queries and one for keys, applied per head before any
-    rotation (as in Qwen3); None for no norms. Raises ValueError for sizes that do not divide.
+    past. qk_norm: makes a norm of a given size, one for queries and one for keys, applied before any
+    rotation; None for no norms. norm_over: "head" norms each head by itself (as in Qwen3), "width" all heads
+    together (OLMo 2). head_dim: None means n_embd / n_head. qkv_bias: biases of queries, keys and values;
+    None means `bias`. scale, softcap: as in `attention_weights`. Raises ValueError for sizes that do not
+    divide.
     """
 
     def __init__(
@@ -90,10 +104,15 @@ class CausalSelfAttention(nn.Module):
         dropout: float = 0.0,
         window: int | None = None,
         qk_norm: Callable[[int], nn.Module] | None = None,
+        norm_over: Literal["head", "width"] = "head",
+        head_dim: int | None = None,
+        qkv_bias: bool | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
     ):
         super().__init__()
         n_kv_head = n_kv_head or n_head
-        if n_embd % n_head:
+        if head_dim is None and n_embd % n_head:
             raise ValueError(
                 f"n_embd={n_embd} does not divide into n_head={n_head} heads: choose n_embd a multiple of"
                 " n_head"
@@ -105,15 +124,21 @@ class CausalSelfAttention(nn.Module):
             )
         self.n_head = n_head
         self.n_kv_head = n_kv_head
-        self.head_dim = n_embd // n_head
+        self.head_dim = head_dim or n_embd // n_head
         self.dropout = dropout
         self.window = window
-        self.q_proj = Linear(n_embd, n_embd, bias=bias)
-        self.k_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
-        self.v_proj = Linear(n_embd, n_kv_head * self.head_dim, bias=bias)
-        self.o_proj = Linear(n_embd, n_embd, bias=bias)
-        self.q_norm = qk_norm(self.head_dim) if qk_norm else None
-        self.k_norm = qk_norm(self.head_dim) if qk_norm else None
+        self.scale = scale
+        self.softcap = softcap
+        qkv_bias = bias if qkv_bias is None else qkv_bias
+        width, kv_width = n_head * self.head_dim, n_kv_head * self.head_dim
+        self.q_proj = Linear(n_embd, width, bias=qkv_bias)
+        self.k_proj = Linear(n_embd, kv_width, bias=qkv_bias)
+        self.v_proj = Linear(n_embd, kv_width, bias=qkv_bias)
+        self.o_proj = Linear(width, n_embd, bias=bias)
+        self.norms_heads = norm_over == "head"
+        sizes = (self.head_dim, self.head_dim) if self.norms_heads else (width, kv_width)
+        self.q_norm = qk_norm(sizes[0]) if qk_norm else None
+        self.k_norm = qk_norm(sizes[1]) if qk_norm else None
 
     def _heads(self, x: Tensor, n_head: int) -> Tensor:
         """[batch, time, n_head * head_dim] -> [batch, n_head, time, head_dim]."""
@@ -124,12 +149,14 @@ class CausalSelfAttention(nn.Module):
 
     def qkv(self, x: Tensor, rotate: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, n_head, time, head_dim], keys and values [batch, n_kv_head, time, head_dim]."""
-        q = self._heads(self.q_proj(x), self.n_head)
-        k = self._heads(self.k_proj(x), self.n_kv_head)
+        q, k = self.q_proj(x), self.k_proj(x)
+        if not self.norms_heads and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = self._heads(q, self.n_head)
+        k = self._heads(k, self.n_kv_head)
         v = self._heads(self.v_proj(x), self.n_kv_head)
-        if self.q_norm is not None and self.k_norm is not None:
-            q = self.q_norm(q)
-            k = self.k_norm(k)
+        if self.norms_heads and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:
             q = rotate(q)
             k = rotate(k)
@@ -138,8 +165,21 @@ class CausalSelfAttention(nn.Module):
     def weights(self, x: Tensor, rotate: Rotation | None = None) -> Tensor:
         """The attention weights themselves, to look at: [batch, n_head, time, time]."""
         q, k, _ = self.qkv(x, rotate)
+        mask = causal_mask(x.size(1), window=self.window, device=x.device)
+        return self._weights(q, k, mask)
+
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
-        return attention_weights(q, k, causal_mask(x.size(1), window=self.window, device=x.device))
+        return attention_weights(q, k, mask, self.scale, self.softcap)
+
+    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention with a soft cap, which PyTorch's does not have: [batch, n_head, time, head_dim]."""
+        time = q.size(2)
+        if mask is None and time > 1:
+            mask = causal_mask(time, device=q.device)
+        weights = self._weights(q, k, mask)
+        weights = F.dropout(weights, self.dropout, self.training)
+        return weights @ v.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
 
     def forward(
         self, x: Tensor, rotate: Rotation | None = None, cache: Cache | None = None, layer: int = 0
@@ -156,15 +196,19 @@ class CausalSelfAttention(nn.Module):
             mask = causal_mask(time, window=self.window, device=x.device)
         else:
             is_causal = time > 1
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=is_causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_kv_head != self.n_head,
-        )  # [batch, n_head, time, head_dim]
+        if self.softcap is not None:
+            out = self._capped(q, k, v, mask)
+        else:
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=is_causal,
+                dropout_p=self.dropout if self.training else 0.0,
+                enable_gqa=self.n_kv_head != self.n_head,
+                scale=self.scale,
+            )  # [batch, n_head, time, head_dim]
         return self.o_proj(out.transpose(1, 2).reshape(batch, time, -1))
 
 

@@ -23,7 +23,7 @@ class Layout:
 
     names: Mapping[str, str]
     """By our module's name; `{}` stands for the block's number. Where several of our modules have one name,
-    that tensor is theirs, one after the other.
+    that tensor is theirs, one after the other, in the order of these names.
     """
     conv1d: bool = False
     """The blocks' weights are [in, out]."""
@@ -31,21 +31,25 @@ class Layout:
     """RoPE turns channels (2i, 2i + 1) together, where ours turns (i, i + head_dim / 2): the rows of queries
     and keys come in another order.
     """
+    plus_one: bool = False
+    """Norms have 1 + weight where ours have the weight."""
 
     def name(self, ours: str) -> str:
         """Their name of our parameter. Raises KeyError for one that the format does not have."""
-        module, kind = ours.rsplit(".", 1)
-        theirs = self.names[re.sub(r"\d+", "{}", module)]
-        block = re.search(r"\d+", module)
+        theirs = self.names[_pattern(ours)]
+        block = re.search(r"\d+", ours)
         if block:
             theirs = theirs.format(block[0])
-        return f"{theirs}.{kind}"
+        return f"{theirs}.{ours.rpartition('.')[2]}"
 
     def groups(self, ours: Iterable[str]) -> dict[str, list[str]]:
         """Our parameters by their name."""
         groups: dict[str, list[str]] = {}
         for name in ours:
             groups.setdefault(self.name(name), []).append(name)
+        order = list(self.names)
+        for parts in groups.values():
+            parts.sort(key=lambda name: order.index(_pattern(name)))
         return groups
 
     def theirs(self, ours: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
@@ -53,22 +57,33 @@ class Layout:
         theirs = {}
         for name, parts in self.groups(ours).items():
             tensors = [self._reordered(part, ours[part], (2, head_dim // 2)) for part in parts]
+            if self._is_counted_from_one(parts[0]):
+                tensors = [tensor.float() + 1 for tensor in tensors]
             tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
             theirs[name] = tensor.T if self._is_transposed(parts[0]) else tensor
         return theirs
 
-    def ours(self, tensor: Tensor, shapes: Mapping[str, torch.Size], head_dim: int) -> dict[str, Tensor]:
-        """One of their tensors as our parameters of these names and shapes, in fp32 and in memory of their
-        own.
-        """
+    def ours(
+        self,
+        tensor: Tensor,
+        shapes: Mapping[str, torch.Size],
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, Tensor]:
+        """One of their tensors as our parameters of these names and shapes, in memory of their own."""
         if self._is_transposed(next(iter(shapes))):
             tensor = tensor.T
         parts = tensor.split([shape[0] for shape in shapes.values()])
         ours = {}
         for (name, shape), part in zip(shapes.items(), parts):
             part = self._reordered(name, part, (head_dim // 2, 2))
-            ours[name] = torch.empty(shape, dtype=torch.float32).copy_(part)
+            ours[name] = torch.empty(shape, dtype=dtype).copy_(part)
+            if self._is_counted_from_one(name):
+                ours[name] -= 1
         return ours
+
+    def _is_counted_from_one(self, ours: str) -> bool:
+        return self.plus_one and ours.endswith("norm.weight")
 
     def _is_transposed(self, ours: str) -> bool:
         return self.conv1d and ours.endswith("_proj.weight")
@@ -78,6 +93,11 @@ class Layout:
         if not self.interleaved or not name.endswith(("q_proj.weight", "k_proj.weight")):
             return tensor
         return tensor.reshape(-1, *channels, tensor.size(-1)).transpose(1, 2).reshape(tensor.shape)
+
+
+def _pattern(ours: str) -> str:
+    """The module of a parameter of ours, with `{}` for the block's number."""
+    return re.sub(r"\d+", "{}", ours.rpartition(".")[0])
 
 
 def _names(outside: Mapping[str, str], block: str, inside: Mapping[str, str]) -> dict[str, str]:
@@ -167,17 +187,40 @@ GGUF_LLAMA = Layout(
     interleaved=True,
 )
 # Qwen3 is a Llama with norms on queries and keys. In GGUF its RoPE turns the same channels as ours.
-HF_QWEN3 = Layout(
+_HF_QK_NORMS = {
+    "blocks.{}.attn.q_norm": "model.layers.{}.self_attn.q_norm",
+    "blocks.{}.attn.k_norm": "model.layers.{}.self_attn.k_norm",
+}
+_GGUF_QK_NORMS = {
+    "blocks.{}.attn.q_norm": "blk.{}.attn_q_norm",
+    "blocks.{}.attn.k_norm": "blk.{}.attn_k_norm",
+}
+HF_QWEN3 = Layout({**HF_LLAMA.names, **_HF_QK_NORMS})
+GGUF_QWEN3 = Layout({**GGUF_LLAMA.names, **_GGUF_QK_NORMS})
+_HF_NORMS_AFTER = {
+    "blocks.{}.attn_post_norm": "model.layers.{}.post_attention_layernorm",
+    "blocks.{}.mlp_post_norm": "model.layers.{}.post_feedforward_layernorm",
+}
+HF_OLMO2 = Layout({**HF_QWEN3.names, **_HF_NORMS_AFTER})
+HF_GEMMA = Layout({**HF_OLMO2.names, "blocks.{}.mlp_norm": "model.layers.{}.pre_feedforward_layernorm"})
+HF_PHI3 = Layout(
     {
         **HF_LLAMA.names,
-        "blocks.{}.attn.q_norm": "model.layers.{}.self_attn.q_norm",
-        "blocks.{}.attn.k_norm": "model.layers.{}.self_attn.k_norm",
+        **{f"blocks.{{}}.attn.{part}_proj": "model.layers.{}.self_attn.qkv_proj" for part in "qkv"},
+        **{f"blocks.{{}}.mlp.{part}_proj": "model.layers.{}.mlp.gate_up_proj" for part in ("gate", "up")},
     }
 )
-GGUF_QWEN3 = Layout(
+GGUF_QWEN2 = Layout(GGUF_LLAMA.names)
+_GGUF_NORMS_AFTER = {
+    "blocks.{}.attn_post_norm": "blk.{}.post_attention_norm",
+    "blocks.{}.mlp_post_norm": "blk.{}.post_ffw_norm",
+}
+GGUF_OLMO2 = Layout({**GGUF_QWEN3.names, **_GGUF_NORMS_AFTER})
+GGUF_GEMMA = Layout(GGUF_OLMO2.names, plus_one=True)
+GGUF_PHI3 = Layout(
     {
         **GGUF_LLAMA.names,
-        "blocks.{}.attn.q_norm": "blk.{}.attn_q_norm",
-        "blocks.{}.attn.k_norm": "blk.{}.attn_k_norm",
+        **{f"blocks.{{}}.attn.{part}_proj": "blk.{}.attn_qkv" for part in "qkv"},
+        **{f"blocks.{{}}.mlp.{part}_proj": "blk.{}.ffn_up" for part in ("gate", "up")},
     }
 )

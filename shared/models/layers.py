@@ -6,6 +6,7 @@ A single row is what a model computes that writes token by token.
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -52,6 +53,18 @@ class RMSNorm(nn.RMSNorm):
         inverse_rms = (torch.dot(row, row).item() / width + self.eps) ** -0.5
         # 0 + inverse_rms * x * weight in one operation: multiplying by a number alone would be a second one.
         return torch.addcmul(ZERO, x, weight, value=inverse_rms)
+
+
+class RMSNormPlusOne(nn.RMSNorm):
+    """RMSNorm that multiplies by 1 + weight, in fp32 (Gemma, 2024): a weight of 0 changes nothing."""
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else 1 + self.weight.float()
+        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
 def swap_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:

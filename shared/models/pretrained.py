@@ -28,7 +28,9 @@ from torch import Tensor
 
 from shared import checkpoint
 from shared.assets import fetch, network_failure
-from shared.models.families import config_from_gguf, config_from_hf, hf_config, refuse
+from shared.models.families import config_from_hf, hf_config
+from shared.models.family import refuse
+from shared.models.gguf_families import FACTORS, config_from_gguf, llama3_scaling
 from shared.models.gguf_reader import read_gguf
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.tokenizer_files import (
@@ -38,7 +40,7 @@ from shared.models.tokenizer_files import (
     tokenizer_from_json,
     tokenizer_from_merges,
 )
-from shared.models.weights import StoredTensor, build_gpt, plain_tensors
+from shared.models.weights import Each, StoredTensor, build_gpt, plain_tensors
 from shared.registry import made_by
 from shared.runtime import os_error_in, read_json, write_json
 from shared.tokenizers.base import Tokenizer
@@ -83,33 +85,48 @@ class TransformersModel(Protocol):
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
 
-def from_hf(source: str | Path | TransformersModel, say: Callable[[str], None] = print) -> GPT:
-    """A GPT-2, Llama or Qwen3 of Hugging Face's as our GPT, in fp32 on the CPU, in eval mode, with its
-    tokenizer under `tokenizer`.
+def from_hf(
+    source: str | Path | TransformersModel,
+    say: Callable[[str], None] = print,
+    *,
+    dtype: torch.dtype | None = None,
+    each: Each | None = None,
+) -> GPT:
+    """A model of Hugging Face's, of one of the families of `shared.models.families`, as our GPT: on the CPU,
+    in eval mode, with its tokenizer under `tokenizer`.
 
-    source: a GPT2LMHeadModel, LlamaForCausalLM or Qwen3ForCausalLM of transformers; a folder with config.json
-    and model.safetensors (or shards with their index); or a hub name such as "gpt2". The tokenizer stays None
+    source: a model of transformers, such as a LlamaForCausalLM; a folder with config.json and
+    model.safetensors (or shards with their index); or a hub name such as "gpt2". The tokenizer stays None
     where there is none, and where ours cannot be it: `say` then gets the reason, and what of it ours does not
-    do. Dropout is 0. Raises ValueError for anything our GPT cannot express and for missing, left-over, wrong
-    or damaged parts, naming them.
+    do. dtype: of the weights; None leaves them in fp32, bf16 or fp16, as they are stored. each: see
+    `shared.models.weights.Each`. Dropout is 0. Raises ValueError for anything our GPT cannot express and for
+    missing, left-over, wrong or damaged parts, naming them.
     """
     if isinstance(source, (str, Path)):
         folder = Path(source) if Path(source).is_dir() else _snapshot(str(source))
-        model = _from_hf(_read_json(folder / "config.json"), _open_folder(folder), str(folder))
+        values = _read_json(folder / "config.json")
+        model = _from_hf(values, _open_folder(folder), str(folder), dtype, each)
         model.tokenizer = _folder_tokenizer(folder, model.config.vocab_size, say)
         return model
     if not hasattr(source, "state_dict") or not hasattr(getattr(source, "config", None), "to_dict"):
         raise ValueError(
-            "from_hf takes a GPT-2, Llama or Qwen3 of transformers, a folder or a hub name, not a"
+            "from_hf takes a language model of transformers, a folder or a hub name, not a"
             f" {type(source).__name__}"
         )
     stored = {
-        name: StoredTensor(tuple(tensor.shape), tensor.detach) for name, tensor in source.state_dict().items()
+        name: StoredTensor(tuple(tensor.shape), tensor.detach, tensor.dtype)
+        for name, tensor in source.state_dict().items()
     }
-    return _from_hf(source.config.to_dict(), stored, type(source).__name__)
+    return _from_hf(source.config.to_dict(), stored, type(source).__name__, dtype, each)
 
 
-def _from_hf(values: Mapping[str, Any], stored: dict[str, StoredTensor], where: str) -> GPT:
+def _from_hf(
+    values: Mapping[str, Any],
+    stored: dict[str, StoredTensor],
+    where: str,
+    dtype: torch.dtype | None,
+    each: Each | None,
+) -> GPT:
     config, layout = config_from_hf(values, where)
     if "wte.weight" in stored:  # saved without the outermost name, as GPT-2 on the hub is
         stored = {
@@ -124,7 +141,7 @@ def _from_hf(values: Mapping[str, Any], stored: dict[str, StoredTensor], where: 
                 f"{where}: lm_head.weight is not the embedding, but tie_word_embeddings is true: set it to"
                 " false in the configuration"
             )
-    return build_gpt(config, layout, stored, where)
+    return build_gpt(config, layout, stored, where, dtype=dtype, each=each)
 
 
 def hf_tensors(source: str | Path, download: bool = True) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -137,6 +154,15 @@ def hf_tensors(source: str | Path, download: bool = True) -> tuple[GPTConfig, di
     folder = Path(source) if Path(source).is_dir() else _snapshot(str(source), download)
     config, _ = config_from_hf(_read_json(folder / "config.json"), str(folder))
     return config, {name: stored.read() for name, stored in _open_folder(folder).items()}
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""By the names that safetensors has for them; all others are none that a model computes in."""
+
+
+def _tensor_in(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def _open_folder(folder: Path) -> dict[str, StoredTensor]:
@@ -175,12 +201,20 @@ def _is_file_name(value: Any) -> bool:
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file, mapped into memory one at a time, each when it is read: pages of the file that
+    were read count as this program's memory for as long as it is open.
+    """
     try:
-        file = safe_open(path, framework="pt")
-        return {
-            name: StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
-            for name in file.keys()
-        }
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return {
+                name: StoredTensor(
+                    tuple(part.get_shape()),
+                    partial(_tensor_in, path, name),
+                    DTYPES.get(part.get_dtype(), torch.uint8),
+                )
+                for name, part in slices.items()
+            }
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is missing, cut or damaged ({error}): download it again") from None
 
@@ -306,14 +340,23 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def from_gguf(path: str | Path, say: Callable[[str], None] = print, blocks: int | None = None) -> GPT:
-    """A Llama, GPT-2 or Qwen3 in a GGUF file as our GPT, in fp32 on the CPU, in eval mode, its tokenizer (if
-    it has one) under `tokenizer`.
+def from_gguf(
+    path: str | Path,
+    say: Callable[[str], None] = print,
+    blocks: int | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    each: Each | None = None,
+) -> GPT:
+    """A model in a GGUF file, of one of the families of `shared.models.gguf_families`, as our GPT: on the
+    CPU, in eval mode, its tokenizer (if it has one) under `tokenizer`.
 
     `say` gets what of the tokenizer ours does not do, such as a token after each text. blocks: only so many
-    of the model's blocks are read, from the first. Raises ValueError for another number of blocks, for a file
-    that is cut, damaged or none, for another architecture or tokenizer, for settings that our GPT does not
-    have, and for tensors that are missing, left over, or of a type that the library gguf cannot dequantize.
+    of the model's blocks are read, from the first. dtype: of the weights; None means fp32, whatever the file
+    packs them in. each: see `shared.models.weights.Each`. Raises ValueError for another number of blocks, for
+    a file that is cut, damaged or none, for another architecture or tokenizer, for settings that our GPT does
+    not have, and for tensors that are missing, left over, or of a type that the library gguf cannot
+    dequantize.
     """
     where = str(path)
     metadata, stored = read_gguf(path)
@@ -321,39 +364,51 @@ def from_gguf(path: str | Path, say: Callable[[str], None] = print, blocks: int 
     if "token_embd.weight" in stored:
         vocab_size = stored["token_embd.weight"].shape[0]
     config, layout = config_from_gguf(metadata, vocab_size, "output.weight" not in stored, where)
+    if FACTORS in stored and config.position == "rope":
+        config = llama3_scaling(stored.pop(FACTORS).read(), config, where)
     if blocks is not None:
         if not 1 <= blocks <= config.n_layer:
             raise ValueError(f"blocks={blocks}: {where} has {config.n_layer}, so it must be from 1 to that")
         left_out = tuple(f"blk.{block}." for block in range(blocks, config.n_layer))
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
         config = replace(config, n_layer=blocks)
-    model = build_gpt(config, layout, stored, where)
+    model = build_gpt(config, layout, stored, where, dtype=dtype or torch.float32, each=each)
     model.tokenizer, unlike_ours = tokenizer_from_gguf(metadata, vocab_size, where)
     _say_left_out(unlike_ours, where, say)
     return model
 
 
-def load_model(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+def load_model(
+    name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    each: Each | None = None,
+) -> GPT:
     """A GPT from wherever it lies, in eval mode, with its tokenizer under `tokenizer` (None where it has none
     of ours).
 
     name: "smollm2"; the folder of a checkpoint (of a quantized model too, once shared.quantization is
     imported); a GGUF file; the folder of a Hugging Face model; or a name on the hub, such as "gpt2". dtype:
-    of the weights; None leaves them as they are (fp32, or packed). Raises ValueError for anything else, and
-    for files that are damaged or that our GPT cannot express.
+    of the weights; None leaves them as they are (fp32, bf16, fp16, or packed). each: what is done to each
+    part as soon as it is loaded, such as `shared.quantization.quantizing("int4")`: then the whole model is
+    never there in full. Raises ValueError for anything else, and for files that are damaged or that our GPT
+    cannot express.
     """
     path = Path(name)
     folder = checkpoint.find(path)
     if name == "smollm2":
-        model, _ = load_smollm2()
+        model = from_gguf(fetch("smollm2"), dtype=dtype, each=each)
     elif path.is_file():
-        model = from_gguf(path)
+        model = from_gguf(path, dtype=dtype, each=each)
     elif folder is not None and _is_hugging_faces(folder):
-        model = from_hf(folder)
+        model = from_hf(folder, dtype=dtype, each=each)
     elif folder is not None:
         model = GPT.from_checkpoint(path)
+        if each is not None:
+            each(model)
     elif HUB_NAME.fullmatch(str(name)) and not path.exists():
-        model = from_hf(name)
+        model = from_hf(name, dtype=dtype, each=each)
     else:
         raise ValueError(
             f"no checkpoint in {name}, nor another model: give 'smollm2', the folder of a checkpoint or of a"

@@ -1,16 +1,18 @@
 """Week 6. A GPT filled with the tensors of a file: strictly, and with one of them in memory at a time."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.checkpoint import check_tables, unshared
-from shared.models.families import refuse
+from shared.models.family import refuse
 from shared.models.formats import Layout
-from shared.models.gpt import GPT, GPTConfig, Rotary
+from shared.models.gpt import GPT, GPTConfig
 from shared.registry import unwrapped, without_memory
 
 
@@ -19,13 +21,32 @@ class StoredTensor(NamedTuple):
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    dtype: torch.dtype = torch.float32
 
 
-def build_gpt(config: GPTConfig, layout: Layout, stored: Mapping[str, StoredTensor], where: str) -> GPT:
+KEPT = (torch.float32, torch.bfloat16, torch.float16)
+"""The types in which a model may stay as it was stored."""
+Each = Callable[[GPT], None]
+"""Called while a model is loaded, each time that a part's weights have come: first what stands outside of the
+blocks, then block by block. What has not come is on PyTorch's device "meta". It may swap layers that have:
+`shared.quantization.quantizing` is one.
+"""
+
+
+def build_gpt(
+    config: GPTConfig,
+    layout: Layout,
+    stored: Mapping[str, StoredTensor],
+    where: str,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    each: Each | None = None,
+) -> GPT:
     """The GPT of `config` with the stored tensors, in eval mode.
 
-    layout: what they are called, and how they lie. Raises ValueError, beginning with `where`, for a tensor
-    that is missing, left over, of another shape, or that cannot be read.
+    They are read block by block, so that beside the model only one tensor is in memory. layout: what they are
+    called, and how they lie. dtype: None keeps that of the embedding. Raises ValueError, beginning with
+    `where`, for a tensor that is missing, left over, of another shape, or that cannot be read.
     """
     if config.n_layer > len(stored):  # a damaged number of layers would take all memory
         raise ValueError(f"{where}: {len(stored)} tensors are too few for {config.n_layer} layers")
@@ -37,12 +58,30 @@ def build_gpt(config: GPTConfig, layout: Layout, stored: Mapping[str, StoredTens
     expected = layout.theirs(parameters, config.head_dim)
     refuse(_misfits(expected, stored), where)
     check_tables(model, where)
-    weights: dict[str, Tensor] = {}
-    for theirs, names in layout.groups(parameters).items():
-        tensor = _read(theirs, stored[theirs], where)
-        shapes = {name: parameters[name].shape for name in names}
-        weights |= layout.ours(tensor, shapes, config.head_dim)
-    return filled(model, weights)
+    if dtype is None:
+        kept = stored[layout.name("token_embedding.weight")].dtype
+        dtype = kept if kept in KEPT else torch.float32
+    shapes = {name: tensor.shape for name, tensor in parameters.items()}
+    model.make_rotaries()  # with their values
+    for groups in _parts(layout.groups(shapes)):
+        for theirs, names in groups.items():
+            tensor = _read(theirs, stored[theirs], where)
+            ours = layout.ours(tensor, {name: shapes[name] for name in names}, config.head_dim, dtype)
+            model.load_state_dict(ours, assign=True, strict=False)
+        if config.tie_weights and isinstance(model.lm_head, nn.Linear):
+            model.lm_head.weight = model.token_embedding.weight
+        if each is not None:
+            each(model)
+    return model.eval()
+
+
+def _parts(groups: Mapping[str, list[str]]) -> list[dict[str, list[str]]]:
+    """The tensors outside of the blocks, then those of each block."""
+    parts: dict[str, dict[str, list[str]]] = {"": {}}
+    for theirs, names in groups.items():
+        block = re.match(r"blocks\.\d+", names[0])
+        parts.setdefault(block[0] if block else "", {})[theirs] = names
+    return list(parts.values())
 
 
 def _misfits(expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> list[str]:
@@ -61,7 +100,7 @@ def _read(name: str, stored: StoredTensor, where: str) -> Tensor:
         tensor = stored.read()
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{where}: {name} cannot be read: {error}") from None
-    if not tensor.is_floating_point():
+    if tensor.dtype not in (*KEPT, torch.float64):
         raise ValueError(f"{where}: {name} is of type {tensor.dtype}: load the model before it was quantized")
     return tensor
 
@@ -80,8 +119,7 @@ def filled(model: GPT, weights: Mapping[str, Tensor]) -> GPT:
     model.load_state_dict(weights, assign=True, strict=False)  # a tied weight's second name is not in them
     if config.tie_weights:
         model.lm_head.weight = model.token_embedding.weight
-    if config.position == "rope":
-        model.rotary = Rotary(config.head_dim, config.block_size, config.rope_theta)
+    model.make_rotaries()  # with their values
     return model.eval()
 
 

@@ -131,6 +131,40 @@ def quantize(
     return model
 
 
+def quantizing(
+    scheme: str,
+    group_size: int | None = None,
+    double_quant: bool | None = None,
+    *,
+    skip: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> Callable[[nn.Module], None]:
+    """What `load_model` takes as `each`, so that a model is quantized while it is loaded: beside what is
+    packed no more than a block is there in full.
+
+        load_model("smollm2", each=quantizing("int4"))
+
+    Arguments as for `quantize`. It raises ValueError as that does, once the fault is met.
+    """
+    settings = check_settings(scheme, group_size, double_quant)
+    kernels = _usable(settings, KERNELS)
+
+    def swap(model: nn.Module) -> None:
+        here = {name: linear for name, linear in _linears(model).items() if not linear.weight.is_meta}
+        chosen = [name for name in here if not any(fnmatchcase(name, pattern) for pattern in skip)]
+        for name in chosen:
+            check_weight(f"{name}.weight", here[name].weight, settings.get("group_size", 1))
+        _quantize_linears(model, chosen, settings, kernels)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            return
+        for pattern in skip:
+            if not any(fnmatchcase(name, pattern) for name in here):
+                raise ValueError(f"skip={pattern!r} fits no linear layer that was left out")
+        say(how_computed(scheme, device_of(model), kernels))
+
+    return swap
+
+
 def _usable(settings: dict[str, Any], kernels: tuple[str, ...]) -> tuple[str, ...]:
     """Those of `kernels` that know these settings."""
     if settings["scheme"] == "int8" and "group_size" in settings:

@@ -130,6 +130,17 @@ def _bytes(low: Tensor, high: Tensor) -> Tensor:
     return (low | high << 4).to(torch.uint8)
 
 
+PIECE = 1 << 22
+"""So many weights are packed at a time: what is computed on the way takes several times their memory."""
+
+
+def _in_pieces(pack: Callable[..., tuple[Tensor, ...]], *by_row: Tensor) -> list[Tensor]:
+    """What `pack` makes of these rows, some rows at a time."""
+    rows = max(1, PIECE // by_row[0].size(1))
+    pieces = [pack(*parts) for parts in zip(*(tensor.split(rows) for tensor in by_row))]
+    return [torch.cat(parts) for parts in zip(*pieces)]
+
+
 def _no_values(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(tuple(shape), dtype=dtype, device="meta")
 
@@ -228,7 +239,7 @@ class Int8Weight(PackedWeight):
                 codes=_no_values(weight.shape, torch.int8), scale=_no_values(by_group, torch.float32)
             )
             return
-        codes, scale = absmax_int8(weight.float().reshape(-1, self.group_size))
+        codes, scale = _in_pieces(lambda rows: absmax_int8(rows.float()), weight.reshape(-1, self.group_size))
         self._register(codes=codes.view(weight.shape), scale=scale.view(by_group))
 
     def _unpack(self, index: Tensor | slice) -> Tensor:
@@ -264,12 +275,16 @@ class Int4Weight(PackedWeight):
             shape = (self.out_features, self.in_features // group_size, 2)
             self._register(codes=codes, scale_zero=_no_values(shape, torch.bfloat16))
             return
+        codes, scale_zero = _in_pieces(self._packed, weight, *(ranges or ()))
+        self._register(codes=codes, scale_zero=scale_zero)
+
+    def _packed(self, weight: Tensor, *ranges: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes, two to a byte, and scale and zero of each group of these rows: [out, groups, 2]."""
         weight = weight.float()
-        scale, zero = ranges or group_ranges(weight, group_size)
-        groups = weight.unflatten(-1, (-1, group_size))  # [out, groups, group_size]
+        scale, zero = ranges or group_ranges(weight, self.group_size)
+        groups = weight.unflatten(-1, (-1, self.group_size))  # [out, groups, group_size]
         codes = int4_codes(groups, scale[..., None], zero[..., None]).flatten(1).to(torch.uint8)
-        scale_zero = torch.stack([scale, zero], -1)  # [out, groups, 2]
-        self._register(codes=_bytes(codes[:, ::2], codes[:, 1::2]), scale_zero=scale_zero)
+        return _bytes(codes[:, ::2], codes[:, 1::2]), torch.stack([scale, zero], -1)
 
     def native_product(self, x: Tensor) -> Tensor:
         codes, scale_zero = self._buffer("codes"), self._buffer("scale_zero")

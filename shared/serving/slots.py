@@ -83,7 +83,7 @@ class SlotRows:
         self._lengths = torch.tensor([length or 0 for length in lengths], device=device)[:, None]
         self._idle = torch.tensor([length is None for length in lengths], device=device)[:, None]
         self._row = torch.arange(len(lengths), device=device)[:, None]
-        self._mask: Tensor | None = None
+        self._masks: dict[int | None, Tensor] = {}
 
     def positions(self, time: int) -> Tensor:
         """Positions of the next `time` tokens of each row: int64 [rows, time].
@@ -112,15 +112,17 @@ class SlotRows:
         return past_k.narrow(2, 0, self._keys), past_v.narrow(2, 0, self._keys)
 
     def mask(self, time: int, window: int | None) -> Tensor:
-        """The keys that each query may see (True: may): bool [rows, 1, time, keys], alike in every layer."""
-        if self._mask is None:
+        """The keys that each query may see (True: may): bool [rows, 1, time, keys], alike in all layers with
+        this window.
+        """
+        if window not in self._masks:
             keys = torch.arange(self._keys, device=self._positions.device)
             distance = self._positions[..., None] - keys  # [rows, time, keys]
             mask = distance >= 0
             if window is not None:
                 mask &= distance < window
-            self._mask = mask.unsqueeze(1)
-        return self._mask
+            self._masks[window] = mask.unsqueeze(1)
+        return self._masks[window]
 
     def advance(self, time: int) -> None:
         """Does nothing: the owner of the slots counts their tokens."""

@@ -83,19 +83,30 @@ class MemoryEstimate:
     """The most that is alive at once between two operations of a step, from the second step on."""
 
 
+USUAL_CONFIG = GPTConfig()
+UNKNOWN = (
+    *("dropout", "window", "layers", "head_size", "norm_place", "qk_norm_over", "rope_share", "qkv_bias"),
+    *("embedding_scale", "attention_softcap", "logit_softcap"),
+)
+"""Settings of which the estimate knows the usual value only."""
+
+
 def estimate_memory(
     config: GPTConfig, train: TrainConfig, dtype: torch.dtype = torch.float32, recompute: bool = False
 ) -> MemoryEstimate:
     """What training this model takes, computed from the shapes alone.
 
-    dtype, recompute: as the step's precision and `Processes` have them. Raises ValueError for dropout and for
-    a window, whose attention keeps other tensors than these.
+    dtype, recompute: as the step's precision and `Processes` have them. Raises ValueError for dropout, a
+    window and what sets rarer families apart: they keep other tensors than these.
     """
-    if config.dropout or config.window:
-        raise ValueError(
-            f"dropout={config.dropout}, window={config.window}: the estimate knows neither; set dropout to 0"
-            " and window to none"
-        )
+    unknown = [name for name in UNKNOWN if getattr(config, name) != getattr(USUAL_CONFIG, name)]
+    if config.mlp == "geglu":
+        unknown.append("mlp")
+    if config.norm == "rmsnorm_plus_one":
+        unknown.append("norm")
+    if unknown:
+        given = ", ".join(f"{name}={getattr(config, name)}" for name in unknown)
+        raise ValueError(f"{given}: the estimate knows no such models, only those with the usual values")
     step = _Step(config, train, dtype != torch.float32, recompute)
     return MemoryEstimate(
         parameters=step.weights,

@@ -32,7 +32,7 @@ LLAMA = replace(
     bias=False,
     tie_weights=False,
 )
-OTHER = replace(LLAMA, qk_norm=True, window=16, zero_init=True)  # has no equivalent at Hugging Face
+OTHER = replace(LLAMA, mlp="relu2", window=16, zero_init=True)  # has no equivalent at Hugging Face
 CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "other": OTHER}
 KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 ALL = ("all-linear",)

@@ -8,6 +8,7 @@ import pytest
 
 from shared.adapters import LoRAConfig, add_lora
 from shared.export import save_hf_folder, to_gguf, to_onnx
+from shared.models.config import RopeScaling
 from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import quantize as quantize_model
 from shared.tokenizers import BPETokenizer
@@ -17,7 +18,10 @@ from tests.export.helpers import CHARACTERS, CONFIGS, TEXT, bpe, made
 # ---- what is refused
 
 NO_EQUIVALENT = {
-    "a window": (replace(CONFIGS["Llama with grouped queries"], window=8), "a llama has no window=8"),
+    "a window and biases": (
+        replace(CONFIGS["Llama with grouped queries"], window=8, bias=True),
+        "a llama has no .*window=8",
+    ),
     "squared ReLU with RoPE": (
         replace(CONFIGS["Llama with grouped queries"], mlp="relu2"),
         "a llama has no mlp='relu2'",
@@ -30,6 +34,13 @@ NO_EQUIVALENT = {
     "grouped queries in a GPT-2": (replace(CONFIGS["GPT-2"], n_kv_head=2), "a gpt2 has no n_kv_head=2"),
 }
 ONLY_GGUF = {
+    "dynamic scaling": (
+        replace(
+            CONFIGS["Llama with grouped queries"],
+            rope_scaling=RopeScaling("dynamic", 2.0, CONFIGS["Llama with grouped queries"].block_size // 2),
+        ),
+        "a llama has no rope_scaling=RopeScaling\\(kind='dynamic'",
+    ),
     "the exact GELU": (replace(CONFIGS["GPT-2"], mlp="gelu"), "a gpt2 has no mlp='gelu'"),
     "a Llama with biases": (
         replace(CONFIGS["Llama with grouped queries"], bias=True),

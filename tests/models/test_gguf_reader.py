@@ -106,23 +106,24 @@ def test_six_bit_weights_are_read_too(tmp_path):
 
 
 def scaled_rope(writer):
-    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    writer.add_rope_scaling_factor(2.0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(change=scaled_rope), "rope.scaling.type='linear' is more than our GPT can express"),
+        (dict(change=scaled_rope), "rope.scaling.type='longrope' with .* is more than our GPT can express"),
         (
-            dict(change=lambda w: w.add_rope_scaling_factor(2.0)),
-            "llama.rope.scaling.factor=2.0 is more than our GPT can express",
+            dict(change=lambda w: w.add_float32("llama.rope.scaling.attn_factor", 2.0)),
+            "llama.rope.scaling.attn_factor=2.0 is more than our GPT can express",
         ),
         (dict(change=lambda w: w.add_expert_count(4)), "expert_count=4"),
         (dict(change=lambda w: w.add_sliding_window(8)), "llama.attention.sliding_window=8"),
-        (dict(change=lambda w: w.add_key_length(32)), "attention.key_length=32"),
+        (dict(change=lambda w: w.add_value_length(32)), "attention.value_length=32 with keys of 16"),
         (
-            dict(change=lambda w: w.add_tensor("rope_freqs.weight", np.ones(8, np.float32))),
-            "rope_freqs.weight is not in such a model",
+            dict(change=lambda w: w.add_tensor("rope_freqs.weight", np.arange(8, dtype=np.float32))),
+            "rope_freqs.weight is not the RoPE scaling of a Llama 3",
         ),
         (
             dict(change=lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(64, np.float32))),

@@ -350,7 +350,7 @@ def test_zero_init_and_nothing_else_makes_each_block_the_identity(zero_init):
     model = GPT(GPTConfig.preset("mini", zero_init=zero_init)).eval()
     x = torch.randn(2, 10, model.config.n_embd)
     for block in model.blocks:
-        assert torch.equal(block(x, model.rotary.at(slice(0, 10)), None, 0), x) == zero_init
+        assert torch.equal(block(x, model.rotaries[0].at(slice(0, 10)), None, 0), x) == zero_init
 
 
 def test_a_config_names_all_its_problems_at_once():
@@ -398,8 +398,8 @@ def test_rope_scores_depend_on_the_distance_alone():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=generator)
 
     def score(i: int, j: int) -> float:
-        turned_q = model.rotary.at(slice(i, i + 1))(q)
-        turned_k = model.rotary.at(slice(j, j + 1))(k)
+        turned_q = model.rotaries[0].at(slice(i, i + 1))(q)
+        turned_k = model.rotaries[0].at(slice(j, j + 1))(k)
         return (turned_q * turned_k).sum().item()
 
     assert score(20, 13) == pytest.approx(score(7, 0), abs=1e-5)
@@ -407,7 +407,7 @@ def test_rope_scores_depend_on_the_distance_alone():
 
 
 def test_positions_may_differ_by_row():
-    rotary = GPT(GPTConfig(**OUR_LLAMA)).rotary
+    rotary = GPT(GPTConfig(**OUR_LLAMA)).rotaries[0]
     x = torch.randn(2, 4, 3, 8, generator=torch.Generator().manual_seed(0))
     both = rotary.at(torch.tensor([[0, 1, 2], [5, 6, 7]]))(x)
     torch.testing.assert_close(both[:1], rotary.at(slice(0, 3))(x[:1]))

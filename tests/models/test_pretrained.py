@@ -189,8 +189,9 @@ def test_a_gpt_without_an_equivalent_is_refused_with_the_fields_in_the_way(chang
     assert not (tmp_path / "m").exists()
 
 
-LLAMA_3_ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
-LINEAR_ROPE = {"type": "linear", "factor": 2.0}
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [2.0]}
+NOT_WHOLE = {"type": "linear"}
+DEEPSEEK_YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.0}
 PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 NOT_AN_ACTIVATION = "activation_function='silu' is not one of gelu_pytorch_tanh, gelu_new, gelu, relu2"
 
@@ -198,19 +199,23 @@ NOT_AN_ACTIVATION = "activation_function='silu' is not one of gelu_pytorch_tanh,
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("Llama", dict(model_type="mistral"), "model_type='mistral' is not one of gpt2, llama"),
+        ("Llama", dict(model_type="mixtral"), "model_type='mixtral' is not one of gpt2, llama"),
+        ("Llama", dict(model_type="gemma3", text_config={}), "with more than text (text_config)"),
+        ("Llama", dict(num_local_experts=8), "num_local_experts=8: a mixture of experts"),
         ("Llama", dict(model_type="absent"), "model_type=None"),
-        ("Llama", dict(rope_parameters=LLAMA_3_ROPE), "RoPE scaling 'llama3'"),
-        ("Llama", dict(rope_parameters="absent", rope_scaling=LINEAR_ROPE), "RoPE scaling 'linear'"),
-        ("Llama", dict(rope_scaling=LINEAR_ROPE), "RoPE scaling 'linear' (in rope_scaling)"),
-        ("Llama", dict(rope_parameters={"full_attention": LINEAR_ROPE}), "full_attention in rope_parameters"),
+        ("Llama", dict(rope_parameters=LONG_ROPE), "RoPE scaling 'longrope'"),
+        ("Llama", dict(rope_parameters="absent", rope_scaling=NOT_WHOLE), "(in rope_scaling) is not whole"),
+        ("Llama", dict(rope_scaling=DEEPSEEK_YARN), "cannot express mscale in rope_scaling"),
+        ("Llama", dict(rope_parameters={"full_attention": NOT_WHOLE}), "full_attention in rope_parameters"),
         ("Llama", dict(rope_parameters=PARTIAL_ROPE), "partial_rotary_factor=0.5"),
         ("Llama", dict(rope_parameters=[1]), "rope_parameters"),
         ("Llama", dict(attention_bias=True), "attention_bias=True with mlp_bias=False"),
         ("Llama", dict(hidden_act="gelu"), "hidden_act='gelu'"),
-        ("Llama", dict(head_dim=32), "head_dim=32"),
-        (QWEN3, dict(head_dim="absent"), "head_dim=128"),
-        (QWEN3, dict(use_sliding_window=True), "use_sliding_window=True"),
+        ("Llama", dict(head_dim=32), "self_attn.q_proj.weight is [64, 64], not [128, 64]"),
+        ("Llama", dict(head_dim="wide"), "head_size='wide' is of the wrong kind"),
+        (QWEN3, dict(head_dim="absent"), "self_attn.q_norm.weight is [16], not [128]"),
+        (QWEN3, dict(layer_types=["full_attention"]), "for each of 2 layers"),
+        (QWEN3, dict(layer_types=["linear_attention"] * 2), "layer_types=['linear_attention', "),
         (QWEN3, dict(attention_bias=True), "attention_bias=True"),
         ("Llama", dict(num_hidden_layers="2"), "n_layer='2' is of the wrong kind"),
         ("Llama", dict(num_hidden_layers=2.5), "n_layer=2.5 is of the wrong kind"),

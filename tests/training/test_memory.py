@@ -131,7 +131,7 @@ def test_the_estimated_memory_is_what_a_step_takes(cell):
 
 @pytest.mark.parametrize("changes", [{"dropout": 0.1}, {"window": 8}])
 def test_what_the_estimate_does_not_know_is_refused(changes):
-    with pytest.raises(ValueError, match="the estimate knows neither"):
+    with pytest.raises(ValueError, match="the estimate knows no such models"):
         estimate_memory(replace(NANO, **changes), QUICK)
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.course.exercise.answers import Shelf, load_module
-from shared.models.gpt import GPT, MODERN, GPTConfig
+from shared.models.config import MODERN
+from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT, read_json, seed_everything
 from shared.sampling import generate
 from shared.serving.load import percentile

@@ -332,8 +332,8 @@ def losses_by_position(model: GPT, tokens: np.ndarray, speeds: Tensor, length: i
     longer = GPT(replace(model.config, block_size=length)).eval()
     longer.load_state_dict(model.state_dict())
     angle = torch.outer(torch.arange(length).float(), speeds)
-    longer.rotary.cos = torch.cat([angle.cos(), angle.cos()], dim=-1)
-    longer.rotary.sin = torch.cat([-angle.sin(), angle.sin()], dim=-1)
+    longer.rotaries[0].cos = torch.cat([angle.cos(), angle.cos()], dim=-1)
+    longer.rotaries[0].sin = torch.cat([-angle.sin(), angle.sin()], dim=-1)
     rows = []
     for start in range(0, windows * length, length):
         text = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64))

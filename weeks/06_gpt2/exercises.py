@@ -23,8 +23,9 @@ from shared.course.exercise import Exercise, Mistake, NotRight, building, random
 from shared.data.corpus import fixed_windows
 from shared.data.shards import ShardedTokens
 from shared.evaluation import cross_entropy
+from shared.models.config import MODERN
 from shared.models.formats import Layout
-from shared.models.gpt import GPT, MODERN, GPTConfig
+from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import from_hf
 from shared.models.weights import build_gpt
 from shared.registry import without_memory
