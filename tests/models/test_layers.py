@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from shared.models.gpt import GPT, GPTConfig, Rotary
+from shared.models.gpt import GPT, GPTConfig
 from shared.models.layers import Linear, RMSNorm, swap_modules
+from shared.models.rotary import Rotary
 from shared.registry import without_memory
 from shared.runtime import ROOT
 
@@ -120,7 +121,8 @@ def test_a_model_without_memory_has_the_names_and_shapes_of_a_real_one(position)
 def test_a_model_without_memory_does_not_import_the_compiler():
     program = """
 import sys
-from shared.models.gpt import GPT, GPTConfig, Rotary
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.rotary import Rotary
 from shared.registry import without_memory
 with without_memory():
     GPT(GPTConfig(position="rope"))

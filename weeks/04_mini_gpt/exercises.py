@@ -15,7 +15,8 @@ from shared.course.exercise import Exercise, Mistake, NotRight, building, random
 from shared.evaluation import cross_entropy
 from shared.models import gpt
 from shared.models.attention import CausalSelfAttention, attention_weights
-from shared.models.gpt import MLP, GPTConfig, Rotary, make_norm
+from shared.models.gpt import MLP, GPTConfig, make_norm
+from shared.models.rotary import Rotary
 from shared.runtime import seed_everything
 
 # ---- 1. the norm
