@@ -37,7 +37,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
         if models:
             plots.append(save_figure(comparison_figure(models), out / "comparison.png"))
         if trials_of(logs):
-            plots.append(draw_rates(logs, out))
+            plots.append(save_figure(rates_figure(logs), out / "rates.png"))
     return plots
 
 
@@ -52,25 +52,36 @@ def trials_of(logs: Path) -> dict[str, list[LoggedRun]]:
     return trials
 
 
-def draw_rates(logs: Path, out: Path) -> Path:
+def rates_figure(logs: Path) -> Any:
     """What each method pays at each of its rates: the old text's perplexity over the held-out loss."""
     fig, ax = figure(8.5, 5.6)
-    for number, (name, runs) in enumerate(trials_of(logs).items()):
+    trials = trials_of(logs)
+    named: list[tuple[float, float]] = []  # places that have a rate beside them
+    for number, name in enumerate(sorted(trials, key=_trained)):
+        runs = trials[name]
         losses = [run.summary["best_val_loss"] for run in runs]
         forgotten = [100 * run.summary["forgotten"] for run in runs]
         look = dict(color=COLOURS[number % 8], marker=MARKERS[number % 8], markersize=8)
         ax.plot(losses, forgotten, label=run_label(name), **look)
         for run, x, y in zip(runs, losses, forgotten):
-            ax.annotate(
-                f"{run.summary['lr']:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8
-            )
+            if any(abs(x - a) < 0.02 and abs(y - b) < 10 for a, b in named):
+                continue  # of points that lie together one tells
+            named.append((x, y))
+            text = f"{run.summary['lr']:g}"
+            ax.annotate(text, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     ax.set(
         title="Three learning rates for each method: what is learned, what is paid",
         xlabel="loss on held-out answers (nats per token)",
         ylabel="increase of perplexity on held-out Shakespeare (%)",
     )
     ax.legend(frameon=False, fontsize=9)
-    return save_figure(fig, out / "rates.png")
+    return fig
+
+
+def _trained(name: str) -> tuple[int, int]:
+    """Where a trial stands among others: by method, then by rank."""
+    method, _, size = parts_of(name)
+    return list(METHOD_LABELS).index(method), int(size or 0)
 
 
 def runs_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:

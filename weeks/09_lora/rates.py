@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from figures import draw_rates
+from figures import rates_figure
 from fine_tuning import (
     load_base,
     observe,
@@ -20,6 +20,7 @@ from fine_tuning import (
 )
 from names import kept_under, model_name, trial_name
 from shared.adapters.sft import Talks
+from shared.course.report import save_figure
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
 from shared.models.gpt import GPT
@@ -47,7 +48,7 @@ def study_rates(settings: "Settings", preset: "Settings") -> dict[str, float]:
             if name not in best or result["best_val_loss"] < best[name]["best_val_loss"]:
                 best[name] = result
     print("\n" + table([{"method": name} | result for name, result in best.items()]))
-    draw_rates(work.logs, work.reports)
+    save_figure(rates_figure(work.logs), work.reports / "rates.png")
     return {f"{name}_{key}": result[key] for name, result in best.items() for key in ("lr", "best_val_loss")}
 
 
