@@ -90,15 +90,23 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
         assert torch.equal(loaded(ids()), model(ids()))
 
 
+OPERATORS = ("Llama 3", "SmolLM3", "OLMo 2", "Phi-4 mini", "Gemma 2", "Gemma 3")
+"""Families whose graphs differ in their operators."""
+
+
 @pytest.mark.slow
-def test_onnx_runtime_writes_the_same_tokens(model, tmp_path):
-    if model.config.rope_scaling is not None and model.config.rope_scaling.kind == "dynamic":
-        with pytest.raises(ValueError, match="dynamic scaling .* cannot be a fixed graph"):
-            to_onnx(tmp_path / "m.onnx", model)
-        return
+@pytest.mark.parametrize("name", OPERATORS)
+def test_onnx_runtime_writes_the_same_tokens(name, tmp_path):
+    torch.manual_seed(0)
+    model = shake(GPT(CONFIGS[name]))
     runtime = OnnxModel(to_onnx(tmp_path / "m.onnx", model), threads=1)
     logits, _ = runtime(ids().numpy().astype(np.int64), runtime.new_cache(2))
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), model(ids()), atol=1e-3, rtol=1e-3)
     prompt = ids(1, 12)[0].tolist()
     assert runtime.generate([prompt], 16)[0] == list(generate(model, prompt, 16, temperature=0))
+
+
+def test_dynamic_scaling_is_refused_for_onnx(tmp_path):
+    with pytest.raises(ValueError, match="dynamic scaling of RoPE .* cannot be a fixed graph"):
+        to_onnx(tmp_path / "m.onnx", GPT(DYNAMIC))
