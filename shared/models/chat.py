@@ -6,12 +6,12 @@
 Source: Allal et al. (SmolLM2, 2025), and the template in its files.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.tokenizers.base import Tokenizer
-from shared.tokenizers.bpe import END_OF_TEXT, BPETokenizer
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.tokenizers.merging import MergingTokenizer
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -53,10 +53,6 @@ QUESTIONS = (
 """What the course asks a chat model, to see what it answers."""
 
 
-def _special_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
-    return tokenizer.special_tokens if isinstance(tokenizer, BPETokenizer) else {}
-
-
 def is_known_template(template: object) -> bool:
     """Whether a file's chat template is SmolLM2's, which `chat_prompt` writes; nothing in it is run.
 
@@ -77,7 +73,7 @@ def is_chat(tokenizer: Tokenizer) -> bool:
 
 
 def _writes_chatml(tokenizer: Tokenizer) -> bool:
-    special = _special_tokens(tokenizer)
+    special = tokenizer.special_tokens
     return IM_START in special and IM_END in special
 
 
@@ -85,7 +81,7 @@ def ends_of(tokenizer: Tokenizer) -> list[int]:
     """The special tokens at which a text of the tokenizer's model ends: those that its files name, and
     `<|endoftext|>` and SmolLM2's `<|im_end|>` where it has them.
     """
-    special = _special_tokens(tokenizer)
+    special = tokenizer.special_tokens
     return [special[end] for end in dict.fromkeys([*tokenizer.ends, END_OF_TEXT, IM_END]) if end in special]
 
 
@@ -115,7 +111,7 @@ def chat_prompt(
 
 
 def _chatml(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    special = _special_tokens(tokenizer)
+    special = tokenizer.special_tokens
     missing = [token for token in (IM_START, IM_END) if token not in special]
     if missing:
         raise ValueError(f"this tokenizer has no chat template, and no {' and '.join(missing)} for SmolLM2's")
@@ -195,12 +191,6 @@ def _marked_values(tokenizer: Tokenizer, value: Any) -> Any:
 
 def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of what `rendered` gave: special tokens are those of the template; what people wrote is text."""
-    ids: list[int] = []
-    longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if longest_first else [text]
-    for part in parts:
-        if part in tokenizer.special_tokens:
-            ids.append(tokenizer.special_tokens[part])
-        elif part:
-            ids += tokenizer.encode(part.replace(MARK, ""))
-    return ids
+    if isinstance(tokenizer, MergingTokenizer):
+        return tokenizer.encode(text, allowed_special="all", mark=MARK)
+    return tokenizer.encode(text.replace(MARK, ""))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,8 @@ class Tokenizer(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        KINDS[cls.__name__] = cls
+        if "from_json" in vars(cls):  # else it is what several kinds have in common
+            KINDS[cls.__name__] = cls
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -60,9 +61,28 @@ class Tokenizer(ABC):
         first = [] if self.begins_with is None else [self.special_tokens[self.begins_with]]
         return first + self.encode(text)
 
-    @abstractmethod
-    def decode(self, ids: list[int]) -> str:
-        """The text of `ids`. Raises ValueError for an id outside the vocabulary."""
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another one: those of `encode`, less what that puts before a text.
+
+        Raises ValueError where `encode` does.
+        """
+        return self.encode(text)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that `ids` stand for. Raises ValueError for an id outside the vocabulary."""
+        try:
+            return b"".join([self.vocab[i] for i in ids])
+        except KeyError as error:
+            raise ValueError(
+                f"id {error.args[0]} is not in the vocabulary: ids go from 0 to {self.vocab_size - 1}"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`. Bytes that are not UTF-8 (half a character, say) become U+FFFD.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

@@ -14,20 +14,23 @@ Radford et al. (GPT-2, 2019) for the bytes and the pattern.
 ([257, 108, 121], ' lower')
 """
 
-import heapq
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import chain
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import regex
 
 from shared.assets import fetch
 from shared.runtime import read_json
-from shared.tokenizers.base import Chat, Tokenizer
+from shared.tokenizers.added import AddedTokens
+from shared.tokenizers.base import Chat
 from shared.tokenizers.bpe_training import learn_merges
+from shared.tokenizers.merging import CHUNK, Before, Merger, MergingTokenizer, check_unicode, options_from
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Contractions, words and numbers with the space before them, runs of other signs, white space."""
@@ -38,24 +41,31 @@ GPT4_PATTERN = (
 """As GPT-2's, but contractions in either case, any one sign before a word, at most three digits together, and
 line breaks kept with the signs before them.
 """
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Llama 3's, and OLMo 2's: nearly GPT-4's, but line breaks stay together."""
+QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
+"""Qwen's, since Qwen2: as Llama 3's, but every digit on its own."""
+COVERING = (GPT2_PATTERN, GPT4_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN)
+"""Patterns that every character is in a match of, and no white space behind a letter or digit."""
 END_OF_TEXT = "<|endoftext|>"
-CACHED_PIECES = 1 << 20
-"""How many pieces a tokenizer remembers the ids of."""
-LONG_PIECE = 200
-"""Pieces of more bytes are merged with a heap; those of more characters are not remembered."""
-NEVER = 1 << 62
-"""The rank of a pair that is not merged: above that of every merge."""
 
 
-class BPETokenizer(Tokenizer):
+class BPETokenizer(MergingTokenizer):
     """Byte-pair encoding with given merges; `train` learns them.
 
     merges: pairs of tokens, in the order in which they are merged. pattern: what cuts text into pieces, in
-    the syntax of `regex`. special_tokens: texts that stand for one token each, where the caller of `encode`
-    allows it; a mapping gives their ids. vocab: the tokens by id, special ones among them; None means the 256
-    bytes, then what each merge makes, then the special tokens. A given vocab may lack bytes (SmolLM2's has no
-    0x04): text with them cannot be encoded. begins_with: the special token that `prompt` puts first. ends,
-    chat: see `Tokenizer`. Raises ValueError for parts that don't fit together.
+    the syntax of `regex`; what lies between its matches is a piece as well. special_tokens: texts that stand
+    for one token each, where the caller of `encode` allows it; a mapping gives their ids. vocab: the tokens
+    by id, special ones among them; None means the 256 bytes, then what each merge makes, then the special
+    tokens. A given vocab may lack bytes (SmolLM2's has no 0x04): text with them cannot be encoded.
+    begins_with: the special token that `prompt` puts first. ends, chat: see `Tokenizer`. added_tokens: ids of
+    tokens that are found in every text (Qwen's <tool_call>). lstrip, rstrip: those of both kinds that take
+    the white space on their left or right. nfc: whether text is brought into Unicode's form NFC first, which
+    then is what `decode` gives. ignore_merges: whether a piece that is a token becomes that token even where
+    no merges lead to it (Llama 3). Raises ValueError for parts that don't fit together.
     """
 
     def __init__(
@@ -68,59 +78,46 @@ class BPETokenizer(Tokenizer):
         *,
         ends: Iterable[str] = (),
         chat: Chat | None = None,
+        added_tokens: Mapping[str, int] = MappingProxyType({}),
+        lstrip: Iterable[str] = (),
+        rstrip: Iterable[str] = (),
+        nfc: bool = False,
+        ignore_merges: bool = False,
     ):
         self.merges = list(merges)
         self.pattern = pattern
+        self.nfc = nfc
+        self.ignore_merges = ignore_merges
         self._cut = _cutter(pattern)
         single_bytes = [bytes([i]) for i in range(256)]
         merged = [left + right for left, right in self.merges]
         plain = list(dict.fromkeys(single_bytes + merged))
         specials = list(special_tokens)
         usual = dict(enumerate(plain + [special.encode() for special in specials]))
-        self.vocab: dict[int, bytes] = dict(sorted(vocab.items())) if vocab else usual
-        self._has_own_order = self.vocab != usual
         if isinstance(special_tokens, Mapping):
-            self.special_tokens = dict(special_tokens)
+            special_ids = dict(special_tokens)
         else:
-            self.special_tokens = {special: len(plain) + i for i, special in enumerate(specials)}
+            special_ids = {special: len(plain) + i for i, special in enumerate(specials)}
+        added = AddedTokens(special_ids, added_tokens, lstrip, rstrip)
+        super().__init__(vocab or usual, added, begins_with, ends, chat)
+        self._has_own_order = self.vocab != usual
 
-        self.begins_with = begins_with
-        self.ends = tuple(ends)
-        self.chat = chat
-        special_ids = set(self.special_tokens.values())
-        ids = {token: i for i, token in self.vocab.items() if i not in special_ids}
-        self._check(specials, needed=[*plain[256:], *chain.from_iterable(self.merges)], ids=ids)
-        self._byte_ids = {byte: ids[token] for byte, token in enumerate(single_bytes) if token in ids}
-        self._ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
-        self._merged = [ids[token] for token in merged]
-        self._ids_of_piece = _PieceCache(self._merge)
-
-    def _check(self, specials: list[str], needed: list[bytes], ids: dict[bytes, int]) -> None:
-        """Raises ValueError where vocabulary, special tokens and the tokens that merges need do not agree."""
+        of_texts = {*special_ids.values(), *added_tokens.values()}
+        ids = {token: i for i, token in self.vocab.items() if i not in of_texts}
+        for token, i in added_tokens.items():  # merges may make them too
+            ids.setdefault(token.encode(), i)
         problems = []
-        if list(self.vocab) != list(range(len(self.vocab))):
-            problems.append("ids must go from 0 up without a gap")
-        if len(set(specials)) != len(specials) or "" in specials:
-            problems.append("special tokens must be different from each other and not empty")
-        if any(self.vocab.get(i) != special.encode() for special, i in self.special_tokens.items()):
-            problems.append("a special token's id must be its own in the vocabulary")
-        if self.begins_with is not None and self.begins_with not in self.special_tokens:
-            problems.append(f"begins_with={self.begins_with!r} is not one of the special tokens")
-        problems += [
-            f"it ends at {end!r}, which is not one of the special tokens"
-            for end in self.ends
-            if end not in self.special_tokens
-        ]
-        missing = [token for token in needed if token not in ids]
-        if missing:
-            problems.append(f"the vocabulary lacks {missing[0]!r}")
-        if problems:
-            raise ValueError("BPETokenizer: " + "; ".join(problems))
-
-    def __reduce__(self) -> tuple:
-        """Pickled as the arguments that it is made from: its functions cannot be sent to another process."""
-        made = partial(BPETokenizer, ends=self.ends, chat=self.chat)
-        return made, (self.merges, self.pattern, self.special_tokens, self.vocab, self.begins_with)
+        if len(set(specials)) != len(specials):
+            problems.append("special tokens must be different from each other")
+        needed = chain(plain[256:], chain.from_iterable(self.merges))
+        missing = next((token for token in needed if token not in ids), None)
+        if missing is not None:
+            problems.append(f"the vocabulary lacks {missing!r}")
+        self._refuse(problems)
+        self._byte_ids = {byte: ids[token] for byte, token in enumerate(single_bytes) if token in ids}
+        ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
+        self._merger = Merger(ranks, [ids[token] for token in merged])
+        self._whole = ids if ignore_merges else {}
 
     @classmethod
     def train(
@@ -146,7 +143,7 @@ class BPETokenizer(Tokenizer):
         cut = _cutter(pattern)
         counts: Counter[str] = Counter()
         for document in [text] if isinstance(text, str) else text:
-            _check_unicode(document)
+            check_unicode(document)
             for pieces in cut(document):
                 counts.update(pieces)
         merges = learn_merges(counts, vocab_size - least, progress)
@@ -169,11 +166,12 @@ class BPETokenizer(Tokenizer):
     ) -> "BPETokenizer":
         """From tokens by id and merges ("a b") written in the characters of `PRINTABLE`.
 
-        The files of GPT-2, Hugging Face and GGUF write them so. how: `ends` and `chat`. Raises ValueError for
-        a character that stands for no byte, and for a merge that is not two tokens.
+        The files of GPT-2, Hugging Face and GGUF write them so. Special and added tokens are written as their
+        texts. how: what else the class takes. Raises ValueError for a character that stands for no byte, and
+        for a merge that is not two tokens.
         """
         special_tokens = special_tokens or {}
-        special_ids = set(special_tokens.values())
+        of_texts = {*special_tokens.values(), *how.get("added_tokens", {}).values()}
         vocab = {}
         pairs = []
         read: dict[str, bytes] = {}  # merges are made of the vocabulary's tokens
@@ -185,7 +183,7 @@ class BPETokenizer(Tokenizer):
 
         try:
             for i, token in enumerate(tokens):
-                vocab[i] = token.encode() if i in special_ids else in_bytes(token)
+                vocab[i] = token.encode() if i in of_texts else in_bytes(token)
             for merge in merges:
                 parts = merge.split(" ")
                 if len(parts) != 2:
@@ -195,86 +193,17 @@ class BPETokenizer(Tokenizer):
             raise ValueError(f"the vocabulary has a character that stands for no byte: {error}") from None
         return cls(pairs, pattern, special_tokens, vocab, begins_with, **how)
 
-    # ---- text to ids and back
+    # ---- text to ids
 
-    def encode(self, text: str, allowed_special: Iterable[str] | Literal["all"] = ()) -> list[int]:
-        """Ids of `text`; nothing is added.
-
-        A special token's text is plain text unless it is in `allowed_special` ("all" allows all). Raises
-        ValueError for half a surrogate pair, which is in no UTF-8 text, for a byte that the vocabulary lacks,
-        and for an allowed token that doesn't exist.
-        """
-        _check_unicode(text)
-        allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
-        unknown = allowed - self.special_tokens.keys()
-        if unknown:
-            known = ", ".join(self.special_tokens) or "none"
-            raise ValueError(f"no special token {min(unknown)!r}; there are: {known}")
-        if not allowed:
-            return self._encode_plain(text)
-        longest_first = sorted(allowed, key=len, reverse=True)
-        ids: list[int] = []
-        for part in regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text):
-            if part in allowed:
-                ids.append(self.special_tokens[part])
-            else:
-                ids += self._encode_plain(part)
-        return ids
-
-    def _encode_plain(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for pieces in self._cut(text):
-            ids += chain.from_iterable(map(self._ids_of_piece.__getitem__, pieces))
-        return ids
+    def _pieces(self, part: str, before: Before) -> Iterator[Iterable[str]]:
+        return self._cut(unicodedata.normalize("NFC", part) if self.nfc else part)
 
     def _merge(self, piece: str) -> tuple[int, ...]:
-        """Ids of one piece: of all neighbouring pairs the one learned first is merged, again and again."""
-        ids = self._ids_of_bytes(piece)
-        if len(ids) > LONG_PIECE:
-            return self._merge_long(ids)
-        rank_of = self._ranks.get
-        ranks = [rank_of(pair, NEVER) for pair in zip(ids, ids[1:])]  # that of ids[i] and ids[i + 1] at i
-        while ranks:
-            rank = min(ranks)
-            if rank == NEVER:
-                break
-            at = ranks.index(rank)
-            ids[at] = self._merged[rank]
-            del ids[at + 1], ranks[at]
-            if at > 0:
-                ranks[at - 1] = rank_of((ids[at - 1], ids[at]), NEVER)
-            if at < len(ranks):
-                ranks[at] = rank_of((ids[at], ids[at + 1]), NEVER)
-        return tuple(ids)
+        whole = self._whole.get(piece.encode()) if self.ignore_merges else None
+        return super()._merge(piece) if whole is None else (whole,)
 
-    def _merge_long(self, ids: list[int]) -> tuple[int, ...]:
-        """The same with a heap of pairs over a linked list: n log n steps for n bytes instead of n²."""
-        rank_of = self._ranks.get
-        end = len(ids)
-        after = list(range(1, end + 1))  # where the next token stands; `end` behind the last
-        before = list(range(-1, end - 1))  # where the one before it stands; -1 before the first
-        ranks = [rank_of(pair, NEVER) for pair in zip(ids, ids[1:])]
-        heap = [(rank, at) for at, rank in enumerate(ranks) if rank != NEVER]
-        heapq.heapify(heap)
-        while heap:
-            rank, left = heapq.heappop(heap)
-            right = after[left]
-            if right == end or rank_of((ids[left], ids[right])) != rank:
-                continue  # one of the two is part of another token by now
-            ids[left] = self._merged[rank]
-            ids[right] = -1  # gone
-            after[left] = after[right]
-            if after[left] < end:
-                before[after[left]] = left
-            for at in (before[left], left):
-                if at < 0 or after[at] == end:
-                    continue
-                new_rank = rank_of((ids[at], ids[after[at]]), NEVER)
-                if new_rank != NEVER:
-                    heapq.heappush(heap, (new_rank, at))
-        return tuple(i for i in ids if i >= 0)
-
-    def _ids_of_bytes(self, piece: str) -> list[int]:
+    def _first_ids(self, piece: str) -> list[int]:
+        """The tokens of its bytes."""
         try:
             return [self._byte_ids[byte] for byte in piece.encode()]
         except KeyError as error:
@@ -282,19 +211,6 @@ class BPETokenizer(Tokenizer):
                 f"the vocabulary has no token for the byte 0x{error.args[0]:02X} in {piece!r}:"
                 " leave it out of the text"
             ) from None
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that `ids` stand for. Raises ValueError for an id outside the vocabulary."""
-        try:
-            return b"".join([self.vocab[i] for i in ids])
-        except KeyError as error:
-            raise ValueError(
-                f"id {error.args[0]} is not in the vocabulary: ids go from 0 to {self.vocab_size - 1}"
-            ) from None
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`. Bytes that are not UTF-8 (half a character, say) become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     # ---- files
 
@@ -309,12 +225,10 @@ class BPETokenizer(Tokenizer):
         }
         if self._has_own_order:
             values["vocab"] = [token.decode("latin-1") for token in self.vocab.values()]
-        if self.begins_with is not None:
-            values["begins_with"] = self.begins_with
-        if self.ends:
-            values["ends"] = list(self.ends)
-        if self.chat is not None:
-            values["chat"] = {"template": self.chat.template, "tokens": dict(self.chat.tokens)}
+        values |= self._options()
+        for name in ("nfc", "ignore_merges"):
+            if getattr(self, name):
+                values[name] = True
         return values
 
     @classmethod
@@ -326,45 +240,21 @@ class BPETokenizer(Tokenizer):
                 vocab = {i: token.encode("latin-1") for i, token in enumerate(values["vocab"])}
         except (ValueError, AttributeError) as error:
             raise TypeError(error) from None  # which `load` reports as a damaged file
-        special_tokens = dict(values["special_tokens"])
-        chat = values.get("chat")
+        flags = {name: values[name] for name in ("nfc", "ignore_merges") if name in values}
         return cls(
             merges,
             values["pattern"],
-            special_tokens,
+            dict(values["special_tokens"]),
             vocab,
-            values.get("begins_with"),
-            ends=values.get("ends", ()),
-            chat=None if chat is None else Chat(**chat),
+            **options_from(values),
+            **flags,
         )
-
-
-class _PieceCache(dict[str, tuple[int, ...]]):
-    """The ids of pieces, each computed when first asked for.
-
-    Words come back so often that this is most of the speed. Long pieces rarely do, and are not kept: a server
-    that kept every long text it was sent would run out of memory.
-    """
-
-    def __init__(self, compute: Callable[[str], tuple[int, ...]]):
-        super().__init__()
-        self._compute = compute
-
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        if len(self) >= CACHED_PIECES:
-            self.clear()
-        ids = self._compute(piece)
-        if len(piece) <= LONG_PIECE:
-            self[piece] = ids
-        return ids
 
 
 # ---- cutting text into pieces
 
-CHUNK = 1 << 16
-"""Characters that are cut at a time: a list of pieces takes about fifteen times the memory of its text."""
 SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9])(?=\s)")
-"""Where a text may be cut in two: no piece of either pattern has white space after a letter or a digit."""
+"""Where a text may be cut in two: no piece of a pattern in `COVERING` goes on there."""
 
 
 @cache
@@ -374,15 +264,22 @@ def _cutter(pattern: str) -> Callable[[str], Iterator[list[str]]]:
     Raises ValueError for a pattern that is no regular expression.
     """
     try:
-        find_all = regex.compile(pattern).findall
+        compiled = regex.compile(pattern)
     except regex.error as error:
         raise ValueError(f"the pattern {pattern!r} is not a regular expression: {error}") from None
 
     def cut_at_once(text: str) -> Iterator[list[str]]:
-        yield find_all(text)
+        """Nothing is known of the pattern: its matches may leave gaps, and end anywhere."""
+        pieces = []
+        end = 0
+        for match in compiled.finditer(text):
+            pieces += [text[end : match.start()], match[0]]
+            end = match.end()
+        yield [piece for piece in [*pieces, text[end:]] if piece]
 
-    if pattern not in (GPT2_PATTERN, GPT4_PATTERN):
-        return cut_at_once  # nothing is known of where its pieces may end
+    if pattern not in COVERING:
+        return cut_at_once
+    find_all = compiled.findall
     find_all_ascii = _for_ascii(pattern).findall
 
     def cut_in_chunks(text: str) -> Iterator[list[str]]:
@@ -407,18 +304,6 @@ def _for_ascii(pattern: str) -> re.Pattern[str]:
         return characters if match[0].startswith("[") else f"[{characters}]"
 
     return re.compile(re.sub(r"\[.*?\]|\\p\{.\}", written_out, pattern), re.ASCII)
-
-
-def _check_unicode(text: str) -> None:
-    """Raises ValueError, naming the place, for a text that UTF-8 cannot hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise ValueError(
-            f"the text has half a surrogate pair (U+{code:04X}) at position {error.start}: no UTF-8 text can;"
-            " read the file with encoding='utf-8', or drop it with text.encode('utf-8', 'ignore').decode()"
-        ) from None
 
 
 # ---- GPT-2's vocabulary

@@ -41,13 +41,6 @@ class CharTokenizer(Tokenizer):
                 f" {len(self.chars)} characters: {self.chars!r}"
             ) from None
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of `ids`. Raises ValueError for an id outside the vocabulary."""
-        for i in ids:
-            if not 0 <= i < len(self.chars):
-                raise ValueError(f"id {i} is not in the vocabulary: ids go from 0 to {len(self.chars) - 1}")
-        return "".join(self.chars[i] for i in ids)
-
     def to_json(self) -> dict[str, Any]:
         return {"chars": self.chars}
 

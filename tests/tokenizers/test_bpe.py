@@ -15,11 +15,22 @@ from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from shared.assets import fetch
-from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, bpe, gpt2_tokenizer
-from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
+from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, bpe, gpt2_tokenizer, merging
+from shared.tokenizers.bpe import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    LLAMA3_PATTERN,
+    QWEN2_PATTERN,
+)
 from tests.helpers import fuzz, synthetic_text
 
-PATTERNS = {"GPT-2": GPT2_PATTERN, "GPT-4": GPT4_PATTERN}
+PATTERNS = {
+    "GPT-2": GPT2_PATTERN,
+    "GPT-4": GPT4_PATTERN,
+    "Llama 3": LLAMA3_PATTERN,
+    "Qwen": QWEN2_PATTERN,
+}
 
 
 @cache
@@ -133,12 +144,12 @@ def test_the_short_cut_for_ascii_finds_the_same_pieces(pattern):
 def test_long_pieces_and_short_ones_are_merged_alike(monkeypatch):
     texts = fuzz(3000, seed=7)
     short = [gpt2()._merge(text) for text in texts]
-    monkeypatch.setattr(bpe, "LONG_PIECE", 0)
+    monkeypatch.setattr(merging, "LONG_PIECE", 0)
     assert [gpt2()._merge(text) for text in texts] == short
 
 
 def test_a_forgotten_piece_is_worked_out_again(monkeypatch):
-    monkeypatch.setattr(bpe, "CACHED_PIECES", 10)
+    monkeypatch.setattr(merging, "CACHED_PIECES", 10)
     tokenizer = BPETokenizer.train(synthetic_text(), 300)
     expected = as_tiktoken(tokenizer).encode_ordinary(synthetic_text())
     assert tokenizer.encode(synthetic_text()) == expected and len(tokenizer._ids_of_piece) <= 10
@@ -339,7 +350,7 @@ def test_fingerprints_differ_where_ids_differ():
         ({"pattern": "("}, "not a regular expression"),
         ({"pattern": None}, "damaged"),
         ({"special_tokens": {"<s>": 7}}, "must be its own"),
-        ({"special_tokens": {"": 256}}, "not empty"),
+        ({"special_tokens": {"": 256}}, "must not be empty"),
         ({"vocab": ["a", "b"]}, "vocabulary lacks"),
         ({"merges": None}, "damaged"),
     ],
