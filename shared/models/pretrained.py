@@ -33,13 +33,9 @@ from shared.models.family import refuse
 from shared.models.gguf_families import FACTORS, config_from_gguf, llama3_scaling
 from shared.models.gguf_reader import read_gguf
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.tokenizer_files import (
-    TokenizerFound,
-    UnlikeOurs,
-    tokenizer_from_gguf,
-    tokenizer_from_json,
-    tokenizer_from_merges,
-)
+from shared.models.tokenizer_files import TokenizerFound, tokenizer_from_json, tokenizer_from_merges
+from shared.models.tokenizer_gguf import tokenizer_from_gguf
+from shared.models.tokenizer_patterns import UnlikeOurs
 from shared.models.weights import Each, StoredTensor, build_gpt, plain_tensors
 from shared.registry import made_by
 from shared.runtime import os_error_in, read_json, write_json

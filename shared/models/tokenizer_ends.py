@@ -11,6 +11,7 @@ specification, and llama.cpp for what its defaults are.
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from shared.models.chat import IM_END, is_known_template
@@ -238,10 +239,14 @@ def _chat(template: Any, roles: Mapping[str, str]) -> Chat | None:
     return Chat(str(template), dict(roles))
 
 
-def ends_of_gguf(metadata: Mapping[str, Any], special: Mapping[str, int]) -> Ends:
-    """What a GGUF file's metadata puts before a text, and what is left out. special: as in `ends_of_json`."""
+def ends_of_gguf(
+    metadata: Mapping[str, Any], special: Mapping[str, int], usual: Mapping[str, Any] = MappingProxyType({})
+) -> Ends:
+    """What a GGUF file's metadata puts before a text, and what is left out. special: as in `ends_of_json`.
+    usual: what holds for fields of tokenizer.ggml that the file does not have.
+    """
     left_out = []
-    values = {}
+    values = dict(usual)
     for key, value in metadata.items():
         name = key.removeprefix("tokenizer.ggml.")
         if name != key:

@@ -1,58 +1,28 @@
-"""Week 6. The tokenizers in others' files as ours: tokenizer.json, vocab.json with merges.txt, and GGUF.
+"""Week 6. The tokenizers in Hugging Face's files as ours: tokenizer.json, or vocab.json with merges.txt.
 
-Ours cuts text by a pattern and merges bytes, or takes single characters. A tokenizer that does something else
-is refused with the reason. `shared.models.tokenizer_writing` writes the same formats.
+Ours cut text by a pattern and merge bytes (GPT-2, Llama 3, Qwen), merge characters (Llama 2, Mistral, Gemma),
+or take single characters. A tokenizer that does something else is refused with the reason.
+`shared.models.tokenizer_gguf` reads those of GGUF files, and `shared.models.tokenizer_writing` writes both.
 
-Sources: the file format of the library `tokenizers`; the GGUF specification; llama.cpp for its patterns.
+Source: the file format of the library `tokenizers`.
 """
 
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from shared.models.families import refuse
-from shared.models.tokenizer_ends import Ends, ends_of_gguf, ends_of_json, named_special
-from shared.tokenizers.bpe import GPT2_PATTERN, GPT4_PATTERN, PRINTABLE, BPETokenizer
+from shared.models.tokenizer_ends import Ends, ends_of_json, named_special
+from shared.models.tokenizer_patterns import EVERY_CHARACTER, UnlikeOurs, pattern_of, split_of
+from shared.tokenizers.base import Tokenizer
+from shared.tokenizers.bpe import GPT2_PATTERN, PRINTABLE, BPETokenizer
 from shared.tokenizers.char import CharTokenizer
-
-SMOLLM_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-"""SmolLM2's: every digit on its own, and what lies between digits as GPT-2's pattern cuts it."""
-DEFAULT_PATTERN = (
-    r"[\p{P}$+<=>^~|]+|'(?:[sdmt]|ll|ve|re)| ?\p{L}+|[0-9]{3}|(?:(?![0-9]{3})\p{N})+|"
-    r" ?[^\s\p{L}\p{N}\p{P}$+<=>^~|]+"
-    r"|\s+(?![^\s\p{P}$+<=>^~|])|\s+"
-)
-"""What llama.cpp does for `default`: runs of punctuation, then GPT-2's pattern, then numbers in threes."""
-GGUF_PATTERNS = {"gpt-2": GPT2_PATTERN, "smollm": SMOLLM_PATTERN, "default": DEFAULT_PATTERN}
-"""Our patterns by the name that GGUF has for them (tokenizer.ggml.pre)."""
-SPLITS = {
-    GPT4_PATTERN: (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
-    ),
-    DEFAULT_PATTERN: DEFAULT_PATTERN,
-}
-"""Our patterns as Hugging Face's regular expressions, which have no possessive {1,3}+ and take $ for a line's
-end.
-"""
-EVERY_CHARACTER = r"[\s\S]"
-"""Cuts a text into its characters; with a vocabulary of those it is a character tokenizer."""
-
-# GGUF's kinds of tokens (tokenizer.ggml.token_type).
-NORMAL = 1
-CONTROL = 3
-UNUSED = 5
-
-
-class UnlikeOurs(ValueError):
-    """A tokenizer that ours cannot be; the message is the reason."""
+from shared.tokenizers.sentencepiece import SPACE, Prefix, SentencePieceTokenizer
 
 
 class TokenizerFound(NamedTuple):
     """A tokenizer of a file's, and what the file asks for and ours does not do."""
 
-    tokenizer: BPETokenizer | CharTokenizer | None
+    tokenizer: Tokenizer | None
     left_out: list[str]
 
 
@@ -68,20 +38,32 @@ def tokenizer_from_json(
     config = config or {}
     model = values["model"]
     if _is_of_characters(values):
-        characters = CharTokenizer("".join(_in_order(model["vocab"])))
+        characters = CharTokenizer("".join(in_order(model["vocab"])))
         return TokenizerFound(characters, ends_of_json(values, config, {}, template).left_out)
     known = {token["content"] for token in values["added_tokens"]}
-    added = values["added_tokens"] + [t for t in _added_in_config(config) if t["content"] not in known]
-    merges = _merges(model)
-    problems = _what_ours_lacks(model, added, values.get("normalizer"), config)
-    pattern = _pattern(values["pre_tokenizer"])
-    if pattern is None:
-        raise UnlikeOurs("; ".join([*problems, "it cuts the text by another rule (pre_tokenizer)"]))
+    listed = values["added_tokens"] + [t for t in _added_in_config(config) if t["content"] not in known]
+    added = _Added.of(listed)
+    merges = model["merges"] if model.get("type", "BPE") == "BPE" else []
+    if model.get("byte_fallback"):
+        return _sentencepiece(values, added, config, template)
+    steps = _steps(values.get("normalizer"), "normalizers")
+    nfc = [step["type"] for step in steps] == ["NFC"]
+    problems = _what_ours_lacks(model, {"ignore_merges"}) + added.problems(normalized=nfc)
+    if steps and not nfc:
+        problems.append("it changes the text first (normalizer)")
+    if config.get("add_prefix_space"):
+        problems.append(SPACE_FIRST)
+    try:
+        pattern = pattern_of(values["pre_tokenizer"])
+    except UnlikeOurs as reason:
+        problems.append(str(reason))
     if problems:
         raise UnlikeOurs("; ".join(problems))
-    special = {token["content"]: token["id"] for token in added}
-    ends = ends_of_json(values, config, special, template)
-    tokenizer = _bpe(model["vocab"] | special, merges, pattern, special, ends)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    ends = ends_of_json(values, config, added.special, template)
+    tokenizer = _bpe(
+        model["vocab"], merges, pattern, added, ends, nfc=nfc, ignore_merges=bool(model.get("ignore_merges"))
+    )
     return TokenizerFound(tokenizer, ends.left_out)
 
 
@@ -92,18 +74,11 @@ def _is_of_characters(values: Mapping[str, Any]) -> bool:
         and all(len(token) == 1 for token in vocab)
         and not values["added_tokens"]
         and not values.get("normalizer")
-        and _split(values["pre_tokenizer"]) == EVERY_CHARACTER
+        and split_of(values["pre_tokenizer"]) == EVERY_CHARACTER
     )
 
 
-def _merges(model: Mapping[str, Any]) -> list[str]:
-    """A BPE's merges as "a b"; raises KeyError for one without. None of another model."""
-    if model.get("type", "BPE") != "BPE":
-        return []
-    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-
-
-def _in_order(ids: Mapping[str, int]) -> list[str]:
+def in_order(ids: Mapping[str, int]) -> list[str]:
     """The tokens by id. Raises `UnlikeOurs` unless the ids go from 0 up without a gap."""
     tokens = sorted(ids, key=ids.__getitem__)
     for expected, token in enumerate(tokens):
@@ -120,35 +95,83 @@ def _added_in_config(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [token | {"id": int(i)} for i, token in config.get("added_tokens_decoder", {}).items()]
 
 
+SPACE_FIRST = "it puts a space before the text (add_prefix_space)"
 _MODEL_FIELDS = {"type", "vocab", "merges", "fuse_unk"}
-"""What our BPE has of a tokenizer.json's; where no token is unknown, none are fused."""
-_ADDED_FIELDS = {"id", "content", "normalized", "special", "__type"}
-"""What our special tokens have; without a normalizer, all are as if normalized."""
+"""What our tokenizers have of a BPE in tokenizer.json; where no token is unknown, none are fused."""
+_ADDED_FIELDS = {"id", "content", "normalized", "special", "__type", "lstrip", "rstrip"}
+"""What our special and added tokens have."""
 
 
-def _what_ours_lacks(
-    model: Mapping[str, Any], added: Iterable[Mapping[str, Any]], normalizer: Any, config: Mapping[str, Any]
-) -> list[str]:
-    """What a file asks for besides a rule for cutting text, which changes ids and ours does not have."""
+class _Added(NamedTuple):
+    """The added tokens that a file lists."""
+
+    special: dict[str, int]
+    plain: dict[str, int]
+    lstrip: list[str]
+    rstrip: list[str]
+    unclear: list[str]
+    """Those that ask for more than ours can do."""
+    normalized: list[str]
+    """Those that are looked for once the text was normalized, after all others."""
+
+    @classmethod
+    def of(cls, listed: Iterable[Mapping[str, Any]]) -> "_Added":
+        added = cls({}, {}, [], [], [], [])
+        for token in listed:
+            text = token["content"]
+            (added.special if token["special"] else added.plain)[text] = token["id"]
+            for flag in ("lstrip", "rstrip", "normalized"):
+                if token.get(flag):
+                    getattr(added, flag).append(text)
+            if any(token[name] for name in token.keys() - _ADDED_FIELDS):
+                added.unclear.append(text)
+        return added
+
+    def problems(self, normalized: bool) -> list[str]:
+        """What ours cannot do of them. normalized: whether the text changes before some are looked for."""
+        if self.unclear:
+            return [
+                f"the token {self.unclear[0]!r} is found only where more than its text is as it should be"
+            ]
+        if normalized and self.normalized:
+            return [f"the token {self.normalized[0]!r} is looked for in the normalized text"]
+        late = set(self.normalized)
+        early = (self.special.keys() | self.plain.keys()) - late
+        for first in early if late else ():
+            second = next((text for text in late if _overlap(first, text)), None)
+            if second is not None:
+                return [f"the token {first!r} is looked for before {second!r}, which it overlaps with"]
+        return []
+
+    @property
+    def of_tokenizer(self) -> dict[str, Any]:
+        """What our tokenizers take of it, beside the special ones."""
+        return {"added_tokens": self.plain, "lstrip": self.lstrip, "rstrip": self.rstrip}
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether two different texts can stand in a text so that they share characters."""
+    if a in b or b in a:
+        return True
+    lengths = range(1, min(len(a), len(b)))
+    return any(a[-n:] == b[:n] or b[-n:] == a[:n] for n in lengths)
+
+
+def _steps(section: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+    """The steps of a section of tokenizer.json, which may be one, or several under a name."""
+    return [] if section is None else section.get(name, [section])
+
+
+def _what_ours_lacks(model: Mapping[str, Any], also: set[str]) -> list[str]:
+    """What a file's model asks for that ours does not have. also: fields that this kind of ours has."""
     problems = []
     if model.get("type", "BPE") != "BPE":
         problems.append(f"its model is {model['type']}")
-    problems += [
+    return problems + [
         f"its model has {name}={reprlib.repr(model[name])}"
         for name in model
-        if model[name] and name not in _MODEL_FIELDS
+        if model[name] and name not in _MODEL_FIELDS | also
     ]
-    if normalizer:
-        problems.append("it changes the text first (normalizer)")
-    if config.get("add_prefix_space"):
-        problems.append("it puts a space before the text (add_prefix_space)")
-    for token in added:
-        if not token["special"] or any(token[name] for name in token.keys() - _ADDED_FIELDS):
-            problems.append(
-                f"the token {token['content']!r} is found in plain text, or takes the spaces round it"
-            )
-            break
-    return problems
 
 
 def tokenizer_from_merges(
@@ -161,8 +184,8 @@ def tokenizer_from_merges(
     """GPT-2's two files, vocab.json and the text of merges.txt, as our BPETokenizer.
 
     added: what added_tokens.json, where there is one, adds to them. config, template: as in
-    `tokenizer_from_json`. A token of vocab.json that no merge makes is a special one; one that is added must
-    be said to be special. Raises as `tokenizer_from_json` does.
+    `tokenizer_from_json`. A token of vocab.json that no merge makes is a special one; one that is added is
+    found in every text unless it is said to be special. Raises as `tokenizer_from_json` does.
     """
     config = config or {}
     pairs = [line for line in merges.split("\n") if line and not line.startswith("#version")]
@@ -174,118 +197,139 @@ def tokenizer_from_merges(
     for token, i in (added or {}).items():
         if token not in known:
             listed.append({"id": i, "content": token, "special": token in roles or token in special})
-    problems = _what_ours_lacks({}, listed, None, config)
+    found = _Added.of(listed)
+    problems = found.problems(normalized=False)
+    if config.get("add_prefix_space"):
+        problems.append(SPACE_FIRST)
     if problems:
         raise UnlikeOurs("; ".join(problems))
-    special |= {token["content"]: token["id"] for token in listed}
-    ends = ends_of_json(None, config, special, template)
-    return TokenizerFound(_bpe({**ids, **special}, pairs, GPT2_PATTERN, special, ends), ends.left_out)
-
-
-def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
-    """Our pattern for a pre_tokenizer of tokenizer.json, or None where it is another."""
-    if pre_tokenizer is None:
-        return None
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    before, last = steps[:-1], steps[-1]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        return None
-    if not last.get("use_regex", True):
-        split = _split(before[0]) if len(before) == 1 else None
-        return next((ours for ours, theirs in SPLITS.items() if theirs == split), None)
-    if not before:
-        return GPT2_PATTERN
-    digits = before[0].get("type") == "Digits" and before[0].get("individual_digits") is True
-    return SMOLLM_PATTERN if digits and len(before) == 1 else None
-
-
-def _split(step: dict[str, Any] | None) -> str | None:
-    """The regular expression whose every match is a piece, where this is such a step of a pre_tokenizer."""
-    if step is None or step.get("type") != "Split":
-        return None
-    if step.get("behavior") != "Isolated" or step.get("invert"):
-        return None
-    return step["pattern"].get("Regex")
+    special = {token: i for token, i in special.items() if token not in found.plain}
+    found = found._replace(special=special | found.special)
+    ends = ends_of_json(None, config, found.special, template)
+    return TokenizerFound(_bpe(ids, pairs, GPT2_PATTERN, found, ends), ends.left_out)
 
 
 def _bpe(
     ids: Mapping[str, int],
     merges: Iterable[str],
     pattern: str,
-    special: Mapping[str, int],
+    added: _Added,
     ends: Ends,
+    **how: bool,
 ) -> BPETokenizer:
-    tokens = _in_order(ids)
-    return BPETokenizer.from_printable(
-        tokens, merges, pattern, special, ends.begins_with, **ends.of_tokenizer
-    )
+    tokens = in_order({**ids, **added.special, **added.plain})
+    how = {**how, **added.of_tokenizer, **ends.of_tokenizer}
+    return BPETokenizer.from_printable(tokens, merges, pattern, added.special, ends.begins_with, **how)
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], vocab_size: int, where: str) -> TokenizerFound:
-    """The tokenizer in a GGUF file's metadata as ours, None where there is none.
-
-    vocab_size: the model's. Raises ValueError for one that ours cannot be.
-    """
-    prefix = "tokenizer.ggml."
-    values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    if "model" not in values:
-        return TokenizerFound(None, [])
-    if values["model"] == "rwkv":
-        return TokenizerFound(_characters(values, where), [])
-    refuse(_what_ours_lacks_in_gguf(values), where)
-    tokens, kinds = values["tokens"], values["token_type"]
-    if len(tokens) != len(kinds) or len(tokens) > vocab_size:
-        raise ValueError(
-            f"{where}: {len(tokens)} tokens with {len(kinds)} kinds do not fit a model of {vocab_size} tokens"
-        )
-    for token, kind in zip(tokens, kinds):
-        if kind not in (NORMAL, CONTROL, UNUSED):
-            raise ValueError(
-                f"{where}: the token {token!r} is of kind {kind!r}, which our tokenizer does not have"
-            )
-    special = {token: i for i, token in enumerate(tokens) if kinds[i] != NORMAL}
-    try:
-        ends = ends_of_gguf(metadata, special)
-        pattern = GGUF_PATTERNS[values["pre"]]
-        tokenizer = BPETokenizer.from_printable(
-            tokens, values["merges"], pattern, special, ends.begins_with, **ends.of_tokenizer
-        )
-        return TokenizerFound(tokenizer, ends.left_out)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: its tokenizer is damaged: {error}") from None
+# ---- SentencePiece's
 
 
-def _what_ours_lacks_in_gguf(values: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if values["model"] != "gpt2":
-        problems.append(f"its tokenizer is {values['model']!r}, and ours can only be 'gpt2' (byte-level BPE)")
-    if values.get("pre") not in tuple(GGUF_PATTERNS):
-        problems.append(
-            f"its tokenizer's rule for cutting text, tokenizer.ggml.pre={values.get('pre')!r}, is not one of"
-            f" {', '.join(GGUF_PATTERNS)}"
-        )
-    if values.get("add_space_prefix"):
-        problems.append("its tokenizer puts a space before the text")
-    for name in ("tokens", "token_type", "merges"):
-        if not isinstance(values.get(name), list):
-            problems.append(f"its tokenizer lacks {name}")
-    return problems
-
-
-_ESCAPED = re.compile(r"\\(.)")
-_UNESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
-
-
-def _characters(values: Mapping[str, Any], where: str) -> CharTokenizer:
-    """RWKV's tokenizer, which takes the longest token each time: ours where each token is one character."""
-    kinds = values.get("token_type") or []
-    tokens = [
-        _ESCAPED.sub(lambda match: _UNESCAPED.get(match[1], match[1]), token)
-        for token, kind in zip(values.get("tokens") or [], kinds)
-        if kind == NORMAL
+def _sentencepiece(
+    values: Mapping[str, Any], added: _Added, config: Mapping[str, Any], template: str | None
+) -> TokenizerFound:
+    """A tokenizer.json with byte_fallback."""
+    model = values["model"]
+    problems = _what_ours_lacks(model, {"unk_token", "byte_fallback"})
+    problems += added.problems(normalized=bool(values.get("normalizer")))
+    prefix, each_space = _spaces(values, problems)
+    if config.get("add_prefix_space") and prefix == "never":
+        problems.append(SPACE_FIRST)
+    byte_ids = [model["vocab"].get(byte_token(byte)) for byte in range(256)]
+    if None in byte_ids:
+        problems.append(f"it has no token {byte_token(byte_ids.index(None))}, and byte_fallback")
+    own = {**model["vocab"], **added.special, **added.plain}
+    known = {*added.special, *added.plain}
+    with_space = next((token for token in model["vocab"] if " " in token and token not in known), None)
+    if with_space is not None:
+        problems.append(f"its token {with_space!r} has a space, which it writes as {SPACE!r} elsewhere")
+    if problems:
+        raise UnlikeOurs("; ".join(problems))
+    special_ids = set(added.special.values())
+    vocab = [
+        token.encode() if i in special_ids else in_plain_bytes(token) for i, token in enumerate(in_order(own))
     ]
-    if not tokens or any(len(token) != 1 for token in tokens) or NORMAL in kinds[len(tokens) :]:
-        raise ValueError(
-            f"{where}: its tokenizer is 'rwkv', which ours can only be where each token is one character"
-        )
-    return CharTokenizer("".join(tokens))
+    for byte, i in enumerate(byte_ids):
+        vocab[i] = bytes([byte])
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    merges = [
+        (in_plain_bytes(left), in_plain_bytes(right))
+        for left, right in pairs
+        if not added.special.keys() & {left, right, left + right}  # plain text never becomes such a token
+    ]
+    decoder = values.get("decoder")
+    is_usual = _steps(decoder, "decoders") == decoder_steps(with_prefix=prefix != "never")
+    ends = ends_of_json({**values, "decoder": None if is_usual else decoder}, config, added.special, template)
+    tokenizer = SentencePieceTokenizer(
+        vocab,
+        byte_ids,
+        added.special,
+        merges=merges,
+        prefix=prefix,
+        each_space=each_space,
+        begins_with=ends.begins_with,
+        **ends.of_tokenizer,
+        **added.of_tokenizer,
+    )
+    return TokenizerFound(tokenizer, ends.left_out)
+
+
+def byte_token(byte: int) -> str:
+    """How SentencePiece writes the token for a byte.
+
+    >>> byte_token(10)
+    '<0x0A>'
+    """
+    return f"<0x{byte:02X}>"
+
+
+def in_plain_bytes(token: str) -> bytes:
+    """The bytes of a token that is written with U+2581 for a space."""
+    return token.replace(SPACE, " ").encode()
+
+
+REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+"""The step of a normalizer that writes spaces as U+2581."""
+PREPEND_SPACE = {"type": "Prepend", "prepend": SPACE}
+SPLIT_AT_SPACES = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+"""Gemma's pre_tokenizer, to which nothing is left to do where spaces were replaced."""
+
+
+def decoder_steps(with_prefix: bool) -> list[dict[str, Any]]:
+    """The steps of the usual decoder; with_prefix: the space that was put before a text is taken off."""
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if with_prefix:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return steps
+
+
+_SCHEMES: dict[str, Prefix] = {"never": "never", "first": "first", "always": "parts"}
+"""Our `prefix` by Metaspace's prepend_scheme."""
+
+
+def _spaces(values: Mapping[str, Any], problems: list[str]) -> tuple[Prefix, bool]:
+    """Where a space is put before text, and whether every space begins a piece. What is done otherwise is
+    added to `problems`.
+    """
+    changes = _steps(values.get("normalizer"), "normalizers")
+    steps = _steps(values.get("pre_tokenizer"), "pretokenizers")
+    if not changes and [(step.get("type"), step.get("replacement")) for step in steps] == [
+        ("Metaspace", SPACE)
+    ]:
+        scheme = steps[0].get("prepend_scheme", "always")
+        return _SCHEMES[scheme], steps[0].get("split", True)
+    if changes not in ([REPLACE_SPACES], [PREPEND_SPACE, REPLACE_SPACES]):
+        what = "changes the text first" if changes else f"does not write spaces as {SPACE!r}"
+        problems.append(f"it {what} (normalizer)")
+    if any(step != SPLIT_AT_SPACES for step in steps):
+        problems.append("it cuts the text by another rule (pre_tokenizer)")
+    return ("always" if PREPEND_SPACE in changes else "never"), False

@@ -13,22 +13,40 @@ Sources: the file format of the library `tokenizers`; the GGUF specification, an
 what each kind means.
 """
 
+from collections import Counter
+from operator import itemgetter
 from typing import Any
 
 from shared.models.chat import CHAT_TEMPLATE, IM_END, IM_START, is_chat
 from shared.models.tokenizer_files import (
-    CONTROL,
-    EVERY_CHARACTER,
-    GGUF_PATTERNS,
-    NORMAL,
-    SMOLLM_PATTERN,
-    SPLITS,
-    UNUSED,
+    PREPEND_SPACE,
+    REPLACE_SPACES,
+    SPLIT_AT_SPACES,
+    byte_token,
+    decoder_steps,
 )
-from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
-from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, to_printable
+from shared.models.tokenizer_gguf import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
+from shared.models.tokenizer_patterns import (
+    EVERY_CHARACTER,
+    byte_level,
+    gguf_rule,
+    isolated,
+    pre_tokenizer_of,
+)
+from shared.tokenizers import (
+    BPETokenizer,
+    CharTokenizer,
+    MergingTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+)
+from shared.tokenizers.bpe import END_OF_TEXT, to_printable
+from shared.tokenizers.sentencepiece import SPACE
 
 USE_GPT2_PATTERN = "train the tokenizer with GPT2_PATTERN (shared.tokenizers.bpe), which all have"
+UNKNOWN_TOKEN = "<unk>"
+NO_SCORE = -1e4
+"""Of tokens that are not made by merging: below all others."""
 NEVER_IN_TEXT = (0xFF, 0xFE, 0xC0, 0xC1, *range(0xF5, 0xFE))
 """Bytes that no UTF-8 text contains."""
 
@@ -59,44 +77,62 @@ def chat_template_of(tokenizer: Tokenizer) -> str:
     return CHAT_TEMPLATE if tokenizer.chat is None else tokenizer.chat.template
 
 
-def _printable_tokens(tokenizer: BPETokenizer) -> list[str]:
+def _written(tokenizer: MergingTokenizer) -> list[str]:
     """The tokens by id as vocabulary files write them. Raises ValueError where two are written alike."""
-    special = set(tokenizer.special_tokens.values())
-    tokens = [token.decode() if i in special else to_printable(token) for i, token in tokenizer.vocab.items()]
-    for token in sorted(tokenizer.special_tokens):
-        if tokens.count(token) > 1:
-            raise ValueError(
-                f"the special token {token!r} is written like an ordinary one, which no other format can tell"
-                " apart: give it another text"
-            )
+    as_texts = {
+        i: token for tokens in (tokenizer.added.plain, tokenizer.added.special) for token, i in tokens.items()
+    }
+    tokens = [
+        as_texts[i] if i in as_texts else _write(tokenizer, i, token) for i, token in tokenizer.vocab.items()
+    ]
+    token, times = Counter(tokens).most_common(1)[0]
+    if times > 1:
+        kind = "special token" if token in tokenizer.special_tokens else "token"
+        raise ValueError(
+            f"the {kind} {token!r} is written like an ordinary one, which no other format can tell"
+            " apart: give it another text"
+        )
     return tokens
 
 
-def _merges(tokenizer: BPETokenizer) -> list[str]:
-    return [f"{to_printable(a)} {to_printable(b)}" for a, b in tokenizer.merges]
+def _write(tokenizer: MergingTokenizer, i: int, token: bytes) -> str:
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return byte_token(token[0]) if i in tokenizer.byte_ids else _with_marked_spaces(token)
+    return to_printable(token)
+
+
+def _with_marked_spaces(token: bytes) -> str:
+    return token.decode().replace(" ", SPACE)
 
 
 def hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of tokenizer.json.
 
-    One difference remains: a byte that a BPE's vocabulary lacks (SmolLM2's has no 0x04) is an error with
-    ours, and left out by theirs. Raises ValueError for a kind of tokenizer, or a rule for cutting text, that
-    cannot be expressed exactly.
+    Two differences remain. A byte that a byte-level vocabulary lacks (SmolLM2's has no 0x04) is an error with
+    ours, and left out by theirs. And where a SentencePiece tokenizer has scores, and two pairs that overlap
+    would make the same token (ha|haha|ha), ours merges the left one, and theirs the one whose ids come first.
+    Raises ValueError for a kind of tokenizer, or a rule for cutting text, that cannot be expressed exactly.
     """
+    normalizer: _Section | None = None
+    pre_tokenizer: _Section | None
     if isinstance(tokenizer, CharTokenizer):
         model, pre_tokenizer, decoder = _hf_characters(tokenizer)
     elif isinstance(tokenizer, BPETokenizer):
         model, pre_tokenizer, decoder = _hf_bpe(tokenizer)
+        normalizer = {"type": "NFC"} if tokenizer.nfc else None
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        model = _hf_sentencepiece(tokenizer)
+        normalizer, pre_tokenizer, decoder = _hf_spaces(tokenizer)
     else:
         raise ValueError(
-            f"a {type(tokenizer).__name__} has no equivalent at Hugging Face: there are CharTokenizer and"
-            " BPETokenizer"
+            f"a {type(tokenizer).__name__} has no equivalent at Hugging Face: there are CharTokenizer,"
+            " BPETokenizer and SentencePieceTokenizer"
         )
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "normalizer": None,
+        "normalizer": normalizer,
         "post_processor": _hf_before(tokenizer),
         "added_tokens": _hf_added_tokens(tokenizer),
         "pre_tokenizer": pre_tokenizer,
@@ -114,12 +150,12 @@ def _hf_characters(tokenizer: CharTokenizer) -> tuple[_Section, _Section, _Secti
     vocab = {char: i for i, char in enumerate(tokenizer.chars)}
     # The model's unknown token is not in the vocabulary: another character is an error, as with ours.
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<|unknown|>"}
-    return model, _split(EVERY_CHARACTER), {"type": "Fuse"}
+    return model, isolated(EVERY_CHARACTER), {"type": "Fuse"}
 
 
-def _hf_bpe(tokenizer: BPETokenizer) -> tuple[_Section, _Section, _Section]:
-    """The sections model, pre_tokenizer and decoder."""
-    model = {
+def _hf_model(tokenizer: MergingTokenizer, merges: list[str]) -> _Section:
+    """The section model of a BPE."""
+    return {
         "type": "BPE",
         "dropout": None,
         "unk_token": None,
@@ -128,31 +164,49 @@ def _hf_bpe(tokenizer: BPETokenizer) -> tuple[_Section, _Section, _Section]:
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": False,
-        "vocab": {token: i for i, token in enumerate(_printable_tokens(tokenizer))},
-        "merges": _merges(tokenizer),
+        "vocab": {token: i for i, token in enumerate(_written(tokenizer))},
+        "merges": merges,
     }
-    return model, _hf_cuts(tokenizer.pattern), _byte_level()
 
 
-def _hf_cuts(pattern: str) -> _Section:
-    """The section pre_tokenizer that cuts text as `pattern` does."""
-    if pattern == GPT2_PATTERN:
-        return _byte_level()
-    if pattern == SMOLLM_PATTERN:
-        return _in_turn({"type": "Digits", "individual_digits": True}, _byte_level())
-    if pattern in SPLITS:
-        return _in_turn(_split(SPLITS[pattern]), _byte_level(use_regex=False))
-    raise ValueError(
-        f"the rule {pattern!r} for cutting text has no known equivalent at Hugging Face: {USE_GPT2_PATTERN}"
-    )
+def _hf_bpe(tokenizer: BPETokenizer) -> tuple[_Section, _Section, _Section]:
+    """The sections model, pre_tokenizer and decoder."""
+    model = _hf_model(tokenizer, _merges(tokenizer)) | {"ignore_merges": tokenizer.ignore_merges}
+    pre_tokenizer = pre_tokenizer_of(tokenizer.pattern)
+    if pre_tokenizer is None:
+        raise ValueError(
+            f"the rule {tokenizer.pattern!r} for cutting text has no known equivalent at Hugging Face:"
+            f" {USE_GPT2_PATTERN}"
+        )
+    return model, pre_tokenizer, byte_level()
 
 
-def _byte_level(use_regex: bool = True) -> _Section:
-    """Bytes as printable characters; use_regex: text is cut as by GPT-2 first."""
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+def _merges(tokenizer: BPETokenizer) -> list[str]:
+    return [f"{to_printable(a)} {to_printable(b)}" for a, b in tokenizer.merges]
 
 
-def _hf_before(tokenizer: CharTokenizer | BPETokenizer) -> _Section | None:
+def _hf_sentencepiece(tokenizer: SentencePieceTokenizer) -> _Section:
+    """The section model."""
+    merges = [f"{_with_marked_spaces(a)} {_with_marked_spaces(b)}" for a, b in tokenizer.merges]
+    unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in tokenizer.special_tokens else None
+    return _hf_model(tokenizer, merges) | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
+
+
+def _hf_spaces(tokenizer: SentencePieceTokenizer) -> tuple[_Section | None, _Section | None, _Section]:
+    """The sections normalizer, pre_tokenizer and decoder."""
+    decoder = {"type": "Sequence", "decoders": decoder_steps(with_prefix=tokenizer.prefix != "never")}
+    if tokenizer.prefix in ("first", "parts") or tokenizer.each_space:
+        if tokenizer.prefix == "always":
+            raise ValueError("prefix='always' with each_space has no equivalent at Hugging Face: use 'parts'")
+        scheme = "always" if tokenizer.prefix == "parts" else tokenizer.prefix
+        metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
+        return None, metaspace | {"split": tokenizer.each_space}, decoder
+    if tokenizer.prefix == "always":
+        return {"type": "Sequence", "normalizers": [PREPEND_SPACE, REPLACE_SPACES]}, None, decoder
+    return REPLACE_SPACES, SPLIT_AT_SPACES, decoder
+
+
+def _hf_before(tokenizer: Tokenizer) -> _Section | None:
     """The section post_processor: the token that every text begins with, where there is one."""
     token = tokenizer.begins_with
     if token is None:
@@ -170,27 +224,22 @@ def _hf_before(tokenizer: CharTokenizer | BPETokenizer) -> _Section | None:
     }
 
 
-def _split(regex: str) -> _Section:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
-def _in_turn(*steps: _Section) -> _Section:
-    return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-def _hf_added_tokens(tokenizer: CharTokenizer | BPETokenizer) -> list[dict[str, Any]]:
-    """The special tokens, by id. They are found in any text, whatever stands around them."""
+def _hf_added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The special and added tokens, by id. They are found whatever stands around them."""
+    if not isinstance(tokenizer, MergingTokenizer):
+        return []
+    added = tokenizer.added
     return [
         {
             "id": i,
             "content": token,
             "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
+            "lstrip": token in added.lstrip,
+            "rstrip": token in added.rstrip,
             "normalized": False,
-            "special": True,
+            "special": token in added.special,
         }
-        for token, i in sorted(tokenizer.special_tokens.items(), key=lambda pair: pair[1])
+        for token, i in sorted({**added.plain, **added.special}.items(), key=itemgetter(1))
     ]
 
 
@@ -215,29 +264,47 @@ def gguf_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
     The prefix is `tokenizer.` for `chat_template`, and `tokenizer.ggml.` for all else. llama.cpp ends a text
     at token 11 where a byte-level BPE names no end: without a special token, the end is then a byte that no
-    UTF-8 text contains. Raises ValueError for a kind of tokenizer, or a rule for cutting text, that llama.cpp
-    does not have.
+    UTF-8 text contains. Two differences remain: llama.cpp does not bring text into the form NFC (Qwen's), and
+    of two pairs that overlap and would make the same token it merges the left one, where a SentencePiece
+    tokenizer with merges takes the one that it lists first. Raises ValueError for a kind of tokenizer, or a
+    rule for cutting text, that llama.cpp does not have.
     """
+    if isinstance(tokenizer, MergingTokenizer) and (tokenizer.added.lstrip or tokenizer.added.rstrip):
+        token = min(tokenizer.added.lstrip | tokenizer.added.rstrip)
+        raise ValueError(f"the token {token!r} takes the white space beside it, which GGUF cannot say")
     if isinstance(tokenizer, CharTokenizer):
         values = _gguf_characters(tokenizer)
     elif isinstance(tokenizer, BPETokenizer):
         values = _gguf_bpe(tokenizer)
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        values = _gguf_sentencepiece(tokenizer)
     else:
         raise ValueError(
-            f"a {type(tokenizer).__name__} has no equivalent in GGUF: there are CharTokenizer and"
-            " BPETokenizer"
+            f"a {type(tokenizer).__name__} has no equivalent in GGUF: there are CharTokenizer, BPETokenizer"
+            " and SentencePieceTokenizer"
         )
     tokens = values["tokens"]
-    special = set(tokenizer.special_tokens.values())
-    kinds = [CONTROL if i in special else NORMAL for i in range(len(tokens))]
     padding = [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]  # rows of the embedding beyond the tokens
-    values["token_type"] = kinds + [UNUSED] * len(padding)
+    values["token_type"] = _gguf_kinds(tokenizer) + [UNUSED] * len(padding)
     values["tokens"] = tokens + padding
+    if "scores" in values:
+        values["scores"] = values["scores"] + [NO_SCORE] * len(padding)
     values["add_bos_token"] = tokenizer.begins_with is not None
     values["add_eos_token"] = False
     if is_chat(tokenizer):
         values["chat_template"] = chat_template_of(tokenizer)
     return values
+
+
+def _gguf_kinds(tokenizer: Tokenizer) -> list[int]:
+    """The kind of each token."""
+    kinds = dict.fromkeys(tokenizer.vocab, NORMAL)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        kinds |= dict.fromkeys(tokenizer.byte_ids, BYTE)
+    if isinstance(tokenizer, MergingTokenizer):
+        kinds |= dict.fromkeys(tokenizer.added.plain.values(), USER_DEFINED)
+    kinds |= dict.fromkeys(tokenizer.special_tokens.values(), CONTROL)
+    return list(kinds.values())
 
 
 def _gguf_characters(tokenizer: CharTokenizer) -> dict[str, Any]:
@@ -250,37 +317,78 @@ def _gguf_characters(tokenizer: CharTokenizer) -> dict[str, Any]:
 
 
 def _gguf_bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
-    rule = next((name for name, pattern in GGUF_PATTERNS.items() if pattern == tokenizer.pattern), None)
+    rule = gguf_rule(tokenizer.pattern, tokenizer.ignore_merges)
     if rule is None:
+        how = " with ignore_merges" if tokenizer.ignore_merges else ""
         raise ValueError(
-            f"the rule {tokenizer.pattern!r} for cutting text is none of llama.cpp's: {USE_GPT2_PATTERN}"
+            f"the rule {tokenizer.pattern!r}{how} for cutting text is none of llama.cpp's: {USE_GPT2_PATTERN}"
         )
     values: dict[str, Any] = {
         "model": "gpt2",
         "pre": rule,
-        "tokens": _printable_tokens(tokenizer),
+        "tokens": _written(tokenizer),
         "merges": _merges(tokenizer),
     }
-    for role, i in _gguf_roles(tokenizer).items():
-        values[f"{role}_token_id"] = i
-    return values
+    return values | _gguf_roles(tokenizer)
 
 
-def _gguf_roles(tokenizer: BPETokenizer) -> dict[str, int]:
+def _gguf_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    if tokenizer.prefix not in ("never", "always") or tokenizer.each_space:
+        how = f"prefix={tokenizer.prefix!r}" + (" with each_space" if tokenizer.each_space else "")
+        raise ValueError(f"llama.cpp has no {how}: its tokenizers put a space before every part, or none")
+    values: dict[str, Any] = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": _written(tokenizer),
+        "scores": _scores(tokenizer),
+        "add_space_prefix": tokenizer.prefix == "always",
+    }
+    if UNKNOWN_TOKEN in tokenizer.special_tokens:
+        values["unknown_token_id"] = tokenizer.special_tokens[UNKNOWN_TOKEN]
+    return values | _gguf_roles(tokenizer)
+
+
+def _scores(tokenizer: SentencePieceTokenizer) -> list[float]:
+    """The scores of a tokenizer, or those that lead to its merges. Raises ValueError where none do."""
+    if tokenizer.scores is not None:
+        return tokenizer.scores
+    made = dict.fromkeys(left + right for left, right in tokenizer.merges)
+    rank = {token: -float(i) for i, token in enumerate(made)}
+    not_text = {*tokenizer.byte_ids, *tokenizer.special_tokens.values(), *tokenizer.added.plain.values()}
+    scores = [
+        NO_SCORE if i in not_text else rank.get(token, NO_SCORE) for i, token in tokenizer.vocab.items()
+    ]
+    by_scores = SentencePieceTokenizer(
+        list(tokenizer.vocab.values()),
+        tokenizer.byte_ids,
+        tokenizer.special_tokens,
+        scores=scores,
+        added_tokens=tokenizer.added.plain,
+    )
+    in_groups = sorted(tokenizer.merges, key=lambda pair: -rank[pair[0] + pair[1]])
+    if in_groups != tokenizer.merges or set(by_scores.merges) != set(tokenizer.merges):
+        raise ValueError(
+            "llama.cpp merges any two tokens that together are one, by its score, and this tokenizer only"
+            " those that its merges name"
+        )
+    return scores
+
+
+def _gguf_roles(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of special tokens by GGUF's names of their roles.
 
     Without special tokens for them, a byte that no UTF-8 text contains begins a text and ends it.
     """
-    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
+    names = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id"}
     roles = special_roles(tokenizer)
     ids = {names[role]: tokenizer.special_tokens[token] for role, token in roles.items()}
-    if "eos" in ids:
+    if "eos_token_id" in ids:
         return ids
     byte_ids = {token: i for i, token in tokenizer.vocab.items()}
     for byte in NEVER_IN_TEXT:
         unused = byte_ids.get(bytes([byte]))
         if unused is not None:
-            return {"bos": unused, "eos": unused} | ids
+            return {"bos_token_id": unused, "eos_token_id": unused} | ids
     raise ValueError(
         "llama.cpp needs a token that ends a text, and this tokenizer has none: give it the special"
         f" token {END_OF_TEXT!r}"

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from shared.models.pretrained import from_gguf, from_hf
-from shared.models.tokenizer_files import DEFAULT_PATTERN, EVERY_CHARACTER, SMOLLM_PATTERN
+from shared.models.tokenizer_patterns import DEFAULT_PATTERN, EVERY_CHARACTER, SMOLLM_PATTERN
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import GPT2_PATTERN, to_printable
 from tests.helpers import fuzz, synthetic_text
@@ -62,6 +62,14 @@ def after_punctuation(pre_tokenizer):
     return {"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, pre_tokenizer]}
 
 
+def after_split(pattern):
+    def change(level):
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        return {"type": "Sequence", "pretokenizers": [split, level | {"use_regex": False}]}
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -72,10 +80,18 @@ def after_punctuation(pre_tokenizer):
         (with_(pre_tokenizer=lambda p: p | {"use_regex": False}), "cuts the text by another rule"),
         (with_(pre_tokenizer=after_punctuation), "cuts the text by another rule"),
         (with_(model={"type": "WordPiece", "vocab": {}}), "its model is WordPiece"),
-        (with_(model=lambda m: m | {"byte_fallback": True}), "byte_fallback=True"),
-        (with_(model=lambda m: m | {"ignore_merges": True}), "ignore_merges=True"),
-        (with_(added_tokens=lambda a: [a[0] | {"special": False}]), "'<|end|>' is found in plain text"),
-        (with_(added_tokens=lambda a: [a[0] | {"lstrip": True}]), "takes the spaces round it"),
+        (with_(model=lambda m: m | {"byte_fallback": True}), "it has no token <0x00>, and byte_fallback"),
+        (with_(model=lambda m: m | {"dropout": 0.1}), "dropout=0.1"),
+        (with_(pre_tokenizer=after_split(r"\w+")), "whose part '\\\\w+' is unclear"),
+        (with_(added_tokens=lambda a: [a[0] | {"single_word": True}]), "'<|end|>' is found only where"),
+        (
+            with_(added_tokens=lambda a: [a[0] | {"normalized": True}], normalizer={"type": "NFC"}),
+            "'<|end|>' is looked for in the normalized text",
+        ),
+        (
+            with_(added_tokens=lambda a: [a[0], a[1] | {"content": "d|>", "normalized": True}]),
+            "'<|end|>' is looked for before 'd|>', which it overlaps with",
+        ),
         (with_(added_tokens=lambda a: [a[0] | {"id": 349}, a[1]]), "no token has the id 0"),
         (with_(model=lambda m: m | {"vocab": m["vocab"] | {"b": 66}}), "'a' and 'b' have one id, 66"),
         (with_(model=lambda m: m | {"vocab": m["vocab"] | {"b": 400}}), "no token has the id 67"),
@@ -154,17 +170,19 @@ def test_a_gguf_files_tokenizer_is_ours(pre, tmp_path):
     ("changes", "message"),
     [
         (
-            dict(add_tokenizer_pre="llama-bpe"),
-            "tokenizer.ggml.pre='llama-bpe', is not one of gpt-2, smollm, default",
+            dict(add_tokenizer_pre="tekken"),
+            "tokenizer.ggml.pre='tekken', is not one of gpt-2, olmo, smollm, default, llama-bpe",
         ),
         (dict(add_tokenizer_pre=None), "tokenizer.ggml.pre=None"),
-        (dict(add_tokenizer_model="llama"), "its tokenizer is 'llama', and ours can only be 'gpt2'"),
+        (dict(add_tokenizer_model="t5"), "its tokenizer is 't5', and ours can only be 'gpt2'"),
+        (dict(add_tokenizer_model="llama"), "its tokenizer lacks scores"),
+        (dict(add_tokenizer_model="llama", add_token_scores=[0.0] * TOKENS), "it has no token <0x00>"),
         (dict(add_add_space_prefix=True), "a space before the text"),
         (dict(add_token_merges=None), "its tokenizer lacks merges"),
         (dict(add_token_types=None), "its tokenizer lacks token_type"),
         (dict(add_token_types=[1] * 349), "350 tokens with 349 kinds"),
-        (dict(add_token_types=[4] * TOKENS), "'<|end|>' is of kind 4"),
-        (dict(add_token_types=[2] + [1] * 349), "'<|end|>' is of kind 2"),
+        (dict(add_token_types=[6] * TOKENS), "'<|end|>' is of kind 6"),
+        (dict(add_token_types=[4] * TOKENS), "the vocabulary lacks"),
         (
             dict(add_token_list=["a"] * 351, add_token_types=[1] * 351),
             "351 tokens .* do not fit a model of 350",
