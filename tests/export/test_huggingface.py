@@ -18,10 +18,16 @@ from shared.export.huggingface import Card
 from shared.models.chat import IM_END, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import from_gguf, from_hf, load_smollm2
-from shared.models.tokenizer_files import DEFAULT_PATTERN, SMOLLM_PATTERN
+from shared.models.tokenizer_patterns import DEFAULT_PATTERN, SMOLLM_PATTERN
 from shared.sampling import generate
 from shared.tokenizers import gpt2_tokenizer
-from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
+from shared.tokenizers.bpe import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    LLAMA3_PATTERN,
+    QWEN2_PATTERN,
+)
 from tests.expectations.make_smollm2 import CONVERSATIONS
 from tests.export.helpers import (
     CHARACTERS,
@@ -65,6 +71,8 @@ PATTERNS = {
     "SmolLM": SMOLLM_PATTERN,
     "GPT-4": GPT4_PATTERN,
     "default": DEFAULT_PATTERN,
+    "Llama 3": LLAMA3_PATTERN,
+    "Qwen": QWEN2_PATTERN,
 }
 
 
@@ -288,7 +296,11 @@ if importlib.util.find_spec("xllamacpp"):
             everything = {} if tokenizer is CHARACTERS else {"allowed_special": "all"}
             assert run.tokenize(text) == tokenizer.encode(text, **everything), text
 
-    @pytest.mark.parametrize("pattern", [SMOLLM_PATTERN, DEFAULT_PATTERN], ids=["SmolLM", "default"])
+    @pytest.mark.parametrize(
+        "pattern",
+        [SMOLLM_PATTERN, DEFAULT_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN],
+        ids=["SmolLM", "default", "Llama 3", "Qwen"],
+    )
     def test_llama_cpp_cuts_text_alike_by_the_other_rules(pattern, tmp_path):
         run = llama_cpp(to_gguf(tmp_path / "m.gguf", made("GPT-2"), bpe(pattern)))
         for text in DIFFICULT[1:]:
