@@ -27,7 +27,7 @@ from shared.models.chat import IM_END, chat_prompt, encode_rendered, ends_of, is
 from shared.registry import LanguageModel
 from shared.sampling.generate import generate
 from shared.tokenizers.base import Tokenizer
-from shared.tokenizers.bpe import BPETokenizer
+from shared.tokenizers.merging import MergingTokenizer
 from shared.training.config import TrainConfig
 
 LOGITS_AT_ONCE = 2**25
@@ -55,7 +55,7 @@ class Template(Protocol):
 class ChatTemplate:
     """The model's own, or SmolLM2's: see `chat_prompt`. Raises ValueError where no token ends an answer."""
 
-    def __init__(self, tokenizer: BPETokenizer):
+    def __init__(self, tokenizer: MergingTokenizer):
         self.tokenizer: Tokenizer = tokenizer
         self._end = _end_of_answers(tokenizer)
         self.stop = [self._end]
@@ -68,10 +68,10 @@ class ChatTemplate:
 
     def answer(self, text: str) -> list[int]:
         """The text, and what ends a message."""
-        return self.tokenizer.encode(text) + self._end
+        return self.tokenizer.encode_more(text) + self._end
 
 
-def _end_of_answers(tokenizer: BPETokenizer) -> list[int]:
+def _end_of_answers(tokenizer: MergingTokenizer) -> list[int]:
     """What stands behind an answer, up to the first token that ends a text."""
     if tokenizer.chat is None:
         return [tokenizer.special_tokens[IM_END]]
@@ -102,7 +102,7 @@ class PlayTemplate:
         self.tokenizer = tokenizer
         # Two tokens, as running text has them before a name: "\n\n" by itself may be one, which a model has
         # hardly seen there.
-        self.stop = [tokenizer.encode("\n") * 2]
+        self.stop = [tokenizer.encode_more("\n") * 2]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What everyone has said, and the name of the assistant."""
@@ -112,17 +112,17 @@ class PlayTemplate:
         return ids + self._speaker("assistant")
 
     def _speaker(self, role: str) -> list[int]:
-        return self.tokenizer.encode(f"{self.SPEAKERS[role]}:\n")
+        return self.tokenizer.encode_more(f"{self.SPEAKERS[role]}:\n")
 
     def answer(self, text: str) -> list[int]:
         """The text without its empty lines, and one after it."""
         lines = [line for line in text.splitlines() if line.strip()]
-        return self.tokenizer.encode("\n".join(lines)) + self.stop[0]
+        return self.tokenizer.encode_more("\n".join(lines)) + self.stop[0]
 
 
 def template_for(tokenizer: Tokenizer) -> Template:
     """The chat template where the tokenizer has its tokens, and the play's where it has not."""
-    if isinstance(tokenizer, BPETokenizer) and is_chat(tokenizer):
+    if isinstance(tokenizer, MergingTokenizer) and is_chat(tokenizer):
         return ChatTemplate(tokenizer)
     return PlayTemplate(tokenizer)
 

@@ -142,7 +142,7 @@ class _Row(NamedTuple):
 
     @classmethod
     def of(cls, text: str, start: int, ends: Sequence[int], tokenizer: Tokenizer) -> "_Row":
-        ids = tokenizer.encode(f" {' '.join(text[start : ends[-1]].split())}")
+        ids = tokenizer.encode_more(f" {' '.join(text[start : ends[-1]].split())}")
         wanted = {len(f" {' '.join(text[start:end].split())}".encode()): end for end in ends}
         stops, length = {}, 0
         for number, i in enumerate(ids, 1):
@@ -184,9 +184,9 @@ def quoting_parts(question: str, window: Window, tokenizer: Tokenizer) -> Prompt
     place = ". ".join([window.chunk.title, *window.chunk.headings])
     sentence = " ".join(f"{place}. {window.text}".split())
     return PromptParts(
-        tokenizer.encode(f"{sentence}\nQuestion:"),
-        tokenizer.encode(f" {question}"),
-        tokenizer.encode("\nAnswer:"),
+        tokenizer.encode_more(f"{sentence}\nQuestion:"),
+        tokenizer.encode_more(f" {question}"),
+        tokenizer.encode_more("\nAnswer:"),
     )
 
 

@@ -98,7 +98,7 @@ class _Vocabulary:
     def __call__(self, text: str) -> list[int]:
         """How a text that the grammar forces is spelled, as far as the vocabulary can."""
         try:
-            return self.tokenizer.encode(text)
+            return self.tokenizer.encode_more(text)
         except ValueError:
             return []
 

@@ -120,7 +120,7 @@ class ToolUse:
             }
         starts = {text.encode(): form for text, form in begun.items()}
         return FreeForm(
-            starts, self._vocab, self._tokenizer.encode, anywhere=bool(style.marker), several=several
+            starts, self._vocab, self._tokenizer.encode_more, anywhere=bool(style.marker), several=several
         )
 
 
