@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from shared.models.families import refuse
+from shared.models.family import refuse
 from shared.models.gpt import GPTConfig
 from shared.runtime import read_json, write_atomically, write_json
 
