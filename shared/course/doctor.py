@@ -12,7 +12,7 @@ from pathlib import Path
 import requests
 import torch
 
-from shared.assets import ASSETS, Asset, Wheel, cache_folder, cached
+from shared.assets import ASSETS, Asset, Parts, Wheel, cache_folder, cached
 from shared.runtime import DEVICE_TOLERANCE, ROOT, device_name, devices, table, wrong_by
 
 
@@ -54,7 +54,8 @@ def doctor(settings: Doctor) -> None:
         check_device(findings, device)
     check_space(findings)
     for name, asset in ASSETS.items():
-        check_asset(findings, name, asset, settings.offline)
+        if asset.terms is None:  # what has terms, the course needs for nothing
+            check_asset(findings, name, asset, settings.offline)
     check_jupyter(findings)
     print(table(findings.rows))
     if findings.problems:
@@ -157,10 +158,11 @@ def check_jupyter(findings: Findings) -> None:
     )
 
 
-def reachable(source: str | Wheel) -> tuple[bool, str]:
+def reachable(source: str | Wheel | Parts) -> tuple[bool, str]:
     """Whether a source answers, and what to say about it."""
-    if isinstance(source, Wheel):
-        good = _pip_finds(source.requirement)
+    if not isinstance(source, str):
+        wheels = source.wheels if isinstance(source, Parts) else (source,)
+        good = all(_pip_finds(wheel.requirement) for wheel in wheels)
         return good, f"{source}: {'pip finds it' if good else 'pip does not find it'}"
     try:
         answer = requests.head(source, timeout=10, allow_redirects=True)

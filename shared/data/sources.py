@@ -17,7 +17,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from shared.assets import LOCAL, network_failure
+from shared.assets import LOCAL
+from shared.network import network_failure
 from shared.tokenizers.bpe import END_OF_TEXT
 
 HUB = {

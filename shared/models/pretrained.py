@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared import checkpoint
-from shared.assets import fetch, network_failure
+from shared.assets import fetch
 from shared.models.families import config_from_hf, hf_config
 from shared.models.family import refuse
 from shared.models.gguf_families import FACTORS, config_from_gguf, llama3_scaling
@@ -37,6 +37,7 @@ from shared.models.tokenizer_files import TokenizerFound, tokenizer_from_json, t
 from shared.models.tokenizer_gguf import tokenizer_from_gguf
 from shared.models.tokenizer_patterns import UnlikeOurs
 from shared.models.weights import Each, StoredTensor, build_gpt, plain_tensors
+from shared.network import network_failure
 from shared.registry import made_by
 from shared.runtime import os_error_in, read_json, write_json
 from shared.tokenizers.base import Tokenizer
@@ -64,6 +65,8 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 """Where a folder may have its tokenizer; ours can be what the first holds, or the next two together."""
+BY_NAME = ("smollm2", "gemma3-270m")
+"""GGUF files that `shared.assets` knows. Gemma's terms are shown, and asked for, before it is fetched."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What a name on the hub looks like: "gpt2", or "someone/my-model"."""
 
@@ -384,17 +387,17 @@ def load_model(
     """A GPT from wherever it lies, in eval mode, with its tokenizer under `tokenizer` (None where it has none
     of ours).
 
-    name: "smollm2"; the folder of a checkpoint (of a quantized model too, once shared.quantization is
-    imported); a GGUF file; the folder of a Hugging Face model; or a name on the hub, such as "gpt2". dtype:
-    of the weights; None leaves them as they are (fp32, bf16, fp16, or packed). each: what is done to each
-    part as soon as it is loaded, such as `shared.quantization.quantizing("int4")`: then the whole model is
-    never there in full. Raises ValueError for anything else, and for files that are damaged or that our GPT
-    cannot express.
+    name: "smollm2" or "gemma3-270m"; the folder of a checkpoint (of a quantized model too, once
+    shared.quantization is imported); a GGUF file; the folder of a Hugging Face model; or a name on the hub,
+    such as "gpt2". dtype: of the weights; None leaves them as they are (fp32, bf16, fp16, or packed). each:
+    what is done to each part as soon as it is loaded, such as `shared.quantization.quantizing("int4")`: then
+    the whole model is never there in full. Raises ValueError for anything else, and for files that are
+    damaged or that our GPT cannot express.
     """
     path = Path(name)
     folder = checkpoint.find(path)
-    if name == "smollm2":
-        model = from_gguf(fetch("smollm2"), dtype=dtype, each=each)
+    if name in BY_NAME:
+        model = from_gguf(fetch(str(name)), dtype=dtype, each=each)
     elif path.is_file():
         model = from_gguf(path, dtype=dtype, each=each)
     elif folder is not None and _is_hugging_faces(folder):
@@ -407,8 +410,9 @@ def load_model(
         model = from_hf(name, dtype=dtype, each=each)
     else:
         raise ValueError(
-            f"no checkpoint in {name}, nor another model: give 'smollm2', the folder of a checkpoint or of a"
-            " Hugging Face model (with config.json in it), a GGUF file, or a name on the hub such as 'gpt2'"
+            f"no checkpoint in {name}, nor another model: give 'smollm2', 'gemma3-270m', the folder of a"
+            " checkpoint or of a Hugging Face model (with config.json in it), a GGUF file, or a name on the"
+            " hub such as 'gpt2'"
             f"{made_by(name)}"
         )
     return model.to(device=device, dtype=dtype)

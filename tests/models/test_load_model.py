@@ -143,7 +143,7 @@ def test_a_folder_that_is_no_model_is_refused(name, ours, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     checkpoint.save(tmp_path / "run" / "best", ours)
-    with pytest.raises(ValueError, match=f"no checkpoint in {name}, nor another model: give 'smollm2', the"):
+    with pytest.raises(ValueError, match=f"no checkpoint in {name}, nor another model: give 'smollm2', 'gem"):
         load_model(name)
 
 
