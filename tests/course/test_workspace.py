@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from shared.course.report import read_runs
 from shared.course.runs import newest_logs, week_results
 from shared.course.workspace import WeekSettings, Workspace
 
@@ -64,3 +65,12 @@ def test_a_named_run_is_found_by_its_data_and_preset(output):
         found = newest_logs("01_bigram", "mine", "plays", preset)
         assert json.loads((found / "week.json").read_text())["preset"] == preset
     assert week_results("01_bigram", "mine", "plays")["preset"] != "smoke"
+
+
+def test_a_log_has_the_weeks_settings_or_those_that_it_is_given(output):
+    work = workspace(study="seeds")
+    work.log("usual").finish(loss=1.0)
+    work.log("own", {"rows": 3}).finish(loss=1.0)
+    runs = read_runs(work.logs)
+    assert runs["usual"].run["settings"]["study"] == "seeds"
+    assert runs["own"].run["settings"] == {"rows": 3}
