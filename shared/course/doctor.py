@@ -12,7 +12,7 @@ from pathlib import Path
 import requests
 import torch
 
-from shared.assets import ASSETS, Asset, Parts, Wheel, cache_folder, cached
+from shared.assets import ASSETS, Asset, Wheel, WheelParts, cache_folder, cached
 from shared.runtime import DEVICE_TOLERANCE, ROOT, device_name, devices, table, wrong_by
 
 
@@ -158,10 +158,10 @@ def check_jupyter(findings: Findings) -> None:
     )
 
 
-def reachable(source: str | Wheel | Parts) -> tuple[bool, str]:
+def reachable(source: str | Wheel | WheelParts) -> tuple[bool, str]:
     """Whether a source answers, and what to say about it."""
     if not isinstance(source, str):
-        wheels = source.wheels if isinstance(source, Parts) else (source,)
+        wheels = source.wheels if isinstance(source, WheelParts) else (source,)
         good = all(_pip_finds(wheel.requirement) for wheel in wheels)
         return good, f"{source}: {'pip finds it' if good else 'pip does not find it'}"
     try:

@@ -19,13 +19,13 @@ from shared.models.family import (
     Family,
     Part,
     Values,
+    alike,
     always,
     exact_family,
     of_layers,
     only,
     optional,
     refuse,
-    same,
     wrong_kinds,
 )
 from shared.models.formats import HF_GEMMA, HF_GPT2, HF_LLAMA, HF_OLMO2, HF_PHI3, HF_QWEN3, Layout
@@ -33,7 +33,7 @@ from shared.models.formats import HF_GEMMA, HF_GPT2, HF_LLAMA, HF_OLMO2, HF_PHI3
 # ---- what several families share
 
 
-def heads(default_head_dim: int | None = None) -> Part:
+def head_sizes(default_head_dim: int | None = None) -> Part:
     """Key/value heads, and the size of a head; absent, they are as many as the heads, and what divides the
     width.
     """
@@ -201,7 +201,7 @@ def upper_layers(values: Values, layer: int) -> bool:
     return layer >= values.get("max_window_layers", 28)
 
 
-LLAMA_SIZES = same(
+LLAMA_SIZES = alike(
     vocab_size="vocab_size",
     block_size="max_position_embeddings",
     n_layer="num_hidden_layers",
@@ -349,7 +349,7 @@ GEMMA3_LAYERS = Part(_read_gemma3_layers, _write_gemma3_layers, ("rope_local_bas
 # ---- the table
 
 
-def named(kind: str) -> dict[str, Any]:
+def identity(kind: str) -> dict[str, Any]:
     """What a config.json has to say who it is."""
     return {"architectures": [kind], "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
@@ -360,88 +360,101 @@ HF_FAMILIES = {
         HF_GPT2,
         (
             always(norm="layernorm", position="learned", bias=True),
-            same(vocab_size="vocab_size", block_size="n_positions", n_layer="n_layer", n_head="n_head"),
-            same(n_embd="n_embd", norm_eps="layer_norm_epsilon"),
+            alike(vocab_size="vocab_size", block_size="n_positions", n_layer="n_layer", n_head="n_head"),
+            alike(n_embd="n_embd", norm_eps="layer_norm_epsilon"),
             optional(None, mlp_hidden="n_inner"),
             GPT2_ACTIVATION,
             TIED,
             only(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
         ),
-        named("GPT2LMHeadModel") | dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        identity("GPT2LMHeadModel") | dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
     ),
     # RMSNorm, RoPE, SwiGLU, shared key/value heads (Touvron et al., 2023). SmolLM2 is one, and many more.
     "llama": Family(
         HF_LLAMA,
-        (llama_like(), LLAMA_SIZES, heads(), rope(), LLAMA_BIASES, UNTIED, SWIGLU),
-        named("LlamaForCausalLM"),
+        (llama_like(), LLAMA_SIZES, head_sizes(), rope(), LLAMA_BIASES, UNTIED, SWIGLU),
+        identity("LlamaForCausalLM"),
     ),
     # A Llama that sees a window (Jiang et al., 2023), without biases.
     "mistral": Family(
         HF_LLAMA,
-        (llama_like(), LLAMA_SIZES, heads(), rope(), WINDOW, UNTIED, SWIGLU),
-        named("MistralForCausalLM"),
+        (llama_like(), LLAMA_SIZES, head_sizes(), rope(), WINDOW, UNTIED, SWIGLU),
+        identity("MistralForCausalLM"),
     ),
     # A Llama with biases of queries, keys and values (Yang et al., 2024); upper layers may have a window.
     "qwen2": Family(
         HF_LLAMA,
         (
             llama_like(qkv_bias=True),
-            *(LLAMA_SIZES, heads(), rope(), windows(upper_layers, "use_sliding_window"), UNTIED, SWIGLU),
+            *(LLAMA_SIZES, head_sizes(), rope(), windows(upper_layers, "use_sliding_window"), UNTIED, SWIGLU),
         ),
-        named("Qwen2ForCausalLM"),
+        identity("Qwen2ForCausalLM"),
     ),
     # No biases, norms on each head's queries and keys, heads of a size of their own (Yang et al., 2025).
     "qwen3": Family(
         HF_QWEN3,
         (
             llama_like(qk_norm=True),
-            *(LLAMA_SIZES, heads(128), rope(), windows(upper_layers, "use_sliding_window"), UNTIED, SWIGLU),
+            *(
+                LLAMA_SIZES,
+                head_sizes(128),
+                rope(),
+                windows(upper_layers, "use_sliding_window"),
+                UNTIED,
+                SWIGLU,
+            ),
             only(attention_bias=False),
         ),
-        named("Qwen3ForCausalLM"),
+        identity("Qwen3ForCausalLM"),
     ),
     # A Llama of which every fourth layer has no RoPE (Bakouch et al., 2025).
     "smollm3": Family(
         HF_LLAMA,
-        (llama_like(), LLAMA_SIZES, heads(), rope(2_000_000.0), NOPE, TIED, SWIGLU, NO_BIASES),
-        named("SmolLM3ForCausalLM"),
+        (llama_like(), LLAMA_SIZES, head_sizes(), rope(2_000_000.0), NOPE, TIED, SWIGLU, NO_BIASES),
+        identity("SmolLM3ForCausalLM"),
     ),
     # Norms after attention and MLP, and one over all queries, one over all keys (Team OLMo, 2024).
     "olmo2": Family(
         HF_OLMO2,
         (
             llama_like(norm_place="after", qk_norm=True, qk_norm_over="width"),
-            *(LLAMA_SIZES, heads(), rope(), UNTIED, SWIGLU, only(attention_bias=False)),
+            *(LLAMA_SIZES, head_sizes(), rope(), UNTIED, SWIGLU, only(attention_bias=False)),
         ),
-        named("Olmo2ForCausalLM"),
+        identity("Olmo2ForCausalLM"),
     ),
     # Queries, keys and values in one tensor, gate and up in another; part of RoPE (Abdin et al., 2024).
     "phi3": Family(
         HF_PHI3,
-        (llama_like(), LLAMA_SIZES, heads(), rope(partial=True), PHI_WINDOW, UNTIED, SWIGLU),
-        named("Phi3ForCausalLM") | dict(resid_pdrop=0.0, embd_pdrop=0.0, attention_dropout=0.0),
+        (llama_like(), LLAMA_SIZES, head_sizes(), rope(partial=True), PHI_WINDOW, UNTIED, SWIGLU),
+        identity("Phi3ForCausalLM") | dict(resid_pdrop=0.0, embd_pdrop=0.0, attention_dropout=0.0),
     ),
     # Norms before and after, 1 + weight; GEGLU; soft caps; some layers with a window (Gemma Team, 2024).
     "gemma2": Family(
         HF_GEMMA,
         (
             llama_like(norm="rmsnorm_plus_one", norm_place="both", mlp="geglu"),
-            *(LLAMA_SIZES, heads(256), rope(), windows(lambda _, layer: layer % 2 == 0, usual=4096), TIED),
+            *(
+                LLAMA_SIZES,
+                head_sizes(256),
+                rope(),
+                windows(lambda _, layer: layer % 2 == 0, usual=4096),
+                TIED,
+            ),
             *(GEMMA_SCALES, *softcaps(50.0, 30.0), only(attention_bias=False)),
             only(hidden_activation="gelu_pytorch_tanh"),
         ),
-        named("Gemma2ForCausalLM"),
+        identity("Gemma2ForCausalLM"),
     ),
     # Norms on queries and keys in the place of soft caps; five local layers to a global one (2025).
     "gemma3_text": Family(
         HF_GEMMA,
         (
             llama_like(norm="rmsnorm_plus_one", norm_place="both", mlp="geglu", qk_norm=True),
-            *(LLAMA_SIZES, heads(256), GEMMA3_LAYERS, TIED),
+            *(LLAMA_SIZES, head_sizes(256), GEMMA3_LAYERS, TIED),
             *(GEMMA_SCALES, *softcaps(None, None), only(attention_bias=False)),
             only(hidden_activation="gelu_pytorch_tanh", use_bidirectional_attention=False),
         ),
-        named("Gemma3ForCausalLM"),
+        identity("Gemma3ForCausalLM"),
     ),
 }
 """By `model_type`. A GPT is written as the first that has all of it."""

@@ -4,7 +4,7 @@ A family of models is written down as parts. Each part knows some settings of th
 ours that they mean, both ways. So a family has exactly those GPTs that come back as they were when their
 settings are written and read again.
 
->>> sizes = same(n_layer="num_layers", n_embd="width")
+>>> sizes = alike(n_layer="num_layers", n_embd="width")
 >>> sizes.read({"num_layers": 2, "width": 64}, [])
 {'n_layer': 2, 'n_embd': 64}
 >>> sizes.write(GPTConfig(n_layer=3))
@@ -41,7 +41,7 @@ class Part:
     """The settings that it knows."""
 
 
-def same(**names: str) -> Part:
+def alike(**names: str) -> Part:
     """Fields whose values the format has as they are; each must be there. names: theirs, by ours."""
 
     def read(values: Values, problems: list[str]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def only_named(wanted: Mapping[str, Any]) -> Part:
 
 
 def optional(default: Any, **names: str) -> Part:
-    """As `same`, with what an absent setting means."""
+    """As `alike`, with what an absent setting means."""
 
     def read(values: Values, problems: list[str]) -> dict[str, Any]:
         given = {ours: values.get(theirs, default) for ours, theirs in names.items()}
@@ -166,7 +166,8 @@ def exact_family(config: GPTConfig, families: Mapping[str, Family], where: str, 
         lacking = family.lacks(config, **more)
         if not lacking:
             return kind
-        reasons.append(f"a {kind} has no {', '.join(lacking)}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        reasons.append(f"{article} {kind} has no {', '.join(lacking)}")
     raise ValueError(f"this GPT has no exact equivalent {where}: {'; '.join(reasons)}")
 
 

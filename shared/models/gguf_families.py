@@ -20,13 +20,13 @@ from shared.models.family import (
     Family,
     Part,
     Values,
+    alike,
     always,
     exact_family,
     of_layers,
     only_named,
     optional,
     refuse,
-    same,
     wrong_kinds,
 )
 from shared.models.formats import (
@@ -43,14 +43,14 @@ from shared.models.rotary import frequencies
 
 # ---- what several families share
 
-SIZES = same(
+SIZES = alike(
     block_size="context_length",
     n_layer="block_count",
     n_head="attention.head_count",
     n_embd="embedding_length",
     mlp_hidden="feed_forward_length",
 )
-RMS_EPS = same(norm_eps="attention.layer_norm_rms_epsilon")
+RMS_EPS = alike(norm_eps="attention.layer_norm_rms_epsilon")
 CAUSAL = only_named({"attention.causal": True, "expert_count": 0})
 VOCABULARY = Part(lambda _, problems: {}, lambda config: {"vocab_size": config.vocab_size}, ("vocab_size",))
 """Written for others; what is read is the embedding's size."""
@@ -185,7 +185,7 @@ GGUF_FAMILIES = {
         GGUF_GPT2,
         (
             always(norm="layernorm", position="learned", mlp="gelu_tanh", bias=True),
-            *(SIZES, CAUSAL, VOCABULARY, same(norm_eps="attention.layer_norm_epsilon")),
+            *(SIZES, CAUSAL, VOCABULARY, alike(norm_eps="attention.layer_norm_epsilon")),
             Part(lambda _, problems: {}, _write_heads, ("attention.head_count_kv",)),
         ),
     ),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from shared.models.tokenizer_ends import Ends, ends_of_json, named_special
-from shared.models.tokenizer_patterns import EVERY_CHARACTER, UnlikeOurs, pattern_of, split_of
+from shared.models.tokenizer_patterns import EVERY_CHARACTER, UnlikeOurs, pattern_of, regex_of
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import GPT2_PATTERN, PRINTABLE, BPETokenizer
 from shared.tokenizers.char import CharTokenizer
@@ -74,7 +74,7 @@ def _is_of_characters(values: Mapping[str, Any]) -> bool:
         and all(len(token) == 1 for token in vocab)
         and not values["added_tokens"]
         and not values.get("normalizer")
-        and split_of(values["pre_tokenizer"]) == EVERY_CHARACTER
+        and regex_of(values["pre_tokenizer"]) == EVERY_CHARACTER
     )
 
 

@@ -3,7 +3,7 @@
 Hugging Face's library runs its regular expressions with Oniguruma, ours with `regex`. Where both read one
 alike it is taken as it is; a part that they read differently is translated, or refused.
 
->>> from_oniguruma(r"\\\\p{L}+|\\\\s+$")
+>>> from_oniguruma(r"\\p{L}+|\\s+$")
 '\\\\p{L}+|\\\\s+(?=\\\\n|\\\\Z)'
 
 Sources: the file format of the library `tokenizers`; Oniguruma's syntax for Ruby; llama.cpp for its patterns.
@@ -126,7 +126,7 @@ def pattern_of(pre_tokenizer: Mapping[str, Any] | None) -> str:
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space") or len(before) > 1:
         raise unlike
     if not last.get("use_regex", True):
-        split = split_of(before[0]) if before else None
+        split = regex_of(before[0]) if before else None
         if split is None:
             raise unlike
         return GPT4_PATTERN if split == GPT4_SPLIT else from_oniguruma(split)
@@ -137,7 +137,7 @@ def pattern_of(pre_tokenizer: Mapping[str, Any] | None) -> str:
     raise unlike
 
 
-def split_of(step: Mapping[str, Any]) -> str | None:
+def regex_of(step: Mapping[str, Any]) -> str | None:
     """The regular expression whose matches, and what lies between them, are the pieces; None where this is
     not such a step of a pre_tokenizer.
     """

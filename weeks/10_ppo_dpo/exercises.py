@@ -817,7 +817,7 @@ GRPO_UPDATE = Exercise(
 
     Return the loss of each step, before it, as a list of floats. (The grader makes small models and their
     log-probabilities from `seed_of_models`; with `noise_in_old_logp` of 0, the policy is the one that
-    drew.)""",
+    drew).""",
     reference=grpo_update,
     stub=GRPO_STUB,
     cases=_group_update_cases,
@@ -1567,7 +1567,7 @@ PPO_UPDATE = Exercise(
     (there may be some from before), compute the new ones, let the optimizer step.
 
     Return the loss of each epoch, before its step, as a list of floats. (The grader makes small models, and
-    what they noted, from `seed_of_models`; with `noise_when_drawn` of 0, they are those that drew.)""",
+    what they noted, from `seed_of_models`; with `noise_when_drawn` of 0, they are those that drew).""",
     reference=ppo_update,
     stub=PPO_STUB,
     cases=_ppo_cases,
@@ -1934,7 +1934,7 @@ DPO_STEP = Exercise(
     Return (loss, share), two floats, both of before the step: the share of pairs in which the chosen answer's
     implicit reward is greater than that of the rejected one. At the first step policy and reference are the
     same, and the loss is ln 2. (The grader makes small models from `seed_of_models`; with `has_moved` the
-    policy is no longer the reference.)""",
+    policy is no longer the reference).""",
     reference=dpo_step,
     stub=DPO_STUB,
     cases=_dpo_cases,
