@@ -90,8 +90,8 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
         assert torch.equal(loaded(ids()), model(ids()))
 
 
-OPERATORS = ("Llama 3", "SmolLM3", "OLMo 2", "Phi-4 mini", "Gemma 2", "Gemma 3")
-"""Families whose graphs differ in their operators."""
+OPERATORS = ("SmolLM3", "Phi-4 mini", "Gemma 2")
+"""Families whose graphs have operators that others lack: layers without RoPE, a part of it, soft caps."""
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ PRESETS = {
         questions=1,
         text_windows=8,
         compared=("full", "qlora-int8-2", "prompt-4"),
+        rate_factors=(1.0, 3.0),
     ),
     "laptop": Settings(),
     "gpu": Settings(
