@@ -223,14 +223,16 @@ def flags(settings: Any, preset: Any) -> list[str]:
         if isinstance(value, bool):
             words.append(_flag(path, negated=not value))
         else:
-            words += [_flag(path), *_as_words(value)]
+            words += [_flag(path), *_as_words(value, preset_values[path])]
     return words
 
 
-def _as_words(value: Any) -> list[str]:
-    """A value as it is written behind its flag."""
-    values = value if isinstance(value, tuple) else (value,)
-    if any(map(is_dataclass, values)):
+def _as_words(value: Any, other: Any) -> list[str]:
+    """A value as it is written behind its flag. other: one that the flag may have, too, which tells the kind
+    of an empty one.
+    """
+    values, others = (given if isinstance(given, tuple) else (given,) for given in (value, other))
+    if any(map(is_dataclass, (*values, *others))):
         return [_json_text(value)]
     return list(map(str, values))
 

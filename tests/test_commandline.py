@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from shared import commandline
 from shared.commandline import cli, errors_for_people, flags, parse, parse_args, without_idle
 from shared.course.workspace import WeekSettings
+from shared.models.config import GPTConfig, LayerKind, RopeScaling
 from shared.runtime import ROOT, RunLog, write_json
 
 
@@ -80,6 +81,20 @@ def test_a_flag_may_leave_out_its_group_and_a_switch_may_have_a_value(args, expe
 )
 def test_flags_are_what_parse_reads_back(settings, preset):
     assert parse({"laptop": preset}, ["--preset", "laptop", *flags(settings, preset)]) == settings
+
+
+def test_groups_of_settings_that_may_be_absent_are_flags_with_json(tmp_path):
+    plain = GPTConfig.preset("mini")
+    scaled = replace(
+        plain, rope_scaling=RopeScaling("linear", 2.0), layers=(LayerKind(window=4), LayerKind())
+    )
+    assert flags(plain, plain) == []
+    assert parse_args(GPTConfig, flags(scaled, plain), default=plain) == scaled
+    assert parse_args(GPTConfig, flags(plain, scaled), default=scaled) == plain
+    with pytest.raises(ValueError, match="--layers: Unterminated string"):
+        parse_args(GPTConfig, ["--layers", '{"x'], default=plain)
+    with pytest.raises(ValueError, match="--rope-scaling: RopeScaling: factor=-2: must be above 0"):
+        parse_args(GPTConfig, ["--rope-scaling", '{"kind": "linear", "factor": -2}'], default=plain)
 
 
 def test_a_flag_that_two_groups_have_is_not_guessed():
