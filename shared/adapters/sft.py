@@ -261,7 +261,7 @@ def fine_tune(settings: SFTSettings) -> SFTResult:
     with process_group(settings.device) as (device, rank, world_size):
         number_format = precision(settings.precision, device)
         processes = Processes("ddp" if world_size > 1 else "none", device, recompute=settings.recompute)
-        base = load_model(settings.model, device)
+        base = load_model(settings.model, device, torch.float32)  # stored in less or not, it is trained
         task = sft_task(settings, base, talks)
         base_name = _name_of_base(settings, base, rank)
         before = _forgetting(settings, base, task.tokenizer, "before")

@@ -117,7 +117,7 @@ def load_base(settings: "Settings") -> tuple[GPT, Corpus]:
             train=settings.base,
             resume=settings.resume,
         )
-    model = load_model(settings.model)
+    model = load_model(settings.model, dtype=torch.float32)
     if model.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer: the text cannot be cut into its tokens")
     return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
