@@ -44,7 +44,8 @@ def test_a_later_token_changes_no_earlier_logits(model):
     other[:, 30:] = 7
     with torch.no_grad():
         short = model(ids()[:, :30])
-        assert torch.equal(model(other[:, :30]), short)
+        # Up to 32 tokens dynamic scaling changes nothing; beyond, a longer text turns otherwise.
+        torch.testing.assert_close(model(other[:, :32])[:, :30], short, atol=1e-4, rtol=1e-4)
         if model.config.rope_scaling is None or model.config.rope_scaling.kind != "dynamic":
             torch.testing.assert_close(model(other)[:, :30], short, atol=1e-4, rtol=1e-4)
 

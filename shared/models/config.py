@@ -23,8 +23,9 @@ class RopeScaling:
     """
 
     kind: Literal["linear", "dynamic", "llama3", "yarn"]
-    """linear: all angles / factor. dynamic: theta grows with the text, beyond `original_length`. llama3 and
-    yarn: fast channels turn as before, slow ones by 1 / factor, those in between by something in between.
+    """linear: all angles / factor. dynamic: theta grows with the text, beyond `original_length`; what a cache
+    holds keeps the angles that it was turned by, as in transformers. llama3 and yarn: fast channels turn as
+    before, slow ones by 1 / factor, those in between by something in between.
     """
     factor: float
     original_length: int | None = None

@@ -51,7 +51,7 @@ def head_sizes(default_head_dim: int | None = None) -> Part:
     def write(config: GPTConfig) -> dict[str, Any]:
         return {"num_key_value_heads": config.kv_heads, "head_dim": config.head_dim}
 
-    return Part(read, write, ("num_key_value_heads", "head_dim"))
+    return Part(read, write)
 
 
 ROPE_FIELDS = dict(
@@ -100,9 +100,9 @@ def rope(default_theta: float = 10000.0, partial: bool = False) -> Part:
             share = {"partial_rotary_factor": config.rope_share}
             settings |= share
             settings["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta} | share
-        return settings | written_scaling(config.rope_scaling)
+        return settings | _written_scaling(config.rope_scaling)
 
-    return Part(read, write, ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"))
+    return Part(read, write)
 
 
 def _scaling(rotary: Values, name: str, length: Any, problems: list[str]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _scaling(rotary: Values, name: str, length: Any, problems: list[str]) -> dic
         return {}
 
 
-def written_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
+def _written_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
     """`rope_scaling` as config.json has it, and what it changes beside it."""
     if scaling is None:
         return {"rope_scaling": None}
@@ -166,13 +166,18 @@ def windows(
         return of_layers([LayerKind(window=window if kind == SLIDING else None) for kind in types])
 
     def write(config: GPTConfig) -> dict[str, Any]:
-        kinds = [config.kind_of(layer) for layer in range(config.n_layer)]
-        window = next((kind.window for kind in kinds if kind.window), None)
-        types = [SLIDING if kind.window == window and window else FULL for kind in kinds]
-        on = {} if switch is None else {switch: window is not None}
-        return {"sliding_window": window, "layer_types": types} | on
+        written = _written_windows(config)
+        return written if switch is None else {**written, switch: written["sliding_window"] is not None}
 
-    return Part(read, write, ("sliding_window", "layer_types", "max_window_layers"))
+    return Part(read, write)
+
+
+def _written_windows(config: GPTConfig) -> dict[str, Any]:
+    """The window, and which layers have it."""
+    kinds = [config.kind_of(layer) for layer in range(config.n_layer)]
+    window = next((kind.window for kind in kinds if kind.window), None)
+    types = [SLIDING if window and kind.window == window else FULL for kind in kinds]
+    return {"sliding_window": window, "layer_types": types}
 
 
 def _layer_types(
@@ -189,11 +194,6 @@ def _layer_types(
         problems.append(f"layer_types={types!r} does not give {SLIDING} or {FULL} for each of {count} layers")
         return [FULL]
     return list(types)
-
-
-def every_layer(values: Values, layer: int) -> bool:
-    """All layers see a window."""
-    return True
 
 
 def upper_layers(values: Values, layer: int) -> bool:
@@ -236,7 +236,6 @@ def _read_all_biases(values: Values, problems: list[str]) -> dict[str, Any]:
 LLAMA_BIASES = Part(
     _read_all_biases,
     lambda config: {"attention_bias": config.bias, "mlp_bias": config.bias},
-    ("attention_bias", "mlp_bias"),
 )
 
 HF_ACTIVATIONS = {
@@ -261,7 +260,7 @@ def _write_activation(config: GPTConfig) -> dict[str, Any]:
     return {"activation_function": names.get(config.mlp, "gelu_new")}
 
 
-GPT2_ACTIVATION = Part(_read_activation, _write_activation, ("activation_function",))
+GPT2_ACTIVATION = Part(_read_activation, _write_activation)
 
 
 def _read_nope(values: Values, problems: list[str]) -> dict[str, Any]:
@@ -285,10 +284,12 @@ def _read_nope(values: Values, problems: list[str]) -> dict[str, Any]:
 
 def _write_nope(config: GPTConfig) -> dict[str, Any]:
     turned = [int(config.kind_of(layer).rope) for layer in range(config.n_layer)]
-    return windows(every_layer, "use_sliding_window").write(config) | {"no_rope_layers": turned}
+    written = _written_windows(config)
+    on = written["sliding_window"] is not None
+    return {**written, "use_sliding_window": on, "no_rope_layers": turned}
 
 
-NOPE = Part(_read_nope, _write_nope, ("no_rope_layers", "no_rope_layer_interval", "sliding_window"))
+NOPE = Part(_read_nope, _write_nope)
 
 
 def _read_gemma(values: Values, problems: list[str]) -> dict[str, Any]:
@@ -306,7 +307,7 @@ def _write_gemma(config: GPTConfig) -> dict[str, Any]:
     return {"query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar}
 
 
-GEMMA_SCALES = Part(_read_gemma, _write_gemma, ("query_pre_attn_scalar",))
+GEMMA_SCALES = Part(_read_gemma, _write_gemma)
 
 
 def softcaps(scores: float | None, logits: float | None) -> tuple[Part, ...]:
@@ -340,11 +341,11 @@ def _read_gemma3_layers(values: Values, problems: list[str]) -> dict[str, Any]:
 def _write_gemma3_layers(config: GPTConfig) -> dict[str, Any]:
     kinds = [config.kind_of(layer) for layer in range(config.n_layer)]
     local = next((kind for kind in kinds if kind.window and kind.rope_theta), LayerKind(4096, True, 10000.0))
-    written = windows(every_layer).write(config) | {"sliding_window": local.window}
+    written = _written_windows(config) | {"sliding_window": local.window}
     return written | rope().write(config) | {"rope_local_base_freq": local.rope_theta}
 
 
-GEMMA3_LAYERS = Part(_read_gemma3_layers, _write_gemma3_layers, ("rope_local_base_freq",))
+GEMMA3_LAYERS = Part(_read_gemma3_layers, _write_gemma3_layers)
 
 # ---- the table
 

@@ -38,7 +38,7 @@ class Part:
     write: Callable[[GPTConfig], dict[str, Any]]
     """The format's settings. What it has no word for is left out: reading shows the difference."""
     reads: tuple[str, ...] = ()
-    """The settings that it knows."""
+    """The settings that it knows, for a format in which every other one is refused (GGUF)."""
 
 
 def alike(**names: str) -> Part:

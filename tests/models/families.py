@@ -54,6 +54,8 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "factor": 2.0, **THETA},
 }
+DYNAMIC = made("Llama", **rope(rope_type="dynamic", factor=2.0) | {"max_position_embeddings": 24})
+"""Reads up to 48 tokens; its keys in a cache keep their angles, so it stands outside of `FAMILIES`."""
 FAMILIES = {
     "Llama 3, with its scaling": made("Llama", **rope(**LLAMA3), tie_word_embeddings=True),
     "Llama, linear scaling": made("Llama", **rope(rope_type="linear", factor=2.0)),
@@ -91,8 +93,13 @@ FAMILIES = {
 
 def build(name: str) -> nn.Module:
     """The model, with weights that are no first values, in eval mode."""
+    return as_trained(FAMILIES[name])
+
+
+def as_trained(make: Callable[[], nn.Module]) -> nn.Module:
+    """The same for a model that is not in `FAMILIES`."""
     torch.manual_seed(0)
-    model = FAMILIES[name]()
+    model = make()
     model.set_attn_implementation("eager")  # the only one that has Gemma 2's soft cap
     return shake(model).eval()
 

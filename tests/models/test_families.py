@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.models.pretrained import from_hf, to_hf
-from tests.models.families import FAMILIES, build, ids
+from tests.models.families import DYNAMIC, FAMILIES, as_trained, build, ids
 from tests.models.helpers import same_tensors
 
 
@@ -53,3 +53,13 @@ def test_it_goes_to_hugging_face_and_back(pair, tmp_path):
         torch.testing.assert_close(again(ids()).logits, theirs(ids()).logits, atol=1e-5, rtol=1e-5)
     back = from_hf(folder)
     assert back.config == ours.config and same_tensors(back, ours)
+
+
+@pytest.mark.parametrize("time", [20, 24, 25, 40, 48])
+def test_dynamic_scaling_is_transformers_on_either_side_of_the_first_length(time, tmp_path):
+    theirs = as_trained(DYNAMIC)
+    ours = from_hf(theirs)
+    assert ours.config.block_size == 48
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids(time=time)), theirs(ids(time=time)).logits, atol=1e-4, rtol=1e-4)
+    assert from_hf(to_hf(ours, tmp_path / "m")).config == ours.config
