@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from shared.commandline import errors_for_people, parse_args
+from shared.devices import device_name
 from shared.retrieval.documents import read_document
 from shared.retrieval.splitting import split
-from shared.runtime import device_name, table
+from shared.runtime import table
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from timing import seconds
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from shared.commandline import errors_for_people, parse_args
-from shared.runtime import device_name, table
+from shared.devices import device_name
+from shared.runtime import table
 from shared.serving.load import NAME, Delays, Load, delays, percentile, served, throughput
 
 WORDS = (

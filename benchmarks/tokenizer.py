@@ -28,7 +28,8 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from shared.assets import fetch
 from shared.commandline import errors_for_people, parse_args
-from shared.runtime import clock, device_name, table
+from shared.devices import device_name
+from shared.runtime import clock, table
 from shared.tokenizers import BPETokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN
 from timing import seconds

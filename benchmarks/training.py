@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.commandline import errors_for_people, parse_args
+from shared.devices import device_name
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import clock, device_name, table
+from shared.runtime import clock, table
 from shared.training import TrainConfig
 from shared.training.profiling import matmul_peak, measure_training
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shared.devices import resolve_device
 from shared.locks import folder_lock
 from shared.registry import MODELS, LanguageModel, WithoutValues, made_by, unwrapped, without_memory
 from shared.runtime import os_error_in, read_json
@@ -58,8 +59,8 @@ class Checkpoint:
 
 
 def save(
-    folder: str | Path,
     model: LanguageModel,
+    folder: str | Path,
     tokenizer: Tokenizer | None = None,
     metrics: dict[str, float] | None = None,
     *,
@@ -70,7 +71,8 @@ def save(
 ) -> Path:
     """Writes `folder`, replacing what was there, and returns it.
 
-    On a full disk or a kill at any moment, the old or the new checkpoint is there, whole. tensors, state: the
+    On a full disk or a kill at any moment, the old or the new checkpoint is there, whole. tokenizer: None
+    takes the model's. tensors, state: the
     training state of a run that may be resumed; both are kept where `state` is given. weights: the model's
     tensors, where `model` has not all of each in this process, or a run will take them up (`load_learned`);
     None takes them from `model`. more: further entries of config.json: what a later week did to the model.
@@ -79,6 +81,8 @@ def save(
     with layers other than its class and `more` give it (adapters, quantization).
     """
     model = unwrapped(model)
+    if tokenizer is None:
+        tokenizer = model.tokenizer
     config = {
         "model": _kind(model),
         "config": asdict(model.config),
@@ -232,7 +236,7 @@ def find(folder: str | Path) -> Path | None:
 
 
 def load(
-    folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.device | str = "cpu"
+    folder: str | Path, tokenizer: Tokenizer | None = None, device: torch.device | str = "auto"
 ) -> Checkpoint:
     """Builds the model that `save` wrote, in eval mode, with its tokenizer and training state.
 
@@ -260,9 +264,10 @@ def load(
     if (path / "training.json").exists():
         state = _read_json(path / "training.json")
         tensors = _read_tensors(path / "training.safetensors")
+    model.tokenizer = _tokenizer(path, tokenizer)
     return Checkpoint(
-        model=model.to(device).eval(),
-        tokenizer=_tokenizer(path, tokenizer),
+        model=model.to(resolve_device(device)).eval(),
+        tokenizer=model.tokenizer,
         metrics=meta.get("metrics", {}),
         tensors=tensors,
         state=state,
@@ -358,7 +363,7 @@ def read_metrics(folder: str | Path) -> dict[str, float]:
 
 
 def load_learned(
-    folder: str | Path, model: LanguageModel, tokenizer: Tokenizer | None = None
+    model: LanguageModel, folder: str | Path, tokenizer: Tokenizer | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """What a run kept of `model`: its weights, the training state's tensors, and its JSON.
 

@@ -21,7 +21,8 @@ import torch
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from shared.runtime import devices, os_error_in, read_json
+from shared.devices import devices
+from shared.runtime import os_error_in, read_json
 
 HELP = {"-h", "--help", "--help-all"}
 HEADING = re.compile(r"^ (\S+) options *$", re.M)

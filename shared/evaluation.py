@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.data.corpus import Tokens, fixed_windows
+from shared.devices import device_of
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +71,6 @@ def evaluate(
     *,
     batch_size: int = 32,
     max_windows: int | None = None,
-    device: torch.device | str = "cpu",
 ) -> Evaluation:
     """Measures `model` on windows of `tokens` that lie side by side, the same ones every time.
 
@@ -79,6 +79,7 @@ def evaluate(
     fewer, spread evenly over the split; None takes the whole split. The model comes back in the mode (train
     or eval) it was in.
     """
+    device = device_of(model)
     ids, targets = fixed_windows(tokens, block_size, max_windows)
     was_training = model.training
     model.eval()

@@ -17,12 +17,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from shared.tokenizers.base import Tokenizer
+
 
 class LanguageModel(nn.Module):
     """A model of the course: int64 [batch, time] -> [batch, time, vocab_size], with settings in `config`."""
 
     config: Any
     """A dataclass; `block_size`, where it has one, is the longest sequence that the model takes."""
+    tokenizer: Tokenizer | None = None
+    """The one that its ids are of; None until what loads the model sets it."""
 
 
 Model = TypeVar("Model", bound=LanguageModel)

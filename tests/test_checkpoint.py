@@ -62,8 +62,8 @@ def saved(tmp_path) -> tuple[Path, GPT]:
     torch.manual_seed(0)
     model = GPT(SMALL)
     folder = checkpoint.save(
-        tmp_path / "model",
         model,
+        tmp_path / "model",
         TOKENIZER,
         {"val_loss": 1.5},
         tensors={"moment": torch.ones(2)},
@@ -76,7 +76,7 @@ def saved(tmp_path) -> tuple[Path, GPT]:
 def test_a_model_comes_back_bit_for_bit(name, tmp_path):
     torch.manual_seed(0)
     model = MODELS[name]()
-    checkpoint.save(tmp_path / "deep" / "model", model, TOKENIZER, {"val_loss": 1.25})
+    checkpoint.save(model, tmp_path / "deep" / "model", TOKENIZER, {"val_loss": 1.25})
     torch.manual_seed(1)
     loaded = checkpoint.load(tmp_path / "deep" / "model", TOKENIZER)
     assert type(loaded.model) is type(model)
@@ -107,7 +107,7 @@ def test_training_state_comes_back_with_every_kind_of_tensor(tmp_path):
         "half": torch.ones(2, dtype=torch.bfloat16),
     }
     state = {"step": 7, "best": {"val_loss": 0.1 + 0.2}, "note": "ä"}
-    checkpoint.save(tmp_path / "m", GPT(SMALL), tensors=tensors, state=state)
+    checkpoint.save(GPT(SMALL), tmp_path / "m", tensors=tensors, state=state)
     loaded = checkpoint.load(tmp_path / "m")
     assert loaded.state == state and loaded.tokenizer is None and loaded.metrics == {}
     assert loaded.tensors.keys() == tensors.keys()
@@ -119,7 +119,7 @@ def test_training_state_comes_back_with_every_kind_of_tensor(tmp_path):
 def test_saving_again_replaces_all_of_the_old_one(saved):
     folder, _ = saved
     new = BigramModel(BigramConfig(V))
-    checkpoint.save(folder, new, TOKENIZER)
+    checkpoint.save(new, folder, TOKENIZER)
     loaded = checkpoint.load(folder)
     assert same(loaded.model, new) and loaded.state is None
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
@@ -130,7 +130,7 @@ def test_from_checkpoint_gives_a_gpt_with_its_tokenizer(saved, tmp_path):
     folder, model = saved
     loaded = GPT.from_checkpoint(folder)
     assert same(loaded, model) and loaded.generate("abc", 5, seed=0).startswith("abc")
-    other = checkpoint.save(tmp_path / "other", BigramModel(BigramConfig(V)))
+    other = checkpoint.save(BigramModel(BigramConfig(V)), tmp_path / "other")
     with pytest.raises(ValueError, match="holds a BigramModel, not a GPT"):
         GPT.from_checkpoint(other)
 
@@ -237,7 +237,7 @@ def test_where_the_program_is_a_checkpoint_that_a_kill_left_beside_is_found(save
 def test_the_folder_that_the_program_is_in_is_not_replaced(saved, monkeypatch, folder):
     monkeypatch.chdir(saved[0])
     with pytest.raises(ValueError, match="cannot be replaced as a whole: give a folder with a name"):
-        checkpoint.save(folder, saved[1])
+        checkpoint.save(saved[1], folder)
     assert same(checkpoint.load(".").model, saved[1])
 
 
@@ -312,7 +312,7 @@ def test_another_tokenizer_is_refused(saved, tmp_path):
         checkpoint.load(saved[0], CharTokenizer("xyz"))
     with pytest.raises(ValueError, match="another than the one in use"):
         checkpoint.load(saved[0], CharTokenizer(TOKENIZER.chars[::-1]))  # as many tokens, in another order
-    checkpoint.save(tmp_path / "none", GPT(SMALL))
+    checkpoint.save(GPT(SMALL), tmp_path / "none")
     with pytest.raises(ValueError, match="made with no tokenizer"):
         checkpoint.load(tmp_path / "none", TOKENIZER)
 
@@ -342,7 +342,7 @@ def test_a_model_is_imported_without_the_models_of_later_weeks():
 
 @pytest.mark.slow
 def test_a_quantized_checkpoint_is_refused_where_no_module_can_rebuild_it(tmp_path):
-    save_quantized(tmp_path / "int8", quantize(GPT(SMALL), "int8"))
+    save_quantized(quantize(GPT(SMALL), "int8"), tmp_path / "int8")
     program = f"""
 from shared import checkpoint, registry
 import shared.models.gpt
@@ -375,7 +375,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(saved, monkeypatch, where):
     with monkeypatch.context() as patch:
         patch.setattr(owners[where], where.split(".")[-1], full)
         with pytest.raises(OSError) as error:
-            checkpoint.save(folder, GPT(SMALL), TOKENIZER, state={"step": 4})
+            checkpoint.save(GPT(SMALL), folder, TOKENIZER, state={"step": 4})
         assert error.value.errno == 28
     loaded = checkpoint.load(folder)
     assert same(loaded.model, model) and loaded.state == {"step": 3}
@@ -393,7 +393,7 @@ def test_a_full_disk_is_told_apart_when_safetensors_reports_it(saved, tmp_path, 
 
     monkeypatch.setattr(checkpoint, "save_file", report)
     with pytest.raises(OSError) as error:
-        checkpoint.save(saved[0], GPT(SMALL))
+        checkpoint.save(GPT(SMALL), saved[0])
     assert error.value.errno == 28 and same(checkpoint.load(saved[0]).model, saved[1])
 
 
@@ -419,12 +419,12 @@ def test_a_kill_between_the_renames_leaves_a_whole_checkpoint(saved, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", dying)
         with pytest.raises(Killed):
-            checkpoint.save(folder, new, TOKENIZER, state={"step": 4})
+            checkpoint.save(new, folder, TOKENIZER, state={"step": 4})
     loaded = checkpoint.load(folder)
     model, step = (new, 4) if survivors == 2 else (old, 3)
     assert same(loaded.model, model)
     assert loaded.state["step"] == step
-    checkpoint.save(folder, new, TOKENIZER)  # and the next save clears up
+    checkpoint.save(new, folder, TOKENIZER)  # and the next save clears up
     assert same(checkpoint.load(folder).model, new)
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
@@ -433,9 +433,9 @@ def test_a_kill_in_the_first_save_leaves_no_checkpoint_rather_than_half_of_one(t
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", full)
         with pytest.raises(OSError):
-            checkpoint.save(tmp_path / "m", GPT(SMALL))
+            checkpoint.save(GPT(SMALL), tmp_path / "m")
     assert checkpoint.find(tmp_path / "m") is None
-    checkpoint.save(tmp_path / "m", GPT(SMALL))
+    checkpoint.save(GPT(SMALL), tmp_path / "m")
     assert checkpoint.find(tmp_path / "m") == tmp_path / "m"
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
@@ -480,7 +480,7 @@ def test_every_file_and_the_folder_are_synced_before_the_rename(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(OSError):
-        checkpoint.save(tmp_path / "m", GPT(SMALL), TOKENIZER, state={"step": 1})
+        checkpoint.save(GPT(SMALL), tmp_path / "m", TOKENIZER, state={"step": 1})
     assert set(synced) >= {
         "config.json",
         "model.safetensors",
@@ -494,7 +494,7 @@ def test_every_file_and_the_folder_are_synced_before_the_rename(tmp_path, monkey
 def test_a_compiled_model_is_saved_like_the_model_in_it(tmp_path):
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=1, n_head=1, n_embd=8, tie_weights=True))
-    checkpoint.save(tmp_path / "c", torch.compile(model))
+    checkpoint.save(torch.compile(model), tmp_path / "c")
     loaded = checkpoint.load(tmp_path / "c").model
     assert type(loaded) is GPT
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))

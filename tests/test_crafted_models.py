@@ -67,7 +67,7 @@ def cases() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "size"), cases())
 def test_a_checkpoint_with_a_huge_size_is_refused_before_memory_is_taken(name, size, tmp_path):
     save = save_quantized if name == "quantized" else checkpoint.save
-    folder = save(tmp_path / "m", OURS[name]())
+    folder = save(OURS[name](), tmp_path / "m")
     largest = Largest()
     with largest:
         checkpoint.load(folder)
@@ -82,7 +82,7 @@ def test_a_checkpoint_with_a_huge_size_is_refused_before_memory_is_taken(name, s
 
 
 def test_sizes_that_are_those_of_no_tensor_are_refused(tmp_path):
-    folder = checkpoint.save(tmp_path / "m", OURS["GPT-2"]())
+    folder = checkpoint.save(OURS["GPT-2"](), tmp_path / "m")
     path = folder / "config.json"
     values = json.loads(path.read_text())
     values["config"]["vocab_size"] = 2**62
@@ -125,6 +125,6 @@ def test_a_gguf_file_with_a_huge_size_is_refused_before_memory_is_taken(setting,
 def test_a_long_context_that_is_meant_is_loaded(tmp_path):
     """As many positions as Llama 3.1 has, in a model of a thousandth of its weights."""
     long = GPT(GPTConfig.preset("mini", **SMALL | {"block_size": 131_072}))
-    folder = checkpoint.save(tmp_path / "m", long)
+    folder = checkpoint.save(long, tmp_path / "m")
     idx = torch.tensor([[1, 2, 3]])
     assert torch.equal(checkpoint.load(folder).model(idx), long.eval()(idx))

@@ -85,7 +85,7 @@ def test_a_merged_adapter_computes_what_it_computes_beside_the_weights(model):
 
 
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):
-    loaded = checkpoint.load(checkpoint.save(tmp_path / "c", model)).model
+    loaded = checkpoint.load(checkpoint.save(model, tmp_path / "c")).model
     assert loaded.config == model.config
     with torch.no_grad():
         assert torch.equal(loaded(ids()), model(ids()))
@@ -100,7 +100,7 @@ OPERATORS = ("SmolLM3", "Phi-4 mini", "Gemma 2")
 def test_onnx_runtime_writes_the_same_tokens(name, tmp_path):
     torch.manual_seed(0)
     model = shake(GPT(CONFIGS[name]))
-    runtime = OnnxModel(to_onnx(tmp_path / "m.onnx", model), threads=1)
+    runtime = OnnxModel(to_onnx(model, tmp_path / "m.onnx"), threads=1)
     logits, _ = runtime(ids().numpy().astype(np.int64), runtime.new_cache(2))
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), model(ids()), atol=1e-3, rtol=1e-3)
@@ -110,4 +110,4 @@ def test_onnx_runtime_writes_the_same_tokens(name, tmp_path):
 
 def test_dynamic_scaling_is_refused_for_onnx(tmp_path):
     with pytest.raises(ValueError, match="dynamic scaling of RoPE .* cannot be a fixed graph"):
-        to_onnx(tmp_path / "m.onnx", GPT(DYNAMIC))
+        to_onnx(GPT(DYNAMIC), tmp_path / "m.onnx")

@@ -71,7 +71,7 @@ def base_on_the_hub(name: str) -> str | None:
     return name if HUB_NAME.fullmatch(name) and not path.exists() else None
 
 
-def save_whole(folder: Path, model: GPT) -> Path:
+def save_whole(model: GPT, folder: Path) -> Path:
     """Writes a plain model and its tokenizer in Hugging Face's form, and returns the folder.
 
     A GPT-2 without biases is given biases of zero. Raises ValueError for a model that has no exact equivalent
@@ -82,11 +82,11 @@ def save_whole(folder: Path, model: GPT) -> Path:
         model = with_biases(model)
     to_hf(model, folder)
     if tokenizer is not None:
-        save_tokenizer(folder, tokenizer, config.block_size)
+        save_tokenizer(tokenizer, folder, config.block_size)
     return folder
 
 
-def save_base(folder: Path, model: GPT) -> str | None:
+def save_base(model: GPT, folder: Path) -> str | None:
     """Writes a base that only this course reads for PEFT to find, and returns its folder's full path.
 
     A quantized base is written as what it stands for. None, and nothing written, for a model without an exact
@@ -98,10 +98,10 @@ def save_base(folder: Path, model: GPT) -> str | None:
         return None
     if quantization_of(model) is not None:
         model = dequantize(deepcopy(model))
-    return str(save_whole(folder, model).resolve())
+    return str(save_whole(model, folder).resolve())
 
 
-def save_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     """Writes tokenizer.json and tokenizer_config.json, the chat template in it: what AutoTokenizer loads.
 
     Raises ValueError for a tokenizer that has no exact equivalent.
@@ -114,7 +114,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
     write_json(folder / "tokenizer_config.json", config)
 
 
-def save_artefact(folder: Path, model: LanguageModel, base: str | None, card: AdapterCard) -> str:
+def save_artefact(model: LanguageModel, folder: Path, base: str | None, card: AdapterCard) -> str:
     """Writes an adapter, or a model all of whose weights were trained, so that others load it at one call,
     and returns this call: Python.
 
@@ -123,18 +123,18 @@ def save_artefact(folder: Path, model: LanguageModel, base: str | None, card: Ad
     """
     is_adapter = isinstance(model, PromptTuned) or bool(adapters_of(model))
     if is_adapter:
-        save_adapter(folder, model, base_model=base)
+        save_adapter(model, folder, base_model=base)
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is not None:
-            save_tokenizer(folder, tokenizer, model.config.block_size)
+            save_tokenizer(tokenizer, folder, model.config.block_size)
         load = _load_with_peft(folder) if base else _load_with_ours(folder)
     else:
         assert isinstance(model, GPT)
         try:
-            save_whole(folder, model)
+            save_whole(model, folder)
             load = _load_with_transformers(folder)
         except ValueError:
-            checkpoint.save(folder, model, model.tokenizer)
+            checkpoint.save(model, folder, model.tokenizer)
             load = f'from shared.models.gpt import GPT\n\nmodel = GPT.from_checkpoint("{folder}")'
     _write_card(folder / "README.md", card, base if is_adapter else None, load)
     return load
@@ -162,7 +162,7 @@ def _load_with_ours(folder: Path) -> str:
     """Python that puts an adapter on a base that only this course reads."""
     return (
         "from shared.adapters import load_adapter\nfrom shared.models.pretrained import load_model\n\n"
-        f'model = load_adapter("{folder}", load_model("the base"))'
+        f'model = load_adapter(load_model("the base"), "{folder}")'
     )
 
 

@@ -20,16 +20,16 @@ from shared.adapters.lora import LoRAConfig
 from shared.adapters.peft_lora import Weights, read_lora, write_lora
 from shared.adapters.prompts import PromptTuned
 from shared.adapters.whole import whole_modules
+from shared.devices import device_of
 from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
 from shared.registry import unwrapped
-from shared.runtime import device_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_adapter(
-    folder: str | Path, model: nn.Module, name: str = "default", base_model: str | None = None
+    model: nn.Module, folder: str | Path, name: str = "default", base_model: str | None = None
 ) -> Path:
     """Writes an adapter, apart from the base, as PEFT does; returns the folder.
 
@@ -62,8 +62,8 @@ def save_adapter(
         for field, tensor in module.copies[name].named_parameters()
     }
     write_lora(
-        folder,
         model,
+        folder,
         linears={path: base_layer(layer) for path, layer in linear_layers(model).items()},
         layers=weights,
         whole=whole,
@@ -74,7 +74,7 @@ def save_adapter(
     return folder
 
 
-def load_adapter(folder: str | Path, model: Module, name: str = "default") -> Module | PromptTuned:
+def load_adapter(model: Module, folder: str | Path, name: str = "default") -> Module | PromptTuned:
     """Puts an adapter that `save_adapter` or PEFT wrote on its base, uses it, and returns the model.
 
     A soft prompt returns a `PromptTuned`. What PEFT keeps as one (GPT-2's A for queries, keys and values) is
@@ -86,7 +86,7 @@ def load_adapter(folder: str | Path, model: Module, name: str = "default") -> Mo
         prompt = peft_files.read_prompt(folder, model.config, model.token_embedding)
         return PromptTuned(model, prompt.to(device_of(model)))
     linears = {path: base_layer(layer) for path, layer in linear_layers(model).items()}
-    config, layers, whole = read_lora(folder, model, linears)
+    config, layers, whole = read_lora(model, folder, linears)
     check_new(model, layers, name)
     modules = tuple(dict.fromkeys(parameter.rpartition(".")[0] for parameter in whole))
     targets = tuple(dict.fromkeys(path.rpartition(".")[2] for path in layers))

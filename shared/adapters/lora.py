@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.checks import Checks
+from shared.devices import device_of
 from shared.models.layers import Linear
 from shared.quantization.modules import QuantizedLinear
 from shared.registry import without_memory
-from shared.runtime import device_of
 
 BaseLayer = nn.Linear | QuantizedLinear
 """What an adapter can be put on."""

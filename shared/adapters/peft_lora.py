@@ -204,8 +204,8 @@ def _split(
 
 
 def write_lora(
-    folder: Path,
     model: nn.Module,
+    folder: Path,
     *,
     linears: Mapping[str, BaseLayer],
     layers: Mapping[str, Weights],
@@ -304,7 +304,7 @@ def _own_notes(
 
 
 def read_lora(
-    folder: Path, model: nn.Module, linears: Mapping[str, BaseLayer]
+    model: nn.Module, folder: Path, linears: Mapping[str, BaseLayer]
 ) -> tuple[dict[str, Any], dict[str, Weights], dict[str, Tensor]]:
     """The configuration of an adapter, its weights for each of our layers, and the parameters of modules that
     it trains whole.

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from shared.devices import device_of
 from shared.models.gpt import GPT, GPTConfig, KVCache
 from shared.models.layers import swap_modules
 from shared.quantization.modules import QuantizedEmbedding
 from shared.registry import LanguageModel
-from shared.runtime import device_of
 
 
 class SoftPrompt(nn.Module):

@@ -41,7 +41,7 @@ from shared.models.pretrained import load_model
 from shared.quantization.modules import quantization_of
 from shared.quantization.packing import SCHEMES
 from shared.registry import LanguageModel
-from shared.runtime import RunLog, device_of
+from shared.runtime import RunLog
 from shared.tokenizers.base import Tokenizer
 from shared.trackers import TrackerName, check_tracker
 from shared.training.config import TrainConfig
@@ -289,7 +289,7 @@ def fine_tune(settings: SFTSettings) -> SFTResult:
             trainer.take_best().eval()
             summary |= before | _forgetting(settings, model, task.tokenizer, "after")
             if log is not None:
-                usage = save_artefact(out, model, base_name, _card(settings, planned, summary))
+                usage = save_artefact(model, out, base_name, _card(settings, planned, summary))
                 log.artifact(answers=_answers(settings, model, task, talks))
                 log.finish(**summary)
         processes.barrier()
@@ -342,7 +342,7 @@ def _name_of_base(settings: SFTSettings, base: GPT, rank: int) -> str | None:
     """By what name PEFT finds the base. One that only this course reads is written into `out` first."""
     name = base_on_the_hub(settings.model)
     if name is None and settings.method != "full" and rank == 0:
-        return save_base(Path(settings.out) / "base", base)
+        return save_base(base, Path(settings.out) / "base")
     return name
 
 
@@ -390,9 +390,7 @@ def _forgetting(
         return {}
     time = min(settings.block_size, model.config.block_size)
     corpus = load_corpus(settings.old_text, tokenizer, time)
-    evaluation = evaluate(
-        model, corpus.val, time, corpus.token_bytes, max_windows=TEXT_WINDOWS, device=device_of(model)
-    )
+    evaluation = evaluate(model, corpus.val, time, corpus.token_bytes, max_windows=TEXT_WINDOWS)
     return {f"old_text_perplexity_{when}": evaluation.perplexity}
 
 

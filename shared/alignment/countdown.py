@@ -29,8 +29,8 @@ from torch import Generator, Tensor, nn
 from shared.adapters.packing import IGNORED
 from shared.alignment.loops import draw_answers, pad_prompts
 from shared.checks import Checks
+from shared.devices import device_of
 from shared.evaluation import cross_entropy
-from shared.runtime import device_of
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.char import CharTokenizer
 from shared.training.config import TrainConfig

@@ -19,7 +19,8 @@ from shared.course.doctor import Doctor, doctor
 from shared.course.exercise.week import exercise_names, solved_exercises
 from shared.course.notebooks import COPY, Notebooks, notebooks
 from shared.course.runs import choose, first_figures, output_root, relative, week_results, weeks
-from shared.runtime import ROOT, clock, devices, table
+from shared.devices import devices
+from shared.runtime import ROOT, clock, table
 
 LAST_WRITTEN = 6
 """The last week whose model a learner writes; the others go on with what week 6 has saved."""

@@ -13,7 +13,8 @@ import requests
 import torch
 
 from shared.assets import ASSETS, Asset, Wheel, WheelParts, cache_folder, cached
-from shared.runtime import DEVICE_TOLERANCE, ROOT, device_name, devices, table, wrong_by
+from shared.devices import DEVICE_TOLERANCE, device_name, devices, wrong_by
+from shared.runtime import ROOT, table
 
 
 @dataclass(frozen=True)

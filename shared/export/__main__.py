@@ -85,7 +85,7 @@ def with_adapter(model: GPT, folder: str, say: Callable[[str], None]) -> GPT:
     if rounding is not None and quantization_of(model) is None:
         model = quantize(model, **rounding, say=lambda line: None)
         say(f"the base is rounded to {rounding['scheme']} first, as it was when the adapter learned")
-    adapted = load_adapter(folder, model)
+    adapted = load_adapter(model, folder)
     if not isinstance(adapted, GPT):
         raise ValueError(
             f"{folder} holds a soft prompt, which stands beside the text and is no change of the weights: it"
@@ -96,7 +96,7 @@ def with_adapter(model: GPT, folder: str, say: Callable[[str], None]) -> GPT:
 
 def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
     """Loads, exports, and says what was written."""
-    model = load_model(settings.model)
+    model = load_model(settings.model, "cpu")
     tokenizer = model.tokenizer
     metrics = checkpoint.read_metrics(settings.model)
     if settings.adapter is not None:
@@ -113,11 +113,11 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
         figures = [
             {"measured": name.replace("_", " "), "value": f"{value:.4g}"} for name, value in metrics.items()
         ]
-        save_hf_folder(out, model, tokenizer, Card(settings.title, figures=figures, license=settings.license))
+        save_hf_folder(model, out, tokenizer, Card(settings.title, figures=figures, license=settings.license))
     elif settings.format == "gguf":
-        to_gguf(out, model, tokenizer, settings.kind)
+        to_gguf(model, out, tokenizer, settings.kind)
     else:
-        to_onnx(out, model)
+        to_onnx(model, out)
         if tokenizer is not None:
             tokenizer.save(beside)
     written = {"hf": [out / name for name in FILES], "gguf": [out], "onnx": [out, weights_of(out), beside]}[

@@ -55,9 +55,9 @@ class _TensorInfo(NamedTuple):
 
 
 def to_gguf(
-    path: str | Path,
     model: GPT,
-    tokenizer: Tokenizer | None,
+    path: str | Path,
+    tokenizer: Tokenizer | None = None,
     kind: Literal["F32", "F16", "Q8_0", "Q4_0"] = "F16",
     name: str | None = None,
 ) -> Path:

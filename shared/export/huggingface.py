@@ -54,7 +54,7 @@ class Card:
 
 
 def save_hf_folder(
-    folder: str | Path, model: GPT, tokenizer: Tokenizer | None, card: Card | None = None
+    model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None, card: Card | None = None
 ) -> Path:
     """Writes a folder that transformers loads with `from_pretrained`, model and tokenizer, and returns it.
 

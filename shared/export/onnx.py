@@ -92,7 +92,7 @@ def weights_of(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
-def to_onnx(path: str | Path, model: GPT) -> Path:
+def to_onnx(model: GPT, path: str | Path) -> Path:
     """Writes a GPT as ONNX, in fp32, and returns the path.
 
     Inputs: `input_ids` int64 [batch, time]; for each layer `past_key_values.N.key` and `.value`, fp32 [batch,

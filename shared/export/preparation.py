@@ -7,7 +7,7 @@ from shared.tokenizers import Tokenizer
 
 
 def ready_to_export(model: GPT, tokenizer: Tokenizer | None) -> tuple[GPT, Tokenizer]:
-    """A model and its tokenizer as other programs can hold them.
+    """A model and its tokenizer (None: the model's own) as other programs can hold them.
 
     A GPT-2 without biases comes back with biases of zero, which other programs expect. Raises ValueError for
     a model whose layers were swapped (adapters, quantization), and for a tokenizer that is missing or has
@@ -15,6 +15,8 @@ def ready_to_export(model: GPT, tokenizer: Tokenizer | None) -> tuple[GPT, Token
     """
     model = unwrapped(model)
     plain_tensors(model)  # raises where layers were swapped
+    if tokenizer is None:
+        tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError(
             "a model is exported with its tokenizer, and this one has none: give the one it was trained with"

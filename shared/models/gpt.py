@@ -29,7 +29,6 @@ from shared.models.rotary import Rotary
 from shared.registry import LanguageModel, register_model
 from shared.sampling.generate import generate
 from shared.sampling.text import stream_text
-from shared.tokenizers.base import Tokenizer
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -131,8 +130,7 @@ def normed(norm: nn.Module | None, x: Tensor) -> Tensor:
 class GPT(LanguageModel):
     """The model: int64 [batch, time] -> logits [batch, time, vocab_size].
 
-    Losses, sampling and adapters live outside. `tokenizer` is None until what loads the model
-    (`from_checkpoint`, for one) sets it.
+    Losses, sampling and adapters live outside.
     """
 
     config: GPTConfig
@@ -142,7 +140,6 @@ class GPT(LanguageModel):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.tokenizer: Tokenizer | None = None
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
@@ -248,7 +245,7 @@ class GPT(LanguageModel):
         return self.cache_type(self.config, batch_size, max_length, weight.device, weight.dtype)
 
     @classmethod
-    def from_checkpoint(cls, folder: str | Path, device: torch.device | str = "cpu") -> "GPT":
+    def from_checkpoint(cls, folder: str | Path, device: torch.device | str = "auto") -> "GPT":
         """The model in a checkpoint's folder, in eval mode, with its tokenizer under `tokenizer`.
 
         Raises ValueError where `checkpoint.load` does, and for a model that is not a GPT.
@@ -256,7 +253,6 @@ class GPT(LanguageModel):
         loaded = checkpoint.load(folder, device=device)
         if not isinstance(loaded.model, cls):
             raise ValueError(f"{folder} holds a {type(loaded.model).__name__}, not a GPT")
-        loaded.model.tokenizer = loaded.tokenizer
         return loaded.model
 
     def generate(self, prompt: str, max_new_tokens: int = 200, **sampling: Any) -> str:

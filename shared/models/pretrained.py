@@ -28,6 +28,7 @@ from torch import Tensor
 
 from shared import checkpoint
 from shared.assets import fetch
+from shared.devices import resolve_device
 from shared.models.families import config_from_hf, hf_config
 from shared.models.family import refuse
 from shared.models.gguf_families import FACTORS, config_from_gguf, llama3_scaling
@@ -379,7 +380,7 @@ def from_gguf(
 
 def load_model(
     name: str | Path,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     dtype: torch.dtype | None = None,
     *,
     each: Each | None = None,
@@ -394,6 +395,7 @@ def load_model(
     the whole model is never there in full. Raises ValueError for anything else, and for files that are
     damaged or that our GPT cannot express.
     """
+    where = resolve_device(device)
     path = Path(name)
     folder = checkpoint.find(path)
     if name in BY_NAME:
@@ -403,7 +405,7 @@ def load_model(
     elif folder is not None and _is_hugging_faces(folder):
         model = from_hf(folder, dtype=dtype, each=each)
     elif folder is not None:
-        model = GPT.from_checkpoint(path)
+        model = GPT.from_checkpoint(path, "cpu")
         if each is not None:
             each(model)
     elif HUB_NAME.fullmatch(str(name)) and not path.exists():
@@ -415,7 +417,7 @@ def load_model(
             " hub such as 'gpt2'"
             f"{made_by(name)}"
         )
-    return model.to(device=device, dtype=dtype)
+    return model.to(device=where, dtype=dtype)
 
 
 def load_smollm2(blocks: int | None = None) -> tuple[GPT, BPETokenizer]:

@@ -21,12 +21,12 @@ import torch
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.data.corpus import fixed_windows
+from shared.devices import pick_device
 from shared.evaluation import Evaluation
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.quantization.gptq import gptq
 from shared.quantization.modules import num_bytes, quantize, save_quantized
-from shared.runtime import pick_device
 from shared.tokenizers import Tokenizer
 from shared.training.own_model import name_and_source
 from shared.zero_shot.scoring import sliding_window
@@ -89,7 +89,7 @@ def main(settings: Settings, say: Callable[[str], None] = print) -> Path:
         windows = _windows(model, settings.gptq, settings.gptq_tokens)
         gptq(model, windows, settings.group_size or 32, skip=settings.skip, say=say)
     after = _measured(model, settings)
-    save_quantized(settings.out, model, model.tokenizer)
+    save_quantized(model, settings.out, model.tokenizer)
     size = num_bytes(model)
     say(f"{megabytes:,.1f} MB -> {size / 1e6:,.1f} MB, {8 * size / weights:.2f} bits for each weight")
     if before is not None and after is not None:

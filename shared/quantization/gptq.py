@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.devices import device_of
 from shared.models.gpt import GPT
 from shared.quantization.kernels import how_computed, with_kernel
 from shared.quantization.modules import check_model, check_settings, put_packed
 from shared.quantization.packing import Int4Weight, PackedWeight, group_ranges, int4_codes
-from shared.runtime import device_of
 
 
 @torch.no_grad()

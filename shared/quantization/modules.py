@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from shared import checkpoint
-from shared.models.gpt import GPT
+from shared.devices import device_of
 from shared.models.layers import Linear, swap_modules
 from shared.quantization.kernels import KERNELS, how_computed, with_kernel
 from shared.quantization.packing import GROUP_SIZES, SCHEMES, PackedWeight, check_weight
 from shared.registry import LanguageModel, unwrapped, without_memory
-from shared.runtime import device_of
 from shared.tokenizers.base import Tokenizer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -283,8 +282,8 @@ def num_bytes(model: nn.Module) -> int:
 
 
 def save_quantized(
-    folder: str | Path,
     model: LanguageModel,
+    folder: str | Path,
     tokenizer: Tokenizer | None = None,
     metrics: dict[str, float] | None = None,
 ) -> Path:
@@ -299,13 +298,13 @@ def save_quantized(
         raise ValueError("this model is not quantized: save it with checkpoint.save, or quantize it first")
     skipped = list(_linears(model))
     entry = settings | {"skip": skipped} if skipped else settings
-    return checkpoint.save(folder, model, tokenizer, metrics, more={ENTRY: entry})
+    return checkpoint.save(model, folder, tokenizer, metrics, more={ENTRY: entry})
 
 
 def load_quantized(
-    folder: str | Path, scheme: str | None = None, device: torch.device | str = "cpu"
+    folder: str | Path, scheme: str | None = None, device: torch.device | str = "auto"
 ) -> checkpoint.Checkpoint:
-    """`checkpoint.load` of a quantized model, and of no other; a GPT has its tokenizer under `tokenizer` too.
+    """`checkpoint.load` of a quantized model, and of no other.
 
     scheme: if given, the checkpoint must be of this one. Raises ValueError for one of another scheme, for one
     that is not quantized, and where `checkpoint.load` does.
@@ -321,8 +320,6 @@ def load_quantized(
             f"the checkpoint in {folder} is quantized by {settings['scheme']}, not {scheme}: quantize the"
             f" original again by {scheme}"
         )
-    if isinstance(loaded.model, GPT):
-        loaded.model.tokenizer = loaded.tokenizer
     return loaded
 
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, get_num_threads
 
 from shared.assets import cache_folder
-from shared.runtime import CPUINFO, write_atomically
+from shared.devices import CPUINFO
+from shared.runtime import write_atomically
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], [])

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from shared.assets import fetch
+from shared.devices import device_of
 from shared.models.gpt import GPT
 from shared.retrieval.stores import Vectors
-from shared.runtime import device_of
 from shared.tokenizers import Tokenizer
 
 # ---- by meaning

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shared.devices import device_of
 from shared.models.gpt import GPT, KVCache
 from shared.retrieval.evidence import Window
 from shared.retrieval.spans import spans
-from shared.runtime import device_of
 from shared.tokenizers import Tokenizer
 
 EXAMPLES = (

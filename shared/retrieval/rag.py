@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 import regex
 import torch
 
+from shared.devices import device_of
 from shared.registry import LanguageModel
 from shared.retrieval.bm25 import UNSPACED
 from shared.retrieval.documents import Chunk
@@ -33,7 +34,6 @@ from shared.retrieval.domain import default_threshold, is_outside
 from shared.retrieval.evidence import Source, Support, supporting
 from shared.retrieval.followups import self_contained, title_of_best
 from shared.retrieval.quoting import Quoter
-from shared.runtime import device_of
 from shared.sampling.generate import generate
 from shared.sampling.text import stream_text
 from shared.tokenizers import Tokenizer

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from shared import checkpoint
 from shared.commandline import errors_for_people, parse_args
+from shared.devices import pick_device
 from shared.registry import LanguageModel, import_all_models
-from shared.runtime import pick_device
 from shared.sampling.generate import generate
 from shared.sampling.text import stream_text
 from shared.tokenizers.base import Tokenizer

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.devices import device_of
 from shared.registry import LanguageModel
-from shared.runtime import check_seed, device_of
+from shared.runtime import check_seed
 
 GREEDY_BELOW = 1e-6
 """A temperature below this takes the largest logit: dividing by less would overflow."""

@@ -28,9 +28,9 @@ import uvicorn
 from shared.assets import cache_folder
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
+from shared.devices import pick_device
 from shared.models.gpt import GPT
 from shared.quantization.modules import num_bytes
-from shared.runtime import pick_device
 from shared.serving import chat
 from shared.serving.api import CompletionServer, describe_size
 from shared.serving.chat import ChatSettings, chat_in_terminal

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from shared.adapters.files import load_adapter
+from shared.devices import pick_device
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.quantization.modules import quantize
-from shared.runtime import pick_device
 from shared.tokenizers import Tokenizer
 
 
@@ -30,5 +30,5 @@ def load_served(
         quantize(loaded, scheme, group_size)
     for adapter in adapters:
         name, _, folder = adapter.partition("=")
-        load_adapter(folder, loaded, name)
+        load_adapter(loaded, folder, name)
     return loaded, loaded.tokenizer

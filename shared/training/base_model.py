@@ -19,9 +19,10 @@ from shared.course.runs import output_root
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, TokenDataset, load_corpus, read_text, split_text
 from shared.data.shards import INDEX, open_shards
+from shared.devices import device_name
 from shared.evaluation import known_words
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import ROOT, RunLog, device_name, read_json
+from shared.runtime import ROOT, RunLog, read_json
 from shared.sampling.generate import generate
 from shared.tokenizers.bpe import BPETokenizer
 from shared.training.config import TrainConfig
@@ -169,7 +170,7 @@ def trained_base_model(preset: str, **changes: Any) -> tuple[GPT, Corpus]:
         train_base_model(settings)
     else:
         _refuse_another_training(settings.train, BASE_PRESETS[preset].train, folder.parent)
-    model = checkpoint.load(folder, corpus.tokenizer).model
+    model = checkpoint.load(folder, corpus.tokenizer, "cpu").model
     if not isinstance(model, GPT):
         raise ValueError(f"{folder} holds a {type(model).__name__}, not a GPT")
     model.tokenizer = corpus.tokenizer

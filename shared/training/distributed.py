@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from shared.devices import pick_device
 from shared.registry import unwrapped
-from shared.runtime import pick_device
 from shared.training.execution import OneProcess
 
 

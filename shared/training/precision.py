@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from shared.runtime import CPUINFO
+from shared.devices import CPUINFO
 from shared.training.execution import FP32, Precision
 from shared.training.fp8 import to_fp8
 from shared.training.profiling import matmul_peak

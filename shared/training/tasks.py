@@ -92,6 +92,5 @@ class NextToken:
             config.block_size,
             self.corpus.token_bytes,
             max_windows=config.eval_windows,
-            device=device,
         )
         return evaluation.as_metrics()

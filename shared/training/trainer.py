@@ -140,7 +140,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         """Gives the model the weights that it had at the lowest validation loss, and returns it."""
         if self.checkpoints is None:
             raise ValueError("this Trainer keeps no checkpoints: give it a folder for them")
-        weights, _, _ = checkpoint.load_learned(self.checkpoints / "best", self.model, self.task.tokenizer)
+        weights, _, _ = checkpoint.load_learned(self.model, self.checkpoints / "best", self.task.tokenizer)
         fill(checkpoint.learned(self.model), weights, self.processes)
         return self.model
 
@@ -288,8 +288,8 @@ class Trainer(ResumableLoop[TrainConfig]):
         weights = self._full_weights()
         if self.processes.rank == 0:
             checkpoint.save(
-                self.checkpoints / "best",
                 self.model,
+                self.checkpoints / "best",
                 self.task.tokenizer,
                 self.final,
                 weights=weights,
@@ -378,8 +378,8 @@ class Trainer(ResumableLoop[TrainConfig]):
         if self.processes.rank > 0:
             return
         checkpoint.save(
-            path,
             self.model,
+            path,
             self.task.tokenizer,
             self.final,
             tensors=state.tensors,
@@ -391,7 +391,7 @@ class Trainer(ResumableLoop[TrainConfig]):
     def _read(self, path: Path) -> RunState | None:
         if checkpoint.find(path) is None:
             return None
-        weights, tensors, values = checkpoint.load_learned(path, self.model, self.task.tokenizer)
+        weights, tensors, values = checkpoint.load_learned(self.model, path, self.task.tokenizer)
         if not values:
             raise ValueError(f"{path} was saved without training state: it can be used, not resumed")
         # The first checkpoints had neither, and until hashes were kept, a file's name had none.

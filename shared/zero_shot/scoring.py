@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from shared.devices import device_of
 from shared.evaluation import Evaluation, bits_per_byte, perplexity
-from shared.runtime import device_of
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 

@@ -64,9 +64,9 @@ def logits_of_peft(folder: Path) -> torch.Tensor:
 def test_peft_loads_adapter_and_base_at_one_call(kind, config, tmp_path):
     """The base is one of ours: it is written beside the adapter, and named."""
     model = base(config)
-    name = save_base(tmp_path / "base", model)
+    name = save_base(model, tmp_path / "base")
     model = learn(add_lora(model, lora_config(**KINDS[kind])))
-    said = save_artefact(tmp_path, model, name, CARD)
+    said = save_artefact(model, tmp_path, name, CARD)
     with torch.no_grad():
         expected = model(ids())
     close(logits_of_peft(tmp_path), expected, atol=1e-4)
@@ -80,7 +80,7 @@ def test_a_base_in_hugging_faces_form_is_named_where_it_lies(tmp_path):
     to_hf(model, tmp_path / "theirs")
     name = base_on_the_hub(str(tmp_path / "theirs"))
     model = learn(add_lora(model, lora_config()))
-    save_artefact(tmp_path / "adapter", model, name, CARD)
+    save_artefact(model, tmp_path / "adapter", name, CARD)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(tmp_path / "theirs")
     with torch.no_grad():
@@ -90,9 +90,9 @@ def test_a_base_in_hugging_faces_form_is_named_where_it_lies(tmp_path):
 def test_a_quantized_base_is_written_as_what_it_stands_for(tmp_path):
     # Without kernels, which round what goes into a packed layer.
     model = quantize(base(replace(LLAMA, n_embd=64)), "nf4", say=lambda line: None, kernels=())
-    name = save_base(tmp_path / "base", model)
+    name = save_base(model, tmp_path / "base")
     model = learn(add_lora(model, lora_config()))
-    save_artefact(tmp_path, model, name, CARD)
+    save_artefact(model, tmp_path, name, CARD)
     with torch.no_grad():
         close(logits_of_peft(tmp_path), model(ids()), atol=1e-4)
     assert rounding_of(tmp_path) == {"scheme": "nf4", "group_size": 64, "double_quant": True}
@@ -101,7 +101,7 @@ def test_a_quantized_base_is_written_as_what_it_stands_for(tmp_path):
 @pytest.mark.parametrize("chat", [False, True], ids=["play", "chat"])
 def test_tokenizer_and_chat_template_beside_it_give_our_ids(chat, tmp_path):
     model = add_lora(base(chat=chat), lora_config())
-    save_artefact(tmp_path, model, "someone/base", CARD)
+    save_artefact(model, tmp_path, "someone/base", CARD)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     text = synthetic_text()[:2000]
     assert theirs(text, add_special_tokens=False)["input_ids"] == model.tokenizer.encode(text)
@@ -112,12 +112,12 @@ def test_tokenizer_and_chat_template_beside_it_give_our_ids(chat, tmp_path):
 
 def test_a_whole_model_is_a_hugging_face_folder_or_where_it_cannot_be_a_checkpoint(tmp_path):
     model = base()
-    save_artefact(tmp_path / "llama", model, None, CARD)
+    save_artefact(model, tmp_path / "llama", None, CARD)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
     with torch.no_grad():
         close(theirs(ids()).logits, model(ids()), atol=1e-4)
     other = base(OTHER)
-    said = save_artefact(tmp_path / "other", other, None, CARD)
+    said = save_artefact(other, tmp_path / "other", None, CARD)
     assert "GPT.from_checkpoint" in said
     with torch.no_grad():
         assert torch.equal(checkpoint.load(tmp_path / "other").model(ids()), other(ids()))
@@ -125,15 +125,15 @@ def test_a_whole_model_is_a_hugging_face_folder_or_where_it_cannot_be_a_checkpoi
 
 def test_a_base_that_nobody_else_has_is_said_to_be_ours(tmp_path):
     model = base(OTHER)
-    assert save_base(tmp_path / "base", model) is None and not (tmp_path / "base").exists()
-    said = save_artefact(tmp_path / "a", add_lora(model, lora_config()), None, CARD)
+    assert save_base(model, tmp_path / "base") is None and not (tmp_path / "base").exists()
+    said = save_artefact(add_lora(model, lora_config()), tmp_path / "a", None, CARD)
     assert "from shared.adapters import load_adapter" in said
 
 
 def test_bases_are_called_as_the_hub_calls_them(tmp_path):
-    checkpoint.save(tmp_path / "ours", base(), tokenizer(False))
+    checkpoint.save(base(), tmp_path / "ours", tokenizer(False))
     assert base_on_the_hub(str(tmp_path / "ours")) is None
     assert base_on_the_hub("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert base_on_the_hub("someone/model") == "someone/model"
-    save_whole(tmp_path / "theirs", base())
+    save_whole(base(), tmp_path / "theirs")
     assert base_on_the_hub(str(tmp_path / "theirs")) == str((tmp_path / "theirs").resolve())

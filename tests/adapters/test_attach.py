@@ -152,8 +152,8 @@ def test_combinations_are_pefts(method, weights, tmp_path):
     theirs.add_weighted_adapter(names, weights, "sum", combination_type=method, svd_full_matrices=False)
     theirs.save_pretrained(tmp_path, selected_adapters=names)
     model = from_hf(hf("llama"))
-    load_adapter(tmp_path, model, "default")
-    load_adapter(tmp_path / "other", model, "other")
+    load_adapter(model, tmp_path, "default")
+    load_adapter(model, tmp_path / "other", "other")
     combine_adapters(model, dict(zip(names, weights)), "sum", method)
     for i in range(2):
         layer = theirs.base_model.model.model.layers[i].mlp.down_proj
@@ -204,7 +204,7 @@ def test_a_layer_that_shares_its_weight_is_refused(prepare):
         (lambda m: add_lora(m, LoRAConfig(), "a.b"), "cannot be called 'a.b'"),
         (lambda m: use_adapters(m, ["a", "x"]), "no adapter is called 'x'; there are: a, b, c"),
         (lambda m: remove_adapter(m, "x"), "no adapter is called 'x'"),
-        (lambda m: save_adapter("nowhere", m, "x"), "no adapter is called 'x'"),
+        (lambda m: save_adapter(m, "nowhere", "x"), "no adapter is called 'x'"),
         (lambda m: combine_adapters(m, {"a": 1, "x": 1}, "n"), "no adapter is called 'x'"),
         (lambda m: combine_adapters(m, {"a": 1}, "b"), "there is an adapter 'b'"),
         (lambda m: combine_adapters(m, {"a": 1}, "n", "mean"), "choose cat, svd or linear"),

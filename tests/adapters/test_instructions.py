@@ -381,7 +381,7 @@ def test_the_best_evaluation_can_be_taken_and_saved_as_an_adapter(tmp_path):
     assert summary["best_val_loss"] < summary["val_loss"]
     model = trainer.take_best()
     assert trainer.task.evaluate(model, config)["val_loss"] == summary["best_val_loss"]
-    loaded = load_adapter(save_adapter(tmp_path / "a", model), model_of(SMALL))
+    loaded = load_adapter(model_of(SMALL), save_adapter(model, tmp_path / "a"))
     assert trainer.task.evaluate(loaded, config)["val_loss"] == summary["best_val_loss"]
     smaller = add_lora(model_of(replace(SMALL, n_layer=1)), LoRAConfig(r=2))
     with pytest.raises(ValueError, match="is of another model"):

@@ -99,7 +99,7 @@ def test_dora_on_rows_of_zeros_stays_finite():
 def test_what_an_adapter_is_comes_back_with_its_file(tmp_path):
     settings = {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.3, "use_rslora": True}
     model = add_lora(gpt(), LoRAConfig(target_modules=("q_proj", "v_proj"), **settings))
-    loaded = adapters_of(load_adapter(save_adapter(tmp_path, model), gpt()))["default"]
+    loaded = adapters_of(load_adapter(gpt(), save_adapter(model, tmp_path)))["default"]
     assert {name: getattr(loaded, name) for name in settings} == settings
 
 
@@ -277,7 +277,7 @@ def test_round_a_quantized_layer_it_is_the_same_adapter(scheme, kind, idx):
 def test_an_adapter_learned_on_a_quantized_base_goes_on_the_original(tmp_path):
     quantized = quantize(gpt(), "nf4", 32, say=lambda line: None)
     base = learn(add_lora(quantized, LoRAConfig(target_modules=ALL)))
-    model = load_adapter(save_adapter(tmp_path, base), gpt())
+    model = load_adapter(gpt(), save_adapter(base, tmp_path))
     for name, layer in linear_layers(model).items():
         if name != "lm_head":
             assert_same_bits(bits(layer.adapters), bits(base.get_submodule(name).adapters))

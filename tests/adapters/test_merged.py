@@ -55,11 +55,11 @@ def test_an_exported_merged_qlora_gives_the_logits_of_the_adapted_model(config, 
 
 def test_a_merged_qlora_is_saved_and_quantized_again(idx, tmp_path):
     model = merge_lora(qlora("gpt2"))
-    loaded = checkpoint.load(checkpoint.save(tmp_path / "plain", model)).model
+    loaded = checkpoint.load(checkpoint.save(model, tmp_path / "plain")).model
     assert_same_bits(bits(loaded), bits(model))
     expected = model(idx)
     again = quantize(model, "int8", say=quiet)
-    loaded = load_quantized(save_quantized(tmp_path / "int8", again)).model
+    loaded = load_quantized(save_quantized(again, tmp_path / "int8")).model
     assert torch.equal(loaded(idx), again(idx))
     assert (again(idx) - expected).norm() < 0.03 * expected.norm()
 
@@ -96,15 +96,15 @@ def test_a_save_that_nothing_could_load_is_refused_at_once(what, tmp_path):
         saves.append(save_quantized)
     for save in saves:
         with pytest.raises(ValueError, match=r"could not be loaded again.*\(save_adapter\)"):
-            save(tmp_path / "m", model)
+            save(model, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_adapter_of_what_is_refused_is_saved_by_itself(idx, tmp_path):
     model = qlora()
     base = quantize(gpt(), "nf4", 32, say=quiet, kernels=())
-    save_quantized(tmp_path / "base", base)
-    loaded = load_adapter(save_adapter(tmp_path / "adapter", model), base)
+    save_quantized(base, tmp_path / "base")
+    loaded = load_adapter(base, save_adapter(model, tmp_path / "adapter"))
     assert torch.equal(loaded(idx), model(idx))
 
 

@@ -35,29 +35,29 @@ from tests.adapters.helpers import (
     ],
 )
 def test_an_adapter_of_another_base_is_refused(base, message, tmp_path):
-    save_adapter(tmp_path, adapted())
+    save_adapter(adapted(), tmp_path)
     model = base()
     before = bits(model)
     with pytest.raises(ValueError, match=message):
-        load_adapter(tmp_path, model)
+        load_adapter(model, tmp_path)
     assert_same_bits(bits(model), before)
 
 
 def test_an_adapter_of_a_compiled_model_is_saved_like_that_of_the_model_in_it(tmp_path):
     model = adapted()
     for name, given in (("a", model), ("b", torch.compile(model))):
-        save_adapter(tmp_path / name, given)
+        save_adapter(given, tmp_path / name)
     assert (tmp_path / "a" / CONFIG).read_bytes() == (tmp_path / "b" / CONFIG).read_bytes()
     assert_same_bits(load_file(tmp_path / "a" / WEIGHTS), load_file(tmp_path / "b" / WEIGHTS))
 
 
 def test_a_prompt_of_another_base_is_refused(tmp_path):
-    save_adapter(tmp_path, add_prompt(gpt(GPT2), 3))
+    save_adapter(add_prompt(gpt(GPT2), 3), tmp_path)
     with pytest.raises(ValueError, match="another base"):
-        load_adapter(tmp_path, gpt(GPT2, seed=1))
+        load_adapter(gpt(GPT2, seed=1), tmp_path)
     with pytest.raises(ValueError, match="another base or length"):
-        load_adapter(tmp_path, gpt(replace(GPT2, n_embd=64)))
-    assert isinstance(load_adapter(tmp_path, gpt(GPT2)), PromptTuned)
+        load_adapter(gpt(replace(GPT2, n_embd=64)), tmp_path)
+    assert isinstance(load_adapter(gpt(GPT2), tmp_path), PromptTuned)
 
 
 SETTINGS = [
@@ -100,28 +100,28 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage, message", DAMAGES)
 def test_files_that_do_not_fit_are_refused(damage, message, tmp_path):
-    save_adapter(tmp_path, adapted())
+    save_adapter(adapted(), tmp_path)
     rewrite(tmp_path, **damage)
     model = gpt()
     with pytest.raises(ValueError, match=message):
-        load_adapter(tmp_path, model)
+        load_adapter(model, tmp_path)
     assert not adapters_of(model)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_a_cut_or_missing_file_is_named(name, tmp_path):
-    save_adapter(tmp_path, adapted())
+    save_adapter(adapted(), tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="holds no adapter, or a damaged one"):
-        load_adapter(tmp_path, gpt())
+        load_adapter(gpt(), tmp_path)
     path.unlink()
     with pytest.raises(ValueError, match="holds no adapter"):
-        load_adapter(tmp_path, gpt())
+        load_adapter(gpt(), tmp_path)
 
 
 def test_a_models_folder_is_not_overwritten(tmp_path):
     to_hf(gpt(), tmp_path)
     with pytest.raises(ValueError, match="holds a model"):
-        save_adapter(tmp_path, adapted())
+        save_adapter(adapted(), tmp_path)
     assert unshared(from_hf(tmp_path)).keys() == unshared(gpt()).keys()

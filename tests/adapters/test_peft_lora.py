@@ -50,7 +50,7 @@ OURS = {
 def test_we_load_pefts_adapters(family, targets, kind, tmp_path, idx):
     theirs = peft_model(family, kind, targets)
     theirs.save_pretrained(tmp_path)
-    model = load_adapter(tmp_path, from_hf(hf(family)))
+    model = load_adapter(from_hf(hf(family)), tmp_path)
     assert (model(idx) - from_hf(hf(family))(idx)).abs().max() > 0.01
     close(model(idx), theirs(idx).logits)
     close(merge_lora(deepcopy(model))(idx), theirs(idx).logits)
@@ -60,7 +60,7 @@ def test_we_load_pefts_adapters(family, targets, kind, tmp_path, idx):
 @pytest.mark.parametrize("family, targets", BOTH)
 def test_what_we_loaded_we_write_as_peft_did(family, targets, kind, tmp_path):
     peft_model(family, kind, targets).save_pretrained(tmp_path / "theirs")
-    save_adapter(tmp_path / "ours", load_adapter(tmp_path / "theirs", from_hf(hf(family))))
+    save_adapter(load_adapter(from_hf(hf(family)), tmp_path / "theirs"), tmp_path / "ours")
     assert_same_bits(load_file(tmp_path / "ours" / WEIGHTS), load_file(tmp_path / "theirs" / WEIGHTS))
     ours, theirs = (json.loads((tmp_path / side / CONFIG).read_text()) for side in ("ours", "theirs"))
     same = (
@@ -86,7 +86,7 @@ def test_peft_loads_our_adapters(family, targets, kind, tmp_path, idx):
     base = hf(family)
     config = LoRAConfig(r=3, lora_alpha=5, target_modules=OURS[targets], **KINDS[kind])
     model = learn(add_lora(from_hf(base), config))
-    theirs = load_strictly(base, save_adapter(tmp_path, model))
+    theirs = load_strictly(base, save_adapter(model, tmp_path))
     assert (model(idx) - base(idx).logits).abs().max() > 0.01
     close(theirs(idx).logits, model(idx))
     layers = {name for name, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
@@ -100,7 +100,7 @@ def written_layers(folder: Path) -> set[str]:
 
 @pytest.mark.filterwarnings("error:.*missing.*")
 def test_a_key_that_is_missing_would_be_noticed(tmp_path):
-    save_adapter(tmp_path, add_lora(from_hf(hf("llama")), LoRAConfig(target_modules=ALL)))
+    save_adapter(add_lora(from_hf(hf("llama")), LoRAConfig(target_modules=ALL)), tmp_path)
     rewrite(tmp_path, tensors=without_first)
     with pytest.raises(UserWarning, match="missing"):
         load_strictly(hf("llama"), tmp_path)
@@ -111,7 +111,7 @@ def test_a_key_that_is_missing_would_be_noticed(tmp_path):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_what_we_write_we_read_back_bit_for_bit(config, targets, kind, tmp_path, idx):
     model = adapted(CONFIGS[config], target_modules=OURS[targets], **KINDS[kind])
-    again = load_adapter(save_adapter(tmp_path, model), gpt(CONFIGS[config]))
+    again = load_adapter(gpt(CONFIGS[config]), save_adapter(model, tmp_path))
     assert_same_bits(bits(again), bits(model))
     assert torch.equal(again(idx), model(idx))
     assert scales(again) == scales(model)
@@ -127,18 +127,18 @@ def test_peft_on_our_own_model_writes_what_we_load(tmp_path, idx):
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"])
     theirs = learn(peft.get_peft_model(gpt(OTHER), config).eval())
     theirs.save_pretrained(tmp_path / "theirs")
-    model = load_adapter(tmp_path / "theirs", gpt(OTHER))
+    model = load_adapter(gpt(OTHER), tmp_path / "theirs")
     close(model(idx), theirs(idx))
-    close(load_strictly(gpt(OTHER), save_adapter(tmp_path / "ours", model))(idx), model(idx))
+    close(load_strictly(gpt(OTHER), save_adapter(model, tmp_path / "ours"))(idx), model(idx))
 
 
 def test_ranks_that_differ_by_layer(tmp_path, idx):
     ranks = {"down_proj": 2, r"layers\.1\.self_attn\.q_proj": 7}
     theirs = peft_model("llama", "rslora", rank_pattern=ranks, alpha_pattern={"up_proj": 11})
     theirs.save_pretrained(tmp_path / "theirs")
-    model = load_adapter(tmp_path / "theirs", from_hf(hf("llama")))
+    model = load_adapter(from_hf(hf("llama")), tmp_path / "theirs")
     close(model(idx), theirs(idx).logits)
-    close(load_strictly(hf("llama"), save_adapter(tmp_path / "ours", model))(idx).logits, model(idx))
+    close(load_strictly(hf("llama"), save_adapter(model, tmp_path / "ours"))(idx).logits, model(idx))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +147,7 @@ def test_training_goes_as_pefts_does(family, kind, tmp_path, idx):
     """GPT-2's A belongs to queries, keys and values, and is trained as one."""
     theirs = peft_model(family, kind)
     theirs.save_pretrained(tmp_path)
-    model = load_adapter(tmp_path, from_hf(hf(family)))
+    model = load_adapter(from_hf(hf(family)), tmp_path)
     ours = train(model, lambda: model(idx), idx)
     assert ours == pytest.approx(train(theirs, lambda: theirs(idx).logits, idx), abs=1e-4)
     assert ours[-1] < ours[0] - 0.01

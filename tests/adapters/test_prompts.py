@@ -35,10 +35,10 @@ def test_prompts_are_pefts_both_ways(family, tmp_path, idx):
     config = peft.PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
     theirs = learn(peft.get_peft_model(deepcopy(base), config).eval())
     theirs.save_pretrained(tmp_path / "theirs")
-    model = load_adapter(tmp_path / "theirs", from_hf(base))
+    model = load_adapter(from_hf(base), tmp_path / "theirs")
     close(model(idx), theirs(idx).logits[:, 5:])
     learn(model, seed=7)
-    save_adapter(tmp_path / "ours", model)
+    save_adapter(model, tmp_path / "ours")
     for side in ("ours", "theirs"):
         assert load_file(tmp_path / side / WEIGHTS).keys() == {"prompt_embeddings"}
     again = peft.PeftModel.from_pretrained(deepcopy(base), tmp_path / "ours").eval()

@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
     """A checkpoint `model`, conversations `talks.jsonl`, and a text."""
     folder = tmp_path_factory.mktemp("sft")
     model = gpt(replace(LLAMA, vocab_size=320, block_size=128, n_embd=64))
-    checkpoint.save(folder / "model", model, tokenizer(chat=False))
+    checkpoint.save(model, folder / "model", tokenizer(chat=False))
     (folder / "talks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in TALKS), encoding="utf-8")
     (folder / "text.txt").write_text(synthetic_text(), encoding="utf-8")
     return folder

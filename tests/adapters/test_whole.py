@@ -42,7 +42,7 @@ def whole(family: str, seed: int = 1):
 @pytest.mark.parametrize("family", WHOLE)
 def test_peft_computes_the_same_with_what_we_saved(family, idx, tmp_path):
     ours = whole(family)
-    save_adapter(tmp_path, ours)
+    save_adapter(ours, tmp_path)
     theirs = load_strictly(hf(family), tmp_path)
     with torch.no_grad():
         close(theirs(idx).logits, ours(idx))
@@ -63,10 +63,10 @@ def test_we_compute_the_same_with_what_peft_saved(family, idx, tmp_path):
     torch.manual_seed(0)
     theirs = learn(peft.get_peft_model(hf(family), config).eval())
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_adapter(tmp_path / "theirs", from_hf(hf(family)))
+    ours = load_adapter(from_hf(hf(family)), tmp_path / "theirs")
     with torch.no_grad():
         close(ours(idx), theirs(idx).logits)
-    save_adapter(tmp_path / "again", ours)
+    save_adapter(ours, tmp_path / "again")
     a, b = (load_file(tmp_path / name / WEIGHTS) for name in ("theirs", "again"))
     assert_same_bits(a, b)
 
@@ -74,8 +74,8 @@ def test_we_compute_the_same_with_what_peft_saved(family, idx, tmp_path):
 @pytest.mark.parametrize("family", WHOLE)
 def test_what_is_saved_is_loaded_bit_for_bit(family, idx, tmp_path):
     ours = whole(family)
-    save_adapter(tmp_path, ours)
-    again = load_adapter(tmp_path, from_hf(hf(family)))
+    save_adapter(ours, tmp_path)
+    again = load_adapter(from_hf(hf(family)), tmp_path)
     with torch.no_grad():
         assert torch.equal(again(idx), ours(idx))
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_trained_whole_is_refused_and_the_model_is_as_it_was(conf
 def test_a_part_of_one_of_hugging_faces_layers_cannot_be_saved_alone(tmp_path):
     model = add_lora(gpt(GPT2), lora_config(target_modules=("up_proj",), modules_to_save=("q_proj",)))
     with pytest.raises(ValueError, match="are one, transformer.h.0.attn.c_attn.weight: name"):
-        save_adapter(tmp_path, model)
+        save_adapter(model, tmp_path)
 
 
 def test_names_given_as_one_text_are_refused():
@@ -159,7 +159,7 @@ def test_all_linear_is_what_peft_means_by_it(family, tmp_path):
     config = peft.LoraConfig(target_modules="all-linear", fan_in_fan_out=family == "gpt2")
     theirs = set(peft.get_peft_model_state_dict(peft.get_peft_model(hf(family), config)))
     model = add_lora(from_hf(hf(family)), LoRAConfig(target_modules="all-linear"))
-    save_adapter(tmp_path, model)
+    save_adapter(model, tmp_path)
     assert set(load_file(tmp_path / WEIGHTS)) == theirs
     assert read_json(tmp_path / CONFIG)["modules_to_save"] is None
     assert base_bits(model).keys() == bits(from_hf(hf(family))).keys()

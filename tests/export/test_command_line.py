@@ -57,7 +57,7 @@ class Hub:
 
 
 def test_a_folder_is_pushed_privately_unless_told_and_without_other_files(tmp_path):
-    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), bpe())
+    folder = save_hf_folder(made("GPT-2"), tmp_path / "m", bpe())
     expected = {p.name: p.read_bytes() for p in folder.iterdir()}
     (folder / "secret.txt").write_text("mine")
     hub = Hub()
@@ -69,7 +69,7 @@ def test_a_folder_is_pushed_privately_unless_told_and_without_other_files(tmp_pa
 
 
 def test_what_the_hub_cannot_take_is_said(tmp_path):
-    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), bpe())
+    folder = save_hf_folder(made("GPT-2"), tmp_path / "m", bpe())
     hub = Hub(private=False)
     with pytest.raises(ValueError, match="ada/mine exists and is public, not private as asked"):
         push_to_hub(folder, "ada/mine", api=hub)
@@ -111,13 +111,13 @@ def test_an_adapter_is_merged_into_what_is_exported(form, saved, tmp_path):
     folder = saved
     if form == "quantized":
         base = quantize(base, "nf4", say=lambda line: None, kernels=())
-        folder = save_quantized(tmp_path / "q", base, bpe(), {"val_loss": 1.2345})
+        folder = save_quantized(base, tmp_path / "q", bpe(), {"val_loss": 1.2345})
     adapted = add_lora(base, LoRAConfig(r=4, target_modules=("q_proj", "down_proj")))
     generator = torch.Generator().manual_seed(0)
     for p in adapted.parameters():
         if p.requires_grad:
             p.data += 0.1 * torch.randn(p.shape, generator=generator)
-    save_adapter(tmp_path / "adapter", adapted)
+    save_adapter(adapted, tmp_path / "adapter")
     out = tmp_path / "out"
     run("--checkpoint", str(folder), "--adapter", str(tmp_path / "adapter"), "--out", str(out))
     same_logits(from_hf(out)(idx()), adapted(idx()))
@@ -136,7 +136,7 @@ def test_a_plain_base_is_rounded_as_it_was_when_the_adapter_learned(format, save
     for p in adapted.parameters():
         if p.requires_grad:
             p.data += 0.1 * torch.randn(p.shape, generator=generator)
-    save_adapter(tmp_path / "mine", adapted)
+    save_adapter(adapted, tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     said = run(
         *("--model", str(saved), "--adapter", str(tmp_path / "mine")),
@@ -145,7 +145,7 @@ def test_a_plain_base_is_rounded_as_it_was_when_the_adapter_learned(format, save
     assert said[0] == "the base is rounded to nf4 first, as it was when the adapter learned"
     back = from_hf("mine-hf") if format == "hf" else from_gguf("mine.gguf")
     same_logits(back(idx()), adapted(idx()))
-    unrounded = merge_lora(load_adapter(tmp_path / "mine", copy.deepcopy(made(QWEN))))
+    unrounded = merge_lora(load_adapter(copy.deepcopy(made(QWEN)), tmp_path / "mine"))
     assert (unrounded(idx()) - adapted(idx())).abs().max() > 0.1  # so the rounding is no trifle
     if format == "gguf":
         tensors = {tensor.name: tensor for tensor in GGUFReader("mine.gguf").tensors}
@@ -155,7 +155,7 @@ def test_a_plain_base_is_rounded_as_it_was_when_the_adapter_learned(format, save
 
 
 def test_a_soft_prompt_is_not_exported_as_if_it_were_merged(saved, tmp_path):
-    prompt = save_adapter(tmp_path / "prompt", add_prompt(copy.deepcopy(made(QWEN)), 4))
+    prompt = save_adapter(add_prompt(copy.deepcopy(made(QWEN)), 4), tmp_path / "prompt")
     with pytest.raises(ValueError, match="holds a soft prompt"):
         run("--checkpoint", str(saved), "--adapter", str(prompt), "--out", str(tmp_path / "out"))
     with pytest.raises(ValueError, match="holds no adapter"):

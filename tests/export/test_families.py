@@ -25,7 +25,7 @@ def model(request) -> GPT:
 
 
 def test_it_is_read_again_as_it_was_written(model, tmp_path):
-    back = from_gguf(to_gguf(tmp_path / "m.gguf", model, bpe(), "F32"))
+    back = from_gguf(to_gguf(model, tmp_path / "m.gguf", bpe(), "F32"))
     given, read = canonical(model.config), canonical(back.config)
     assert abs(given.norm_eps - read.norm_eps) < 1e-9  # GGUF has it in 32 bits
     assert read.__dict__ | {"norm_eps": given.norm_eps} == given.__dict__
@@ -43,5 +43,5 @@ if importlib.util.find_spec("xllamacpp"):
             best = model(torch.tensor([ids + new]))[0, len(ids) - 1 : -1].topk(2).values
         apart = (best[:, 0] - best[:, 1]).min()
         assert apart > 1e-4 and len(set(new)) > 10, apart
-        run = llama_cpp(to_gguf(tmp_path / "m.gguf", model, bpe(), "F32"))
+        run = llama_cpp(to_gguf(model, tmp_path / "m.gguf", bpe(), "F32"))
         assert run.complete(ids, NEW)["tokens"] == new

@@ -68,10 +68,10 @@ def expected_tensors(name: str, folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", gguf_export.KINDS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ggufs_reader_finds_every_tensor_as_ggufs_own_quantizer_rounds_it(name, kind, tmp_path):
-    expected = expected_tensors(name, save_hf_folder(tmp_path / "m", made(name), tokenizer_of(name)))
+    expected = expected_tensors(name, save_hf_folder(made(name), tmp_path / "m", tokenizer_of(name)))
     read = {
         t.name: t
-        for t in GGUFReader(to_gguf(tmp_path / "m.gguf", made(name), tokenizer_of(name), kind)).tensors
+        for t in GGUFReader(to_gguf(made(name), tmp_path / "m.gguf", tokenizer_of(name), kind)).tensors
     }
     assert read.keys() == expected.keys()
     for tensor, values in expected.items():
@@ -86,7 +86,7 @@ def test_ggufs_reader_finds_every_tensor_as_ggufs_own_quantizer_rounds_it(name, 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_gguf_file_comes_back_as_our_model_and_tokenizer(name, tmp_path):
     model, tokenizer = made(name), tokenizer_of(name)
-    back = from_gguf(to_gguf(tmp_path / "deep" / "m.gguf", model, tokenizer, "F32"))
+    back = from_gguf(to_gguf(model, tmp_path / "deep" / "m.gguf", tokenizer, "F32"))
     expected = with_zeros(model)
     assert back.state_dict().keys() == expected.keys() and all(
         torch.equal(t, expected[n]) for n, t in back.state_dict().items()
@@ -113,7 +113,7 @@ def test_a_gguf_file_comes_back_as_our_model_and_tokenizer(name, tmp_path):
 
 def test_a_text_ends_at_the_special_token_and_else_at_a_byte_that_is_in_no_text(tmp_path):
     def metadata(tokenizer):
-        reader = GGUFReader(to_gguf(tmp_path / "m.gguf", made("GPT-2"), tokenizer))
+        reader = GGUFReader(to_gguf(made("GPT-2"), tmp_path / "m.gguf", tokenizer))
         return {
             n.removeprefix("tokenizer.ggml."): f.contents()
             for n, f in reader.fields.items()
@@ -147,13 +147,13 @@ def test_numbers_that_a_kind_cannot_hold_are_refused(tmp_path):
         model = GPT(CONFIGS["GPT-2"])
         model.token_embedding.weight.data[3, 5] = value
         with pytest.raises(ValueError, match=message):
-            to_gguf(tmp_path / "m.gguf", model, bpe())
+            to_gguf(model, tmp_path / "m.gguf", bpe())
     assert list(tmp_path.iterdir()) == []
     model.token_embedding.weight.data[3, 5] = largest = float(np.finfo(np.float16).max)
-    assert from_gguf(to_gguf(tmp_path / "m.gguf", model, bpe())).token_embedding.weight[3, 5] == largest
+    assert from_gguf(to_gguf(model, tmp_path / "m.gguf", bpe())).token_embedding.weight[3, 5] == largest
     assert (
         from_gguf(
-            to_gguf(tmp_path / "m.gguf", shake(GPT(CONFIGS["GPT-2"])).bfloat16(), bpe(), "F32")
+            to_gguf(shake(GPT(CONFIGS["GPT-2"])).bfloat16(), tmp_path / "m.gguf", bpe(), "F32")
         ).norm.weight.dtype
         == torch.float32
     )

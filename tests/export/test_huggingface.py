@@ -82,7 +82,7 @@ PATTERNS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "architecture"), list(zip(CONFIGS, ARCHITECTURES)))
 def test_transformers_loads_the_folder_and_writes_the_same_64_tokens(name, architecture, tmp_path):
-    folder = save_hf_folder(tmp_path / "deep" / "m", made(name), tokenizer_of(name))
+    folder = save_hf_folder(made(name), tmp_path / "deep" / "m", tokenizer_of(name))
     assert sorted(p.name for p in folder.iterdir()) == sorted(huggingface.FILES) and list(
         folder.parent.iterdir()
     ) == [folder]
@@ -102,7 +102,7 @@ def test_transformers_loads_the_folder_and_writes_the_same_64_tokens(name, archi
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_folder_comes_back_as_our_model_and_tokenizer(name, tmp_path):
-    back = from_hf(save_hf_folder(tmp_path / "m", made(name), tokenizer_of(name)))
+    back = from_hf(save_hf_folder(made(name), tmp_path / "m", tokenizer_of(name)))
     expected = with_zeros(made(name))
     assert back.state_dict().keys() == expected.keys() and all(
         torch.equal(t, expected[n]) for n, t in back.state_dict().items()
@@ -114,7 +114,7 @@ def test_the_folder_comes_back_as_our_model_and_tokenizer(name, tmp_path):
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_autotokenizer_gives_our_ids_and_our_text(pattern, tmp_path):
     ours = bpe(pattern)
-    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), ours)
+    folder = save_hf_folder(made("GPT-2"), tmp_path / "m", ours)
     theirs = AutoTokenizer.from_pretrained(folder)
     for text in [*DIFFICULT, *fuzz(1000, seed=3)]:
         ids = ours.encode(text, allowed_special="all")
@@ -128,7 +128,7 @@ def test_autotokenizer_gives_our_ids_and_our_text(pattern, tmp_path):
 
 
 def test_a_character_tokenizer_goes_along_and_knows_what_it_does_not_know(tmp_path):
-    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), CHARACTERS)
+    folder = save_hf_folder(made("GPT-2"), tmp_path / "m", CHARACTERS)
     theirs = AutoTokenizer.from_pretrained(folder)
     text = TEXT[:50] + "\u00e9\u20ac\\\t\r'1 \n  \n"
     assert (
@@ -149,10 +149,10 @@ def test_gpt2s_vocabulary_goes_along(tmp_path):
     model = GPT(
         GPTConfig(vocab_size=50304, block_size=16, n_layer=1, n_head=1, n_embd=2)
     )  # more rows than tokens, as is usual for speed
-    theirs = AutoTokenizer.from_pretrained(save_hf_folder(tmp_path / "m", model, ours))
+    theirs = AutoTokenizer.from_pretrained(save_hf_folder(model, tmp_path / "m", ours))
     for text in DIFFICULT:
         assert theirs(text)["input_ids"] == ours.encode(text, allowed_special="all"), text
-    assert from_gguf(to_gguf(tmp_path / "m.gguf", model, ours)).tokenizer.encode(TEXT[:500]) == ours.encode(
+    assert from_gguf(to_gguf(model, tmp_path / "m.gguf", ours)).tokenizer.encode(TEXT[:500]) == ours.encode(
         TEXT[:500]
     )
 
@@ -160,7 +160,7 @@ def test_gpt2s_vocabulary_goes_along(tmp_path):
 @pytest.mark.parametrize("tokenizer", [CHARACTERS, bpe()], ids=["characters", "BPE"])
 def test_the_tokenizers_file_names_the_models_inputs(tmp_path, tokenizer):
     """Where it does not, transformers 4 gives the model `token_type_ids` too."""
-    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), tokenizer)
+    folder = save_hf_folder(made("GPT-2"), tmp_path / "m", tokenizer)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["model_input_names"] == ["input_ids", "attention_mask"]
 
@@ -168,7 +168,7 @@ def test_the_tokenizers_file_names_the_models_inputs(tmp_path, tokenizer):
 @pytest.mark.slow
 def test_smollm2_with_its_chat_template(tmp_path):
     model, tokenizer = load_smollm2()
-    folder = save_hf_folder(tmp_path / "m", model, tokenizer, Card(sample="Hello."))
+    folder = save_hf_folder(model, tmp_path / "m", tokenizer, Card(sample="Hello."))
     theirs, their_tokens = (
         AutoModelForCausalLM.from_pretrained(folder).eval(),
         AutoTokenizer.from_pretrained(folder),
@@ -208,13 +208,13 @@ def test_smollm2_with_its_chat_template(tmp_path):
 
 def test_half_precision_stays_half(tmp_path):
     model = shake(GPT(CONFIGS["Llama with grouped queries"])).bfloat16()
-    theirs = AutoModelForCausalLM.from_pretrained(save_hf_folder(tmp_path / "m", model, CHARACTERS))
+    theirs = AutoModelForCausalLM.from_pretrained(save_hf_folder(model, tmp_path / "m", CHARACTERS))
     assert {p.dtype for p in theirs.parameters()} == {torch.bfloat16}
 
 
 def test_the_card_is_one_for_the_hub_and_says_what_is_known(tmp_path):
     card = Card("Mine", {"Trained on": "plays"}, [{"measured": "loss", "value": "1.50"}], license="mit")
-    text = (save_hf_folder(tmp_path / "m", made("GPT-2"), bpe(), card) / "README.md").read_text()
+    text = (save_hf_folder(made("GPT-2"), tmp_path / "m", bpe(), card) / "README.md").read_text()
     read = ModelCard(text)
     assert (read.data.library_name, read.data.pipeline_tag, read.data.license) == (
         "transformers",
@@ -235,16 +235,16 @@ def test_the_card_is_one_for_the_hub_and_says_what_is_known(tmp_path):
 
 
 def test_an_earlier_export_is_replaced_and_anything_else_is_left_alone(tmp_path):
-    folder = save_hf_folder(tmp_path / "m", made("GPT-2"), bpe())
-    save_hf_folder(folder, made("Llama with grouped queries"), CHARACTERS)
+    folder = save_hf_folder(made("GPT-2"), tmp_path / "m", bpe())
+    save_hf_folder(made("Llama with grouped queries"), folder, CHARACTERS)
     assert from_hf(folder).tokenizer.fingerprint == CHARACTERS.fingerprint
     (folder / "notes.txt").write_text("mine")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(ValueError, match="holds something else \\(notes.txt\\): choose a new folder"):
-        save_hf_folder(folder, made("GPT-2"), bpe())
-    saved = checkpoint.save(tmp_path / "c", made("GPT-2"), bpe())
+        save_hf_folder(made("GPT-2"), folder, bpe())
+    saved = checkpoint.save(made("GPT-2"), tmp_path / "c", bpe())
     with pytest.raises(ValueError, match="checkpoint"):
-        save_hf_folder(saved, made("GPT-2"), bpe())
+        save_hf_folder(made("GPT-2"), saved, bpe())
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before and checkpoint.load(
         saved
     ).tokenizer is not None
@@ -288,7 +288,7 @@ if importlib.util.find_spec("xllamacpp"):
 
     @pytest.mark.parametrize("name", CONFIGS)
     def test_llama_cpp_writes_the_same_64_tokens_and_cuts_text_alike(name, tmp_path):
-        run = llama_cpp(to_gguf(tmp_path / "m.gguf", made(name), tokenizer_of(name), "F32"))
+        run = llama_cpp(to_gguf(made(name), tmp_path / "m.gguf", tokenizer_of(name), "F32"))
         assert run.complete(prompt(name), NEW)["tokens"] == greedy(name)
         tokenizer = tokenizer_of(name)
         texts = [TEXT[:60] + "\u00e9\u20ac\\\t\r'1"] if tokenizer is CHARACTERS else DIFFICULT[1:]
@@ -302,7 +302,7 @@ if importlib.util.find_spec("xllamacpp"):
         ids=["SmolLM", "default", "Llama 3", "Qwen"],
     )
     def test_llama_cpp_cuts_text_alike_by_the_other_rules(pattern, tmp_path):
-        run = llama_cpp(to_gguf(tmp_path / "m.gguf", made("GPT-2"), bpe(pattern)))
+        run = llama_cpp(to_gguf(made("GPT-2"), tmp_path / "m.gguf", bpe(pattern)))
         for text in DIFFICULT[1:]:
             assert run.tokenize(text) == bpe(pattern).encode(text, allowed_special="all"), text
 
@@ -312,7 +312,7 @@ if importlib.util.find_spec("xllamacpp"):
         """Probabilities of the next token; llama.cpp also rounds what it multiplies by, so they are close and
         not equal.
         """
-        path = to_gguf(tmp_path / "m.gguf", made(name), tokenizer_of(name), kind)
+        path = to_gguf(made(name), tmp_path / "m.gguf", tokenizer_of(name), kind)
         with torch.inference_mode():
             expected = from_gguf(path)(torch.tensor([prompt(name)]))[0, -1].log_softmax(-1)
         best = llama_cpp(path).complete(prompt(name), 1)["completion_probabilities"][0]["top_logprobs"]

@@ -22,7 +22,7 @@ def onnx(request, tmp_path_factory):
     model = (
         made(request.param) if request.param in CONFIGS else shake(GPT(CONFIGS_ONNX[request.param])).eval()
     )
-    return request.param, model, to_onnx(tmp_path_factory.mktemp("onnx") / "m.onnx", model)
+    return request.param, model, to_onnx(model, tmp_path_factory.mktemp("onnx") / "m.onnx")
 
 
 def test_onnx_runtime_gives_our_logits_at_any_batch_time_and_past(onnx):
@@ -68,7 +68,7 @@ def test_inputs_and_outputs_have_the_names_that_others_use(onnx):
 def test_weights_of_a_large_model_go_into_a_second_file(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1000)
     model = shake(GPT(GPTConfig(vocab_size=320, block_size=64, n_layer=1, n_head=2, n_embd=32))).eval()
-    path = to_onnx(tmp_path / "m.onnx", model)
+    path = to_onnx(model, tmp_path / "m.onnx")
     assert (
         sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
         and path.stat().st_size < 200_000
@@ -76,7 +76,7 @@ def test_weights_of_a_large_model_go_into_a_second_file(tmp_path, monkeypatch):
     with torch.inference_mode():
         same_logits(OnnxModel(path)(idx().numpy(), OnnxModel(path).new_cache(2))[0], model(idx()), 1e-4)
     monkeypatch.undo()
-    to_onnx(path, model)
+    to_onnx(model, path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]  # nothing is left of what was written before
 
 

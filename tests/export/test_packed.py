@@ -34,7 +34,7 @@ def quiet(line: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_gguf_file_holds_the_quantized_weights_but_for_the_scales_last_bits(name, how, kernels, tmp_path):
     model = quantize(deepcopy(made(name)), **QUANTIZED[how], say=quiet, kernels=kernels)
-    back = from_gguf(to_gguf(tmp_path / "m.gguf", model, tokenizer_of(name), "F32"))
+    back = from_gguf(to_gguf(model, tmp_path / "m.gguf", tokenizer_of(name), "F32"))
     expected = with_zeros(dequantize(model))
     for parameter, tensor in back.state_dict().items():
         # fp16 rounds d and m by 2 ** -11 of themselves; other levels would be off by up to a thirtieth.
@@ -46,7 +46,7 @@ def test_a_gguf_file_holds_the_quantized_weights_but_for_the_scales_last_bits(na
 def test_gptqs_codes_are_kept_where_rounding_again_would_lose_them(tmp_path):
     name = "Llama with grouped queries"
     model = gptq(deepcopy(made(name)), idx(16, 64), group_size=64, say=quiet)
-    path = to_gguf(tmp_path / "m.gguf", model, tokenizer_of(name))
+    path = to_gguf(model, tmp_path / "m.gguf", tokenizer_of(name))
     read = {t.name: t for t in GGUFReader(path).tensors}
     matrices = [t for t in read.values() if len(t.shape) == 2]
     assert {t.tensor_type for t in matrices} == {Kind.Q4_1}
@@ -62,14 +62,14 @@ def test_gptqs_codes_are_kept_where_rounding_again_would_lose_them(tmp_path):
 def test_what_gguf_cannot_hold_is_refused(tmp_path):
     nf4 = quantize(deepcopy(made("GPT-2")), "nf4", say=quiet)
     with pytest.raises(ValueError, match=r"is in nf4, which GGUF has no type for: quantize the original"):
-        to_gguf(tmp_path / "m.gguf", nf4, tokenizer_of("GPT-2"))
+        to_gguf(nf4, tmp_path / "m.gguf", tokenizer_of("GPT-2"))
     mixed = quantize(deepcopy(made("GPT-2")), "int4", skip=("*.q_proj",), say=quiet)
     with pytest.raises(ValueError, match=r"attn_qkv.weight is made of .*quantize all of them, or skip all"):
-        to_gguf(tmp_path / "m.gguf", mixed, tokenizer_of("GPT-2"))
+        to_gguf(mixed, tmp_path / "m.gguf", tokenizer_of("GPT-2"))
     large = deepcopy(made("GPT-2"))
     large.blocks[0].mlp.up_proj.weight.data[0, 0] = 1e9
     with pytest.raises(ValueError, match=r"up_proj.weight has scales up to .*with --kind F32"):
-        to_gguf(tmp_path / "m.gguf", quantize(large, "int8", say=quiet), tokenizer_of("GPT-2"))
+        to_gguf(quantize(large, "int8", say=quiet), tmp_path / "m.gguf", tokenizer_of("GPT-2"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,7 +77,7 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path):
 def test_a_quantized_checkpoint_is_exported_from_the_command_line(format, tmp_path):
     name = "Llama with grouped queries"
     model = quantize(deepcopy(made(name)), "int4", say=quiet)
-    folder = save_quantized(tmp_path / "q", model, tokenizer_of(name))
+    folder = save_quantized(model, tmp_path / "q", tokenizer_of(name))
     said = run("--checkpoint", str(folder), "--format", format, "--out", str(tmp_path / "out"))
     assert ("hf has no form for int4: its weights are written as 16-bit numbers" in said) == (format == "hf")
     load = {"hf": from_hf, "gguf": from_gguf}[format]

@@ -54,17 +54,17 @@ def test_what_a_format_cannot_hold_is_named_and_nothing_is_written(name, tmp_pat
     config, message = (NO_EQUIVALENT | ONLY_GGUF)[name]
     model = GPT(config)
     with pytest.raises(ValueError, match=f"no exact equivalent in GGUF: .*{message}"):
-        to_gguf(tmp_path / "deep" / "m.gguf", model, bpe())
+        to_gguf(model, tmp_path / "deep" / "m.gguf", bpe())
     if name in NO_EQUIVALENT:
         with pytest.raises(ValueError, match=f"no exact equivalent at Hugging Face: .*{message}"):
-            save_hf_folder(tmp_path / "deep" / "m", model, bpe())
+            save_hf_folder(model, tmp_path / "deep" / "m", bpe())
     assert list(tmp_path.iterdir()) == []
 
 
 TO = {
-    "hf": lambda path, model, tokenizer: save_hf_folder(path, model, tokenizer),
-    "gguf": lambda path, model, tokenizer: to_gguf(path, model, tokenizer),
-    "onnx": lambda path, model, tokenizer: to_onnx(path, model),
+    "hf": lambda path, model, tokenizer: save_hf_folder(model, path, tokenizer),
+    "gguf": lambda path, model, tokenizer: to_gguf(model, path, tokenizer),
+    "onnx": lambda path, model, tokenizer: to_onnx(model, path),
 }
 
 
@@ -103,9 +103,9 @@ def test_tokenizers_that_do_not_fit_are_refused(format, tokenizer, message, tmp_
 
 def test_more_that_gguf_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="for cutting text is none of llama.cpp's"):
-        to_gguf(tmp_path / "m", made("GPT-2"), bpe(GPT4_PATTERN))
+        to_gguf(made("GPT-2"), tmp_path / "m", bpe(GPT4_PATTERN))
     with pytest.raises(ValueError, match="kind='Q5_K' is not one of F32, F16, Q8_0, Q4_0"):
-        to_gguf(tmp_path / "m", made("GPT-2"), bpe(), "Q5_K")
+        to_gguf(made("GPT-2"), tmp_path / "m", bpe(), "Q5_K")
     narrow = GPT(GPTConfig(vocab_size=320, block_size=8, n_layer=1, n_head=2, n_embd=40))
     with pytest.raises(
         ValueError,
@@ -114,10 +114,10 @@ def test_more_that_gguf_does_not_have(tmp_path):
             " use F16"
         ),
     ):
-        to_gguf(tmp_path / "m", narrow, bpe(), "Q8_0")
+        to_gguf(narrow, tmp_path / "m", bpe(), "Q8_0")
     vocab = {i: bytes([i]) for i in range(128)}
     with pytest.raises(ValueError, match="llama.cpp needs a token that ends a text"):
-        to_gguf(tmp_path / "m", made("GPT-2"), BPETokenizer([], vocab=vocab))
+        to_gguf(made("GPT-2"), tmp_path / "m", BPETokenizer([], vocab=vocab))
     assert list(tmp_path.iterdir()) == []
     for format in ("gguf", "onnx"):
         with pytest.raises(ValueError, match="is a folder: give the name of a file"):
@@ -171,7 +171,7 @@ def test_an_export_that_fails_leaves_what_was_there_and_nothing_else(format, whe
         raise OSError(28, "No space left on device")
 
     if format == "hf":
-        save_hf_folder(tmp_path / "m", made("GPT-2"), bpe())
+        save_hf_folder(made("GPT-2"), tmp_path / "m", bpe())
     else:
         (tmp_path / "m").write_bytes(b"before")
     before = {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}

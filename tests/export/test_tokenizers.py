@@ -67,7 +67,7 @@ def model_for(tokenizer: Tokenizer) -> GPT:
 def test_it_is_read_again_as_it_was(name, tmp_path):
     tokenizer = TOKENIZERS[name]()
     said = []
-    back = from_gguf(to_gguf(tmp_path / "m.gguf", model_for(tokenizer), tokenizer), said.append).tokenizer
+    back = from_gguf(to_gguf(model_for(tokenizer), tmp_path / "m.gguf", tokenizer), said.append).tokenizer
     assert said == []
     if isinstance(tokenizer, BPETokenizer):  # what the format cannot say, and llama.cpp does not do
         tokenizer.nfc = False
@@ -88,7 +88,7 @@ def test_it_is_read_again_as_it_was(name, tmp_path):
 def test_what_gguf_cannot_say_is_refused(form, message, tmp_path):
     tokenizer = ours_of(form)
     with pytest.raises(ValueError, match=message):
-        to_gguf(tmp_path / "m.gguf", model_for(tokenizer), tokenizer)
+        to_gguf(model_for(tokenizer), tmp_path / "m.gguf", tokenizer)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,7 +97,7 @@ def test_merges_that_scores_lead_to_are_written_as_scores(tmp_path):
     values = hf_tokenizer(by_scores)
     by_merges, _ = tokenizer_from_json(values)
     assert by_merges.scores is None
-    back = from_gguf(to_gguf(tmp_path / "m.gguf", model_for(by_merges), by_merges)).tokenizer
+    back = from_gguf(to_gguf(model_for(by_merges), tmp_path / "m.gguf", by_merges)).tokenizer
     assert back.scores is not None and back.merges == by_scores.merges
 
 
@@ -123,7 +123,7 @@ if importlib.util.find_spec("xllamacpp"):
         tokenizer = TOKENIZERS[name]()
         if isinstance(tokenizer, BPETokenizer):
             tokenizer.nfc = False
-        run = llama_cpp(to_gguf(tmp_path / "m.gguf", model_for(tokenizer), tokenizer))
+        run = llama_cpp(to_gguf(model_for(tokenizer), tmp_path / "m.gguf", tokenizer))
         values = hf_tokenizer(tokenizer)
         for text in filter(None, texts_with_tokens(values, 400, seed=16)):
             if "ſ" not in text:  # an s in another form, which only some count as one

@@ -348,7 +348,7 @@ def test_a_folder_without_safetensors_is_refused_and_no_pickle_is_opened(folder)
 
 def test_a_checkpoint_of_the_course_is_told_from_a_hugging_face_folder_both_ways(tmp_path):
     ours = GPT(OURS["GPT-2"])
-    checkpoint.save(tmp_path / "c", ours)
+    checkpoint.save(ours, tmp_path / "c")
     with pytest.raises(ValueError, match="load it with GPT.from_checkpoint"):
         from_hf(tmp_path / "c")
     with pytest.raises(ValueError, match="would be overwritten"):

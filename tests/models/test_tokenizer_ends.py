@@ -370,7 +370,7 @@ def test_text_is_written_and_scored_as_transformers_does_with_the_first_token(be
     torch.manual_seed(0)
     model = shake(from_hf(llama_with_tokens()))
     model.tokenizer = beginning
-    folder = save_hf_folder(tmp_path / "m", model, beginning)
+    folder = save_hf_folder(model, tmp_path / "m", beginning)
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     text = synthetic_text(5)
     inputs = tokenizer(text, return_tensors="pt")
@@ -388,9 +388,9 @@ def test_text_is_written_and_scored_as_transformers_does_with_the_first_token(be
 def test_the_first_token_survives_every_file(beginning, tmp_path):
     config = from_hf(llama_with_tokens()).config
     model = GPT(replace(config, vocab_size=beginning.vocab_size))  # else GGUF fills up the tokenizer
-    folder = save_hf_folder(tmp_path / "m", model, beginning)
+    folder = save_hf_folder(model, tmp_path / "m", beginning)
     as_theirs(AutoTokenizer.from_pretrained(folder), beginning)
-    path = to_gguf(tmp_path / "m.gguf", model, beginning)
+    path = to_gguf(model, tmp_path / "m.gguf", beginning)
     beginning.save(tmp_path / "own.json")
     said = []
     for back in (
@@ -408,7 +408,7 @@ def test_the_programs_that_write_text_put_the_first_token_before_it(beginning, t
     model = shake(GPT(replace(from_hf(llama_with_tokens()).config, vocab_size=beginning.vocab_size)))
     expected = beginning.decode(list(generate(model, beginning.prompt("ab c"), 8, temperature=0)))
     assert expected != beginning.decode(list(generate(model, beginning.encode("ab c"), 8, temperature=0)))
-    folder = checkpoint.save(tmp_path / "own", model, beginning)
+    folder = checkpoint.save(model, tmp_path / "own", beginning)
     options = ["--max-new-tokens", "8", "--temperature", "0", "--device", "cpu"]
     ran = run_module("shared.sampling", "--checkpoint", str(folder), "--prompt", "ab c", *options)
     assert ran.stdout.endswith(f"ab c{expected}\n")

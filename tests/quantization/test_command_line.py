@@ -25,7 +25,7 @@ def run(*args: str) -> list[str]:
 
 @pytest.fixture
 def model(tmp_path):
-    checkpoint.save(tmp_path / "model", gpt(TIED), TOKENIZER)
+    checkpoint.save(gpt(TIED), tmp_path / "model", TOKENIZER)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return str(tmp_path / "model")
 

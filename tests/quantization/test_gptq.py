@@ -93,7 +93,7 @@ def test_gptq_gives_int4s_layout(tmp_path):
     a, b = model.state_dict(), plain.state_dict()
     assert {n: (t.shape, t.dtype) for n, t in a.items()} == {n: (t.shape, t.dtype) for n, t in b.items()}
     assert model.token_embedding.packed is model.lm_head.packed
-    loaded = load_quantized(save_quantized(tmp_path / "m", model), "int4").model
+    loaded = load_quantized(save_quantized(model, tmp_path / "m"), "int4").model
     assert torch.equal(loaded(tokens), model(tokens))
 
 

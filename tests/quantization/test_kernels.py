@@ -170,6 +170,6 @@ def test_the_file_does_not_depend_on_the_kernel(tmp_path):
     contents = set()
     for kernels in (("native",), ("torch",), ()):
         model = quantize(gpt(TIED), "int4", say=quiet, kernels=kernels)
-        folder = save_quantized(tmp_path / "_".join(("m", *kernels)), model)
+        folder = save_quantized(model, tmp_path / "_".join(("m", *kernels)))
         contents.add((folder / "model.safetensors").read_bytes())
     assert len(contents) == 1

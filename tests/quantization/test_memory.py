@@ -21,7 +21,7 @@ from tests.quantization.helpers import CONFIGS, SETTINGS, TIED, gpt, quiet, rand
 def test_packed_weights_are_loaded_as_they_are(config, options, tmp_path):
     """No weight is ever there in fp32, and no tensor twice."""
     model = quantize(gpt(CONFIGS[config]), **SETTINGS[options], say=quiet)
-    folder = save_quantized(tmp_path / "m", model)
+    folder = save_quantized(model, tmp_path / "m")
     sizes = made(lambda: load_quantized(folder))
     largest = max(tensor.nbytes for tensor in checkpoint.unshared(model).values())
     tables = sum(tensor.nbytes for tensor in model.buffers() if tensor.is_floating_point())
@@ -45,7 +45,7 @@ def test_a_packed_weight_without_values_has_the_types_and_shapes_of_one_with_the
 @pytest.mark.slow
 def test_loading_does_not_import_the_compiler(tmp_path):
     """It takes 180 MB, and seconds."""
-    folder = save_quantized(tmp_path / "m", quantize(gpt(TIED), "nf4", say=quiet))
+    folder = save_quantized(quantize(gpt(TIED), "nf4", say=quiet), tmp_path / "m")
     program = f"""
 import sys
 from shared.quantization.modules import load_quantized
@@ -60,11 +60,11 @@ print("torch._dynamo" in sys.modules, "sympy" in sys.modules)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_plain_checkpoint_is_in_memory_once_while_it_is_loaded(config, tmp_path):
     model = gpt(replace(CONFIGS[config], n_layer=4))
-    folder = checkpoint.save(tmp_path / "m", model)
+    folder = checkpoint.save(model, tmp_path / "m")
     sizes = made(lambda: checkpoint.load(folder))
     assert num_bytes(model) <= sum(sizes) <= 1.1 * num_bytes(model)
 
 
 def test_saving_makes_no_second_model(tmp_path):
     model = GPT(TIED)
-    assert sum(made(lambda: checkpoint.save(tmp_path / "m", model))) < 0.1 * num_bytes(model)
+    assert sum(made(lambda: checkpoint.save(model, tmp_path / "m"))) < 0.1 * num_bytes(model)

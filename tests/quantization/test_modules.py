@@ -74,7 +74,7 @@ def test_a_tied_embedding_and_the_output_layer_share_one_packed_weight(scheme):
 def test_bytes_are_counted_as_they_lie_on_the_disk(tmp_path):
     for scheme in SCHEMES:
         model = quantize(gpt(TIED), scheme, say=quiet)
-        save_quantized(tmp_path / scheme, model)
+        save_quantized(model, tmp_path / scheme)
         file = tmp_path / scheme / "model.safetensors"
         stored = sum(t.nbytes for t in load_file(file).values())
         assert stored == num_bytes(model) <= file.stat().st_size
@@ -164,7 +164,7 @@ def test_models_that_cannot_be_quantized_are_refused():
 @pytest.mark.parametrize("options", SETTINGS)
 def test_a_quantized_model_comes_back_bit_for_bit(config, options, tmp_path):
     model = quantize(gpt(CONFIGS[config]), **SETTINGS[options], say=quiet)
-    save_quantized(tmp_path / "m", model, TOKENIZER, {"val_loss": 1.5})
+    save_quantized(model, tmp_path / "m", TOKENIZER, {"val_loss": 1.5})
     torch.manual_seed(1)
     loaded = load_quantized(tmp_path / "m")
     assert loaded.metrics == {"val_loss": 1.5} and loaded.model.tokenizer.fingerprint == TOKENIZER.fingerprint
@@ -179,7 +179,7 @@ def test_a_quantized_model_comes_back_bit_for_bit(config, options, tmp_path):
 @pytest.mark.parametrize("options", SETTINGS)
 def test_checkpoint_load_and_from_checkpoint_give_the_same_quantized_model(config, options, tmp_path):
     model = quantize(gpt(CONFIGS[config]), **SETTINGS[options], say=quiet)
-    save_quantized(tmp_path / "m", model, TOKENIZER)
+    save_quantized(model, tmp_path / "m", TOKENIZER)
     idx = torch.arange(30)[None]
     for loaded in (checkpoint.load(tmp_path / "m").model, GPT.from_checkpoint(tmp_path / "m")):
         assert quantization_of(loaded) == quantization_of(model) and not loaded.training
@@ -188,7 +188,7 @@ def test_checkpoint_load_and_from_checkpoint_give_the_same_quantized_model(confi
 
 def test_a_form_that_nothing_has_registered_is_named(tmp_path, monkeypatch):
     """As where shared.quantization is not imported."""
-    save_quantized(tmp_path / "m", quantize(gpt(TIED), "int4", say=quiet))
+    save_quantized(quantize(gpt(TIED), "int4", say=quiet), tmp_path / "m")
     monkeypatch.delitem(checkpoint.FORMS, "quantization")
     with pytest.raises(
         ValueError, match="was saved with quantization, .*import the one .*shared.quantization"
@@ -197,7 +197,7 @@ def test_a_form_that_nothing_has_registered_is_named(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_scheme_or_of_none_is_refused(tmp_path):
-    save_quantized(tmp_path / "int4", quantize(gpt(TIED), "int4", say=quiet))
+    save_quantized(quantize(gpt(TIED), "int4", say=quiet), tmp_path / "int4")
     loaded = load_quantized(tmp_path / "int4", "int4").model
     assert quantization_of(loaded) == {"scheme": "int4", "group_size": 32}
     with pytest.raises(ValueError, match=r"is quantized by int4, not int8: quantize the original"):
@@ -209,11 +209,11 @@ def test_a_checkpoint_of_another_scheme_or_of_none_is_refused(tmp_path):
         checkpoint.load_weights(gpt(TIED), weights)
     with pytest.raises(ValueError, match="does not fit the model: .*scale_zero is"):
         checkpoint.load_weights(quantize(gpt(TIED), "int4", group_size=64, say=quiet), weights)
-    checkpoint.save(tmp_path / "fp32", gpt(TIED))
+    checkpoint.save(gpt(TIED), tmp_path / "fp32")
     with pytest.raises(ValueError, match="is not quantized: load it with checkpoint.load"):
         load_quantized(tmp_path / "fp32")
     with pytest.raises(ValueError, match="this model is not quantized: save it with checkpoint.save"):
-        save_quantized(tmp_path / "m", gpt(TIED))
+        save_quantized(gpt(TIED), tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_scheme_or_of_none_is_refused(tmp_path):
     ["int4", {}, {"scheme": "int5"}, {"scheme": "int4", "group_size": 33}, {"scheme": "int4", "bits": 4}],
 )
 def test_settings_on_disk_that_describe_no_scheme_are_refused(said, tmp_path):
-    save_quantized(tmp_path / "m", quantize(gpt(TIED), "int4", say=quiet))
+    save_quantized(quantize(gpt(TIED), "int4", say=quiet), tmp_path / "m")
     path = tmp_path / "m" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization": said}))
     with pytest.raises(ValueError):
@@ -273,7 +273,7 @@ def test_layers_that_are_skipped_stay_as_they_are_on_disk_too(by, skip, left, tm
     for name, linear in linears.items():
         assert torch.equal(linear.weight, original.get_submodule(name).weight)
     assert (model.lm_head.weight is model.token_embedding.weight) == ("lm_head" in left)
-    save_quantized(tmp_path / "m", model)
+    save_quantized(model, tmp_path / "m")
     loaded = load_quantized(tmp_path / "m").model
     idx = torch.arange(30)[None]
     with torch.no_grad():

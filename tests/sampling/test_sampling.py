@@ -381,7 +381,7 @@ def folder(tmp_path):
     tokenizer = CharTokenizer("abcdefgh\n ")
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=1, n_head=2, n_embd=8))
-    return checkpoint.save(tmp_path / "model", model, tokenizer)
+    return checkpoint.save(model, tmp_path / "model", tokenizer)
 
 
 def command(*args: str, text: str | None = None) -> subprocess.CompletedProcess:
@@ -439,7 +439,7 @@ def test_an_error_on_the_command_line_is_one_line_and_a_status_that_is_not_zero(
 
 @pytest.mark.slow
 def test_a_checkpoint_without_a_tokenizer_cannot_speak(tmp_path, run_module):
-    checkpoint.save(tmp_path / "model", BigramModel(BigramConfig(3)))
+    checkpoint.save(BigramModel(BigramConfig(3)), tmp_path / "model")
     done = run_module("shared.sampling", "--checkpoint", str(tmp_path / "model"), "--prompt", "a")
     assert done.returncode == 2 and "saved without a tokenizer" in done.stderr
 

@@ -24,8 +24,8 @@ WITHOUT_END = {"ignore_eos": True}
 def folder(tmp_path):
     """With the model "tiny" and its adapter "pirate"."""
     model = add_lora(gpt(), LoRAConfig(r=2), "pirate")
-    save_adapter(tmp_path / "pirate", model, "pirate")
-    return checkpoint.save(tmp_path / "tiny", gpt(), TOKENIZER).parent
+    save_adapter(model, tmp_path / "pirate", "pirate")
+    return checkpoint.save(gpt(), tmp_path / "tiny", TOKENIZER).parent
 
 
 def environment(**variables: str) -> dict[str, str]:

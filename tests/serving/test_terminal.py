@@ -63,7 +63,7 @@ def test_the_oldest_turns_go_where_there_is_no_room(engine):
 
 
 def test_a_conversation_in_the_terminal(engine, tmp_path, monkeypatch, capsys):
-    folder = checkpoint.save(tmp_path / "tiny", gpt(), TOKENIZER)
+    folder = checkpoint.save(gpt(), tmp_path / "tiny", TOKENIZER)
     typed = iter(["abc", "", "/new", "abc", "abc " * 200])
 
     def read(_):
@@ -82,7 +82,7 @@ def test_a_conversation_in_the_terminal(engine, tmp_path, monkeypatch, capsys):
 
 def test_a_model_that_cannot_converse_is_refused(tmp_path):
     letters = CharTokenizer.train("abc")
-    folder = checkpoint.save(tmp_path / "letters", gpt(), letters)
+    folder = checkpoint.save(gpt(), tmp_path / "letters", letters)
     with pytest.raises(ValueError, match="never trained to converse"):
         chat.chat_in_terminal(ChatSettings(model=str(folder), device="cpu"))
 

@@ -345,7 +345,7 @@ def test_a_state_without_hashes_is_resumed_and_what_was_not_checked_is_said(corp
 
 
 def test_a_checkpoint_without_training_state_is_not_resumed(corpus, tmp_path):
-    checkpoint.save(tmp_path / "c" / "last", small_gpt(corpus), corpus.tokenizer)
+    checkpoint.save(small_gpt(corpus), tmp_path / "c" / "last", corpus.tokenizer)
     with pytest.raises(ValueError, match="saved without training state"):
         trainer_in(tmp_path / "c", corpus).fit(resume=True)
 

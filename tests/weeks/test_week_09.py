@@ -91,7 +91,7 @@ def test_week_9_resumes_and_keeps_what_can_be_loaded(method, output, text_file, 
     if method == "full":
         model = GPT.from_checkpoint(folder / "model")
     else:
-        model = load_adapter(folder / "adapter", base)
+        model = load_adapter(base, folder / "adapter")
     perplexity = steps.text_perplexity(model.eval(), corpus, settings)
     assert perplexity == pytest.approx(once["text_perplexity"], rel=1e-5)
 

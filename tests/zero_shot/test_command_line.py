@@ -13,7 +13,7 @@ from tests.zero_shot.helpers import TOKENIZER, hellaswag_rows, same_tokenizer, s
 
 
 def as_checkpoint(model: GPT, folder: Path) -> None:
-    checkpoint.save(folder, model, TOKENIZER)
+    checkpoint.save(model, folder, TOKENIZER)
 
 
 def as_hugging_faces(model: GPT, folder: Path) -> None:
@@ -37,11 +37,9 @@ def test_the_command_line_prints_a_table(tmp_path, model, capsys, save):
         assert float(line[3]) == pytest.approx(result.standard_errors[metric], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "save", [checkpoint.save, lambda folder, model: to_hf(model, folder)], ids=["ours", "Hugging Face's"]
-)
+@pytest.mark.parametrize("save", [checkpoint.save, to_hf], ids=["ours", "Hugging Face's"])
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, model, save):
-    save(tmp_path / "gpt", model)
+    save(model, tmp_path / "gpt")
     path = write_lines(tmp_path / "hellaswag_val.jsonl", hellaswag_rows())
     with pytest.raises(ValueError, match="gpt comes without a tokenizer of ours"):
         main(settings("--model", str(tmp_path / "gpt"), "--tasks", "hellaswag", "--hellaswag", str(path)))

@@ -12,9 +12,9 @@ from shared.commandline import cli
 from shared.course.exercise.building import computed_by
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, load_corpus
+from shared.devices import pick_device
 from shared.evaluation import evaluate, known_words
 from shared.models.bigram import BigramConfig, BigramModel, bigram_probabilities, count_bigrams
-from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
 

@@ -23,10 +23,10 @@ from shared.course.exercise.building import computed_by
 from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, fixed_windows, load_corpus
+from shared.devices import pick_device
 from shared.evaluation import known_words
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
 from studies import STUDIES
@@ -158,7 +158,7 @@ def train_mlp(
             summary = trainer.fit(settings.resume)
         else:
             summary = fit_with(her_loop, trainer, log)
-            checkpoint.save(folder / "last", model, tokenizer, trainer.final)
+            checkpoint.save(model, folder / "last", tokenizer, trainer.final)
         result = log.finish(**summary)
         text = tokenizer.decode(list(generate(model, corpus.start, settings.sample_tokens, seed=1)))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))

@@ -16,10 +16,10 @@ from shared.commandline import cli
 from shared.course.exercise.building import computed_by
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import Corpus, load_corpus
+from shared.devices import pick_device
 from shared.evaluation import known_words
 from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
 from shared.models.mlp import WindowMLP, WindowMLPConfig
-from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig, Trainer
 

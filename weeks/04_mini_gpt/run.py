@@ -30,10 +30,10 @@ from shared.commandline import cli
 from shared.course.exercise import Week
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import load_corpus
+from shared.devices import pick_device
 from shared.evaluation import known_words
 from shared.models.attention import attention_maps
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import pick_device
 from shared.sampling import generate
 from shared.training import TrainConfig
 from studies import EVALUATIONS, STUDIES, TRIALS, WINDOWS, Recipe, train
@@ -196,7 +196,7 @@ def main(settings: Settings) -> dict[str, float]:
         recipe = Recipe(settings.model, settings.train)
         own = own_code(work)
         result = train(recipe, corpus, work, log, "GPT", resume=settings.resume, prepare=own)
-        model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
+        model = GPT.from_checkpoint(work.checkpoints / "headline" / "best", "cpu")
         ids = generate(model, corpus.start, settings.sample_tokens, temperature=0.8, seed=1)
         text = tokenizer.decode(list(ids))
         words = known_words(text, tokenizer.decode(corpus.train.tolist()))

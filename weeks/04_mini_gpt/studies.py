@@ -68,7 +68,7 @@ def study_cache(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[s
 
     The text must be the same.
     """
-    model = GPT.from_checkpoint(work.checkpoints / "headline" / "best")
+    model = GPT.from_checkpoint(work.checkpoints / "headline" / "best", "cpu")
     prompt = corpus.val[: model.config.block_size // 8].tolist()
     room = model.config.block_size - len(prompt)
     speed = {}
@@ -365,7 +365,7 @@ def study_length(settings: "Settings", corpus: Corpus, work: Workspace) -> dict[
     with work.log("length", settings) as log:
         once = replace(settings.modern.train, eval_every=settings.modern.train.steps)
         train(Recipe(settings.modern.model, once), corpus, work, log, "modern", resume=settings.resume)
-        model = GPT.from_checkpoint(work.checkpoints / "length" / "best").cpu()
+        model = GPT.from_checkpoint(work.checkpoints / "length" / "best", "cpu")
         config = model.config
         losses = {
             name: mean_by_range(losses_by_position(model, corpus.val, speeds, length, windows), trained)

@@ -24,9 +24,10 @@ from figures import draw
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import TokenDataset, load_corpus, read_text, split_text
+from shared.devices import pick_device
 from shared.evaluation import known_words
 from shared.models.gpt import GPT, GPTConfig
-from shared.runtime import clock, pick_device
+from shared.runtime import clock
 from shared.sampling import generate
 from shared.tokenizers import BPETokenizer
 from shared.training import TrainConfig
@@ -148,7 +149,7 @@ def main(settings: Settings) -> dict[str, float]:
     reader = work.mine("BPE", BPETokenizer)(tokenizer.merges)
     with work.log("bpe", settings) as log:
         result = fit(settings.model, settings.train, corpus, work, log, resume=settings.resume)
-        model = GPT.from_checkpoint(work.checkpoints / "bpe" / "best")
+        model = GPT.from_checkpoint(work.checkpoints / "bpe" / "best", "cpu")
         ids = generate(model, corpus.start, settings.sample_tokens, temperature=0.8, seed=1)
         sample = reader.decode(list(ids))
         words = known_words(sample, train_text)

@@ -15,11 +15,12 @@ from shared.course.exercise.building import computed_by
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX
+from shared.devices import device_name, pick_device
 from shared.models.chat import IM_END, QUESTIONS, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import hf_tensors, load_gpt2, load_smollm2
 from shared.registry import without_memory
-from shared.runtime import clock, device_name, pick_device, table
+from shared.runtime import clock, table
 from shared.sampling import generate
 from shared.tokenizers import BPETokenizer, gpt2_tokenizer
 from shared.training import TrainConfig

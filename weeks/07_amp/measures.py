@@ -9,9 +9,10 @@ import torch
 from figures import NOTES, reason
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
+from shared.devices import device_name
 from shared.models.gpt import GPT, GPTConfig
 from shared.registry import without_memory
-from shared.runtime import device_name, table
+from shared.runtime import table
 from shared.training.precision import format_peak, needed_card
 from shared.training.profiling import CARDS, USUAL_MFU
 from shared.training.tricks import measure_ladder

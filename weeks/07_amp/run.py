@@ -27,8 +27,8 @@ from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.shards import INDEX
+from shared.devices import device_name, pick_device
 from shared.models.gpt import GPTConfig
-from shared.runtime import device_name, pick_device
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, open_corpus
 from shared.training.precision import PRECISION_NAMES, bf16_units

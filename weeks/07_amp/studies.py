@@ -14,8 +14,9 @@ from figures import draw
 from own import searching_with
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
+from shared.devices import device_name
 from shared.models.gpt import GPTConfig
-from shared.runtime import clock, device_name, table
+from shared.runtime import clock, table
 from shared.training.linear_loss import LinearCrossEntropy
 from shared.training.memory import LiveTensors, find_batch, largest_batch
 from shared.training.profiling import in_own_process

@@ -21,7 +21,7 @@ from shared.quantization import quantize
 from shared.quantization.gptq import gptq
 from shared.quantization.modules import num_bytes, quantization_of, save_quantized
 from shared.quantization.packing import GROUP_SIZES
-from shared.runtime import device_of, table
+from shared.runtime import table
 
 if TYPE_CHECKING:
     from run import Settings
@@ -77,11 +77,10 @@ def window_by_window(
             " longer text"
         )
     starts = np.linspace(0, count - 1, min(windows or count, count)).round().astype(int) * block_size
-    device = device_of(model)
     evaluations = []
     for start in starts:
         tokens = dataset.tokens[start : start + block_size + 1]
-        evaluations.append(evaluate(model, tokens, block_size, corpus.token_bytes, device=device))
+        evaluations.append(evaluate(model, tokens, block_size, corpus.token_bytes))
     return evaluations
 
 

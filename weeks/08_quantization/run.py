@@ -36,10 +36,11 @@ from shared.commandline import cli
 from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import fixed_windows
+from shared.devices import pick_device
 from shared.quantization.modules import save_quantized
 from shared.quantization.packing import GROUP_SIZES
 from shared.quantization.race import Contender, our_times, race
-from shared.runtime import pick_device, write_atomically
+from shared.runtime import write_atomically
 from shared.sampling import generate
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
@@ -176,7 +177,7 @@ def main(settings: Settings) -> dict[str, float]:
         rows[name] = keep(work, name, settings, row, sample=corpus.tokenizer.decode(list(ids)))
     metrics = {key: rows[settings.scheme][key] for key in ("perplexity", "bits_per_byte", "loss")}
     folder = work.checkpoints / settings.scheme
-    save_quantized(folder, models[settings.scheme].cpu(), corpus.tokenizer, metrics)
+    save_quantized(models[settings.scheme].cpu(), folder, corpus.tokenizer, metrics)
     show(rows)
     runs = read_runs(work.logs)
     print("\nThe same seed, before and after:")

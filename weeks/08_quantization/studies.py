@@ -27,12 +27,12 @@ from outliers import study_outliers
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, TokenDataset, fixed_windows, load_corpus, read_text, split_text
+from shared.devices import device_name
 from shared.evaluation import Evaluation
 from shared.models.chat import IM_END, QUESTIONS, chat_prompt
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2
 from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race
-from shared.runtime import device_name
 from shared.sampling import generate
 from shared.training.profiling import bandwidth
 

@@ -195,7 +195,7 @@ from shared.adapters.instructions import answer, template_for
 from shared.models.gpt import GPT
 
 model = GPT.from_checkpoint("checkpoints/06_gpt2/{settings.preset}/{logs.name}/gpt2/best")
-model = load_adapter("{relative(folder)}", model)
+model = load_adapter(model, "{relative(folder)}")
 print(answer(model, template_for(model.tokenizer), "How do I keep bread from going stale?"))"""
     return model_card(
         out / "model_card.md",

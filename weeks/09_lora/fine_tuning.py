@@ -24,7 +24,7 @@ from shared.evaluation import evaluate
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.registry import LanguageModel
-from shared.runtime import ROOT, device_of
+from shared.runtime import ROOT
 from shared.training import TrainConfig, Trainer
 from shared.training.base_model import trained_base_model
 from shared.training.profiling import peak_memory, reset_peak_memory
@@ -74,7 +74,7 @@ def tune_and_observe(settings: "Settings", device: torch.device) -> tuple[Worksp
         memory = peak_memory(device)
         model = trainer.take_best()
         after = observe(model, corpus, task.template, questions, settings)
-        kept = save_trained(folder, model, settings)
+        kept = save_trained(model, folder, settings)
         result = summary | {
             "trainable": trained,
             "share_trainable": trained / (trained + frozen),
@@ -117,7 +117,7 @@ def load_base(settings: "Settings") -> tuple[GPT, Corpus]:
             train=settings.base,
             resume=settings.resume,
         )
-    model = load_model(settings.model, dtype=torch.float32)
+    model = load_model(settings.model, "cpu", torch.float32)
     if model.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer: the text cannot be cut into its tokens")
     return model, load_corpus(settings.text, model.tokenizer, TEXT_WINDOW)
@@ -234,7 +234,6 @@ def text_perplexity(model: nn.Module, corpus: Corpus, settings: "Settings") -> f
         corpus.token_bytes,
         batch_size=8,
         max_windows=settings.text_windows,
-        device=device_of(model),
     )
     return evaluation.perplexity
 
@@ -251,10 +250,10 @@ def share_in_form(replies: list[str], settings: "Settings") -> float | None:
     return sum(in_form) / len(replies)
 
 
-def save_trained(folder: Path, model: LanguageModel, settings: "Settings") -> Path:
+def save_trained(model: LanguageModel, folder: Path, settings: "Settings") -> Path:
     """Saves what was trained: the adapter in PEFT's form, or the whole model. Returns its folder."""
     if settings.method == "full":
-        return checkpoint.save(folder / "model", model, model.tokenizer)
-    save_adapter(folder / "adapter", model, base_model=base_on_the_hub(settings.model))
-    save_tokenizer(folder / "adapter", model.tokenizer, model.config.block_size)
+        return checkpoint.save(model, folder / "model", model.tokenizer)
+    save_adapter(model, folder / "adapter", base_model=base_on_the_hub(settings.model))
+    save_tokenizer(model.tokenizer, folder / "adapter", model.config.block_size)
     return folder / "adapter"

@@ -23,9 +23,10 @@ from shared.adapters.sft import Talks
 from shared.course.report import save_figure
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus
+from shared.devices import device_of, pick_device
 from shared.models.gpt import GPT
 from shared.quantization import quantize
-from shared.runtime import device_of, pick_device, table
+from shared.runtime import table
 from shared.training import TrainConfig, Trainer
 
 if TYPE_CHECKING:

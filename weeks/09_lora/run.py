@@ -26,7 +26,8 @@ from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings
-from shared.runtime import device_name, pick_device, table, write_atomically
+from shared.devices import device_name, pick_device
+from shared.runtime import table, write_atomically
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS
 from studies import STUDIES

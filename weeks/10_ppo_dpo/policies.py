@@ -52,7 +52,7 @@ def align(name: str, method: str, settings: "Settings", start: Start, work: Work
         metrics = measure_policy(loop.policy, start, settings, log)
         metrics |= cost(method, settings)
         metrics |= {"beta": config.beta, "seconds": clock() - began}
-        checkpoint.save(work.checkpoints / name, loop.policy, start.corpus.tokenizer, metrics)
+        checkpoint.save(loop.policy, work.checkpoints / name, start.corpus.tokenizer, metrics)
         return log.finish(**metrics)
 
 

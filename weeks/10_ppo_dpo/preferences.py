@@ -234,7 +234,7 @@ def train_reward_model(
     print(f"reward model: right on {accuracy:.1%} of {len(others.pairs)} held-out pairs")
     kept = {"held_out_accuracy": accuracy}
     folder = work.checkpoints / "reward"
-    checkpoint.save(folder, model, corpus.tokenizer, metrics=kept, more={"judges": settings.judges})
+    checkpoint.save(model, folder, corpus.tokenizer, metrics=kept, more={"judges": settings.judges})
     return model.eval()
 
 

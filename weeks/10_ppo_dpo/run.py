@@ -34,7 +34,7 @@ from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import read_text
-from shared.runtime import pick_device
+from shared.devices import pick_device
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
 from solving import SOLVING

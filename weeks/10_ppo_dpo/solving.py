@@ -37,8 +37,9 @@ from shared.alignment.rewards import scalar_head
 from shared.alignment.shortcuts import best_fixed_form, commonest_form, follows_target
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
+from shared.devices import device_of
 from shared.models.gpt import GPT
-from shared.runtime import RunLog, clock, device_of, plain, table
+from shared.runtime import RunLog, clock, plain, table
 from shared.sampling import generate
 from shared.training import Trainer
 
@@ -171,7 +172,7 @@ def train_method(method: str, name: str, base: GPT, settings: "Settings", work: 
         metrics = measure_solving(policy, own, log)
         drawn = loop.config.steps * own.rows
         log.finish(**metrics, **seconds, answers_drawn=drawn)
-        checkpoint.save(work.checkpoints / name, policy, TOKENIZER, metrics)
+        checkpoint.save(policy, work.checkpoints / name, TOKENIZER, metrics)
 
 
 def solving_loop(

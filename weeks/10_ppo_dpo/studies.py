@@ -20,10 +20,11 @@ from shared.alignment.rewards import Pair
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text
+from shared.devices import device_name, device_of, pick_device
 from shared.models.chat import IM_END, chat_prompt
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2
-from shared.runtime import clock, device_name, device_of, pick_device, table
+from shared.runtime import clock, table
 from shared.sampling import generate
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def study_brief(settings: "Settings") -> dict[str, float]:
         log.artifact(lengths=lengths, talk=conversations, longest=settings.smol_tokens)
         log.finish(**metrics)
     base_model = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    folder = save_adapter(work.checkpoints / f"{SMOL}-brief", policy, base_model=base_model)
+    folder = save_adapter(policy, work.checkpoints / f"{SMOL}-brief", base_model=base_model)
     show_brief(metrics, conversations)
     print(
         f"(answers are cut at {settings.smol_tokens} tokens; {device_name(device)},"

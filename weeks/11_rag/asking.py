@@ -5,8 +5,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from library import make_quoter, make_reader, open_library
+from shared.devices import pick_device
 from shared.retrieval.rag import RAG, Reply
-from shared.runtime import pick_device
 
 if TYPE_CHECKING:
     from run import Settings

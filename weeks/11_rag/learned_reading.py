@@ -19,11 +19,12 @@ from sentences import gaps, has_digit, named, sentence_of, talk_on, talks_on
 from shared.adapters.conversations import Conversation
 from shared.adapters.instructions import Instructions, answer, template_for
 from shared.course.workspace import Workspace
+from shared.devices import device_of
 from shared.models.gpt import GPT
 from shared.retrieval.documents import Chunk
 from shared.retrieval.index import Index
 from shared.retrieval.quoting import ROOM, SpanForm, ends_of_quotes, write_span
-from shared.runtime import RunLog, device_of, table
+from shared.runtime import RunLog, table
 from shared.training import Trainer
 
 if TYPE_CHECKING:

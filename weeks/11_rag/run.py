@@ -38,8 +38,8 @@ from measures import measure_library
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
+from shared.devices import pick_device
 from shared.retrieval.stores import STORES
-from shared.runtime import pick_device
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, open_corpus
 from studies import STUDIES

@@ -16,8 +16,9 @@ from prompts import Prompts
 from shared import checkpoint
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
+from shared.devices import device_name
 from shared.models.gpt import GPT
-from shared.runtime import clock, device_name, table
+from shared.runtime import clock, table
 from shared.serving.engine import Engine
 from shared.serving.generation import Generation, Request
 from shared.serving.load import Load, ask_for_text, client, delays, percentile, served, throughput
@@ -47,7 +48,7 @@ def measure_server(
     print(f"{NAMES[run]}: serving", flush=True)
     rank = percentile_of(work)
     with tempfile.TemporaryDirectory() as folder, work.log(run) as log:
-        path = checkpoint.save(Path(folder) / "model", model, model.tokenizer)
+        path = checkpoint.save(model, Path(folder) / "model", model.tokenizer)
         slots = f"--slots={max(load.at_once)}"
         with served(str(path), slots, f"--chunk={CHUNK}", f"--device={work.device}", *options) as url:
             rates = asyncio.run(throughput(url, prompts, load))

@@ -109,10 +109,10 @@ def exported(model: GPT, folder: Path) -> dict[str, Program]:
 
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what transformers imports warns there
     disable_progress_bar()
-    save_hf_folder(folder / "hf", model, model.tokenizer)
-    to_onnx(folder / "model.onnx", model)
+    save_hf_folder(model, folder / "hf", model.tokenizer)
+    to_onnx(model, folder / "model.onnx")
     onnx = OnnxModel(folder / "model.onnx", torch.get_num_threads())
-    own_file = checkpoint.save(folder / "own", model) / "model.safetensors"
+    own_file = checkpoint.save(model, folder / "own") / "model.safetensors"
     theirs = AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
     return {
         "pytorch": Program(own_file, model, our_tokens, our_times),
@@ -176,7 +176,7 @@ def exported_to_llama_cpp(model: GPT, folder: Path, length: int, at_the_end: Exi
         return {}
     programs = {}
     for kind in ("F32", "F16", "Q8_0"):
-        path = to_gguf(folder / f"{kind}.gguf", model, model.tokenizer, kind)
+        path = to_gguf(model, folder / f"{kind}.gguf", model.tokenizer, kind)
         server = LlamaCpp(path, length)
         at_the_end.callback(server.close)
         programs[f"llama.cpp-{kind}"] = Program(path, server, LlamaCpp.tokens, LlamaCpp.times)

@@ -23,7 +23,7 @@ from prompts import Prompts
 from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
-from shared.runtime import pick_device
+from shared.devices import pick_device
 from shared.serving.engine import same_bits_in_every_row
 from shared.serving.load import Load
 from shared.training import TrainConfig

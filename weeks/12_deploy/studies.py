@@ -11,10 +11,10 @@ from programs import race_programs
 from prompts import Prompts
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
+from shared.devices import pick_device
 from shared.models.chat import chat_prompt
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_smollm2
-from shared.runtime import pick_device
 from shared.sampling import generate
 
 if TYPE_CHECKING:
