@@ -381,7 +381,8 @@ def agree(name: str, terms: str) -> None:
     if not sys.stdin.isatty():
         raise ValueError(f"{terms} Read them, and if you agree, set {AGREED}={name}: it is fetched then")
     print(terms)
-    if input(f"Fetch {name} under these terms? (yes or no) ").strip().lower() != "yes":
+    print(f"Fetch {name} under these terms? (yes or no) ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() != "yes":
         raise ValueError(f"{name} was not fetched: its terms were not agreed to")
 
 

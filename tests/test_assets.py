@@ -355,9 +355,8 @@ def test_what_has_terms_is_fetched_only_where_they_are_agreed_to(cache, server, 
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(ValueError, match="https://example.org/terms.* set LLM_WEEKS_AGREED=thing"):
         fetch("thing")
-    answers = iter(["", "no", "Yes "])
+    monkeypatch.setattr("sys.stdin", io.StringIO("\nno\nYes \n"))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: next(answers))
     for _ in range(2):
         with pytest.raises(ValueError, match="thing was not fetched: its terms were not agreed to"):
             fetch("thing")
@@ -365,6 +364,8 @@ def test_what_has_terms_is_fetched_only_where_they_are_agreed_to(cache, server, 
     assert fetch("thing").read_bytes() == CONTENT
     assert fetch("thing").read_bytes() == CONTENT  # what is there is not asked about
     (cache / "thing.bin").unlink()
+    with pytest.raises(ValueError, match="its terms were not agreed to"):
+        fetch("thing")  # the end of the input, as Ctrl-D gives it
     monkeypatch.setenv("LLM_WEEKS_AGREED", "other,thing")
     assert fetch("thing").read_bytes() == CONTENT
 

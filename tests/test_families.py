@@ -1,5 +1,5 @@
 """What is done with any GPT, done with one of each family: cached decoding at every chunking, a batch of
-different lengths, quantization, LoRA, checkpoints, ONNX.
+different lengths, serving, quantization, LoRA, checkpoints, ONNX.
 """
 
 import json
@@ -18,6 +18,8 @@ from shared.models.gpt import GPT
 from shared.quantization import quantize
 from shared.quantization.modules import dequantize
 from shared.sampling import generate
+from shared.serving.engine import Engine
+from shared.serving.generation import Request
 from shared.serving.slots import SlotCache
 from tests.family_configs import DYNAMIC, FAMILIES
 from tests.helpers import shake
@@ -71,6 +73,16 @@ def test_packed_in_8_bits_it_computes_with_the_weights_that_these_stand_for(mode
     packed = quantize(shake(GPT(model.config)), "int8", say=lambda line: None, kernels=())
     unpacked = dequantize(quantize(shake(GPT(model.config)), "int8", say=lambda line: None, kernels=()))
     torch.testing.assert_close(packed(ids()), unpacked(ids()), atol=1e-4, rtol=1e-4)
+
+
+def test_served_beside_others_it_writes_what_it_writes_alone(model):
+    prompts = [row[:length].tolist() for row, length in zip(ids(3), (5, 21, 30))]
+    engine = Engine(model, slots=2, chunk=8, start=False)  # the third joins where one has left
+    running = [engine.submit(Request(prompt, 8, temperature=0)) for prompt in prompts]
+    while engine.step():
+        pass
+    for prompt, generation in zip(prompts, running):
+        assert [token.id for token in generation] == list(generate(model, prompt, 8, temperature=0))
 
 
 @torch.no_grad()

@@ -21,13 +21,13 @@ from shared.adapters.prompts import PromptTuned
 from shared.course.report import model_card
 from shared.models.chat import is_chat
 from shared.models.families import hf_config
-from shared.models.gpt import GPT
-from shared.models.pretrained import HUB, HUB_NAME, to_hf
+from shared.models.gpt import GPT, GPTConfig
+from shared.models.pretrained import HUB, HUB_NAME, stored_model_type, to_hf
 from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config
 from shared.models.weights import with_biases
 from shared.quantization.modules import dequantize, quantization_of
 from shared.registry import LanguageModel
-from shared.runtime import read_json, write_atomically, write_json
+from shared.runtime import write_atomically, write_json
 from shared.tokenizers.base import Tokenizer
 
 SMOLLM2_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,22 +53,25 @@ class AdapterCard:
     """The rows of a table of measurements, their keys its heading."""
 
 
-def base_on_the_hub(name: str) -> str | None:
+def base_on_the_hub(name: str, config: GPTConfig) -> str | None:
     """The name by which PEFT finds the base that `load_model(name)` loads: the hub's, or a folder of Hugging
     Face's form. None for what only this course reads.
 
-    >>> base_on_the_hub("gpt2"), base_on_the_hub("smollm2")
-    ('openai-community/gpt2', 'HuggingFaceTB/SmolLM2-135M-Instruct')
+    config: the model's, which says what family an adapter's layers are written as. None where the base is
+    stored as another: a Phi-3 without anything of its own is a Llama here, and has other layers there.
+
+    >>> base_on_the_hub("smollm2", GPTConfig())
+    'HuggingFaceTB/SmolLM2-135M-Instruct'
     """
     path = Path(name)
     if name == "smollm2":
         return SMOLLM2_ON_THE_HUB
-    if (path / "config.json").exists():
-        theirs = "model_type" in read_json(path / "config.json")
-        return str(path.resolve()) if theirs else None
-    if name in HUB:
-        return HUB[name][0]
-    return name if HUB_NAME.fullmatch(name) and not path.exists() else None
+    if not (path / "config.json").exists() and not (HUB_NAME.fullmatch(name) and not path.exists()):
+        return None
+    stored_as = stored_model_type(name)
+    if stored_as is None or stored_as != hf_config(with_their_biases(config))[0]["model_type"]:
+        return None
+    return str(path.resolve()) if path.exists() else HUB.get(name, (name,))[0]
 
 
 def save_whole(model: GPT, folder: Path) -> Path:

@@ -340,7 +340,7 @@ def sft_task(settings: SFTSettings, model: GPT, talks: Talks) -> Instructions:
 
 def _name_of_base(settings: SFTSettings, base: GPT, rank: int) -> str | None:
     """By what name PEFT finds the base. One that only this course reads is written into `out` first."""
-    name = base_on_the_hub(settings.model)
+    name = base_on_the_hub(settings.model, base.config)
     if name is None and settings.method != "full" and rank == 0:
         return save_base(base, Path(settings.out) / "base")
     return name

@@ -304,6 +304,14 @@ def _is_hugging_faces(folder: Path) -> bool:
     return "model_type" in _read_json(folder / "config.json")
 
 
+def stored_model_type(name: str | Path) -> str | None:
+    """The family that Hugging Face's config.json names, of a folder or of a model of the hub that was loaded
+    before; None for a checkpoint of this course. Raises ValueError for a model that is not on this machine.
+    """
+    folder = Path(name) if Path(name).is_dir() else _snapshot(str(name), download=False)
+    return _read_json(folder / "config.json").get("model_type")
+
+
 def to_hf(model: GPT, folder: str | Path) -> Path:
     """Writes config.json and model.safetensors for transformers' `from_pretrained`, and returns the folder.
 

@@ -10,18 +10,20 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared import checkpoint
-from shared.adapters import add_lora
+from shared.adapters import add_lora, save_adapter
 from shared.adapters.artefacts import AdapterCard, base_on_the_hub, save_artefact, save_base, save_whole
 from shared.adapters.conversations import conversation
 from shared.adapters.instructions import template_for
 from shared.adapters.peft_files import rounding_of
+from shared.models import pretrained
 from shared.models.chat import IM_END, IM_START
 from shared.models.gpt import GPT
-from shared.models.pretrained import to_hf
+from shared.models.pretrained import from_hf, to_hf
 from shared.quantization import quantize
 from shared.tokenizers import BPETokenizer
-from tests.adapters.helpers import GPT2, KINDS, LLAMA, OTHER, close, gpt, learn, lora_config
+from tests.adapters.helpers import GPT2, KINDS, LLAMA, OTHER, close, gpt, learn, load_strictly, lora_config
 from tests.helpers import synthetic_text
+from tests.models.families import build
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +80,7 @@ def test_peft_loads_adapter_and_base_at_one_call(kind, config, tmp_path):
 def test_a_base_in_hugging_faces_form_is_named_where_it_lies(tmp_path):
     model = base()
     to_hf(model, tmp_path / "theirs")
-    name = base_on_the_hub(str(tmp_path / "theirs"))
+    name = base_on_the_hub(str(tmp_path / "theirs"), model.config)
     model = learn(add_lora(model, lora_config()))
     save_artefact(model, tmp_path / "adapter", name, CARD)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -130,10 +132,22 @@ def test_a_base_that_nobody_else_has_is_said_to_be_ours(tmp_path):
     assert "from shared.adapters import load_adapter" in said
 
 
-def test_bases_are_called_as_the_hub_calls_them(tmp_path):
+def test_bases_are_called_as_the_hub_calls_them(tmp_path, monkeypatch):
+    config = base().config
     checkpoint.save(base(), tmp_path / "ours", tokenizer(False))
-    assert base_on_the_hub(str(tmp_path / "ours")) is None
-    assert base_on_the_hub("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert base_on_the_hub("someone/model") == "someone/model"
+    assert base_on_the_hub(str(tmp_path / "ours"), config) is None
+    assert base_on_the_hub(str(tmp_path / "model.gguf"), config) is None
+    assert base_on_the_hub("smollm2", config) == "HuggingFaceTB/SmolLM2-135M-Instruct"
     save_whole(base(), tmp_path / "theirs")
-    assert base_on_the_hub(str(tmp_path / "theirs")) == str((tmp_path / "theirs").resolve())
+    assert base_on_the_hub(str(tmp_path / "theirs"), config) == str((tmp_path / "theirs").resolve())
+    monkeypatch.setattr(pretrained, "_snapshot", lambda name, download: tmp_path / "theirs")
+    assert base_on_the_hub("someone/model", config) == "someone/model"
+
+
+def test_a_phi3_that_we_write_as_llama_is_no_base_for_our_adapter(tmp_path):
+    build("Phi-3").save_pretrained(tmp_path / "phi")
+    model = from_hf(tmp_path / "phi")
+    assert base_on_the_hub(str(tmp_path / "phi"), model.config) is None
+    folder = save_base(model, tmp_path / "base")
+    adapted = learn(add_lora(model, lora_config()))
+    load_strictly(AutoModelForCausalLM.from_pretrained(folder), save_adapter(adapted, tmp_path / "a"))

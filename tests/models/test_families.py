@@ -1,12 +1,17 @@
-"""Each family of shared/models/families.py against transformers: logits, gradients, cached decoding, and its
-way to Hugging Face and back.
+"""Each family of shared/models/families.py against transformers and PEFT: logits, gradients, cached decoding,
+an adapter, and its way to Hugging Face and back.
 """
+
+from copy import deepcopy
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shared.adapters import LoRAConfig, add_lora, save_adapter
+from shared.models.families import hf_config
 from shared.models.pretrained import from_hf, to_hf
+from tests.adapters.helpers import learn, load_strictly
 from tests.models.families import DYNAMIC, FAMILIES, as_trained, build, ids
 from tests.models.helpers import same_tensors
 
@@ -18,6 +23,13 @@ def pair(request):
     return theirs, from_hf(theirs)
 
 
+@pytest.fixture(scope="module")
+def written(pair, tmp_path_factory):
+    """The model of transformers' that ours is written as: of the same family; a plain Phi-3 is a Llama."""
+    folder = to_hf(pair[1], tmp_path_factory.mktemp("written") / "m")
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
 def test_its_logits_are_transformers(pair):
     theirs, ours = pair
     with torch.no_grad():
@@ -26,13 +38,18 @@ def test_its_logits_are_transformers(pair):
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_its_gradients_are_transformers(pair):
-    theirs, ours = pair
+def test_its_gradients_are_transformers(pair, written):
+    theirs, ours = written, pair[1]
     for model, logits in ((theirs, theirs(ids()).logits), (ours, ours(ids()))):
         model.zero_grad()
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids()[:, 1:].flatten()).backward()
-    there, here = theirs.get_input_embeddings().weight.grad, ours.token_embedding.weight.grad
-    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-3)
+    _, layout = hf_config(ours.config)
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    named = layout.theirs(gradients, ours.config.head_dim)  # fused and renamed as the weights are
+    there = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    assert named.keys() == there.keys()
+    for name, expected in there.items():
+        torch.testing.assert_close(named[name], expected, atol=1e-5, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("size", [1, 7, 13])
@@ -45,13 +62,21 @@ def test_read_in_pieces_it_says_what_it_says_of_the_whole(pair, size):
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
-def test_it_goes_to_hugging_face_and_back(pair, tmp_path):
-    theirs, ours = pair
-    folder = to_hf(ours, tmp_path / "m")
-    again = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+def test_its_adapter_is_loaded_by_peft(pair, written, tmp_path):
+    ours = pair[1]
+    config = LoRAConfig(r=3, lora_alpha=5, target_modules=("all-linear",))
+    adapted = learn(add_lora(deepcopy(ours), config))
+    loaded = load_strictly(written, save_adapter(adapted, tmp_path))
     with torch.no_grad():
-        torch.testing.assert_close(again(ids()).logits, theirs(ids()).logits, atol=1e-5, rtol=1e-5)
-    back = from_hf(folder)
+        assert (adapted(ids()) - ours(ids())).abs().max() > 0.01
+        torch.testing.assert_close(loaded(ids()).logits, adapted(ids()), atol=1e-4, rtol=1e-4)
+
+
+def test_it_goes_to_hugging_face_and_back(pair, written):
+    theirs, ours = pair
+    with torch.no_grad():
+        torch.testing.assert_close(written(ids()).logits, theirs(ids()).logits, atol=1e-5, rtol=1e-5)
+    back = from_hf(written)
     assert back.config == ours.config and same_tensors(back, ours)
 
 
