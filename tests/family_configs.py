@@ -6,6 +6,7 @@ from tests.export.helpers import LLAMA, SMALL
 GEMMA = SMALL | LLAMA | dict(norm="rmsnorm_plus_one", norm_place="both", mlp="geglu", embedding_scale=8.0)
 LOCAL = LayerKind(window=9, rope_theta=10000.0)
 FAMILIES = {
+    "GPT-2": GPTConfig(**SMALL),
     "Llama 3": GPTConfig(
         **SMALL, **LLAMA, n_kv_head=2, rope_theta=5e5, rope_scaling=RopeScaling("llama3", 8.0, 8192)
     ),
@@ -37,5 +38,7 @@ FAMILIES = {
     ),
 }
 """By name. All are exact in GGUF."""
+MISTRAL = GPTConfig(**SMALL, **LLAMA, n_kv_head=2, window=9, tie_weights=False)
+"""llama.cpp has no window for it."""
 DYNAMIC = GPTConfig(**SMALL, **LLAMA, rope_scaling=RopeScaling("dynamic", 4.0, 32))
 """It has no equivalent in GGUF."""

@@ -21,10 +21,10 @@ from shared.sampling import generate
 from shared.serving.engine import Engine
 from shared.serving.generation import Request
 from shared.serving.slots import SlotCache
-from tests.family_configs import DYNAMIC, FAMILIES
+from tests.family_configs import DYNAMIC, FAMILIES, MISTRAL
 from tests.helpers import shake
 
-CONFIGS = {**FAMILIES, "Llama, dynamic scaling": DYNAMIC}
+CONFIGS = {**FAMILIES, "Mistral": MISTRAL, "Llama, dynamic scaling": DYNAMIC}
 
 
 @pytest.fixture(params=CONFIGS, scope="module")

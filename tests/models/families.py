@@ -50,6 +50,13 @@ def rope(**scaling: object) -> dict[str, object]:
     return {"rope_parameters": {"rope_type": "default", **THETA, **scaling}}
 
 
+def gpt2() -> nn.Module:
+    sizes = dict(vocab_size=VOCAB, n_positions=BLOCK, n_layer=3, n_head=4, n_embd=64)
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
+    )
+
+
 GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "factor": 2.0, **THETA},
@@ -57,6 +64,7 @@ GEMMA3_ROPE = {
 DYNAMIC = made("Llama", **rope(rope_type="dynamic", factor=2.0) | {"max_position_embeddings": 24})
 """Reads up to 48 tokens; its keys in a cache keep their angles, so it stands outside of `FAMILIES`."""
 FAMILIES = {
+    "GPT-2": gpt2,
     "Llama 3, with its scaling": made("Llama", **rope(**LLAMA3), tie_word_embeddings=True),
     "Llama, linear scaling": made("Llama", **rope(rope_type="linear", factor=2.0)),
     "Llama, YaRN": made("Llama", **rope(**YARN)),
