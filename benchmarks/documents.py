@@ -60,7 +60,7 @@ def reading(text: str, suffix: str) -> Callable[[Path], str]:
         path = folder / f"page{suffix}"
         path.write_text(text, encoding="utf-8")
         try:
-            return f"{len(read_document(path).sections)} sections"
+            return f"{len(read_document(path, folder).sections)} sections"
         except ValueError as error:
             return f"refused: {error}"
 

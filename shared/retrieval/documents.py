@@ -2,24 +2,27 @@
 that can be found and quoted.
 
     documents, problems = load_documents("weeks/11_rag/handbook")
-    chunks = chunk_documents(documents, gpt2_tokenizer())
+    chunks = chunk_documents(documents)
+    changed = read_document("notes/sub/valves.md", "notes")     # of a folder; its source is sub/valves.md
 
 A file that cannot be read is a problem that is said and kept; the others go on. A chunk knows where it
-stands: its file, its title, the headings above it, its place in the section's text. Sections are never mixed
-in one chunk.
+stands: its file, its title, the headings above it, its place in the section's text, and what its document
+says of itself (YAML front matter, <meta>, a PDF's document information). Sections are never mixed in one
+chunk.
 """
 
+import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.retrieval.folder import find_files, printable_path
-from shared.retrieval.lines import Heading, Line, Page, decoded_file
+from shared.retrieval.lines import Facts, Heading, Line, Metadata, Page, Remark, decoded_file
 from shared.retrieval.splitting import split
-from shared.tokenizers import Tokenizer
+from shared.tokenizers import Tokenizer, gpt2_tokenizer
 
 LARGEST = 64 << 20
 """Bytes of a file; a larger one is hardly a document, and is a problem."""
@@ -40,9 +43,11 @@ class Document:
     """What was in a file."""
 
     source: str
-    """The file's path below the folder that was read, with forward slashes."""
+    """The file's path below the folder that was read, with forward slashes: `sub/valves.md`."""
     title: str
     sections: tuple[Section, ...]
+    metadata: Metadata = field(default_factory=dict, hash=False)
+    """What the file says of itself, by field."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,13 @@ class Chunk:
     page: int | None = None
     windows: tuple[tuple[int, int], ...] = ()
     """Begin and end in `text`, in characters; none for the whole."""
+    metadata: Metadata = field(default_factory=dict, hash=False)
+    """The document's."""
+
+    @property
+    def fields(self) -> Metadata:
+        """What a search can be narrowed by: `metadata`, and the chunk's own `source` and `title`."""
+        return {**self.metadata, "source": self.source, "title": self.title}
 
     @property
     def id(self) -> str:
@@ -103,14 +115,22 @@ class Loaded(NamedTuple):
 
 
 def load_documents(
-    path: str | Path, say: Callable[[str], None] = print, *, follow_links: bool = False
+    path: str | Path,
+    say: Callable[[str], None] = print,
+    *,
+    root: str | Path | None = None,
+    follow_links: bool = False,
 ) -> Loaded:
     """All documents in a folder, at any depth and in the order of their names; or the one in a file.
 
+    root: the folder from which the sources are named. None takes the folder itself, and for a lone file the
+    one that it lies in; so give it for a part of a folder: `load_documents("notes/sub", root="notes")`.
+
     Hidden files are passed over. What cannot be read (of another kind, binary, damaged, empty, encrypted,
     scanned without text, a broken link, a pipe, a name that is not UTF-8) is said and kept in `problems`; so
-    are links that lead out of the folder or to folders, unless `follow_links`. Raises ValueError when the
-    path does not exist, and when nothing in it can be read.
+    are links that lead out of the folder or to folders, unless `follow_links`. Front matter that is no YAML
+    is said, and read as text. Raises ValueError when the path does not exist or lies outside of `root`, and
+    when nothing in it can be read.
     """
     path = Path(path)
     name = printable_path(path)
@@ -120,13 +140,18 @@ def load_documents(
     problems: dict[str, str] = {}
     if path.is_dir():
         files, problems = find_files(path, follow_links)
+    if root is not None:
+        below = source_below(path if path.is_dir() else path.parent, root)
+        prefix = "" if below == "." else f"{below}/"
+        files = {prefix + source: file for source, file in files.items()}
+        problems = {prefix + source: reason for source, reason in problems.items()}
     if not files and not problems:
         raise ValueError(f"{name} has no files in it: put documents there ({', '.join(KINDS)})")
     documents: list[Document] = []
     for source in sorted([*files, *problems], key=_parts):
         if source in files:
             try:
-                documents.append(read_document(files[source], source))
+                documents.append(_read(files[source], source, say))
             except Exception as error:  # whatever is wrong with one file, the others are read
                 problems[source] = _reason(error)
         if source in problems:
@@ -149,12 +174,37 @@ def _reason(error: Exception) -> str:
     return f"it cannot be read ({type(error).__name__}: {error})"
 
 
-def read_document(path: str | Path, source: str | None = None) -> Document:
-    """One file as a document. source: what it will be called; None takes the file's name.
+def source_below(path: str | Path, root: str | Path) -> str:
+    """A file's path below the folder `root`, with forward slashes: what its document is called.
 
-    Raises ValueError for a file that has no text to give, and OSError for one that cannot be opened.
+    >>> source_below("notes/sub/valves.md", "notes")
+    'sub/valves.md'
+
+    Raises ValueError for a path that is not below it.
     """
-    path = Path(path)
+    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    if not path.is_relative_to(root):  # one of them may be written with links
+        path, root = Path(os.path.realpath(path.parent)) / path.name, Path(os.path.realpath(root))
+    if not path.is_relative_to(root):
+        raise ValueError(
+            f"{printable_path(path)} does not lie in {printable_path(root)}: give the folder that the other"
+            " documents were loaded from"
+        )
+    return printable_path(path.relative_to(root).as_posix())
+
+
+def read_document(path: str | Path, root: str | Path, say: Callable[[str], None] = print) -> Document:
+    """One file of the folder `root` as a document, with the source that `load_documents(root)` gives it: so
+    an index can be updated with it.
+
+    Raises ValueError for a file that has no text to give and for one that is not in the folder, and OSError
+    for one that cannot be opened.
+    """
+    return _read(Path(path), source_below(path, root), say)
+
+
+def _read(path: Path, source: str, say: Callable[[str], None]) -> Document:
+    """One file as a document that is called `source`. Raises what `read_document` does."""
     if path.suffix.lower() not in KINDS:
         raise ValueError(
             f"files of the kind {path.suffix or '(no suffix)'} are not read; there are: {', '.join(KINDS)}"
@@ -166,45 +216,73 @@ def read_document(path: str | Path, source: str | None = None) -> Document:
         raise ValueError(
             f"{status.st_size >> 20} MiB are more than the {LARGEST >> 20} that a document may have: split it"
         )
-    lines = KINDS[path.suffix.lower()](path)
-    return _document(source or printable_path(path.name), printable_path(path.stem), lines)
+    builder = _Builder()
+    for line in KINDS[path.suffix.lower()](path):
+        builder.take(line)
+    for remark in builder.remarks:
+        say(f"{source}: {remark}")
+    return builder.document(source, printable_path(path.stem))
 
 
-def _document(source: str, stem: str, lines: Iterable[Line]) -> Document:
-    """Lines and headings as sections.
+class _Builder:
+    """Makes a document of a reader's lines. The first heading of level 1 before any text is its title."""
 
-    The first heading of level 1 before any text is the title, else the file's name is.
-    """
-    title: str | None = None
-    above: list[Heading] = []
-    text: list[str] = []
-    page: int | None = None
-    sections: list[Section] = []
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+        self._metadata: Metadata = {}
+        self._title: str | None = None
+        self._above: list[Heading] = []
+        self._text: list[str] = []
+        self._page: int | None = None
+        self._sections: list[Section] = []
 
-    def close() -> None:
-        section = clean_text("\n".join(text))
-        if section:
-            sections.append(Section(tuple(heading.text for heading in above), section, page))
-        text.clear()
-
-    for line in lines:
+    def take(self, line: Line) -> None:
         if isinstance(line, str):
-            text.append(line)
-            continue
-        close()
-        if isinstance(line, Page):
-            page = line.number
-            continue
-        line = Heading(line.level, clean_text(line.text))
-        if line.level == 1 and title is None and not sections:
-            title = line.text
-            above.clear()
-        elif line.text:
-            above[:] = [*(heading for heading in above if heading.level < line.level), line]
-    close()
-    if not sections:
-        raise ValueError("there is no text in it")
-    return Document(source, title or stem.replace("-", " ").replace("_", " "), tuple(sections))
+            self._text.append(line)
+        elif isinstance(line, Remark):
+            self.remarks.append(line.text)
+        elif isinstance(line, Facts):
+            self._metadata |= _cleaned(line.metadata)
+        else:
+            self._close()
+            if isinstance(line, Page):
+                self._page = line.number
+            else:
+                self._begin(Heading(line.level, clean_text(line.text)))
+
+    def _begin(self, heading: Heading) -> None:
+        if heading.level == 1 and self._title is None and not self._sections:
+            self._title = heading.text
+            self._above.clear()
+        elif heading.text:
+            self._above = [above for above in self._above if above.level < heading.level] + [heading]
+
+    def _close(self) -> None:
+        text = clean_text("\n".join(self._text))
+        if text:
+            headings = tuple(heading.text for heading in self._above)
+            self._sections.append(Section(headings, text, self._page))
+        self._text.clear()
+
+    def document(self, source: str, stem: str) -> Document:
+        """The document; its title is the file's name where no heading is. Raises ValueError for no text."""
+        self._close()
+        if not self._sections:
+            raise ValueError("there is no text in it")
+        title = self._title or stem.replace("-", " ").replace("_", " ")
+        return Document(source, title, tuple(self._sections), self._metadata)
+
+
+def _cleaned(metadata: Metadata) -> Metadata:
+    """The same without what JSON or a terminal could not show."""
+    cleaned: Metadata = {}
+    for name, value in metadata.items():
+        if isinstance(value, str):
+            value = clean_text(value)
+        elif isinstance(value, list):
+            value = [clean_text(item) for item in value]
+        cleaned[clean_text(name)] = value
+    return cleaned
 
 
 def clean_text(text: str) -> str:
@@ -268,26 +346,40 @@ KINDS: dict[str, Callable[[Path], Iterable[Line]]] = {
 
 
 def chunk_documents(
-    documents: Iterable[Document], tokenizer: Tokenizer, size: int = 256, overlap: int = 32, window: int = 64
+    documents: Iterable[Document],
+    tokenizer: Tokenizer | None = None,
+    size: int = 256,
+    overlap: int = 32,
+    window: int = 64,
 ) -> list[Chunk]:
     """The documents' sections in chunks of at most `size` tokens, `overlap` of them shared with the next.
 
+    tokenizer: whose tokens are counted; None: GPT-2's, which is fetched on the first call.
     Their windows are their sentences; one of more than `window` tokens is divided. Sizes count the text
-    alone: title and headings come on top. Raises ValueError as `split` does.
+    alone: title and headings come on top. Raises ValueError as `split` does, and for two documents of one
+    source.
     """
+    counted = gpt2_tokenizer() if tokenizer is None else tokenizer
     chunks = []
+    sources: set[str] = set()
     for document in documents:
+        if document.source in sources:
+            raise ValueError(
+                f"two documents have the source {document.source}: load them from a folder that both lie in,"
+                " or give it as root="
+            )
+        sources.add(document.source)
         spans = (
             (section, span)
             for section in document.sections
-            for span in split(section.text, tokenizer, size, overlap)
+            for span in split(section.text, counted, size, overlap)
         )
         for number, (section, (start, end)) in enumerate(spans):
             text = section.text[start:end]
             windows = tuple(
                 (at + a, at + b)
                 for at, sentence in _sentences(text)
-                for a, b in split(sentence, tokenizer, min(window, size), 0)
+                for a, b in split(sentence, counted, min(window, size), 0)
             )
             chunks.append(
                 Chunk(
@@ -299,6 +391,7 @@ def chunk_documents(
                     number=number,
                     page=section.page,
                     windows=windows,
+                    metadata=document.metadata,
                 )
             )
     return chunks

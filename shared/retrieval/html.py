@@ -10,7 +10,7 @@ from typing import Any
 from bs4.dammit import UnicodeDammit
 from lxml.etree import HTMLParser, LxmlError
 
-from shared.retrieval.lines import Heading, Line
+from shared.retrieval.lines import Facts, Heading, Line, Metadata, keywords
 
 IGNORED = frozenset("script style noscript template nav svg title".split())
 BLOCKS = (
@@ -25,13 +25,18 @@ BREAKS = str.maketrans("\n\r\f", "   ")
 HEADINGS = frozenset(["h1", "h2", "h3", "h4", "h5", "h6"])
 DEEPEST = 1000
 """Tags in each other: each end tag is looked for among all that are open."""
+FOR_MACHINES = frozenset("viewport referrer robots theme-color color-scheme format-detection".split())
+"""Names of <meta> that say nothing of the text."""
+LONGEST_META = 1000
+"""Characters of a <meta> that is read."""
 STEP = 1 << 16
 """Bytes that are parsed before the depth is looked at again."""
 
 
 def read_html(path: Path) -> Iterator[Line]:
     """Headings and visible text, blocks on lines of their own. <title> is a heading of level 1 that comes
-    first, where the page shows no <h1>.
+    first, where the page shows no <h1>. Before all stands what each <meta name= content=> says of the page
+    (of several with one name the first); its keywords are a list.
 
     Raises ValueError for binary files and for tags nested too deep.
     """
@@ -80,12 +85,15 @@ class _Page:
         self._level = 0  # of the heading that is open
         self._heading: list[str] = []
         self._parts: list[str | Heading] = []
+        self._metadata: Metadata = {}
 
     def start(self, tag: str, attributes: Any) -> None:
         """A tag begins."""
         self._depth += 1
         if self._depth > self.deepest:
             self.deepest = self._depth
+        if tag == "meta":
+            self._take(attributes)
         if self._hidden or tag in IGNORED:
             self._hidden += 1
             if tag == "title" and self._title is None and self._hidden == 1:
@@ -124,7 +132,9 @@ class _Page:
         self._end_heading()
 
     def lines(self) -> Iterator[Line]:
-        """The headings and lines of the whole page."""
+        """What the page says of itself, and then its headings and lines."""
+        if self._metadata:
+            yield Facts(self._metadata)
         title = " ".join("".join(self._title or []).split())
         if title and not any(isinstance(part, Heading) and part.level == 1 for part in self._parts):
             yield Heading(1, title)
@@ -137,6 +147,14 @@ class _Page:
             text.clear()
             if part.level:
                 yield part
+
+    def _take(self, attributes: Any) -> None:
+        """Keeps what a <meta> says of the page."""
+        name = " ".join(attributes.get("name", "").lower().split())
+        content = " ".join(attributes.get("content", "").split())
+        if not name or not content or name in FOR_MACHINES or len(name) + len(content) > LONGEST_META:
+            return
+        self._metadata.setdefault(name, keywords(content) if name == "keywords" else content)
 
     def _divide(self, mark: str | None) -> None:
         if mark == "\n" and "".join(self._heading).strip():

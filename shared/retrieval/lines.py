@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
+Value = str | int | float | bool | list[str]
+"""What a document may say of itself: one of these for each field."""
+Metadata = dict[str, Value]
+"""What a document says of itself, by field."""
+
 
 class Heading(NamedTuple):
     """A heading between the lines of a document. `level` 1 is the outermost."""
@@ -17,8 +22,20 @@ class Page(NamedTuple):
     number: int
 
 
-Line = str | Heading | Page
-"""What a reader gives, one after the other: lines of text, and what divides them."""
+class Facts(NamedTuple):
+    """What the file says of itself."""
+
+    metadata: Metadata
+
+
+class Remark(NamedTuple):
+    """Something that was not read as it was probably meant: for the file's owner."""
+
+    text: str
+
+
+Line = str | Heading | Page | Facts | Remark
+"""What a reader gives: lines of text, what divides them, and what is said of the file."""
 
 
 def decoded_file(path: Path) -> str:
@@ -34,3 +51,13 @@ def decoded_file(path: Path) -> str:
     if "\0" in text:
         raise ValueError("it is a binary file: it has zero bytes in it")
     return text
+
+
+def keywords(text: str) -> list[str]:
+    """The words of a list that is written with commas or semicolons.
+
+    >>> keywords("pumps, valves; ")
+    ['pumps', 'valves']
+    """
+    words = [" ".join(word.split()) for word in text.replace(";", ",").split(",")]
+    return [word for word in words if word]

@@ -3,26 +3,24 @@
 Marks that a reader does not say (emphasis, the addresses of links, comments) go; lists, tables and code stay
 as they are written. Nothing else is lost: where a mark is not closed, it is text.
 
-Sources: CommonMark 0.31; front matter as pandoc's manual has it (extension yaml_metadata_block).
+Source: CommonMark 0.31.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, html_block, reference
 from markdown_it.token import Token
 
-from shared.retrieval.lines import Heading, Line, decoded_file
+from shared.retrieval.front_matter import split_front_matter
+from shared.retrieval.lines import Facts, Heading, Line, Remark, decoded_file
 
 DEEPEST = 32
 """Of quotes and lists in each other; markdown-it would drop what is deeper."""
 LONGEST = 10_000
 """Characters that marks are looked for in at once: the time for brackets grows with the square of it."""
-FRONT_MATTER = re.compile(r"---[ \t]*\n(?!\s*\n)(.*?)^(?:---|\.\.\.)[ \t]*$\n?", re.M | re.S)
-LARGEST_FRONT_MATTER = 1 << 14
 MARKS = re.compile(r"[\\`*_\[<&]")
 """Without one of these, the text of a paragraph is what is written."""
 LINE = r"[^\s\d#>+*_=~`<\[\\&-][^\n\\`*_\[<&]*\n"
@@ -42,18 +40,23 @@ ENDS = (
 
 
 def read_markdown(path: Path) -> Iterator[Line]:
-    """The headings and the text of a file. A title in its front matter comes first, as a heading of level 1.
+    """The headings and the text of a file. What its front matter says comes first, a title there as a heading
+    of level 1.
 
     Headings inside of quotes and lists are text. Raises ValueError as `decoded_file` does, and where quotes
     and lists are nested too deep.
     """
-    title, text = _front_matter(re.sub(r"\r\n?", "\n", decoded_file(path) + "\n"))
+    title, metadata, text, remark = split_front_matter(re.sub(r"\r\n?", "\n", decoded_file(path) + "\n"))
     parser = _parser()
     env: dict = {}
     tokens = parser.parse(text, env)
     if any(token.nesting == 1 and token.level >= DEEPEST - 1 for token in tokens):
         raise ValueError(f"its quotes and lists are nested more than {DEEPEST} deep")
     lines = _Lines(parser, env)
+    if remark:
+        yield Remark(remark)
+    if metadata:
+        yield Facts(metadata)
     if title:
         yield Heading(1, title)
     first = True
@@ -61,25 +64,6 @@ def read_markdown(path: Path) -> Iterator[Line]:
         if not (first and line == Heading(1, title)):  # said twice
             yield line
         first = False
-
-
-def _front_matter(text: str) -> tuple[str, str]:
-    """The title in the front matter ("" for none), and the text after it.
-
-    Front matter is a YAML mapping between lines of `---`, or `---` and `...`, on top of the file. An empty
-    line after the first one makes it a rule.
-    """
-    found = FRONT_MATTER.match(text)
-    if not found or found.end() > LARGEST_FRONT_MATTER:
-        return "", text
-    try:
-        values = yaml.load(found[1], Loader=yaml.BaseLoader)  # which makes nothing but strings of it
-    except yaml.YAMLError:
-        return "", text
-    if not isinstance(values, dict):
-        return "", text
-    title = values.get("title")
-    return " ".join(title.split()) if isinstance(title, str) else "", text[found.end() :]
 
 
 # ---- blocks

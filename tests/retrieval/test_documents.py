@@ -90,7 +90,7 @@ def pdf(path, texts, password=None, algorithm="RC4-128"):
 @pytest.mark.parametrize("name, content", [("ferry.md", MARKDOWN), ("ferry.html", HTML)])
 def test_markdown_and_html_give_the_same_sections(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    found = read_document(tmp_path / name)
+    found = read_document(tmp_path / name, tmp_path)
     assert (found.source, found.title, found.sections[:3]) == (name, "The Ferry", SECTIONS)
     assert [section.headings for section in found.sections[3:]] == [("Summer",)]
     assert [line.strip("`") for line in found.sections[3].text.split("\n") if line.strip("`")] == [
@@ -103,18 +103,20 @@ def test_a_text_file_is_one_section_under_its_name(tmp_path):
     (tmp_path / "old-mill.txt").write_bytes(
         "\ufeff# Not a heading\r\n\r\n\r\n\r\nThe miller\u00ad's  cat.\x07 ".encode()
     )
-    assert read_document(tmp_path / "old-mill.txt") == Document(
+    assert read_document(tmp_path / "old-mill.txt", tmp_path) == Document(
         "old-mill.txt", "old mill", (Section((), "# Not a heading\n\nThe miller's cat."),)
     )
 
 
 def test_utf_16_is_read_by_its_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes("Zürich".encode("utf-16"))
-    assert read_document(tmp_path / "a.txt").sections == (Section((), "Zürich"),)
+    assert read_document(tmp_path / "a.txt", tmp_path).sections == (Section((), "Zürich"),)
 
 
 def test_a_pdf_is_read_page_by_page(tmp_path):
-    found = read_document(pdf(tmp_path / "rules.pdf", ["Pets are wel-\ncome.", "", "Cats must stay."]))
+    found = read_document(
+        pdf(tmp_path / "rules.pdf", ["Pets are wel-\ncome.", "", "Cats must stay."]), tmp_path
+    )
     assert found == Document(
         "rules.pdf", "rules", (Section((), "Pets are welcome.", 1), Section((), "Cats must stay.", 3))
     )
@@ -126,7 +128,7 @@ def test_a_pdf_is_read_page_by_page(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
 def test_a_pdf_that_opens_without_a_password_is_read(tmp_path, algorithm):
-    found = read_document(pdf(tmp_path / "rules.pdf", ["Pets are welcome."], "", algorithm))
+    found = read_document(pdf(tmp_path / "rules.pdf", ["Pets are welcome."], "", algorithm), tmp_path)
     assert found.sections == (Section((), "Pets are welcome.", 1),)
 
 
@@ -209,7 +211,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "shared.retrieval.markdown", None)
     (tmp_path / "a.md").write_text("Text.")
     with pytest.raises(ValueError, match=r"reading \.md needs the package .* pip install 'llm-weeks\[rag\]'"):
-        read_document(tmp_path / "a.md")
+        read_document(tmp_path / "a.md", tmp_path)
 
 
 def test_a_folder_that_gives_nothing_is_an_error(tmp_path):

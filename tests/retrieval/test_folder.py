@@ -1,6 +1,7 @@
 """shared/retrieval/folder.py: what stands in a folder is read; what is passed over is said."""
 
 import os
+from functools import partial
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_the_folder_or_file_that_is_named_may_be_a_link(folder):
 
 
 def test_a_pipe_is_not_waited_for(folder):
-    for read in (read_document, load_documents):
+    for read in (partial(read_document, root=folder), load_documents):
         with pytest.raises(ValueError, match="it is no file but a folder, a pipe"):
             read(folder / "pipe.txt")
 

@@ -15,7 +15,7 @@ def sections(folder, page):
     """Title, and headings with text."""
     path = folder / "page.html"
     path.write_bytes(page if isinstance(page, bytes) else page.encode())
-    found = read_document(path)
+    found = read_document(path, path.parent)
     return found.title, [("/".join(section.headings), section.text) for section in found.sections]
 
 

@@ -37,7 +37,7 @@ def steps_of(path):
     before = sys.gettrace()
     sys.settrace(count)
     try:
-        read_document(path)
+        read_document(path, path.parent)
     finally:
         sys.settrace(before)
     return steps
@@ -61,7 +61,7 @@ from shared.retrieval.documents import read_document
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 for path in sorted(Path(sys.argv[1]).iterdir()):
     print(path.name, flush=True)
-    read_document(path)
+    read_document(path, path.parent)
 """
 
 

@@ -15,7 +15,7 @@ from shared.retrieval.markdown import DEEPEST, LONGEST, read_markdown
 def read(folder, text):
     path = folder / "page.md"
     path.write_text(text, encoding="utf-8")
-    return read_document(path)
+    return read_document(path, folder)
 
 
 def sections(folder, text):
