@@ -8,7 +8,7 @@ that Lucene has; Nie, Gao, Zhang & Zhou, "On the Use of Words and N-grams for Ch
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from operator import add
 
 import regex
@@ -113,9 +113,11 @@ class BM25:
                 if not self._postings[term]:
                     del self._postings[term]
 
-    def search(self, question: str, k: int) -> list[tuple[int, float]]:
+    def search(self, question: str, k: int, among: Container[int] | None = None) -> list[tuple[int, float]]:
         """At most k ids with scores, best first; texts that share no term with the question are not among
         them. Equals by id.
+
+        among: only these ids, with the scores that they have among all; None: all.
         """
         scores: dict[int, float] = {}
         mean = sum(self._lengths.values()) / max(1, len(self))
@@ -126,4 +128,5 @@ class BM25:
                 scores[i] = scores.get(i, 0.0) + times * idf * tf / (
                     tf + self.k1 * (1 - self.b + self.b * self._lengths[i] / mean)
                 )
-        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+        found = scores if among is None else {i: score for i, score in scores.items() if i in among}
+        return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:k]

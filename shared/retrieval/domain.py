@@ -5,23 +5,20 @@ Both are signals of the search alone, before a model has written anything. What 
 not say passes through: the nearest passage is near then, and silent on the one thing.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # a server without documents needs no FAISS
-    from shared.retrieval.index import Hit, Index
+from shared.retrieval.index import Hit, Index
 
 
-def default_threshold(index: "Index", by: str = "dense") -> float:
+def default_threshold(index: Index, by: str = "dense") -> float:
     """The score below which a question is taken to be about nothing in the documents: the embedder's own,
-    where it has one and the search is by meaning; else 0.
+    where the search is by meaning; else 0.
     """
-    return getattr(index.embedder, "least_score", 0.0) if by == "dense" else 0.0
+    return index.embedder.least_score if by == "dense" else 0.0
 
 
-def is_outside(index: "Index", question: str, nearest: "Hit | None", min_score: float) -> bool:
+def is_outside(index: Index, question: str, nearest: Hit | None, least_score: float) -> bool:
     """Whether the question is about nothing in the documents. nearest: the best passage for it; None where
     there is none.
     """
-    if nearest is None or nearest.score < min_score:
+    if nearest is None or nearest.score < least_score:
         return True
     return bool(index.unknown_names(question))

@@ -7,13 +7,12 @@ for source in reply.evidence:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from shared.retrieval.documents import Chunk
+from shared.retrieval.embedders import Embedder
 from shared.retrieval.ranking import holds_answer
-
-if TYPE_CHECKING:  # a server without documents needs no FAISS
-    from shared.retrieval.embedders import Embedder
+from shared.retrieval.stores import measured
 
 
 class Window(NamedTuple):
@@ -23,7 +22,7 @@ class Window(NamedTuple):
     start: int
     end: int
     score: float
-    """Its cosine with the question."""
+    """Its cosine with the question, or what the embedder's measure is."""
 
     @property
     def text(self) -> str:
@@ -36,7 +35,7 @@ class Support(NamedTuple):
     start: int
     end: int
     score: float
-    """Its cosine with the question."""
+    """Its cosine with the question, or what the embedder's measure is."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Source:
         return {
             "document": self.chunk.source,
             "title": self.chunk.place,
+            "metadata": self.chunk.metadata,
             "text": self.chunk.text,
             "score": round(self.score, 4),
             "sentences": [
@@ -77,7 +77,7 @@ class Source:
 
 
 def supporting(
-    embedder: "Embedder", question: str, answer: str, passages: Sequence[tuple[Chunk, float]]
+    embedder: Embedder, question: str, answer: str, passages: Sequence[tuple[Chunk, float]]
 ) -> list[Source]:
     """The sources of an answer that a model wrote from these passages, each with its score.
 
@@ -93,8 +93,9 @@ def supporting(
     if not windows:
         return []
     texts = [text for chunk, _ in passages for text in chunk.window_texts()]
-    asked, with_answer = embedder.embed([question, f"{question} {answer}"])
-    vectors = embedder.embed(texts)
+    questions = embedder.embed_questions([question, f"{question} {answer}"])
+    asked, with_answer = measured(questions, embedder.measure)
+    vectors = measured(embedder.embed(texts), embedder.measure)
     scores = (vectors @ asked).tolist()
     found = [
         i

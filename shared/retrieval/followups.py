@@ -10,12 +10,10 @@ Questions-in-Context" (2019).
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from shared.retrieval.bm25 import terms
-
-if TYPE_CHECKING:
-    from shared.retrieval.index import Index
+from shared.retrieval.filters import Where
+from shared.retrieval.index import Index
 
 ELLIPSIS = re.compile(r"(and|but|or|what about|how about)\b", re.IGNORECASE)
 """How a question begins that leaves out what the one before it said."""
@@ -53,11 +51,11 @@ def with_context(question: str, before: str, topic: str) -> str:
     return f"{topic}: {question}"
 
 
-def title_of_best(index: "Index") -> Callable[[str], str]:
-    """Finds the topic of a question: the title of the page that it is nearest to."""
+def title_of_best(index: Index, where: Where | None = None) -> Callable[[str], str]:
+    """Finds the topic of a question: the title of the page that it is nearest to. where: as in a search."""
 
     def topic(question: str) -> str:
-        hits = index.search(question, 1)
+        hits = index.search(question, 1, where=where)
         return hits[0].chunk.title if hits else ""
 
     return topic

@@ -2,8 +2,9 @@
 
     index = Index(MiniLM())  # or another embedder, and a store such as FaissStore(384, "hnsw")
     index.add(chunk_documents(documents, tokenizer))
-    for hit in index.search("When does the last ferry leave?", k=3, by="dense"):
+    for hit in index.search("When does the last ferry leave?", k=3):
         print(hit.score, hit.chunk.cite)
+    index.search("ferry", by="bm25", where={"team": "harbour", "year": {">=": 2020}}, least_score=1.0)
     index.save("indexes/handbook")
     index = Index.load("indexes/handbook", MiniLM())
     # All of it: made or loaded, brought up to date, saved.
@@ -31,6 +32,7 @@ from shared.retrieval.bm25 import BM25, terms
 from shared.retrieval.documents import Chunk
 from shared.retrieval.embedders import Embedder
 from shared.retrieval.evidence import Window
+from shared.retrieval.filters import Where, fields_test
 from shared.retrieval.stores import FaissStore, VectorStore, open_store
 from shared.runtime import write_atomically, write_json
 
@@ -64,6 +66,7 @@ FUSED = 50  # how many of each ranking are fused, at least
 WINDOWS = 1 << 16  # a vector's id is its chunk's number times this, plus the window's
 MARKS = ".,;:!?\"'“”‘’()[]"  # around a word
 LOCK_SECONDS = 60  # how long a writer waits for another
+FORMAT = 2  # of index.json; 1, without metadata, is read too
 
 
 class NoIndex(ValueError):
@@ -75,21 +78,30 @@ class Hit(NamedTuple):
 
     chunk: Chunk
     score: float
-    """A cosine, BM25's sum, or the sum of the fusion: to be compared only within one search."""
+    """To be compared only within one way to search. "dense": the cosine of the nearest window, from -1 to 1
+    (or the inner product, where the store's measure is that). "bm25": the sum over the question's terms, from
+    0 up. "hybrid": the sum of the fusion, at most 2/61, which says how high up it stands in both rankings.
+    """
 
 
 class Index:
     """Chunks, searched by words and by meaning. `store` keeps the vectors of their windows (default: FAISS,
-    flat).
+    flat, with the embedder's measure).
     """
 
     def __init__(self, embedder: Embedder, store: VectorStore | None = None):
         self.embedder = embedder
-        self.store = FaissStore(embedder.dim) if store is None else store  # an empty one is false
+        # An empty store is false.
+        self.store = FaissStore(embedder.dim, measure=embedder.measure) if store is None else store
         if self.store.dim != embedder.dim:
             raise ValueError(
                 f"the store takes vectors of {self.store.dim} numbers, but {embedder.name} makes"
                 f" {embedder.dim}"
+            )
+        if self.store.measure != embedder.measure:
+            raise ValueError(
+                f"the store compares by {self.store.measure}, but {embedder.name} by {embedder.measure}: make"
+                f" it with measure={embedder.measure!r}"
             )
         self._chunks: dict[int, Chunk] = {}
         self._next = 0
@@ -102,6 +114,11 @@ class Index:
     def sources(self) -> list[str]:
         """The files whose chunks are in the index."""
         return list(dict.fromkeys(chunk.source for chunk in self._chunks.values()))
+
+    @property
+    def fields(self) -> list[str]:
+        """What a search can be narrowed by: the names of all fields that a chunk has, in order."""
+        return sorted(set(chain.from_iterable(chunk.fields for chunk in self._chunks.values())))
 
     def add(self, chunks: Iterable[Chunk]) -> None:
         """Raises ValueError for chunks of a file that is in the index already."""
@@ -128,9 +145,7 @@ class Index:
         self._take_out(old)
 
     def _take_out(self, numbers: Sequence[int]) -> None:
-        self.store.delete(
-            [n * WINDOWS + i for n in numbers for i in range(len(self._chunks[n].windows) or 1)]
-        )
+        self.store.delete(self._window_ids(numbers))
         self._bm25.delete(numbers)
         for number in numbers:
             del self._chunks[number]
@@ -178,47 +193,94 @@ class Index:
         return changes
 
     def search(
-        self, question: str, k: int = 5, by: Literal["dense", "bm25", "hybrid"] = "dense"
+        self,
+        question: str,
+        k: int = 5,
+        by: Literal["dense", "bm25", "hybrid"] = "dense",
+        *,
+        where: Where | None = None,
+        least_score: float | None = None,
     ) -> list[Hit]:
         """The k chunks that fit the question best, best first; fewer where there are no more. A chunk is as
         near as its nearest window.
+
+        where: only chunks whose fields (what their document says of itself, `source` and `title`) fit these
+        conditions, see `shared.retrieval.filters`: {"team": "pumps", "year": {">=": 2020}}. They are chosen
+        first and then ranked, all of them in every kind of store: the k best of them are found. What a word
+        counts for in BM25 does not change; hybrid fuses the two rankings of what was chosen. least_score:
+        leaves out hits with a lower `Hit.score`, which is another thing in each way to search.
+
+        Raises ValueError for an empty question, and for a field that no document has.
         """
         if by not in WAYS:
             raise ValueError(f"there is no search by {by!r}; there are: {', '.join(WAYS)}")
-        if not question.strip() or k < 1:
-            raise ValueError(f"a search needs a question and k of at least 1, not {question!r} and k={k}")
+        _check_question(question, k)
+        among = self._fitting(where)
         if by == "hybrid":
             depth = max(k, FUSED)
             rankings = [
                 [n for n, _ in ranking]
-                for ranking in (self._dense(question, depth), self._bm25.search(question, depth))
+                for ranking in (
+                    self._dense(question, depth, among),
+                    self._bm25.search(question, depth, among),
+                )
             ]
             ranked = reciprocal_rank_fusion(rankings)[:k]
         elif by == "dense":
-            ranked = self._dense(question, k)
+            ranked = self._dense(question, k, among)
         else:
-            ranked = self._bm25.search(question, k)
-        return [Hit(self._chunks[number], score) for number, score in ranked]
+            ranked = self._bm25.search(question, k, among)
+        return [
+            Hit(self._chunks[number], score)
+            for number, score in ranked
+            if least_score is None or score >= least_score
+        ]
 
-    def _dense(self, question: str, k: int) -> list[tuple[int, float]]:
-        vector, wanted = self.embedder.embed([question]), 4 * k
+    def check_where(self, where: Where | None) -> None:
+        """Raises ValueError for conditions of another form, and on a field that no chunk here has."""
+        if where is None or callable(where):
+            return
+        fields_test(where)
+        known = self.fields
+        unknown = [name for name in where if known and name not in known]
+        if unknown:
+            raise ValueError(f"no document has the field {unknown[0]!r}; there are: {', '.join(known)}")
+
+    def _fitting(self, where: Where | None) -> set[int] | None:
+        """The numbers of the chunks that a search is narrowed to; None for all. Raises as `check_where`."""
+        if where is None:
+            return None
+        self.check_where(where)
+        fits = fields_test(where)
+        return {number for number, chunk in self._chunks.items() if fits(chunk.fields)}
+
+    def _window_ids(self, numbers: Iterable[int]) -> list[int]:
+        """The ids that the windows of these chunks have in the store."""
+        return [n * WINDOWS + i for n in numbers for i in range(len(self._chunks[n].windows) or 1)]
+
+    def _dense(self, question: str, k: int, among: set[int] | None) -> list[tuple[int, float]]:
+        vector, wanted = self.embedder.embed_questions([question]), 4 * k
+        ids_among = None if among is None else self._window_ids(among)
+        most = len(self.store) if ids_among is None else len(ids_among)
         while True:  # several of the nearest windows may be of one chunk
-            scores, ids = (row[0].tolist() for row in self.store.search(vector, wanted))
+            scores, ids = (row[0].tolist() for row in self.store.search(vector, wanted, among=ids_among))
             best: dict[int, float] = {}
             for score, i in zip(scores, ids):
                 if i >= 0:
                     best.setdefault(i // WINDOWS, score)
-            if len(best) >= k or wanted >= len(self.store):
+            if len(best) >= k or wanted >= most:
                 return list(best.items())[:k]
             wanted *= 2
 
-    def nearest_windows(self, question: str, k: int) -> list[Window]:
+    def nearest_windows(self, question: str, k: int, *, where: Where | None = None) -> list[Window]:
         """The k sentences (windows of chunks) that are nearest to the question, best first, wherever they
-        stand; fewer where there are no more.
+        stand; fewer where there are no more. where: as in `search`.
         """
-        if not question.strip() or k < 1:
-            raise ValueError(f"a search needs a question and k of at least 1, not {question!r} and k={k}")
-        scores, ids = (row[0].tolist() for row in self.store.search(self.embedder.embed([question]), k))
+        _check_question(question, k)
+        among = self._fitting(where)
+        ids_among = None if among is None else self._window_ids(among)
+        vector = self.embedder.embed_questions([question])
+        scores, ids = (row[0].tolist() for row in self.store.search(vector, k, among=ids_among))
         found = []
         for score, i in zip(scores, ids):
             if i >= 0:
@@ -259,6 +321,7 @@ class Index:
         write_json(
             folder / "index.json",
             {
+                "format": FORMAT,
                 "embedder": self.embedder.name,
                 "dim": self.embedder.dim,
                 "store": self.store.kind,
@@ -278,9 +341,15 @@ class Index:
     @classmethod
     def load(cls, folder: str | Path, embedder: Embedder) -> "Index":
         """The index that `save` wrote. Raises NoIndex, a ValueError, for a folder without one and for one
-        that is damaged, ValueError for one of another embedder.
+        that is damaged, ValueError for one of another embedder and for one that a later version wrote.
         """
         values, data = _read(Path(folder))
+        written_as = values.get("format", 1)
+        if isinstance(written_as, int) and written_as > FORMAT:
+            raise ValueError(
+                f"the index in {folder} has the format {written_as}, which a later version of this package"
+                f" writes; this one reads up to {FORMAT}: update it, or choose another folder"
+            )
         try:
             was = values["embedder"], values["dim"]
             chunks = {int(number): _chunk(chunk) for number, chunk in values["chunks"].items()}
@@ -350,6 +419,11 @@ class Index:
                 " or another folder"
             )
         return index
+
+
+def _check_question(question: str, k: int) -> None:
+    if not question.strip() or k < 1:
+        raise ValueError(f"a search needs a question and k of at least 1, not {question!r} and k={k}")
 
 
 def _read(folder: Path) -> tuple[dict, bytes]:

@@ -8,6 +8,7 @@ its sources are named.
     print(reply.sources)                        # ['ferry-timetable.md, Summer sailings']
     print(reply.evidence[0].quotes)             # the sentences that the answer rests on
     rag.ask("And in winter?", earlier=[reply.question])
+    rag.ask("Who may fish?", where={"year": {">=": 2020}})   # only from these documents
 
 A question that is about nothing in the documents is refused. With a `Quoter` in the reader's place the answer
 is a span of the best sentence, word for word.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import regex
 import torch
@@ -32,14 +33,13 @@ from shared.retrieval.bm25 import UNSPACED
 from shared.retrieval.documents import Chunk
 from shared.retrieval.domain import default_threshold, is_outside
 from shared.retrieval.evidence import Source, Support, supporting
+from shared.retrieval.filters import Where
 from shared.retrieval.followups import self_contained, title_of_best
+from shared.retrieval.index import Hit, Index
 from shared.retrieval.quoting import Quoter
 from shared.sampling.generate import generate
 from shared.sampling.text import stream_text
 from shared.tokenizers import Tokenizer
-
-if TYPE_CHECKING:  # a server without documents needs no FAISS
-    from shared.retrieval.index import Hit, Index
 
 ABSTENTION = "I don't know."
 REFUSAL = "Nothing in the documents answers this."
@@ -120,7 +120,7 @@ class Reply:
         chunks: Sequence[Chunk],
         question: str = "",
         support: Callable[[str], list[Source]] | None = None,
-        nearest: "Hit | None" = None,
+        nearest: Hit | None = None,
     ):
         self._coming = pieces
         self._written: list[str] = []
@@ -256,38 +256,39 @@ class RAG:
     """Finds `k` chunks for a question and lets a reader answer from them; a `Quoter` takes the nearest
     sentences instead, wherever they stand.
 
-    A question is refused where the best chunk has a score below `min_score`, where none is found, and where
+    A question is refused where the best chunk has a score below `least_score`, where none is found, and where
     it names what no document names. None: the embedder's own threshold (see `default_threshold`).
     """
 
     def __init__(
         self,
-        index: "Index",
+        index: Index,
         reader: Reader | Quoter,
         k: int = 1,
         by: Literal["dense", "bm25", "hybrid"] = "dense",
         *,
-        min_score: float | None = None,
+        least_score: float | None = None,
     ):
         self.index = index
         self.reader = reader
         self.k = k
         self.by = by
-        self.min_score = default_threshold(index, by) if min_score is None else min_score
+        self.least_score = default_threshold(index, by) if least_score is None else least_score
 
-    def ask(self, question: str, earlier: Sequence[str] = ()) -> Reply:
-        """earlier: what was asked before in this conversation, oldest first.
+    def ask(self, question: str, earlier: Sequence[str] = (), *, where: Where | None = None) -> Reply:
+        """earlier: what was asked before in this conversation, oldest first. where: answers from documents
+        that fit this only, as in `Index.search`.
 
-        Raises ValueError for an empty question and for one that is too long.
+        Raises ValueError for an empty question, for one that is too long, and as `Index.search` does.
         """
         if earlier:
-            question = self_contained(question, earlier, title_of_best(self.index))
-        hits = self.index.search(question, self.k, self.by)
+            question = self_contained(question, earlier, title_of_best(self.index, where))
+        hits = self.index.search(question, self.k, self.by, where=where)
         nearest = hits[0] if hits else None
-        if nearest is None or is_outside(self.index, question, nearest, self.min_score):
+        if nearest is None or is_outside(self.index, question, nearest, self.least_score):
             return Reply(iter([REFUSAL]), (), question, nearest=nearest)
         if isinstance(self.reader, Quoter):
-            return self._quoted(self.reader, question, nearest)
+            return self._quoted(self.reader, question, nearest, where)
         reply = self.reader.read(question, [hit.chunk for hit in hits])
         passages = [(chunk, hit.score) for chunk, hit in zip(reply.chunks, hits)]
 
@@ -296,8 +297,8 @@ class RAG:
 
         return Reply(iter(reply), reply.chunks, question, support, nearest)
 
-    def _quoted(self, quoter: Quoter, question: str, nearest: "Hit") -> Reply:
-        best = quoter.quote(question, self.index.nearest_windows(question, quoter.sentences))
+    def _quoted(self, quoter: Quoter, question: str, nearest: Hit, where: Where | None) -> Reply:
+        best = quoter.quote(question, self.index.nearest_windows(question, quoter.sentences, where=where))
         if best is None:
             return Reply(iter([ABSTENTION]), (), question, nearest=nearest)
         sentence = Support(best.window.start, best.window.end, best.window.score)

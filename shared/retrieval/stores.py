@@ -3,18 +3,20 @@ interface.
 
     store = FaissStore(384, "hnsw")
     store.add([7, 8], vectors)                   # ids are the caller's
-    scores, ids = store.search(questions, k=10)  # by inner product, best first
+    scores, ids = store.search(questions, k=10)  # by cosine, best first
+    scores, ids = store.search(questions, k=10, among=[7])
     store.update([7], other); store.delete([8])
 
-Vectors of length 1 make the inner product the cosine. Sources: Jégou et al. (product quantization and IVF,
+All kinds compute inner products. With the measure "cosine" the store brings vectors to length 1 first, those
+that it keeps and those that ask, so that the inner product is the cosine; with "dot" it takes them as they
+are, for embedders that were trained so. Sources: Jégou et al. (product quantization and IVF,
 2011); Malkov & Yashunin (HNSW, 2018); Douze et al. (FAISS, 2024).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +26,37 @@ Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
 FAISS_KINDS = ("flat", "ivf", "hnsw", "pq")
 STORES = (*FAISS_KINDS, "qdrant")
+Measure = Literal["cosine", "dot"]
+MEASURES = ("cosine", "dot")
+BLOCK = 1 << 16
+"""So many vectors are unpacked at a time."""
+
+
+def measured(vectors: Vectors, measure: Measure) -> Vectors:
+    """Vectors, float32 [n, dim], whose inner products are their `measure`. One of zeros is near to none: its
+    cosine with all is 0.
+    """
+    if measure == "dot":
+        return vectors
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths[lengths == 0] = 1
+    return (vectors / lengths).astype(np.float32, copy=False)
+
+
+def _faiss() -> Any:
+    # Any: the stubs of FAISS know neither its kinds' parts nor the Python methods that take arrays.
+    try:
+        import faiss  # an optional package
+    except ImportError as error:
+        raise _not_installed(error) from None
+    return faiss
+
+
+def _not_installed(error: ImportError) -> ValueError:
+    return ValueError(
+        f"keeping vectors needs the package {error.name}, which is not installed: pip install"
+        " 'llm-weeks[rag]'"
+    )
 
 
 class VectorStore(ABC):
@@ -32,6 +65,8 @@ class VectorStore(ABC):
     kind: str
     """One of `STORES`."""
     dim: int
+    measure: Measure
+    """What nearness is: "cosine" or "dot", the inner product."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -47,7 +82,8 @@ class VectorStore(ABC):
     def _delete(self, ids: Ids) -> None: ...
 
     @abstractmethod
-    def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]: ...
+    def _search(self, vectors: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
+        """The k nearest; `among` are ids that are there, at least k of them, or None for all."""
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
@@ -59,7 +95,7 @@ class VectorStore(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """What the store was made with, for JSON."""
-        return {}
+        return {"measure": self.measure}
 
     def num_bytes(self) -> int:
         """Of what `arrays` holds, which is about what it takes in memory."""
@@ -92,19 +128,26 @@ class VectorStore(ABC):
             raise ValueError(f"id {missing[0]} is not in the store ({len(missing)} such)")
         self._delete(np.unique(known))
 
-    def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
+    def search(
+        self, vectors: Vectors, k: int, *, among: Sequence[int] | Ids | None = None
+    ) -> tuple[Vectors, Ids]:
         """The k nearest to each row of float32 [n, dim], best first: scores and ids, both [n, k].
 
-        Where the store holds fewer, the rest is -inf and -1.
+        among: only these ids are looked at, and all of them are, in every kind; None: all ids, as the kind
+        does it. Where there are fewer than k, the rest is -inf and -1.
         """
         vectors = self._matrix(vectors)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least 1")
-        filled = min(k, len(self))
+        held: Ids | None = None
+        if among is not None:
+            held = np.unique(np.asarray(among, np.int64).reshape(-1))
+            held = held[self._holds(held)]
+        filled = min(k, len(self) if held is None else len(held))
         scores = np.full((len(vectors), k), -np.inf, np.float32)
         ids = np.full((len(vectors), k), -1, np.int64)
         if filled and len(vectors):
-            scores[:, :filled], ids[:, :filled] = self._search(vectors, filled)
+            scores[:, :filled], ids[:, :filled] = self._search(vectors, filled, held)
             scores[ids < 0] = -np.inf
         return scores, ids
 
@@ -118,7 +161,7 @@ class VectorStore(ABC):
             raise ValueError(
                 "a vector has NaN or infinity in it: its embedder is damaged, or its text is empty"
             )
-        return vectors
+        return measured(vectors, self.measure)
 
     def _checked(self, ids: Sequence[int] | Ids, vectors: Vectors) -> tuple[Ids, Vectors]:
         vectors = self._matrix(vectors)
@@ -155,7 +198,7 @@ def open_store(kind: str, dim: int, settings: dict[str, Any], arrays: dict[str, 
 
 
 class FaissStore(VectorStore):
-    """FAISS, by inner product.
+    """FAISS, by inner product: with the measure "cosine" of vectors that are brought to length 1.
 
     | kind | what it does | effort |
     | --- | --- | --- |
@@ -167,7 +210,8 @@ class FaissStore(VectorStore):
     effort: may be changed at any time. cells: of ivf; None means 4 √n, but at least 39 vectors for each.
     neighbours: of hnsw, for each vector and level. pq_bytes: must divide dim; None means dim / 8. ivf and pq
     learn from the vectors of the first `add`, so give them many at once. hnsw cannot forget: what is deleted
-    is kept out of results, and once half is gone the graph is built anew.
+    is kept out of results, and once half is gone the graph is built anew. A search among some ids compares
+    with each of them, in every kind.
     """
 
     def __init__(
@@ -175,6 +219,7 @@ class FaissStore(VectorStore):
         dim: int,
         kind: str = "flat",
         *,
+        measure: Measure = "cosine",
         effort: int | None = None,
         cells: int | None = None,
         neighbours: int = 32,
@@ -182,12 +227,14 @@ class FaissStore(VectorStore):
     ):
         self.dim = dim
         self.kind = kind
+        self.measure = measure
         self.effort = effort
         self.cells = cells
         self.neighbours = neighbours
         self.pq_bytes = max(1, dim // 8) if pq_bytes is None else pq_bytes
         checks = Checks(self)
         checks.require(kind in FAISS_KINDS, f"no kind {kind!r}; there are: {', '.join(FAISS_KINDS)}")
+        checks.one_of("measure", MEASURES)
         checks.at_least(1, "dim", "effort", "cells", "neighbours", "pq_bytes")
         if kind == "pq" and not checks.problems:
             divides = dim % self.pq_bytes == 0
@@ -195,10 +242,10 @@ class FaissStore(VectorStore):
         checks.finish()
         if self.effort is None:
             self.effort = {"ivf": 16, "hnsw": 64}.get(kind, 0)
+        self._faiss = _faiss()
         self._forget_all()
 
     def _forget_all(self) -> None:
-        # Any: the stubs of FAISS know neither its kinds' parts nor the Python methods that take arrays.
         self._index: Any = None
         # FAISS knows each vector by a serial number that is never used again; so an id can be deleted and
         # come back, in every kind.
@@ -209,6 +256,7 @@ class FaissStore(VectorStore):
     def settings(self) -> dict[str, Any]:
         """As the constructor takes them."""
         return {
+            "measure": self.measure,
             "effort": self.effort or None,
             "cells": self.cells,
             "neighbours": self.neighbours,
@@ -226,12 +274,12 @@ class FaissStore(VectorStore):
         if self.kind == "ivf":
             return self._trained_ivf(vectors)  # keeps ids itself
         if self.kind == "pq":
-            return faiss.IndexIDMap2(self._trained_pq(vectors))
+            return self._faiss.IndexIDMap2(self._trained_pq(vectors))
         if self.kind == "hnsw":
-            index = faiss.IndexHNSWFlat(self.dim, self.neighbours, faiss.METRIC_INNER_PRODUCT)
+            index = self._faiss.IndexHNSWFlat(self.dim, self.neighbours, self._faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = 200
-            return faiss.IndexIDMap2(index)
-        return faiss.IndexIDMap2(faiss.IndexFlatIP(self.dim))
+            return self._faiss.IndexIDMap2(index)
+        return self._faiss.IndexIDMap2(self._faiss.IndexFlatIP(self.dim))
 
     def _trained_ivf(self, vectors: Vectors) -> Any:
         cells = self.cells or max(1, min(round(4 * len(vectors) ** 0.5), len(vectors) // 39))
@@ -240,8 +288,8 @@ class FaissStore(VectorStore):
                 f"{cells} cells need at least as many vectors in the first add, not {len(vectors)}:"
                 " choose fewer cells"
             )
-        quantizer = faiss.IndexFlatIP(self.dim)
-        index = faiss.IndexIVFFlat(quantizer, self.dim, cells, faiss.METRIC_INNER_PRODUCT)
+        quantizer = self._faiss.IndexFlatIP(self.dim)
+        index = self._faiss.IndexIVFFlat(quantizer, self.dim, cells, self._faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # FAISS warns on stderr below 39
         index.train(vectors)
         return index
@@ -252,7 +300,7 @@ class FaissStore(VectorStore):
                 f"pq learns 256 codes from the vectors of the first add, and {len(vectors)} are too few:"
                 " use flat for so few"
             )
-        index: Any = faiss.IndexPQ(self.dim, self.pq_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+        index = self._faiss.IndexPQ(self.dim, self.pq_bytes, 8, self._faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.min_points_per_centroid = 1
         index.train(vectors)
         return index
@@ -286,12 +334,34 @@ class FaissStore(VectorStore):
         self._forget_all()
         self._add(ids, vectors)
 
-    def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
-        scores, serials = self._index.search(vectors, k, params=self._search_parameters(k))
+    def _search(self, vectors: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
+        if among is None:
+            scores, serials = self._index.search(vectors, k, params=self._search_parameters(k))
+        else:
+            scores, serials = self._search_among(
+                vectors, k, np.array([self._serials[i] for i in among.tolist()], np.int64)
+            )
         return scores, np.where(serials < 0, -1, self._ids[serials])
 
+    def _search_among(self, vectors: Vectors, k: int, serials: Ids) -> tuple[Vectors, Ids]:
+        """Compares with all vectors that have these serial numbers."""
+        library = self._faiss
+        chosen = library.IDSelectorBatch(serials)
+        if self.kind == "flat":
+            return self._index.search(vectors, k, params=library.SearchParameters(sel=chosen))
+        if self.kind == "ivf":
+            everywhere = library.SearchParametersIVF(nprobe=self._index.nlist, sel=chosen)
+            return self._index.search(vectors, k, params=everywhere)
+        # pq takes no choice, and a graph would lose its way among many that are not wanted.
+        found = [np.empty((len(vectors), 0), np.float32)]
+        for start in range(0, len(serials), BLOCK):
+            found.append(vectors @ self._index.reconstruct_batch(serials[start : start + BLOCK]).T)
+        scores = np.concatenate(found, axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, 1), serials[best]
+
     def _search_parameters(self, k: int) -> Any:
-        library: Any = faiss
+        library = self._faiss
         if self.kind == "ivf":
             return library.SearchParametersIVF(nprobe=self.effort)
         if self.kind != "hnsw":
@@ -307,14 +377,14 @@ class FaissStore(VectorStore):
         """The ids by serial number, and the index as FAISS serializes it."""
         arrays: dict[str, np.ndarray] = {"ids": self._ids}
         if self._index is not None:
-            arrays["faiss"] = faiss.serialize_index(self._index)
+            arrays["faiss"] = self._faiss.serialize_index(self._index)
         return arrays
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         self._ids = arrays["ids"].astype(np.int64)
         self._serials = {i: serial for serial, i in enumerate(self._ids.tolist()) if i >= 0}
         if "faiss" in arrays:
-            self._index = faiss.deserialize_index(arrays["faiss"])
+            self._index = self._faiss.deserialize_index(arrays["faiss"])
             held = self._index.ntotal
             expected = len(self._ids) if self.kind == "hnsw" else len(self._serials)
             if self._index.d != self.dim or held != expected:
@@ -327,7 +397,8 @@ class FaissStore(VectorStore):
 
 
 class QdrantStore(VectorStore):
-    """Qdrant, in this process and in memory, where it compares with every vector: exact.
+    """Qdrant, in this process and in memory, where it compares with every vector: exact. By inner product:
+    with the measure "cosine" of vectors that are brought to length 1.
 
     client: a `qdrant_client.QdrantClient` of a server, whose collection `collection` is then used. Its own
     files on disk are pickles in local mode, so they are not used: `arrays` takes the vectors out.
@@ -335,15 +406,27 @@ class QdrantStore(VectorStore):
 
     kind = "qdrant"
 
-    def __init__(self, dim: int, client: Any = None, collection: str = "chunks"):
-        from qdrant_client import QdrantClient, models  # an optional package
-
+    def __init__(
+        self,
+        dim: int,
+        client: Any = None,
+        collection: str = "chunks",
+        *,
+        measure: Measure = "cosine",
+    ):
+        try:
+            from qdrant_client import QdrantClient, models  # an optional package
+        except ImportError as error:
+            raise _not_installed(error) from None
         self.dim = dim
+        self.measure = measure
         checks = Checks(self)
+        checks.one_of("measure", MEASURES)
         checks.at_least(1, "dim")
         checks.finish()
         self.collection = collection
         self._models = models
+        self._in_memory = client is None
         self._client = client or QdrantClient(":memory:")
         if not self._client.collection_exists(collection):
             self._client.create_collection(
@@ -366,8 +449,17 @@ class QdrantStore(VectorStore):
         if len(ids):
             self._client.delete(self.collection, self._models.PointIdsList(points=ids.tolist()))
 
-    def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
-        requests = [self._models.QueryRequest(query=vector, limit=k) for vector in vectors.tolist()]
+    def _search(self, vectors: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
+        chosen = None
+        if among is not None:
+            chosen = self._models.Filter(must=[self._models.HasIdCondition(has_id=among.tolist())])
+        exact = None
+        if among is not None and not self._in_memory:
+            exact = self._models.SearchParams(exact=True)
+        requests = [
+            self._models.QueryRequest(query=vector, limit=k, filter=chosen, params=exact)
+            for vector in vectors.tolist()
+        ]
         answers = self._client.query_batch_points(self.collection, requests)
         scores = np.array([[point.score for point in answer.points] for answer in answers], np.float32)
         ids = np.array([[point.id for point in answer.points] for answer in answers], np.int64)

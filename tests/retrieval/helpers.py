@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.retrieval.bm25 import terms
 from shared.retrieval.documents import chunk_documents, load_documents
+from shared.retrieval.embedders import Embedder
 from shared.retrieval.index import WAYS
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
@@ -23,7 +24,7 @@ TOKENIZER = BPETokenizer.train((s.text for d in DOCUMENTS for s in d.sections), 
 CHUNKS = chunk_documents(DOCUMENTS, TOKENIZER, size=100, overlap=20, window=40)
 
 
-class Words:
+class Words(Embedder):
     """An embedder for tests: every word has a direction of its own, always the same."""
 
     name, dim = "words", 64

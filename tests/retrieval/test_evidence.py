@@ -7,6 +7,7 @@ import pytest
 
 from shared.retrieval.documents import Chunk
 from shared.retrieval.domain import default_threshold, is_outside
+from shared.retrieval.embedders import Embedder
 from shared.retrieval.evidence import Source, Support, supporting
 from shared.retrieval.followups import needs_context, self_contained, title_of_best
 from shared.retrieval.index import Index
@@ -17,7 +18,7 @@ FARES = Chunk("fares.md", "Fares", (), "A dog pays 3 tallies. Cats pay 160.", wi
 BOATS = Chunk("boats.md", "Boats", ("Old",), "Both boats are green.", windows=((0, 21),))
 
 
-class Letters:
+class Letters(Embedder):
     """A text as the counts of its letters."""
 
     name, dim, max_tokens, least_score = "letters", 26, 100, 0.5
@@ -54,6 +55,7 @@ def test_a_source_as_json_says_where_its_sentences_stand():
     assert source == {
         "document": "boats.md",
         "title": "Boats > Old",
+        "metadata": {},
         "text": BOATS.text,
         "score": 0.5124,
         "sentences": [sentence],

@@ -16,6 +16,7 @@ from torch import nn
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import load_smollm2
 from shared.retrieval.documents import Chunk, chunk_documents, load_documents
+from shared.retrieval.embedders import Embedder
 from shared.retrieval.rag import ABSTENTION, RAG, REFUSAL, Reader, compose
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
@@ -215,7 +216,7 @@ def test_an_answer_needs_room(tokens):
 # ---- together
 
 
-class Same:
+class Same(Embedder):
     """An embedder for which all texts are alike."""
 
     def embed(self, texts):
@@ -233,7 +234,7 @@ class Found:
     def __init__(self, *hits):
         self.hits = [SimpleNamespace(chunk=chunk, score=score) for chunk, score in hits]
 
-    def search(self, question, k, by):
+    def search(self, question, k, by, where=None):
         self.asked = question, k, by
         return self.hits[:k]
 
@@ -244,10 +245,10 @@ def test_a_question_is_answered_from_what_is_found():
     reply = RAG(index, reader, k=1, by="hybrid").ask("What does it cost?")
     assert (reply.text, reply.sources, reply.chunks) == ("9 tallies", ["fares.md, Fares"], (FARES,))
     assert index.asked == ("What does it cost?", 1, "hybrid")
-    for rag in (RAG(index, reader, min_score=0.81), RAG(Found(), reader)):
+    for rag in (RAG(index, reader, least_score=0.81), RAG(Found(), reader)):
         reply = rag.ask("What does it cost?")
         assert (reply.text, reply.abstained, reply.sources) == (REFUSAL, True, [])
-    reply = RAG(index, reader, k=2, min_score=0.8).ask("What?")
+    reply = RAG(index, reader, k=2, least_score=0.8).ask("What?")
     assert reply.chunks == (FARES, BOATS) and reply.sources == ["fares.md, Fares"]
     assert [source.score for source in reply.evidence] == [0.8]
 

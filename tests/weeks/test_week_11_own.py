@@ -15,6 +15,7 @@ from shared.course.report import load_script
 from shared.retrieval import index as promoted
 from shared.retrieval.bm25 import BM25, terms
 from shared.retrieval.documents import chunk_documents
+from shared.retrieval.embedders import Embedder
 from shared.retrieval.index import Index
 from shared.tokenizers import gpt2_tokenizer
 from tests.retrieval.helpers import DOCUMENTS, QUESTIONS
@@ -75,7 +76,7 @@ def test_the_exercises_fusion_is_the_courses(fuse, k, weights):
         close(fuse(rankings, k, weights), promoted.reciprocal_rank_fusion(rankings, k, weights))
 
 
-class WordCounts:
+class WordCounts(Embedder):
     """Texts that share terms are near."""
 
     name = "counts of terms"

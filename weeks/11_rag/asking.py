@@ -38,7 +38,7 @@ def open_rag(settings: "Settings") -> RAG:
         reader = make_reader(settings, device, say=say)
     else:
         reader = make_quoter(settings.sentences, device)
-    return RAG(index, reader, settings.k, settings.by, min_score=settings.min_score)
+    return RAG(index, reader, settings.k, settings.by, least_score=settings.min_score)
 
 
 def keep_quiet(_: str) -> None:

@@ -101,7 +101,7 @@ def measure_answers(
     """
     asked = spread(library.asked, settings.questions)
     unanswerable = spread(library.unanswerable, settings.questions)
-    rag = RAG(library.index, reader, settings.k, settings.by, min_score=settings.min_score or 0.0)
+    rag = RAG(library.index, reader, settings.k, settings.by, least_score=settings.min_score or 0.0)
     runs = f"{library.name}-{prefix}"
     rows, metrics = [], {}
     for name, label in CONDITIONS.items():
