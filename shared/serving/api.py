@@ -271,7 +271,7 @@ class CompletionServer:
         requests = self._requests(body, [prompt], max_tokens, logprobs=logprobs, form=form)
         return Answer(self.engine, self.metrics, requests, vocab=self.vocab, stops=body.stops)
 
-    async def quote(self, body: ChatBody, collection: str) -> tuple[Texts, list[dict[str, Any]]]:
+    async def quote(self, body: CollectionBody, collection: str) -> tuple[Texts, list[dict[str, Any]]]:
         """Starts an answer from a collection; with it, its sources. Raises what `complete` raises."""
         self._check(body)
         questions = [message.plain()["content"] for message in body.messages if message.role == "user"]

@@ -8,7 +8,11 @@ it, whatever temperature, top_p and the like say. The response has a field more,
 the answer rests on, with the places of the sentences in them; none where the documents do not answer, which
 the message then says. In a stream it stands in the last chunk of the text, which has the finish_reason.
 
-OpenAI's clients send the field with `extra_body={"collection": ...}` and have the sources in `model_extra`.
+Two fields more say from what to answer: `where`, conditions on what documents say of themselves, as in
+`shared.retrieval.filters` (`{"team": "pumps", "year": {">=": 2020}}`), and `least_score`, below which a
+question counts as being about nothing in them, in place of the embedder's own.
+
+OpenAI's clients send the fields with `extra_body={"collection": ...}` and have the sources in `model_extra`.
 """
 
 import asyncio
@@ -16,14 +20,16 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import FiniteFloat, ValidationInfo, field_validator
 
 from shared.retrieval.documents import Chunk
 from shared.retrieval.domain import default_threshold, is_outside
 from shared.retrieval.evidence import Source, Support, Window, supporting
+from shared.retrieval.filters import Where, fields_test
 from shared.retrieval.followups import self_contained, title_of_best
+from shared.retrieval.index import Hit, Index
 from shared.retrieval.quoting import (
     SpanForm,
     ends_of_quotes,
@@ -41,9 +47,6 @@ from shared.serving.protocol import token_usage
 from shared.serving.text import Piece
 from shared.tokenizers import Tokenizer
 
-if TYPE_CHECKING:  # a server without documents needs no FAISS
-    from shared.retrieval.index import Hit, Index
-
 SENTENCES = 5
 """So many of the nearest sentences are ranked anew (week 11's study of it)."""
 SEARCHING = threading.Lock()
@@ -53,9 +56,15 @@ LONGEST_QUOTE = 64
 
 
 class CollectionBody(ChatBody):
-    """POST /v1/chat/completions, with the field that names a collection of documents."""
+    """POST /v1/chat/completions, with the fields that name a collection of documents and what is wanted of
+    it.
+    """
 
     collection: str | None = None
+    where: dict[str, Any] | None = None
+    """Only documents whose fields fit, as in `shared.retrieval.filters`."""
+    least_score: FiniteFloat | None = None
+    """A question whose best passage has a lower score is not answered; None: the embedder's own."""
 
     @field_validator("collection")
     @classmethod
@@ -69,6 +78,15 @@ class CollectionBody(ChatBody):
             raise ValueError("an answer from documents is quoted from them: leave out response_format")
         if other.data.get("tools"):
             raise ValueError("an answer from documents calls no functions: leave out tools")
+        return value
+
+    @field_validator("where", "least_score")
+    @classmethod
+    def _of_a_collection(cls, value: Any, other: ValidationInfo) -> Any:
+        if value is not None and other.data.get("collection") is None:
+            raise ValueError("it says what is wanted of a collection, and none is named: give collection")
+        if isinstance(value, dict):
+            fields_test(value)
         return value
 
 
@@ -103,10 +121,10 @@ class FixedAnswer:
 class Collections:
     """The documents that a server answers from, by the names that clients use."""
 
-    def __init__(self, indexes: Mapping[str, "Index"]):
+    def __init__(self, indexes: Mapping[str, Index]):
         self.indexes = dict(indexes)
 
-    def index(self, name: str) -> "Index":
+    def index(self, name: str) -> Index:
         """Raises ApiError (404) for a name that no collection has."""
         if name not in self.indexes:
             there = ", ".join(self.indexes) or "none: start the server with --documents FOLDER"
@@ -114,29 +132,51 @@ class Collections:
             raise ApiError(404, message, "collection", "collection_not_found")
         return self.indexes[name]
 
-    def find(self, name: str, questions: Sequence[str]) -> Found:
+    def find(
+        self,
+        name: str,
+        questions: Sequence[str],
+        *,
+        where: Where | None = None,
+        least_score: float | None = None,
+    ) -> Found:
         """What there is for the last of these questions. Called in a thread: it takes time.
 
-        Raises ApiError for an unknown collection and for an empty question.
+        Raises ApiError for an unknown collection, for an empty question, and for a field of `where` that no
+        document has.
         """
         index = self.index(name)
         if not questions or not questions[-1].strip():
             raise ApiError(400, "the last message from the user is empty: ask something", "messages")
         with SEARCHING:
-            question, nearest = nearest_passage(index, questions[-1], questions[:-1])
+            try:
+                index.check_where(where)
+            except ValueError as error:
+                raise ApiError(400, str(error), "where") from None
+            question, nearest = nearest_passage(
+                index, questions[-1], questions[:-1], where=where, least_score=least_score
+            )
             if nearest is None:
                 return Found(question, [])
-            return Found(question, index.nearest_windows(question, SENTENCES))
+            return Found(question, index.nearest_windows(question, SENTENCES, where=where))
 
 
-def nearest_passage(index: "Index", question: str, earlier: Sequence[str]) -> tuple[str, "Hit | None"]:
+def nearest_passage(
+    index: Index,
+    question: str,
+    earlier: Sequence[str],
+    *,
+    where: Where | None = None,
+    least_score: float | None = None,
+) -> tuple[str, Hit | None]:
     """The question, self-contained, and the best passage for it; None where the documents are about something
-    else. Called while `SEARCHING` is held.
+    else. where, least_score: as in `CollectionBody`. Called while `SEARCHING` is held.
     """
     earlier = [asked for asked in earlier if asked.strip()]
-    asked = self_contained(question, earlier, title_of_best(index))
-    nearest = next(iter(index.search(asked, 1)), None)
-    if is_outside(index, asked, nearest, default_threshold(index)):
+    asked = self_contained(question, earlier, title_of_best(index, where))
+    nearest = next(iter(index.search(asked, 1, where=where)), None)
+    least = default_threshold(index) if least_score is None else least_score
+    if is_outside(index, asked, nearest, least):
         return asked, None
     return asked, nearest
 
@@ -153,7 +193,7 @@ class Reading(NamedTuple):
 
 
 def reading_of(
-    index: "Index", question: str, earlier: Sequence[str], tokenizer: Tokenizer, budget: int
+    index: Index, question: str, earlier: Sequence[str], tokenizer: Tokenizer, budget: int
 ) -> Reading:
     """The best passage before the question, in at most `budget` tokens. earlier: what was asked before.
 
@@ -167,7 +207,7 @@ def reading_of(
     return Reading(prompt.ids, asked, [(chunk, nearest.score) for chunk in prompt.chunks])
 
 
-def sources_of(index: "Index | None", reading: Reading, text: str) -> list[Source]:
+def sources_of(index: Index | None, reading: Reading, text: str) -> list[Source]:
     """What an answer rests on that a model wrote from what it was given to read."""
     if index is None or not reading.passages or text == ABSTENTION:
         return []
@@ -206,13 +246,19 @@ class QuotingAnswers:
         return examples_for(self._tokenizer, self._engine.max_length // 2)
 
     async def start(
-        self, body: ChatBody, collection: str, questions: Sequence[str], adapter: str | None
+        self, body: CollectionBody, collection: str, questions: Sequence[str], adapter: str | None
     ) -> tuple[Texts, list[dict[str, Any]]]:
         """Starts an answer to the last of these questions; with it, its sources.
 
         Raises ApiError for what cannot be done, QueueFull, and Draining.
         """
-        found = await asyncio.to_thread(self._collections.find, collection, questions)
+        found = await asyncio.to_thread(
+            self._collections.find,
+            collection,
+            questions,
+            where=body.where,
+            least_score=body.least_score,
+        )
         if not found.windows:
             return FixedAnswer(REFUSAL), []
         logprobs = (body.top_logprobs or 0) if body.logprobs else None

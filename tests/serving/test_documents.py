@@ -14,8 +14,22 @@ from tests.helpers import serving
 from tests.serving.helpers import CHAT, TOKENIZER, check_error, client, complete, events, gpt
 
 CHUNKS = [
-    Chunk("boats.md", "Boats", (), "Both boats are green. A trip is 9 tallies.", windows=((0, 21), (22, 42))),
-    Chunk("bells.md", "Bells", ("Old",), "The bell rings at noon.", windows=((0, 23),)),
+    Chunk(
+        "boats.md",
+        "Boats",
+        (),
+        "Both boats are green. A trip is 9 tallies.",
+        windows=((0, 21), (22, 42)),
+        metadata={"team": ["harbour", "day"], "year": 2019},
+    ),
+    Chunk(
+        "bells.md",
+        "Bells",
+        ("Old",),
+        "The bell rings at noon.",
+        windows=((0, 23),),
+        metadata={"team": "church"},
+    ),
 ]
 
 
@@ -42,8 +56,9 @@ def check_sources(content: dict, said: str) -> None:
     """The answer stands word for word in the sentence that the source marks, and that in its document."""
     (source,) = content["sources"]
     chunk = next(chunk for chunk in CHUNKS if chunk.source == source["document"])
-    assert source.keys() == {"document", "title", "text", "score", "sentences"}
+    assert source.keys() == {"document", "title", "metadata", "text", "score", "sentences"}
     assert source["text"] == chunk.text and source["title"] == chunk.place
+    assert source["metadata"] == chunk.metadata
     (sentence,) = source["sentences"]
     assert sentence["text"] == chunk.text[sentence["start"] : sentence["end"]]
     assert said and said in sentence["text"] and -1 <= sentence["score"] <= 1
@@ -82,9 +97,62 @@ def test_a_follow_up_is_searched_with_what_was_asked_before(talk, monkeypatch):
     searched = []
     made = talk.app.state.server.collections.index("town")
     search = made.nearest_windows
-    monkeypatch.setattr(made, "nearest_windows", lambda q, k: searched.append(q) or search(q, k))
+
+    def watched(question, k, *, where=None):
+        searched.append(question)
+        return search(question, k, where=where)
+
+    monkeypatch.setattr(made, "nearest_windows", watched)
     assert ask(talk, "what does a trip cost on the boats?", "And at noon?").status_code == 200
     assert searched == ["what does a trip cost on the boats? And at noon?"]
+
+
+@pytest.mark.parametrize(
+    ("where", "document"),
+    [
+        ({"team": "harbour"}, "boats.md"),
+        ({"team": ["church", "day"], "year": {"!=": 2019}}, "bells.md"),
+        ({"year": {">=": 2019, "<": 2020}}, "boats.md"),
+        ({"source": "bells.md"}, "bells.md"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("earlier", [(), ("when does the bell ring",)])
+def test_an_answer_comes_from_documents_that_fit(talk, where, document, earlier):
+    content = ask(talk, *earlier, "and a trip", where=where).json()
+    assert [source["document"] for source in content["sources"]] == [document]
+    check_sources(content, content["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("body", [{"where": {"year": 1}}, {"least_score": 1.5}], ids=str)
+def test_where_nothing_is_near_enough_nothing_is_answered(talk, body):
+    content = ask(talk, "how much is a trip", **body).json()
+    assert content["choices"][0]["message"]["content"] == REFUSAL and content["sources"] == []
+
+
+def test_a_least_score_stands_in_place_of_the_embedders(talk):
+    messages = [{"role": "user", "content": "how much is a trip"}]
+    content = complete(talk, CHAT, messages=messages, collection="silent", least_score=-1).json()
+    check_sources(content, content["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "param"),
+    [
+        ({"where": {"teem": "x"}}, "no document has the field 'teem'; there are: source, team", "where"),
+        ({"where": {"year": {"$gt": 1}}}, "'$gt' compares nothing; there are: <, <=, >, >=, !=", "where"),
+        ({"where": {"year": None}}, "year: None is no text, number, true or false", "where"),
+        ({"where": "team"}, "dictionary", "where"),
+        ({"where": {"year": 1}, "collection": None}, "none is named: give collection", "where"),
+        ({"least_score": 0.5, "collection": None}, "none is named: give collection", "least_score"),
+        ({"least_score": "high"}, "number", "least_score"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_wanted_of_a_collection_is_refused(talk, body, words, param):
+    messages = [{"role": "user", "content": "a trip"}]
+    response = complete(talk, CHAT, **({"messages": messages, "collection": "town"} | body))
+    check_error(response, 400, words, param)
 
 
 def test_an_unknown_collection_is_refused_with_the_names_that_there_are(talk):
