@@ -129,7 +129,7 @@ def test_saving_again_replaces_all_of_the_old_one(saved):
 def test_from_checkpoint_gives_a_gpt_with_its_tokenizer(saved, tmp_path):
     folder, model = saved
     loaded = GPT.from_checkpoint(folder)
-    assert same(loaded, model) and loaded.generate("abc", 5, seed=0).startswith("abc")
+    assert same(loaded, model) and len(loaded.generate("abc", 5, seed=0)) == 5
     other = checkpoint.save(BigramModel(BigramConfig(V)), tmp_path / "other")
     with pytest.raises(ValueError, match="holds a BigramModel, not a GPT"):
         GPT.from_checkpoint(other)

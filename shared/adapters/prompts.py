@@ -14,7 +14,7 @@ from shared.devices import device_of
 from shared.models.gpt import GPT, GPTConfig, KVCache
 from shared.models.layers import swap_modules
 from shared.quantization.modules import QuantizedEmbedding
-from shared.registry import LanguageModel
+from shared.sampling.text_model import TextModel
 
 
 class SoftPrompt(nn.Module):
@@ -37,7 +37,7 @@ class SoftPrompt(nn.Module):
         return torch.where(beyond.unsqueeze(-1) < 0, rows, self.prompt[beyond.clamp(min=0)].to(rows.dtype))
 
 
-class PromptTuned(LanguageModel):
+class PromptTuned(TextModel):
     """A GPT with trained embeddings before every text.
 
     It is called as the GPT is, and returns logits for the text only. prompt: their first values,
@@ -92,10 +92,13 @@ class PromptTuned(LanguageModel):
         return self.model(with_prompt, cache)[:, len(virtual) :]
 
     def new_cache(self, batch_size: int = 1, max_length: int | None = None) -> KVCache:
-        """An empty cache of the model's: the prompt takes its first places."""
-        return self.model.new_cache(batch_size, max_length)
-
-    generate = GPT.generate
+        """An empty cache of the model's, for max_length tokens of text: the prompt takes the places before
+        them.
+        """
+        length = None if max_length is None else max_length + len(self.prompt)
+        cache = self.model.new_cache(batch_size, length)
+        cache.padding_begins = len(self.prompt)
+        return cache
 
 
 def add_prompt(model: GPT, num_virtual_tokens: int, ids: Sequence[int] | None = None) -> PromptTuned:

@@ -9,6 +9,7 @@
 (torch.Size([1, 1, 65]), 4)
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -37,9 +38,16 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.kv_heads, self.max_length, config.head_dim)
         self.k = torch.empty(shape, device=device, dtype=dtype)  # nothing is read before it is written
         self.v = torch.empty(shape, device=device, dtype=dtype)
-        # Views of the layers, made once: a small model's step is short.
-        self._layers = [(self.k[layer], self.v[layer]) for layer in range(config.n_layer)]
+        self._layers = self._views()
         self.length = 0
+        self.padding_begins = 0
+        """Where `pad` puts what means nothing: behind what all rows have in common."""
+        self._padding: Tensor | None = None  # [batch, 1]
+        self._masks: dict[int | None, Tensor] = {}  # of padded rows, alike in all layers with this window
+
+    def _views(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values; made once, as a small model's step is short."""
+        return [(self.k[layer], self.v[layer]) for layer in range(len(self.k))]
 
     @property
     def num_bytes(self) -> int:
@@ -47,12 +55,17 @@ class KVCache:
         return self.k.nbytes + self.v.nbytes
 
     def positions(self, time: int) -> Tensor:
-        """The positions of the next `time` tokens: int64 [time]. Raises ValueError when they do not fit."""
+        """The positions of the next `time` tokens: int64 [time], or [batch, time] where rows are padded.
+
+        Raises ValueError when they do not fit.
+        """
         if self.length + time > self.max_length:
             raise ValueError(
                 f"the cache holds {self.length} of {self.max_length} tokens and {time} more do not fit: "
                 "start a new cache from the last part of the text"
             )
+        if self._padding is not None:
+            return self._padded_positions(time)[:, self.length :]
         return torch.arange(self.length, self.length + time, device=self.k.device)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +80,14 @@ class KVCache:
         return all_k.narrow(2, 0, end), all_v.narrow(2, 0, end)
 
     def mask(self, time: int, window: int | None) -> Tensor | None:
-        """bool [time, length + time], True where a query may look; None when the one new token sees all."""
+        """bool [time, length + time], True where a query may look; None when the one new token sees all.
+
+        Where rows are padded: [batch, 1, time, length + time].
+        """
+        if self._padding is not None:
+            if window not in self._masks:
+                self._masks[window] = self._padded_mask(self._padding, time, window)
+            return self._masks[window]
         if time == 1 and (window is None or self.length < window):
             return None
         return causal_mask(time, past=self.length, window=window, device=self.k.device)
@@ -75,6 +95,42 @@ class KVCache:
     def advance(self, time: int) -> None:
         """Counts `time` tokens as read, once all layers have stored theirs."""
         self.length += time
+        self._masks.clear()
+
+    def pad(self, counts: Sequence[int]) -> None:
+        """Of the tokens to come, the first `counts[i]` of row i mean nothing: no other token sees them, and
+        the positions of what follows do not count them. So texts of different lengths end at one place.
+
+        Raises ValueError where something has been read.
+        """
+        if self.length:
+            raise ValueError(f"the cache holds {self.length} tokens: padding comes before the first")
+        self._padding = torch.tensor(counts, device=self.k.device)[:, None]
+
+    def _padded_positions(self, time: int) -> Tensor:
+        """The positions of all tokens up to the `time` new ones: int64 [batch, length + time]."""
+        places = torch.arange(self.length + time, device=self.k.device)
+        moved = (places - self._padding).clamp(min=self.padding_begins)
+        return torch.where(places < self.padding_begins, places, moved)
+
+    def _padded_mask(self, padding: Tensor, time: int, window: int | None) -> Tensor:
+        positions = self._padded_positions(time)
+        places = torch.arange(self.length + time, device=self.k.device)
+        hidden = (places >= self.padding_begins) & (places < self.padding_begins + padding)  # [batch, keys]
+        distance = positions[:, self.length :, None] - positions[:, None]  # [batch, time, keys]
+        mask = (distance >= 0) & ~hidden[:, None]
+        if window is not None:
+            mask &= distance < window
+        # What is padding itself sees itself: a mean over nothing would not be a number.
+        mask |= places[self.length :, None] == places
+        return mask.unsqueeze(1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forgets all rows of the batch but these."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
+        self._layers = self._views()
+        if self._padding is not None:
+            self._padding = self._padding[rows]
 
     def begin_with(self, other: Self) -> None:
         """Holds what another cache of this kind holds, as the first tokens of a text."""

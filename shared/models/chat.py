@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.tokenizers.base import Tokenizer
-from shared.tokenizers.bpe import END_OF_TEXT
 from shared.tokenizers.merging import MergingTokenizer
 
 IM_START = "<|im_start|>"
@@ -75,14 +74,6 @@ def is_chat(tokenizer: Tokenizer) -> bool:
 def _writes_chatml(tokenizer: Tokenizer) -> bool:
     special = tokenizer.special_tokens
     return IM_START in special and IM_END in special
-
-
-def ends_of(tokenizer: Tokenizer) -> list[int]:
-    """The special tokens at which a text of the tokenizer's model ends: those that its files name, and
-    `<|endoftext|>` and SmolLM2's `<|im_end|>` where it has them.
-    """
-    special = tokenizer.special_tokens
-    return [special[end] for end in dict.fromkeys([*tokenizer.ends, END_OF_TEXT, IM_END]) if end in special]
 
 
 def chat_prompt(

@@ -11,10 +11,8 @@ torch.Size([2, 10, 65])
 
 import math
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +24,8 @@ from shared.models.cache import KVCache
 from shared.models.config import GPTConfig
 from shared.models.layers import Linear, RMSNorm, RMSNormPlusOne
 from shared.models.rotary import Rotary
-from shared.registry import LanguageModel, register_model
-from shared.sampling.generate import generate
-from shared.sampling.text import stream_text
+from shared.registry import register_model
+from shared.sampling.text_model import TextModel
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -127,10 +124,10 @@ def normed(norm: nn.Module | None, x: Tensor) -> Tensor:
 
 
 @register_model(GPTConfig)
-class GPT(LanguageModel):
+class GPT(TextModel):
     """The model: int64 [batch, time] -> logits [batch, time, vocab_size].
 
-    Losses, sampling and adapters live outside.
+    Losses, sampling and adapters live outside; `generate`, `stream` and `score` are a `TextModel`'s.
     """
 
     config: GPTConfig
@@ -254,22 +251,6 @@ class GPT(LanguageModel):
         if not isinstance(loaded.model, cls):
             raise ValueError(f"{folder} holds a {type(loaded.model).__name__}, not a GPT")
         return loaded.model
-
-    def generate(self, prompt: str, max_new_tokens: int = 200, **sampling: Any) -> str:
-        """`prompt` and the text that the model adds to it.
-
-        sampling: as in `shared.sampling.generate`, but `stop` is a text or several, which may begin and end
-        inside of tokens. Raises ValueError without a tokenizer.
-        """
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            raise ValueError(
-                "this model has no tokenizer: load it with GPT.from_checkpoint, or set model.tokenizer"
-            )
-        stop = sampling.pop("stop", ())
-        stops = [stop] if isinstance(stop, str) else stop
-        with closing(generate(self, tokenizer.prompt(prompt), max_new_tokens, **sampling)) as ids:
-            return prompt + "".join(stream_text(tokenizer, ids, stops))
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, a tied one counted once.

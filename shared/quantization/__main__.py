@@ -22,14 +22,13 @@ from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.data.corpus import fixed_windows
 from shared.devices import pick_device
-from shared.evaluation import Evaluation
+from shared.evaluation import TextScore, score_text
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.quantization.gptq import gptq
 from shared.quantization.modules import num_bytes, quantize, save_quantized
 from shared.tokenizers import Tokenizer
 from shared.training.own_model import name_and_source
-from shared.zero_shot.scoring import sliding_window
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,14 @@ def _windows(model: GPT, path: Path, tokens: int) -> torch.Tensor:
     return fixed_windows(ids.numpy(), time)[0]
 
 
-def _measured(model: GPT, settings: Settings) -> Evaluation | None:
+def _measured(model: GPT, settings: Settings) -> TextScore | None:
     """Perplexity on the text of --measure, each token with at least half a window before it."""
     if settings.measure is None:
         return None
     tokenizer = _tokenizer(model)
     text = tokenizer.decode(tokenizer.encode(_read(settings.measure))[: settings.measure_tokens])
     length = min(512, model.config.block_size)
-    return sliding_window(model, tokenizer, text, stride=max(1, length // 2), block_size=length)
+    return score_text(model, text, tokenizer=tokenizer, block_size=length, stride=max(1, length // 2))
 
 
 if __name__ == "__main__":

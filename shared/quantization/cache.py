@@ -15,6 +15,8 @@ channels differ more than values' do, so that fewer bits need a scale for each c
 0.28125
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,11 @@ class Int8Cache(KVCache):
 
     def _kept(self) -> tuple[Tensor, ...]:
         return self.k, self.v, self.k_scale, self.v_scale
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forgets all rows of the batch but these."""
+        super().keep(rows)
+        self.k_scale, self.v_scale = self.k_scale[:, rows], self.v_scale[:, rows]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v [batch, n_kv_head, time, head_dim] for `layer`, rounded, and returns that layer's

@@ -11,8 +11,8 @@ from shared import checkpoint
 from shared.commandline import errors_for_people, parse_args
 from shared.devices import pick_device
 from shared.registry import LanguageModel, import_all_models
-from shared.sampling.generate import generate
-from shared.sampling.text import stream_text
+from shared.sampling.completion import generate_stream
+from shared.sampling.generate import NEW_TOKENS
 from shared.tokenizers.base import Tokenizer
 
 
@@ -24,13 +24,15 @@ class Settings:
     """A checkpoint's folder."""
     prompt: str | None = None
     """What to go on from; none asks for one, again and again."""
-    max_new_tokens: int = 500
-    temperature: float = 0.8
+    max_new_tokens: int = NEW_TOKENS
+    temperature: float = 1.0
     """0 always takes the likeliest token; 1 draws as the model believes."""
     top_k: int | None = None
     """Draw only from the k likeliest tokens."""
     top_p: float | None = None
     """Draw only from the likeliest tokens that together reach this probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, what stands there already is less likely to come."""
     stop: tuple[str, ...] = ()
     """Texts at which to end."""
     seed: int | None = None
@@ -58,17 +60,20 @@ def main(settings: Settings) -> None:
 
 def write(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: Settings) -> None:
     """Prints the prompt and what the model writes after it, as it is drawn."""
-    ids = generate(
+    pieces = generate_stream(
         model,
-        tokenizer.prompt(prompt),
+        prompt,
         settings.max_new_tokens,
-        settings.temperature,
+        temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
+        repetition_penalty=settings.repetition_penalty,
+        stop=settings.stop,
         seed=settings.seed,
+        tokenizer=tokenizer,
     )
     print(prompt, end="", flush=True)
-    for piece in stream_text(tokenizer, ids, settings.stop):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 

@@ -4,19 +4,20 @@ Source of top-p (nucleus) sampling: Holtzman et al., "The Curious Case of Neural
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from functools import partial
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from shared.devices import device_of
 from shared.registry import LanguageModel
-from shared.runtime import check_seed
+from shared.runtime import SEED_LIMIT, check_seed
+from shared.sampling.penalties import Penalties
+from shared.sampling.reading import Reader
 
+NEW_TOKENS = 200
+"""How many tokens are written where nothing else is asked for."""
 GREEDY_BELOW = 1e-6
 """A temperature below this takes the largest logit: dividing by less would overflow."""
 
@@ -85,97 +86,141 @@ def check_ids(ids: Sequence[int], model: LanguageModel) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Raises ValueError for a setting out of range, naming it."""
+
+    temperature: float = 1.0
+    """0 always takes the likeliest token."""
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    """See `Penalties.repetition`."""
+    seed: int | None = None
+    """None draws differently each time."""
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        Penalties(repetition=self.repetition_penalty)
+        if self.seed is not None:
+            check_seed(self.seed)
+
+    def of_row(self, number: int) -> "Sampling":
+        """The same with the seed of a batch's row: that of the batch and the row's number together."""
+        if self.seed is None:
+            return self
+        return replace(self, seed=(self.seed + number) % SEED_LIMIT)
+
+
+class Row:
+    """A text that is being written: its tokens so far, and how the next one is drawn."""
+
+    def __init__(self, prompt: Sequence[int], sampling: Sampling):
+        self.prompt = list(prompt)
+        self.tokens = list(prompt)
+        self.ended = False
+        """Set by whoever reads the tokens: no more are drawn."""
+        self._penalties = Penalties(repetition=sampling.repetition_penalty)
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+        self._sampling = sampling
+
+    @property
+    def written(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.tokens[len(self.prompt) :]
+
+    def draw(self, logits: Tensor) -> None:
+        """Adds a token, drawn from logits [vocab_size]. Raises ValueError for logits that are not finite."""
+        if not logits.max().isfinite():
+            raise ValueError(
+                f"the model's logits after {len(self.tokens)} tokens are not finite: its weights are damaged,"
+                " or too large for its number format. Take another checkpoint, or load it in fp32"
+            )
+        if not self._penalties.change_nothing:
+            logits = self._penalties.apply(logits, self.prompt, self.written)
+        how = self._sampling
+        self.tokens.append(int(sample(logits, how.temperature, how.top_k, how.top_p, self._generator)))
+
+
 def generate(
     model: LanguageModel,
     ids: Sequence[int],
-    max_new_tokens: int,
+    max_new_tokens: int = NEW_TOKENS,
     temperature: float = 1.0,
     *,
     top_k: int | None = None,
     top_p: float | None = None,
+    repetition_penalty: float = 1.0,
     stop: Sequence[int | Sequence[int]] = (),
     seed: int | None = None,
     use_cache: bool = True,
 ) -> Generator[int, None, None]:
     """Yields new token ids as they are drawn, up to `max_new_tokens`.
 
-    stop: tokens, or sequences of tokens, at which to end; what ended it is not yielded. For texts see
-    `shared.sampling.text.stream_text`, as a text can be spelled by many tokens. seed: None draws
-    differently each time. A model with a method `new_cache` is fed only what is new (`use_cache=False` reads
-    everything again; the ids are the same). Where the text outgrows the model's block_size, the model goes on
-    with its last half. Raises ValueError for no prompt, for ids outside the vocabulary, for settings out of
-    range, and while drawing for logits that are not finite.
+    repetition_penalty: above 1, what stands in the prompt or the text already is less likely to come (see
+    `Penalties.repetition`). stop: tokens, or sequences of tokens, at which to end; what ended it is not
+    yielded. For texts see `shared.sampling.text.stream_text`, as a text can be spelled by many tokens. seed:
+    None draws differently each time. A model with a method `new_cache` is fed only what is new
+    (`use_cache=False` reads everything again; the ids are the same). Where the text outgrows the model's
+    block_size, the model goes on with its last half. Raises ValueError for no prompt, for ids outside the
+    vocabulary, for settings out of range, and while drawing for logits that are not finite.
     """
+    check_prompt(ids, model)
+    check_new_tokens(max_new_tokens)
+    row = Row(ids, Sampling(temperature, top_k, top_p, repetition_penalty, seed))
+    stops = [[s] if isinstance(s, int) else list(s) for s in stop]
+    return _until_stop(_drawn(model, row, max_new_tokens, use_cache), stops)
+
+
+def check_prompt(ids: Sequence[int], model: LanguageModel) -> None:
+    """Raises ValueError for no ids, and for one outside the model's vocabulary."""
     if not len(ids):
         raise ValueError("generation needs at least one token to start from: give a prompt")
     check_ids(ids, model)
+
+
+def check_new_tokens(max_new_tokens: int) -> None:
+    """Raises ValueError for fewer than none."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} is out of range: at least 0")
-    check_sampling(temperature, top_k, top_p)
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(check_seed(seed))
-    draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    stops = [[s] if isinstance(s, int) else list(s) for s in stop]
-    return _until_stop(_draw_on(model, list(ids), draw, use_cache), max_new_tokens, stops)
 
 
-def _draw_on(
-    model: LanguageModel, tokens: list[int], draw: Callable[[Tensor], Tensor], use_cache: bool
-) -> Generator[int, None, None]:
-    """Goes on from `tokens` without an end. Leaves the model in the mode, training or not, that it was in."""
+def draw_on(
+    model: LanguageModel, rows: Sequence[Row], max_new_tokens: int, use_cache: bool
+) -> Generator[list[tuple[Row, Tensor]], None, None]:
+    """Draws a token of each row that has not ended, up to `max_new_tokens` times.
+
+    Yields, each time, the rows that have a new token, with the logits [vocab_size] that it was drawn from.
+    Leaves the model in the mode, training or not, that it was in.
+    """
     was_training = model.training
-    context = _Context(model, use_cache)
+    reader = Reader(model, max_new_tokens, use_cache)
     try:
-        while True:
-            logits = context.next_logits(tokens)
-            if not logits.max().isfinite():
-                raise ValueError(
-                    f"the model's logits after {len(tokens)} tokens are not finite: its weights are damaged,"
-                    " or too large for its number format. Take another checkpoint, or load it in fp32"
-                )
-            token = int(draw(logits))
-            tokens.append(token)
-            yield token
+        for _ in range(max_new_tokens):
+            logits = reader.next_logits([row.tokens for row in rows])
+            for row, of_row in zip(rows, logits):
+                row.draw(of_row)
+            yield list(zip(rows, logits))
+            going_on = [number for number, row in enumerate(rows) if not row.ended]
+            if not going_on:
+                break
+            if len(going_on) < len(rows):
+                reader.keep(going_on)
+                rows = [rows[number] for number in going_on]
     finally:
         model.train(was_training)
 
 
-class _Context:
-    """What a model reads of a growing text: all of it, or its end where it has outgrown block_size."""
-
-    def __init__(self, model: LanguageModel, use_cache: bool):
-        self.model = model
-        self.device = device_of(model)
-        self.limit = getattr(model.config, "block_size", None)
-        self.new_cache = getattr(model, "new_cache", None) if use_cache else None
-        self.start = 0  # the first token that is read
-        self.cache: Any = None
-        self.cached = 0  # the tokens before this one are in the cache
-
-    def next_logits(self, tokens: list[int]) -> Tensor:
-        """Logits [vocab_size] for what follows `tokens`, which begin as those of the call before."""
-        if self.limit is not None and len(tokens) - self.start > self.limit:
-            self.start = len(tokens) - max(1, self.limit // 2)
-            self.cache = None
-        if self.new_cache is None:
-            return self._read(tokens[self.start :])
-        if self.cache is None:
-            self.cache = self.new_cache()
-            self.cached = self.start
-        new = tokens[self.cached :]
-        self.cached = len(tokens)
-        return self._read(new, self.cache)
-
-    @torch.inference_mode()
-    def _read(self, tokens: list[int], *cache: Any) -> Tensor:
-        if self.model.training:  # eval() walks all modules, which takes longer than a small model's step
-            self.model.eval()
-        idx = torch.tensor([tokens], device=self.device)
-        logits = self.model(idx, *cache)
-        return logits[0, -1]
+def _drawn(
+    model: LanguageModel, row: Row, max_new_tokens: int, use_cache: bool
+) -> Generator[int, None, None]:
+    with closing(draw_on(model, [row], max_new_tokens, use_cache)) as steps:
+        for _ in steps:
+            yield row.tokens[-1]
 
 
 def split_at_stop(held: Sequence[int], stops: Sequence[list[int]]) -> tuple[int, bool]:
@@ -195,12 +240,10 @@ def split_at_stop(held: Sequence[int], stops: Sequence[list[int]]) -> tuple[int,
     return len(held) - max(begun, default=0), False
 
 
-def _until_stop(
-    drawn: Generator[int, None, None], max_new_tokens: int, stops: list[list[int]]
-) -> Generator[int, None, None]:
+def _until_stop(drawn: Generator[int, None, None], stops: list[list[int]]) -> Generator[int, None, None]:
     held: list[int] = []  # drawn, but perhaps the beginning of a stop sequence
     with closing(drawn):
-        for token in islice(drawn, max_new_tokens):
+        for token in drawn:
             held.append(token)
             ready, stopped = split_at_stop(held, stops)
             if stopped:

@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from shared.models.chat import chat_prompt, ends_of
+from shared.models.chat import chat_prompt
 from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
 from shared.registry import without_memory
@@ -45,6 +45,7 @@ from shared.serving.protocol import AnswerFormat, ChatFormat, CompletionFormat
 from shared.serving.sites import SiteRules
 from shared.serving.tools import ToolFormat, ToolRequest, ToolUse, plain_messages
 from shared.tokenizers import Tokenizer
+from shared.tokenizers.base import ends_of
 
 if TYPE_CHECKING:
     from shared.retrieval.embedders import Embedder

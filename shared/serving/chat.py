@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.checks import Checks
-from shared.models.chat import chat_prompt, ends_of, is_chat
+from shared.models.chat import chat_prompt, is_chat
 from shared.runtime import clock
 from shared.sampling.penalties import Penalties
 from shared.sampling.text import stream_text
@@ -20,6 +20,7 @@ from shared.serving.engine import Engine
 from shared.serving.generation import Generation, Request
 from shared.serving.loading import load_served
 from shared.tokenizers import Tokenizer
+from shared.tokenizers.base import ends_of
 from shared.training.own_model import name_and_source
 
 

@@ -125,3 +125,26 @@ class Tokenizer(ABC):
             return KINDS[kind].from_json(values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: it does not describe a {kind} ({error!r})") from None
+
+
+USUAL_ENDS = ("<|endoftext|>", "<|im_end|>")
+"""Special tokens at which a text ends whose tokenizer names no `ends`: the course's, and SmolLM2's."""
+
+
+def ends_of(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens at which a text of the tokenizer's model ends: those that its files name, and of
+    `USUAL_ENDS` those that it has.
+    """
+    special = tokenizer.special_tokens
+    return [special[end] for end in dict.fromkeys([*tokenizer.ends, *USUAL_ENDS]) if end in special]
+
+
+def tokenizer_of(model: object, tokenizer: Tokenizer | None = None) -> Tokenizer:
+    """The tokenizer that is given, else the model's own. Raises ValueError where there is none."""
+    found = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+    if found is None:
+        raise ValueError(
+            "this model has no tokenizer: load it with load_model or GPT.from_checkpoint, or set"
+            " model.tokenizer"
+        )
+    return found

@@ -10,9 +10,9 @@ from typing import Literal
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.devices import pick_device
+from shared.evaluation import MAX_TOKENS
 from shared.models.pretrained import load_model
 from shared.runtime import table
-from shared.zero_shot.scoring import MAX_TOKENS
 from shared.zero_shot.tasks import Result, load_task, run_task
 
 

@@ -4,11 +4,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from shared.evaluation import MAX_TOKENS, longest_sequence
 from shared.models.gpt import GPT
 from shared.sampling.generate import generate
 from shared.sampling.text import stream_text
 from shared.tokenizers.base import Tokenizer
-from shared.zero_shot.scoring import MAX_TOKENS, Likelihood, longest_sequence, score_pairs, start_token
+from shared.zero_shot.scoring import Likelihood, score_pairs, start_token
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -16,10 +16,10 @@ from typing import Any
 from torch import nn
 
 from shared.assets import fetch
-from shared.evaluation import perplexity
+from shared.evaluation import MAX_TOKENS, perplexity
 from shared.runtime import clock
 from shared.tokenizers.base import Tokenizer
-from shared.zero_shot.scoring import MAX_TOKENS, Likelihood, loglikelihoods
+from shared.zero_shot.scoring import Likelihood, loglikelihoods
 
 HELLASWAG = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 

@@ -6,12 +6,12 @@ import re
 import pytest
 
 from shared.adapters.instructions import ChatTemplate, encode
-from shared.models.chat import IM_END, IM_START, chat_prompt, ends_of, is_chat
+from shared.models.chat import IM_END, IM_START, chat_prompt, is_chat
 from shared.models.tokenizer_files import tokenizer_from_json
 from shared.models.tokenizer_gguf import tokenizer_from_gguf
 from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config
 from shared.tokenizers import BPETokenizer, Tokenizer
-from shared.tokenizers.base import Chat
+from shared.tokenizers.base import Chat, ends_of
 from tests.helpers import synthetic_text
 from tests.models.templates import TEMPLATES, TOOL, tokenizers_with
 

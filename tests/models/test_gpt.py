@@ -468,8 +468,8 @@ def test_generate_gives_the_same_text_with_and_without_the_cache():
     options = dict(max_new_tokens=3 * BLOCK, temperature=1.0, seed=5)  # past block_size, twice
     with_cache = model.generate("hello", **options)
     assert with_cache == model.generate("hello", **options, use_cache=False)
-    assert with_cache.startswith("hello") and len(with_cache) == 5 + 3 * BLOCK
-    at = with_cache.index(with_cache[40:42], 5)
+    assert len(with_cache) == 3 * BLOCK
+    at = with_cache.index(with_cache[40:42])
     assert model.generate("hello", **options, stop=[with_cache[40:42]]) == with_cache[:at]
     assert model.generate("hello", **options, stop=with_cache[40:42]) == with_cache[:at]
 

@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared import checkpoint
 from shared.export import save_hf_folder, to_gguf
-from shared.models.chat import CHAT_TEMPLATE, IM_END, IM_START, ends_of, is_known_template
+from shared.models.chat import CHAT_TEMPLATE, IM_END, IM_START, is_known_template
 from shared.models.gpt import GPT
 from shared.models.pretrained import from_gguf, from_hf
 from shared.models.tokenizer_ends import ends_of_gguf
 from shared.sampling import generate
 from shared.serving.api import create_app
 from shared.tokenizers import BPETokenizer
+from shared.tokenizers.base import ends_of
 from shared.zero_shot import LMEvalAdapter
 from shared.zero_shot.scoring import encode_pair
 from tests.expectations.make_smollm2 import metadata
@@ -378,7 +379,7 @@ def test_text_is_written_and_scored_as_transformers_does_with_the_first_token(be
     assert expected[0] == beginning.special_tokens["<s>"]
     ids = beginning.prompt(text)
     assert ids + list(generate(model, ids, 12, temperature=0)) == expected
-    assert model.generate(text, 12, temperature=0) == beginning.decode(expected[1:])
+    assert model.generate(text, 12, temperature=0) == beginning.decode(expected[len(ids) :])
     context, continuation = encode_pair(beginning, text, " and so")
     assert context + continuation == tokenizer(text + " and so")["input_ids"]
     assert LMEvalAdapter(model, beginning).tok_encode(text) == inputs["input_ids"][0].tolist()

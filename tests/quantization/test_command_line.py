@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from shared import checkpoint
 from shared.commandline import parse_args
+from shared.evaluation import score_text
 from shared.models.pretrained import load_model
 from shared.quantization import __main__ as command
 from shared.quantization.modules import load_quantized, quantization_of, quantize
-from shared.zero_shot.scoring import sliding_window
 from tests.quantization.helpers import TIED, TOKENIZER, gpt, quiet
 
 TEXT = "".join(TOKENIZER.decode([i * i % 53]) for i in range(600))
@@ -56,7 +56,7 @@ def test_gptq_skipped_layers_and_perplexity(model, tmp_path):
     shown = TOKENIZER.decode(TOKENIZER.encode(TEXT)[:200])
     length = TIED.block_size
     for each, figure in zip((gpt(TIED), small), lines[-2].split(": ")[1].split(" (")[0].split(" -> ")):
-        measured = sliding_window(each, TOKENIZER, shown, stride=length // 2, block_size=length)
+        measured = score_text(each, shown, tokenizer=TOKENIZER, stride=length // 2)
         assert math.isclose(float(figure), measured.perplexity, abs_tol=0.006)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from shared import checkpoint
 from shared.assets import fetch
+from shared.evaluation import score_text
 from shared.models.gpt import GPT
 from shared.models.mlp import WindowMLP, WindowMLPConfig
 from shared.models.pretrained import load_smollm2, to_hf
@@ -27,7 +28,6 @@ from shared.quantization.modules import (
 )
 from shared.quantization.packing import SCHEMES
 from shared.sampling import generate
-from shared.zero_shot.scoring import sliding_window
 from tests.quantization.helpers import CONFIGS, SETTINGS, TIED, TOKENIZER, UNTIED, gpt, quiet
 
 IN_A_BLOCK = (
@@ -231,9 +231,9 @@ def test_settings_on_disk_that_describe_no_scheme_are_refused(said, tmp_path):
 
 @cache
 def smollm2() -> tuple[GPT, str, float, int]:
-    model, tokenizer = load_smollm2()
+    model, _ = load_smollm2()
     text = fetch("shakespeare").read_text(encoding="utf-8")[:4000]
-    return model, text, sliding_window(model, tokenizer, text, 512, 512).perplexity, num_bytes(model)
+    return model, text, score_text(model, text, block_size=512, stride=512).perplexity, num_bytes(model)
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_smollm2_is_small_and_still_good(options, size, worse):
     model, text, perplexity, whole = smollm2()
     small = quantize(deepcopy(model), **options, say=quiet)
     assert num_bytes(small) <= size * whole
-    assert sliding_window(small, model.tokenizer, text, 512, 512).perplexity <= perplexity * (1 + worse)
+    assert score_text(small, text, block_size=512, stride=512).perplexity <= perplexity * (1 + worse)
 
 
 @pytest.mark.parametrize("by", ["nearest", "gptq"])

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from shared import checkpoint
-from shared.models import gpt
 from shared.models.bigram import BigramConfig, BigramModel
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import ROOT
@@ -365,12 +364,19 @@ def test_an_id_outside_the_vocabulary_is_named(ids):
 def test_a_gpt_writes_up_to_a_stop_text(monkeypatch):
     tokenizer = BPETokenizer.train("the User: a User: an User " * 9, 263)
     drawn = tokenizer.encode(" is the User: the")
-    monkeypatch.setattr(gpt, "generate", lambda *_, **__: (i for i in drawn))
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=8, n_layer=1, n_head=1, n_embd=4))
     model.tokenizer = tokenizer
-    assert model.generate("so", stop="User:") == "so is the "
-    assert model.generate("so", stop=["Usher", "the"]) == "so is "
-    assert model.generate("so") == "so is the User: the"
+
+    def forward(idx, cache=None):
+        forward.calls += 1
+        return torch.eye(tokenizer.vocab_size)[drawn[forward.calls - 1]].expand(*idx.shape, -1)
+
+    monkeypatch.setattr(model, "forward", forward)
+    for stop, expected in (("User:", " is the "), (["Usher", "the"], " is "), ((), " is the User: the")):
+        forward.calls = 0
+        assert model.generate("so", len(drawn), temperature=0, stop=stop) == expected
+        forward.calls = 0
+        assert "".join(model.stream("so", len(drawn), temperature=0, stop=stop)) == expected
 
 
 # ---- the command line
@@ -404,7 +410,7 @@ def test_the_command_line_writes_the_prompt_and_what_follows(folder):
     said, text = done.stdout.split("\n", 1)
     assert said == "device: cpu (asked for)"
     loaded = checkpoint.load(folder)
-    ids = generate(loaded.model, loaded.tokenizer.encode("abc"), 20, temperature=0.8, seed=1)
+    ids = generate(loaded.model, loaded.tokenizer.encode("abc"), 20, seed=1)
     assert text == "abc" + loaded.tokenizer.decode(list(ids)) + "\n"
 
 

@@ -9,12 +9,12 @@ from starlette.testclient import TestClient
 
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.attach import use_adapters
+from shared.evaluation import score_tokens
 from shared.models.chat import IM_END
 from shared.models.gpt import GPT
 from shared.sampling import generate
 from shared.serving.api import create_app
 from shared.tokenizers.bpe import END_OF_TEXT
-from shared.zero_shot.scoring import score_tokens
 from tests.helpers import shake
 from tests.serving.helpers import (
     CONFIG,

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.attach import use_adapters
+from shared.evaluation import score_tokens
 from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import quantize
 from shared.sampling import generate
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.generation import Request, Token
 from shared.serving.slots import SlotCache
-from shared.zero_shot.scoring import score_tokens
 from tests.helpers import shake
 
 VOCAB, BLOCK = 61, 96

@@ -8,13 +8,14 @@ import openai
 import pytest
 import torch
 
-from shared.models.chat import IM_END, IM_START, ends_of
+from shared.models.chat import IM_END, IM_START
 from shared.runtime import ROOT
 from shared.serving.api import create_app
 from shared.serving.bodies import Message
 from shared.serving.grammar import Grammars
 from shared.serving.tools import FreeForm, plain_messages
 from shared.tokenizers import BPETokenizer
+from shared.tokenizers.base import ends_of
 from shared.tokenizers.bpe import END_OF_TEXT
 from tests.helpers import serving, synthetic_text
 from tests.models.templates import TOOL

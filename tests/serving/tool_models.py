@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from shared.models.chat import ends_of
 from shared.models.gpt import GPT, GPTConfig
+from shared.tokenizers.base import ends_of
 from tests.helpers import shake
 from tests.models.templates import TOOL, tokenizers_with
 from tests.serving.helpers import client

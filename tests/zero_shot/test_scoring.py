@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from shared import evaluation
+from shared.evaluation import score_tokens
 from shared.models.gpt import GPT, GPTConfig
 from shared.tokenizers import CharTokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
-from shared.zero_shot import LMEvalAdapter, scoring
-from shared.zero_shot.scoring import encode_pair, loglikelihoods, score_tokens
+from shared.zero_shot import LMEvalAdapter
+from shared.zero_shot.scoring import encode_pair, loglikelihoods
 from tests.helpers import shake
 from tests.zero_shot.helpers import (
     BLOCK,
@@ -85,7 +87,7 @@ def test_greedy_flags_equal_lm_evals(pair):
 def test_scores_are_those_of_one_token_at_a_time_however_texts_are_batched(
     model, monkeypatch, chunk, max_tokens
 ):
-    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    monkeypatch.setattr(evaluation, "CHUNK", chunk)
     random = np.random.default_rng(0)
     rows = [
         (random.integers(0, VOCAB, length).tolist(), n)

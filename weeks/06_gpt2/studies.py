@@ -16,6 +16,7 @@ from shared.course.workspace import Workspace
 from shared.data.corpus import read_text, split_text
 from shared.data.shards import INDEX
 from shared.devices import device_name, pick_device
+from shared.evaluation import score_text
 from shared.models.chat import IM_END, QUESTIONS, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import hf_tensors, load_gpt2, load_smollm2
@@ -34,7 +35,6 @@ from shared.training.profiling import (
     matmul_peak,
     measure_training,
 )
-from shared.zero_shot.scoring import sliding_window
 from shared.zero_shot.tasks import load_task, run_task
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def study_smollm2(settings: "Settings") -> dict[str, float]:
     model.to(device)
     with work.log("smollm2", settings) as log:
         held_out = split_text(text)[1]
-        evaluation = sliding_window(model, tokenizer, held_out, stride=512, block_size=1024, progress=True)
+        evaluation = score_text(
+            model, held_out, tokenizer=tokenizer, block_size=1024, stride=512, progress=True
+        )
         metrics["bits_per_byte"] = evaluation.bits_per_byte
         metrics["text_perplexity"] = evaluation.perplexity
         metrics["text_tokens"] = evaluation.tokens
@@ -212,12 +214,15 @@ def study_openai(settings: "Settings") -> dict[str, float]:
     model.tokenizer = tokenizer
     hers = her_gpt2(work, model)
     with work.log("openai", settings) as log:
-        said = [model.generate(start, 60, temperature=0.8, top_k=50, seed=1) for start in BEGINNINGS]
+        options = dict(temperature=0.8, top_k=50, seed=1)
+        said = [start + model.generate(start, 60, **options) for start in BEGINNINGS]
         if hers is not None:
             said.append(go_on(hers, tokenizer, BEGINNINGS[0], device))
         log.artifact(said=said)
         held_out = split_text(text)[1]
-        evaluation = sliding_window(model, tokenizer, held_out, stride=512, block_size=1024, progress=True)
+        evaluation = score_text(
+            model, held_out, tokenizer=tokenizer, block_size=1024, stride=512, progress=True
+        )
         metrics = {"bits_per_byte": evaluation.bits_per_byte, "text_perplexity": evaluation.perplexity}
         for task in TASKS:
             metrics |= score_task(task, model, tokenizer, settings.limit)
