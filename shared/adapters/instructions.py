@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -154,15 +154,30 @@ def answer(
     template: Template,
     question: str | Sequence[Message],
     max_new_tokens: int = 100,
-    **sampling: Any,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
 ) -> str:
-    """What `model` answers to a question, or to a conversation that ends with one.
+    """What `model` answers to a question, or to a conversation that ends with one: the likeliest tokens, so
+    that answers before and after training compare, unless a temperature is given.
 
-    sampling: as in `shared.sampling.generate`; the most likely tokens if nothing else is given.
+    The settings, and the errors, are those of `shared.sampling.generate`.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    options = {"temperature": 0, "stop": template.stop, **sampling}
-    ids = generate(model, template.prompt(messages), max_new_tokens, **options)
+    ids = generate(
+        model,
+        template.prompt(messages),
+        max_new_tokens,
+        temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        stop=template.stop,
+        seed=seed,
+    )
     return template.tokenizer.decode(list(ids)).strip()
 
 

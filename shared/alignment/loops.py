@@ -177,7 +177,9 @@ def draw_answers(
     the positions that they would have alone, and all padding is on the right. An answer's `end` belongs to
     it; what comes after is `end` again (without one: 0), outside the mask. The methods leave the temperature
     at 1, because they need the probabilities with which the tokens were drawn; at 0 each is the likeliest.
-    With a model that has `new_cache`, each token is read once.
+    With a model that has `new_cache`, each token is read once. All rows draw from the one generator, so that
+    a batch is a run's, and repeatable; for texts that do not depend on their neighbours there is
+    `shared.sampling.generate_batch`.
     """
     lengths = (prompts != NO_TOKEN).sum(1)
     last_places = lengths + max_new_tokens - 1

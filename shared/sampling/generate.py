@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.registry import LanguageModel
 from shared.runtime import SEED_LIMIT, check_seed
 from shared.sampling.penalties import Penalties
-from shared.sampling.reading import Reader
+from shared.sampling.reading import TextReader
 
 NEW_TOKENS = 200
 """How many tokens are written where nothing else is asked for."""
@@ -198,7 +198,7 @@ def draw_on(
     Leaves the model in the mode, training or not, that it was in.
     """
     was_training = model.training
-    reader = Reader(model, max_new_tokens, use_cache)
+    reader = TextReader(model, max_new_tokens, use_cache)
     try:
         for _ in range(max_new_tokens):
             logits = reader.next_logits([row.tokens for row in rows])

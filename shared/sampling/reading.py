@@ -14,7 +14,7 @@ READ_AT_ONCE = 1024
 """Tokens of several prompts that share a forward pass: its logits take 4 · vocab_size bytes for each."""
 
 
-class Reader:
+class TextReader:
     """Gives the logits of what follows each text: all of it is read, or its end where it has outgrown
     block_size.
 
