@@ -65,7 +65,7 @@ class KVCache:
                 "start a new cache from the last part of the text"
             )
         if self._padding is not None:
-            return self._padded_positions(time)[:, self.length :]
+            return self._padded_positions(self._padding, time)[:, self.length :]
         return torch.arange(self.length, self.length + time, device=self.k.device)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,14 +107,14 @@ class KVCache:
             raise ValueError(f"the cache holds {self.length} tokens: padding comes before the first")
         self._padding = torch.tensor(counts, device=self.k.device)[:, None]
 
-    def _padded_positions(self, time: int) -> Tensor:
+    def _padded_positions(self, padding: Tensor, time: int) -> Tensor:
         """The positions of all tokens up to the `time` new ones: int64 [batch, length + time]."""
         places = torch.arange(self.length + time, device=self.k.device)
-        moved = (places - self._padding).clamp(min=self.padding_begins)
+        moved = (places - padding).clamp(min=self.padding_begins)
         return torch.where(places < self.padding_begins, places, moved)
 
     def _padded_mask(self, padding: Tensor, time: int, window: int | None) -> Tensor:
-        positions = self._padded_positions(time)
+        positions = self._padded_positions(padding, time)
         places = torch.arange(self.length + time, device=self.k.device)
         hidden = (places >= self.padding_begins) & (places < self.padding_begins + padding)  # [batch, keys]
         distance = positions[:, self.length :, None] - positions[:, None]  # [batch, time, keys]

@@ -187,16 +187,21 @@ def _read_prompts(
         try:
             if isinstance(prompt, str):
                 text, ids = prompt, tokenizer.prompt(prompt)
-            elif isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt):
-                text, ids = tokenizer.decode(prompt), list(prompt)
             else:
-                raise ValueError(f"{prompt!r} is neither a text nor a list of token ids")
+                ids = _as_ids(prompt)
+                text = tokenizer.decode(ids)
             check_prompt(ids, model)
         except ValueError as error:
             place = f"prompt {number} of {len(prompts)}: " if len(prompts) > 1 else ""
             raise ValueError(f"{place}{error}") from None
         read.append((text, ids))
     return read
+
+
+def _as_ids(prompt: object) -> list[int]:
+    if not isinstance(prompt, Sequence) or not all(isinstance(i, int) for i in prompt):
+        raise ValueError(f"{prompt!r} is neither a text nor a list of token ids")
+    return list(prompt)
 
 
 def stop_texts(stop: str | Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ class TextModel(LanguageModel):
     @overload
     def generate(
         self,
-        prompt: Sequence[str],
+        prompt: list[str] | tuple[str, ...],
         max_new_tokens: int = NEW_TOKENS,
         *,
         temperature: float = 1.0,
@@ -116,7 +116,7 @@ class TextModel(LanguageModel):
     def score(self, text: str, *, stride: int | None = None) -> TextScore: ...
 
     @overload
-    def score(self, text: Sequence[str], *, stride: int | None = None) -> list[TextScore]: ...
+    def score(self, text: list[str] | tuple[str, ...], *, stride: int | None = None) -> list[TextScore]: ...
 
     def score(self, text: str | Sequence[str], *, stride: int | None = None) -> TextScore | list[TextScore]:
         """How probable the model finds a text, or each of several: log-probabilities, perplexity, bits per

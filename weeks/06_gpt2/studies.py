@@ -214,8 +214,9 @@ def study_openai(settings: "Settings") -> dict[str, float]:
     model.tokenizer = tokenizer
     hers = her_gpt2(work, model)
     with work.log("openai", settings) as log:
-        options = dict(temperature=0.8, top_k=50, seed=1)
-        said = [start + model.generate(start, 60, **options) for start in BEGINNINGS]
+        said = []
+        for start in BEGINNINGS:
+            said.append(start + model.generate(start, 60, temperature=0.8, top_k=50, seed=1))
         if hers is not None:
             said.append(go_on(hers, tokenizer, BEGINNINGS[0], device))
         log.artifact(said=said)
