@@ -28,11 +28,14 @@ MAX_TOKENS = 1024
 """
 CHUNK = 256  # positions whose log-softmax is held at a time
 
+IGNORED = -100
+"""A target that is neither learned nor measured, as PyTorch's cross-entropy has it."""
+
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats, a scalar.
 
-    logits: [batch, time, vocab_size]. targets: int64 [batch, time].
+    logits: [batch, time, vocab_size]. targets: int64 [batch, time]; those that are `IGNORED` do not count.
     """
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 

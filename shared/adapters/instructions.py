@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from shared.adapters.conversations import Conversation, Message
-from shared.adapters.packing import IGNORED, EncodedTalk, Packed, Rows, cut_off, lay_out, pack
-from shared.evaluation import cross_entropy, perplexity
-from shared.models.chat import IM_END, chat_prompt, encode_rendered, is_chat, rendered
+from shared.adapters.packing import EncodedTalk, Packed, Rows, cut_off, lay_out, pack
+from shared.evaluation import IGNORED, cross_entropy, perplexity
+from shared.models.chat import IM_END, chat_prompt, encode_rendered, ends_of, is_chat, rendered
 from shared.registry import LanguageModel
 from shared.sampling.generate import generate
 from shared.tokenizers.base import Tokenizer, ends_of
 from shared.tokenizers.merging import MergingTokenizer
 from shared.training.config import TrainConfig
+from shared.training.tasks import Task
 
 LOGITS_AT_ONCE = 2**25
 """An evaluation makes no more logits than that at a time, unless one row has more: 134 MB, and as much again
@@ -184,7 +185,7 @@ def answer(
 # ---- the task
 
 
-class Instructions:
+class Instructions(Task):
     """A task for the Trainer: conversations, of which the assistant's answers are learned.
 
     Examples that do not fit into `block_size` are left out, or with `truncate` cut at their end, as far as

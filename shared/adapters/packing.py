@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.evaluation import IGNORED
 from shared.models.attention import causal_mask
 
-IGNORED = -100
-"""The target of a token that is not learned: PyTorch's cross-entropy leaves it out."""
 OPEN_ROWS = 64
 """How many of the last rows are still open while texts are packed: a text goes into the first of them with
 room.

@@ -44,6 +44,7 @@ from shared.registry import LanguageModel
 from shared.runtime import RunLog
 from shared.tokenizers.base import Tokenizer
 from shared.trackers import TrackerName, check_tracker
+from shared.training.callbacks import Callback
 from shared.training.config import TrainConfig
 from shared.training.distributed import Processes, process_group
 from shared.training.precision import precision
@@ -85,7 +86,7 @@ class SFTSettings:
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """After the warmup, down to 0 at the last step; constant: not at all."""
     warmup_steps: int | None = None
-    """none: a tenth of an epoch's."""
+    """none: a tenth of an epoch's, and no more than `steps`."""
     epochs: float = 3.0
     """How often each example is read. A finished run goes on with --resume and more of them."""
     steps: int | None = None
@@ -164,16 +165,18 @@ class SFTPlan:
 
 
 def plan_steps(settings: SFTSettings, task: Instructions) -> TrainConfig:
-    """The Trainer's settings. But for the steps, none depends on the number of epochs: so a finished run can
-    be resumed with more.
+    """The Trainer's settings. But for the steps, none depends on the number of epochs (where these are at
+    least a tenth of one): so a finished run can be resumed with more.
     """
     rows = len(task.rows(task.train, range(len(task.train))))
     rows_per_step = settings.batch_size * settings.grad_accum_steps
     epoch = max(1, math.ceil(rows / rows_per_step))
-    warmup = math.ceil(epoch / 10) if settings.warmup_steps is None else settings.warmup_steps
+    steps = settings.steps or max(1, math.ceil(settings.epochs * rows / rows_per_step))
+    usual = min(steps, math.ceil(epoch / 10))
+    warmup = usual if settings.warmup_steps is None else settings.warmup_steps
     every = settings.eval_every or max(1, epoch // 2)
     return TrainConfig(
-        steps=settings.steps or max(1, math.ceil(settings.epochs * rows / rows_per_step)),
+        steps=steps,
         batch_size=settings.batch_size,
         block_size=task.block_size,
         grad_accum_steps=settings.grad_accum_steps,
@@ -283,7 +286,7 @@ def fine_tune(settings: SFTSettings) -> SFTResult:
                 description=out.name,
                 precision=number_format,
                 processes=processes,
-                after_step=_Sampler(settings, task, talks, rank),
+                callbacks=[_Sampler(settings, task, talks, rank)],
             )
             summary = trainer.fit(settings.resume)
             trainer.take_best().eval()
@@ -351,7 +354,7 @@ def _log(settings: SFTSettings, device: torch.device) -> RunLog:
     return RunLog(folder, settings, device, resume=settings.resume, tracker=settings.tracker)
 
 
-class _Sampler:
+class _Sampler(Callback):
     """Prints the answer to a held-out question every so many steps, each time to the next one."""
 
     def __init__(self, settings: SFTSettings, task: Instructions, talks: "Talks", rank: int):
@@ -360,7 +363,7 @@ class _Sampler:
         self._task = task
         self._questions = [talk[:-1] for talk in talks.held_out]
 
-    def __call__(self, trainer: Trainer) -> None:
+    def on_step(self, trainer: Trainer) -> None:
         if self._every is None or trainer.step % self._every:
             return
         question = self._questions[trainer.step // self._every % len(self._questions)]

@@ -114,13 +114,13 @@ class AlignmentLoop(ResumableLoop[Config]):
         if measure is not None and measured:
             metrics |= measure()
         if measured or self._is_due(self.config.log_every):
-            self._record(metrics)
+            self.record(metrics)
         return metrics["loss"]
 
     def _descend(self, loss: Tensor) -> dict[str, float]:
         """One step of the optimizer; raises TrainingStopped, before it, for a number that is not finite."""
         config = self.config
-        lr = config.lr * (1 - (1 - config.final_lr) * self.step / config.steps)
+        lr = self._rate_at(self.step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
@@ -133,6 +133,9 @@ class AlignmentLoop(ResumableLoop[Config]):
             )
         self.optimizer.step()
         return {"loss": loss.item(), "grad_norm": norm, "lr": lr}
+
+    def _rate_at(self, step: int, steps: int) -> float:
+        return self.config.lr * (1 - (1 - self.config.final_lr) * step / steps)
 
     def _learned(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by the names under which they are saved."""

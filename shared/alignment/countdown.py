@@ -26,14 +26,14 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from shared.adapters.packing import IGNORED
 from shared.alignment.loops import draw_answers, pad_prompts
 from shared.checks import Checks
 from shared.devices import device_of
-from shared.evaluation import cross_entropy
+from shared.evaluation import IGNORED, cross_entropy
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.char import CharTokenizer
 from shared.training.config import TrainConfig
+from shared.training.tasks import Task
 
 TOKENIZER = CharTokenizer("\n0123456789+-*/() >:")
 END = 0
@@ -335,7 +335,7 @@ def split_of(problem: Problem) -> Split:
 # ---- learning from lines
 
 
-class CountdownLines:
+class CountdownLines(Task):
     """A task for the Trainer: problems with expressions, of which the expressions are learned.
 
     right: the share of lines whose expression solves its problem; in the others it is a random one of the
@@ -386,15 +386,6 @@ class CountdownLines:
             rows = self.lines(rng, config.batch_size)[rank::world_size]
             yield line_batch(rows, config.block_size)
             step += every
-
-    def loss(self, call: Callable[..., Tensor], *batch: Tensor) -> Tensor:
-        """The mean cross-entropy of the expressions' tokens, in nats."""
-        ids, targets = batch
-        return cross_entropy(call(ids), targets)
-
-    def learned_tokens(self, *batch: Tensor) -> int:
-        """Those of the expressions."""
-        return int((batch[1] != IGNORED).sum())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, float]:

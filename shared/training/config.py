@@ -34,6 +34,7 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """After the warmup. wsd: stay at the peak, then fall linearly in the last decay_fraction of the steps."""
     warmup_steps: int = 0
+    """Steps in which the learning rate climbs to its peak; at most `steps`."""
     decay_fraction: float = 0.2
     final_lr: float = 0.1
     """Where the schedule ends, as a fraction of the peak."""
@@ -65,6 +66,12 @@ class TrainConfig:
         checks.require(
             self.eval_windows is None or self.eval_windows >= 1,
             f"eval_windows={self.eval_windows}: must be at least 1, or none for the whole split",
+        )
+        checks.require(
+            self.warmup_steps <= self.steps,
+            f"warmup_steps={self.warmup_steps} of steps={self.steps}: the training would end before the"
+            " learning rate is at its peak. Give fewer of warmup too (a tenth is usual:"
+            f" --train.warmup-steps {max(0, self.steps) // 10} on the command line), or more steps",
         )
         checks.one_of("optimizer", ("adamw", "muon"))
         checks.one_of("schedule", ("cosine", "linear", "wsd", "constant"))

@@ -1,5 +1,6 @@
-"""Week 2. Where numbers stop being finite, for a training that has to stop."""
+"""Week 2. What a step did: how much it changed each matrix, and where numbers stopped being finite."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -68,3 +69,20 @@ def gradient_to_blame(
             largest_name = name
             largest = size
     return largest_name, True
+
+
+def matrices(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter of two or more dimensions."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() >= 2}
+
+
+def update_ratios(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, float]:
+    """How much a step changed each matrix: log10(std of update / std of weight), by `update/{name}`.
+
+    before: what `matrices` gave before the step.
+    """
+    ratios = {}
+    for name, old in before.items():
+        new = model.get_parameter(name).detach()
+        ratios[f"update/{name}"] = math.log10(((new - old).std() / old.std()).item() + 1e-12)
+    return ratios

@@ -8,6 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shared.devices import device_of, pick_device
+
+
+def training_device(device: torch.device | str | None, model: nn.Module) -> torch.device:
+    """Where to train: None is where the model is, "auto" the best device there is, which is said."""
+    if device is None:
+        return device_of(model)
+    return pick_device("auto") if device == "auto" else torch.device(device)
+
 
 @dataclass(frozen=True)
 class Precision:

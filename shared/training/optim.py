@@ -4,11 +4,13 @@ Sources: Loshchilov & Hutter (AdamW, 2019); Jordan et al., "Muon: An optimizer f
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from shared.training.config import TrainConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients of x, x³ and x⁵: steepest at 0, so that small singular values grow fastest."""
@@ -121,10 +123,72 @@ def build_optimizers(
         optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused))
     if inner:
         optimizers.append(Muon(inner, lr=muon_lr, momentum=muon_momentum, weight_decay=weight_decay))
+    _keep_peaks(optimizers)
+    return optimizers
+
+
+def optimizers_of(config: TrainConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """`build_optimizers` with the settings of a training."""
+    return build_optimizers(
+        model,
+        config.optimizer,
+        config.lr,
+        muon_lr=config.muon_lr,
+        weight_decay=config.weight_decay,
+        betas=(config.beta1, config.beta2),
+        muon_momentum=config.muon_momentum,
+    )
+
+
+def own_optimizers(
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], model: nn.Module
+) -> list[torch.optim.Optimizer]:
+    """Optimizers that somebody made for `model`, one or several, as the Trainer takes them.
+
+    The learning rate that each group has is kept as its peak, under "peak_lr". Raises ValueError for what is
+    no torch optimizer, for parameters that are not the model's, and where none of the model's is left.
+    """
+    found = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
+    for optimizer in found:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"optimizers: {optimizer!r} is no torch optimizer: give one that is made, such as"
+                " torch.optim.SGD(model.parameters(), lr=0.1), or a list of them"
+            )
+    own = {id(parameter) for parameter in model.parameters()}
+    given = [id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]]
+    strange = sum(number not in own for number in given)
+    if strange or not given:
+        raise ValueError(
+            f"optimizers: {strange} of their {len(given)} parameters are not the model's: make them of the"
+            " parameters of the model that is trained, after all that exchanges them (adapters, FSDP)"
+        )
+    if len(set(given)) < len(given):
+        raise ValueError("optimizers: two of them have the same parameter, which would be updated twice")
+    _keep_peaks(found)
+    return found
+
+
+def describe_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """Their classes and their groups' settings, in JSON: what a resumed run must have in common."""
+    described = []
+    for optimizer in optimizers:
+        groups = [
+            {
+                name: value if isinstance(value, (int, float, bool, type(None))) else str(value)
+                for name, value in group.items()
+                if name not in ("params", "lr")  # the present rate; the peak is the setting
+            }
+            for group in optimizer.param_groups
+        ]
+        described.append({"class": type(optimizer).__name__, "groups": groups})
+    return described
+
+
+def _keep_peaks(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-    return optimizers
 
 
 def _inner_matrices(model: nn.Module) -> set[str]:

@@ -3,11 +3,12 @@
 The Trainer and the loops of week 10 have this in common.
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from shared import checkpoint
 from shared.locks import process_lock
-from shared.runtime import RunLog, finish_first
+from shared.registry import LanguageModel
+from shared.runtime import RunLog, finish_first, plain
 from shared.training.execution import ALONE, OneProcess
 
 
@@ -30,6 +33,8 @@ class StepSettings(Protocol):
 
 
 Settings = TypeVar("Settings", bound=StepSettings)
+NUMBERS = {int: torch.int64, float: torch.float64}
+"""How an optimizer's plain numbers are kept."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,14 @@ class ResumableLoop(ABC, Generic[Settings]):
         """Steps done."""
         self.history: list[dict[str, float]] = []
         """The rows of metrics, each with its `step`."""
+        self.stopped: str | None = None
+        """Why `stop` was called."""
+
+    def stop(self, why: str) -> None:
+        """Ends the training as if its last step were done: the present step is finished and saved, and `fit`
+        returns. Called between two steps, it ends it after the next. A resumed run goes on.
+        """
+        self.stopped = why
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
@@ -109,6 +122,10 @@ class ResumableLoop(ABC, Generic[Settings]):
     def _begin(self) -> None:
         """Called in place of `_take_up` for a run that starts anew."""
 
+    def _rate_at(self, step: int, steps: int) -> float | None:
+        """The learning rate of a step, counted from 0, in a run of so many; None: nothing to say."""
+        return None
+
     def _ends_early(self) -> bool:
         """Whether the steps that are left are not taken; alike in all processes."""
         return False
@@ -124,6 +141,7 @@ class ResumableLoop(ABC, Generic[Settings]):
 
     def _open(self, resume: bool) -> None:
         """Takes up the saved state, if asked to and there is one, said aloud; else starts anew."""
+        self.stopped = None
         if not (resume and self._restore()):
             self._begin()
         if self.log:
@@ -142,6 +160,7 @@ class ResumableLoop(ABC, Generic[Settings]):
             disable=True if self.processes.rank > 0 else None,  # None: shown on a terminal only
             leave=False,
         )
+        ends = False
         with progress, finish_first("the step") as interrupted:
             while self.step < self.config.steps and not self._ends_early():
                 loss = take_step()
@@ -149,18 +168,25 @@ class ResumableLoop(ABC, Generic[Settings]):
                 progress.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 # Asked once, of all processes: a Ctrl-C that comes while saving ends the next step, which is
                 # then saved too.
-                stop = self.processes.mean(interrupted()) > 0
-                if stop or self._is_due(self.config.checkpoint_every) or self._ends_early():
+                ends = self.processes.mean(interrupted() or self.stopped is not None) > 0
+                if ends or self._is_due(self.config.checkpoint_every) or self._ends_early():
                     self._save()
-                if stop:
-                    raise KeyboardInterrupt
+                if ends:
+                    break
+            if ends and self.processes.mean(interrupted()) > 0:
+                raise KeyboardInterrupt
+        if ends:
+            self.stopped = self.stopped or "another process asked for it"
+            self._say(f"stopped at step {self.step} of {self.config.steps}: {self.stopped}")
 
     def _is_due(self, every: int) -> bool:
         """Whether what happens every so many steps, and after the last one, is to happen now."""
         return self.step % every == 0 or self.step == self.config.steps
 
-    def _record(self, row: Mapping[str, float]) -> None:
-        """Keeps a row of metrics in the history; the log gets what is finite, since JSON has nothing else."""
+    def record(self, row: Mapping[str, float]) -> None:
+        """Keeps a row of metrics of the present step in the history; the log gets what is finite, since JSON
+        has nothing else.
+        """
         self.history.append({"step": self.step, **row})
         if self.log:
             self.log.log(self.step, **finite(row))
@@ -191,10 +217,7 @@ class ResumableLoop(ABC, Generic[Settings]):
         self._say(f"resumed at step {self.step}")
         then = state.values["config"]["steps"]
         if then != self.config.steps:
-            self._say(
-                f"it was finished with {then} steps and goes on to {self.config.steps}: what follows from the"
-                " number of steps, such as the learning rate, follows the new one from here on"
-            )
+            self._say_longer(then)
         unchecked = [name for name in self._fingerprints() if name not in state.values]
         if unchecked:
             self._say(
@@ -202,6 +225,18 @@ class ResumableLoop(ABC, Generic[Settings]):
                 f" same as then could not be checked: {', '.join(unchecked)}"
             )
         return True
+
+    def _say_longer(self, then: int) -> None:
+        """Says that a run of `then` steps goes on, and what becomes of the learning rate."""
+        before, after = self._rate_at(then - 1, then), self._rate_at(then, self.config.steps)
+        told = f"it was finished with {then} steps and goes on to {self.config.steps}: what follows from the"
+        told += " number of steps follows the new one from here on"
+        if before is not None and after is not None and before != after:
+            told += (
+                f". The learning rate jumps from {before:.3g}, where the schedule ended, to {after:.3g},"
+                f" where that of {self.config.steps} steps is by now"
+            )
+        self._say(told)
 
     def _lengthened(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """The saved values; of a finished run, where this one has more steps, as if it had had these."""
@@ -264,17 +299,41 @@ def fill(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], processes: OneP
         tensor.copy_(processes.placed(saved[name], tensor))
 
 
+def beside_what_learns(model: LanguageModel, processes: OneProcess = ALONE) -> dict[str, Any]:
+    """Of a model with frozen parts: a hash of these, and the configurations of what was put on it."""
+    learned = checkpoint.learned(model)
+    frozen = {n: t for n, t in checkpoint.unshared(model).items() if n not in learned}
+    if not frozen:
+        return {}
+    configs = [config for m in model.modules() if is_dataclass(config := getattr(m, "config", None))]
+    parts = {json.dumps(plain(config), sort_keys=True) for config in configs if config != model.config}
+    weights = {name: processes.full_tensor(tensor) for name, tensor in frozen.items()}
+    return {"frozen weights": checkpoint.fingerprint(weights), "added parts": sorted(parts)}
+
+
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer,
     names: Mapping[nn.Parameter, str],
     prefix: str,
     processes: OneProcess = ALONE,
 ) -> dict[str, Tensor]:
-    """An optimizer's state by `{prefix}.{name of the parameter}.{name of the moment}`."""
+    """An optimizer's state by `{prefix}.{name of the parameter}.{name of the moment}`.
+
+    A plain number is kept as a tensor, with its type behind the name. Raises ValueError for what is neither.
+    """
     tensors = {}
     for parameter in _parameters(optimizer):
-        for moment, tensor in optimizer.state[parameter].items():
-            tensors[f"{prefix}.{names[parameter]}.{moment}"] = processes.full_tensor(tensor)
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            name = f"{prefix}.{names[parameter]}.{moment}"
+            if isinstance(value, Tensor):
+                tensors[name] = processes.full_tensor(value)
+            elif type(value) in NUMBERS:
+                tensors[f"{name}:{type(value).__name__}"] = torch.tensor(value, dtype=NUMBERS[type(value)])
+            elif value is not None:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} under {moment!r}, and only"
+                    " tensors and numbers can be saved: take another optimizer, or train without checkpoints"
+                )
     return tensors
 
 
@@ -286,15 +345,16 @@ def restore_optimizer(
     processes: OneProcess = ALONE,
 ) -> None:
     """Takes up what `optimizer_tensors` gave; the settings of the optimizer stay as they are."""
-    state = {}
+    state: dict[int, dict[str, Any]] = {}
     for number, parameter in enumerate(_parameters(optimizer)):
         start = f"{prefix}.{names[parameter]}."
-        moments = {}
+        moments: dict[str, Any] = {}
         for name, tensor in tensors.items():
             if name.startswith(start):
+                moment, _, is_number = name.removeprefix(start).partition(":")
                 # A scalar counts steps: it has no parts that several processes could have.
-                moment = processes.placed(tensor, parameter) if tensor.dim() else tensor
-                moments[name.removeprefix(start)] = moment
+                placed = processes.placed(tensor, parameter) if tensor.dim() else tensor
+                moments[moment] = tensor.item() if is_number else placed
         if moments:
             state[number] = moments
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -3,11 +3,10 @@
 It has a schedule, clipping, accumulation, evaluation and checkpoints, and can be resumed.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,28 @@ from tqdm import tqdm
 from shared import checkpoint
 from shared.data.corpus import Corpus
 from shared.registry import LanguageModel, unwrapped
-from shared.runtime import RunLog, clock, plain
+from shared.runtime import RunLog, clock
+from shared.training.callbacks import Callback, Callbacks
 from shared.training.config import TrainConfig, lr_at
-from shared.training.diagnosis import TrainingStopped, gradient_to_blame, where_not_finite
-from shared.training.execution import ALONE, FP32, OneProcess, Precision, Share
-from shared.training.optim import build_optimizers
+from shared.training.diagnosis import (
+    TrainingStopped,
+    gradient_to_blame,
+    matrices,
+    update_ratios,
+    where_not_finite,
+)
+from shared.training.execution import ALONE, FP32, OneProcess, Precision, Share, training_device
+from shared.training.optim import describe_optimizers, optimizers_of, own_optimizers
 from shared.training.resume import (
     ResumableLoop,
     RunState,
+    beside_what_learns,
     fill,
     finite,
     optimizer_tensors,
     restore_optimizer,
 )
-from shared.training.tasks import NextToken, Task
+from shared.training.tasks import NextToken, Task, check_task, take
 
 
 class Trainer(ResumableLoop[TrainConfig]):
@@ -40,9 +47,15 @@ class Trainer(ResumableLoop[TrainConfig]):
 
     log: where the curves go; None keeps them in memory only, under `history`. checkpoints: a folder that gets
     `last` (every checkpoint_every steps, on Ctrl-C and at the end) and `best` (the lowest validation loss);
-    None keeps nothing. Of a model with frozen parts only what is trained beside them is kept. precision: what
-    a step computes in. processes: which processes share it. after_step: called with the Trainer after each
-    step, and its evaluation where one is due (to print a sample, say); it leaves the training as it is.
+    None keeps nothing. Of a model with frozen parts only what is trained beside them is kept. device: None is
+    where the model is, "auto" the best there is. precision: what a step computes in. processes: which
+    processes share it. callbacks: what is to happen beside the steps (`callbacks.py`).
+
+    optimizers: one of torch's or several, made of the model's parameters; None makes what the settings say.
+    With them, the settings' optimizer, lr, muon_lr, muon_momentum, weight_decay and betas have no effect:
+    each group's own learning rate is the peak of the schedule.
+
+    Raises ValueError for what is no task, no optimizer of the model, or no callback.
     """
 
     def __init__(
@@ -53,33 +66,36 @@ class Trainer(ResumableLoop[TrainConfig]):
         log: RunLog | None = None,
         checkpoints: Path | str | None = None,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         description: str = "training",
         precision: Precision = FP32,
         processes: OneProcess = ALONE,
-        after_step: Callable[["Trainer"], None] | None = None,
+        callbacks: Sequence[Callback] = (),
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     ):
         self.checkpoints = Path(checkpoints) if checkpoints else None
         last = self.checkpoints / "last" if self.checkpoints else None
         super().__init__(config, last, log, description=description, processes=processes)
-        self.device = torch.device(device)
+        self.callbacks = Callbacks(callbacks)
+        self.task: Task = NextToken(corpus) if isinstance(corpus, Corpus) else corpus
+        check_task(self.task, config)
+        self.model = unwrapped(model)
+        self.device = training_device(device, self.model)
+        self.model.to(self.device)
         self.precision = precision
         self.share = Share.of(config.grad_accum_steps, processes.rank, processes.world_size)
-        self.task: Task = NextToken(corpus) if isinstance(corpus, Corpus) else corpus
-        self.model = unwrapped(model).to(self.device)
         precision.prepare(self.model)
         self.call = processes.prepare(model)
-        self.optimizers = build_optimizers(
-            self.model,
-            config.optimizer,
-            config.lr,
-            muon_lr=config.muon_lr,
-            weight_decay=config.weight_decay,
-            betas=(config.beta1, config.beta2),
-            muon_momentum=config.muon_momentum,
-        )
+        self._own_optimizers: list[dict[str, Any]] | None = None
+        if optimizers is None:
+            self.optimizers = optimizers_of(config, self.model)
+        else:
+            self.optimizers = own_optimizers(optimizers, self.model)
+            self._own_optimizers = describe_optimizers(self.optimizers)
         self.seconds = 0.0
         """Spent in steps; evaluating and saving are not counted."""
+        self.tokens = 0
+        """Read so far, by all processes."""
         self._wall_before = 0.0
         self._opened: float | None = None
         self.first_loss = math.nan
@@ -90,16 +106,17 @@ class Trainer(ResumableLoop[TrainConfig]):
         """The evaluation with the lowest validation loss, and its step."""
         self.worse = 0
         """Evaluations since then."""
-        self.after_step = after_step
 
     def fit(self, resume: bool = False) -> dict[str, Any]:
         """Trains to the end and returns the summary: last and best evaluation, first training loss, seconds
-        of training, tokens/s. With `patience`, the end may come before the last step.
+        of training, tokens/s. With `patience`, or `stop`, the end may come before the last step; why it was
+        called is in the summary then, as "stopped".
 
         resume: go on from `last` as if nothing had happened (on a CPU, bit for bit); without a checkpoint
         there, start anew, said aloud. Ctrl-C ends the present step, saves, and raises KeyboardInterrupt.
-        Raises TrainingStopped for a loss or a gradient that is not finite, and ValueError where another
-        process trains in the folder of the checkpoints.
+        A finished run goes on where the settings have more steps than it had. Raises TrainingStopped for a
+        loss or a gradient that is not finite, and ValueError where the task's batches end before the steps
+        do, and where another process trains in the folder of the checkpoints.
         """
         with self._alone():
             self._opened = clock()
@@ -112,8 +129,10 @@ class Trainer(ResumableLoop[TrainConfig]):
                 self.share.world_size,
                 every=self.share.every,
             )
+            self.callbacks.on_start(self)
             self._run(partial(self._step_and_evaluate, batches))
             self._wall_before, self._opened = self.wall_seconds, None
+            self.callbacks.on_end(self)
         return self.summary()
 
     @property
@@ -125,7 +144,6 @@ class Trainer(ResumableLoop[TrainConfig]):
 
     def summary(self) -> dict[str, Any]:
         """What `fit` returns, as of the last step."""
-        tokens = self.step * self.config.batch_size * self.config.block_size * self.config.grad_accum_steps
         return {
             **self.final,
             **{f"best_{name}": value for name, value in self.best.items()},
@@ -133,7 +151,8 @@ class Trainer(ResumableLoop[TrainConfig]):
             "steps": self.step,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "seconds": self.seconds,
-            "tokens_per_second": tokens / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+            **({"stopped": self.stopped} if self.stopped else {}),
         }
 
     def take_best(self) -> LanguageModel:
@@ -159,14 +178,12 @@ class Trainer(ResumableLoop[TrainConfig]):
         loss, used = self._accumulate(batches)
         length, skipped = self._clip(loss, used)
         logged = self.step == 0 or (self.step + 1) % self.config.log_every == 0
-        before = self._matrices() if logged and self.config.log_updates else {}
+        before = matrices(self.model) if logged and self.config.log_updates else {}
         self.precision.step([] if skipped else self.optimizers)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        row = {"train_loss": loss, "lr": lr, "grad_norm": length}
-        for name, old in before.items():
-            new = self.model.get_parameter(name).detach()
-            row[f"update/{name}"] = math.log10(((new - old).std() / old.std()).item() + 1e-12)
+        rate = self._rate_at(self.step, self.config.steps)
+        row = {"train_loss": loss, "lr": rate, "grad_norm": length, **update_ratios(self.model, before)}
         if self.step == 0:
             self.first_loss = loss
         self.last_loss = loss
@@ -175,7 +192,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         if logged:
             row.update(self.precision.state())
             # In a skipped step, the loss or the gradient's length is not finite.
-            self._record({**finite(row), "seconds": self.seconds})
+            self.record({**finite(row), "seconds": self.seconds})
 
     def _accumulate(self, batches: Iterator[tuple[Tensor, ...]]) -> tuple[float, list[list[Tensor]]]:
         """Adds up the gradients of a step; returns its loss and its batches.
@@ -184,7 +201,8 @@ class Trainer(ResumableLoop[TrainConfig]):
         batch counts by its share of them. The processes wait for each other, and the device is asked for a
         number, once a step and not once a batch.
         """
-        read = [next(batches) for _ in range(self.share.micro_batches)]
+        read = take(batches, self.share.micro_batches, f"step {self.step + 1} of {self.config.steps}")
+        self.tokens += sum(batch[0].numel() for batch in read) * self.processes.world_size
         tokens = [self.task.learned_tokens(*batch) for batch in read]  # before they are on the device
         step_batches = [[part.to(self.device) for part in batch] for batch in read]
         tokens_of_a_process = self.processes.mean(sum(tokens))  # gradients are averaged over processes
@@ -200,7 +218,7 @@ class Trainer(ResumableLoop[TrainConfig]):
         total = self.processes.mean(torch.stack(losses).sum().item())
         if not (math.isfinite(total) or self.precision.skips):
             place = self._where_not_finite(step_batches) or "the loss itself (every layer's output is finite)"
-            self._stop(f"the loss is {total}", place)
+            self._refuse(f"the loss is {total}", place)
         return total, step_batches
 
     def _clip(self, loss: float, used: list[list[Tensor]]) -> tuple[float, bool]:
@@ -214,15 +232,11 @@ class Trainer(ResumableLoop[TrainConfig]):
                 # Looked at before clipping, which spreads a nan to all gradients.
                 name, is_finite = gradient_to_blame(gradients, self.processes.full_tensor)
                 problem = "the gradient's length overflows" if is_finite else "a gradient is not finite"
-                self._stop(problem, self._where_not_finite(used) or f"the gradient of {name}")
+                self._refuse(problem, self._where_not_finite(used) or f"the gradient of {name}")
             return length, True
         if self.config.grad_clip:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, total_norm)
         return length, False
-
-    def _matrices(self) -> dict[str, Tensor]:
-        """A copy of every parameter of two or more dimensions."""
-        return {n: p.detach().clone() for n, p in self.model.named_parameters() if p.dim() >= 2}
 
     def _where_not_finite(self, used: list[list[Tensor]]) -> str | None:
         """Where numbers stop being finite in a forward pass over these batches; None if nowhere."""
@@ -238,18 +252,26 @@ class Trainer(ResumableLoop[TrainConfig]):
             return "what another process computed, whose message says where"
         return place
 
-    def _stop(self, problem: str, place: str) -> None:
+    def _refuse(self, problem: str, place: str) -> None:
         kept = f" The last checkpoint is in {self.state_path}." if self.state_path else ""
+        rate = self._rate_at(self.step, self.config.steps)
         raise TrainingStopped(
             f"step {self.step + 1}: {problem}; it began in {place}. Nothing was updated in this step.{kept} A"
-            f" lower learning rate (now {lr_at(self.step, self.config):.3g}), a longer warmup or clipping"
+            f" lower learning rate (now {rate:.3g}), a longer warmup or clipping"
             f" (grad_clip={self.config.grad_clip}) usually helps"
         )
+
+    def _rate_at(self, step: int, steps: int) -> float:
+        """That of the first group of the first optimizer."""
+        peak = self.optimizers[0].param_groups[0]["peak_lr"]
+        return float(peak * lr_at(step, replace(self.config, steps=steps)) / self.config.lr)
 
     # ---- evaluation and checkpoints
 
     def _step_and_evaluate(self, batches: Iterator[tuple[Tensor, ...]]) -> float:
+        self.callbacks.on_step_start(self)
         self.train_step(batches)
+        self.callbacks.on_step(self)
         if self._is_due(self.config.eval_every):
             self._evaluate()
             if self.processes.rank == 0:
@@ -257,8 +279,7 @@ class Trainer(ResumableLoop[TrainConfig]):
                     f"  {self.description}: step {self.step}, loss {self.last_loss:.3f}, validation"
                     f" {self.final['val_loss']:.4f}"
                 )
-        if self.after_step is not None:
-            self.after_step(self)
+            self.callbacks.on_evaluation(self)
         return self.last_loss
 
     def _ends_early(self) -> bool:
@@ -267,7 +288,12 @@ class Trainer(ResumableLoop[TrainConfig]):
     def _evaluate(self) -> None:
         with self.precision.autocast(self.device):
             self.final = self.task.evaluate(self.model, self.config, self.device)
-        self._record({**self.final, "seconds": self.seconds})
+        if "val_loss" not in self.final:
+            raise ValueError(
+                f"evaluate of the task {self.task.name} gave {', '.join(self.final) or 'nothing'}: val_loss"
+                " must be among its metrics, by which the best checkpoint is chosen"
+            )
+        self.record({**self.final, "seconds": self.seconds})
         # A nan is worse than any number: one from the first evaluation would otherwise stay for ever.
         best = self.best.get("val_loss", math.nan)
         if not self.best or math.isnan(best) or self.final["val_loss"] < best:
@@ -283,34 +309,19 @@ class Trainer(ResumableLoop[TrainConfig]):
             )
 
     def _save_best(self) -> None:
-        if self.checkpoints is None:
-            return
-        weights = self._full_weights()
-        if self.processes.rank == 0:
-            checkpoint.save(
-                self.model,
-                self.checkpoints / "best",
-                self.task.tokenizer,
-                self.final,
-                weights=weights,
-                more=self._more(),
-            )
+        if self.checkpoints is not None:
+            self._write(RunState(self._full_weights(), {}, {}), self.checkpoints / "best")
 
     def _full_weights(self) -> dict[str, Tensor]:
         learned = checkpoint.learned(self.model)
         return {name: self.processes.full_tensor(tensor) for name, tensor in learned.items()}
-
-    def _more(self) -> dict[str, Any]:
-        """The further entries of a checkpoint's config.json."""
-        if len(checkpoint.learned(self.model)) < len(checkpoint.unshared(self.model)):
-            return {"beside": "a frozen model"}
-        return {}
 
     def _identity(self) -> dict[str, Any]:
         return {
             "config": asdict(self.config),
             "data": self.task.name,
             "dtype": str(self.precision.dtype),
+            "optimizers": self._own_optimizers,
         }
 
     def _fingerprints(self) -> dict[str, Any]:
@@ -318,17 +329,7 @@ class Trainer(ResumableLoop[TrainConfig]):
 
     @cached_property
     def _beside(self) -> dict[str, Any]:
-        """Of a model with frozen parts: a hash of these, and the configurations of what was put on it."""
-        learned = checkpoint.learned(self.model)
-        frozen = {n: t for n, t in checkpoint.unshared(self.model).items() if n not in learned}
-        if not frozen:
-            return {}
-        configs = [config for m in self.model.modules() if is_dataclass(config := getattr(m, "config", None))]
-        parts = {
-            json.dumps(plain(config), sort_keys=True) for config in configs if config != self.model.config
-        }
-        weights = {name: self.processes.full_tensor(tensor) for name, tensor in frozen.items()}
-        return {"frozen weights": checkpoint.fingerprint(weights), "added parts": sorted(parts)}
+        return beside_what_learns(self.model, self.processes)
 
     def _begin(self) -> None:
         torch.manual_seed(self.config.seed + self.processes.rank)
@@ -347,6 +348,8 @@ class Trainer(ResumableLoop[TrainConfig]):
             "best": self.best,
             "worse": self.worse,
             "final": self.final,
+            "tokens": self.tokens,
+            "callbacks": self.callbacks.state(),
             "precision": self.precision.state(),
         }
         return RunState(self._full_weights(), tensors, values)
@@ -370,6 +373,8 @@ class Trainer(ResumableLoop[TrainConfig]):
         self.best = values["best"]
         self.worse = values["worse"]
         self.final = values["final"]
+        self.tokens = values["tokens"]
+        self.callbacks.restore(values["callbacks"])
 
     def _names(self) -> dict[nn.Parameter, str]:
         return {parameter: name for name, parameter in self.model.named_parameters()}
@@ -377,15 +382,16 @@ class Trainer(ResumableLoop[TrainConfig]):
     def _write(self, state: RunState, path: Path) -> None:
         if self.processes.rank > 0:
             return
+        partial_model = len(state.weights) < len(checkpoint.unshared(self.model))
         checkpoint.save(
             self.model,
             path,
             self.task.tokenizer,
             self.final,
             tensors=state.tensors,
-            state=state.values,
+            state=state.values or None,  # the best weights are kept alone
             weights=state.weights,
-            more=self._more(),
+            more={"beside": "a frozen model"} if partial_model else {},
         )
 
     def _read(self, path: Path) -> RunState | None:
@@ -394,11 +400,17 @@ class Trainer(ResumableLoop[TrainConfig]):
         weights, tensors, values = checkpoint.load_learned(self.model, path, self.task.tokenizer)
         if not values:
             raise ValueError(f"{path} was saved without training state: it can be used, not resumed")
-        # The first checkpoints had neither, and until hashes were kept, a file's name had none.
-        values.setdefault("dtype", str(self.precision.dtype))
-        values.setdefault("precision", {})
-        values.setdefault("worse", 0)  # before a run could stop early
-        values.setdefault("wall_seconds", values.get("seconds"))  # before it was kept: of the steps alone
+        earlier = {
+            "dtype": str(self.precision.dtype),
+            "precision": {},
+            "worse": 0,
+            "wall_seconds": values.get("seconds"),  # of the steps alone
+            "optimizers": None,
+            "callbacks": {},
+            "tokens": values.get("step", 0) * self.config.tokens_per_step,
+        }
+        """What the checkpoints of earlier versions lack."""
+        # Until hashes were kept, a file's name had none.
         if "training data" not in values and self.task.name.startswith(f"{values.get('data')}-"):
             values["data"] = self.task.name
-        return RunState(weights, tensors, values)
+        return RunState(weights, tensors, earlier | values)

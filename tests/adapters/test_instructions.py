@@ -18,9 +18,10 @@ from shared.adapters.instructions import (
     encode,
     template_for,
 )
-from shared.adapters.packing import IGNORED, EncodedTalk, Packed, lay_out, pack
+from shared.adapters.packing import EncodedTalk, Packed, lay_out, pack
 from shared.adapters.prompts import add_prompt
 from shared.assets import fetch
+from shared.evaluation import IGNORED
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import from_gguf
 from shared.runtime import ROOT

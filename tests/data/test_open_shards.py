@@ -21,7 +21,7 @@ from shared.data.shards import ShardConfig, ShardedTokens, build, main, open_sha
 from shared.evaluation import evaluate
 from shared.models.gpt import GPT, GPTConfig
 from shared.tokenizers.bpe import END_OF_TEXT
-from shared.training import TrainConfig, Trainer
+from shared.training import Callback, TrainConfig, Trainer
 from tests.data.helpers import KEPT, OTHER, TOKENIZER, WANTED, shards_in, written
 
 
@@ -91,28 +91,31 @@ def test_windows_batches_and_evaluation_are_those_of_one_array(built, block_size
     )
 
 
-def test_a_training_run_on_shards_that_was_cut_goes_on_as_one_on_an_array_in_one_go(
-    built, tmp_path, monkeypatch
-):
+class DiesAtItsEvaluation(Callback):
+    def on_evaluation(self, trainer):
+        raise RuntimeError(f"step {trainer.step}")
+
+
+def test_a_training_run_on_shards_that_was_cut_goes_on_as_one_on_an_array_in_one_go(built, tmp_path):
     corpus = open_shards(built.out)
     config = TrainConfig(
         steps=12, batch_size=8, block_size=16, lr=1e-2, log_every=1, eval_every=6, checkpoint_every=5
     )
 
-    def trainer(data, checkpoints=None):
+    def trainer(data, checkpoints=None, callbacks=()):
         torch.manual_seed(0)
         return Trainer(
             GPT(GPTConfig(vocab_size=340, block_size=16, n_layer=1, n_head=2, n_embd=16)),
             data,
             config,
             checkpoints=checkpoints,
+            callbacks=callbacks,
         )
 
     whole = trainer(replace(corpus, train=corpus.train[:], val=corpus.val[:]))
     whole.fit()
-    with monkeypatch.context() as patch, pytest.raises(AttributeError, match="_evaluate"):
-        patch.delattr(Trainer, "_evaluate")  # dies at step 6, a step after its checkpoint
-        trainer(corpus, tmp_path / "run").fit()
+    with pytest.raises(RuntimeError, match="step 6"):  # a step after its checkpoint
+        trainer(corpus, tmp_path / "run", [DiesAtItsEvaluation()]).fit()
     resumed = trainer(corpus, tmp_path / "run")
     resumed.fit(resume=True)
     rows = [

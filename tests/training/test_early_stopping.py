@@ -1,14 +1,16 @@
-"""shared/training/trainer.py: stopping early on the validation loss, and what is called after a step."""
+"""shared/training/trainer.py: stopping early on the validation loss."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
-from shared.training import TrainConfig, Trainer
+from shared.training import Callback, TrainConfig, Trainer
 from shared.training.tasks import NextToken
-from tests.training.helpers import QUICK, all_equal, small_gpt, weights
+from tests.training.helpers import QUICK, all_equal, at_training_step, small_gpt, weights
 
 LOSSES = [3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 1.7, 1.0]
 """The lowest before a patience of 3 is at an end is the fourth: an equal one is not lower."""
@@ -59,30 +61,14 @@ def test_a_run_that_stopped_early_is_saved_and_stays_stopped_when_resumed(corpus
 def test_the_count_survives_an_interruption(corpus, tmp_path):
     """Interrupted two evaluations after the lowest: the third after it ends the run."""
 
-    def interrupt(trainer: Trainer) -> None:
-        if trainer.step == 6:
-            trainer._save()
-            raise KeyboardInterrupt
-
     config = replace(EACH, patience=3)
-    first = Trainer(
-        small_gpt(corpus), Measured(corpus, LOSSES), config, checkpoints=tmp_path, after_step=interrupt
-    )
+    first = Trainer(small_gpt(corpus), Measured(corpus, LOSSES), config, checkpoints=tmp_path)
+    at_training_step(first.model, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         first.fit()
+    assert first.step == 6
     again = Trainer(small_gpt(corpus), Measured(corpus, LOSSES[6:]), config, checkpoints=tmp_path)
     assert again.fit(resume=True)["steps"] == 7
-
-
-def test_what_is_called_after_a_step_sees_the_step_and_changes_nothing(corpus):
-    seen: list[int] = []
-    runs = {}
-    for name, after_step in (("with", lambda trainer: seen.append(trainer.step)), ("without", None)):
-        trainer = Trainer(small_gpt(corpus), corpus, QUICK, after_step=after_step)
-        trainer.fit()
-        runs[name] = weights(trainer.model)
-    assert seen == [1, 2, 3, 4, 5, 6]
-    assert all_equal(runs["with"], runs["without"])
 
 
 def test_a_patience_of_no_evaluation_is_refused():
@@ -92,13 +78,18 @@ def test_a_patience_of_no_evaluation_is_refused():
 
 def test_early_stopping_keeps_the_weights_of_the_lowest_loss(corpus, tmp_path):
     kept: dict[int, list[torch.Tensor]] = {}
+
+    class Keep(Callback):
+        def on_step(self, trainer):
+            kept[trainer.step] = weights(trainer.model)
+
     config = replace(EACH, patience=3)
     trainer = Trainer(
         small_gpt(corpus),
         Measured(corpus, LOSSES),
         config,
         checkpoints=tmp_path,
-        after_step=lambda trainer: kept.__setitem__(trainer.step, weights(trainer.model)),
+        callbacks=[Keep()],
     )
     trainer.fit()
     assert all_equal(weights(trainer.take_best()), kept[4])

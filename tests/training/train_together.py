@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.adapters.packing import IGNORED
 from shared.data.corpus import Corpus, load_corpus
+from shared.evaluation import IGNORED
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import RunLog
 from shared.training import TrainConfig, Trainer

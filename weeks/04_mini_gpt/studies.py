@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,8 @@ from shared.data.corpus import Corpus
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import RunLog, clock, table
 from shared.sampling import generate
-from shared.training import TrainConfig, Trainer
+from shared.training import Callback, TrainConfig, Trainer
 from shared.training.optim import Muon, build_optimizers
-from shared.training.resume import RunState
 
 if TYPE_CHECKING:
     from run import Settings
@@ -93,24 +92,24 @@ WINDOWS = 218
 """On how much of the validation split: an eighth of tinyshakespeare's windows, spread evenly."""
 
 
-class TimedTrainer(Trainer):
-    """Also counts what the steps cost in CPU time, which other programs on the machine change little."""
+class CPUTime(Callback):
+    """Counts what the steps cost in CPU time, which other programs on the machine change little."""
 
-    cpu_seconds = 0.0
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
 
-    def train_step(self, batches: Iterator[tuple[Tensor, ...]]) -> None:
-        before = time.process_time()
-        super().train_step(batches)
-        self.cpu_seconds += time.process_time() - before
+    def on_step_start(self, trainer: Trainer) -> None:
+        self._started = time.process_time()
 
-    def _state(self) -> RunState:
-        state = super()._state()
-        state.values["cpu_seconds"] = self.cpu_seconds
-        return state
+    def on_step(self, trainer: Trainer) -> None:
+        self.seconds += time.process_time() - self._started
 
-    def _take_up(self, state: RunState) -> None:
-        super()._take_up(state)
-        self.cpu_seconds = state.values["cpu_seconds"]
+    def state(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def restore(self, state: dict[str, float]) -> None:
+        self.seconds = state["seconds"]
 
 
 def flops_per_step(model: GPT, config: TrainConfig) -> int:
@@ -153,8 +152,16 @@ def run_to_target(
     with work.log(run, settings) as log:
         model = new_model(recipe, corpus)
         folder = work.checkpoints / run
-        trainer = TimedTrainer(
-            model, corpus, recipe.train, log, folder, device=work.device, description=run.replace("-", " ")
+        spent = CPUTime()
+        trainer = Trainer(
+            model,
+            corpus,
+            recipe.train,
+            log,
+            folder,
+            device=work.device,
+            description=run.replace("-", " "),
+            callbacks=[spent],
         )
         result = trainer.fit(settings.resume)
         good_enough = [row for row in log.rows() if row.get("val_loss", math.inf) <= settings.target]
@@ -164,7 +171,7 @@ def run_to_target(
             reached = {
                 "target_step": step,
                 "target_seconds": good_enough[0]["seconds"],
-                "target_cpu_seconds": trainer.cpu_seconds * step / recipe.train.steps,
+                "target_cpu_seconds": spent.seconds * step / recipe.train.steps,
                 "target_tokens": step * recipe.train.tokens_per_step,
                 "target_flops": step * flops_per_step(model, recipe.train),
             }

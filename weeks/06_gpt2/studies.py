@@ -305,7 +305,7 @@ def study_cost(settings: "Settings") -> dict[str, float]:
     work = Workspace(__file__, settings, study_text(settings)[0], device)
     config = GPTConfig.preset(settings.measured)
     train = TrainConfig(
-        steps=6, batch_size=1, block_size=config.block_size, lr=6e-4, warmup_steps=10, beta2=0.95
+        steps=6, batch_size=1, block_size=config.block_size, lr=6e-4, warmup_steps=2, beta2=0.95
     )
     if device.type == "cuda":
         train = replace(train, steps=20, batch_size=16)

@@ -14,8 +14,8 @@ from shared.adapters.attach import adapted_layers
 from shared.adapters.conversations import Conversation
 from shared.adapters.instructions import Instructions, Template
 from shared.adapters.lora import LoRALinear
-from shared.adapters.packing import IGNORED, Packed
-from shared.evaluation import cross_entropy
+from shared.adapters.packing import Packed
+from shared.evaluation import IGNORED, cross_entropy
 from shared.training import TrainConfig
 
 Labelled = Callable[[list[tuple[list[int], bool]], list[int], int], tuple[Tensor, Tensor]]
