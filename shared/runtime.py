@@ -26,7 +26,7 @@ import torch
 
 from shared.devices import device_name
 from shared.locks import process_lock
-from shared.trackers import Tracker, TrackerName, check_tracker, open_tracker
+from shared.trackers import Tracker, TrackerName, check_tracker, open_tracker, remove_tracked
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository's folder."""
@@ -129,11 +129,12 @@ class RunLog:
 
     `run.json` has the settings, versions, seed, commit, device and state; `metrics.jsonl` a line per call of
     `log`; `summary.json` what `finish` is given; `artifacts.json` what `artifact` is given. Each line is on
-    disk when `log` returns, so an interrupted run keeps what it had. As a context manager it notes how a run
-    ended that did not reach `finish`.
+    disk when `log` returns, so an interrupted run keeps what it had. As a context manager it ends the run
+    where `finish` was not called: finished, with the last value of each metric as its summary, or interrupted,
+    or failed.
 
     folder: made if needed, and held until the run is closed. A new run replaces what an earlier one left
-    there; with `resume`, its lines stay (see `rewind`). tracker: where the metrics go as well. Raises
+    there, a tracker's files as well; with `resume`, its lines stay (see `rewind`). tracker: where the metrics go as well. Raises
     ValueError, naming it, where another process has a run in the folder, and for a tracker that is not
     installed.
     """
@@ -155,6 +156,7 @@ class RunLog:
         if not resume:
             for name in ("metrics.jsonl", "summary.json", "artifacts.json"):
                 (self.folder / name).unlink(missing_ok=True)
+            remove_tracked(self.folder)
         training = getattr(settings, "train", settings)
         self._run: dict[str, Any] = {
             "state": "running",
@@ -243,7 +245,12 @@ class RunLog:
     ) -> None:
         if self._run["state"] != "running":
             return
-        if error is None or isinstance(error, KeyboardInterrupt):
+        logged_nothing = self._file is None
+        if error is None and logged_nothing and (self.folder / "summary.json").exists():
+            self.close("finished")  # a run that was opened again, to add to its artifacts, say
+        elif error is None:
+            self.finish(**{name: value for row in self.rows() for name, value in row.items()})
+        elif isinstance(error, KeyboardInterrupt):
             self.close("interrupted")
         else:
             self.close(f"failed: {error}")

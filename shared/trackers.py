@@ -46,10 +46,19 @@ def open_tracker(
     the log dropped. Raises ValueError where `check_tracker` does.
     """
     check_tracker(name)
+    remove_tracked(folder)
     tracker = TRACKERS[name](folder, settings)
     for row in rows:
         tracker.log(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
     return tracker
+
+
+def remove_tracked(folder: Path) -> None:
+    """Removes the files of an earlier run in `folder`: TensorBoard would draw both as one curve, and `wandb
+    sync` upload both. What W&B has online and trackio in its database stays, as a run of its own.
+    """
+    for name in ("tensorboard", "wandb"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class _TensorBoard:
@@ -58,7 +67,6 @@ class _TensorBoard:
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
 
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

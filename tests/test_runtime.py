@@ -127,7 +127,8 @@ def test_a_new_run_replaces_the_old_ones_files_and_a_resumed_one_keeps_them(tmp_
     assert (tmp_path / "summary.json").exists()
     with RunLog(tmp_path) as log:
         assert log.rows() == []
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "summary.json"]
+    assert summary_json(tmp_path) == {}
 
 
 def test_rewinding_drops_what_comes_after_also_in_a_log_that_is_being_written(tmp_path):
@@ -162,20 +163,55 @@ def test_a_damaged_line_that_is_not_a_cut_last_one_is_named(tmp_path, text):
     [
         (KeyboardInterrupt(), "interrupted"),
         (RuntimeError("loss is nan"), "failed: loss is nan"),
-        (None, "interrupted"),
     ],
 )
 def test_a_run_that_does_not_finish_says_how_it_ended(tmp_path, error, state):
     try:
         with RunLog(tmp_path) as log:
             log.log(1, loss=1.0)
-            if error:
-                raise error
+            raise error
     except BaseException as raised:
         assert raised is error  # not swallowed
     run = run_json(tmp_path)
     assert run["state"] == state and "ended" in run and len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
     assert not (tmp_path / "summary.json").exists()
+
+
+def summary_json(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_run_that_is_left_without_an_error_is_finished_with_its_last_metrics(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.log(1, loss=3.0, lr=0.1)
+        log.log(2, loss=2.0)
+        log.log(2, val_loss=2.5)
+    assert run_json(tmp_path)["state"] == "finished"
+    assert summary_json(tmp_path) == {"step": 2, "loss": 2.0, "lr": 0.1, "val_loss": 2.5}
+    with RunLog(tmp_path, resume=True) as log:
+        log.log(3, loss=1.0)
+    assert summary_json(tmp_path) == {"step": 3, "loss": 1.0, "lr": 0.1, "val_loss": 2.5}
+
+
+def test_a_summary_that_was_given_stays_where_a_run_is_opened_again_for_its_artifacts(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.log(1, loss=3.0)
+        log.finish(best=1.5)
+    with RunLog(tmp_path, resume=True) as log:
+        log.artifact(a=1)
+    assert run_json(tmp_path)["state"] == "finished" and summary_json(tmp_path) == {"best": 1.5}
+
+
+@pytest.mark.parametrize("tracked", ["tensorboard/events.1", "wandb/offline-run-1/run-1.wandb"])
+def test_a_new_run_does_not_draw_into_the_curves_of_the_old_one(tmp_path, tracked):
+    """Whether or not it has a tracker itself; a resumed run keeps them until its tracker writes anew."""
+    file = tmp_path / tracked
+    file.parent.mkdir(parents=True)
+    file.touch()
+    RunLog(tmp_path, resume=True).close("finished")
+    assert file.exists()
+    RunLog(tmp_path).close("finished")
+    assert not file.exists()
 
 
 def test_artifacts_are_kept_and_replaced_by_name(tmp_path):
