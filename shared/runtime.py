@@ -130,13 +130,13 @@ class RunLog:
     `run.json` has the settings, versions, seed, commit, device and state; `metrics.jsonl` a line per call of
     `log`; `summary.json` what `finish` is given; `artifacts.json` what `artifact` is given. Each line is on
     disk when `log` returns, so an interrupted run keeps what it had. As a context manager it ends the run
-    where `finish` was not called: finished, with the last value of each metric as its summary, or interrupted,
-    or failed.
+    where `finish` was not called: finished, with the last value of each metric as its summary, or
+    interrupted, or failed.
 
     folder: made if needed, and held until the run is closed. A new run replaces what an earlier one left
-    there, a tracker's files as well; with `resume`, its lines stay (see `rewind`). tracker: where the metrics go as well. Raises
-    ValueError, naming it, where another process has a run in the folder, and for a tracker that is not
-    installed.
+    there, a tracker's files as well; with `resume`, its lines stay (see `rewind`). tracker: where the metrics
+    go as well. Raises ValueError, naming it, where another process has a run in the folder, and for a tracker
+    that is not installed.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class WeekSettings:
 
     preset: tyro.conf.Suppress[str] = "laptop"
     data: str = "tinyshakespeare"
-    """tinyshakespeare, shakespeare, or the path of a text file."""
+    """tinyshakespeare, shakespeare, or the path of a text file or of a folder of them."""
     device: str = "auto"
     run_name: str | None = None
     """Keep this run under a name of its own, beside others on the same data. Without one, it takes the place

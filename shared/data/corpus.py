@@ -6,7 +6,7 @@ models with different tokenizers are measured on the same held-out characters.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,10 @@ from shared.tokenizers import CharTokenizer, Tokenizer
 TRAIN_FRACTION = 0.9
 TEXTS = ("tinyshakespeare", "shakespeare")
 """The assets that are texts to train on."""
+TEXT_ENDINGS = (".txt", ".md")
+"""Of the files that are read of a folder."""
+TextSource = str | Path | Sequence[str | Path]
+"""Where text is: one of TEXTS, a file, a folder, or several files and folders."""
 HASHED_AT_ONCE = 1 << 22
 """So many tokens at a time are read for a fingerprint."""
 LAYOUT = b"sum, uint16"
@@ -48,6 +52,29 @@ class Corpus:
     tokenizer: Tokenizer
     train: Tokens
     val: Tokens
+
+    @classmethod
+    def from_texts(
+        cls,
+        train: str | Iterable[str],
+        val: str | Iterable[str] | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        name: str = "texts",
+        block_size: int = 1,
+        say: Callable[[str], None] = print,
+    ) -> "Corpus":
+        """A corpus of text in memory: one text, or documents that an iterable gives, one after the other.
+
+        val: what is held out; None is the last tenth of `train`. The rest is as in `load_corpus`. Raises
+        ValueError for texts without a character, and where it does.
+        """
+        text = train if isinstance(train, str) else join_texts(train)
+        held_out = join_texts(val) if val is not None and not isinstance(val, str) else val
+        if not text.strip() or (held_out is not None and not held_out.strip()):
+            raise ValueError(f"{name} is empty: a model needs text to learn from, and to be measured on")
+        name = named_by_content(name, text.encode())
+        return _corpus(name, text, held_out, tokenizer, block_size=block_size, say=say)
 
     @property
     def start(self) -> list[int]:
@@ -85,28 +112,62 @@ def token_fingerprint(tokens: Tokens) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_text(data: str) -> tuple[str, str]:
+def read_text(data: TextSource) -> tuple[str, str]:
     """The name of the data set really used (see `Corpus.name`), and its text.
 
-    data: one of TEXTS, or the path of a UTF-8 text file. Raises ValueError for a name that is neither, an
-    empty file, and one that isn't UTF-8.
+    data: one of TEXTS; the path of a UTF-8 text file; a folder, of which all files with TEXT_ENDINGS are
+    read, those of its folders too, sorted by their paths (hidden ones are left out); or several files and
+    folders, in their order. Files are put together by `join_texts`. Raises ValueError for what is none of
+    these, a folder without such files, an empty text, and one that isn't UTF-8.
     """
-    if data in TEXTS:
+    if isinstance(data, str) and data in TEXTS:
         name, path = fetch_or_fallback(data)
-    else:
-        path = Path(data)
-        if not path.is_file():
-            raise ValueError(f"--data {data}: neither a file nor one of {', '.join(TEXTS)}")
-        name = named_by_content(path.name, path.read_bytes())
+        return name, _decoded(path)
+    sources = [Path(data)] if isinstance(data, (str, Path)) else [Path(source) for source in data]
+    if not sources:
+        raise ValueError("no files to read a text from: the list is empty")
+    files = [file for source in sources for file in text_files(source)]
+    text = join_texts(_decoded(file) for file in files)
+    if not text.strip():
+        raise ValueError(f"{sources[0]} is empty: a model needs text to learn from")
+    more = f"+{len(sources) - 1}" if len(sources) > 1 else ""
+    return named_by_content(sources[0].absolute().name + more, text.encode()), text
+
+
+def text_files(source: Path) -> list[Path]:
+    """A file itself; of a folder the text files in it (see `read_text`)."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise ValueError(f"--data {source}: neither a file, a folder, nor one of {', '.join(TEXTS)}")
+    files = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in TEXT_ENDINGS and path.is_file()
+        if not any(part.startswith(".") for part in path.relative_to(source).parts)
+    ]
+    if not files:
+        raise ValueError(f"--data {source}: a folder without a file that ends in {' or '.join(TEXT_ENDINGS)}")
+    return files
+
+
+def join_texts(texts: Iterable[str]) -> str:
+    """One text of several, each on lines of its own: a line break is added behind one that ends without.
+
+    >>> join_texts(["to be", "or not\\n", "to be"])
+    'to be\\nor not\\nto be'
+    """
+    parts = list(texts)
+    return "".join(part if part.endswith("\n") else part + "\n" for part in parts[:-1]) + "".join(parts[-1:])
+
+
+def _decoded(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{data} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start}"
+            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start}"
         ) from None
-    if not text.strip():
-        raise ValueError(f"{data} is empty: a model needs text to learn from")
-    return name, text
 
 
 def named_by_content(name: str, content: bytes) -> str:
@@ -125,19 +186,38 @@ def split_text(text: str) -> tuple[str, str]:
 
 
 def load_corpus(
-    data: str = "tinyshakespeare",
+    data: TextSource = "tinyshakespeare",
     tokenizer: Tokenizer | None = None,
     block_size: int = 1,
     say: Callable[[str], None] = print,
+    *,
+    val: TextSource | None = None,
 ) -> Corpus:
     """Reads, splits and tokenizes a text; tokens are kept on disk, so that a second call only maps them.
 
-    tokenizer: None makes a `CharTokenizer` of all the text's characters. block_size: what both splits must be
-    longer than, or ValueError. Kept tokens that are cut or damaged are made again, and `say` is told.
+    data: one of TEXTS, a file, a folder or several of these (see `read_text`). val: the same for what is held
+    out; None is the last tenth of `data`, which of several files are the last. tokenizer: None makes a
+    `CharTokenizer` of all the text's characters. block_size: what both splits must be longer than, or
+    ValueError. Kept tokens that are cut or damaged are made again, and `say` is told.
     """
     name, text = read_text(data)
-    tokenizer = tokenizer or CharTokenizer.train(text)
-    train, val = (_tokens(part, tokenizer, say) for part in split_text(text))
+    held_out = None if val is None else read_text(val)[1]
+    return _corpus(name, text, held_out, tokenizer, block_size=block_size, say=say)
+
+
+def _corpus(
+    name: str,
+    text: str,
+    held_out: str | None,
+    tokenizer: Tokenizer | None,
+    *,
+    block_size: int,
+    say: Callable[[str], None],
+) -> Corpus:
+    """held_out: None is the last tenth of the text."""
+    parts = split_text(text) if held_out is None else (text, held_out)
+    tokenizer = tokenizer or CharTokenizer.train("".join(parts))
+    train, val = (_tokens(part, tokenizer, say) for part in parts)
     TokenDataset(min(train, val, key=len), block_size)  # says so now if it is too short
     return Corpus(name, tokenizer, train, val)
 

@@ -2,6 +2,7 @@
 
 import re
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,9 +162,78 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_place(tmp_path):
         read_text(str(tmp_path / "t.txt"))
 
 
+# ---- several files, folders, texts
+
+
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+
+
+def test_a_folder_is_read_whole_sorted_and_without_what_is_no_text(tmp_path):
+    write_texts(
+        tmp_path / "books",
+        {
+            "b.txt": "second\n",
+            "a/z.md": "first",
+            "c.TXT": "third",
+            "d.jsonl": "{}",
+            ".hidden.txt": "no",
+            ".git/e.txt": "no",
+        },
+    )
+    name, text = read_text(tmp_path / "books")
+    assert text == "first\nsecond\nthird"
+    assert re.fullmatch(r"books-[0-9a-f]{8}", name)
+    (tmp_path / "books" / "b.txt").write_text("other\n")
+    assert read_text(str(tmp_path / "books"))[0] != name
+
+
+def test_several_files_are_read_in_their_order(tmp_path):
+    write_texts(tmp_path, {"a.txt": "one", "b.txt": "two\n", "more/c.md": "three"})
+    name, text = read_text([tmp_path / "b.txt", str(tmp_path / "a.txt"), tmp_path / "more"])
+    assert text == "two\none\nthree" and re.fullmatch(r"b\.txt\+2-[0-9a-f]{8}", name)
+
+
+def test_held_out_files_of_ones_own_are_what_is_measured_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path / "cache"))
+    write_texts(tmp_path, {"train.txt": "abcd" * 20, "val.txt": "dcbae" * 4})
+    corpus = load_corpus(tmp_path / "train.txt", val=tmp_path / "val.txt")
+    assert corpus.tokenizer.decode(corpus.train.tolist()) == "abcd" * 20
+    assert corpus.tokenizer.decode(corpus.val.tolist()) == "dcbae" * 4  # whose e is in the vocabulary
+
+
+def test_texts_in_memory_are_what_the_same_files_are(corpus, tmp_path):
+    text = (tmp_path / "text.txt").read_text()
+    lines = text.splitlines(keepends=True)
+    for texts in (text, lines, iter(lines)):
+        other = Corpus.from_texts(texts, name="text.txt")
+        assert other.name == corpus.name and other.fingerprints == corpus.fingerprints
+    train, val = split_text(text)
+    whole = Corpus.from_texts(train, [val], tokenizer=corpus.tokenizer)
+    assert whole.fingerprints == corpus.fingerprints
+
+
+def test_what_gives_no_text_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: a folder without a file that ends in \.txt or \.md"):
+        read_text(tmp_path / "empty")
+    with pytest.raises(ValueError, match="the list is empty"):
+        read_text([])
+    with pytest.raises(ValueError, match="texts is empty"):
+        Corpus.from_texts([])
+    with pytest.raises(ValueError, match="texts is empty"):
+        Corpus.from_texts("some text", "")
+    write_texts(tmp_path / "mixed", {"a.txt": "fine"})
+    (tmp_path / "mixed" / "b.txt").write_bytes("née".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"b\.txt is not UTF-8 text: byte 0xe9 at offset 1"):
+        read_text(tmp_path / "mixed")
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="--data middlemarch: neither a file nor one of tinyshakespeare, shakespeare"
+        ValueError,
+        match="neither a file, a folder, nor one of tinyshakespeare, shakespeare",
     ):
         read_text("middlemarch")
 
