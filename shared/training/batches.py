@@ -138,12 +138,11 @@ def next_tokens(batch: Any) -> tuple[Tensor, Tensor]:
     >>> next_tokens(torch.tensor([[5, 6, 7]]))
     (tensor([[5, 6]]), tensor([[6, 7]]))
     """
-    parts = [batch] if isinstance(batch, Tensor) else batch
-    if not isinstance(parts, (list, tuple)) or not all(_are_ids(part) for part in parts):
-        found = sorted(batch) if isinstance(batch, dict) else [_in_words(part) for part in parts]
+    parts = batch if isinstance(batch, (list, tuple)) else [batch]
+    if not all(_are_ids(part) for part in parts):
         raise ValueError(
-            f"a batch is a {type(batch).__name__} of {', '.join(map(str, found))}: it must be ids, int64"
-            " [rows, time], or (ids, targets). A DataLoader's collate_fn can make it so"
+            f"a batch has {', '.join(map(_in_words, parts))}: it must be ids, int64 [rows, time], or (ids,"
+            " targets). A DataLoader's collate_fn can make it so"
         )
     if len(parts) == 1:  # so a DataLoader of a TensorDataset gives them
         ids, targets = parts[0][:, :-1], parts[0][:, 1:]
@@ -166,7 +165,8 @@ def _are_ids(part: Any) -> bool:
 def _in_words(part: Any) -> str:
     if isinstance(part, Tensor):
         return f"{list(part.shape)} of {part.dtype}"
-    return type(part).__name__
+    names = f" of {', '.join(map(str, part))}" if isinstance(part, dict) else ""
+    return f"a {type(part).__name__}{names}"
 
 
 def drawn_apart(batches: Iterable[Any], seed: int) -> Iterator[Any]:

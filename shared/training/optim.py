@@ -146,15 +146,17 @@ def own_optimizers(
     """Optimizers that somebody made for `model`, one or several, as the Trainer takes them.
 
     The learning rate that each group has is kept as its peak, under "peak_lr". Raises ValueError for what is
-    no torch optimizer, for parameters that are not the model's, and where none of the model's is left.
+    no torch optimizer, for LBFGS, for parameters that are not the model's, and where there are none.
     """
-    found = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
+    found = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
     for optimizer in found:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(
                 f"optimizers: {optimizer!r} is no torch optimizer: give one that is made, such as"
                 " torch.optim.SGD(model.parameters(), lr=0.1), or a list of them"
             )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError("optimizers: LBFGS computes a step's loss several times, the Trainer once")
     own = {id(parameter) for parameter in model.parameters()}
     given = [id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]]
     strange = sum(number not in own for number in given)

@@ -270,6 +270,36 @@ def test_a_finished_run_with_more_steps_goes_on_as_one_that_was_that_long_from_t
     whole = trainer_in(tmp_path / "d", corpus, steps=9, **level)
     whole.fit()
     assert longer.step == 9 and all_equal(weights(longer.model), weights(whole.model))
+    assert "jumps" not in said
+
+
+def test_a_run_of_20_steps_extended_to_40_equals_one_of_40_bit_for_bit(corpus, tmp_path):
+    """At a constant rate after a warmup, with dropout: weights, moments, random numbers and metrics."""
+    config = replace(QUICK, steps=20, warmup_steps=5, schedule="constant", eval_every=10)
+
+    def trainer(folder: str, steps: int) -> Trainer:
+        model = small_gpt(corpus, dropout=0.2)
+        return Trainer(model, corpus, replace(config, steps=steps), checkpoints=tmp_path / folder)
+
+    trainer("a", 20).fit()
+    extended, whole = trainer("a", 40), trainer("b", 40)
+    summary = extended.fit(resume=True)
+    assert timeless(summary) == timeless(whole.fit())
+    assert [timeless(r) for r in extended.history] == [timeless(r) for r in whole.history if r["step"] > 20]
+    for name in ("model", "training"):
+        a, b = (load_file(tmp_path / run / "last" / f"{name}.safetensors") for run in ("a", "b"))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_schedule_that_depends_on_the_steps_jumps_and_says_from_where_to_where(corpus, tmp_path, capsys):
+    falling = dict(schedule="linear", final_lr=0.0)
+    trainer_in(tmp_path / "c", corpus, **falling).fit()
+    longer = trainer_in(tmp_path / "c", corpus, steps=12, **falling)
+    longer.fit(resume=True)
+    last, following = 1e-2 / 6, 1e-2 / 2
+    assert longer.history[0]["lr"] == pytest.approx(following)
+    expected = f"jumps from {last:.3g}, where the schedule ended, to {following:.3g}, where that of 12 steps"
+    assert expected in capsys.readouterr().out
 
 
 def test_an_interrupted_run_is_not_resumed_with_more_steps(corpus, tmp_path):
