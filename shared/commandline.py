@@ -338,16 +338,16 @@ def _one_line(box: str) -> str:
     words = []
     for line in box.splitlines():
         inner = line.strip().strip("│").strip()
-        if line.startswith(("╭", "╰")):
-            continue
-        if inner.startswith("──"):
-            if "Perhaps" not in box:
-                break
-            continue
-        if inner.startswith("For full help"):
+        is_rule = inner.startswith("──")
+        if inner.startswith("For full help") or (is_rule and "Perhaps" not in box):
             break
+        if is_rule or line.startswith(("╭", "╰")):
+            continue
         words.append(inner)
-    return " ".join(words) + " (--help lists the settings)"
+    message = " ".join(words)
+    group = re.match(r"Error parsing ([\w.-]+):", message)  # of settings inside of settings
+    flags = f"; these begin with --{group[1]}." if group else ""
+    return f"{message} (--help lists the settings{flags})"
 
 
 def cli(main: Callable[[Any], Any], presets: dict[str, Any], description: str = "") -> None:

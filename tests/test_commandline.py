@@ -18,6 +18,7 @@ from shared.commandline import cli, errors_for_people, flags, parse, parse_args,
 from shared.course.workspace import WeekSettings
 from shared.models.config import GPTConfig, LayerKind, RopeScaling
 from shared.runtime import ROOT, RunLog, write_json
+from shared.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,18 @@ def test_a_flag_that_two_groups_have_is_not_guessed():
     with pytest.raises(ValueError, match="--steps"):
         parse({"laptop": Two()}, ["--preset", "laptop", "--steps", "3"])
     assert parse({"laptop": Two()}, ["--preset", "laptop", "--second.steps", "3"]).second.steps == 3
+
+
+def test_what_settings_inside_of_settings_refuse_is_told_with_the_beginning_of_their_flags():
+    @dataclass(frozen=True)
+    class Week:
+        preset: str = "laptop"
+        own_train: TrainConfig = TrainConfig(steps=100, warmup_steps=50)
+
+    with pytest.raises(ValueError) as error:
+        parse({"laptop": Week()}, ["--preset", "laptop", "--own-train.steps", "10"])
+    assert "warmup_steps=50 of steps=10" in str(error.value)
+    assert str(error.value).endswith("(--help lists the settings; these begin with --own-train.)")
 
 
 def test_without_a_preset_the_hardware_chooses_and_says_so(monkeypatch, capsys):

@@ -70,8 +70,8 @@ class TrainConfig:
         checks.require(
             self.warmup_steps <= self.steps,
             f"warmup_steps={self.warmup_steps} of steps={self.steps}: the training would end before the"
-            " learning rate is at its peak. Give fewer of warmup too (a tenth is usual:"
-            f" --train.warmup-steps {max(0, self.steps) // 10} on the command line), or more steps",
+            " learning rate is at its peak. Set warmup-steps too, to at most as many"
+            f" ({max(0, self.steps) // 10}, a tenth, is usual), or take more steps",
         )
         checks.one_of("optimizer", ("adamw", "muon"))
         checks.one_of("schedule", ("cosine", "linear", "wsd", "constant"))

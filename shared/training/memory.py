@@ -343,7 +343,7 @@ class _BatchTrials:
 
     def measured(self, batch: int, steps: int) -> tuple[StepCost, int | None]:
         """What a step costs, and the bytes that were held, in a process of its own."""
-        train = replace(self.train, batch_size=batch, steps=steps)
+        train = replace(self.train, batch_size=batch, steps=steps, warmup_steps=0)
         seeds = [train.seed]
         result = in_own_process(
             measure_tricks, self.tricks, self.config, train, device=self.device, seeds=seeds, corpus=None

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def check_task(task: object, config: TrainConfig) -> None:
         if name not in lacking and not callable(getattr(task, name)):
             problems.append(f"{name} is no method: it must be {NEEDED[name]}")
     if not problems:
-        problems = _wrong_values(cast(Task, task), config)  # isinstance would compute the fingerprints
+        problems = _wrong_values(task, config)
     if problems:
         raise ValueError(
             f"{given}: {'; '.join(problems)}. A class derived from shared.training.Task has loss,"
@@ -123,7 +123,8 @@ def take(batches: Iterator[tuple[Tensor, ...]], count: int, where: str) -> list[
     return read
 
 
-def _wrong_values(task: Task, config: TrainConfig) -> list[str]:
+def _wrong_values(task: Any, config: TrainConfig) -> list[str]:
+    """What a task has, but not as it must be."""
     problems = []
     if not isinstance(task.name, str):
         problems.append(f"name={task.name!r}: must be {NEEDED['name']}")

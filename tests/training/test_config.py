@@ -72,7 +72,7 @@ def test_a_warmup_longer_than_the_training_is_refused_and_told_what_to_set():
     with pytest.raises(ValueError) as error:
         TrainConfig(steps=10, warmup_steps=50)
     assert "warmup_steps=50 of steps=10: the training would end before the learning rate" in str(error.value)
-    assert "--train.warmup-steps 1 on the command line" in str(error.value)
+    assert "Set warmup-steps too, to at most as many (1, a tenth, is usual)" in str(error.value)
     assert lr_at(9, TrainConfig(steps=10, warmup_steps=10, lr=1.0)) == 1.0  # the last step is at the peak
 
 

@@ -173,7 +173,9 @@ def train_from_both_initializations(
     both.
     """
     block_size = settings.train.block_size
-    short = replace(settings.train, steps=settings.init_steps, eval_every=settings.init_steps)
+    steps = settings.init_steps
+    warmup = min(settings.train.warmup_steps, steps)
+    short = replace(settings.train, steps=steps, eval_every=steps, warmup_steps=warmup)
     summaries = {}
     for init in ("naive", "scaled"):
         with work.log(f"init-{init}", settings) as log:

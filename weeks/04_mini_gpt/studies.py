@@ -136,6 +136,7 @@ def tried(recipe: Recipe, rate: float, length: float) -> Recipe:
         lr=recipe.train.lr * rate,
         muon_lr=recipe.train.muon_lr * rate,
         steps=steps,
+        warmup_steps=min(recipe.train.warmup_steps, steps),
         eval_every=max(1, steps // EVALUATIONS),
         eval_windows=WINDOWS,
     )

@@ -59,7 +59,13 @@ def study_vocab(settings: "Settings", text: str, work: Workspace) -> dict[str, f
         if not budget:
             budget = cost * settings.study_steps
         steps = round(budget / cost)
-        train = replace(settings.train, steps=steps, eval_every=10**9, checkpoint_every=10**9)
+        train = replace(
+            settings.train,
+            steps=steps,
+            warmup_steps=min(settings.train.warmup_steps, steps),
+            eval_every=10**9,
+            checkpoint_every=10**9,
+        )
         name = f"vocab-{size}" if size else "chars"
         facts = {
             "vocab_size": corpus.tokenizer.vocab_size,
