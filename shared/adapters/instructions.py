@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from shared.adapters.conversations import Conversation, Message
 from shared.adapters.packing import EncodedTalk, Packed, Rows, cut_off, lay_out, pack
 from shared.evaluation import IGNORED, cross_entropy, perplexity
-from shared.models.chat import IM_END, chat_prompt, encode_rendered, ends_of, is_chat, rendered
+from shared.models.chat import IM_END, chat_prompt, encode_rendered, is_chat, rendered
 from shared.registry import LanguageModel
 from shared.sampling.generate import generate
 from shared.tokenizers.base import Tokenizer, ends_of
