@@ -5,8 +5,8 @@ ARG PYTHON=3.13
 FROM python:${PYTHON}-slim AS build
 # Where torch comes from. These wheels are for CPUs, and gigabytes smaller; for a GPU take the index that the selector on pytorch.org names.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# "serve,rag" lets the page answer from documents (--page --documents), and adds hundreds of megabytes.
-ARG EXTRAS=serve
+# "serve,page,rag" lets the page answer from documents (--page --documents), and adds hundreds of megabytes.
+ARG EXTRAS=serve,page
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH

@@ -18,7 +18,7 @@ from shared.adapters.attach import adapters_of
 from shared.adapters.files import save_adapter
 from shared.adapters.peft_lora import with_their_biases
 from shared.adapters.prompts import PromptTuned
-from shared.course.report import model_card
+from shared.models.card import model_card
 from shared.models.chat import is_chat
 from shared.models.families import hf_config
 from shared.models.gpt import GPT, GPTConfig

@@ -18,9 +18,6 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from shared.commandline import errors_for_people, parse_args
 from shared.course.markdown import documents, refill
@@ -28,7 +25,13 @@ from shared.course.progress import NAMES, collect
 from shared.course.progress_page import markdown_page, write_page
 from shared.course.runs import TOPICS, newest_logs, output_root, week_results, weeks
 from shared.course.style import style
+from shared.extras import needs
 from shared.runtime import ROOT, read_json, read_jsonl, write_atomically
+
+with needs("course"):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 """Of Okabe and Ito: told apart by everyone."""
@@ -336,36 +339,6 @@ def _draw_rungs(ax: Axes, i: int, xs: list[int], ys: list[float]) -> None:
     offset = ((7, 7), (7, -15))[i]
     for x, y in zip(xs, ys):
         ax.annotate(f"{y:.2f}", (x, y), xytext=offset, textcoords="offset points", color=COLOURS[i])
-
-
-def model_card(
-    path: Path,
-    title: str,
-    facts: Mapping[str, str],
-    *,
-    figures: Sequence[Mapping[str, str]],
-    usage: str,
-    sample: str | None = None,
-) -> Path:
-    """Writes a model's card in Markdown: what it is, what was measured, how to load it, what it writes.
-
-    facts: a line each. figures: the rows of a table, their keys its heading. usage: Python. sample: text by
-    the model, where there is some. Returns the card's path.
-    """
-    heading = list(figures[0])
-    ruler = ["---", *["---:"] * (len(heading) - 1)]
-    rows = [heading, ruler, *(list(row.values()) for row in figures)]
-    parts = [
-        f"# {title}",
-        "\n".join(f"- **{name}:** {fact}" for name, fact in facts.items()),
-        "\n".join(f"| {' | '.join(cells)} |" for cells in rows),
-        f"```python\n{usage}\n```",
-    ]
-    if sample is not None:
-        parts.append(f"A sample:\n\n```text\n{sample.strip()}\n```")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "\n\n".join(parts) + "\n")
-    return path
 
 
 # ---- all of it

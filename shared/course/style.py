@@ -3,7 +3,10 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
-import matplotlib
+from shared.extras import needs
+
+with needs("course"):
+    import matplotlib
 
 STYLE: dict[Any, Any] = {
     "font.size": 11,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.assets import LOCAL
+from shared.extras import needs
 from shared.network import network_failure
 from shared.tokenizers.bpe import END_OF_TEXT
 
@@ -140,7 +141,7 @@ def _errors_in_a_line(source: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"--source {source} needs the package {error.name}: pip install datasets") from None
+        raise ValueError(f"--source {source}: {error}") from None
     except Exception as error:
         if getattr(error, "errno", None) in LOCAL:
             raise
@@ -165,7 +166,8 @@ def _rows(source: str, known: dict[str, Any], column: str, skip: int) -> Iterato
     else:
         paths = [glob.escape(str(Path(source).absolute() / name)) for name in known["files"]]
     with _errors_in_a_line(source):
-        import datasets
+        with needs("data"):
+            import datasets
 
         stream = datasets.load_dataset(known["kind"], data_files=paths, split="train", streaming=True)
         # In Arrow's format, rows that are skipped are not decoded.

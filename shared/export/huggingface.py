@@ -17,8 +17,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from shared import checkpoint
-from shared.course.report import model_card
 from shared.export.preparation import ready_to_export
+from shared.models.card import model_card
 from shared.models.families import hf_config
 from shared.models.gpt import GPT
 from shared.models.pretrained import refuse_checkpoint, to_hf

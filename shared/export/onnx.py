@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shared.extras import needs
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.weights import filled, gpt_without_memory, plain_tensors
 
@@ -133,7 +134,9 @@ def _program(config: GPTConfig, weights: Mapping[str, Tensor]) -> torch.onnx.ONN
     ids = torch.zeros(2, 2, dtype=torch.int64)
     past = [torch.zeros(2, config.kv_heads, 2, config.head_dim) for _ in range(2 * config.n_layer)]
     free = torch.export.Dim.DYNAMIC
-    with torch.no_grad(), _quiet_exporter():
+    with needs("export"), torch.no_grad(), _quiet_exporter():
+        import onnxscript  # noqa: F401 (the exporter imports it, and would say less of its absence)
+
         program = torch.onnx.export(
             _Graph(model).eval(),
             (ids, past),
@@ -170,7 +173,8 @@ class OnnxModel:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None):
-        import onnxruntime  # here, so that a model can be exported where there is no runtime
+        with needs("export"):
+            import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0

@@ -9,6 +9,7 @@ Source: Allal et al. (SmolLM2, 2025), and the template in its files.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.extras import needs
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.merging import MergingTokenizer
 
@@ -140,10 +141,11 @@ def rendered(
     """
     assert tokenizer.chat is not None
     try:
-        from transformers.utils.chat_template_utils import render_jinja_template
-    except ImportError:
+        with needs("chat"):
+            from transformers.utils.chat_template_utils import render_jinja_template
+    except ImportError as error:
         raise ValueError(
-            "this model has a chat template of its own, which transformers runs: pip install transformers"
+            f"this model has a chat template of its own, which transformers runs: {error}"
         ) from None
     safe = [
         message if message.get("role") == "assistant" else _marked(tokenizer, message) for message in messages

@@ -297,10 +297,7 @@ def clean_text(text: str) -> str:
 
 
 def _not_installed(error: ImportError, path: Path) -> ValueError:
-    return ValueError(
-        f"reading {path.suffix} needs the package {error.name}, which is not installed: pip install"
-        " 'llm-weeks[rag]'"
-    )
+    return ValueError(f"reading {path.suffix}: {error}")
 
 
 def _plain(path: Path) -> Iterable[Line]:

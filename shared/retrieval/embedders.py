@@ -26,6 +26,7 @@ from torch import nn
 
 from shared.assets import fetch
 from shared.devices import device_of, resolve_device
+from shared.extras import needs
 from shared.models.gpt import GPT
 from shared.retrieval.stores import MEASURES, Measure, Vectors
 from shared.tokenizers import Tokenizer
@@ -250,7 +251,7 @@ class MiniLM(SentenceEmbedder):
                 f"the files of {self.name} lie in several folders: put them all into one of"
                 f" {', '.join(map(str, folders))}"
             )
-        with _quiet_libraries():
+        with needs("rag"), _quiet_libraries():
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 

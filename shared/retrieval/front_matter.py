@@ -18,9 +18,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import yaml
-
+from shared.extras import needs
 from shared.retrieval.lines import Metadata, Value
+
+with needs("rag"):
+    import yaml
 
 FRONT_MATTER = re.compile(r"---[ \t]*\n(?!\s*\n)(.*?)^(?:---|\.\.\.)[ \t]*$\n?", re.M | re.S)
 BEGINS_LIKE_IT = re.compile(r"---[ \t]*\n\w[\w.-]*:(?:\s|$)")

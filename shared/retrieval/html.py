@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bs4.dammit import UnicodeDammit
-from lxml.etree import HTMLParser, LxmlError
-
+from shared.extras import needs
 from shared.retrieval.lines import Facts, Heading, Line, Metadata, keywords
+
+with needs("rag"):
+    from bs4.dammit import UnicodeDammit
+    from lxml.etree import HTMLParser, LxmlError
 
 IGNORED = frozenset("script style noscript template nav svg title".split())
 BLOCKS = (

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock, html_block, reference
-from markdown_it.token import Token
-
+from shared.extras import needs
 from shared.retrieval.front_matter import split_front_matter
 from shared.retrieval.lines import Facts, Heading, Line, Remark, decoded_file
+
+with needs("rag"):
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock, html_block, reference
+    from markdown_it.token import Token
 
 DEEPEST = 32
 """Of quotes and lists in each other; markdown-it would drop what is deeper."""

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pypdf import PdfReader
-from pypdf.errors import DependencyError
-
+from shared.extras import needs
 from shared.retrieval.lines import Facts, Heading, Line, Metadata, Page, keywords
+
+with needs("rag"):
+    from pypdf import PdfReader
+    from pypdf.errors import DependencyError
 
 FIELDS = ("/Title", "/Author", "/Subject", "/Keywords")
 """Of the document information."""

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.checks import Checks
+from shared.extras import needs
 
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -45,18 +46,9 @@ def measured(vectors: Vectors, measure: Measure) -> Vectors:
 
 def _faiss() -> Any:
     # Any: the stubs of FAISS know neither its kinds' parts nor the Python methods that take arrays.
-    try:
-        import faiss  # an optional package
-    except ImportError as error:
-        raise _not_installed(error) from None
+    with needs("rag"):
+        import faiss
     return faiss
-
-
-def _not_installed(error: ImportError) -> ValueError:
-    return ValueError(
-        f"keeping vectors needs the package {error.name}, which is not installed: pip install"
-        " 'llm-weeks[rag]'"
-    )
 
 
 class VectorStore(ABC):
@@ -414,10 +406,9 @@ class QdrantStore(VectorStore):
         *,
         measure: Measure = "cosine",
     ):
-        try:
-            from qdrant_client import QdrantClient, models  # an optional package
-        except ImportError as error:
-            raise _not_installed(error) from None
+        with needs("rag"):
+            from qdrant_client import QdrantClient, models
+
         self.dim = dim
         self.measure = measure
         checks = Checks(self)

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import uvicorn
 
 from shared.assets import cache_folder
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.devices import pick_device
+from shared.extras import needs
 from shared.models.gpt import GPT
 from shared.quantization.modules import num_bytes
 from shared.serving import chat
@@ -45,6 +45,9 @@ from shared.training.own_model import name_and_source
 if TYPE_CHECKING:
     from shared.retrieval.embedders import Embedder
     from shared.retrieval.index import Index
+
+with needs("serve"):
+    import uvicorn
 
 SMALL_MODEL = 40_000_000
 """Bytes of a model whose matrix products are over before a second core has begun. With a model of 5 MB one
@@ -199,10 +202,7 @@ def index_of(documents: str, device: torch.device | str = "cpu") -> "Index":
         from shared.retrieval.embedders import MiniLM
         from shared.retrieval.index import Index
     except ImportError as error:
-        raise ValueError(
-            f"--documents needs the package {error.name}, which is not installed: pip install"
-            " 'llm-weeks[rag]'"
-        ) from None
+        raise ValueError(f"--documents: {error}") from None
     chunks = chunk_documents(load_documents(documents).documents, gpt2_tokenizer())
     files = len({chunk.source for chunk in chunks})
     size = f"documents: {files} files of {documents}, {len(chunks)} passages"
@@ -232,10 +232,7 @@ def embedders_of(settings: Settings, name: str, model: GPT, tokenizer: Tokenizer
     try:
         from shared.retrieval.embedders import HiddenStates, MiniLM
     except ImportError as error:
-        raise ValueError(
-            f"--embeddings needs the package {error.name}, which is not installed: pip install"
-            " 'llm-weeks[rag]'"
-        ) from None
+        raise ValueError(f"--embeddings: {error}") from None
     if settings.embeddings == "own":
         return {name: HiddenStates(model, tokenizer, name)}
     return {MiniLM.name: MiniLM(pick_device(settings.device))}

@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from fastapi.responses import StreamingResponse
-from starlette.requests import Request as HttpRequest
-from starlette.types import Receive, Scope, Send
-
+from shared.extras import needs
 from shared.serving.engine import Engine
 from shared.serving.gate import ApiError, Metrics
 from shared.serving.generation import Generation, Request, Token
 from shared.serving.protocol import AnswerFormat, token_usage
 from shared.serving.text import Piece, TextBuilder
+
+with needs("serve"):
+    from fastapi.responses import StreamingResponse
+    from starlette.requests import Request as HttpRequest
+    from starlette.types import Receive, Scope, Send
 
 
 class Update(NamedTuple):

@@ -21,14 +21,7 @@ from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import prometheus_client as prometheus
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
-
+from shared.extras import needs
 from shared.models.chat import chat_prompt
 from shared.models.gpt import GPT
 from shared.quantization.modules import quantization_of
@@ -50,6 +43,15 @@ from shared.tokenizers.base import ends_of
 if TYPE_CHECKING:
     from shared.retrieval.embedders import Embedder
     from shared.retrieval.index import Index
+
+with needs("serve"):
+    import prometheus_client as prometheus
+    from fastapi import FastAPI, Request, Response
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.routing import Route
 
 DEFAULT_MAX_TOKENS = 16
 """New tokens of a completion that asks for no number, as in OpenAI's API."""

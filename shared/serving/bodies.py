@@ -13,18 +13,20 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
-
+from shared.extras import needs
 from shared.sampling.penalties import Penalties
 from shared.serving.generation import check_long_seed
+
+with needs("serve"):
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        ValidationInfo,
+        field_validator,
+    )
 
 MAX_STOPS = 16
 """How many stop texts a request may name."""

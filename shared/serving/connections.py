@@ -8,10 +8,12 @@ import asyncio
 import socket
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
+from shared.extras import needs
 from shared.serving.gate import Limits
+
+with needs("serve"):
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class PunctualProtocol(H11Protocol):

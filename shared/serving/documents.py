@@ -22,8 +22,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pydantic import FiniteFloat, ValidationInfo, field_validator
-
+from shared.extras import needs
 from shared.retrieval.documents import Chunk
 from shared.retrieval.domain import default_threshold, is_outside
 from shared.retrieval.evidence import Source, Support, Window, supporting
@@ -46,6 +45,9 @@ from shared.serving.generation import Request
 from shared.serving.protocol import token_usage
 from shared.serving.text import Piece
 from shared.tokenizers import Tokenizer
+
+with needs("serve"):
+    from pydantic import FiniteFloat, ValidationInfo, field_validator
 
 SENTENCES = 5
 """So many of the nearest sentences are ranked anew (week 11's study of it)."""

@@ -9,15 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from fastapi import Request
-from pydantic import AfterValidator
 
+from shared.extras import needs
 from shared.serving.bodies import JsonObject
 from shared.serving.gate import ApiError
 
 if TYPE_CHECKING:  # a server without embedders needs none of week 11's libraries
     from shared.retrieval.embedders import Embedder
     from shared.retrieval.stores import Vectors
+
+with needs("serve"):
+    from fastapi import Request
+    from pydantic import AfterValidator
 
 MOST_TEXTS = 2048
 """Of a request, as in OpenAI's API."""

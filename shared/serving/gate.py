@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import prometheus_client as prometheus
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from shared.checks import Checks
+from shared.extras import needs
 from shared.serving.bodies import path_in
 from shared.serving.engine import Engine
 from shared.serving.generation import REASONS
 from shared.serving.protocol import error_body
 from shared.serving.sites import SiteRules
+
+with needs("serve"):
+    import prometheus_client as prometheus
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Upper bounds of the histograms' buckets."""

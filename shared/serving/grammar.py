@@ -19,10 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
+from shared.extras import needs
 from shared.tokenizers import Tokenizer
+
+with needs("serve"):
+    from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 AS_DUMPED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One line, as json.dumps writes it: a small model would otherwise fill a text with line breaks."""

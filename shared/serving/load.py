@@ -22,10 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from shared.checks import Checks
+from shared.extras import needs
 from shared.runtime import ROOT, clock
+
+with needs("serve"):
+    import httpx
 
 NAME = "measured"
 """What a server of `served` calls its model."""

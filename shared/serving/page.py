@@ -21,10 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import gradio as gr
-from fastapi import FastAPI
-from starlette.routing import Mount
-
+from shared.extras import needs
 from shared.models.chat import chat_prompt, is_chat
 from shared.retrieval.rag import ABSTENTION, REFUSAL
 from shared.serving.answer import Answer, Update
@@ -39,6 +36,12 @@ from shared.serving.page_paths import OnlyUsedPaths
 
 if TYPE_CHECKING:  # a page without documents needs no FAISS
     from shared.retrieval.index import Index
+
+with needs("serve"):
+    from fastapi import FastAPI
+    from starlette.routing import Mount
+with needs("page"):
+    import gradio as gr
 
 LIKELIEST = 5
 """How many tokens are named at each place."""

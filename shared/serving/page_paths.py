@@ -2,8 +2,11 @@
 
 import re
 
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from shared.extras import needs
+
+with needs("serve"):
+    from starlette.exceptions import HTTPException
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 USED_PATHS = re.compile(
     r"/|/(login|logout|config|theme\.css|favicon\.ico|robots\.txt)/?|/(assets|static)/.+"

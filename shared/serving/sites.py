@@ -14,7 +14,10 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from starlette.types import Scope
+from shared.extras import needs
+
+with needs("serve"):
+    from starlette.types import Scope
 
 
 class SiteRules:

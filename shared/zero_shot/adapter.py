@@ -30,7 +30,7 @@ class LMEvalAdapter(TemplateLM):
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, max_tokens: int = MAX_TOKENS):
         if TemplateLM is object:
-            raise ValueError("LMEvalAdapter needs the package lm-eval: pip install lm-eval==0.4.13")
+            raise ValueError('LMEvalAdapter needs lm-eval: pip install "llm-weeks[zero-shot]"')
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer

@@ -233,5 +233,5 @@ def test_without_a_network_or_without_datasets_one_line_says_what_to_do(
     )
     monkeypatch.setitem(sys.modules, "datasets", None)
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="needs the package datasets: pip install datasets"):
+    with pytest.raises(ValueError, match=r'datasets is not installed: pip install "llm-weeks\[data\]"'):
         build(replace(config, source=str(tmp_path / "a.parquet")), TOKENIZER)

@@ -208,9 +208,10 @@ def test_whatever_a_reader_does_the_rest_is_read(tmp_path, monkeypatch, error, r
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "shared.retrieval.markdown", None)
+    monkeypatch.delitem(sys.modules, "shared.retrieval.markdown", raising=False)
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
     (tmp_path / "a.md").write_text("Text.")
-    with pytest.raises(ValueError, match=r"reading \.md needs the package .* pip install 'llm-weeks\[rag\]'"):
+    with pytest.raises(ValueError, match=r'reading \.md: markdown_it is not installed: .*"llm-weeks\[rag\]"'):
         read_document(tmp_path / "a.md", tmp_path)
 
 

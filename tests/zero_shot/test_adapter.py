@@ -102,5 +102,5 @@ def test_all_but_the_adapter_works_without_lm_eval():
     assert done.stdout == "1\n"
     assert (
         done.stderr.splitlines()[-1]
-        == "ValueError: LMEvalAdapter needs the package lm-eval: pip install lm-eval==0.4.13"
+        == 'ValueError: LMEvalAdapter needs lm-eval: pip install "llm-weeks[zero-shot]"'
     )

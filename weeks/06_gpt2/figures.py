@@ -10,12 +10,12 @@ from shared.course.report import (
     LoggedRun,
     curves,
     figure,
-    model_card,
     read_runs,
     reference_for,
     save_figure,
 )
 from shared.course.style import style
+from shared.models.card import model_card
 from shared.runtime import ROOT
 
 EARLIER = (

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from names import GPTQ, GROUP, MINE, OUTLIERS, ROWS, SMOL, WAYS, label_of
-from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, model_card, read_runs, save_figure
+from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
+from shared.models.card import model_card
 from shared.runtime import ROOT
 
 Rows = dict[str, dict[str, float]]

@@ -12,12 +12,12 @@ from shared.course.report import (
     LoggedRun,
     curves,
     figure,
-    model_card,
     read_runs,
     save_figure,
 )
 from shared.course.runs import relative
 from shared.course.style import style
+from shared.models.card import model_card
 
 if TYPE_CHECKING:
     from run import Settings

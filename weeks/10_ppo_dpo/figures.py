@@ -13,13 +13,13 @@ from shared.course.report import (
     MARKERS,
     LoggedRun,
     figure,
-    model_card,
     read_runs,
     reference_for,
     save_figure,
 )
 from shared.course.runs import output_root
 from shared.course.style import style
+from shared.models.card import model_card
 from solving_figures import draw_solving
 
 if TYPE_CHECKING:

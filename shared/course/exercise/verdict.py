@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_inline import StateInline
 from torch import Tensor
 
 from shared.course.exercise.comparison import whole
+from shared.extras import needs
+
+with needs("course"):
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_inline import StateInline
 
 FORMULA = re.compile(r"\$[^$`]+\$")
 

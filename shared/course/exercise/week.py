@@ -14,6 +14,7 @@ from shared.course.exercise.answers import Shelf, load_module, module_source, so
 from shared.course.exercise.definition import Answer, Exercise
 from shared.course.exercise.grading import grade, readable_case
 from shared.course.exercise.verdict import Case, Verdict, as_html, box
+from shared.extras import needs
 from shared.runtime import ROOT
 
 HINTS = 3
@@ -288,7 +289,8 @@ def draw_or_print(text: str, html: str) -> None:
     """Draws HTML in a notebook, and prints the text anywhere else."""
     text, html = (words.encode("utf-8", "backslashreplace").decode("utf-8") for words in (text, html))
     if in_notebook():
-        from IPython.display import display
+        with needs("course"):
+            from IPython.display import display
 
         display({"text/html": html, "text/plain": text}, raw=True)
     else:
