@@ -10,6 +10,7 @@
 # make test                            lint, unit tests, week scripts, notebooks; WORKERS=4 runs four processes of tests
 # make quick, make lint                the unit tests that take no time; ruff, the formatting and the types
 # make mutants                         puts 300 small faults into shared, one at a time: which do the tests notice? Takes an hour or two
+# make reference                       the reference of shared, from its docstrings: docs/reference/build/index.html
 # make clean                           removes .venv, and every checkpoint, log and plot of your own runs
 PYTHON ?= python3
 WEEKS ?=
@@ -22,7 +23,7 @@ WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help course serve test quick mutants status doctor notebooks report lint clean
+.PHONY: help course serve test quick mutants status doctor notebooks report reference lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,6 +54,9 @@ notebooks: $(VENV)/.course
 report: $(VENV)/.course
 	$(RUN) -m shared.course.report
 
+reference: $(VENV)/.docs
+	$(RUN) -m sphinx -q -W --keep-going docs/reference docs/reference/build
+
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -68,5 +72,9 @@ $(VENV)/.test: $(VENV)/.course requirements-test.txt
 	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-test.txt
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.course requirements-docs.txt
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) checkpoints logs/*/mine reports/*/mine reports/mine reports/index.html
+	rm -rf $(VENV) docs/reference/build docs/reference/modules checkpoints logs/*/mine reports/*/mine reports/mine reports/index.html
