@@ -17,9 +17,9 @@ arguments = SFTConfig(
     bf16=False,
 )
 lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-trainer = SFTTrainer(
-    BASE, arguments, train_dataset=data["train"], eval_dataset=data["test"], peft_config=lora
-)
+train, val = data["train"], data["test"]
+trainer = SFTTrainer(BASE, arguments, train_dataset=train, eval_dataset=val, peft_config=lora)
 trainer.train()
 trainer.save_model("theirs")
-# serve: vllm serve BASE --enable-lora --lora-modules mine=theirs (a program of its own, on a GPU; not run here)
+print(trainer.state.best_metric)
+# Served by another program: vllm serve BASE --enable-lora --lora-modules mine=theirs (not run here)

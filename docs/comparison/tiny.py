@@ -57,7 +57,7 @@ def prepare() -> None:
 def _sentence_model() -> None:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the last ferry leaves at nine . breakfast is served from seven when".split()
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the last ferry leaves at nine breakfast is served when".split()
     folder = Path(SENTENCES)
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
