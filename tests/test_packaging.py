@@ -68,6 +68,8 @@ def can_do_without(around: tuple[ast.AST, ...]) -> bool:
 def is_declared(imported: str, around: tuple[ast.AST, ...]) -> bool:
     """Whether an import is of ours, comes with Python or the library, or with the extra that it names."""
     root = imported.split(".")[0]
+    if any(isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" for node in around):
+        return True
     if root in {"shared", *BY_NAME} or root in sys.stdlib_module_names or can_do_without(around):
         return True
     distributions = {normal(distribution) for distribution in DISTRIBUTIONS.get(root, [])}

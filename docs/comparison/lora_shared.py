@@ -7,5 +7,5 @@ from shared.models.pretrained import load_model
 from shared.serving.api import create_app
 
 fine_tune(SFTSettings(model=BASE, data="mine.jsonl", out="ours", steps=4, device="cpu"))
-model = load_adapter("ours", load_model(BASE), name="mine")
+model = load_adapter(load_model(BASE), "ours", name="mine")
 uvicorn.run(create_app(model, model.tokenizer, name="base"))

@@ -50,7 +50,7 @@ def prepare() -> None:
         mlp="swiglu",
         bias=False,
     )
-    save_hf_folder(BASE, GPT(config), tokenizer)
+    save_hf_folder(GPT(config), BASE, tokenizer)
     _sentence_model()
 
 

@@ -18,14 +18,14 @@ STRUCTURE = Structure.read()
 PUBLIC = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def public_names(module: str) -> list[str]:
-    """The classes and functions of a module, in its order; of a package, the names that it hands on."""
+def public_names(module: str) -> dict[str, str]:
+    """The classes and functions of a module, in its order, and their homes; of a package, what it hands on."""
     tree = STRUCTURE.trees[module]
     if module in STRUCTURE.packages:
         given = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-        return [alias.asname or alias.name for node in given for alias in node.names]
+        return {alias.asname or alias.name: str(node.module) for node in given for alias in node.names}
     defined = [node.name for node in tree.body if isinstance(node, PUBLIC)]
-    return [name for name in defined if not name.startswith("_")]
+    return {name: module for name in defined if not name.startswith("_")}
 
 
 HOMES = {name: module for module in STRUCTURE.modules() for name in public_names(module) if name != "main"}
@@ -157,8 +157,7 @@ def _about(module: str) -> str:
 
 
 def _links(module: str) -> str:
-    homes = HOMES if module in STRUCTURE.packages else dict.fromkeys(public_names(module), module)
-    return ", ".join(f":py:obj:`{name} <{homes[name]}.{name}>`" for name in public_names(module))
+    return ", ".join(f":py:obj:`{name} <{home}.{name}>`" for name, home in public_names(module).items())
 
 
 def _table_of(modules: list[str], package: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Week 12. A GPT as a GGUF file for llama.cpp, its weights in 32, 16, 8 or 4 bits.
 
-    to_gguf("my-model.gguf", model, tokenizer, "Q8_0")
+    to_gguf(model, "my-model.gguf", kind="Q8_0")
 
 A GPT becomes one of llama.cpp's architectures in `shared.models.gguf_families`. Where none of them is exactly
 the same model, the export is refused: the error names the fields in the way, and nothing is written. A

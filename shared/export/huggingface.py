@@ -1,6 +1,6 @@
 """Week 12. A GPT as a Hugging Face folder, with its tokenizer and a model card, and its upload to the hub.
 
-    save_hf_folder("my-model", model, tokenizer)      # transformers' from_pretrained, vLLM, and others
+    save_hf_folder(model, "my-model")      # transformers' from_pretrained, vLLM, and others
     push_to_hub("my-model", "someone/my-model")       # the folder, with its card, to the Hugging Face hub
 
 A GPT becomes a GPT-2, a Llama or a Qwen3 (a Llama with qk_norm). Where none of them is exactly the same

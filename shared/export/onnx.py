@@ -1,6 +1,6 @@
 """Week 12. A GPT as an ONNX file, and a small runner for it on ONNX Runtime.
 
-    to_onnx("model.onnx", model)
+    to_onnx(model, "model.onnx")
     OnnxModel("model.onnx").generate([[1, 2, 3]], 64)
 
 The graph is the model's own `forward` with a cache of another kind: keys and values of the past are inputs of

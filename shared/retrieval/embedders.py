@@ -93,16 +93,11 @@ def _import_warnings_hidden() -> Iterator[None]:
 def _quiet_libraries() -> Iterator[None]:
     """Inside, sentence-transformers and transformers are imported and show no progress.
 
-    Raises ValueError where sentence-transformers is not installed.
+    Raises ModuleNotFoundError where sentence-transformers is not installed.
     """
-    try:
-        with _import_warnings_hidden():
-            import sentence_transformers  # noqa: F401  (takes seconds to import)
-            from transformers.utils import logging as transformers_logging
-    except ImportError as error:
-        raise ValueError(
-            f"embedding needs the package {error.name}, which is not installed: pip install 'llm-weeks[rag]'"
-        ) from None
+    with needs("rag"), _import_warnings_hidden():
+        import sentence_transformers  # noqa: F401  (takes seconds to import)
+        from transformers.utils import logging as transformers_logging
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -189,7 +184,7 @@ def _loaded(model: str | Path, device: str) -> "SentenceTransformer":
     on_hub = isinstance(model, str) and HUB_NAME.fullmatch(model)
     if not on_hub and not Path(model).exists():
         raise ValueError(f"there is no folder {model}: give one with a model, or a model's name on the hub")
-    with _quiet_libraries():
+    with needs("rag"), _quiet_libraries():
         from sentence_transformers import SentenceTransformer
 
         try:
