@@ -19,7 +19,7 @@ PUBLIC = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def public_names(module: str) -> dict[str, str]:
-    """The classes and functions of a module, in its order, and their homes; of a package, what it hands on."""
+    """The classes and functions of a module, and their homes; of a package, what it hands on."""
     tree = STRUCTURE.trees[module]
     if module in STRUCTURE.packages:
         given = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
