@@ -31,7 +31,8 @@ from shared.commandline import errors_for_people, parse_args
 from shared.devices import device_name
 from shared.runtime import clock, table
 from shared.tokenizers import BPETokenizer, gpt2_tokenizer
-from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.tokenizers.patterns import GPT2_PATTERN
 from timing import seconds
 
 

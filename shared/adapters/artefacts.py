@@ -23,7 +23,7 @@ from shared.models.chat import is_chat
 from shared.models.families import hf_config
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import HUB, HUB_NAME, stored_model_type, to_hf
-from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config
+from shared.models.tokenizer_writing import hf_tokenizer_config
 from shared.models.weights import with_biases
 from shared.quantization.modules import dequantize, quantization_of
 from shared.registry import LanguageModel
@@ -113,7 +113,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     if not is_chat(tokenizer):
         config["chat_template"] = PLAY_JINJA
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "tokenizer.json", hf_tokenizer(tokenizer))
+    write_json(folder / "tokenizer.json", tokenizer.to_hf_json())
     write_json(folder / "tokenizer_config.json", config)
 
 

@@ -22,7 +22,7 @@ from shared.models.card import model_card
 from shared.models.families import hf_config
 from shared.models.gpt import GPT
 from shared.models.pretrained import refuse_checkpoint, to_hf
-from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config, special_roles
+from shared.models.tokenizer_writing import hf_tokenizer_config, special_roles
 from shared.runtime import read_json, write_atomically, write_json
 from shared.sampling.generate import generate
 from shared.tokenizers import Tokenizer
@@ -66,7 +66,7 @@ def save_hf_folder(
     folder = Path(folder)
     exported, tokenizer = ready_to_export(model, tokenizer)
     hf_config(exported.config)  # raises where there is no exact equivalent
-    tokenizer_json = hf_tokenizer(tokenizer)
+    tokenizer_json = tokenizer.to_hf_json()
     refuse_checkpoint(folder)
     _refuse_other_content(folder)
     role_ids = {}

@@ -36,13 +36,13 @@ from shared.models.gguf_reader import read_gguf
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.tokenizer_files import TokenizerFound, tokenizer_from_json, tokenizer_from_merges
 from shared.models.tokenizer_gguf import tokenizer_from_gguf
-from shared.models.tokenizer_patterns import UnlikeOurs
 from shared.models.weights import Each, StoredTensor, build_gpt, plain_tensors
 from shared.network import network_failure
 from shared.registry import made_by
 from shared.runtime import os_error_in, read_json, write_json
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import BPETokenizer, gpt2_tokenizer
+from shared.tokenizers.patterns import UnlikeOurs
 
 BUFFERS = re.compile(
     r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"

@@ -2,7 +2,7 @@
 
 Ours cut text by a pattern and merge bytes (GPT-2, Llama 3, Qwen), merge characters (Llama 2, Mistral, Gemma),
 or take single characters. A tokenizer that does something else is refused with the reason.
-`shared.models.tokenizer_gguf` reads those of GGUF files, and `shared.models.tokenizer_writing` writes both.
+`shared.models.tokenizer_gguf` reads those of GGUF files, which `shared.models.tokenizer_writing` writes.
 
 Source: the file format of the library `tokenizers`.
 """
@@ -12,11 +12,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from shared.models.tokenizer_ends import Ends, ends_of_json, named_special
-from shared.models.tokenizer_patterns import EVERY_CHARACTER, UnlikeOurs, pattern_of, regex_of
-from shared.tokenizers.base import Tokenizer
-from shared.tokenizers.bpe import GPT2_PATTERN, PRINTABLE, BPETokenizer
-from shared.tokenizers.char import CharTokenizer
-from shared.tokenizers.sentencepiece import SPACE, Prefix, SentencePieceTokenizer
+from shared.tokenizers.base import Tokenizer, own_part
+from shared.tokenizers.bpe import PRINTABLE, BPETokenizer
+from shared.tokenizers.char import EVERY_CHARACTER, CharTokenizer
+from shared.tokenizers.patterns import GPT2_PATTERN, UnlikeOurs, pattern_of, regex_of
+from shared.tokenizers.sentencepiece import (
+    PREPEND_SPACE,
+    REPLACE_SPACES,
+    SPACE,
+    SPLIT_AT_SPACES,
+    Prefix,
+    SentencePieceTokenizer,
+    byte_token,
+    decoder_steps,
+    in_plain_bytes,
+)
 
 
 class TokenizerFound(NamedTuple):
@@ -29,13 +39,15 @@ class TokenizerFound(NamedTuple):
 def tokenizer_from_json(
     values: Mapping[str, Any], config: Mapping[str, Any] | None = None, template: str | None = None
 ) -> TokenizerFound:
-    """A tokenizer.json as one of ours.
+    """A tokenizer.json as one of ours: exactly the one that was saved, where `Tokenizer.save` wrote it.
 
     config: the tokenizer_config.json beside it. template: the chat template, where it has a file of its own.
     Raises `UnlikeOurs` where ours cannot be it; KeyError, TypeError, AttributeError, IndexError or ValueError
     for one that is damaged.
     """
     config = config or {}
+    if own_part(values) is not None:
+        return TokenizerFound(Tokenizer.from_file_json(values, "tokenizer.json"), [])
     model = values["model"]
     if _is_of_characters(values):
         characters = CharTokenizer("".join(in_order(model["vocab"])))
@@ -272,44 +284,6 @@ def _sentencepiece(
         **added.of_tokenizer,
     )
     return TokenizerFound(tokenizer, ends.left_out)
-
-
-def byte_token(byte: int) -> str:
-    """How SentencePiece writes the token for a byte.
-
-    >>> byte_token(10)
-    '<0x0A>'
-    """
-    return f"<0x{byte:02X}>"
-
-
-def in_plain_bytes(token: str) -> bytes:
-    """The bytes of a token that is written with U+2581 for a space."""
-    return token.replace(SPACE, " ").encode()
-
-
-REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-"""The step of a normalizer that writes spaces as U+2581."""
-PREPEND_SPACE = {"type": "Prepend", "prepend": SPACE}
-SPLIT_AT_SPACES = {
-    "type": "Split",
-    "pattern": {"String": " "},
-    "behavior": "MergedWithPrevious",
-    "invert": False,
-}
-"""Gemma's pre_tokenizer, to which nothing is left to do where spaces were replaced."""
-
-
-def decoder_steps(with_prefix: bool) -> list[dict[str, Any]]:
-    """The steps of the usual decoder; with_prefix: the space that was put before a text is taken off."""
-    steps: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if with_prefix:
-        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return steps
 
 
 _SCHEMES: dict[str, Prefix] = {"never": "never", "first": "first", "always": "parts"}

@@ -8,15 +8,53 @@ Sources: the GGUF specification; llama.cpp for what its kinds mean, and for what
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.models.family import refuse
 from shared.models.tokenizer_ends import ends_of_gguf
-from shared.models.tokenizer_files import TokenizerFound, byte_token, in_plain_bytes
-from shared.models.tokenizer_patterns import GGUF_RULES
+from shared.models.tokenizer_files import TokenizerFound
 from shared.tokenizers.bpe import BPETokenizer
 from shared.tokenizers.char import CharTokenizer
-from shared.tokenizers.sentencepiece import SentencePieceTokenizer
+from shared.tokenizers.patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN, SMOLLM_PATTERN
+from shared.tokenizers.sentencepiece import SentencePieceTokenizer, byte_token, in_plain_bytes
+
+DEFAULT_PATTERN = (
+    r"[\p{P}$+<=>^~|]+|'(?:[sdmt]|ll|ve|re)| ?\p{L}+|[0-9]{3}|(?:(?![0-9]{3})\p{N})+|"
+    r" ?[^\s\p{L}\p{N}\p{P}$+<=>^~|]+"
+    r"|\s+(?![^\s\p{P}$+<=>^~|])|\s+"
+)
+"""What llama.cpp does for `default`: runs of punctuation, then GPT-2's pattern, then numbers in threes."""
+
+
+class GGUFRule(NamedTuple):
+    """What a value of tokenizer.ggml.pre stands for."""
+
+    pattern: str
+    ignore_merges: bool = False
+    begins: bool = False
+    """Whether a text begins with the token bos_token_id unless the file says otherwise."""
+
+
+GGUF_RULES = {
+    "gpt-2": GGUFRule(GPT2_PATTERN),
+    "olmo": GGUFRule(GPT2_PATTERN),
+    "smollm": GGUFRule(SMOLLM_PATTERN),
+    "default": GGUFRule(DEFAULT_PATTERN),
+    "llama-bpe": GGUFRule(LLAMA3_PATTERN, ignore_merges=True, begins=True),
+    "smaug-bpe": GGUFRule(LLAMA3_PATTERN),
+    "dbrx": GGUFRule(LLAMA3_PATTERN),
+    "qwen2": GGUFRule(QWEN2_PATTERN),
+}
+"""By the names of tokenizer.ggml.pre; of several that are alike, the first is written."""
+
+
+def gguf_rule(pattern: str, ignore_merges: bool) -> str | None:
+    """llama.cpp's name for a rule; None where it has none."""
+    for name, rule in GGUF_RULES.items():
+        if (rule.pattern, rule.ignore_merges) == (pattern, ignore_merges):
+            return name
+    return None
+
 
 # GGUF's kinds of tokens (tokenizer.ggml.token_type).
 NORMAL = 1

@@ -1,4 +1,5 @@
-"""Week 6. Our tokenizers as others write them: Hugging Face's tokenizer.json, and a GGUF file's metadata.
+"""Week 6. Our tokenizers as others write them: what stands beside Hugging Face's tokenizer.json, and a GGUF
+file's metadata. The tokenizer.json itself each tokenizer writes (`shared.tokenizers.base`).
 
 They give the same ids there: text is cut by the same rule and merged in the same order, and nothing is added
 at either end but the token that every text begins with, where the tokenizer has one. What a format cannot
@@ -9,30 +10,14 @@ the token, as ours do with `allowed_special="all"`.
 >>> gguf_tokenizer(CharTokenizer("\\nab"), 3)["tokens"]
 ['\\\\n', 'a', 'b']
 
-Sources: the file format of the library `tokenizers`; the GGUF specification, and llama.cpp's vocabularies for
-what each kind means.
+Sources: transformers' tokenizer_config.json; the GGUF specification, and llama.cpp's vocabularies for what
+each kind means.
 """
 
-from collections import Counter
-from operator import itemgetter
 from typing import Any
 
 from shared.models.chat import CHAT_TEMPLATE, IM_END, IM_START, is_chat
-from shared.models.tokenizer_files import (
-    PREPEND_SPACE,
-    REPLACE_SPACES,
-    SPLIT_AT_SPACES,
-    byte_token,
-    decoder_steps,
-)
-from shared.models.tokenizer_gguf import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
-from shared.models.tokenizer_patterns import (
-    EVERY_CHARACTER,
-    byte_level,
-    gguf_rule,
-    isolated,
-    pre_tokenizer_of,
-)
+from shared.models.tokenizer_gguf import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, gguf_rule
 from shared.tokenizers import (
     BPETokenizer,
     CharTokenizer,
@@ -40,11 +25,10 @@ from shared.tokenizers import (
     SentencePieceTokenizer,
     Tokenizer,
 )
-from shared.tokenizers.bpe import END_OF_TEXT, to_printable
-from shared.tokenizers.sentencepiece import SPACE
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.tokenizers.patterns import USE_GPT2_PATTERN
+from shared.tokenizers.sentencepiece import UNKNOWN_TOKEN
 
-USE_GPT2_PATTERN = "train the tokenizer with GPT2_PATTERN (shared.tokenizers.bpe), which all have"
-UNKNOWN_TOKEN = "<unk>"
 NO_SCORE = -1e4
 """Of tokens that are not made by merging: below all others."""
 NEVER_IN_TEXT = (0xFF, 0xFE, 0xC0, 0xC1, *range(0xF5, 0xFE))
@@ -75,172 +59,6 @@ def special_roles(tokenizer: Tokenizer) -> dict[str, str]:
 def chat_template_of(tokenizer: Tokenizer) -> str:
     """The chat template to write beside a model that converses."""
     return CHAT_TEMPLATE if tokenizer.chat is None else tokenizer.chat.template
-
-
-def _written(tokenizer: MergingTokenizer) -> list[str]:
-    """The tokens by id as vocabulary files write them. Raises ValueError where two are written alike."""
-    as_texts = {
-        i: token for tokens in (tokenizer.added.plain, tokenizer.added.special) for token, i in tokens.items()
-    }
-    tokens = [
-        as_texts[i] if i in as_texts else _write(tokenizer, i, token) for i, token in tokenizer.vocab.items()
-    ]
-    token, times = Counter(tokens).most_common(1)[0]
-    if times > 1:
-        kind = "special token" if token in tokenizer.special_tokens else "token"
-        raise ValueError(
-            f"the {kind} {token!r} is written like an ordinary one, which no other format can tell"
-            " apart: give it another text"
-        )
-    return tokens
-
-
-def _write(tokenizer: MergingTokenizer, i: int, token: bytes) -> str:
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return byte_token(token[0]) if i in tokenizer.byte_ids else _with_marked_spaces(token)
-    return to_printable(token)
-
-
-def _with_marked_spaces(token: bytes) -> str:
-    return token.decode().replace(" ", SPACE)
-
-
-def hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of tokenizer.json.
-
-    Two differences remain. A byte that a byte-level vocabulary lacks (SmolLM2's has no 0x04) is an error with
-    ours, and left out by theirs. And where a SentencePiece tokenizer has scores, and two pairs that overlap
-    would make the same token (ha|haha|ha), ours merges the left one, and theirs the one whose ids come first.
-    Raises ValueError for a kind of tokenizer, or a rule for cutting text, that cannot be expressed exactly.
-    """
-    normalizer: _Section | None = None
-    pre_tokenizer: _Section | None
-    if isinstance(tokenizer, CharTokenizer):
-        model, pre_tokenizer, decoder = _hf_characters(tokenizer)
-    elif isinstance(tokenizer, BPETokenizer):
-        model, pre_tokenizer, decoder = _hf_bpe(tokenizer)
-        normalizer = {"type": "NFC"} if tokenizer.nfc else None
-    elif isinstance(tokenizer, SentencePieceTokenizer):
-        model = _hf_sentencepiece(tokenizer)
-        normalizer, pre_tokenizer, decoder = _hf_spaces(tokenizer)
-    else:
-        raise ValueError(
-            f"a {type(tokenizer).__name__} has no equivalent at Hugging Face: there are CharTokenizer,"
-            " BPETokenizer and SentencePieceTokenizer"
-        )
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "normalizer": normalizer,
-        "post_processor": _hf_before(tokenizer),
-        "added_tokens": _hf_added_tokens(tokenizer),
-        "pre_tokenizer": pre_tokenizer,
-        "decoder": decoder,
-        "model": model,
-    }
-
-
-_Section = dict[str, Any]
-"""A section of tokenizer.json."""
-
-
-def _hf_characters(tokenizer: CharTokenizer) -> tuple[_Section, _Section, _Section]:
-    """The sections model, pre_tokenizer and decoder."""
-    vocab = {char: i for i, char in enumerate(tokenizer.chars)}
-    # The model's unknown token is not in the vocabulary: another character is an error, as with ours.
-    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<|unknown|>"}
-    return model, isolated(EVERY_CHARACTER), {"type": "Fuse"}
-
-
-def _hf_model(tokenizer: MergingTokenizer, merges: list[str]) -> _Section:
-    """The section model of a BPE."""
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": {token: i for i, token in enumerate(_written(tokenizer))},
-        "merges": merges,
-    }
-
-
-def _hf_bpe(tokenizer: BPETokenizer) -> tuple[_Section, _Section, _Section]:
-    """The sections model, pre_tokenizer and decoder."""
-    model = _hf_model(tokenizer, _merges(tokenizer)) | {"ignore_merges": tokenizer.ignore_merges}
-    pre_tokenizer = pre_tokenizer_of(tokenizer.pattern)
-    if pre_tokenizer is None:
-        raise ValueError(
-            f"the rule {tokenizer.pattern!r} for cutting text has no known equivalent at Hugging Face:"
-            f" {USE_GPT2_PATTERN}"
-        )
-    return model, pre_tokenizer, byte_level()
-
-
-def _merges(tokenizer: BPETokenizer) -> list[str]:
-    return [f"{to_printable(a)} {to_printable(b)}" for a, b in tokenizer.merges]
-
-
-def _hf_sentencepiece(tokenizer: SentencePieceTokenizer) -> _Section:
-    """The section model."""
-    merges = [f"{_with_marked_spaces(a)} {_with_marked_spaces(b)}" for a, b in tokenizer.merges]
-    unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in tokenizer.special_tokens else None
-    return _hf_model(tokenizer, merges) | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
-
-
-def _hf_spaces(tokenizer: SentencePieceTokenizer) -> tuple[_Section | None, _Section | None, _Section]:
-    """The sections normalizer, pre_tokenizer and decoder."""
-    decoder = {"type": "Sequence", "decoders": decoder_steps(with_prefix=tokenizer.prefix != "never")}
-    if tokenizer.prefix in ("first", "parts") or tokenizer.each_space:
-        if tokenizer.prefix == "always":
-            raise ValueError("prefix='always' with each_space has no equivalent at Hugging Face: use 'parts'")
-        scheme = "always" if tokenizer.prefix == "parts" else tokenizer.prefix
-        metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
-        return None, metaspace | {"split": tokenizer.each_space}, decoder
-    if tokenizer.prefix == "always":
-        return {"type": "Sequence", "normalizers": [PREPEND_SPACE, REPLACE_SPACES]}, None, decoder
-    return REPLACE_SPACES, SPLIT_AT_SPACES, decoder
-
-
-def _hf_before(tokenizer: Tokenizer) -> _Section | None:
-    """The section post_processor: the token that every text begins with, where there is one."""
-    token = tokenizer.begins_with
-    if token is None:
-        return None
-    first, second = (
-        [{"SpecialToken": {"id": token, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
-        for i, name in enumerate("AB")
-    )
-    own = {"id": token, "ids": [tokenizer.special_tokens[token]], "tokens": [token]}
-    return {
-        "type": "TemplateProcessing",
-        "single": first,
-        "pair": first + second,
-        "special_tokens": {token: own},
-    }
-
-
-def _hf_added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The special and added tokens, by id. They are found whatever stands around them."""
-    if not isinstance(tokenizer, MergingTokenizer):
-        return []
-    added = tokenizer.added
-    return [
-        {
-            "id": i,
-            "content": token,
-            "single_word": False,
-            "lstrip": token in added.lstrip,
-            "rstrip": token in added.rstrip,
-            "normalized": False,
-            "special": token in added.special,
-        }
-        for token, i in sorted({**added.plain, **added.special}.items(), key=itemgetter(1))
-    ]
 
 
 def hf_tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
@@ -326,8 +144,8 @@ def _gguf_bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model": "gpt2",
         "pre": rule,
-        "tokens": _written(tokenizer),
-        "merges": _merges(tokenizer),
+        "tokens": tokenizer.written_vocab(),
+        "merges": tokenizer.written_merges(),
     }
     return values | _gguf_roles(tokenizer)
 
@@ -339,7 +157,7 @@ def _gguf_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model": "llama",
         "pre": "default",
-        "tokens": _written(tokenizer),
+        "tokens": tokenizer.written_vocab(),
         "scores": _scores(tokenizer),
         "add_space_prefix": tokenizer.prefix == "always",
     }

@@ -1,4 +1,12 @@
-"""Week 1. What every tokenizer can do: encode, decode, be saved as JSON, and be told apart from another."""
+"""Week 1. What every tokenizer can do: encode, decode, be saved as JSON, and be told apart from another.
+
+A saved tokenizer is a tokenizer.json of Hugging Face's, from which `load` has ours back exactly. What that
+form does not say (the ends of a text, a chat template) is beside the model in its section, where the library
+`tokenizers` overlooks it. A tokenizer that cannot be said there is saved in the course's own form alone: an
+object with the field "kind", which `load` reads as well.
+
+Source: the file format of the library `tokenizers`.
+"""
 
 import hashlib
 import json
@@ -11,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shared.runtime import read_json, write_atomically
+from shared.tokenizers.sections import Section, first_token
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,23 @@ class Chat:
 
 KINDS: dict[str, type["Tokenizer"]] = {}
 """The kinds of tokenizer that `Tokenizer.load` can open, by name. A subclass enters itself."""
+
+OWN = "llm_weeks"
+"""The field of a tokenizer.json's section "model" with what of our tokenizer the rest does not say."""
+
+
+def own_part(values: Any) -> dict[str, Any] | None:
+    """What a tokenizer file says of ours alone: its kind, and what `from_json` needs beside "model".
+
+    None where `Tokenizer.save` did not write the file.
+    """
+    if not isinstance(values, dict):
+        return None
+    if "kind" in values:
+        return values
+    model = values.get("model")
+    own = model.get(OWN) if isinstance(model, dict) else None
+    return own if isinstance(own, dict) and "kind" in own else None
 
 
 class Tokenizer(ABC):
@@ -103,28 +129,122 @@ class Tokenizer(ABC):
         return hashlib.sha256(self._dump().encode()).hexdigest()
 
     def _dump(self) -> str:
-        return json.dumps({"kind": type(self).__name__, **self.to_json()}, ensure_ascii=False)
+        return json.dumps(self._own(), ensure_ascii=False)
+
+    def _own(self) -> dict[str, Any]:
+        """All of this tokenizer, in the course's own form."""
+        return {"kind": type(self).__name__, **self.to_json()}
+
+    # ---- Hugging Face's form
+
+    @property
+    def same_in_hf_json(self) -> bool:
+        """Whether what `to_hf_json` says gives the same ids for every text that this tokenizer encodes."""
+        return True
+
+    def to_hf_json(self) -> dict[str, Any]:
+        """The content of Hugging Face's tokenizer.json for this tokenizer.
+
+        The library `tokenizers` then gives the same ids, with `encode_special_tokens` where ours are allowed
+        no special tokens; without it, as ours with `allowed_special="all"`. It adds at either end of a text
+        nothing but `begins_with`. Two differences remain: a byte that a byte-level vocabulary lacks
+        (SmolLM2's has no 0x04) is an error here, and left out there; and see `same_in_hf_json`. Raises
+        ValueError for a tokenizer that cannot be said there.
+        """
+        first = self.begins_with
+        sections = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "normalizer": None,
+            "post_processor": None if first is None else first_token(first, self.special_tokens[first]),
+            "added_tokens": self._hf_added_tokens(),
+            "pre_tokenizer": None,
+            "decoder": None,
+        }
+        return sections | self._hf_sections()
+
+    def _hf_sections(self) -> dict[str, Any]:
+        """The sections of tokenizer.json in which kinds of tokenizers differ, "model" among them.
+
+        Raises ValueError where there is no equivalent.
+        """
+        raise ValueError(f"a {type(self).__name__} has no equivalent at Hugging Face")
+
+    def _hf_added_tokens(self) -> list[Section]:
+        """The section added_tokens."""
+        return []
+
+    @classmethod
+    def _said_in(cls, model: Section, own: dict[str, Any]) -> dict[str, Any]:
+        """What of `to_json` the section "model" says; own: what is beside it."""
+        return {}
+
+    # ---- files
 
     def save(self, path: str | Path) -> None:
-        """Writes the tokenizer as one JSON file."""
-        write_atomically(Path(path), self._dump() + "\n")
+        """Writes the tokenizer as one JSON file: a tokenizer.json that the library `tokenizers` loads.
+
+        Where it cannot say this tokenizer exactly (`to_hf_json` raises, or `same_in_hf_json` is False), the
+        file is in the course's own form, which only `load` reads.
+        """
+        write_atomically(Path(path), json.dumps(self._file(), ensure_ascii=False) + "\n")
+
+    def _file(self) -> dict[str, Any]:
+        own = self._own()
+        try:
+            values = self.to_hf_json()
+        except ValueError:
+            return own
+        if not self.same_in_hf_json:
+            return own
+        model = values["model"]
+        said = self._said_in(model, own)
+        rest = {name: value for name, value in own.items() if name not in said or said[name] != value}
+        return {**values, "model": {**model, OWN: rest}}
 
     @staticmethod
     def load(path: str | Path) -> "Tokenizer":
-        """The tokenizer that `save` wrote, of whatever kind. Raises ValueError for a file that isn't one."""
+        """The tokenizer that `save` wrote, of whatever kind, now or in an earlier version of the course.
+
+        Raises ValueError for a file that isn't one. Others' tokenizer.json are read by
+        `shared.models.pretrained.load_tokenizer`.
+        """
         try:
             values = read_json(Path(path))
-            kind = values.pop("kind")
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ValueError(f"{path} is not a tokenizer file: expected JSON with a field 'kind'") from None
+        except ValueError:
+            raise ValueError(f"{path} is not a tokenizer file, or it is damaged: it is no JSON") from None
+        return Tokenizer.from_file_json(values, str(path))
+
+    @staticmethod
+    def from_file_json(values: Any, where: str) -> "Tokenizer":
+        """The tokenizer of a file's content. where: the file, for messages. Raises ValueError as `load`."""
+        own = own_part(values)
+        if own is None and isinstance(values, dict) and "model" in values:
+            raise ValueError(
+                f"{where} is a tokenizer.json that this course did not write: read it with"
+                " shared.models.pretrained.load_tokenizer, and save what that gives"
+            )
+        if own is None:
+            raise ValueError(f"{where} is not a tokenizer file: expected JSON with a field 'kind'")
+        kind = own["kind"]
         if not isinstance(kind, str) or kind not in KINDS:
-            raise ValueError(f"{path} holds a tokenizer of kind {kind!r}; known are: {', '.join(KINDS)}")
+            raise ValueError(f"{where} holds a tokenizer of kind {kind!r}; known are: {', '.join(KINDS)}")
         try:
-            return KINDS[kind].from_json(values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: it does not describe a {kind} ({error!r})") from None
+            said = {} if own is values else KINDS[kind]._said_in(values["model"], own)
+            tokenizer = KINDS[kind].from_json(said | {name: own[name] for name in own if name != "kind"})
+            added = values.get("added_tokens", [])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where} is damaged: it does not describe a {kind} ({error!r})") from None
+        if own is not values and added != tokenizer._hf_added_tokens():
+            raise ValueError(
+                f"{where}: its added_tokens are not those of the {kind} that was saved in it. If they were"
+                f" changed on purpose, take {OWN!r} out of its section model, and read it with"
+                " shared.models.pretrained.load_tokenizer"
+            )
+        return tokenizer
 
 
 USUAL_ENDS = ("<|endoftext|>", "<|im_end|>")

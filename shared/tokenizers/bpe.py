@@ -31,25 +31,9 @@ from shared.tokenizers.added import AddedTokens
 from shared.tokenizers.base import Chat
 from shared.tokenizers.bpe_training import learn_merges
 from shared.tokenizers.merging import CHUNK, Before, Merger, MergingTokenizer, check_unicode, options_from
+from shared.tokenizers.patterns import COVERING, GPT2_PATTERN, byte_level, pre_tokenizer_of
+from shared.tokenizers.sections import Section, tokens_by_id
 
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""Contractions, words and numbers with the space before them, runs of other signs, white space."""
-GPT4_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|"
-    r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-)
-"""As GPT-2's, but contractions in either case, any one sign before a word, at most three digits together, and
-line breaks kept with the signs before them.
-"""
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Llama 3's, and OLMo 2's: nearly GPT-4's, but line breaks stay together."""
-QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
-"""Qwen's, since Qwen2: as Llama 3's, but every digit on its own."""
-COVERING = (GPT2_PATTERN, GPT4_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN)
-"""Patterns that every character is in a match of, and no white space behind a letter or digit."""
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -249,6 +233,27 @@ class BPETokenizer(MergingTokenizer):
             **options_from(values),
             **flags,
         )
+
+    def _written(self, token: bytes) -> str:
+        return to_printable(token)
+
+    def _hf_sections(self) -> dict[str, Any]:
+        return {
+            "normalizer": {"type": "NFC"} if self.nfc else None,
+            "pre_tokenizer": pre_tokenizer_of(self.pattern),
+            "decoder": byte_level(),
+            "model": self._hf_model() | {"ignore_merges": self.ignore_merges},
+        }
+
+    @classmethod
+    def _said_in(cls, model: Section, own: dict[str, Any]) -> dict[str, Any]:
+        names = {*own["special_tokens"], *own.get("added_tokens", ())}
+        in_bytes = {text: text.encode() if text in names else from_printable(text) for text in model["vocab"]}
+        in_latin_1 = {text: token.decode("latin-1") for text, token in in_bytes.items()}
+        return {
+            "vocab": [in_latin_1[text] for text in tokens_by_id(model["vocab"])],
+            "merges": [[in_latin_1[text] for text in merge.split(" ")] for merge in model["merges"]],
+        }
 
 
 # ---- cutting text into pieces

@@ -8,6 +8,10 @@
 from typing import Any
 
 from shared.tokenizers.base import Tokenizer
+from shared.tokenizers.sections import Section, isolated, tokens_by_id
+
+EVERY_CHARACTER = r"[\s\S]"
+"""Cuts a text into its characters, for Hugging Face's library."""
 
 
 class CharTokenizer(Tokenizer):
@@ -47,3 +51,12 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "CharTokenizer":
         return cls(values["chars"])
+
+    def _hf_sections(self) -> dict[str, Any]:
+        # The model's unknown token is not in the vocabulary: another character is an error, as with ours.
+        model = {"type": "WordLevel", "vocab": dict(self._ids), "unk_token": "<|unknown|>"}
+        return {"pre_tokenizer": isolated(EVERY_CHARACTER), "decoder": {"type": "Fuse"}, "model": model}
+
+    @classmethod
+    def _said_in(cls, model: Section, own: dict[str, Any]) -> dict[str, Any]:
+        return {"chars": "".join(tokens_by_id(model["vocab"]))}

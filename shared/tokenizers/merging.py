@@ -8,12 +8,15 @@ Source: Sennrich, Haddow & Birch, "Neural Machine Translation of Rare Words with
 
 import heapq
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal
 
 from shared.tokenizers.added import AddedTokens, AllowedSpecial
 from shared.tokenizers.base import Chat, Tokenizer
+from shared.tokenizers.sections import Section
 
 CACHED_PIECES = 1 << 20
 """How many pieces a tokenizer remembers the ids of."""
@@ -111,6 +114,8 @@ class PieceCache(dict[str, tuple[int, ...]]):
 class MergingTokenizer(Tokenizer):
     """A byte-pair encoding of some kind, with given merges."""
 
+    merges: list[tuple[bytes, bytes]]
+    """The pairs of tokens that are merged, in their order."""
     _merger: Merger
 
     def __init__(
@@ -212,6 +217,65 @@ class MergingTokenizer(Tokenizer):
             if getattr(self.added, side):
                 values[side] = sorted(getattr(self.added, side))
         return values
+
+    @abstractmethod
+    def _written(self, token: bytes) -> str:
+        """How vocabulary files write a token."""
+
+    def _names(self) -> dict[int, str]:
+        """The tokens, by id, that vocabulary files write by a name instead."""
+        return {i: name for tokens in (self.added.plain, self.added.special) for name, i in tokens.items()}
+
+    def written_vocab(self) -> list[str]:
+        """The tokens by id as vocabulary files write them (Hugging Face's, GGUF).
+
+        Raises ValueError where two are written alike.
+        """
+        names = self._names()
+        tokens = [names[i] if i in names else self._written(token) for i, token in self.vocab.items()]
+        token, times = Counter(tokens).most_common(1)[0]
+        if times > 1:
+            kind = "special token" if token in self.special_tokens else "token"
+            raise ValueError(
+                f"the {kind} {token!r} is written like an ordinary one, which no other format can tell"
+                " apart: give it another text"
+            )
+        return tokens
+
+    def written_merges(self) -> list[str]:
+        """The merges as vocabulary files write them: two tokens with a space between them."""
+        return [f"{self._written(left)} {self._written(right)}" for left, right in self.merges]
+
+    def _hf_model(self) -> Section:
+        """The section model of a tokenizer.json."""
+        return {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(self.written_vocab())},
+            "merges": self.written_merges(),
+        }
+
+    def _hf_added_tokens(self) -> list[Section]:
+        """The special and added tokens, by id. They are found whatever stands around them."""
+        added = self.added
+        return [
+            {
+                "id": i,
+                "content": token,
+                "single_word": False,
+                "lstrip": token in added.lstrip,
+                "rstrip": token in added.rstrip,
+                "normalized": False,
+                "special": token in added.special,
+            }
+            for token, i in sorted({**added.plain, **added.special}.items(), key=itemgetter(1))
+        ]
 
 
 def options_from(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,22 @@ from typing import Any, Literal, get_args
 from shared.tokenizers.added import AddedTokens
 from shared.tokenizers.base import Chat
 from shared.tokenizers.merging import CHUNK, LONG_PIECE, Before, Merger, MergingTokenizer, options_from
+from shared.tokenizers.sections import Section, tokens_by_id
 
 SPACE = "\u2581"
 """What a space is inside of tokens and texts here; in a text it is taken for a space."""
+UNKNOWN_TOKEN = "<unk>"
 Prefix = Literal["never", "first", "parts", "always"]
+REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+"""The step of a normalizer that writes spaces as U+2581."""
+PREPEND_SPACE = {"type": "Prepend", "prepend": SPACE}
+SPLIT_AT_SPACES = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+"""Gemma's pre_tokenizer, to which nothing is left to do where spaces were replaced."""
 
 
 class SentencePieceTokenizer(MergingTokenizer):
@@ -239,3 +251,81 @@ class SentencePieceTokenizer(MergingTokenizer):
             each_space=values["each_space"],
             **options_from(values),
         )
+
+    def _written(self, token: bytes) -> str:
+        return token.decode().replace(" ", SPACE)
+
+    def _names(self) -> dict[int, str]:
+        return {i: byte_token(byte) for byte, i in enumerate(self.byte_ids)} | super()._names()
+
+    @property
+    def same_in_hf_json(self) -> bool:
+        """False where scores let a token be made of different pairs: there each pair has a rank of its own.
+
+        Where two such pairs overlap (ha|haha|ha), ours merges the left one, and theirs the one whose ids come
+        first.
+        """
+        return len(set(self._ranks.values())) == len(self._ranks)
+
+    def _hf_sections(self) -> dict[str, Any]:
+        unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in self.special_tokens else None
+        model = self._hf_model() | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
+        steps = decoder_steps(with_prefix=self.prefix != "never")
+        return self._hf_spaces() | {"decoder": {"type": "Sequence", "decoders": steps}, "model": model}
+
+    def _hf_spaces(self) -> dict[str, Section | None]:
+        """The sections normalizer and pre_tokenizer."""
+        if self.prefix in ("first", "parts") or self.each_space:
+            if self.prefix == "always":
+                raise ValueError(
+                    "prefix='always' with each_space has no equivalent at Hugging Face: use 'parts'"
+                )
+            scheme = "always" if self.prefix == "parts" else self.prefix
+            metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
+            return {"normalizer": None, "pre_tokenizer": metaspace | {"split": self.each_space}}
+        if self.prefix == "always":
+            both = {"type": "Sequence", "normalizers": [PREPEND_SPACE, REPLACE_SPACES]}
+            return {"normalizer": both, "pre_tokenizer": None}
+        return {"normalizer": REPLACE_SPACES, "pre_tokenizer": SPLIT_AT_SPACES}
+
+    @classmethod
+    def _said_in(cls, model: Section, own: dict[str, Any]) -> dict[str, Any]:
+        special = own["special_tokens"]
+        tokens = tokens_by_id(model["vocab"])
+        vocab = [token.encode() if token in special else in_plain_bytes(token) for token in tokens]
+        for byte, i in enumerate(own["byte_ids"]):
+            vocab[i] = bytes([byte])
+        said: dict[str, Any] = {"vocab": [token.decode("latin-1") for token in vocab]}
+        if "scores" not in own:
+            pairs = [merge.split(" ") for merge in model["merges"]]
+            said["merges"] = [[in_plain_bytes(token).decode("latin-1") for token in pair] for pair in pairs]
+        return said
+
+
+# ---- Hugging Face's form
+
+
+def byte_token(byte: int) -> str:
+    """How SentencePiece writes the token for a byte.
+
+    >>> byte_token(10)
+    '<0x0A>'
+    """
+    return f"<0x{byte:02X}>"
+
+
+def in_plain_bytes(token: str) -> bytes:
+    """The bytes of a token that is written with U+2581 for a space."""
+    return token.replace(SPACE, " ").encode()
+
+
+def decoder_steps(with_prefix: bool) -> list[Section]:
+    """The steps of the usual decoder; with_prefix: the space that was put before a text is taken off."""
+    steps: list[Section] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if with_prefix:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return steps

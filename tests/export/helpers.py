@@ -10,7 +10,8 @@ from shared.export import __main__ as export
 from shared.models.gpt import GPT, GPTConfig
 from shared.sampling import generate
 from shared.tokenizers import BPETokenizer, CharTokenizer
-from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.tokenizers.patterns import GPT2_PATTERN
 from tests.helpers import shake, synthetic_text
 
 TEXT = synthetic_text()

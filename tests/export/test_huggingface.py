@@ -18,15 +18,16 @@ from shared.export.huggingface import Card
 from shared.models.chat import IM_END, chat_prompt
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.pretrained import from_gguf, from_hf, load_smollm2
-from shared.models.tokenizer_patterns import DEFAULT_PATTERN, SMOLLM_PATTERN
+from shared.models.tokenizer_gguf import DEFAULT_PATTERN
 from shared.sampling import generate
 from shared.tokenizers import gpt2_tokenizer
-from shared.tokenizers.bpe import (
-    END_OF_TEXT,
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.tokenizers.patterns import (
     GPT2_PATTERN,
     GPT4_PATTERN,
     LLAMA3_PATTERN,
     QWEN2_PATTERN,
+    SMOLLM_PATTERN,
 )
 from tests.expectations.make_smollm2 import CONVERSATIONS
 from tests.export.helpers import (

@@ -12,7 +12,7 @@ from shared.models.config import RopeScaling
 from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import quantize as quantize_model
 from shared.tokenizers import BPETokenizer
-from shared.tokenizers.bpe import GPT4_PATTERN
+from shared.tokenizers.patterns import GPT4_PATTERN
 from tests.export.helpers import CHARACTERS, CONFIGS, TEXT, bpe, made
 
 # ---- what is refused

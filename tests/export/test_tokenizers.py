@@ -15,7 +15,6 @@ from shared.models.gpt import GPT
 from shared.models.pretrained import from_gguf
 from shared.models.tokenizer_files import tokenizer_from_json
 from shared.models.tokenizer_gguf import tokenizer_from_gguf
-from shared.models.tokenizer_writing import hf_tokenizer
 from shared.tokenizers import BPETokenizer, SentencePieceTokenizer, Tokenizer
 from tests.export.helpers import CONFIGS
 from tests.models.tokenizer_forms import FORMS, texts_with_tokens
@@ -94,7 +93,7 @@ def test_what_gguf_cannot_say_is_refused(form, message, tmp_path):
 
 def test_merges_that_scores_lead_to_are_written_as_scores(tmp_path):
     by_scores = scored("always", False)
-    values = hf_tokenizer(by_scores)
+    values = by_scores.to_hf_json()
     by_merges, _ = tokenizer_from_json(values)
     assert by_merges.scores is None
     back = from_gguf(to_gguf(model_for(by_merges), tmp_path / "m.gguf", by_merges)).tokenizer
@@ -104,9 +103,9 @@ def test_merges_that_scores_lead_to_are_written_as_scores(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["always", "never"])
 def test_written_for_tokenizers_scores_give_the_same_ids(prefix):
-    """But where pairs overlap that make one token; see `hf_tokenizer`."""
+    """But where pairs overlap that make one token; see `SentencePieceTokenizer.same_in_hf_json`."""
     ours = scored(prefix, prefix == "never")
-    values = hf_tokenizer(ours)
+    values = ours.to_hf_json()
     theirs = tokenizers.Tokenizer.from_str(json.dumps(values))
     texts = [text for text in texts_with_tokens(values, 5000, seed=15) if "aba" not in text]
     for text in texts:
@@ -124,7 +123,7 @@ if importlib.util.find_spec("xllamacpp"):
         if isinstance(tokenizer, BPETokenizer):
             tokenizer.nfc = False
         run = llama_cpp(to_gguf(model_for(tokenizer), tmp_path / "m.gguf", tokenizer))
-        values = hf_tokenizer(tokenizer)
+        values = tokenizer.to_hf_json()
         for text in filter(None, texts_with_tokens(values, 400, seed=16)):
             if "ſ" not in text:  # an s in another form, which only some count as one
                 assert run.tokenize(text) == tokenizer.encode(text, allowed_special="all"), ascii(text)

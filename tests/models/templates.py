@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers
 
 from shared.models.tokenizer_files import tokenizer_from_json
-from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config
+from shared.models.tokenizer_writing import hf_tokenizer_config
 from shared.runtime import write_json
 from shared.tokenizers import BPETokenizer
 from tests.helpers import synthetic_text
@@ -52,7 +52,7 @@ def tokenizers_with(name: str, folder: Path):
     template = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
     special = sorted({*special_tokens_in(template), TEMPLATES[name]})
     trained = BPETokenizer.train(synthetic_text(300), 290 + len(special), special_tokens=special)
-    values = hf_tokenizer(trained)
+    values = trained.to_hf_json()
     config = hf_tokenizer_config(trained, 512) | {
         "bos_token": "<s>",
         "eos_token": TEMPLATES[name],

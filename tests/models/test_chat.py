@@ -9,7 +9,7 @@ from shared.adapters.instructions import ChatTemplate, encode
 from shared.models.chat import IM_END, IM_START, chat_prompt, is_chat
 from shared.models.tokenizer_files import tokenizer_from_json
 from shared.models.tokenizer_gguf import tokenizer_from_gguf
-from shared.models.tokenizer_writing import hf_tokenizer, hf_tokenizer_config
+from shared.models.tokenizer_writing import hf_tokenizer_config
 from shared.tokenizers import BPETokenizer, Tokenizer
 from shared.tokenizers.base import Chat, ends_of
 from tests.helpers import synthetic_text
@@ -89,7 +89,7 @@ def test_the_template_goes_along_into_every_format(both, tmp_path):
     again = [
         Tokenizer.load(tmp_path / "tokenizer.json"),
         pickle.loads(pickle.dumps(ours)),
-        tokenizer_from_json(hf_tokenizer(ours), hf_tokenizer_config(ours, 512)).tokenizer,
+        tokenizer_from_json(ours.to_hf_json(), hf_tokenizer_config(ours, 512)).tokenizer,
     ]
     for other in again:
         assert chat_prompt(other, TALK) == chat_prompt(ours, TALK) and ends_of(other) == ends_of(ours)
@@ -122,7 +122,7 @@ def test_a_template_runs_in_a_sandbox(template, said):
 
 def test_gguf_names_ends_and_template():
     tokenizer = BPETokenizer.train(synthetic_text(300), 282, special_tokens=["<s>", "</s>", "<end>"])
-    tokens = hf_tokenizer(tokenizer)["model"]["vocab"]
+    tokens = tokenizer.to_hf_json()["model"]["vocab"]
     metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",

@@ -9,9 +9,11 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from shared.models.pretrained import from_gguf, from_hf
-from shared.models.tokenizer_patterns import DEFAULT_PATTERN, EVERY_CHARACTER, SMOLLM_PATTERN
+from shared.models.tokenizer_gguf import DEFAULT_PATTERN
 from shared.tokenizers import BPETokenizer
-from shared.tokenizers.bpe import GPT2_PATTERN, to_printable
+from shared.tokenizers.bpe import to_printable
+from shared.tokenizers.char import EVERY_CHARACTER
+from shared.tokenizers.patterns import GPT2_PATTERN, SMOLLM_PATTERN
 from tests.helpers import fuzz, synthetic_text
 from tests.models.helpers import (
     TOKENS,

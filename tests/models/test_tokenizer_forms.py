@@ -7,7 +7,6 @@ import pytest
 from tokenizers import normalizers
 
 from shared.models.tokenizer_files import tokenizer_from_json
-from shared.models.tokenizer_writing import hf_tokenizer
 from shared.sampling.text import stream_text
 from shared.tokenizers import BPETokenizer, SentencePieceTokenizer, Tokenizer
 from tests.helpers import ALPHABETS
@@ -63,7 +62,7 @@ def test_a_tokenizer_goes_through_every_file_of_ours_and_theirs(form, tmp_path):
     values = FORMS[form]()
     ours = ours_of(values)
     ours.save(tmp_path / "own.json")
-    written = hf_tokenizer(ours)
+    written = ours.to_hf_json()
     theirs = theirs_of(written)
     copies = [Tokenizer.load(tmp_path / "own.json"), pickle.loads(pickle.dumps(ours)), ours_of(written)]
     assert {copy.fingerprint for copy in copies} == {ours.fingerprint}

@@ -16,13 +16,8 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from shared.assets import fetch
 from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, bpe, gpt2_tokenizer, merging
-from shared.tokenizers.bpe import (
-    END_OF_TEXT,
-    GPT2_PATTERN,
-    GPT4_PATTERN,
-    LLAMA3_PATTERN,
-    QWEN2_PATTERN,
-)
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.tokenizers.patterns import GPT2_PATTERN, GPT4_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
 from tests.helpers import fuzz, synthetic_text
 
 PATTERNS = {

@@ -11,7 +11,8 @@ from shared.course.exercise import Week, grade
 from shared.course.exercise.answers import load_module
 from shared.runtime import ROOT
 from shared.tokenizers import BPETokenizer
-from shared.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN
+from shared.tokenizers.bpe import END_OF_TEXT
+from shared.tokenizers.patterns import GPT2_PATTERN
 from tests.helpers import fuzz, synthetic_text
 from tests.weeks.helpers import script
 

@@ -13,7 +13,8 @@ from torch import Generator
 
 from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
 from shared.tokenizers import bpe_training
-from shared.tokenizers.bpe import GPT2_PATTERN, GPT4_PATTERN, BPETokenizer
+from shared.tokenizers.bpe import BPETokenizer
+from shared.tokenizers.patterns import GPT2_PATTERN, GPT4_PATTERN
 
 WHOLE = r"(?s).+"  # a pattern that cuts nothing: a text is one piece
 

@@ -1,4 +1,4 @@
-"""Week 6. Rules for cutting text by the names that others have for them: Hugging Face's and llama.cpp's.
+"""Week 5. Rules for cutting text: today's patterns, and how Hugging Face's files write them.
 
 Hugging Face's library runs its regular expressions with Oniguruma, ours with `regex`. Where both read one
 alike it is taken as it is; a part that they read differently is translated, or refused.
@@ -6,54 +6,44 @@ alike it is taken as it is; a part that they read differently is translated, or 
 >>> from_oniguruma(r"\\p{L}+|\\s+$")
 '\\\\p{L}+|\\\\s+(?=\\\\n|\\\\Z)'
 
-Sources: the file format of the library `tokenizers`; Oniguruma's syntax for Ruby; llama.cpp for its patterns.
+Sources: Radford et al. (GPT-2, 2019); the file format of the library `tokenizers`; Oniguruma's syntax for
+Ruby.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import regex
 
-from shared.tokenizers.bpe import COVERING, GPT2_PATTERN, GPT4_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
+from shared.tokenizers.sections import Section, isolated
 
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""Contractions, words and numbers with the space before them, runs of other signs, white space."""
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+"""As GPT-2's, but contractions in either case, any one sign before a word, at most three digits together, and
+line breaks kept with the signs before them.
+"""
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Llama 3's, and OLMo 2's: nearly GPT-4's, but line breaks stay together."""
+QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
+"""Qwen's, since Qwen2: as Llama 3's, but every digit on its own."""
+COVERING = (GPT2_PATTERN, GPT4_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN)
+"""Patterns that every character is in a match of, and no white space behind a letter or digit."""
 SMOLLM_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 """SmolLM2's: every digit on its own, and what lies between digits as GPT-2's pattern cuts it."""
-DEFAULT_PATTERN = (
-    r"[\p{P}$+<=>^~|]+|'(?:[sdmt]|ll|ve|re)| ?\p{L}+|[0-9]{3}|(?:(?![0-9]{3})\p{N})+|"
-    r" ?[^\s\p{L}\p{N}\p{P}$+<=>^~|]+"
-    r"|\s+(?![^\s\p{P}$+<=>^~|])|\s+"
-)
-"""What llama.cpp does for `default`: runs of punctuation, then GPT-2's pattern, then numbers in threes."""
 GPT4_SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
 )
 """GPT-4's pattern for Oniguruma, which has no possessive {1,3}+."""
-EVERY_CHARACTER = r"[\s\S]"
-"""Cuts a text into its characters; with a vocabulary of those it is a character tokenizer."""
-
-
-class GGUFRule(NamedTuple):
-    """What a value of tokenizer.ggml.pre stands for."""
-
-    pattern: str
-    ignore_merges: bool = False
-    begins: bool = False
-    """Whether a text begins with the token bos_token_id unless the file says otherwise."""
-
-
-GGUF_RULES = {
-    "gpt-2": GGUFRule(GPT2_PATTERN),
-    "olmo": GGUFRule(GPT2_PATTERN),
-    "smollm": GGUFRule(SMOLLM_PATTERN),
-    "default": GGUFRule(DEFAULT_PATTERN),
-    "llama-bpe": GGUFRule(LLAMA3_PATTERN, ignore_merges=True, begins=True),
-    "smaug-bpe": GGUFRule(LLAMA3_PATTERN),
-    "dbrx": GGUFRule(LLAMA3_PATTERN),
-    "qwen2": GGUFRule(QWEN2_PATTERN),
-}
-"""By the names of tokenizer.ggml.pre; of several that are alike, the first is written."""
+USE_GPT2_PATTERN = "train the tokenizer with GPT2_PATTERN (shared.tokenizers), which all have"
 
 
 class UnlikeOurs(ValueError):
@@ -150,39 +140,30 @@ def regex_of(step: Mapping[str, Any]) -> str | None:
     return None
 
 
-def pre_tokenizer_of(pattern: str) -> dict[str, Any] | None:
-    """The pre_tokenizer that cuts as `pattern` does; None where that cannot be said."""
+def pre_tokenizer_of(pattern: str) -> Section:
+    """The pre_tokenizer that cuts as `pattern` does. Raises ValueError where that cannot be said."""
     if pattern == GPT2_PATTERN:
         return byte_level()
     if pattern == SMOLLM_PATTERN:
         return in_turn({"type": "Digits", "individual_digits": True}, byte_level())
     theirs = GPT4_SPLIT if pattern == GPT4_PATTERN else pattern.replace(r"\Z", r"\z")
     try:
-        if pattern != GPT4_PATTERN and from_oniguruma(theirs) != pattern:
-            return None
+        read_again = pattern if pattern == GPT4_PATTERN else from_oniguruma(theirs)
     except UnlikeOurs:
-        return None
+        read_again = None
+    if read_again != pattern:
+        raise ValueError(
+            f"the rule {pattern!r} for cutting text has no known equivalent at Hugging Face:"
+            f" {USE_GPT2_PATTERN}"
+        )
     return in_turn(isolated(theirs), byte_level(use_regex=False))
 
 
-def byte_level(use_regex: bool = True) -> dict[str, Any]:
+def byte_level(use_regex: bool = True) -> Section:
     """Bytes as printable characters; use_regex: text is cut as by GPT-2 first."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
-def isolated(split: str) -> dict[str, Any]:
-    """A step of a pre_tokenizer whose pieces are the matches, and what lies between them."""
-    return {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
-
-
-def in_turn(*steps: dict[str, Any]) -> dict[str, Any]:
+def in_turn(*steps: Section) -> Section:
     """One step of a pre_tokenizer after the other."""
     return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-def gguf_rule(pattern: str, ignore_merges: bool) -> str | None:
-    """llama.cpp's name for a rule; None where it has none."""
-    for name, rule in GGUF_RULES.items():
-        if (rule.pattern, rule.ignore_merges) == (pattern, ignore_merges):
-            return name
-    return None
