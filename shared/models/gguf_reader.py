@@ -80,6 +80,12 @@ class _Reader(GGUFReader):
             yield plain[start:offset]
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """The metadata by key and the tensors by name.
 

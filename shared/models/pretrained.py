@@ -8,6 +8,7 @@ express is refused by name. Nothing here needs the library transformers; it is w
     to_hf(model, "my-gpt2")                     # what transformers' from_pretrained loads
     model, tokenizer = load_smollm2()
     model = load_model("checkpoints/mine/best") # or any of these: whatever holds a GPT
+    tokenizer = load_tokenizer("gpt2")          # from all of them, and from a tokenizer.json
 
 Sources: Radford et al. (GPT-2, 2019); Touvron et al. (Llama, 2023); Allal et al. (SmolLM2, 2025).
 """
@@ -32,14 +33,14 @@ from shared.devices import resolve_device
 from shared.models.families import config_from_hf, hf_config
 from shared.models.family import refuse
 from shared.models.gguf_families import FACTORS, config_from_gguf, llama3_scaling
-from shared.models.gguf_reader import read_gguf
+from shared.models.gguf_reader import is_gguf, read_gguf
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.tokenizer_files import TokenizerFound, tokenizer_from_json, tokenizer_from_merges
+from shared.models.tokenizer_files import TokenizerFound, read_hf_json, tokenizer_in_file, tokenizer_in_folder
 from shared.models.tokenizer_gguf import tokenizer_from_gguf
 from shared.models.weights import Each, StoredTensor, build_gpt, plain_tensors
 from shared.network import network_failure
 from shared.registry import made_by
-from shared.runtime import os_error_in, read_json, write_json
+from shared.runtime import os_error_in, write_json
 from shared.tokenizers.base import Tokenizer
 from shared.tokenizers.bpe import BPETokenizer, gpt2_tokenizer
 from shared.tokenizers.patterns import UnlikeOurs
@@ -55,17 +56,6 @@ HUB = {
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
 }
 """Where GPT-2 lies on the Hugging Face hub, and the commit."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-"""Where a folder may have its tokenizer; ours can be what the first holds, or the next two together."""
 BY_NAME = ("smollm2", "gemma3-270m")
 """GGUF files that `shared.assets` knows. Gemma's terms are shown, and asked for, before it is fetched."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -104,7 +94,7 @@ def from_hf(
     """
     if isinstance(source, (str, Path)):
         folder = Path(source) if Path(source).is_dir() else _snapshot(str(source))
-        values = _read_json(folder / "config.json")
+        values = read_hf_json(folder / "config.json")
         model = _from_hf(values, _open_folder(folder), str(folder), dtype, each)
         model.tokenizer = _folder_tokenizer(folder, model.config.vocab_size, say)
         return model
@@ -152,7 +142,7 @@ def hf_tensors(source: str | Path, download: bool = True) -> tuple[GPTConfig, di
     fetched. Raises ValueError where `from_hf` does, and for what would have to be fetched and must not be.
     """
     folder = Path(source) if Path(source).is_dir() else _snapshot(str(source), download)
-    config, _ = config_from_hf(_read_json(folder / "config.json"), str(folder))
+    config, _ = config_from_hf(read_hf_json(folder / "config.json"), str(folder))
     return config, {name: stored.read() for name, stored in _open_folder(folder).items()}
 
 
@@ -180,7 +170,7 @@ def _open_folder(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _open_shards(index: Path) -> dict[str, StoredTensor]:
-    shard_of = _read_json(index).get("weight_map")
+    shard_of = read_hf_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not all(map(_is_file_name, shard_of.values())):
         raise ValueError(
             f"{index} is damaged: its weight_map does not give a file of this folder for each tensor"
@@ -219,20 +209,15 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{path} is missing, cut or damaged ({error}): download it again") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing, cut or damaged ({error}): download it again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object")
-    return values
+def _snapshot(name: str, download: bool = True, weights: bool = True) -> Path:
+    """The folder of a model on the hub, downloaded on the first call, if that is allowed.
 
-
-def _snapshot(name: str, download: bool = True) -> Path:
-    """The folder of a model on the hub, downloaded on the first call, if that is allowed."""
+    weights: whether they are wanted too, or only what is beside them.
+    """
     hub_name, commit = HUB.get(name, (name, None))
-    wanted = ["*.json", "merges.txt", "chat_template.jinja", "model*.safetensors"]
+    wanted = ["*.json", "merges.txt", "chat_template.jinja"]
+    if weights:
+        wanted.append("model*.safetensors")
     try:
         return Path(
             snapshot_download(hub_name, revision=commit, allow_patterns=wanted, local_files_only=not download)
@@ -251,37 +236,15 @@ def _folder_tokenizer(folder: Path, vocab_size: int, say: Callable[[str], None])
     """The folder's tokenizer as ours; None where there is none, and, with a word to `say`, where ours cannot
     be it. What of it ours does not do is said too.
     """
-    names = [name for name in TOKENIZER_FILES if (folder / name).exists()]
-    if not names:
-        return None
     try:
-        if names[0] != "tokenizer.json" and names[:2] != ["vocab.json", "merges.txt"]:
-            raise UnlikeOurs(f"of {', '.join(TOKENIZER_FILES[:3])} there is not enough ({', '.join(names)})")
-        tokenizer, left_out = _tokenizer_in(folder)
+        tokenizer, left_out = tokenizer_in_folder(folder)
         if tokenizer is not None and tokenizer.vocab_size > vocab_size:
             raise UnlikeOurs(f"it has {tokenizer.vocab_size} tokens, and the model {vocab_size}")
     except UnlikeOurs as reason:
         say(f"{folder}: the model comes without its tokenizer, which ours cannot be: {reason}")
         return None
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise ValueError(f"{folder}: {names[0]} is damaged ({error!r}): download it again") from None
     _say_left_out(left_out, str(folder), say)
     return tokenizer
-
-
-def _tokenizer_in(folder: Path) -> TokenizerFound:
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter counts more
-        if (folder / name).exists():
-            config |= _read_json(folder / name)
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.exists() else None
-    if (folder / "tokenizer.json").exists():
-        return tokenizer_from_json(_read_json(folder / "tokenizer.json"), config, template)
-    merges = (folder / "merges.txt").read_text(encoding="utf-8")
-    added = folder / "added_tokens.json"
-    more = _read_json(added) if added.exists() else {}
-    return tokenizer_from_merges(_read_json(folder / "vocab.json"), merges, more, config, template)
 
 
 def _say_left_out(left_out: list[str], where: str, say: Callable[[str], None]) -> None:
@@ -301,7 +264,7 @@ def refuse_checkpoint(folder: Path) -> None:
 
 def _is_hugging_faces(folder: Path) -> bool:
     """Whether a folder's config.json is Hugging Face's rather than that of a checkpoint of this course."""
-    return "model_type" in _read_json(folder / "config.json")
+    return "model_type" in read_hf_json(folder / "config.json")
 
 
 def stored_model_type(name: str | Path) -> str | None:
@@ -426,6 +389,48 @@ def load_model(
             f"{made_by(name)}"
         )
     return model.to(device=where, dtype=dtype)
+
+
+def load_tokenizer(name: str | Path, say: Callable[[str], None] = print) -> Tokenizer:
+    """A tokenizer from wherever it lies, without the weights of its model.
+
+    name: a tokenizer.json, Hugging Face's or ours; a folder with one (a checkpoint, an index, a Hugging Face
+    model), or with vocab.json and merges.txt; a GGUF file; "smollm2" or "gemma3-270m"; or a name on the hub,
+    such as "gpt2", from where only the small files are fetched. A file is read alone: the chat template of a
+    Hugging Face model is in another, so give its folder. `say` gets what of it ours does not do, such as a
+    token after each text. Raises ValueError, with the reason, for a tokenizer that ours cannot be, for files
+    that are damaged, and for anything else.
+    """
+    path = Path(name)
+    where = str(name)
+    if name in BY_NAME:
+        path = fetch(where)
+    try:
+        if path.is_file():
+            found = _tokenizer_in_gguf(path) if is_gguf(path) else tokenizer_in_file(path)
+        elif path.is_dir() or checkpoint.find(path) is not None:
+            found = tokenizer_in_folder(checkpoint.find(path) or path)
+        elif name in HUB:
+            found = TokenizerFound(gpt2_tokenizer(), [])
+        elif HUB_NAME.fullmatch(where) and not path.exists():
+            found = tokenizer_in_folder(_snapshot(where, weights=False))
+        else:
+            found = TokenizerFound(None, [])
+    except UnlikeOurs as reason:
+        raise ValueError(f"{where}: ours cannot be its tokenizer: {reason}") from None
+    if found.tokenizer is None:
+        raise ValueError(
+            f"no tokenizer in {where}: give a tokenizer.json, a folder with one, a GGUF file, 'smollm2', or a"
+            f" name on the hub such as 'gpt2'{made_by(name)}"
+        )
+    _say_left_out(found.left_out, where, say)
+    return found.tokenizer
+
+
+def _tokenizer_in_gguf(path: Path) -> TokenizerFound:
+    metadata, _ = read_gguf(path)
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return tokenizer_from_gguf(metadata, len(tokens) if isinstance(tokens, list) else 0, str(path))
 
 
 def load_smollm2(blocks: int | None = None) -> tuple[GPT, BPETokenizer]:

@@ -8,10 +8,12 @@ Source: the file format of the library `tokenizers`.
 """
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.models.tokenizer_ends import Ends, ends_of_json, named_special
+from shared.runtime import read_json
 from shared.tokenizers.base import Tokenizer, own_part
 from shared.tokenizers.bpe import PRINTABLE, BPETokenizer
 from shared.tokenizers.char import EVERY_CHARACTER, CharTokenizer
@@ -28,6 +30,18 @@ from shared.tokenizers.sentencepiece import (
     in_plain_bytes,
 )
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+"""Where a folder may have its tokenizer; ours can be what the first holds, or the next two together."""
+
 
 class TokenizerFound(NamedTuple):
     """A tokenizer of a file's, and what the file asks for and ours does not do."""
@@ -36,18 +50,77 @@ class TokenizerFound(NamedTuple):
     left_out: list[str]
 
 
+def tokenizer_in_folder(folder: Path) -> TokenizerFound:
+    """The tokenizer of a folder, Hugging Face's or a checkpoint, as ours; None where there is none.
+
+    Raises `UnlikeOurs` where ours cannot be it, and ValueError for files that are damaged.
+    """
+    names = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if not names:
+        return TokenizerFound(None, [])
+    if names[0] != "tokenizer.json" and names[:2] != ["vocab.json", "merges.txt"]:
+        raise UnlikeOurs(f"of {', '.join(TOKENIZER_FILES[:3])} there is not enough ({', '.join(names)})")
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter counts more
+        if (folder / name).exists():
+            config |= read_hf_json(folder / name)
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else None
+    if names[0] == "tokenizer.json":
+        return tokenizer_in_file(folder / names[0], config, template)
+    vocab = folder / "vocab.json"
+    ids = read_hf_json(vocab)
+    merges = (folder / "merges.txt").read_text(encoding="utf-8")
+    added = folder / "added_tokens.json"
+    more = read_hf_json(added) if added.exists() else {}
+    return _read_by(tokenizer_from_merges, vocab, ids, merges, more, config, template)
+
+
+def tokenizer_in_file(
+    path: Path, config: Mapping[str, Any] | None = None, template: str | None = None
+) -> TokenizerFound:
+    """The tokenizer of a tokenizer.json, Hugging Face's or ours, in either form.
+
+    config, template: as in `tokenizer_from_json`; ours needs neither. Raises `UnlikeOurs` where ours cannot
+    be it, and ValueError for a file that is damaged.
+    """
+    values = read_hf_json(path)
+    if own_part(values) is not None:
+        return TokenizerFound(Tokenizer.from_file_json(values, str(path)), [])
+    return _read_by(tokenizer_from_json, path, values, config, template)
+
+
+def _read_by(reader: Callable[..., TokenizerFound], path: Path, *contents: Any) -> TokenizerFound:
+    """What `reader` makes of a file's contents; the file is named where they are damaged."""
+    try:
+        return reader(*contents)
+    except UnlikeOurs:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): download it again") from None
+
+
+def read_hf_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of Hugging Face's. Raises ValueError, naming it, for one that is damaged."""
+    try:
+        values = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}): download it again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object")
+    return values
+
+
 def tokenizer_from_json(
     values: Mapping[str, Any], config: Mapping[str, Any] | None = None, template: str | None = None
 ) -> TokenizerFound:
-    """A tokenizer.json as one of ours: exactly the one that was saved, where `Tokenizer.save` wrote it.
+    """The content of a tokenizer.json of Hugging Face's as one of ours.
 
     config: the tokenizer_config.json beside it. template: the chat template, where it has a file of its own.
     Raises `UnlikeOurs` where ours cannot be it; KeyError, TypeError, AttributeError, IndexError or ValueError
     for one that is damaged.
     """
     config = config or {}
-    if own_part(values) is not None:
-        return TokenizerFound(Tokenizer.from_file_json(values, "tokenizer.json"), [])
     model = values["model"]
     if _is_of_characters(values):
         characters = CharTokenizer("".join(in_order(model["vocab"])))

@@ -145,7 +145,7 @@ def _gguf_bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
         "model": "gpt2",
         "pre": rule,
         "tokens": tokenizer.written_vocab(),
-        "merges": tokenizer.written_merges(),
+        "merges": tokenizer.written_merges(tokenizer.merges),
     }
     return values | _gguf_roles(tokenizer)
 

@@ -242,7 +242,7 @@ class BPETokenizer(MergingTokenizer):
             "normalizer": {"type": "NFC"} if self.nfc else None,
             "pre_tokenizer": pre_tokenizer_of(self.pattern),
             "decoder": byte_level(),
-            "model": self._hf_model() | {"ignore_merges": self.ignore_merges},
+            "model": self._hf_model(self.merges) | {"ignore_merges": self.ignore_merges},
         }
 
     @classmethod
@@ -335,7 +335,7 @@ def to_printable(token: bytes) -> str:
     >>> to_printable(b" the")
     'Ġthe'
     """
-    return "".join(PRINTABLE[b] for b in token)
+    return token.decode("latin-1").translate(PRINTABLE)
 
 
 def from_printable(text: str) -> bytes:

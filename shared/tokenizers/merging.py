@@ -114,8 +114,6 @@ class PieceCache(dict[str, tuple[int, ...]]):
 class MergingTokenizer(Tokenizer):
     """A byte-pair encoding of some kind, with given merges."""
 
-    merges: list[tuple[bytes, bytes]]
-    """The pairs of tokens that are merged, in their order."""
     _merger: Merger
 
     def __init__(
@@ -242,11 +240,11 @@ class MergingTokenizer(Tokenizer):
             )
         return tokens
 
-    def written_merges(self) -> list[str]:
-        """The merges as vocabulary files write them: two tokens with a space between them."""
-        return [f"{self._written(left)} {self._written(right)}" for left, right in self.merges]
+    def written_merges(self, merges: Iterable[tuple[bytes, bytes]]) -> list[str]:
+        """Merges as vocabulary files write them: two tokens with a space between them."""
+        return [f"{self._written(left)} {self._written(right)}" for left, right in merges]
 
-    def _hf_model(self) -> Section:
+    def _hf_model(self, merges: Iterable[tuple[bytes, bytes]]) -> Section:
         """The section model of a tokenizer.json."""
         return {
             "type": "BPE",
@@ -258,7 +256,7 @@ class MergingTokenizer(Tokenizer):
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {token: i for i, token in enumerate(self.written_vocab())},
-            "merges": self.written_merges(),
+            "merges": self.written_merges(merges),
         }
 
     def _hf_added_tokens(self) -> list[Section]:

@@ -269,7 +269,7 @@ class SentencePieceTokenizer(MergingTokenizer):
 
     def _hf_sections(self) -> dict[str, Any]:
         unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in self.special_tokens else None
-        model = self._hf_model() | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
+        model = self._hf_model(self.merges) | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
         steps = decoder_steps(with_prefix=self.prefix != "never")
         return self._hf_spaces() | {"decoder": {"type": "Sequence", "decoders": steps}, "model": model}
 
