@@ -4,6 +4,7 @@ import pickle
 import unicodedata
 
 import pytest
+import tokenizers
 from tokenizers import normalizers
 
 from shared.models.tokenizer_files import tokenizer_from_json
@@ -63,10 +64,10 @@ def test_a_tokenizer_goes_through_every_file_of_ours_and_theirs(form, tmp_path):
     ours = ours_of(values)
     ours.save(tmp_path / "own.json")
     written = ours.to_hf_json()
-    theirs = theirs_of(written)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "own.json"))
     copies = [Tokenizer.load(tmp_path / "own.json"), pickle.loads(pickle.dumps(ours)), ours_of(written)]
     assert {copy.fingerprint for copy in copies} == {ours.fingerprint}
-    for text in texts_with_tokens(values, 500, seed=13):
+    for text in texts_with_tokens(values, COUNT // 10, seed=13):
         ids = ours.encode(text, allowed_special="all")
         for copy in copies:
             assert copy.encode(text, allowed_special="all") == ids and copy.decode(ids) == ours.decode(ids)
