@@ -272,7 +272,7 @@ def stored_model_type(name: str | Path) -> str | None:
     before; None for a checkpoint of this course. Raises ValueError for a model that is not on this machine.
     """
     folder = Path(name) if Path(name).is_dir() else _snapshot(str(name), download=False)
-    return _read_json(folder / "config.json").get("model_type")
+    return read_hf_json(folder / "config.json").get("model_type")
 
 
 def to_hf(model: GPT, folder: str | Path) -> Path:
