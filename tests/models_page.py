@@ -49,7 +49,6 @@ COLUMNS = {
     "checkpoint": "test_saved_and_loaded_it_is_the_same",
     "GGUF and back": "test_it_is_read_again_as_it_was_written",
     "llama.cpp": "test_llama_cpp_writes_the_same_64_tokens",
-    "ONNX": "test_onnx_runtime_writes_the_same_tokens",
 }
 
 

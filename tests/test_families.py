@@ -3,7 +3,7 @@ different lengths, serving, quantization, LoRA, checkpoints, ONNX.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from shared import checkpoint
 from shared.adapters import LoRAConfig, add_lora, merge_lora
 from shared.export import to_onnx
 from shared.export.onnx import OnnxModel
-from shared.models.config import GPTConfig
+from shared.models.config import GPTConfig, LayerKind
 from shared.models.gpt import GPT
 from shared.quantization import quantize
 from shared.quantization.modules import dequantize
@@ -103,15 +103,13 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
         assert torch.equal(loaded(ids()), model(ids()))
 
 
-OPERATORS = ("SmolLM3", "Phi-4 mini", "Gemma 2")
-"""Families whose graphs have operators that others lack: layers without RoPE, a part of it, soft caps."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OPERATORS)
-def test_onnx_runtime_writes_the_same_tokens(name, tmp_path):
+def test_onnx_runtime_writes_the_same_tokens(tmp_path):
     torch.manual_seed(0)
-    model = shake(GPT(CONFIGS[name]))
+    # In one graph what single families have: soft caps and windows (Gemma 2), layers without RoPE (SmolLM3),
+    # a part of it (Phi-4 mini).
+    layers = (LayerKind(window=9), LayerKind(rope=False))
+    model = shake(GPT(replace(FAMILIES["Gemma 2"], layers=layers, rope_share=0.5)))
     runtime = OnnxModel(to_onnx(model, tmp_path / "m.onnx"), threads=1)
     logits, _ = runtime(ids().numpy().astype(np.int64), runtime.new_cache(2))
     with torch.no_grad():
