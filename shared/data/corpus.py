@@ -29,8 +29,10 @@ TextSource = str | Path | Sequence[str | Path]
 """Where text is: one of TEXTS, a file, a folder, or several files and folders."""
 HASHED_AT_ONCE = 1 << 22
 """So many tokens at a time are read for a fingerprint."""
-LAYOUT = b"sum, uint16"
-"""How tokens are kept; part of the files' names, so that none of another layout is read as one of these."""
+LAYOUT = "sum, {}"
+"""How tokens are kept, in which type; part of the files' names, so that none of another layout is read as one
+of these.
+"""
 
 
 class Tokens(Protocol):
@@ -43,7 +45,9 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenized text. train, val: token ids, memory-mapped from disk (uint16)."""
+    """A tokenized text. train, val: token ids, memory-mapped from disk: uint16, or uint32 where
+    the tokenizer has more than 65,536 tokens.
+    """
 
     name: str
     """The data set that was really used: 'tinyshakespeare', 'shakespeare', or a file's name and the first
@@ -223,20 +227,18 @@ def _corpus(
 
 
 def _tokens(text: str, tokenizer: Tokenizer, say: Callable[[str], None]) -> np.ndarray:
-    if tokenizer.vocab_size > 2**16:
-        raise ValueError(
-            f"a vocabulary of {tokenizer.vocab_size} does not fit in uint16: at most {2**16} tokens"
-        )
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    layout = LAYOUT.format(dtype).encode()
     text_hash = hashlib.sha256(text.encode()).digest()
-    key = hashlib.sha256(LAYOUT + tokenizer.fingerprint.encode() + text_hash).hexdigest()[:16]
+    key = hashlib.sha256(layout + tokenizer.fingerprint.encode() + text_hash).hexdigest()[:16]
     path = cache_folder() / "tokens" / f"{key}.bin"
     if not is_whole(path):
         if path.exists():
             say(f"{path} is cut or damaged: these tokens are made again")
-        write_with_sum(path, np.array(tokenizer.encode(text), dtype=np.uint16).tobytes())
+        write_with_sum(path, np.array(tokenizer.encode(text), dtype).tobytes())
     if path.stat().st_size == SUM_BYTES:  # a tiny text's validation split; no bytes cannot be mapped
-        return np.zeros(0, dtype=np.uint16)
-    return np.memmap(path, dtype=np.uint16, mode="r", offset=SUM_BYTES)
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r", offset=SUM_BYTES)
 
 
 class TokenDataset(Dataset):

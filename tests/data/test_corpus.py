@@ -238,15 +238,13 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         read_text("middlemarch")
 
 
-def test_a_vocabulary_over_uint16_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("last", "dtype"), [(65_535, np.uint16), (65_536, np.uint32)])
+def test_ids_take_two_bytes_where_they_fit_and_four_where_not(last, dtype, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path / "cache"))
-    characters = "".join(chr(i) for i in range(0x10000, 0x20001))
-    (tmp_path / "t.txt").write_text(characters[65_535] * 20, encoding="utf-8")
-    largest = load_corpus(str(tmp_path / "t.txt"), tokenizer=CharTokenizer(characters[:-1]), block_size=1)
-    assert set(largest.train.tolist()) == {65_535}
-    large = CharTokenizer(characters)
-    with pytest.raises(ValueError, match="65537 does not fit in uint16"):
-        load_corpus(str(tmp_path / "t.txt"), tokenizer=large)
+    characters = "".join(chr(0x10000 + i) for i in range(last + 1))
+    (tmp_path / "t.txt").write_text(characters[-1] * 20, encoding="utf-8")
+    corpus = load_corpus(str(tmp_path / "t.txt"), tokenizer=CharTokenizer(characters), block_size=1)
+    assert set(corpus.train.tolist()) == set(corpus.val.tolist()) == {last} and corpus.train.dtype == dtype
 
 
 # ---- windows
