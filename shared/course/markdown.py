@@ -6,8 +6,9 @@ Text between markers is generated. A table has a row for each run, a column for 
         "best_val_loss|validation loss|.3f, seconds|time (s)|.0f" -->
     <!-- end -->
 
-with the marker on one line; `name=label` gives a run another name in the table, and `key?` is one that some
-runs have not, such as the step at which a loss was reached: a dash stands there. A single figure is
+with the marker on one line; `name=label` gives a run another name in the table, `name?` is a run that has no
+row as long as it is not there, and `key?` is one that some runs have not, such as the step at which a loss
+was reached: a dash stands there. A single figure is
 
     <!-- = 04_mini_gpt/reference/tinyshakespeare/modern best_val_loss .3f -->1.497<!-- end -->
 
@@ -75,9 +76,11 @@ def _table(match: re.Match[str]) -> str:
     lines = [_row(["run", *headings]), "| --- |" + " ---: |" * len(headings)]
     for name in names.split(","):
         name, _, label = name.partition("=")
-        run = ROOT / "logs" / folder / name
+        run = ROOT / "logs" / folder / name.removesuffix("?")
+        if name.endswith("?") and not run.exists():
+            continue
         cells = [_cell(run, key, format) for key, format in zip(keys, formats)]
-        lines.append(_row([label.replace("_", " ") or name, *cells]))
+        lines.append(_row([label.replace("_", " ") or name.removesuffix("?"), *cells]))
     return head + "\n".join(lines) + "\n" + end
 
 

@@ -203,6 +203,15 @@ def test_a_dash_only_where_the_marker_allows_it(monkeypatch, runs, tmp_path):
         markdown.refill(head.format("") + "\nstale\n<!-- end -->")
 
 
+def test_a_row_that_is_not_there_yet_is_left_out_only_where_the_marker_allows_it(monkeypatch, runs, tmp_path):
+    monkeypatch.setattr(markdown, "ROOT", tmp_path)
+    head = '<!-- table 04_mini_gpt/reference/toy {} "val_loss|loss|.2f" -->\nstale\n<!-- end -->'
+    rows = markdown.refill(head.format("fast?=the_fast_one,none?,fast?")).splitlines()[3:-1]
+    assert rows == ["| the fast one | 2.00 |", "| fast | 2.00 |"]
+    with pytest.raises(ValueError, match="none"):
+        markdown.refill(head.format("fast,none"))
+
+
 def test_refill_writes_kept_text_up_to_the_end_of_a_line(monkeypatch, tmp_path):
     monkeypatch.setattr(markdown, "ROOT", tmp_path)
     folder = tmp_path / "logs" / "04_mini_gpt" / "toy"
