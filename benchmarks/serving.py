@@ -19,6 +19,7 @@ import torch
 
 from shared.commandline import errors_for_people, parse_args
 from shared.devices import device_name
+from shared.models.names import OwnModelName
 from shared.runtime import table
 from shared.serving.load import NAME, Delays, Load, delays, percentile, served, throughput
 
@@ -32,8 +33,7 @@ WORDS = (
 class Settings:
     """Measures a server."""
 
-    model: str = "smollm2"
-    """As for shared.serving."""
+    model: OwnModelName = "smollm2"
     quantize: str | None = None
     group_size: int | None = None
     url: str | None = None

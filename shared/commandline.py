@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 import tyro
@@ -295,7 +295,7 @@ def _read_config(file: str) -> dict[str, Any]:
 
 def _overlay(settings: Any, values: dict[str, Any], file: str) -> Any:
     """`settings` with the fields that `values` names changed, in groups of settings too."""
-    types = {field.name: str(field.type) for field in fields(settings)}
+    types = {field.name: str(get_type_hints(type(settings))[field.name]) for field in fields(settings)}
     changes = {}
     for key, value in _as_called_now(values, types).items():
         if key not in types:

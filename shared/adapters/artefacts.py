@@ -22,7 +22,8 @@ from shared.models.card import model_card
 from shared.models.chat import is_chat
 from shared.models.families import hf_config
 from shared.models.gpt import GPT, GPTConfig
-from shared.models.pretrained import HUB, HUB_NAME, stored_model_type, to_hf
+from shared.models.names import BY_NAME, HUB_NAME
+from shared.models.pretrained import HUB, stored_model_type, to_hf
 from shared.models.tokenizer_writing import hf_tokenizer_config
 from shared.models.weights import with_biases
 from shared.quantization.modules import dequantize, quantization_of
@@ -30,7 +31,6 @@ from shared.registry import LanguageModel
 from shared.runtime import write_atomically, write_json
 from shared.tokenizers.base import Tokenizer
 
-SMOLLM2_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PLAY_JINJA = (
     "{% for message in messages %}"
     "{{ {'system': 'SCENE', 'user': 'QUESTION', 'assistant': 'ANSWER'}[message['role']] + ':\\n' }}"
@@ -60,12 +60,12 @@ def base_on_the_hub(name: str, config: GPTConfig) -> str | None:
     config: the model's, which says what family an adapter's layers are written as. None where the base is
     stored as another: a Phi-3 without anything of its own is a Llama here, and has other layers there.
 
-    >>> base_on_the_hub("smollm2", GPTConfig())
-    'HuggingFaceTB/SmolLM2-135M-Instruct'
+    >>> base_on_the_hub("gemma3-270m", GPTConfig())
+    'google/gemma-3-270m'
     """
     path = Path(name)
-    if name == "smollm2":
-        return SMOLLM2_ON_THE_HUB
+    if name in BY_NAME:
+        return BY_NAME[name].hub
     if not (path / "config.json").exists() and not (HUB_NAME.fullmatch(name) and not path.exists()):
         return None
     stored_as = stored_model_type(name)

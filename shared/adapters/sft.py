@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from shared.adapters.artefacts import (
-    SMOLLM2_ON_THE_HUB,
     AdapterCard,
     base_on_the_hub,
     save_artefact,
@@ -37,6 +36,7 @@ from shared.checks import Checks
 from shared.data.corpus import load_corpus
 from shared.evaluation import evaluate
 from shared.models.gpt import GPT
+from shared.models.names import BY_NAME, ModelName
 from shared.models.pretrained import load_model
 from shared.quantization.modules import quantization_of
 from shared.quantization.packing import SCHEMES
@@ -62,8 +62,7 @@ TEXT_WINDOWS = 128
 class SFTSettings:
     """Fine-tunes a model on conversations: its answers are learned."""
 
-    model: str
-    """smollm2, a checkpoint's folder, a GGUF file, or a Hugging Face model's folder or hub name."""
+    model: ModelName
     data: str
     """Conversations, as JSONL or a JSON array: {"messages"}, {"prompt", "response"} or {"prompt",
     "completion"}, Alpaca's {"instruction", "input", "output"}, or ShareGPT's {"conversations"}.
@@ -405,9 +404,9 @@ def _card(settings: SFTSettings, planned: SFTPlan, summary: Mapping[str, Any]) -
         if value is not None:
             figures.append({"measured": f"perplexity on the old text, {when}", "value": f"{value:.4g}"})
     about = {"Base": settings.model, "Data": Path(settings.data).name}
-    if settings.model == "smollm2":
+    if settings.model in BY_NAME:
         about["Base"] += (
-            f", {SMOLLM2_ON_THE_HUB}, as its file in 4 bits (Q4_1); on the hub's own weights the adapter"
+            f", {BY_NAME[settings.model].hub}, as its file in 4 bits; on the hub's own weights the adapter"
             " computes a little differently"
         )
     return AdapterCard(

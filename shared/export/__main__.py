@@ -1,4 +1,4 @@
-"""Week 12. Exports a checkpoint of week 4 or later, or SmolLM2, for other programs.
+"""Week 12. Exports a model, your own or another, for other programs.
 
     python -m shared.export --model checkpoints/my-model --out exported
     # what week 8 quantized, its codes as they are
@@ -16,9 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from shared import checkpoint
 from shared.adapters import load_adapter, merge_lora
@@ -28,6 +26,7 @@ from shared.export.gguf import to_gguf
 from shared.export.huggingface import FILES, Card, push_to_hub, save_hf_folder
 from shared.export.onnx import to_onnx, weights_of
 from shared.models.gpt import GPT
+from shared.models.names import ModelName
 from shared.models.pretrained import load_model
 from shared.quantization.modules import dequantize, quantization_of, quantize
 
@@ -36,10 +35,9 @@ from shared.quantization.modules import dequantize, quantization_of, quantize
 
 @dataclass(frozen=True)
 class Settings:
-    """Exports a checkpoint for other programs."""
+    """Exports a model for other programs."""
 
-    model: Annotated[str, tyro.conf.arg(aliases=["--checkpoint"])]
-    """A folder that training saved, "smollm2", a GGUF file, or a Hugging Face model's folder or hub name."""
+    model: ModelName
     out: str | None = None
     """The folder (hf) or file (gguf, onnx) to write; none: in this folder, called as the adapter or the model
     is.

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.extras import needs
-from shared.tokenizers.base import Tokenizer
+from shared.registry import LanguageModel
+from shared.sampling.generate import generate
+from shared.tokenizers.base import Tokenizer, ends_of
 from shared.tokenizers.merging import MergingTokenizer
 
 IM_START = "<|im_start|>"
@@ -50,7 +52,9 @@ QUESTIONS = (
     "Why is the sky blue? Answer in one sentence.",
     "Write a short poem about the sea.",
 )
-"""What the course asks a chat model, to see what it answers."""
+"""What the course asks a model, to see what it answers."""
+BASE_MODEL = "a base model, which was never trained to converse: it goes on from the text of a question"
+"""What is said of a model where `answer_to` asks it without a chat template."""
 
 
 def is_known_template(template: object) -> bool:
@@ -121,6 +125,22 @@ def _chatml(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list
         ids += [special[IM_START], *tokenizer.encode(f"{role}\n{content}"), special[IM_END]]
         ids += tokenizer.encode("\n")
     return [*ids, special[IM_START], *tokenizer.encode("assistant\n")]
+
+
+def answer_to(model: LanguageModel, tokenizer: Tokenizer, question: str, max_new_tokens: int) -> str:
+    """What a model answers to a question: the likeliest tokens, as text.
+
+    A base model (see `is_chat`) is given "Question: ..." and "Answer:" to go on from, and its answer ends
+    with the line.
+    """
+    chat = is_chat(tokenizer)
+    if chat:
+        ids = chat_prompt(tokenizer, [{"role": "user", "content": question}])
+    else:
+        ids = tokenizer.prompt(f"Question: {question}\nAnswer:")
+    answer = generate(model, ids, max_new_tokens, temperature=0, stop=ends_of(tokenizer))
+    text = tokenizer.decode(list(answer)).strip()
+    return text if chat else text.partition("\n")[0]
 
 
 # ---- a model's own template

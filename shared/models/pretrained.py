@@ -35,6 +35,7 @@ from shared.models.family import refuse
 from shared.models.gguf_families import FACTORS, config_from_gguf, llama3_scaling
 from shared.models.gguf_reader import is_gguf, read_gguf
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.names import BY_NAME, HUB_NAME
 from shared.models.tokenizer_files import TokenizerFound, read_hf_json, tokenizer_in_file, tokenizer_in_folder
 from shared.models.tokenizer_gguf import tokenizer_from_gguf
 from shared.models.weights import Each, StoredTensor, build_gpt, plain_tensors
@@ -56,10 +57,6 @@ HUB = {
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
 }
 """Where GPT-2 lies on the Hugging Face hub, and the commit."""
-BY_NAME = ("smollm2", "gemma3-270m")
-"""GGUF files that `shared.assets` knows. Gemma's terms are shown, and asked for, before it is fetched."""
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-"""What a name on the hub looks like: "gpt2", or "someone/my-model"."""
 
 
 class _Config(Protocol):
@@ -256,13 +253,13 @@ def refuse_checkpoint(folder: Path) -> None:
     """Raises ValueError for a folder with a checkpoint of this course, whose files are named like Hugging
     Face's and would be overwritten.
     """
-    if (folder / "config.json").exists() and not _is_hugging_faces(folder):
+    if (folder / "config.json").exists() and not is_hugging_faces(folder):
         raise ValueError(
             f"{folder} holds a checkpoint of this course, which would be overwritten: choose another folder"
         )
 
 
-def _is_hugging_faces(folder: Path) -> bool:
+def is_hugging_faces(folder: Path) -> bool:
     """Whether a folder's config.json is Hugging Face's rather than that of a checkpoint of this course."""
     return "model_type" in read_hf_json(folder / "config.json")
 
@@ -338,8 +335,7 @@ def from_gguf(
     if FACTORS in stored and config.position == "rope":
         config = llama3_scaling(stored.pop(FACTORS).read(), config, where)
     if blocks is not None:
-        if not 1 <= blocks <= config.n_layer:
-            raise ValueError(f"blocks={blocks}: {where} has {config.n_layer}, so it must be from 1 to that")
+        _check_blocks(blocks, config, where)
         left_out = tuple(f"blk.{block}." for block in range(blocks, config.n_layer))
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(left_out)}
         config = replace(config, n_layer=blocks)
@@ -349,11 +345,17 @@ def from_gguf(
     return model
 
 
+def _check_blocks(blocks: int, config: GPTConfig, where: str) -> None:
+    if not 1 <= blocks <= config.n_layer:
+        raise ValueError(f"blocks={blocks}: {where} has {config.n_layer}, so it must be from 1 to that")
+
+
 def load_model(
     name: str | Path,
     device: torch.device | str = "auto",
     dtype: torch.dtype | None = None,
     *,
+    blocks: int | None = None,
     each: Each | None = None,
 ) -> GPT:
     """A GPT from wherever it lies, in eval mode, with its tokenizer under `tokenizer` (None where it has none
@@ -361,19 +363,21 @@ def load_model(
 
     name: "smollm2" or "gemma3-270m"; the folder of a checkpoint (of a quantized model too, once
     shared.quantization is imported); a GGUF file; the folder of a Hugging Face model; or a name on the hub,
-    such as "gpt2". dtype: of the weights; None leaves them as they are (fp32, bf16, fp16, or packed). each:
-    what is done to each part as soon as it is loaded, such as `shared.quantization.quantizing("int4")`: then
-    the whole model is never there in full. Raises ValueError for anything else, and for files that are
-    damaged or that our GPT cannot express.
+    such as "gpt2". dtype: of the weights; None leaves them as they are (fp32, bf16, fp16, or packed). blocks:
+    only so many of its blocks, from the first; what it then writes makes no sense, but it takes the same
+    paths, faster. each: what is done to each part as soon as it is loaded, such as
+    `shared.quantization.quantizing("int4")`: then the whole model is never there in full. Raises ValueError
+    for anything else, for another number of blocks, and for files that are damaged or that our GPT cannot
+    express.
     """
     where = resolve_device(device)
     path = Path(name)
     folder = checkpoint.find(path)
     if name in BY_NAME:
-        model = from_gguf(fetch(str(name)), dtype=dtype, each=each)
+        model = from_gguf(fetch(str(name)), blocks=blocks, dtype=dtype, each=each)
     elif path.is_file():
-        model = from_gguf(path, dtype=dtype, each=each)
-    elif folder is not None and _is_hugging_faces(folder):
+        model = from_gguf(path, blocks=blocks, dtype=dtype, each=each)
+    elif folder is not None and is_hugging_faces(folder):
         model = from_hf(folder, dtype=dtype, each=each)
     elif folder is not None:
         model = GPT.from_checkpoint(path, "cpu")
@@ -388,6 +392,10 @@ def load_model(
             " hub such as 'gpt2'"
             f"{made_by(name)}"
         )
+    if blocks is not None and blocks != model.config.n_layer:
+        _check_blocks(blocks, model.config, str(name))
+        del model.blocks[blocks:]
+        model.config = replace(model.config, n_layer=blocks)
     return model.to(device=where, dtype=dtype)
 
 

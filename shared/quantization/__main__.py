@@ -7,7 +7,7 @@
     python -m shared.quantization --model smollm2 --scheme nf4 --skip lm_head --out small
 
 What it writes is a checkpoint like another: load_model, `python -m shared.serving --model small` and
-`python -m shared.export --checkpoint small --format gguf` take it.
+`python -m shared.export --model small --format gguf` take it.
 """
 
 import sys
@@ -24,6 +24,7 @@ from shared.data.corpus import fixed_windows
 from shared.devices import pick_device
 from shared.evaluation import TextScore, score_text
 from shared.models.gpt import GPT
+from shared.models.names import OwnModelName
 from shared.models.pretrained import load_model
 from shared.quantization.gptq import gptq
 from shared.quantization.modules import num_bytes, quantize, save_quantized
@@ -38,10 +39,7 @@ class Settings:
     out: Path
     """The folder to write, a new one."""
     scheme: Literal["int8", "int4", "nf4"]
-    model: str = "own"
-    """"own" (your newest checkpoint), "smollm2", a checkpoint's folder, a Hugging Face model's folder or hub
-    name, or a GGUF file.
-    """
+    model: OwnModelName = "own"
     group_size: int | None = None
     """How many weights of a row share a scale: 32, 64, 128 or 256. If not given, 32 for int4, 64 for nf4 and
     the whole row for int8.

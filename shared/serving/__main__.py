@@ -30,6 +30,7 @@ from shared.commandline import errors_for_people, parse_args
 from shared.devices import pick_device
 from shared.extras import needs
 from shared.models.gpt import GPT
+from shared.models.names import OwnModelName
 from shared.quantization.modules import num_bytes
 from shared.serving import chat
 from shared.serving.api import CompletionServer, describe_size
@@ -59,10 +60,7 @@ thread is as fast as two, and leaves the other core to HTTP.
 class Settings:
     """A server for one model and its adapters."""
 
-    model: str = "own"
-    """"own" (the checkpoint of week 6, else of week 4, else smollm2), "smollm2", a checkpoint's folder
-    (quantized or not), or a Hugging Face model's folder or hub name.
-    """
+    model: OwnModelName = "own"
     name: str | None = None
     """What clients call it; the last part of --model if not given."""
     quantize: Literal["int8", "int4", "nf4"] | None = None

@@ -13,6 +13,7 @@ from typing import Literal
 
 from shared.checks import Checks
 from shared.models.chat import chat_prompt, is_chat
+from shared.models.names import OwnModelName
 from shared.runtime import clock
 from shared.sampling.penalties import Penalties
 from shared.sampling.text import stream_text
@@ -28,8 +29,7 @@ from shared.training.own_model import name_and_source
 class ChatSettings:
     """A conversation in the terminal."""
 
-    model: str = "smollm2"
-    """As for the server; one that was trained to converse."""
+    model: OwnModelName = "smollm2"
     adapter: str | None = None
     """A LoRA adapter's folder."""
     quantize: Literal["int8", "int4", "nf4"] | None = None
@@ -140,7 +140,7 @@ def chat_in_terminal(settings: ChatSettings) -> None:
     if not is_chat(tokenizer):
         raise ValueError(
             f"{name} was never trained to converse, and its tokenizer has no tokens for it: let it go on with"
-            " a text (python -m shared.sampling), or take --model smollm2"
+            " a text (python -m shared.models), or take --model smollm2"
         )
     engine = Engine(model, slots=1)
     try:

@@ -11,6 +11,7 @@ from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.devices import pick_device
 from shared.evaluation import MAX_TOKENS
+from shared.models.names import ModelName
 from shared.models.pretrained import load_model
 from shared.runtime import table
 from shared.zero_shot.tasks import Result, load_task, run_task
@@ -20,8 +21,7 @@ from shared.zero_shot.tasks import Result, load_task, run_task
 class Settings:
     """Zero-shot accuracy of a GPT."""
 
-    model: str
-    """"smollm2", a checkpoint's folder, a GGUF file, or a Hugging Face model's folder or hub name."""
+    model: ModelName
     tasks: tuple[Literal["lambada", "piqa", "hellaswag"], ...] = ("lambada", "piqa")
     limit: int | None = None
     """Only the first so many examples of each task."""

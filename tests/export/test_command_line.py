@@ -89,7 +89,7 @@ def test_what_the_hub_cannot_take_is_said(tmp_path):
 def test_a_checkpoint_is_exported_from_the_command_line(format, saved, tmp_path):
     out = tmp_path / "out"
     flags = ["--format", format, "--kind", "F32", "--out", str(out), "--title", "Mine"]
-    said = run("--checkpoint", str(saved), *flags)
+    said = run("--model", str(saved), *flags)
     assert sorted(said) == sorted(
         f"wrote {path} ({path.stat().st_size:,} bytes)" for path in tmp_path.rglob("*") if path.is_file()
     )
@@ -119,7 +119,7 @@ def test_an_adapter_is_merged_into_what_is_exported(form, saved, tmp_path):
             p.data += 0.1 * torch.randn(p.shape, generator=generator)
     save_adapter(adapted, tmp_path / "adapter")
     out = tmp_path / "out"
-    run("--checkpoint", str(folder), "--adapter", str(tmp_path / "adapter"), "--out", str(out))
+    run("--model", str(folder), "--adapter", str(tmp_path / "adapter"), "--out", str(out))
     same_logits(from_hf(out)(idx()), adapted(idx()))
     assert (adapted(idx()) - made(QWEN)(idx())).abs().max() > 0.1
     assert "1.234" not in (out / "README.md").read_text()
@@ -157,9 +157,9 @@ def test_a_plain_base_is_rounded_as_it_was_when_the_adapter_learned(format, save
 def test_a_soft_prompt_is_not_exported_as_if_it_were_merged(saved, tmp_path):
     prompt = save_adapter(add_prompt(copy.deepcopy(made(QWEN)), 4), tmp_path / "prompt")
     with pytest.raises(ValueError, match="holds a soft prompt"):
-        run("--checkpoint", str(saved), "--adapter", str(prompt), "--out", str(tmp_path / "out"))
+        run("--model", str(saved), "--adapter", str(prompt), "--out", str(tmp_path / "out"))
     with pytest.raises(ValueError, match="holds no adapter"):
-        run("--checkpoint", str(saved), "--adapter", str(tmp_path), "--out", str(tmp_path / "out"))
+        run("--model", str(saved), "--adapter", str(tmp_path), "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -169,7 +169,7 @@ def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
         sys.executable,
         "-m",
         "shared.export",
-        "--checkpoint",
+        "--model",
         str(saved),
         "--format",
         "gguf",
@@ -197,14 +197,14 @@ def test_the_command_runs_in_a_process_of_its_own(saved, tmp_path):
 def test_the_command_line_refuses_what_cannot_be(saved, tmp_path):
     with pytest.raises(ValueError, match="--push uploads a Hugging Face folder, not gguf"):
         flags = ["--format", "gguf", "--out", str(tmp_path / "m"), "--push", "ada/mine"]
-        run("--checkpoint", str(saved), *flags)
+        run("--model", str(saved), *flags)
     with pytest.raises(ValueError, match="no checkpoint in"):
-        run("--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "m"))
+        run("--model", str(tmp_path / "none"), "--out", str(tmp_path / "m"))
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_of_settings_is_json_that_others_read(saved, tmp_path):
-    run("--checkpoint", str(saved), "--out", str(tmp_path / "m"))
+    run("--model", str(saved), "--out", str(tmp_path / "m"))
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"] and config["dtype"] == "float32"
     assert (

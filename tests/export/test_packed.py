@@ -78,7 +78,7 @@ def test_a_quantized_checkpoint_is_exported_from_the_command_line(format, tmp_pa
     name = "Llama with grouped queries"
     model = quantize(deepcopy(made(name)), "int4", say=quiet)
     folder = save_quantized(model, tmp_path / "q", tokenizer_of(name))
-    said = run("--checkpoint", str(folder), "--format", format, "--out", str(tmp_path / "out"))
+    said = run("--model", str(folder), "--format", format, "--out", str(tmp_path / "out"))
     assert ("hf has no form for int4: its weights are written as 16-bit numbers" in said) == (format == "hf")
     load = {"hf": from_hf, "gguf": from_gguf}[format]
     back = load(tmp_path / "out", dtype=torch.float32)

@@ -411,7 +411,7 @@ def test_the_programs_that_write_text_put_the_first_token_before_it(beginning, t
     assert expected != beginning.decode(list(generate(model, beginning.encode("ab c"), 8, temperature=0)))
     folder = checkpoint.save(model, tmp_path / "own", beginning)
     options = ["--max-new-tokens", "8", "--temperature", "0", "--device", "cpu"]
-    ran = run_module("shared.sampling", "--checkpoint", str(folder), "--prompt", "ab c", *options)
+    ran = run_module("shared.models", "--model", str(folder), "--prompt", "ab c", *options)
     assert ran.stdout.endswith(f"ab c{expected}\n")
     request = {"model": "m", "prompt": "ab c", "max_tokens": 8, "temperature": 0}
     with TestClient(create_app(model, beginning, name="m")) as talk:

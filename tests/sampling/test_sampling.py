@@ -393,7 +393,7 @@ def folder(tmp_path):
 def command(*args: str, text: str | None = None) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "LLM_WEEKS_TRACE"}
     return subprocess.run(
-        [sys.executable, "-m", "shared.sampling", "--device", "cpu", *args],
+        [sys.executable, "-m", "shared.models", "--device", "cpu", *args],
         capture_output=True,
         text=True,
         input=text,
@@ -405,7 +405,7 @@ def command(*args: str, text: str | None = None) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_the_command_line_writes_the_prompt_and_what_follows(folder):
     options = "--prompt abc --max-new-tokens 20 --seed 1".split()
-    done = command("--checkpoint", str(folder), *options)
+    done = command("--model", str(folder), *options)
     assert done.returncode == 0 and done.stderr == ""
     said, text = done.stdout.split("\n", 1)
     assert said == "device: cpu (asked for)"
@@ -417,7 +417,7 @@ def test_the_command_line_writes_the_prompt_and_what_follows(folder):
 @pytest.mark.slow
 def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_character(folder):
     options = "--max-new-tokens 5 --temperature 0".split()
-    done = command("--checkpoint", str(folder), *options, text="abc\nxyz\ncab\n\n")
+    done = command("--model", str(folder), *options, text="abc\nxyz\ncab\n\n")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("> ") == 4
     assert "> abc" in done.stdout and "> cab" in done.stdout
@@ -431,14 +431,14 @@ def test_without_a_prompt_it_asks_again_and_again_and_survives_an_unknown_charac
         (("--prompt", "abz"), "character 'z' (U+007A) at position 2 is not in the vocabulary"),
         (("--prompt", "ab", "--temperature", "-1"), "temperature=-1.0 is out of range"),
         (("--prompt", "ab", "--temprature", "1"), "temprature"),
-        (("--prompt", "ab", "--checkpoint", "nowhere"), "no checkpoint in nowhere"),
+        (("--prompt", "ab", "--model", "none/of/these"), "no checkpoint in none/of/these"),
     ],
     ids=["unknown character", "temperature", "unknown flag", "no checkpoint"],
 )
 def test_an_error_on_the_command_line_is_one_line_and_a_status_that_is_not_zero(
     folder, change, message, run_module
 ):
-    done = run_module("shared.sampling", "--checkpoint", str(folder), *change)
+    done = run_module("shared.models", "--model", str(folder), *change)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
 
@@ -446,8 +446,8 @@ def test_an_error_on_the_command_line_is_one_line_and_a_status_that_is_not_zero(
 @pytest.mark.slow
 def test_a_checkpoint_without_a_tokenizer_cannot_speak(tmp_path, run_module):
     checkpoint.save(BigramModel(BigramConfig(3)), tmp_path / "model")
-    done = run_module("shared.sampling", "--checkpoint", str(tmp_path / "model"), "--prompt", "a")
-    assert done.returncode == 2 and "saved without a tokenizer" in done.stderr
+    done = run_module("shared.models", "--model", str(tmp_path / "model"), "--prompt", "a")
+    assert done.returncode == 2 and "has no tokenizer of ours" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,15 +1,19 @@
-"""Week 1. Writes text with a checkpoint of any week; without --prompt it asks for one, again and again.
+"""Week 6. Writes text with a checkpoint of any week, or with another model; without --prompt it asks for one,
+again and again.
 
-python -m shared.sampling --checkpoint checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best \\
-    --prompt "ROMEO:"
+    python -m shared.models --model checkpoints/04_mini_gpt/laptop/tinyshakespeare/headline/best
+    python -m shared.models --model gemma3-270m --prompt "The sea is"
 """
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared import checkpoint
 from shared.commandline import errors_for_people, parse_args
 from shared.devices import pick_device
+from shared.models.names import ModelName
+from shared.models.pretrained import is_hugging_faces, load_model
 from shared.registry import LanguageModel, import_all_models
 from shared.sampling.completion import generate_stream
 from shared.sampling.generate import NEW_TOKENS
@@ -18,10 +22,9 @@ from shared.tokenizers.base import Tokenizer
 
 @dataclass(frozen=True)
 class Settings:
-    """Writes text with a checkpoint of any week."""
+    """Writes text with a model."""
 
-    checkpoint: str
-    """A checkpoint's folder."""
+    model: ModelName
     prompt: str | None = None
     """What to go on from; none asks for one, again and again."""
     max_new_tokens: int = NEW_TOKENS
@@ -41,21 +44,35 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Goes on from the prompt, or from each that is typed."""
-    import_all_models()
-    loaded = checkpoint.load(settings.checkpoint, device=pick_device(settings.device))
-    if loaded.tokenizer is None:
-        raise ValueError(
-            f"{settings.checkpoint} was saved without a tokenizer: its ids cannot be turned into text"
-        )
+    model, tokenizer = load(settings)
     if settings.prompt is not None:
-        write(loaded.model, loaded.tokenizer, settings.prompt, settings)
+        write(model, tokenizer, settings.prompt, settings)
         return
     print("Type the beginning of a text and press Enter; an empty line ends.")
     while prompt := input("> "):
         try:
-            write(loaded.model, loaded.tokenizer, prompt, settings)
+            write(model, tokenizer, prompt, settings)
         except ValueError as error:  # a character the model doesn't know: say so, and ask again
             print(f"error: {error}")
+
+
+def load(settings: Settings) -> tuple[LanguageModel, Tokenizer]:
+    """A checkpoint of any week, a GPT or not, or what else `load_model` takes; and its tokenizer.
+
+    Raises ValueError where there is none of ours.
+    """
+    import_all_models()
+    device = pick_device(settings.device)
+    folder = checkpoint.find(Path(settings.model))
+    if folder is not None and not is_hugging_faces(folder):
+        loaded = checkpoint.load(settings.model, device=device)
+        model, tokenizer = loaded.model, loaded.tokenizer
+    else:
+        model = load_model(settings.model, device)
+        tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer of ours: its ids cannot be turned into text")
+    return model, tokenizer
 
 
 def write(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: Settings) -> None:
