@@ -57,9 +57,9 @@ ONLY_CHECKED = {
     ("04_mini_gpt", "length"): {"train"},
     ("07_amp", "loss"): {"vocab_size"},  # the text is opened, and only its name is used
     ("10_ppo_dpo", "hacking"): {"dpo"},  # one of the methods' settings is taken out of a dict of all
-    ("12_deploy", None): {"smol_load"},  # the longest prompt must fit
-    ("12_deploy", "smollm2"): {"load"},
-    ("12_deploy", "smollm2-programs"): {"load", "smol_load", "shared_tokens"},
+    ("12_deploy", None): {"study_load"},  # the longest prompt must fit
+    ("12_deploy", "real"): {"load"},
+    ("12_deploy", "real-programs"): {"load", "study_load", "shared_tokens"},
 }
 """By week and study: settings without effect that are looked at."""
 

@@ -36,8 +36,8 @@ WITHOUT_EFFECT = [
     ("07_amp", "--chunk-sizes 8", "it is for --study loss"),
     ("07_amp", "--study loss --train.steps 5", "without a model"),
     ("07_amp", "--study profile --mine", "nothing that this part of the week runs is written by you"),
-    ("08_quantization", "--no-others", "it is for --study smollm2"),
-    ("08_quantization", "--study smollm2 --device cpu", "--device has no effect"),
+    ("08_quantization", "--no-others", "it is for --study real"),
+    ("08_quantization", "--study real --device cpu", "--device has no effect"),
     ("09_lora", "--method prompt --adapter.r 4", "the method is prompt"),
     ("09_lora", "--scheme int8", "the method is lora"),
     ("09_lora", "--steps 3 --epochs 2", "--steps says how long"),
@@ -47,7 +47,7 @@ WITHOUT_EFFECT = [
     ("09_lora", "--method dora --mine", "the method is dora, and your layer computes LoRA"),
     ("09_lora", "--study rounding --epochs 2", "nothing is trained"),
     ("09_lora", "--data mine.jsonl --questions 3", "--measured True asks for it"),
-    ("10_ppo_dpo", "--study smollm2 --mark ?", "--mark has no effect"),
+    ("10_ppo_dpo", "--study real --mark ?", "--mark has no effect"),
     ("10_ppo_dpo", "--study hacking --grpo.lr 1e-3", "--hacking-lr gives it"),
     ("10_ppo_dpo", "--mark ?", "it is for --study exclaim"),
     ("10_ppo_dpo", "--countdown.ppo.lr 1e-4", "it is for --study methods and --study rates"),
@@ -60,7 +60,7 @@ WITHOUT_EFFECT = [
     ("11_rag", "--study answers --questions 3 --preset laptop", "all are answered"),
     ("11_rag", "--study index --size 64", "--size has no effect"),
     ("11_rag", "--study quotes --mine", "nothing that this part of the week runs is written by you"),
-    ("12_deploy", "--study smollm2 --load.tokens 8", "--load.tokens has no effect"),
+    ("12_deploy", "--study real --load.tokens 8", "--load.tokens has no effect"),
 ]
 OF_THE_BASE = (
     *("--batch-size 2", "--grad-accum-steps 2", "--warmup-steps 3", "--schedule linear", "--grad-clip 1"),

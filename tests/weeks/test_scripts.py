@@ -58,11 +58,11 @@ STUDIES = {
     "05_bpe": ["vocab"],
     "06_gpt2": ["shape", "cost", "smollm2"],
     "07_amp": ["batch", "profile", "loss"],
-    "08_quantization": ["smollm2", "outliers", "memory"],
+    "08_quantization": ["real", "outliers", "memory"],
     "09_lora": ["rates", "rounding", "compare"],
-    "10_ppo_dpo": ["methods", "rates", "form", "longer", "exclaim", "frontier", "hacking", "smollm2"],
+    "10_ppo_dpo": ["methods", "rates", "form", "longer", "exclaim", "frontier", "hacking", "real"],
     "11_rag": ["answers", "windows", "index", "own", "depths"],
-    "12_deploy": ["smollm2", "smollm2-programs"],
+    "12_deploy": ["real", "real-programs"],
 }
 
 

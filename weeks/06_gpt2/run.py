@@ -42,7 +42,7 @@ class Settings(BaseModelSettings):
 
     limit: int | None = 200
     """For --study smollm2 and openai: only the first so many examples of each task; None takes all."""
-    smol_blocks: int | None = None
+    blocks: int | None = None
     """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all."""
     measured: str = "gpt2"
     """For --study cost: the preset whose steps are measured, one sequence of its block_size at a time (on a
@@ -54,7 +54,7 @@ class Settings(BaseModelSettings):
     READ_BY: ClassVar = {
         "run": (*TRAINING, "compile_model", "parallel", "recompute", "pad_vocabulary", "sample_tokens"),
         "shape": TRAINING,
-        "smollm2": ("limit", "smol_blocks"),
+        "smollm2": ("limit", "blocks"),
         "openai": ("limit",),
         "cost": ("measured",),
     }
@@ -72,7 +72,7 @@ def _preset(name: str, **changes: Any) -> Settings:
 
 
 PRESETS = {
-    "smoke": _preset("smoke", limit=2, smol_blocks=1, measured="nano"),
+    "smoke": _preset("smoke", limit=2, blocks=1, measured="nano"),
     "laptop": _preset("laptop"),
     "gpu": _preset("gpu"),
 }

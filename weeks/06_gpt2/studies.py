@@ -126,7 +126,7 @@ def study_smollm2(settings: "Settings") -> dict[str, float]:
     name, text = study_text(settings)
     work = Workspace(__file__, settings, name, device)
     started = clock()
-    model, tokenizer = load_smollm2(settings.smol_blocks)
+    model, tokenizer = load_smollm2(settings.blocks)
     metrics: dict[str, float] = {"load_seconds": clock() - started, "parameters": model.num_parameters()}
     model.to(device)
     with work.log("smollm2", settings) as log:

@@ -5,10 +5,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from names import GPTQ, GROUP, MINE, OUTLIERS, ROWS, SMOL, WAYS, label_of
+from names import GPTQ, GROUP, MINE, OUTLIERS, ROWS, WAYS, label_of, parts_of
 from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 from shared.models.card import model_card
+from shared.models.names import model_label
 from shared.runtime import ROOT
 
 Rows = dict[str, dict[str, float]]
@@ -17,6 +18,13 @@ Rows = dict[str, dict[str, float]]
 
 def rows_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
     """The measured rows of each model that the logs have, by what a plot calls the model."""
+    return {label_of_model(slug): rows for slug, rows in rows_by_slug(logs).items()}
+
+
+def rows_by_slug(logs: Path) -> dict[str, dict[str, LoggedRun]]:
+    """The same by what the names of the model's runs begin with: nothing for the learner's own, which comes
+    first.
+    """
     runs = {
         name: run
         for name, run in read_runs(logs).items()
@@ -27,31 +35,46 @@ def rows_of(logs: Path) -> dict[str, dict[str, LoggedRun]]:
     def place(row: str) -> int:
         return order.index(row) if row in order else len(order)
 
-    own = {name: run for name, run in runs.items() if not name.startswith(SMOL)}
-    smol = {name.removeprefix(SMOL): run for name, run in runs.items() if name.startswith(SMOL)}
-    models = {}
-    for model, rows in (("week 6's model", own), ("SmolLM2-135M", smol)):
-        if "fp32" in rows:
-            models[model] = {row: rows[row] for row in sorted(rows, key=place)}
-    return models
+    models: dict[str, dict[str, LoggedRun]] = {}
+    for name, run in runs.items():
+        model, row = parts_of(name)
+        models.setdefault(model, {})[row] = run
+    return {
+        model: {row: models[model][row] for row in sorted(models[model], key=place)}
+        for model in sorted(models, key=_place_of_model)
+        if "fp32" in models[model]
+    }
+
+
+def _place_of_model(slug: str) -> tuple[bool, bool, str]:
+    """The learner's own model first, then SmolLM2."""
+    return slug != "", slug != "smollm2", slug
+
+
+def label_of_model(slug: str) -> str:
+    """What a plot calls a model of `rows_by_slug`."""
+    return model_label(slug) if slug else "week 6's model"
 
 
 @style()
 def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     models = {
-        model: {name: run.summary for name, run in rows.items()} for model, rows in rows_of(logs).items()
+        slug: {row: run.summary for row, run in rows.items()} for slug, rows in rows_by_slug(logs).items()
     }
     runs = read_runs(logs)
     plots = []
-    if OUTLIERS in runs and runs[OUTLIERS].summary:
-        plots.append(save_figure(outlier_figure(runs[OUTLIERS].artifacts), out / "outliers.png"))
+    for name, run in runs.items():
+        if name.endswith(OUTLIERS) and run.summary:
+            model = name.removesuffix(OUTLIERS).removesuffix("-") or "smollm2"
+            plots.append(save_figure(outlier_figure(run.artifacts, model_label(model)), out / f"{name}.png"))
     if not models:
         return plots
-    plots.append(save_figure(tradeoff_figure(models), out / "tradeoff.png"))
-    for model, rows in models.items():
-        name = "smollm2_speed.png" if model.startswith("SmolLM2") else "speed.png"
-        plots.append(save_figure(speed_figure(model, rows), out / name))
+    labelled = {label_of_model(slug): rows for slug, rows in models.items()}
+    plots.append(save_figure(tradeoff_figure(labelled), out / "tradeoff.png"))
+    for slug, rows in models.items():
+        name = f"{slug}_speed.png" if slug else "speed.png"
+        plots.append(save_figure(speed_figure(label_of_model(slug), rows), out / name))
     return plots
 
 
@@ -156,7 +179,7 @@ def _speed_panel(ax: Any, title: str, key: str, rows: Rows, limits: list[float])
     ax.legend(frameon=False, loc="lower right")
 
 
-def outlier_figure(seen: dict[str, Any]) -> Any:
+def outlier_figure(seen: dict[str, Any], model: str) -> Any:
     """The largest activation and weight of each channel of one layer, and the errors that rounding makes."""
     fig, (channels, errors) = figure(13, 5.2, ncols=2, width_ratios=(1.2, 1))
     for name, label, colour in (
@@ -168,7 +191,7 @@ def outlier_figure(seen: dict[str, Any]) -> Any:
         channels.plot([value / middle for value in values], color=colour, label=label, linewidth=2)
     channels.set_yscale("log")
     channels.set(
-        title=f"SmolLM2, what {seen['layer']} reads",
+        title=f"{model}, what {seen['layer']} reads",
         xlabel="channel, the largest first",
         ylabel="largest magnitude; the median channel's is 1",
     )

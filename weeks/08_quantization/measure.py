@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from names import GPTQ, GROUP, label_of
@@ -17,6 +18,7 @@ from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, TokenDataset
 from shared.evaluation import Evaluation, evaluate, perplexity
 from shared.models.gpt import GPT
+from shared.models.pretrained import load_model
 from shared.quantization import quantize
 from shared.quantization.gptq import gptq
 from shared.quantization.modules import num_bytes, quantization_of, save_quantized
@@ -40,6 +42,21 @@ COLUMNS = {
     "memory_limit": ("memory allows tok/s", 0),
 }
 """The printed table: by metric, its heading and its digits."""
+
+
+def load_studied(settings: "Settings") -> GPT:
+    """The model of the studies, `--model`, on the CPU in fp32. Raises ValueError for one without a tokenizer,
+    and for windows that are longer than it can read.
+    """
+    model = load_model(settings.model, "cpu", torch.float32, blocks=settings.blocks)
+    if model.tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer of ours: the text cannot be cut into its tokens")
+    if settings.study_block_size > model.config.block_size:
+        raise ValueError(
+            f"study_block_size={settings.study_block_size}: {settings.model} reads at most"
+            f" {model.config.block_size} tokens"
+        )
+    return model
 
 
 def _silent(line: str) -> None:
@@ -151,7 +168,7 @@ def file_bytes(model: GPT) -> int:
     """Bytes of the checkpoint's model.safetensors, as it is really written."""
     save = save_quantized if quantization_of(model) else checkpoint.save
     with tempfile.TemporaryDirectory() as folder:
-        saved = save(Path(folder) / "model", model)
+        saved = save(model, Path(folder) / "model")
         return (saved / "model.safetensors").stat().st_size
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from measure import load_studied
 from names import MEMORY
 from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, fixed_windows, load_corpus
 from shared.evaluation import cross_entropy, evaluate, perplexity
 from shared.models.gpt import GPT, GPTConfig, KVCache
-from shared.models.pretrained import load_smollm2
+from shared.models.names import run_name
 from shared.quantization.adamw import AdamW8bit, state_bytes
 from shared.quantization.cache import Int8Cache
 from shared.runtime import seed_everything, table
@@ -36,7 +37,7 @@ def study_memory(settings: "Settings") -> dict[str, float]:
     corpus = open_corpus(base)
     config = replace(base.model, vocab_size=corpus.tokenizer.vocab_size)
     work = Workspace(__file__, settings, corpus.name, torch.device("cpu"))
-    with work.log(MEMORY, settings) as log:
+    with work.log(run_name(settings.model, MEMORY), settings) as log:
         rows = [
             trained_by(config, corpus, kind, seed, settings.memory_steps)
             for seed in range(settings.memory_seeds)
@@ -78,9 +79,9 @@ def trained_by(config: GPTConfig, corpus: Corpus, kind: str, seed: int, steps: i
 
 @torch.inference_mode()
 def read_through_caches(settings: "Settings") -> dict[str, float]:
-    """SmolLM2's perplexity of held-out text, read through each kind of cache, and the cache's bytes."""
-    model, tokenizer = load_smollm2(settings.study_blocks)
-    corpus = load_corpus(settings.data, tokenizer, settings.study_block_size)
+    """The perplexity of held-out text, read through each kind of cache, and the cache's bytes."""
+    model = load_studied(settings)
+    corpus = load_corpus(settings.data, model.tokenizer, settings.study_block_size)
     ids, targets = fixed_windows(corpus.val, settings.study_block_size, settings.study_windows)
     losses: dict[str, list[float]] = {kind: [] for kind in CACHES}
     summary = {}

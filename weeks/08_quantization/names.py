@@ -1,5 +1,7 @@
 """The rows of week 8's tables: what they are called in the logs, and for people."""
 
+import re
+
 ROWS = ("int8", "int8-groups", "int4", "int4-gptq", "int4-wide", "int4-wide-gptq", "nf4")
 GPTQ = "-gptq"
 MINE = "mine"
@@ -8,12 +10,16 @@ GROUP = 64
 """Weights that share a scale in rows with "groups" in their name. int8 has otherwise one scale for each row
 of a matrix, and int4 groups of `settings.group_size`.
 """
-SMOL = "smollm2-"
-"""What the study's runs begin with."""
+RUN = re.compile(
+    r"(?:(?P<model>.+?)-)?"
+    r"(?P<row>(?:(?:transformers|bitsandbytes|torchao)-)?(?:fp32|int8|int4|nf4)(?:-groups|-wide)?(?:-gptq)?"
+    rf"|{MINE})"
+)
+"""A run's name: its row, behind the slug of the model of `--study real`."""
 
 MEMORY = "memory"
 OUTLIERS = "outliers"
-"""The other studies and their runs."""
+"""The other studies, and what their runs are called with SmolLM2."""
 WAYS = {
     "int8_both": "weights and activations in int8",
     "int8_smooth": "the same after SmoothQuant",
@@ -24,6 +30,16 @@ WAYS = {
 """What the study of outliers compares, by its name in the logs."""
 
 
+def parts_of(name: str) -> tuple[str, str]:
+    """The slug of a run's model, "" for the learner's own, and its row.
+
+    >>> parts_of("gemma3-270m-int4-gptq"), parts_of("int4-gptq"), parts_of("smollm2-torchao-int8")
+    (('gemma3-270m', 'int4-gptq'), ('', 'int4-gptq'), ('smollm2', 'torchao-int8'))
+    """
+    match = RUN.fullmatch(name)
+    return (match["model"] or "", match["row"]) if match else ("", name)
+
+
 def label_of(name: str) -> str:
     """A row's name for people.
 
@@ -32,5 +48,5 @@ def label_of(name: str) -> str:
     """
     if name == MINE:
         return "int4, your layers"
-    label = name.removeprefix(SMOL).replace("groups", f"groups of {GROUP}").replace("wide", "wide groups")
+    label = parts_of(name)[1].replace("groups", f"groups of {GROUP}").replace("wide", "wide groups")
     return label.replace(GPTQ, " GPTQ").replace("-", " ")

@@ -43,7 +43,7 @@ def installed(package: str) -> bool:
 
 
 def with_transformers(model: GPT, folder: str) -> dict[str, Contender]:
-    """The same weights in Hugging Face's own Llama."""
+    """The same weights in Hugging Face's own class of the model's family."""
     if not installed("transformers"):
         return {}
     import transformers
@@ -90,8 +90,11 @@ def bitsandbytes_nf4(model: GPT) -> GPT:
 
     def swapped(linear: nn.Linear) -> nn.Module:
         sizes = (linear.in_features, linear.out_features)
-        new = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        new = bnb.nn.Linear4bit(
+            *sizes, bias=linear.bias is not None, compute_dtype=torch.float32, quant_type="nf4"
+        )
         new.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+        new.bias = linear.bias
         return new.to("cpu")
 
     return _swap_inner(model, swapped)
@@ -103,8 +106,10 @@ def bitsandbytes_int8(model: GPT) -> GPT:
 
     def swapped(linear: nn.Linear) -> nn.Module:
         sizes = (linear.in_features, linear.out_features)
-        new = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=6.0)
+        with_bias = linear.bias is not None
+        new = bnb.nn.Linear8bitLt(*sizes, bias=with_bias, has_fp16_weights=False, threshold=6.0)
         new.weight = bnb.nn.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
+        new.bias = linear.bias
         return new.to("cpu").eval()
 
     return _swap_inner(model, swapped)

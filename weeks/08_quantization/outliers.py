@@ -1,4 +1,4 @@
-"""Week 8's study of outliers: which channels of SmolLM2's activations are large, what that does to rounding,
+"""Week 8's study of outliers: which channels of a model's activations are large, what that does to rounding,
 and what SmoothQuant and AWQ do about it.
 
 Sources: Dettmers et al., "LLM.int8()" (2022); Xiao et al., "SmoothQuant" (2023); Lin et al., "AWQ" (2024).
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from figures import draw
+from measure import load_studied
 from names import OUTLIERS, WAYS
 from shared.course.workspace import Workspace
 from shared.data.corpus import fixed_windows, load_corpus
 from shared.models.gpt import GPT
-from shared.models.pretrained import load_smollm2
+from shared.models.names import run_name
 from shared.quantization.gptq import gptq_round
 from shared.quantization.packing import absmax_int8, group_ranges, int4_codes
 from shared.runtime import table
@@ -32,8 +33,8 @@ AWQ_STEPS = 10
 
 def study_outliers(settings: "Settings") -> dict[str, float]:
     """The error of every linear layer's output on held-out text, by each of `WAYS`."""
-    model, tokenizer = load_smollm2(settings.study_blocks)
-    corpus = load_corpus(settings.data, tokenizer, settings.study_block_size)
+    model = load_studied(settings)
+    corpus = load_corpus(settings.data, model.tokenizer, settings.study_block_size)
     work = Workspace(__file__, settings, corpus.name, torch.device("cpu"))
     texts = (corpus.train, corpus.val)
     windows = [fixed_windows(text, settings.study_block_size, settings.outlier_windows)[0] for text in texts]
@@ -41,7 +42,7 @@ def study_outliers(settings: "Settings") -> dict[str, float]:
     seen, held_out = (inputs_of(model, linears, part) for part in windows)
     errors: dict[str, list[dict[str, float]]] = defaultdict(list)
     ratios: dict[str, float] = {}
-    with work.log(OUTLIERS, settings) as log:
+    with work.log(run_name(settings.model, OUTLIERS), settings) as log:
         for name, linear in tqdm(linears.items(), desc="layers"):
             weight = linear.weight.detach()
             row = errors_of(weight, seen[name], held_out[name])

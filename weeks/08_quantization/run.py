@@ -6,8 +6,9 @@ one, beside other libraries.
     python weeks/08_quantization/run.py --preset laptop --scheme int8
     # with a row of your own layers, as far as they are solved
     python weeks/08_quantization/run.py --preset laptop --mine
-    # SmolLM2 beside transformers, bitsandbytes and torchao
-    python weeks/08_quantization/run.py --preset laptop --study smollm2
+    # SmolLM2 beside transformers, bitsandbytes and torchao; or another model, in all studies
+    python weeks/08_quantization/run.py --preset laptop --study real
+    python weeks/08_quantization/run.py --preset laptop --study real --model gemma3-270m
     # the optimizer's state and the KV cache in 8 bits
     python weeks/08_quantization/run.py --preset laptop --study memory
     # which activations are large, and what SmoothQuant and AWQ do about them
@@ -37,6 +38,7 @@ from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import fixed_windows
 from shared.devices import pick_device
+from shared.models.names import ModelName
 from shared.quantization.modules import save_quantized
 from shared.quantization.packing import GROUP_SIZES
 from shared.quantization.race import Contender, our_times, race
@@ -48,6 +50,7 @@ from shared.training.profiling import bandwidth
 from studies import STUDIES
 
 TIMED = ("group_size", "prompt_tokens", "new_tokens", "rounds", "sample_tokens")
+MODEL = ("model", "blocks", "study_block_size")
 MEMORY_SETTINGS = ("memory_steps", "memory_seeds")
 
 
@@ -66,11 +69,12 @@ class Settings(WeekSettings):
     eval_windows: int | None = None
     """So many windows of the held-out text, spread over it; None takes it all."""
     study_windows: int = 16
-    """The same for --study smollm2, whose windows are of `study_block_size` tokens."""
+    """The same for --study real, whose windows are of `study_block_size` tokens."""
     study_block_size: int = 512
     study_calibration_windows: int = 16
-    study_blocks: int | None = None
-    """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all."""
+    model: ModelName = "smollm2"
+    blocks: int | None = None
+    """Of --model only the first so many blocks, to see in seconds that everything runs; None takes all."""
     prompt_tokens: int = 192
     """Read at once to time the prefill."""
     new_tokens: int = 32
@@ -79,7 +83,7 @@ class Settings(WeekSettings):
     """The median of so many rounds counts."""
     sample_tokens: int = 200
     others: bool = True
-    """For --study smollm2: also transformers, bitsandbytes and torchao, where they are installed."""
+    """For --study real: also transformers, bitsandbytes and torchao, where they are installed."""
     outlier_windows: int = 2
     """For --study outliers: windows of training text that scales are chosen on, and of held-out text that the
     errors are measured on.
@@ -87,16 +91,13 @@ class Settings(WeekSettings):
     memory_steps: int = 200
     """For --study memory: how long each small model is trained."""
     memory_seeds: int = 3
-    study: Literal["smollm2", "outliers", "memory"] | None = None
+    study: Literal["real", "outliers", "memory"] | None = None
 
     READ_BY: ClassVar = {
         "run": ("scheme", "train", "calibration_windows", "eval_windows", "device", "resume", *TIMED),
-        "smollm2": (
-            *("study_windows", "study_block_size", "study_calibration_windows", "study_blocks", "others"),
-            *TIMED,
-        ),
-        "memory": ("study_windows", "study_block_size", "study_blocks", *MEMORY_SETTINGS),
-        "outliers": ("study_block_size", "study_blocks", "outlier_windows"),
+        "real": (*MODEL, "study_windows", "study_calibration_windows", "others", *TIMED),
+        "memory": (*MODEL, "study_windows", *MEMORY_SETTINGS),
+        "outliers": (*MODEL, "outlier_windows"),
     }
 
     def __post_init__(self) -> None:
@@ -121,7 +122,7 @@ PRESETS = {
         study_windows=2,
         study_block_size=32,
         study_calibration_windows=1,
-        study_blocks=1,
+        blocks=1,
         prompt_tokens=16,
         new_tokens=4,
         rounds=1,

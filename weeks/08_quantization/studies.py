@@ -1,4 +1,4 @@
-"""Week 8's study: SmolLM2 by every scheme of ours and by other libraries."""
+"""Week 8's study: a real model by every scheme of ours and by other libraries."""
 
 import tempfile
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from measure import (
     compared,
     file_bytes,
     keep,
+    load_studied,
     memory_limit,
     quantized,
     recovered,
@@ -21,7 +22,7 @@ from measure import (
     window_by_window,
 )
 from memory import study_memory
-from names import MEMORY, OUTLIERS, SMOL
+from names import MEMORY, OUTLIERS
 from other_libraries import quiet_libraries, with_others, with_transformers
 from outliers import study_outliers
 from shared.course.report import read_runs
@@ -29,11 +30,10 @@ from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, TokenDataset, fixed_windows, load_corpus, read_text, split_text
 from shared.devices import device_name
 from shared.evaluation import Evaluation
-from shared.models.chat import IM_END, QUESTIONS, chat_prompt
+from shared.models.chat import BASE_MODEL, QUESTIONS, answer_to, is_chat
 from shared.models.gpt import GPT
-from shared.models.pretrained import load_smollm2
+from shared.models.names import run_slug
 from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race
-from shared.sampling import generate
 from shared.training.profiling import bandwidth
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")  # where there are kernels of ours
 
 
 def study_real_model(settings: "Settings") -> dict[str, float]:
-    """SmolLM2 on a CPU: size, perplexity of held-out text, speed, and what it says.
+    """`--model` on a CPU: size, perplexity of held-out text, speed, and what it says.
 
     By every scheme, and by other libraries where they are installed and `settings.others` wants them.
     """
@@ -53,8 +53,8 @@ def study_real_model(settings: "Settings") -> dict[str, float]:
         held_out, settings.study_block_size
     )  # refuses a text that is too short before anything is loaded
     work = Workspace(__file__, settings, name, CPU)
-    model, tokenizer = load_smollm2(settings.study_blocks)
-    corpus = load_corpus(settings.data, tokenizer, settings.study_block_size)
+    model = load_studied(settings)
+    corpus = load_corpus(settings.data, model.tokenizer, settings.study_block_size)
     windows = fixed_windows(corpus.train, settings.study_block_size, settings.study_calibration_windows)
     ours = quantized(model, windows[0], settings.group_size)
     prompt = corpus.train[: settings.prompt_tokens].tolist()
@@ -65,14 +65,16 @@ def study_real_model(settings: "Settings") -> dict[str, float]:
             contenders = with_transformers(model, folder) | contenders | with_others(model)
         times = race(contenders, prompt, settings.new_tokens, settings.rounds)
         rows = _measure(settings, work, corpus, contenders, times, ours=ours, speed=speed)
-    with work.log("smollm2", settings) as log:
+    with work.log(run_slug(settings.model), settings) as log:
         log.finish(bandwidth=speed, parameters=model.num_parameters(), tokens=rows["fp32"]["tokens"])
     show(rows)
     print(
         f"({device_name(CPU)}, {speed / 1e9:.1f} GB/s; a prompt of {len(prompt)} tokens;"
         f" {settings.new_tokens} new ones after {SHORT_PROMPT})"
     )
-    _print_talks(work, list(ours))
+    _print_talks(work, settings.model, list(ours))
+    if not is_chat(model.tokenizer):
+        print(f"({settings.model} is {BASE_MODEL})")
     draw(work.logs, work.reports)
     kept = ("decode_tokens_per_second", "worse")
     return {f"{row}_{key}": metrics[key] for row, metrics in rows.items() for key in kept if key in metrics}
@@ -114,28 +116,23 @@ def _measure(
         if theirs in times:
             key = "decode_tokens_per_second"
             metrics["over_transformers"] = times[row][key] / times[theirs][key]
-        rows[row] = keep(work, SMOL + row, settings, metrics, talk=talk)
+        rows[row] = keep(work, f"{run_slug(settings.model)}-{row}", settings, metrics, talk=talk)
         print(f"{row}: measured", flush=True)
     return rows
 
 
 def answers(model: GPT, tokens: int) -> list[tuple[str, str]]:
     """The course's questions and what the model says, greedily."""
-    tokenizer = model.tokenizer
-    talk = []
-    for question in QUESTIONS:
-        ids = chat_prompt(tokenizer, [{"role": "user", "content": question}])
-        stop = [tokenizer.special_tokens[IM_END]]
-        answer = generate(model, ids, min(tokens, 40), temperature=0, stop=stop)
-        talk.append((question, tokenizer.decode(list(answer)).strip()))
-    return talk
+    return [
+        (question, answer_to(model, model.tokenizer, question, min(tokens, 40))) for question in QUESTIONS
+    ]
 
 
-def _print_talks(work: Workspace, rows: list[str]) -> None:
+def _print_talks(work: Workspace, model: str, rows: list[str]) -> None:
     runs = read_runs(work.logs)
     for row in rows:
-        talk = runs[SMOL + row].artifacts["talk"]
+        talk = runs[f"{run_slug(model)}-{row}"].artifacts["talk"]
         print(f"\n{row}:\n" + "\n".join(f"> {question}\n{answer}" for question, answer in talk))
 
 
-STUDIES = {"smollm2": study_real_model, OUTLIERS: study_outliers, MEMORY: study_memory}
+STUDIES = {"real": study_real_model, OUTLIERS: study_outliers, MEMORY: study_memory}

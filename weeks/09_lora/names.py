@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.data.corpus import named_by_content
+from shared.models.names import BY_NAME, run_slug
 from shared.runtime import ROOT
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ METHOD_LABELS = {
     "qlora": "QLoRA",
     "prompt": "soft prompt",
 }
-MODELS = {"course": "week 6's model", "smollm2": "SmolLM2-135M"}
+MODELS = {"course": "week 6's model"} | {name: known.label for name, known in BY_NAME.items()}
 COLUMNS = {
     "lr": "learning rate",
     "trainable": "numbers trained",
@@ -92,18 +93,17 @@ def kept_under(settings: "Settings") -> str | None:
             files.append(Path(settings.held_out))
         names.append(named_by_content(files[0].stem, b"".join(file.read_bytes() for file in files)))
     if settings.model not in MODELS:
-        model = Path(settings.model).resolve()
-        names.append(named_by_content(model.stem, str(model).encode()))
+        names.append(run_slug(settings.model))
     return "-".join(names) or None
 
 
 def model_name(model: str) -> str:
     """What the logs call a model that `--model` named.
 
-    >>> model_name("smollm2"), model_name("models/mine.gguf")
-    ('smollm2', 'mine')
+    >>> model_name("smollm2"), model_name("models/mine.gguf"), model_name("Qwen/Qwen3-0.6B")
+    ('smollm2', 'mine', 'Qwen3-0.6B')
     """
-    return model if model in MODELS else Path(model).resolve().stem
+    return model if model in MODELS else Path(model).resolve().name.removesuffix(".gguf")
 
 
 def run_label(run: str) -> str:

@@ -79,8 +79,8 @@ def _trial(trial: "Settings", work: Workspace, model: GPT, talks: Talks, corpus:
 
 def study_rounding(settings: "Settings", preset: "Settings") -> dict[str, float]:
     """What rounding the base costs by itself, before anything is trained: the loss on the held-out answers
-    and the perplexity on the old text, as the model is loaded and in each scheme. SmolLM2 comes in 4 bits:
-    the schemes round it a second time.
+    and the perplexity on the old text, as the model is loaded and in each scheme. SmolLM2 and Gemma 3 come in
+    4 bits: the schemes round them a second time.
     """
     talks = read_talks(settings)
     model, corpus = load_base(settings)

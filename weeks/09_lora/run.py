@@ -15,7 +15,9 @@ them are trained.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from figures import draw, write_adapter_card
 from fine_tuning import tune_and_observe
@@ -27,6 +29,7 @@ from shared.commandline import cli
 from shared.course.report import read_runs
 from shared.course.workspace import WeekSettings
 from shared.devices import device_name, pick_device
+from shared.models.names import ANY_MODEL
 from shared.runtime import table, write_atomically
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS
@@ -51,10 +54,7 @@ class Settings(WeekSettings):
     """The same for measuring; None: a tenth of `data`, drawn by chance (the course's own data has a file)."""
     skip_bad_lines: bool = False
     """Leave out what cannot be read of the data, and count it, instead of stopping."""
-    model: str = "course"
-    """course (week 6's own), smollm2, or a path: a checkpoint of the course, a GGUF file, a Hugging Face
-    folder.
-    """
+    model: Annotated[str, tyro.conf.arg(help=f"course (week 6's own), {ANY_MODEL}")] = "course"
     method: Method = "lora"
     adapter: LoRAConfig = LoRAConfig(r=8, lora_alpha=16.0, target_modules=("all-linear",))
     """For lora, qlora and dora."""

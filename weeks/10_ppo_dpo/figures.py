@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from names import METHODS, NAMES, SMOL
+from names import METHODS, NAMES
 from shared.course.report import (
     COLOURS,
     LINES,
@@ -20,6 +20,7 @@ from shared.course.report import (
 from shared.course.runs import output_root
 from shared.course.style import style
 from shared.models.card import model_card
+from shared.models.names import model_label
 from solving_figures import draw_solving
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def draw(logs: Path, out: Path) -> list[Path]:
             plots.append(draw_frontier(runs, out))
         if {"hacking-held", "hacking-free"} <= runs.keys():
             plots.append(draw_hacking(runs, out))
-        if SMOL in runs:
-            plots.append(draw_lengths(runs[SMOL], out))
+        plots += [draw_lengths(run, out) for run in runs.values() if "after_length" in run.summary]
         plots += draw_solving(logs, runs, out)
     return plots
 
@@ -177,7 +177,7 @@ def draw_hacking(runs: dict[str, LoggedRun], out: Path) -> Path:
 
 
 def draw_lengths(run: LoggedRun, out: Path) -> Path:
-    """How long SmolLM2's answers to held-out questions are, and how many of them did not come to an end."""
+    """How long a model's answers to held-out questions are, and how many of them did not come to an end."""
     fig, ax = figure()
     lengths, longest = run.artifacts["lengths"], run.artifacts["longest"]
     labels = []
@@ -186,12 +186,12 @@ def draw_lengths(run: LoggedRun, out: Path) -> Path:
         labels.append(f"{name}: {cut} of {len(values)} cut off at {longest} tokens")
     ax.hist(list(lengths.values()), np.linspace(0, longest, 17), color=COLOURS[:2], label=labels)
     ax.set(
-        title="SmolLM2's answers, before and after DPO",
+        title=f"The answers of {model_label(run.name)}, before and after DPO",
         xlabel=f"tokens in an answer (the last bar: {longest}, where answers are cut off)",
         ylabel="held-out questions",
     )
     ax.legend(frameon=False)
-    return save_figure(fig, out / "smollm2.png")
+    return save_figure(fig, out / f"{run.name}.png")
 
 
 def write_aligned_card(logs: Path, out: Path, settings: "Settings", folder: Path) -> Path:

@@ -15,5 +15,4 @@ LONGER = "longer_"
 """Before the method, in the names of --study longer's runs."""
 METHODS = ("ppo", "grpo", "dpo")
 """Of the exclamations."""
-SMOL = "smollm2"
 NAMES = {"base": "week 6's model", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}

@@ -7,17 +7,15 @@ problems from a reward that is verified; more supervised training and expert ite
     # all methods and controls, three seeds
     python weeks/10_ppo_dpo/run.py --preset laptop --study methods
     python weeks/10_ppo_dpo/run.py --preset laptop --study rates           # three for each
-    # GRPO from a base that has seen no true solution
-    python weeks/10_ppo_dpo/run.py --preset laptop --study form
-    # twelve times as long: the control, expert iteration and GRPO
-    python weeks/10_ppo_dpo/run.py --preset laptop --study longer
+    python weeks/10_ppo_dpo/run.py --preset laptop --study form     # GRPO, no true solution seen before
+    python weeks/10_ppo_dpo/run.py --preset laptop --study longer   # twelve times as long, three of them
     # week 6's model learns to exclaim: preferences, a reward model, PPO, GRPO and DPO
     python weeks/10_ppo_dpo/run.py --preset laptop --study exclaim
     # each of the three at further betas: reward against KL
     python weeks/10_ppo_dpo/run.py --preset laptop --study frontier
     python weeks/10_ppo_dpo/run.py --preset laptop --study hacking         # without the KL term
-    # DPO on a real model, which learns to be brief
-    python weeks/10_ppo_dpo/run.py --preset laptop --study smollm2
+    # DPO on a real model, SmolLM2 or another chat model, which learns to be brief
+    python weeks/10_ppo_dpo/run.py --preset laptop --study real
 """
 
 from dataclasses import dataclass, fields, replace
@@ -25,7 +23,6 @@ from typing import Any, ClassVar, Literal
 
 from countdown_settings import CountdownSettings, smoke_countdown
 from figures import draw
-from names import SMOL
 from own_update import problems_with_yours
 from preferences import prepare
 from shared.alignment.base_loop import LoopConfig
@@ -35,6 +32,7 @@ from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.data.corpus import read_text
 from shared.devices import pick_device
+from shared.models.names import ModelName
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
 from solving import SOLVING
@@ -44,6 +42,7 @@ ALIGNING = (
     *("mark", "min_words", "prompt_tokens", "prompts", "answers", "held_out", "rows", "train"),
     *("reward", "ppo", "grpo", "measurements"),
 )
+BRIEF = ("brief_rows", "brief_questions", "brief_held_out", "brief_tokens")
 
 
 @dataclass(frozen=True)
@@ -92,21 +91,22 @@ class Settings(WeekSettings):
     """The same for DPO."""
     hacking_lr: float = 1e-3
     """For --study hacking: GRPO at this learning rate, with its beta and with none."""
-    smol: DPOConfig = DPOConfig(steps=40, lr=3e-4, beta=0.1, checkpoint_every=10)
-    """For --study smollm2."""
-    smol_rows: int = 8
+    brief: DPOConfig = DPOConfig(steps=40, lr=3e-4, beta=0.1, checkpoint_every=10)
+    """For --study real."""
+    brief_rows: int = 8
     """Answers in each batch, two for each pair."""
-    smol_questions: int = 100
+    brief_questions: int = 100
     """How many of questions.txt are learned from."""
-    smol_held_out: int = 40
+    brief_held_out: int = 40
     """How many of the others are measured on."""
-    smol_tokens: int = 64
+    brief_tokens: int = 64
     """Longest answer, in tokens. Most of its usual answers are longer, and cut off here."""
-    smol_blocks: int | None = None
-    """Use only the first so many blocks of SmolLM2, to see in seconds that everything runs; None: all."""
-    study: (
-        Literal["methods", "rates", "form", "longer", "exclaim", "frontier", "hacking", "smollm2"] | None
-    ) = None
+    model: ModelName = "smollm2"
+    blocks: int | None = None
+    """Of --model only the first so many blocks, to see in seconds that everything runs; None takes all."""
+    study: Literal["methods", "rates", "form", "longer", "exclaim", "frontier", "hacking", "real"] | None = (
+        None
+    )
 
     ANSWERS_IN: ClassVar = ("run",)
     READ_BY: ClassVar = {
@@ -114,7 +114,7 @@ class Settings(WeekSettings):
         "exclaim": (*ALIGNING, "keep", "dpo"),
         "frontier": (*ALIGNING, "online_betas", "dpo_betas", "dpo"),
         "hacking": (*ALIGNING, "hacking_lr"),
-        SMOL: ("smol", "smol_rows", "smol_questions", "smol_held_out", "smol_tokens", "smol_blocks"),
+        "real": ("model", "blocks", "brief", *BRIEF),
     }
 
     def idle(self) -> dict[str, str]:
@@ -130,9 +130,9 @@ class Settings(WeekSettings):
         super().__post_init__()
         checks = Checks(self)
         checks.at_least(1, "min_words", "prompt_tokens", "prompts", "measurements")
-        checks.at_least(1, "smol_questions", "smol_held_out")
-        checks.at_least(2, "answers", "held_out", "smol_tokens")
-        for name in ("rows", "smol_rows"):
+        checks.at_least(1, "brief_questions", "brief_held_out")
+        checks.at_least(2, "answers", "held_out", "brief_tokens")
+        for name in ("rows", "brief_rows"):
             rows = getattr(self, name)
             checks.require(rows >= 2 and rows % 2 == 0, f"{name}={rows}: must be even, a pair has two")
         group = self.grpo.group_size
@@ -191,12 +191,12 @@ def _smoke() -> Settings:
         measurements=2,
         online_betas=(0.1, 0.3),
         dpo_betas=(0.1,),
-        smol=replace(laptop.smol, **tiny),
-        smol_rows=2,
-        smol_questions=12,
-        smol_held_out=3,
-        smol_tokens=4,
-        smol_blocks=1,
+        brief=replace(laptop.brief, **tiny),
+        brief_rows=2,
+        brief_questions=12,
+        brief_held_out=3,
+        brief_tokens=4,
+        blocks=1,
     )
 
 
@@ -225,7 +225,7 @@ PRESETS = {"smoke": _smoke(), "laptop": Settings(), "gpu": _gpu()}
 def main(settings: Settings) -> dict[str, float]:
     """The week's run, or a study. Returns its metrics."""
     device = pick_device(settings.device)
-    if settings.study == SMOL:
+    if settings.study == "real":
         return study_brief(settings)
     if settings.study in SOLVING:
         work = Workspace(__file__, settings, read_text(settings.data)[0], device)

@@ -11,19 +11,22 @@ from torch import Generator, nn
 
 from exclaim import study_exclaim
 from figures import draw
-from names import METHODS, SMOL
+from names import METHODS
 from policies import SAMPLES, align, show_policies
 from preferences import Start, pair_batches
 from shared.adapters import LoRAConfig, add_lora, save_adapter
+from shared.adapters.artefacts import base_on_the_hub
+from shared.adapters.instructions import template_for
 from shared.alignment.loops import DPO, draw_answers, pad_prompts
 from shared.alignment.rewards import Pair
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
 from shared.data.corpus import read_text
 from shared.devices import device_name, device_of, pick_device
-from shared.models.chat import IM_END, chat_prompt
+from shared.models.chat import chat_prompt, is_chat
 from shared.models.gpt import GPT
-from shared.models.pretrained import load_smollm2
+from shared.models.names import run_slug
+from shared.models.pretrained import load_model
 from shared.runtime import clock, table
 from shared.sampling import generate
 
@@ -32,10 +35,10 @@ if TYPE_CHECKING:
 
 QUESTIONS = Path(__file__).parent / "questions.txt"
 BRIEF = "Answer the question in one short sentence."
-"""The system prompt under which SmolLM2 gives the answers that it is then to give without it."""
+"""The system prompt under which the model gives the answers that it is then to give without it."""
 PROMPTS_AT_ONCE = 32
 SHORT = 40
-"""Tokens within which an answer of SmolLM2's counts as short."""
+"""Tokens within which its answers count as short."""
 
 
 # ---- studies of the learner's model
@@ -88,12 +91,13 @@ STUDIES: dict[str, Callable[["Settings", Start, Workspace], dict[str, float]]] =
 
 
 def study_brief(settings: "Settings") -> dict[str, float]:
-    """SmolLM2 learns, from answers of its own, to be brief without being asked to."""
+    """A chat model learns, from answers of its own, to be brief without being asked to."""
     device = pick_device(settings.device)
     work = Workspace(__file__, settings, read_text(settings.data)[0], device)
     learned_from, held_out = split_questions(settings)
-    model = load_smollm2(settings.smol_blocks)[0].to(device)
-    with work.log(SMOL, settings) as log:
+    model = load_chat_model(settings).to(device)
+    name = run_slug(settings.model)
+    with work.log(name, settings) as log:
         began = clock()
         pairs = brief_pairs(model, learned_from, settings)
         metrics: dict[str, float] = {
@@ -104,45 +108,56 @@ def study_brief(settings: "Settings") -> dict[str, float]:
             "rejected_cut": count_cut_off([rejected for _, _, rejected in pairs], end_token(model)),
         }
         policy = with_adapters(model, settings)
-        batches = pair_batches(pairs, settings.smol_rows // 2, settings.smol.seed, device)
-        file = work.checkpoints / f"{SMOL}.safetensors"
-        loop = DPO(policy, model, batches, settings.smol, log=log, file=file)
+        batches = pair_batches(pairs, settings.brief_rows // 2, settings.brief.seed, device)
+        file = work.checkpoints / f"{name}.safetensors"
+        loop = DPO(policy, model, batches, settings.brief, log=log, file=file)
         began = clock()
         last = loop.fit(settings.resume)
         metrics["seconds"] = clock() - began
         metrics |= {key: last[key] for key in ("accuracy", "margin", "loss")}
         metrics["trained_parameters"] = sum(p.numel() for p in loop.parameters)
         lengths, talk = {}, {}
-        for name, speaker in (("before", model), ("after", policy)):
+        for when, speaker in (("before", model), ("after", policy)):
             answers = answers_to(speaker, [ask(model, q) for q in held_out], settings, seed=3)
-            lengths[name] = [len(answer) for answer in answers]
-            metrics[f"{name}_cut"] = count_cut_off(answers, end_token(model))
-            metrics[f"{name}_length"] = sum(lengths[name]) / len(answers)
-            metrics[f"{name}_short"] = share_short(answers, end_token(model))
-            talk[name] = [likeliest_answer(speaker, q, settings) for q in held_out[:SAMPLES]]
+            lengths[when] = [len(answer) for answer in answers]
+            metrics[f"{when}_cut"] = count_cut_off(answers, end_token(model))
+            metrics[f"{when}_length"] = sum(lengths[when]) / len(answers)
+            metrics[f"{when}_short"] = share_short(answers, end_token(model))
+            talk[when] = [likeliest_answer(speaker, q, settings) for q in held_out[:SAMPLES]]
         conversations = list(zip(held_out, talk["before"], talk["after"]))
-        log.artifact(lengths=lengths, talk=conversations, longest=settings.smol_tokens)
+        log.artifact(lengths=lengths, talk=conversations, longest=settings.brief_tokens)
         log.finish(**metrics)
-    base_model = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    folder = save_adapter(policy, work.checkpoints / f"{SMOL}-brief", base_model=base_model)
+    base_model = base_on_the_hub(settings.model)
+    folder = save_adapter(policy, work.checkpoints / f"{name}-brief", base_model=base_model)
     show_brief(metrics, conversations)
     print(
-        f"(answers are cut at {settings.smol_tokens} tokens; {device_name(device)},"
+        f"(answers are cut at {settings.brief_tokens} tokens; {device_name(device)},"
         f" {metrics['seconds']:.0f} s; adapter in {folder})"
     )
     draw(work.logs, work.reports)
     return metrics
 
 
+def load_chat_model(settings: "Settings") -> GPT:
+    """`--model` in fp32. Raises ValueError for a base model: asked to be brief, it does not obey."""
+    model = load_model(settings.model, "cpu", torch.float32, blocks=settings.blocks)
+    if model.tokenizer is None or not is_chat(model.tokenizer):
+        raise ValueError(
+            f"{settings.model} was never trained to converse (its tokenizer has no chat template), so it does"
+            " not answer when it is told how: take a chat model, such as --model smollm2"
+        )
+    return model
+
+
 def split_questions(settings: "Settings") -> tuple[list[str], list[str]]:
     """The questions to learn from, the first ones, and those held out, the last ones."""
     questions = QUESTIONS.read_text(encoding="utf-8").splitlines()
-    if settings.smol_questions + settings.smol_held_out > len(questions):
+    if settings.brief_questions + settings.brief_held_out > len(questions):
         raise ValueError(
-            f"smol_questions={settings.smol_questions}, smol_held_out={settings.smol_held_out}: there are"
+            f"brief_questions={settings.brief_questions}, brief_held_out={settings.brief_held_out}: there are"
             f" {len(questions)} questions"
         )
-    return questions[: settings.smol_questions], questions[-settings.smol_held_out :]
+    return questions[: settings.brief_questions], questions[-settings.brief_held_out :]
 
 
 def brief_pairs(model: GPT, questions: Sequence[str], settings: "Settings") -> list[Pair]:
@@ -162,7 +177,7 @@ def brief_pairs(model: GPT, questions: Sequence[str], settings: "Settings") -> l
 
 
 def ask(model: GPT, question: str, system: str | None = None) -> list[int]:
-    """A question as SmolLM2's chat has it, up to where the answer begins."""
+    """A question as the model's chat has it, up to where the answer begins."""
     messages = [{"role": "user", "content": question}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
@@ -174,7 +189,7 @@ def with_adapters(model: GPT, settings: "Settings") -> nn.Module:
     adapters: it is the base below them.
     """
     policy = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    torch.manual_seed(settings.smol.seed)
+    torch.manual_seed(settings.brief.seed)
     targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     return add_lora(policy, LoRAConfig(r=8, lora_alpha=16, target_modules=targets))
 
@@ -184,7 +199,7 @@ def answers_to(model: GPT, prompts: Sequence[list[int]], settings: "Settings", s
     generator = Generator().manual_seed(seed)
     answers: list[list[int]] = []
     for part in pad_prompts(prompts).to(device_of(model)).split(PROMPTS_AT_ONCE):
-        ids, mask = draw_answers(model, part, settings.smol_tokens, end_token(model), generator)
+        ids, mask = draw_answers(model, part, settings.brief_tokens, end_token(model), generator)
         answers += [row[in_answer].tolist() for row, in_answer in zip(ids, mask)]
     return answers
 
@@ -192,13 +207,13 @@ def answers_to(model: GPT, prompts: Sequence[list[int]], settings: "Settings", s
 def likeliest_answer(model: GPT, question: str, settings: "Settings") -> str:
     """The answer of the likeliest tokens."""
     stop = [end_token(model)]
-    ids = generate(model, ask(model, question), settings.smol_tokens, temperature=0, stop=stop)
+    ids = generate(model, ask(model, question), settings.brief_tokens, temperature=0, stop=stop)
     return model.tokenizer.decode(list(ids)).strip()
 
 
 def end_token(model: GPT) -> int:
     """What ends an answer."""
-    return model.tokenizer.special_tokens[IM_END]
+    return template_for(model.tokenizer).stop[0][-1]
 
 
 def share_short(answers: Sequence[list[int]], end: int) -> float:

@@ -35,9 +35,9 @@ def open_rag(settings: "Settings") -> RAG:
     device = pick_device(settings.device, say)
     index = open_library(settings, device, say, partial(print, file=sys.stderr)).index
     if settings.generate:
-        reader = make_reader(settings, device, say=say)
+        reader = make_reader(settings, device, say)
     else:
-        reader = make_quoter(settings.sentences, device)
+        reader = make_quoter(settings, device)
     return RAG(index, reader, settings.k, settings.by, least_score=settings.min_score)
 
 

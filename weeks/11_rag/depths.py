@@ -10,6 +10,7 @@ from library import Library, home, make_quoter, make_reader, open_library, place
 from measures import spread, with_bounds, with_intervals
 from names import DEPTHS
 from shared.course.workspace import Workspace
+from shared.models.names import run_name
 from shared.retrieval.index import Index
 from shared.retrieval.quoting import Quoter
 from shared.retrieval.rag import RAG, Reader
@@ -27,8 +28,8 @@ def study_depths(settings: "Settings", work: Workspace) -> dict[str, float]:
     """
     library = open_library(settings, work.device)
     asked = library.asked[:2] if settings.preset == "smoke" else library.asked
-    quoter = make_quoter(max(DEPTHS), work.device, settings.smol_blocks)
-    reader = make_reader(settings, work.device, settings.smol_blocks)
+    quoter = make_quoter(settings, work.device, max(DEPTHS))
+    reader = make_reader(settings, work.device)
     answered = spread(asked, settings.questions)
     rows = [found_at(library.index, question) for question in tqdm(asked, desc="found")]
     metrics = write_depths("found", rows, library, settings, work)
@@ -72,7 +73,7 @@ def quoted_at(index: Index, quoter: Quoter, question: dict[str, Any]) -> dict[in
 def written_at(
     library: Library, reader: Reader, by: str, question: dict[str, Any]
 ) -> dict[int, dict[str, float]]:
-    """For each depth: the score of what SmolLM2 writes from so many passages."""
+    """For each depth: the score of what the model writes from so many passages."""
     return {
         k: answer_measures(RAG(library.index, reader, k, by).ask(question["question"]).text, question)
         for k in DEPTHS
@@ -100,7 +101,10 @@ def write_depths(
             values = [row[k][name] for row in rows]
             scores[name] = bootstrap(values)
             scores[f"{name}_gain"] = paired_difference(values, [row[DEPTHS[0]][name] for row in rows])
-        with work.log(f"{library.name}-k-{what}-{k}", settings) as log:
+        run = f"{library.name}-k-{what}-{k}"
+        if what != "found":  # what is found depends on no model
+            run = run_name(settings.model, run)
+        with work.log(run, settings) as log:
             log.finish(k=k, questions=len(rows), **with_bounds(scores))
         shown.append({what: f"k = {k}"} | with_intervals(scores))
         metrics |= {f"{what}_{k}_{name}": score.mean for name, score in scores.items()}

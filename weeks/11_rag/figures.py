@@ -69,7 +69,9 @@ def draw_documents(data: str, runs: dict[str, LoggedRun], out: Path) -> list[Pat
     if domain:
         plots.append(save_figure(domain_figure(domain), out / f"{data}_domain.png"))
     if f"{data}-followups-rule" in runs:
-        rows = [runs[f"{data}-followups-{name}"].summary for name in REWRITES]
+        names = [f"{data}-followups-{name}" for name in REWRITES]
+        names += sorted(name for name in runs if name.endswith(f"-{data}-followups-model"))  # other models'
+        rows = [runs[name].summary for name in names if name in runs]
         plots.append(save_figure(followups_figure(rows), out / f"{data}_followups.png"))
     if f"{data}-k-written-{DEPTHS[-1]}" in runs:
         plots.append(save_figure(depths_figure(data, runs), out / f"{data}_depths.png"))

@@ -21,6 +21,7 @@ from shared.adapters.instructions import Instructions, answer, template_for
 from shared.course.workspace import Workspace
 from shared.devices import device_of
 from shared.models.gpt import GPT
+from shared.models.names import model_label, run_slug
 from shared.retrieval.documents import Chunk
 from shared.retrieval.index import Index
 from shared.retrieval.quoting import ROOM, SpanForm, ends_of_quotes, write_span
@@ -111,9 +112,9 @@ def study_own(settings: "Settings", work: Workspace) -> dict[str, float]:
     answered(with_facts, "facts", "trained to copy, then on made-up facts and the examples")
     label = "trained to copy, then on the pages' examples, with the nearest sentence"
     answers.add("retrieved", label, quotes_from(model, asked, nearest))
-    reader = make_reader(settings, work.device, settings.smol_blocks)
+    reader = make_reader(settings, work.device)
     read = [reader.read(q["question"], [as_chunk(sentence)]).text for q, sentence in zip(asked, right)]
-    answers.add("smollm2", "SmolLM2, with the right sentence", read)
+    answers.add(run_slug(settings.model), f"{model_label(settings.model)}, with the right sentence", read)
     print(
         f"\n{len(examples)} examples, {len(facts)} made-up facts, {len(repeats)} rows to copy; {len(asked)}"
         f" questions on {len(parts.tested)} documents that none of them is from\n" + table(answers.rows)

@@ -16,7 +16,7 @@ from shared.checkpoint import unshared
 from shared.course.runs import output_root
 from shared.data.corpus import named_by_content
 from shared.models.gpt import GPT
-from shared.models.pretrained import load_smollm2
+from shared.models.pretrained import load_model
 from shared.quantization import quantize
 from shared.retrieval.documents import Chunk, chunk_documents, load_documents
 from shared.retrieval.embedders import HiddenStates, MiniLM
@@ -26,7 +26,7 @@ from shared.retrieval.rag import Reader
 from shared.retrieval.ranking import holds_answer
 from shared.retrieval.stores import make_store
 from shared.runtime import read_jsonl, write_atomically
-from shared.tokenizers import gpt2_tokenizer
+from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from shared.training.base_model import trained_base_model
 
 if TYPE_CHECKING:
@@ -171,23 +171,26 @@ def own_model(settings: "Settings") -> GPT:
     return trained_base_model(settings.preset, data=settings.text, device=settings.device)[0]
 
 
-def make_reader(
-    settings: "Settings",
-    device: torch.device,
-    blocks: int | None = None,
-    say: Callable[[str], None] = print,
-) -> Reader:
-    """SmolLM2, or its first blocks; on a CPU in int8, which writes several times as fast."""
-    model, tokenizer = load_smollm2(blocks)
+def load_reading(settings: "Settings") -> tuple[GPT, Tokenizer]:
+    """`--model` on the CPU in float32, and its tokenizer. A base model does here: it goes on from a text."""
+    model = load_model(settings.model, "cpu", torch.float32, blocks=settings.blocks)
+    if model.tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer of ours: its ids cannot be turned into text")
+    return model, model.tokenizer
+
+
+def make_reader(settings: "Settings", device: torch.device, say: Callable[[str], None] = print) -> Reader:
+    """`--model` as a reader; on a CPU in int8, which writes several times as fast."""
+    model, tokenizer = load_reading(settings)
     if device.type == "cpu":
         quantize(model, "int8", group_size=64, say=say)
     return Reader(model.to(device), tokenizer, settings.max_new_tokens, settings.min_gain)
 
 
-def make_quoter(sentences: int, device: torch.device, blocks: int | None = None) -> Quoter:
-    """SmolLM2, or its first blocks, in float32: most of the work is reading, where int8 is no faster.
+def make_quoter(settings: "Settings", device: torch.device, sentences: int | None = None) -> Quoter:
+    """`--model` as a quoter, in float32: most of the work is reading, where int8 is no faster.
 
-    sentences: how many are ranked anew.
+    sentences: how many are ranked anew; None: the settings'.
     """
-    model, tokenizer = load_smollm2(blocks)
-    return Quoter(model.to(device), tokenizer, sentences)
+    model, tokenizer = load_reading(settings)
+    return Quoter(model.to(device), tokenizer, sentences or settings.sentences)

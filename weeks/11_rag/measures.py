@@ -11,6 +11,7 @@ from library import HERE, Library, Place, home, make_reader, own_embedder, place
 from names import CONDITIONS, MEASURES, RETRIEVERS
 from own import OwnSearch, own_search
 from shared.course.workspace import Workspace
+from shared.models.names import model_label, run_name
 from shared.retrieval.documents import Chunk
 from shared.retrieval.index import Index
 from shared.retrieval.rag import RAG, Reader, Reply
@@ -27,7 +28,7 @@ NO_GAIN = -99.0
 def measure_library(settings: "Settings", work: Workspace, library: Library) -> dict[str, float]:
     """Finding, on all questions, and answering, on some."""
     metrics = measure_retrieval(settings, work, library)
-    reader = make_reader(settings, work.device, settings.smol_blocks)
+    reader = make_reader(settings, work.device)
     metrics |= measure_answers(settings, work, library, reader)
     if library.name == "handbook":
         illustrate(settings, work, library, reader)
@@ -102,7 +103,7 @@ def measure_answers(
     asked = spread(library.asked, settings.questions)
     unanswerable = spread(library.unanswerable, settings.questions)
     rag = RAG(library.index, reader, settings.k, settings.by, least_score=settings.min_score or 0.0)
-    runs = f"{library.name}-{prefix}"
+    runs = run_name(settings.model, f"{library.name}-{prefix}")
     rows, metrics = [], {}
     for name, label in CONDITIONS.items():
         with work.log(f"{runs}answer-{name}", settings) as log:
@@ -110,7 +111,7 @@ def measure_answers(
             replies = [read_under(name, question, rag, library).text for question in asked]
             seconds = (clock() - started) / len(asked)
             scores = grade_answers(log, label, asked, replies, seconds=seconds)
-        rows.append({"SmolLM2": label} | with_intervals(scores))
+        rows.append({model_label(settings.model): label} | with_intervals(scores))
         metrics |= {f"{name}_{key}": score.mean for key, score in scores.items()}
     print(f"\n{len(asked)} questions answered\n" + table(rows))
     if unanswerable:
@@ -275,7 +276,7 @@ def example(index: Index, question: str, reply: Reply) -> dict[str, Any]:
 def illustrate(settings: "Settings", work: Workspace, library: Library, reader: Reader) -> None:
     """Keeps the example of `--illustrated`."""
     best = library.index.search(settings.illustrated, 1)[0]
-    with work.log(f"{library.name}-example", settings) as log:
+    with work.log(run_name(settings.model, f"{library.name}-example"), settings) as log:
         reply = reader.read(settings.illustrated, [best.chunk])
         log.artifact(**example(library.index, settings.illustrated, reply))
         log.finish(score=best.score)

@@ -1,5 +1,6 @@
 """What week 11 compares, and what its runs are called: in the logs, in tables and in plots."""
 
+from shared.models.names import model_label
 from shared.retrieval.ranking import exact_match, holds_answer, token_f1
 
 RETRIEVERS = {"bm25": "BM25", "dense": "MiniLM", "hybrid": "BM25 + MiniLM", "own": "week 6's model"}
@@ -22,7 +23,7 @@ WINDOWS = {
 EFFORTS = {"flat": (None,), "pq": (None,), "ivf": (1, 4, 16, 64, 256), "hnsw": (16, 64, 256)}
 """How hard each store searches; None: there is nothing to choose."""
 QUOTED = {
-    "generated": "SmolLM2 writes, from the first passage",
+    "generated": "the model writes, from the first passage",
     "sentence": "the nearest sentence (MiniLM)",
     "reranked": "the best sentence after re-ranking",
     "span": "a span of the nearest sentence",
@@ -40,8 +41,19 @@ REWRITES = {
     "both": "after the question before it",
     "title": "after the title of the page before",
     "rule": "by the rule",
-    "model": "as SmolLM2 writes it",
+    "model": "as a model writes it",
 }
 """What is searched for a follow-up question."""
+
+
+def quoted_label(key: str, model: str) -> str:
+    """One of `QUOTED` for people.
+
+    >>> quoted_label("generated", "gemma3-270m")
+    'Gemma 3 270M writes, from the first passage'
+    """
+    return QUOTED[key].replace("the model", model_label(model))
+
+
 DEPTHS = (1, 2, 3, 5, 8)
 """How many passages, or sentences, `--study depths` looks at."""

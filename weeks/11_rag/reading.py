@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from halves import HALVES, answer_scores, half_of, paired_difference
 from library import Library, home, make_quoter, open_library, place
 from measures import with_bounds, with_intervals
-from names import QUOTED
+from names import QUOTED, quoted_label
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
+from shared.models.names import run_name
 from shared.retrieval.evidence import Window
 from shared.retrieval.quoting import Quoter
 from shared.retrieval.ranking import bootstrap, exact_match, holds_answer, reciprocal_rank
@@ -32,7 +33,8 @@ class Half:
     library_name: str
 
     def log(self, run: str) -> AbstractContextManager[RunLog]:
-        return self.work.log(f"{self.library_name}-{run}", self.settings)
+        name = run_name(self.settings.model, f"{self.library_name}-{run}")
+        return self.work.log(name, self.settings)
 
 
 def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
@@ -40,10 +42,10 @@ def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
     measured, and B is the one to believe.
     """
     library = open_library(settings, work.device)
-    quoter = make_quoter(settings.sentences, work.device, settings.smol_blocks)
+    quoter = make_quoter(settings, work.device)
     asked = library.asked[:2] if settings.preset == "smoke" else library.asked
     readings = [read_question(library, quoter, question) for question in asked]
-    with work.log(f"{library.name}-quotes", settings) as log:
+    with work.log(run_name(settings.model, f"{library.name}-quotes"), settings) as log:
         log.artifact(readings=readings)
         log.finish(questions=len(readings), sentences=quoter.sentences)
     metrics: dict[str, float] = {}
@@ -100,10 +102,11 @@ def answers_of(reading: dict[str, Any]) -> dict[str, str]:
 
 
 def measure_quotes(half: Half) -> dict[str, float]:
-    """The quoted answers on one half, beside SmolLM2's own from `--study answers`, where its log is there."""
+    """The quoted answers on one half, and those that `--study answers` logged where that has been run."""
     keys = [key for key in QUOTED if key != "generated"]
     answers = {key: [answers_of(reading)[key] for reading in half.readings] for key in keys}
-    generated = read_runs(half.work.logs).get(f"{half.library_name}-all-answer-retrieved")
+    written = run_name(half.settings.model, f"{half.library_name}-all-answer-retrieved")
+    generated = read_runs(half.work.logs).get(written)
     if generated:
         said = {row["question"]: row["answer"] for row in generated.artifacts["answers"]}
         if all(question["question"] in said for question in half.asked):
@@ -112,8 +115,13 @@ def measure_quotes(half: Half) -> dict[str, float]:
     for key, texts in answers.items():
         scores = answer_scores(texts, half.asked)
         with half.log(f"quotes-{half.name}-{key}") as log:
-            log.finish(name=QUOTED[key], half=half.name, questions=len(half.asked), **with_bounds(scores))
-        rows.append({f"half {half.name}": QUOTED[key]} | with_intervals(scores))
+            log.finish(
+                name=quoted_label(key, half.settings.model),
+                half=half.name,
+                questions=len(half.asked),
+                **with_bounds(scores),
+            )
+        rows.append({f"half {half.name}": quoted_label(key, half.settings.model)} | with_intervals(scores))
         metrics |= {f"{half.name}_{key}_{score}": value.mean for score, value in scores.items()}
     print(f"\n{len(half.asked)} questions of half {half.name}\n" + table(rows))
     measure_gains(half, answers)
@@ -122,6 +130,7 @@ def measure_quotes(half: Half) -> dict[str, float]:
 
 def measure_gains(half: Half, answers: dict[str, list[str]]) -> None:
     """What one way of answering has over another, on the same questions."""
+    model = half.settings.model
     for ours, theirs, measure in (
         ("reranked", "sentence", holds_answer),
         ("reranked-span", "span", holds_answer),
@@ -139,7 +148,7 @@ def measure_gains(half: Half, answers: dict[str, list[str]]) -> None:
         with half.log(f"gain-{half.name}-{ours}-{theirs}-{what}") as log:
             log.finish(half=half.name, **with_bounds({"gain": gain}))
         shown = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
-        print(f"{half.name}: {QUOTED[ours]} less {QUOTED[theirs]}, {what}: {shown}")
+        print(f"{half.name}: {quoted_label(ours, model)} less {quoted_label(theirs, model)}, {what}: {shown}")
 
 
 # ---- re-ranking

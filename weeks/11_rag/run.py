@@ -1,8 +1,9 @@
 """Week 11: retrieval. A folder of documents that no model has read about, found in four ways and answered
 from.
 
-    # how well it finds, and how well it answers
+    # how well it finds, and how well it answers; with SmolLM2, or with another model in all that reads
     python weeks/11_rag/run.py --preset laptop
+    python weeks/11_rag/run.py --preset laptop --study answers --model gemma3-270m
     # the same, with your own search by words and your own fusion of rankings
     python weeks/11_rag/run.py --preset laptop --mine
     python weeks/11_rag/run.py --ask "When does the last ferry leave?"
@@ -39,13 +40,16 @@ from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.devices import pick_device
+from shared.models.names import ModelName
 from shared.retrieval.stores import STORES
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, open_corpus
 from studies import STUDIES
 
 FINDING = ("documents", "size", "overlap", "window", "embedder", "store", "index", "data")
-ANSWERING = ("max_new_tokens", "min_gain")
+MODEL = ("model", "blocks")
+WRITING = ("max_new_tokens", "min_gain")
+ANSWERING = (*MODEL, *WRITING)
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,9 @@ class Settings(WeekSettings):
     """
     min_gain: float | None = None
     """Answers that the passage makes less likely than this, in nats per token, are not given."""
-    smol_blocks: int | None = None
-    """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all. So do
-    --ask and --interactive.
-    """
+    model: ModelName = "smollm2"
+    blocks: int | None = None
+    """Of --model only the first so many blocks, to see in seconds that everything runs; None takes all."""
     questions: int | None = 48
     """So many of the questions are answered, spread over all; none takes all. Retrieval is measured on all.
     """
@@ -114,7 +117,7 @@ class Settings(WeekSettings):
     ask: str | None = None
     """Answer this and end: the answer, its source, the quoted sentence."""
     generate: bool = False
-    """For --ask and --interactive: SmolLM2 writes the answer from the best passages, rather than quote it."""
+    """For --ask and --interactive: the model writes the answer from the best passages, and quotes nothing."""
     verbose: bool = False
     """For --ask and --interactive: with settings, scores and what was searched."""
     interactive: bool = False
@@ -126,27 +129,27 @@ class Settings(WeekSettings):
     )
 
     READ_BY: ClassVar = {
-        "run": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions", "illustrated"),
-        "answers": (*FINDING, *ANSWERING, "smol_blocks", "by", "k", "min_score", "questions"),
+        "run": (*FINDING, *ANSWERING, "by", "k", "min_score", "questions", "illustrated"),
+        "answers": (*FINDING, *ANSWERING, "by", "k", "min_score", "questions"),
         "windows": FINDING,
-        "quotes": (*FINDING, "smol_blocks", "sentences"),
-        "depths": (*FINDING, *ANSWERING, "smol_blocks", "by", "questions"),
+        "quotes": (*FINDING, *MODEL, "sentences"),
+        "depths": (*FINDING, *ANSWERING, "by", "questions"),
         "domain": FINDING,
-        "followups": (*FINDING, "smol_blocks"),
+        "followups": (*FINDING, *MODEL),
         "index": ("vectors",),
-        "own": (*FINDING, *ANSWERING, "smol_blocks", "train", "rows", "facts", "resume"),
+        "own": (*FINDING, *ANSWERING, "train", "rows", "facts", "resume"),
     }
 
     def idle(self) -> dict[str, str]:
         if self.ask or self.interactive:
             why = "--ask and --interactive measure nothing"
-            read = {*FINDING, "min_score", "device", "ask", "interactive", "generate", "verbose"}
-            read |= {*ANSWERING, "by", "k"} if self.generate else {"sentences"}
+            read = {*FINDING, *MODEL, "min_score", "device", "ask", "interactive", "generate", "verbose"}
+            read |= {*WRITING, "by", "k"} if self.generate else {"sentences"}
             if self.embedder == "own":
                 read.add("text")
             idle = {field.name: why for field in fields(self) if field.name not in read}
             if not self.generate:
-                idle |= dict.fromkeys((*ANSWERING, "by", "k"), "the answer is quoted: it is for --generate")
+                idle |= dict.fromkeys((*WRITING, "by", "k"), "the answer is quoted: it is for --generate")
         else:
             idle = super().idle()
             idle |= dict.fromkeys(("generate", "verbose"), "it is for --ask and --interactive")
@@ -183,7 +186,7 @@ PRESETS = {
         rows=8,
         facts=8,
         max_new_tokens=8,
-        smol_blocks=1,
+        blocks=1,
         illustrated="Which dogs are exempt?",
         train=replace(Settings().train, steps=3, eval_every=2, checkpoint_every=2, warmup_steps=1),
     ),
@@ -207,7 +210,7 @@ def main(settings: Settings) -> dict[str, float]:
         metrics = STUDIES[settings.study](settings, work)
     else:
         metrics = measure_library(settings, work, open_library(settings, device))
-    if settings.study or settings.data != "handbook":
+    if settings.study or settings.data != "handbook" or settings.model != "smollm2":
         draw(work.logs, work.reports)
         return metrics
     return work.finish(metrics, draw)

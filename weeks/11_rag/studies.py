@@ -40,7 +40,7 @@ def study_answers(settings: "Settings", work: Workspace) -> dict[str, float]:
     """Every question is answered."""
     library = open_library(settings, work.device)
     every = settings if settings.preset == "smoke" else replace(settings, questions=None)
-    reader = make_reader(settings, work.device, settings.smol_blocks)
+    reader = make_reader(settings, work.device)
     return measure_answers(every, work, library, reader, "all-")
 
 

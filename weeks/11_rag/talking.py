@@ -1,16 +1,16 @@
-"""Week 11's study of follow-up questions: searched as they are, by a rule, and as SmolLM2 writes them."""
+"""Week 11's study of follow-up questions: searched as they are, by a rule, and as a model writes them."""
 
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from halves import HALVES, paired_difference
-from library import HERE, Library, open_library
+from library import HERE, Library, load_reading, open_library
 from measures import with_bounds, with_intervals
 from names import REWRITES
 from shared.course.workspace import Workspace
 from shared.models.gpt import GPT
-from shared.models.pretrained import load_smollm2
+from shared.models.names import model_label, run_name
 from shared.retrieval.followups import needs_context, self_contained, title_of_best
 from shared.retrieval.ranking import Interval, bootstrap
 from shared.runtime import read_jsonl
@@ -43,7 +43,7 @@ Rewrite = Callable[[str, str], str]
 def study_followups(settings: "Settings", work: Workspace) -> dict[str, float]:
     """How often the first passage is the right one. All pairs were seen while the rule was made."""
     library = open_library(settings, work.device)
-    model, tokenizer = load_smollm2(settings.smol_blocks)
+    model, tokenizer = load_reading(settings)
     pairs = read_jsonl(HERE / "followups.jsonl")
     if settings.preset == "smoke":
         pairs = pairs[:4]
@@ -54,11 +54,14 @@ def study_followups(settings: "Settings", work: Workspace) -> dict[str, float]:
         hits = [found_first(library, text, pair) for text, pair in zip(searched, pairs)]
         found[name] = {"A": hits[0::2], "B": hits[1::2]}
         scores = {f"hit@1_{half}": bootstrap(found[name][half]) for half in HALVES}
-        with work.log(f"{library.name}-followups-{name}", settings) as log:
+        run, label = f"{library.name}-followups-{name}", REWRITES[name]
+        if name == "model":  # the others are rules
+            run, label = run_name(settings.model, run), f"as {model_label(settings.model)} writes it"
+        with work.log(run, settings) as log:
             log.artifact(searched=[pair | {"searched": text} for pair, text in zip(pairs, searched)])
             gains = gains_over("as-is", name, found)
-            log.finish(name=REWRITES[name], pairs=len(pairs), **with_bounds(scores | gains))
-        print(f"{REWRITES[name]}: {with_intervals(scores)}")
+            log.finish(name=label, pairs=len(pairs), **with_bounds(scores | gains))
+        print(f"{label}: {with_intervals(scores)}")
         metrics |= {f"{name}_{key.replace('@', '_at_')}": score.mean for key, score in scores.items()}
     return metrics | measure_false_alarms(library, settings, work)
 

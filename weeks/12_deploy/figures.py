@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from names import NAMES, OWN, PROGRAMS, SMOL
+from names import OWN, PROGRAMS, label_of, models_in, server_label, servers_in
 from shared.course.report import COLOURS, LINES, MARKERS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 
@@ -15,7 +15,7 @@ from shared.course.style import style
 def draw(logs: Path, out: Path) -> list[Path]:
     """The week's plots, from its logs."""
     runs = {name: run for name, run in read_runs(logs).items() if run.summary}
-    servers = {name: runs[name] for name in NAMES if name in runs}
+    servers = {name: runs[name] for name in servers_in(runs)}
     plots = []
     with style():
         if servers:
@@ -23,11 +23,10 @@ def draw(logs: Path, out: Path) -> list[Path]:
             plots.append(draw_delays(servers, out))
         if "slots" in runs:
             plots.append(draw_slots(runs["slots"], out))
-        for name in (OWN, SMOL):
-            if f"{name}-pytorch" in runs:
-                keys = {program: f"{name}-{program}" for program in PROGRAMS}
-                rows = {program: runs[key].summary for program, key in keys.items() if key in runs}
-                plots.append(draw_programs(name, rows, out))
+        for name in models_in(runs, "-pytorch"):
+            keys = {program: f"{name}-{program}" for program in PROGRAMS}
+            rows = {program: runs[key].summary for program, key in keys.items() if key in runs}
+            plots.append(draw_programs(name, rows, out))
     return plots
 
 
@@ -49,7 +48,7 @@ def draw_throughput(servers: dict[str, LoggedRun], out: Path) -> Path:
     fig, (rate_ax, ratio_ax) = figure(12, 4.8, ncols=2)
     for i, (name, run) in enumerate(servers.items()):
         at_once, rates = run.series("tokens_per_second")
-        rate_ax.plot(at_once, rates, **line_look(i), label=NAMES[name])
+        rate_ax.plot(at_once, rates, **line_look(i), label=server_label(name))
         for x, rate in zip(at_once, rates):
             rate_ax.annotate(
                 f"{rate:,.0f}",
@@ -60,7 +59,7 @@ def draw_throughput(servers: dict[str, LoggedRun], out: Path) -> Path:
                 fontsize=9,
                 color=COLOURS[i],
             )
-        ratio_ax.plot(at_once, [rate / rates[0] for rate in rates], **line_look(i), label=NAMES[name])
+        ratio_ax.plot(at_once, [rate / rates[0] for rate in rates], **line_look(i), label=server_label(name))
     most = max(ax.get_xlim()[1] for ax in (rate_ax, ratio_ax))
     ideal = [n for n in (1, 2, 4, 8, 16, 32) if n <= most]
     label = "as many times as texts"
@@ -95,7 +94,7 @@ def _plot_shares(ax: Any, servers: dict[str, LoggedRun], key: str, title: str) -
     for i, (name, run) in enumerate(servers.items()):
         values = run.artifacts[key]  # by percent, 0 to 100
         look = dict(color=COLOURS[i], linestyle=LINES[i], linewidth=1.8)
-        ax.plot(values, range(101), **look, label=NAMES[name])
+        ax.plot(values, range(101), **look, label=server_label(name))
         for percent in (50, 95):
             ax.plot(values[percent], percent, marker=MARKERS[i], color=COLOURS[i], markersize=7)
     use_plain_log(ax.xaxis)
@@ -121,7 +120,7 @@ def _bars_of_reuse(ax: Any, servers: dict[str, LoggedRun]) -> None:
                 ha="center",
                 fontsize=9,
             )
-    ax.set_xticks(places, [NAMES[name].replace(", ", "\n") for name in servers])
+    ax.set_xticks(places, [server_label(name).replace(", ", "\n") for name in servers])
     use_plain_log(ax.yaxis)
     values = [run.summary[key] for run in servers.values() for key in ("fresh", "reused")]
     limits = (min(values) / 2, 4 * max(values))
@@ -211,7 +210,7 @@ def draw_programs(name: str, rows: dict[str, dict[str, float]], out: Path) -> Pa
             )
         ax.set(title=title, xlabel=unit, xlim=(0, 1.15 * max(values)))
     axes[0].invert_yaxis()
-    model = NAMES[name].split(",")[0]
+    model = label_of(name)
     fig.suptitle(f"{model[0].upper()}{model[1:]} in other programs' files")
     suffix = "" if name == OWN else f"-{name}"
     return save_figure(fig, out / f"programs{suffix}.png")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from names import NAMES, OWN, PROGRAMS, SMOL
+from names import PROGRAMS, label_of, models_in, server_label, servers_in
 from own import percentile_of
 from prompts import Prompts
 from shared import checkpoint
@@ -43,9 +43,9 @@ def measure_server(
     """Tokens a second by how many texts are asked for at once, delays of a busy server, and the first token
     of prompts that begin alike.
 
-    run: one of `NAMES`. options: further ones of the server's command line.
+    run: its name (see `server_label`). options: further ones of the server's command line.
     """
-    print(f"{NAMES[run]}: serving", flush=True)
+    print(f"{server_label(run)}: serving", flush=True)
     rank = percentile_of(work)
     with tempfile.TemporaryDirectory() as folder, work.log(run) as log:
         path = checkpoint.save(model, Path(folder) / "model", model.tokenizer)
@@ -209,11 +209,11 @@ def step_by_step(engine: Engine, requests: Sequence[Request]) -> Iterator[dict[s
 def show_served(logs: Path) -> None:
     """Prints the tables of servers and of programs, from the logs."""
     summaries = {name: run.summary for name, run in read_runs(logs).items() if run.summary}
-    servers = [server_cells(name, summaries[name]) for name in NAMES if name in summaries]
+    servers = [server_cells(name, summaries[name]) for name in servers_in(summaries)]
     print(f"\n{table(servers)}\n({device_name(torch.device('cpu'))}, the client on the same cores)")
     programs = [
         program_cells(name, program, summaries[f"{name}-{program}"])
-        for name in (OWN, SMOL)
+        for name in models_in(summaries, "-pytorch")
         for program in PROGRAMS
         if f"{name}-{program}" in summaries
     ]
@@ -223,7 +223,7 @@ def show_served(logs: Path) -> None:
 def server_cells(name: str, summary: dict[str, float]) -> dict[str, Any]:
     """The row of a model that was served."""
     return {
-        "model": NAMES[name],
+        "model": server_label(name),
         "one after another (tokens/s)": summary["one"],
         f"{summary['at_once']} at once": summary["many"],
         "ratio": summary["ratio"],
@@ -238,7 +238,7 @@ def program_cells(name: str, program: str, summary: dict[str, float]) -> dict[st
     """The row of a program with a model."""
     alike = f"{summary['alike']} of {summary['new_tokens']}" if "alike" in summary else ""
     return {
-        "model": NAMES[name],
+        "model": label_of(name),
         "program": PROGRAMS[program],
         "tokens as ours": alike,
         "MB": summary["megabytes"],

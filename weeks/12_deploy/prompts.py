@@ -19,7 +19,7 @@ class Prompts:
 
     def __init__(self, model: GPT, tokens: Sequence[int], settings: "Settings"):
         self.tokens, self.settings = list(tokens), settings
-        new_tokens = max(settings.new_tokens, settings.load.tokens, settings.smol_load.tokens)
+        new_tokens = max(settings.new_tokens, settings.load.tokens, settings.study_load.tokens)
         longest = settings.shared_tokens + settings.prompt_tokens + new_tokens
         if longest > model.config.block_size:
             raise ValueError(

@@ -4,10 +4,11 @@ other programs read.
     python weeks/12_deploy/run.py --preset laptop
     # delays by your percentile, and your engine writes the texts that other programs are held to
     python weeks/12_deploy/run.py --preset laptop --mine
-    # a real model behind the server, in fp32 and in int8
-    python weeks/12_deploy/run.py --preset laptop --study smollm2
+    # a real model behind the server, in fp32 and in int8: SmolLM2, or another
+    python weeks/12_deploy/run.py --preset laptop --study real
+    python weeks/12_deploy/run.py --preset laptop --study real --model gemma3-270m
     # and in other programs
-    python weeks/12_deploy/run.py --preset laptop --study smollm2-programs
+    python weeks/12_deploy/run.py --preset laptop --study real-programs
     # serves your model, until Ctrl-C
     python -m shared.serving --model checkpoints/06_gpt2/laptop/tinyshakespeare/gpt2/best
 """
@@ -24,6 +25,7 @@ from shared.checks import Checks
 from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.devices import pick_device
+from shared.models.names import ModelName
 from shared.serving.engine import same_bits_in_every_row
 from shared.serving.load import Load
 from shared.training import TrainConfig
@@ -55,16 +57,17 @@ class Settings(WeekSettings):
     """So many tokens."""
     rounds: int = 3
     """The median of so many rounds of speed counts."""
-    smol_load: Load = Load(at_once=(1, 2, 4, 8), tokens=32, requests=24)
-    """For --study smollm2."""
-    smol_blocks: int | None = None
-    """Of SmolLM2 only the first so many blocks, to see in seconds that everything runs; None takes all."""
-    study: Literal["smollm2", "smollm2-programs"] | None = None
+    study_load: Load = Load(at_once=(1, 2, 4, 8), tokens=32, requests=24)
+    """For --study real."""
+    model: ModelName = "smollm2"
+    blocks: int | None = None
+    """Of --model only the first so many blocks, to see in seconds that everything runs; None takes all."""
+    study: Literal["real", "real-programs"] | None = None
 
     READ_BY: ClassVar = {
         "run": ("train", "resume", "load", *SERVED, *EXPORTED),
-        "smollm2": ("smol_load", "smol_blocks", *SERVED),
-        "smollm2-programs": ("smol_blocks", *EXPORTED),
+        "real": ("model", "blocks", "study_load", *SERVED),
+        "real-programs": ("model", "blocks", *EXPORTED),
     }
 
     def __post_init__(self) -> None:
@@ -87,14 +90,14 @@ def _smoke() -> Settings:
         preset="smoke",
         train=BASE_PRESETS["smoke"].train,
         load=tiny,
-        smol_load=tiny,
+        study_load=tiny,
         prompt_tokens=8,
         shared_tokens=40,
         shared_prompts=1,
         compared=1,
         new_tokens=4,
         rounds=1,
-        smol_blocks=1,
+        blocks=1,
     )
 
 
