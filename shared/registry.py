@@ -10,14 +10,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from shared.tokenizers.base import Tokenizer
+if TYPE_CHECKING:  # a model alone needs no tokenizers
+    from shared.tokenizers.base import Tokenizer
 
 
 class LanguageModel(nn.Module):
@@ -25,7 +26,7 @@ class LanguageModel(nn.Module):
 
     config: Any
     """A dataclass; `block_size`, where it has one, is the longest sequence that the model takes."""
-    tokenizer: Tokenizer | None = None
+    tokenizer: "Tokenizer | None" = None
     """The one that its ids are of; None until what loads the model sets it."""
 
 
