@@ -50,7 +50,7 @@ FIELDS = {"team": ["pumps", "night"], "year": 2024, "pressure": 2.5, "draft": Fa
         ({"none": {">": 1}}, False),
         ({"none": {"!=": 1}}, True),
         ({"year": 2024, "draft": True}, False),
-        (lambda fields: fields["pressure"] > 2, True),
+        pytest.param(lambda fields: fields["pressure"] > 2, True, id="a function"),
     ],
     ids=str,
 )
