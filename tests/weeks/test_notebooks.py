@@ -98,6 +98,17 @@ def test_the_tasks_that_are_kept_are_todays(number):
 
 
 @in_all_weeks
+def test_nothing_that_a_library_complains_of_stands_on_the_page(number):
+    said = [
+        output["text"]
+        for cell in notebook(number)
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr"
+    ]
+    assert said == []
+
+
+@in_all_weeks
 def test_every_visible_line_fits_on_the_page(number):
     long = [line for cell in cells(number) for line in cell.split("\n") if len(line) > WIDTH]
     assert long == []
