@@ -258,15 +258,6 @@ class SentencePieceTokenizer(MergingTokenizer):
     def _names(self) -> dict[int, str]:
         return {i: byte_token(byte) for byte, i in enumerate(self.byte_ids)} | super()._names()
 
-    @property
-    def same_in_hf_json(self) -> bool:
-        """False where scores let a token be made of different pairs: there each pair has a rank of its own.
-
-        Where two such pairs overlap (ha|haha|ha), ours merges the left one, and theirs the one whose ids come
-        first.
-        """
-        return len(set(self._ranks.values())) == len(self._ranks)
-
     def _hf_sections(self) -> dict[str, Any]:
         unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in self.special_tokens else None
         model = self._hf_model(self.merges) | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}

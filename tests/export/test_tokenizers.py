@@ -103,12 +103,10 @@ def test_merges_that_scores_lead_to_are_written_as_scores(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["always", "never"])
 def test_written_for_tokenizers_scores_give_the_same_ids(prefix):
-    """But where pairs overlap that make one token; see `SentencePieceTokenizer.same_in_hf_json`."""
     ours = scored(prefix, prefix == "never")
     values = ours.to_hf_json()
     theirs = tokenizers.Tokenizer.from_str(json.dumps(values))
-    texts = [text for text in texts_with_tokens(values, 5000, seed=15) if "aba" not in text]
-    for text in texts:
+    for text in texts_with_tokens(values, 5000, seed=15):
         ids = ours.encode(text, allowed_special="all")
         assert theirs.encode(text, add_special_tokens=False).ids == ids, ascii(text)
 

@@ -2,6 +2,7 @@
 and what earlier versions of the course saved is still read.
 """
 
+import itertools
 import json
 import random
 
@@ -261,17 +262,25 @@ def test_what_cannot_be_said_there_is_saved_in_the_old_form(name, tmp_path):
     assert Tokenizer.load(tmp_path / "t.json").fingerprint == ours.fingerprint
 
 
-def test_scores_that_make_a_token_of_different_pairs_are_saved_in_the_old_form(tmp_path):
-    vocab = [b"h", b"a", b"ha", b"haha", b"hahaha", *(bytes([byte]) for byte in range(256))]
-    ours = SentencePieceTokenizer(vocab, range(5, 261), scores=[-float(i) for i in range(261)])
-    theirs = tokenizers.Tokenizer.from_str(json.dumps(ours.to_hf_json()))
-    pairs = [
-        [ours.vocab[i] for i in encode("hahahahaha")]
-        for encode in (ours.encode, lambda t: theirs.encode(t).ids)
-    ]
-    assert b"".join(pairs[0]) == b"".join(pairs[1]) and not ours.same_in_hf_json
-    ours.save(tmp_path / "t.json")
-    assert read(tmp_path / "t.json") == own_form(ours)
+@pytest.mark.slow
+def test_scores_by_which_different_pairs_make_one_token(tmp_path):
+    """Theirs has no scores: it ranks such pairs one after the other (see `Tokenizer.to_hf_json`)."""
+    draw = random.Random(8)
+    words = ["".join(word) for n in range(2, 6) for word in itertools.product("ab", repeat=n)]
+    several = 0
+    for _ in range(200):
+        tokens = ["a", "b", *draw.sample(words, draw.randint(4, 20))]
+        vocab = [*(token.encode() for token in tokens), *(bytes([byte]) for byte in range(256))]
+        scores = [-float(i) for i in draw.sample(range(len(vocab)), len(vocab))]
+        ours = SentencePieceTokenizer(vocab, range(len(tokens), len(vocab)), scores=scores)
+        several += len(ours.merges) - len({left + right for left, right in ours.merges})
+        ours.save(tmp_path / "t.json")
+        assert Tokenizer.load(tmp_path / "t.json").fingerprint == ours.fingerprint
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
+        for _ in range(20):
+            text = "".join(draw.choices("ab", k=draw.randint(3, 20)))
+            assert theirs.encode(text).ids == ours.encode(text), text
+    assert several > 200
 
 
 # ---- damaged and foreign files

@@ -109,6 +109,19 @@ def test_an_unknown_kind_is_named_with_the_known_ones(tmp_path, kind):
         Tokenizer.load(path)
 
 
+@pytest.mark.parametrize(
+    "tokenizer", [CharTokenizer("ab é"), BPETokenizer.train("ab ab", 258)], ids=["characters", "bytes"]
+)
+def test_a_batch_is_its_texts_one_by_one(tokenizer):
+    texts = ["ab", "", "é ab ab"]
+    batch = tokenizer.encode_batch(iter(texts))
+    assert batch == [tokenizer.encode(text) for text in texts] and tokenizer.decode_batch(batch) == texts
+    with pytest.raises(ValueError, match=r"takes several texts, and was given one: use encode, or \[text\]"):
+        tokenizer.encode_batch("ab")
+    with pytest.raises(ValueError, match="id 999 is not in the vocabulary"):
+        tokenizer.decode_batch([[0], [999]])
+
+
 def test_a_prompt_is_the_token_that_every_text_begins_with_and_the_text():
     tokenizer = BPETokenizer.train("ab", 257, special_tokens=("<s>",))
     assert tokenizer.prompt("ab") == tokenizer.encode("ab")
