@@ -8,7 +8,8 @@ Source: the file format of the library `tokenizers`.
 """
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,8 @@ def tokenizer_in_folder(folder: Path) -> TokenizerFound:
     merges = (folder / "merges.txt").read_text(encoding="utf-8")
     added = folder / "added_tokens.json"
     more = read_hf_json(added) if added.exists() else {}
-    return _read_by(tokenizer_from_merges, vocab, ids, merges, more, config, template)
+    with _naming(vocab):
+        return tokenizer_from_merges(ids, merges, more, config, template)
 
 
 def tokenizer_in_file(
@@ -87,13 +89,15 @@ def tokenizer_in_file(
     values = read_hf_json(path)
     if own_part(values) is not None:
         return TokenizerFound(Tokenizer.from_file_json(values, str(path)), [])
-    return _read_by(tokenizer_from_json, path, values, config, template)
+    with _naming(path):
+        return tokenizer_from_json(values, config, template)
 
 
-def _read_by(reader: Callable[..., TokenizerFound], path: Path, *contents: Any) -> TokenizerFound:
-    """What `reader` makes of a file's contents; the file is named where they are damaged."""
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file where what it holds is damaged."""
     try:
-        return reader(*contents)
+        yield
     except UnlikeOurs:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
