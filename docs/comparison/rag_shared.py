@@ -8,5 +8,5 @@ from shared.retrieval.rag import RAG, Reader
 model = load_model(BASE)
 index = Index(embedder(model))
 index.add(chunk_documents(load_documents("documents").documents, model.tokenizer))
-reply = RAG(index, Reader(model, model.tokenizer)).ask("When does the last ferry leave?")
+reply = RAG(index, Reader(model)).ask("When does the last ferry leave?")
 print(reply.text, reply.sources)

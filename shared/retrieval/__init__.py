@@ -4,7 +4,7 @@
     index = Index(MiniLM())
     index.add(chunk_documents(documents))
     index.search("Who opens the valves?", where={"team": "pumps"})
-    RAG(index, Quoter(*load_smollm2())).ask("Who opens the valves?").sources
+    RAG(index, Quoter(load_model("smollm2"))).ask("Who opens the valves?").sources
 
 The guide is docs/guides/rag.md.
 """

@@ -1,6 +1,6 @@
 """Week 11. Answers that quote: a language model chooses words of a sentence, and can write nothing else.
 
-    quoter = Quoter(*load_smollm2())
+    quoter = Quoter(load_model("smollm2"))
     quote = quoter.quote("What does a dog pay?", index.nearest_windows("What does a dog pay?", 5))
     print(quote.text, "|", quote.window.text)
 
@@ -26,6 +26,7 @@ from shared.models.gpt import GPT, KVCache
 from shared.retrieval.evidence import Window
 from shared.retrieval.spans import spans
 from shared.tokenizers import Tokenizer
+from shared.tokenizers.base import tokenizer_of
 
 EXAMPLES = (
     "Orchard Cafe. Opening hours. The kitchen is open from 08:30 to 15:00, but on Sundays it closes at noon."
@@ -240,17 +241,17 @@ def write_span(model: GPT, form: SpanForm, logits: Tensor, cache: KVCache) -> fl
 class Quoter:
     """Ranks sentences by how likely they make the question, and quotes the answer from the best: greedily.
 
-    sentences: how many are ranked.
+    tokenizer: None takes the model's. sentences: how many are ranked.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, sentences: int = 5):
+    def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, sentences: int = 5):
         if sentences < 1:
             raise ValueError(f"sentences={sentences}: must be at least 1")
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer_of(model, tokenizer)
         self.sentences = sentences
-        self.ends = ends_of_quotes(tokenizer)
-        self._example_ids = examples_for(tokenizer, model.config.block_size // 2)
+        self.ends = ends_of_quotes(self.tokenizer)
+        self._example_ids = examples_for(self.tokenizer, model.config.block_size // 2)
         self._examples: KVCache | None = None
 
     def quote(self, question: str, windows: Sequence[Window]) -> Quote | None:

@@ -1,7 +1,7 @@
 """Week 11. Answers from documents: passages are put before the question, the model goes on from there, and
 its sources are named.
 
-    rag = RAG(index, Reader(*load_smollm2()))
+    rag = RAG(index, Reader(load_model("smollm2")))
     reply = rag.ask("When does the last ferry leave?")
     for piece in reply:                         # as it is written
         print(piece, end="", flush=True)
@@ -40,6 +40,7 @@ from shared.retrieval.quoting import Quoter
 from shared.sampling.generate import generate
 from shared.sampling.text import stream_text
 from shared.tokenizers import Tokenizer
+from shared.tokenizers.base import tokenizer_of
 
 ABSTENTION = "I don't know."
 REFUSAL = "Nothing in the documents answers this."
@@ -174,17 +175,18 @@ class Reply:
 class Reader:
     """A language model that answers from passages: greedily, in one line.
 
-    min_gain: answers that the passages make less likely than this, in nats for each token (see `gain`), are
+    tokenizer: None takes the model's. min_gain: answers that the passages make less likely than this, in nats for each token (see `gain`), are
     not given. The answer is then shown when it is whole, and not piece by piece.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None = None,
         max_new_tokens: int = 32,
         min_gain: float | None = None,
     ):
+        tokenizer = tokenizer_of(model, tokenizer)
         self.budget: int = model.config.block_size - max_new_tokens
         if max_new_tokens < 1 or self.budget < 1:
             raise ValueError(
