@@ -175,8 +175,9 @@ class Reply:
 class Reader:
     """A language model that answers from passages: greedily, in one line.
 
-    tokenizer: None takes the model's. min_gain: answers that the passages make less likely than this, in nats for each token (see `gain`), are
-    not given. The answer is then shown when it is whole, and not piece by piece.
+    tokenizer: None takes the model's. min_gain: answers that the passages make less likely than this, in nats
+    for each token (see `gain`), are not given. The answer is then shown when it is whole, and not piece by
+    piece.
     """
 
     def __init__(
