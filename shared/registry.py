@@ -142,4 +142,5 @@ def import_all_models() -> None:
     """Imports every module of `shared.models`, for programs that open a checkpoint of any week."""
     folder = Path(__file__).parent / "models"
     for module in pkgutil.iter_modules([str(folder)]):
-        importlib.import_module(f"shared.models.{module.name}")
+        if module.name != "__main__":  # a program, which calls this
+            importlib.import_module(f"shared.models.{module.name}")

@@ -44,7 +44,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Goes on from the prompt, or from each that is typed."""
-    model, tokenizer = load(settings)
+    model, tokenizer = load_with_tokenizer(settings)
     if settings.prompt is not None:
         write(model, tokenizer, settings.prompt, settings)
         return
@@ -56,7 +56,7 @@ def main(settings: Settings) -> None:
             print(f"error: {error}")
 
 
-def load(settings: Settings) -> tuple[LanguageModel, Tokenizer]:
+def load_with_tokenizer(settings: Settings) -> tuple[LanguageModel, Tokenizer]:
     """A checkpoint of any week, a GPT or not, or what else `load_model` takes; and its tokenizer.
 
     Raises ValueError where there is none of ours.

@@ -51,10 +51,10 @@ def run_slug(model: str) -> str:
     return model.replace("/", "-")
 
 
-def run_name(model: str, run: str) -> str:
+def named_run(model: str, run: str) -> str:
     """What a run with a model is called that is called `run` with SmolLM2, the course's usual one.
 
-    >>> run_name("smollm2", "memory"), run_name("gemma3-270m", "memory")
+    >>> named_run("smollm2", "memory"), named_run("gemma3-270m", "memory")
     ('memory', 'gemma3-270m-memory')
     """
     return run if model == "smollm2" else f"{run_slug(model)}-{run}"

@@ -8,7 +8,7 @@ import pytest
 
 from shared import checkpoint
 from shared.models.gpt import GPT
-from shared.models.names import ANY_MODEL, model_label, run_name, run_slug
+from shared.models.names import ANY_MODEL, model_label, named_run, run_slug
 from shared.models.pretrained import load_model
 from tests.models.helpers import OURS, ids
 
@@ -39,7 +39,7 @@ def test_runs_with_models_of_one_name_are_told_apart(tmp_path):
     assert len(slugs) == 2 and all(slug.startswith("m-") and "/" not in slug for slug in slugs)
     for slug in slugs:
         assert model_label(slug) == slug == run_slug(slug)
-    assert run_name("smollm2", "memory") == "memory" and run_slug("smollm2") == "smollm2"
+    assert named_run("smollm2", "memory") == "memory" and run_slug("smollm2") == "smollm2"
 
 
 def test_the_first_blocks_of_a_checkpoint(tmp_path):

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from names import GPTQ, GROUP, MINE, OUTLIERS, ROWS, WAYS, label_of, parts_of
+from names import GPTQ, GROUP, MINE, OUTLIERS, ROWS, WAYS, label_of, model_and_row
 from shared.course.report import COLOURS, MARKERS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 from shared.models.card import model_card
@@ -37,7 +37,7 @@ def rows_by_slug(logs: Path) -> dict[str, dict[str, LoggedRun]]:
 
     models: dict[str, dict[str, LoggedRun]] = {}
     for name, run in runs.items():
-        model, row = parts_of(name)
+        model, row = model_and_row(name)
         models.setdefault(model, {})[row] = run
     return {
         model: {row: models[model][row] for row in sorted(models[model], key=place)}

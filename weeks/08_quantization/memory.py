@@ -16,7 +16,7 @@ from shared.course.workspace import Workspace
 from shared.data.corpus import Corpus, fixed_windows, load_corpus
 from shared.evaluation import cross_entropy, evaluate, perplexity
 from shared.models.gpt import GPT, GPTConfig, KVCache
-from shared.models.names import run_name
+from shared.models.names import named_run
 from shared.quantization.adamw import AdamW8bit, state_bytes
 from shared.quantization.cache import Int8Cache
 from shared.runtime import seed_everything, table
@@ -37,7 +37,7 @@ def study_memory(settings: "Settings") -> dict[str, float]:
     corpus = open_corpus(base)
     config = replace(base.model, vocab_size=corpus.tokenizer.vocab_size)
     work = Workspace(__file__, settings, corpus.name, torch.device("cpu"))
-    with work.log(run_name(settings.model, MEMORY), settings) as log:
+    with work.log(named_run(settings.model, MEMORY), settings) as log:
         rows = [
             trained_by(config, corpus, kind, seed, settings.memory_steps)
             for seed in range(settings.memory_seeds)

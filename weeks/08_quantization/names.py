@@ -10,9 +10,10 @@ GROUP = 64
 """Weights that share a scale in rows with "groups" in their name. int8 has otherwise one scale for each row
 of a matrix, and int4 groups of `settings.group_size`.
 """
+LIBRARY = "(?:transformers|bitsandbytes|torchao)-"
 RUN = re.compile(
-    r"(?:(?P<model>.+?)-)?"
-    r"(?P<row>(?:(?:transformers|bitsandbytes|torchao)-)?(?:fp32|int8|int4|nf4)(?:-groups|-wide)?(?:-gptq)?"
+    rf"(?:(?P<model>(?!{LIBRARY}).+?)-)?"
+    rf"(?P<row>(?:{LIBRARY})?(?:fp32|int8|int4|nf4)(?:-groups|-wide)?(?:-gptq)?"
     rf"|{MINE})"
 )
 """A run's name: its row, behind the slug of the model of `--study real`."""
@@ -30,11 +31,13 @@ WAYS = {
 """What the study of outliers compares, by its name in the logs."""
 
 
-def parts_of(name: str) -> tuple[str, str]:
+def model_and_row(name: str) -> tuple[str, str]:
     """The slug of a run's model, "" for the learner's own, and its row.
 
-    >>> parts_of("gemma3-270m-int4-gptq"), parts_of("int4-gptq"), parts_of("smollm2-torchao-int8")
-    (('gemma3-270m', 'int4-gptq'), ('', 'int4-gptq'), ('smollm2', 'torchao-int8'))
+    >>> model_and_row("gemma3-270m-int4-gptq"), model_and_row("smollm2-torchao-int8")
+    (('gemma3-270m', 'int4-gptq'), ('smollm2', 'torchao-int8'))
+    >>> model_and_row("int4-gptq"), model_and_row("torchao-int8")
+    (('', 'int4-gptq'), ('', 'torchao-int8'))
     """
     match = RUN.fullmatch(name)
     return (match["model"] or "", match["row"]) if match else ("", name)
@@ -48,5 +51,5 @@ def label_of(name: str) -> str:
     """
     if name == MINE:
         return "int4, your layers"
-    label = parts_of(name)[1].replace("groups", f"groups of {GROUP}").replace("wide", "wide groups")
+    label = model_and_row(name)[1].replace("groups", f"groups of {GROUP}").replace("wide", "wide groups")
     return label.replace(GPTQ, " GPTQ").replace("-", " ")

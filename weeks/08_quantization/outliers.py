@@ -18,7 +18,7 @@ from names import OUTLIERS, WAYS
 from shared.course.workspace import Workspace
 from shared.data.corpus import fixed_windows, load_corpus
 from shared.models.gpt import GPT
-from shared.models.names import run_name
+from shared.models.names import named_run
 from shared.quantization.gptq import gptq_round
 from shared.quantization.packing import absmax_int8, group_ranges, int4_codes
 from shared.runtime import table
@@ -42,7 +42,7 @@ def study_outliers(settings: "Settings") -> dict[str, float]:
     seen, held_out = (inputs_of(model, linears, part) for part in windows)
     errors: dict[str, list[dict[str, float]]] = defaultdict(list)
     ratios: dict[str, float] = {}
-    with work.log(run_name(settings.model, OUTLIERS), settings) as log:
+    with work.log(named_run(settings.model, OUTLIERS), settings) as log:
         for name, linear in tqdm(linears.items(), desc="layers"):
             weight = linear.weight.detach()
             row = errors_of(weight, seen[name], held_out[name])

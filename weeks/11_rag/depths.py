@@ -10,7 +10,7 @@ from library import Library, home, make_quoter, make_reader, open_library, place
 from measures import spread, with_bounds, with_intervals
 from names import DEPTHS
 from shared.course.workspace import Workspace
-from shared.models.names import run_name
+from shared.models.names import named_run
 from shared.retrieval.index import Index
 from shared.retrieval.quoting import Quoter
 from shared.retrieval.rag import RAG, Reader
@@ -103,7 +103,7 @@ def write_depths(
             scores[f"{name}_gain"] = paired_difference(values, [row[DEPTHS[0]][name] for row in rows])
         run = f"{library.name}-k-{what}-{k}"
         if what != "found":  # what is found depends on no model
-            run = run_name(settings.model, run)
+            run = named_run(settings.model, run)
         with work.log(run, settings) as log:
             log.finish(k=k, questions=len(rows), **with_bounds(scores))
         shown.append({what: f"k = {k}"} | with_intervals(scores))

@@ -11,7 +11,7 @@ from library import HERE, Library, Place, home, make_reader, own_embedder, place
 from names import CONDITIONS, MEASURES, RETRIEVERS
 from own import OwnSearch, own_search
 from shared.course.workspace import Workspace
-from shared.models.names import model_label, run_name
+from shared.models.names import model_label, named_run
 from shared.retrieval.documents import Chunk
 from shared.retrieval.index import Index
 from shared.retrieval.rag import RAG, Reader, Reply
@@ -103,7 +103,7 @@ def measure_answers(
     asked = spread(library.asked, settings.questions)
     unanswerable = spread(library.unanswerable, settings.questions)
     rag = RAG(library.index, reader, settings.k, settings.by, least_score=settings.min_score or 0.0)
-    runs = run_name(settings.model, f"{library.name}-{prefix}")
+    runs = named_run(settings.model, f"{library.name}-{prefix}")
     rows, metrics = [], {}
     for name, label in CONDITIONS.items():
         with work.log(f"{runs}answer-{name}", settings) as log:
@@ -276,7 +276,7 @@ def example(index: Index, question: str, reply: Reply) -> dict[str, Any]:
 def illustrate(settings: "Settings", work: Workspace, library: Library, reader: Reader) -> None:
     """Keeps the example of `--illustrated`."""
     best = library.index.search(settings.illustrated, 1)[0]
-    with work.log(run_name(settings.model, f"{library.name}-example"), settings) as log:
+    with work.log(named_run(settings.model, f"{library.name}-example"), settings) as log:
         reply = reader.read(settings.illustrated, [best.chunk])
         log.artifact(**example(library.index, settings.illustrated, reply))
         log.finish(score=best.score)

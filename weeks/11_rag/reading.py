@@ -11,7 +11,7 @@ from measures import with_bounds, with_intervals
 from names import QUOTED, quoted_label
 from shared.course.report import read_runs
 from shared.course.workspace import Workspace
-from shared.models.names import run_name
+from shared.models.names import named_run
 from shared.retrieval.evidence import Window
 from shared.retrieval.quoting import Quoter
 from shared.retrieval.ranking import bootstrap, exact_match, holds_answer, reciprocal_rank
@@ -33,7 +33,7 @@ class Half:
     library_name: str
 
     def log(self, run: str) -> AbstractContextManager[RunLog]:
-        name = run_name(self.settings.model, f"{self.library_name}-{run}")
+        name = named_run(self.settings.model, f"{self.library_name}-{run}")
         return self.work.log(name, self.settings)
 
 
@@ -45,7 +45,7 @@ def study_quotes(settings: "Settings", work: Workspace) -> dict[str, float]:
     quoter = make_quoter(settings, work.device)
     asked = library.asked[:2] if settings.preset == "smoke" else library.asked
     readings = [read_question(library, quoter, question) for question in asked]
-    with work.log(run_name(settings.model, f"{library.name}-quotes"), settings) as log:
+    with work.log(named_run(settings.model, f"{library.name}-quotes"), settings) as log:
         log.artifact(readings=readings)
         log.finish(questions=len(readings), sentences=quoter.sentences)
     metrics: dict[str, float] = {}
@@ -105,7 +105,7 @@ def measure_quotes(half: Half) -> dict[str, float]:
     """The quoted answers on one half, and those that `--study answers` logged where that has been run."""
     keys = [key for key in QUOTED if key != "generated"]
     answers = {key: [answers_of(reading)[key] for reading in half.readings] for key in keys}
-    written = run_name(half.settings.model, f"{half.library_name}-all-answer-retrieved")
+    written = named_run(half.settings.model, f"{half.library_name}-all-answer-retrieved")
     generated = read_runs(half.work.logs).get(written)
     if generated:
         said = {row["question"]: row["answer"] for row in generated.artifacts["answers"]}

@@ -10,7 +10,7 @@ from measures import with_bounds, with_intervals
 from names import REWRITES
 from shared.course.workspace import Workspace
 from shared.models.gpt import GPT
-from shared.models.names import model_label, run_name
+from shared.models.names import model_label, named_run
 from shared.retrieval.followups import needs_context, self_contained, title_of_best
 from shared.retrieval.ranking import Interval, bootstrap
 from shared.runtime import read_jsonl
@@ -56,7 +56,7 @@ def study_followups(settings: "Settings", work: Workspace) -> dict[str, float]:
         scores = {f"hit@1_{half}": bootstrap(found[name][half]) for half in HALVES}
         run, label = f"{library.name}-followups-{name}", REWRITES[name]
         if name == "model":  # the others are rules
-            run, label = run_name(settings.model, run), f"as {model_label(settings.model)} writes it"
+            run, label = named_run(settings.model, run), f"as {model_label(settings.model)} writes it"
         with work.log(run, settings) as log:
             log.artifact(searched=[pair | {"searched": text} for pair, text in zip(pairs, searched)])
             gains = gains_over("as-is", name, found)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from names import OWN, PROGRAMS, label_of, models_in, server_label, servers_in
+from names import OWN, PROGRAMS, label_of_runs, models_in, server_label, servers_in
 from shared.course.report import COLOURS, LINES, MARKERS, LoggedRun, figure, read_runs, save_figure
 from shared.course.style import style
 
@@ -210,7 +210,7 @@ def draw_programs(name: str, rows: dict[str, dict[str, float]], out: Path) -> Pa
             )
         ax.set(title=title, xlabel=unit, xlim=(0, 1.15 * max(values)))
     axes[0].invert_yaxis()
-    model = label_of(name)
+    model = label_of_runs(name)
     fig.suptitle(f"{model[0].upper()}{model[1:]} in other programs' files")
     suffix = "" if name == OWN else f"-{name}"
     return save_figure(fig, out / f"programs{suffix}.png")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from names import PROGRAMS, label_of, models_in, server_label, servers_in
+from names import PROGRAMS, label_of_runs, models_in, server_label, servers_in
 from own import percentile_of
 from prompts import Prompts
 from shared import checkpoint
@@ -238,7 +238,7 @@ def program_cells(name: str, program: str, summary: dict[str, float]) -> dict[st
     """The row of a program with a model."""
     alike = f"{summary['alike']} of {summary['new_tokens']}" if "alike" in summary else ""
     return {
-        "model": label_of(name),
+        "model": label_of_runs(name),
         "program": PROGRAMS[program],
         "tokens as ours": alike,
         "MB": summary["megabytes"],

@@ -19,10 +19,10 @@ PROGRAMS = {
 }
 
 
-def label_of(model: str) -> str:
+def label_of_runs(model: str) -> str:
     """A model, as the names of its runs begin, for people.
 
-    >>> label_of("own"), label_of("smollm2")
+    >>> label_of_runs("own"), label_of_runs("smollm2")
     ("week 6's model", 'SmolLM2-135M')
     """
     return "week 6's model" if model == OWN else model_label(model)
@@ -35,8 +35,8 @@ def server_label(run: str) -> str:
     ("week 6's model", 'Gemma 3 270M, fp32', 'Gemma 3 270M, int8')
     """
     if run == OWN:
-        return label_of(run)
-    return f"{label_of(run.removesuffix(INT8))}, {'int8' if run.endswith(INT8) else 'fp32'}"
+        return label_of_runs(run)
+    return f"{label_of_runs(run.removesuffix(INT8))}, {'int8' if run.endswith(INT8) else 'fp32'}"
 
 
 def models_in(runs: Iterable[str], suffix: str) -> list[str]:

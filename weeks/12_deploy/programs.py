@@ -15,7 +15,7 @@ import numpy as np
 import requests
 import torch
 
-from names import label_of
+from names import label_of_runs
 from own import texts_by
 from prompts import Prompts
 from shared import checkpoint
@@ -54,7 +54,7 @@ def race_programs(
     """Exports the model, and lets each program go on with the same prompts: how many tokens are as ours, how
     large, how fast, in turns.
     """
-    print(f"{label_of(name)}: exporting", flush=True)
+    print(f"{label_of_runs(name)}: exporting", flush=True)
     new_tokens = settings.new_tokens
     length = max(settings.prompt_tokens, SHORT_PROMPT) + new_tokens
     with tempfile.TemporaryDirectory() as folder, ExitStack() as at_the_end:

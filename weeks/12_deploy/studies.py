@@ -8,7 +8,7 @@ import torch
 
 from figures import draw
 from measures import measure_server, same_alone, show_served
-from names import INT8, label_of
+from names import INT8, label_of_runs
 from programs import race_programs
 from prompts import Prompts
 from shared.course.workspace import Workspace
@@ -64,7 +64,7 @@ def talk(name: str, model: GPT, work: Workspace) -> None:
         log.finish(answer_tokens=len(model.tokenizer.encode(answer)))
     print(f"\n> {QUESTION}\n{answer}")
     if not is_chat(model.tokenizer):
-        print(f"({label_of(name)} is {BASE_MODEL})")
+        print(f"({label_of_runs(name)} is {BASE_MODEL})")
 
 
 def study_in_programs(settings: "Settings") -> dict[str, float]:
