@@ -82,7 +82,8 @@ def draw_delays(servers: dict[str, LoggedRun], out: Path) -> Path:
     fig, (first_ax, between_ax, reuse_ax) = figure(14, 4.6, ncols=3)
     _plot_shares(first_ax, servers, "first", "To the first token")
     _plot_shares(between_ax, servers, "between", "Between two tokens")
-    first_ax.legend(loc="best", edgecolor="none", framealpha=0.9)
+    look = dict(frameon=False, ncols=len(servers), loc="outside lower center")
+    fig.legend(*first_ax.get_legend_handles_labels(), **look)
     _bars_of_reuse(reuse_ax, servers)
     clients = next(iter(servers.values())).summary["clients"]
     fig.suptitle(f"Waiting: {clients} clients at once")
