@@ -5,7 +5,7 @@ memory and on disk.
 that the layers' outputs stay (Frantar et al., "GPTQ", 2022). Activations, norms and biases stay as they are.
 Quantized weights are not trained, but gradients pass to their input.
 
->>> from shared.models.gpt import GPTConfig
+>>> from shared.models.gpt import GPT, GPTConfig
 >>> model = quantize(GPT(GPTConfig.preset("nano")), "int8", say=lambda line: None)
 >>> type(model.blocks[0].attn.q_proj).__name__, quantization_of(model)
 ('QuantizedLinear', {'scheme': 'int8'})
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from shared import checkpoint
 from shared.devices import device_of
+from shared.models import gpt  # noqa: F401  (a checkpoint's model is known once its module is imported)
 from shared.models.layers import Linear, swap_modules
 from shared.quantization.kernels import KERNELS, how_computed, with_kernel
 from shared.quantization.packing import GROUP_SIZES, SCHEMES, PackedWeight, check_weight

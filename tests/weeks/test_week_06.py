@@ -77,6 +77,7 @@ def test_two_processes_run_week_6_and_only_the_first_speaks(parallel, output, te
         parallel,
         "--dtype=bfloat16",
         "--steps=4",
+        "--warmup-steps=1",
     ]
     done = subprocess.run(
         command + flags,
@@ -147,19 +148,20 @@ def test_a_task_that_cannot_be_had_is_left_out(monkeypatch, capsys):
 def test_settings_of_a_base_model_that_is_there_already_are_refused(output, text_file):
     """It is not trained again, so they would have no effect; those it was trained with may be given."""
     usual = BASE_PRESETS["smoke"].train
-    how = replace(usual, steps=4, lr=0.004)
+    assert usual.warmup_steps == 30
+    how = replace(usual, steps=31, lr=0.004)
     trained, corpus = trained_base_model("smoke", data=text_file, train=how)
     assert corpus.name == DATA
-    for train in (usual, how, replace(usual, steps=4)):
+    for train in (usual, how, replace(usual, steps=31)):
         again, _ = trained_base_model("smoke", data=text_file, train=train)
         assert all(map(torch.equal, trained.parameters(), again.parameters()))
     with pytest.raises(
-        ValueError, match=r"there already, .*: steps=4 then, 5 now; lr=0.004 then, 0.1 now\. Leave"
+        ValueError, match=r"there already, .*: steps=31 then, 32 now; lr=0.004 then, 0.1 now\. Leave"
     ):
-        trained_base_model("smoke", data=text_file, train=replace(usual, steps=5, lr=0.1))
+        trained_base_model("smoke", data=text_file, train=replace(usual, steps=32, lr=0.1))
     shutil.rmtree(output / "checkpoints" / "06_gpt2" / "smoke" / DATA / "gpt2" / "last")
-    with pytest.raises(ValueError, match="steps=unknown then, 4 now"):
-        trained_base_model("smoke", data=text_file, train=replace(usual, steps=4))
+    with pytest.raises(ValueError, match="steps=unknown then, 31 now"):
+        trained_base_model("smoke", data=text_file, train=replace(usual, steps=31))
 
 
 # ---- the page on training the real one

@@ -254,6 +254,7 @@ def save_trained(model: LanguageModel, folder: Path, settings: "Settings") -> Pa
     """Saves what was trained: the adapter in PEFT's form, or the whole model. Returns its folder."""
     if settings.method == "full":
         return checkpoint.save(model, folder / "model", model.tokenizer)
-    save_adapter(model, folder / "adapter", base_model=base_on_the_hub(settings.model, model.config))
+    base = None if settings.model == "course" else base_on_the_hub(settings.model, model.config)
+    save_adapter(model, folder / "adapter", base_model=base)
     save_tokenizer(model.tokenizer, folder / "adapter", model.config.block_size)
     return folder / "adapter"

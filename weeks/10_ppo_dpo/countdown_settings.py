@@ -176,6 +176,7 @@ class CountdownSettings:
         return replace(
             self.seeded(self.base),
             steps=self.control_steps,
+            warmup_steps=min(self.base.warmup_steps, self.control_steps),
             lr=self.base.lr * proportion,
             muon_lr=self.control_rate,
             eval_every=math.ceil(self.control_steps / self.measurements),

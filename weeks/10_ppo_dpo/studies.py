@@ -127,7 +127,7 @@ def study_brief(settings: "Settings") -> dict[str, float]:
         conversations = list(zip(held_out, talk["before"], talk["after"]))
         log.artifact(lengths=lengths, talk=conversations, longest=settings.brief_tokens)
         log.finish(**metrics)
-    base_model = base_on_the_hub(settings.model)
+    base_model = base_on_the_hub(settings.model, model.config)
     folder = save_adapter(policy, work.checkpoints / f"{name}-brief", base_model=base_model)
     show_brief(metrics, conversations)
     print(
