@@ -69,6 +69,7 @@ def bodies(answer) -> list[str]:
     return found
 
 
+@cache
 def pieces(cell: str) -> list[str]:
     """All sequences of statements in a cell, the cell's own and those of its blocks."""
     return [
