@@ -43,7 +43,9 @@ WRONG_IN_WEEK_11 = {
 def quoter():
     """SmolLM2, loaded once for all tests: what it reads does not change it."""
     _, settings = script("11_rag")
-    return sys.modules["weeks.11_rag.library"].make_quoter(settings, torch.device("cpu"))
+    return sys.modules["weeks.11_rag.library"].make_quoter(
+        replace(settings, blocks=None), torch.device("cpu")
+    )
 
 
 def script_with_one_quoter(monkeypatch, **changes):

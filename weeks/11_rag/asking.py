@@ -1,6 +1,7 @@
 """Week 11's --ask and --interactive: answers that are quoted, with their sources, for people."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,11 @@ def open_rag(settings: "Settings") -> RAG:
     say = print if settings.verbose else keep_quiet
     device = pick_device(settings.device, say)
     index = open_library(settings, device, say, partial(print, file=sys.stderr)).index
+    whole = replace(settings, blocks=None)  # with fewer, what it answers makes no sense
     if settings.generate:
-        reader = make_reader(settings, device, say)
+        reader = make_reader(whole, device, say)
     else:
-        reader = make_quoter(settings, device)
+        reader = make_quoter(whole, device)
     return RAG(index, reader, settings.k, settings.by, least_score=settings.min_score)
 
 

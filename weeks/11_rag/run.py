@@ -87,7 +87,9 @@ class Settings(WeekSettings):
     """Answers that the passage makes less likely than this, in nats per token, are not given."""
     model: ModelName = "smollm2"
     blocks: int | None = None
-    """Of --model only the first so many blocks, to see in seconds that everything runs; None takes all."""
+    """Of --model only the first so many blocks, to see in seconds that everything runs; None takes all. So do
+    --ask and --interactive.
+    """
     questions: int | None = 48
     """So many of the questions are answered, spread over all; none takes all. Retrieval is measured on all.
     """
