@@ -1,6 +1,7 @@
 """How an answer is run: loops end, forbidden calls are seen, and the rest of the program stays as it was."""
 
 import inspect
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ LOOPS = [endless, swallowing, swallowing_everything, with_helper, sleeping, wait
 def test_a_loop_is_ended_and_its_line_is_named(impatient, answer):
     verdict = grade(made_up(lambda x: x, normal((2,))), answer)
     assert (verdict.status, verdict.kind) == ("wrong", "time")
-    assert "still running after 0 s, and was ended" in verdict.says
+    assert re.search(r"still running after \d+ s, and was ended", verdict.says)
     at, _, in_helper = verdict.says.split("It was at line ")[1].split(":")[0].partition(" of ")
     line = int(at)
     assert in_helper == ("_for_ever" if answer is with_helper else "")
