@@ -35,9 +35,9 @@ def save_adapter(
 
     The files are adapter_model.safetensors and adapter_config.json. A LoRA is written by `name`, a soft
     prompt where the model is a `PromptTuned`. Layers get Hugging Face's names where the model has an exact
-    equivalent there (GPT-2, Llama, Qwen3), and its own otherwise. base_model: the base's name on the hub, or
-    its folder, for who loads the file. How a quantized base is rounded is noted (see `rounding_of`). Raises
-    ValueError for an unknown adapter and a folder that holds a model.
+    equivalent there (`shared.models.families`), and its own otherwise. base_model: the base's name on the
+    hub, or its folder, for who loads the file. How a quantized base is rounded is noted (see `rounding_of`).
+    Raises ValueError for an unknown adapter and a folder that holds a model.
     """
     folder = Path(folder)
     model = unwrapped(model)

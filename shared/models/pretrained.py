@@ -276,8 +276,8 @@ def to_hf(model: GPT, folder: str | Path) -> Path:
     """Writes config.json and model.safetensors for transformers' `from_pretrained`, and returns the folder.
 
     Tensors keep their type. A call that is killed leaves the folder without config.json. Raises ValueError,
-    naming the fields in the way, for a GPT that is none of GPT-2, Llama and Qwen3; and for one whose layers
-    were swapped (adapters, quantization).
+    naming the fields in the way, for a GPT of none of the families of `shared.models.families`; and for one
+    whose layers were swapped (adapters, quantization).
     """
     folder = Path(folder)
     settings, layout = hf_config(model.config)

@@ -201,10 +201,11 @@ def draw_on(
     reader = TextReader(model, max_new_tokens, use_cache)
     try:
         for _ in range(max_new_tokens):
-            logits = reader.next_logits([row.tokens for row in rows])
-            for row, of_row in zip(rows, logits):
+            logits = reader.next_logits([row.tokens for row in rows]).unbind()
+            step = list(zip(rows, logits))
+            for row, of_row in step:
                 row.draw(of_row)
-            yield list(zip(rows, logits))
+            yield step
             going_on = [number for number, row in enumerate(rows) if not row.ended]
             if not going_on:
                 break

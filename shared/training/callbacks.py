@@ -131,7 +131,7 @@ class SampleText(Callback):
         every: int,
         max_new_tokens: int = 100,
         *,
-        temperature: float = 0.8,
+        temperature: float = 1.0,
         top_p: float | None = None,
         seed: int = 0,
         say: Callable[[str], object] = tqdm.write,
