@@ -24,9 +24,14 @@ def pair(request):
 
 
 @pytest.fixture(scope="module")
-def written(pair, tmp_path_factory):
+def folder(pair, tmp_path_factory):
+    """Ours, written for Hugging Face."""
+    return to_hf(pair[1], tmp_path_factory.mktemp("written") / "m")
+
+
+@pytest.fixture(scope="module")
+def written(folder):
     """The model of transformers' that ours is written as: of the same family; a plain Phi-3 is a Llama."""
-    folder = to_hf(pair[1], tmp_path_factory.mktemp("written") / "m")
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
@@ -72,11 +77,11 @@ def test_its_adapter_is_loaded_by_peft(pair, written, tmp_path):
         torch.testing.assert_close(loaded(ids()).logits, adapted(ids()), atol=1e-4, rtol=1e-4)
 
 
-def test_it_goes_to_hugging_face_and_back(pair, written):
+def test_it_goes_to_hugging_face_and_back(pair, folder, written):
     theirs, ours = pair
     with torch.no_grad():
         torch.testing.assert_close(written(ids()).logits, theirs(ids()).logits, atol=1e-5, rtol=1e-5)
-    back = from_hf(written)
+    back = from_hf(folder)
     assert back.config == ours.config and same_tensors(back, ours)
 
 
