@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from shared import compiled
 from shared.quantization import native, quantize
 from shared.quantization.kernels import find_kernel
 from shared.quantization.modules import save_quantized
@@ -42,14 +43,14 @@ def test_a_library_that_another_user_wrote_is_not_run(monkeypatch, tmp_path, fre
         (path,) = (tmp_path / "native").glob("*.so")
         os.chown(path, 12345, -1)
     else:  # only root can give a file away: here we are another user than its writer from the start
-        monkeypatch.setattr(native.os, "getuid", lambda: uid + 1)
+        monkeypatch.setattr(compiled.os, "getuid", lambda: uid + 1)
     with pytest.raises(RuntimeError, match="belongs to another user"):
         native.library()
 
 
 @COMPILED
 def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch, fresh, capsys):
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     quantize(gpt(TIED), "int8")
     reason = "native.c is not used: native: it needs a C compiler (cc, gcc or clang)"
     assert f"go through PyTorch's kernel ({reason}" in capsys.readouterr().out
@@ -147,7 +148,7 @@ def test_the_c_without_avx2_computes_the_same(monkeypatch, fresh, tmp_path):
     x, layers = random(5, 256), [packed(random(70, 256), scheme, ("native",)) for scheme in ("int8", "int4")]
     expected = [layer.product(x) for layer in layers]
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
-    monkeypatch.setattr(native, "FLAGS", ([],))
+    monkeypatch.setattr(compiled, "FLAGS", ([],))
     native.library.cache_clear()
     for layer, other in zip(layers, expected):
         torch.testing.assert_close(layer.product(x), other, rtol=1e-4, atol=1e-4)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from shared import compiled
 from shared.course.exercise import Week, grade
 from shared.course.exercise.answers import load_module
 from shared.course.report import load_script, read_runs
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.layers import Linear
-from shared.quantization import native, quantize
+from shared.quantization import quantize
 from shared.quantization.gptq import gptq_round
 from shared.quantization.packing import Int4Weight, group_ranges
 from shared.runtime import ROOT
@@ -192,7 +193,7 @@ def test_what_is_no_source_is_told(made):
 
 
 def test_without_a_compiler_the_product_in_c_is_not_attempted_and_the_notebook_goes_on(monkeypatch, capsys):
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     verdict = grade(WEEK.exercises["int8_dot_source"], ANSWERS.int8_dot_source)
     assert verdict.status == "not attempted"
     assert "it needs a C compiler (cc, gcc or clang)" in verdict.message
