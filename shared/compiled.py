@@ -21,8 +21,12 @@ one core computes alone.
 """
 
 
-def load_compiled(source: Path) -> ctypes.CDLL:
+def load_compiled(
+    source: Path, *, headers: Sequence[Path] = (), flags: Sequence[list[str]] = FLAGS
+) -> ctypes.CDLL:
     """The functions of a C file.
+
+    headers: what it includes of ours. flags: for the compiler, tried in this order.
 
     They are compiled into the folder that assets are kept in, once for each version, user and kind of
     processor, and anew where the file is no longer what was written: one that was cut short would end the
@@ -30,8 +34,9 @@ def load_compiled(source: Path) -> ctypes.CDLL:
     """
     compiler = find_compiler()
     try:
-        folder, version = cache_folder() / "native", _version(compiler, source)
-        path = _whole(folder, version) or _compile(compiler, source, folder, version)
+        folder = cache_folder() / "native"
+        version = _version(compiler, [source, *headers], flags)
+        path = _whole(folder, version) or _compile(compiler, source, folder / version, flags)
         # The folder may be shared with other users: only code that we or root wrote is run.
         if path.stat().st_uid not in (0, os.getuid()):
             raise OSError(f"{path} belongs to another user")
@@ -52,14 +57,15 @@ def find_compiler() -> str:
     raise RuntimeError("it needs a C compiler (cc, gcc or clang) on Linux or macOS")
 
 
-def _version(compiler: str, source: Path) -> str:
+def _version(compiler: str, files: Sequence[Path], flags: Sequence[list[str]]) -> str:
     """A hash of all that decides what the compiled form is."""
     features: list[str] = []
     if CPUINFO.exists():
         lines = CPUINFO.read_text(encoding="utf-8").splitlines()
         features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
     machine = (platform.platform(), platform.machine(), platform.node(), os.getuid(), features)
-    version = repr((source.read_text(encoding="utf-8"), compiler, FLAGS, *machine))
+    sources = [file.read_text(encoding="utf-8") for file in files]
+    version = repr((*sources, compiler, flags, *machine))
     return hashlib.sha256(version.encode()).hexdigest()[:16]
 
 
@@ -78,27 +84,31 @@ def _whole(folder: Path, version: str) -> Path | None:
     return None
 
 
-def _compile(compiler: str, source: Path, folder: Path, version: str) -> Path:
-    """Compiles a C file, and returns the file. Raises RuntimeError with what the compiler complained of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+def _compile(compiler: str, source: Path, to: Path, flags: Sequence[list[str]]) -> Path:
+    """Compiles a C file, and returns the file, whose name begins like `to`. Raises RuntimeError with what the
+    compiler complained of.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent) as temporary:
         new = Path(temporary) / "new.so"
-        compile_c(compiler, [source], new, "-shared", "-fPIC")
+        compile_c(compiler, [source], new, "-shared", "-fPIC", flags=flags)
         content = new.read_bytes()
-        path = folder / _file_name(version, content)
+        path = to.with_name(_file_name(to.name, content))
         # Synced, then renamed: another process may compile it at the same moment.
         write_atomically(path, content)
         return path
 
 
-def compile_c(compiler: str, sources: Sequence[Path], to: Path, *options: str) -> None:
-    """Compiles C files into one, with the first of FLAGS that works.
+def compile_c(
+    compiler: str, sources: Sequence[Path], to: Path, *options: str, flags: Sequence[list[str]] = FLAGS
+) -> None:
+    """Compiles C files into one, with the first of `flags` that works.
 
     options: such as -shared, for a library. Raises RuntimeError with what the compiler complained of last.
     """
     complaint = ""
-    for flags in FLAGS:
-        command = [compiler, "-O3", *flags, *options, *map(str, sources), "-o", str(to), "-lm"]
+    for some in flags:
+        command = [compiler, "-O3", *some, *options, *map(str, sources), "-o", str(to), "-lm"]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=120, encoding="utf-8", errors="replace"
         )

@@ -71,7 +71,7 @@ def _codes_and_scales(name: str, weight: PackedWeight) -> tuple[Tensor, Tensor, 
         lowest = zero - 8 * scale
     else:
         assert isinstance(weight, Int8Weight)
-        codes, scale = weight.codes, weight.scale
+        codes, scale = weight.codes_and_scale()
         lowest = torch.zeros_like(scale)
     for values in (scale, lowest):
         if values.abs().max() > HALF.max:

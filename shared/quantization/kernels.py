@@ -66,7 +66,7 @@ def how_computed(scheme: str, device: torch.device, kernels: tuple[str, ...] = K
             " product: less memory, not more speed"
         )
     how = "the course's kernel in C" if kernel == "native" else "PyTorch's kernel"
-    without = f" (native.c is not used: {why_not})" if why_not else ""
+    without = f" (decoder.c is not used: {why_not})" if why_not else ""
     return (
         f"{scheme}: up to {PACKED_ROWS} rows at a time go through {how}{without}; for more, weights are"
         " unpacked"

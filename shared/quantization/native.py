@@ -1,138 +1,106 @@
-"""Week 8. Products with packed weights, computed by native.c, which is compiled on this machine when it is
-first needed.
+"""Week 8. The course's kernels in C: products with packed weights, and what `shared.quantization.decoder`
+calls.
 
-PyTorch's own kernels for packed weights compute in floating point, and take about twice as long on a CPU with
-AVX2. Where there is no compiler, `library` raises with the reason, and `shared.quantization.kernels` takes
-PyTorch's.
+They are compiled on this machine when they are first needed, in the variant for its processor. Where there is
+no compiler, `library` raises with the reason, and `shared.quantization.kernels` takes PyTorch's.
 """
 
 import ctypes
+import os
+import platform
+from ctypes import POINTER, c_int, c_int32, c_void_p
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from shared.compiled import compile_c as compile_c
-from shared.compiled import find_compiler as find_compiler
 from shared.compiled import load_compiled
+from shared.devices import CPUINFO
 
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCE = Path(__file__).with_name("decoder.c")
+HEADERS = (SOURCE.with_name("kernels.h"), SOURCE.with_name("pool.h"))
+STANDARD = ["-std=gnu11", "-pthread", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
+VARIANTS: dict[str, tuple[list[str], set[str]]] = {
+    "avx512": (
+        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma"],
+        {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "fma"},
+    ),
+    "avx2": (["-mavx2", "-mfma"], {"avx2", "fma"}),
+    "neon": (["-march=armv8.2-a+dotprod"], {"asimddp"}),
+    "plain": ([], set()),
+}
+"""By name, the fastest first: the compiler's flags, and what the processor must have, as Linux calls it."""
+CHOICE = "LLM_WEEKS_KERNELS"
+"""The environment variable that chooses another variant, or "none"."""
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """The functions of native.c. Raises RuntimeError, with the reason, where they cannot be compiled."""
-    functions = load_compiled(SOURCE)
-    _declare(functions)
-    return functions
+class Matrix(ctypes.Structure):
+    """A weight, as kernels.h has it."""
 
-
-def _declare(functions: ctypes.CDLL) -> None:
-    """Tells ctypes the types of the parameters, in the order of native.c."""
-    address = ctypes.c_void_p
-    number = ctypes.c_int
-    real = ctypes.c_float
-    for name in ("product_int8", "product_int4"):
-        function = getattr(functions, name)
-        function.argtypes = [address, number, number, address, address, number, number, address, number]
-    functions.product_nf4.argtypes = [
-        *(address, number, number),  # x
-        *(address, address, address, address, real),  # codes, and the blocks' absmax
-        *(number, number, address, number),  # group size, y, threads
+    _fields_ = [
+        ("kind", c_int32),
+        ("n_out", c_int32),
+        ("n_in", c_int32),
+        ("group", c_int32),
+        ("codes", c_void_p),
+        ("scale", c_void_p),
+        ("bias", c_void_p),
     ]
 
 
-def product_int8(x: Tensor, codes: Tensor, scale: Tensor, n_out: int, group_size: int) -> Tensor:
-    """x · (scale · codes)ᵀ: [..., in] -> [..., n_out], in x's type.
+KINDS = {"none": 0, "float32": 1, "bfloat16": 2, "int8": 3, "int4": 4, "nf4": 5}
+"""What a Matrix may be."""
 
-    codes: int8 [n_out, in]. scale: fp32 [n_out, in / group_size]. 32 must divide group_size. Before the
-    product, each 32 neighbours of x are rounded to int8 with a scale of their own, which moves none by more
-    than 1/254 of their largest magnitude.
+
+def variants() -> list[str]:
+    """The variants that this processor runs, the fastest first."""
+    known: set[str] = set()
+    if CPUINFO.exists():
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                known = set(line.partition(":")[2].split())
+                break
+    elif platform.machine() == "arm64":  # Apple's have it all
+        known = {"asimddp"}
+    return [name for name, (_, needs) in VARIANTS.items() if needs <= known]
+
+
+def library() -> ctypes.CDLL:
+    """The functions of decoder.c, in the variant for this processor, or that of LLM_WEEKS_KERNELS.
+
+    Raises RuntimeError, with the reason, where they cannot be compiled, and for a variant that this processor
+    does not run.
+    """
+    can = variants()
+    name = os.environ.get(CHOICE) or can[0]
+    if name == "none":
+        raise RuntimeError(f"{CHOICE}=none asks for PyTorch")
+    if name not in can:
+        raise RuntimeError(f"{CHOICE}={name}: this processor runs {', '.join(can)}")
+    return load_variant(name)
+
+
+@cache
+def load_variant(name: str) -> ctypes.CDLL:
+    """The functions in one of `VARIANTS`."""
+    flags = [[*VARIANTS[name][0], *STANDARD]]
+    functions = load_compiled(SOURCE, headers=HEADERS, flags=flags)
+    functions.product.argtypes = [POINTER(Matrix), c_void_p, c_int, c_void_p, c_int]
+    return functions
+
+
+def product(x: Tensor, weight: Matrix) -> Tensor:
+    """x · weightᵀ: [..., in] -> [..., out], in x's type.
+
+    For packed weights each 32 neighbours of x are rounded to int8 with a scale of their own, which moves none
+    by more than 1/254 of their largest magnitude.
     """
     rows = x.float().contiguous()
-    n = x.size(-1)
-    y = torch.empty(*x.shape[:-1], n_out)
-    failed = library().product_int8(
-        rows.data_ptr(),
-        x.numel() // n,
-        n,
-        codes.data_ptr(),
-        scale.data_ptr(),
-        group_size,
-        n_out,
-        y.data_ptr(),
-        get_num_threads(),
+    y = torch.empty(*x.shape[:-1], weight.n_out)
+    failed = library().product(
+        weight, rows.data_ptr(), x.numel() // x.size(-1), y.data_ptr(), torch.get_num_threads()
     )
-    return _result(x, y, failed)
-
-
-def product_int4(x: Tensor, codes: Tensor, scale_zero: Tensor, n_out: int, group_size: int) -> Tensor:
-    """x · weightᵀ for int4's weights: [..., in] -> [..., n_out], in x's type.
-
-    codes: uint8 [n_out, in / 2], low nibbles first. scale_zero: bfloat16 [n_out, in / group_size, 2]. x is
-    rounded as in `product_int8`.
-    """
-    rows = x.float().contiguous()
-    n = x.size(-1)
-    y = torch.empty(*x.shape[:-1], n_out)
-    failed = library().product_int4(
-        rows.data_ptr(),
-        x.numel() // n,
-        n,
-        codes.data_ptr(),
-        scale_zero.data_ptr(),
-        group_size,
-        n_out,
-        y.data_ptr(),
-        get_num_threads(),
-    )
-    return _result(x, y, failed)
-
-
-def product_nf4(
-    x: Tensor,
-    codes: Tensor,
-    absmax: Tensor,
-    n_out: int,
-    group_size: int,
-    *,
-    double: tuple[Tensor, Tensor, float] | None = None,
-) -> Tensor:
-    """x · weightᵀ for NF4's weights: [..., in] -> [..., n_out], in x's type.
-
-    codes: uint8 [n_out, in / 2], high nibbles first. absmax: fp32 [n_out, in / group_size]; with double
-    quantization, uint8 codes of it. double: for those, the levels fp32 [256], the scale fp32 of each 256
-    blocks, and the offset. x is rounded as in `product_int8`, and each level by up to 1/65534 of its block's
-    absmax.
-    """
-    rows = x.float().contiguous()
-    n = x.size(-1)
-    y = torch.empty(*x.shape[:-1], n_out)
-    levels = scale = None
-    offset = 0.0
-    if double is not None:
-        levels = double[0].data_ptr()
-        scale = double[1].data_ptr()
-        offset = double[2]
-    failed = library().product_nf4(
-        rows.data_ptr(),
-        x.numel() // n,
-        n,
-        codes.data_ptr(),
-        absmax.data_ptr(),
-        levels,
-        scale,
-        offset,
-        group_size,
-        n_out,
-        y.data_ptr(),
-        get_num_threads(),
-    )
-    return _result(x, y, failed)
-
-
-def _result(x: Tensor, y: Tensor, failed: int) -> Tensor:
     if failed:
         raise MemoryError(f"no memory left for a product with {tuple(x.shape)}")
     return y if x.dtype == torch.float32 else y.to(x.dtype)

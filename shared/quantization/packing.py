@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.quantization import native
+from shared.quantization.panels import from_panels, nibbles_from_panels, nibbles_to_panels, to_panels
+from shared.quantization.torch_layout import from_torchs_layout, to_torchs_layout
 
 GROUP_SIZES = (32, 64, 128, 256)
 PACKED_ROWS = 64
 """Up to this many rows of activations at once go through a kernel for packed weights. For more, unpacking the
 weight once is faster.
 """
-ROW_BLOCK = 64
-"""PyTorch's int4 kernels lay out 64 rows of a weight together, or 32 twice, depending on the processor."""
 
 
 def absmax_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,9 +145,10 @@ def _no_values(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(tuple(shape), dtype=dtype, device="meta")
 
 
-def _codes(packed: Tensor) -> Tensor:
-    """The codes in uint8 [..., n], low nibbles first: uint8 [..., 2 n]."""
-    return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
+def _codes(packed: Tensor, high_first: bool = False) -> Tensor:
+    """The codes in uint8 [..., n], low nibbles first, or high ones: uint8 [..., 2 n]."""
+    halves = [packed >> 4, packed & 15] if high_first else [packed & 15, packed >> 4]
+    return torch.stack(halves, -1).flatten(-2)
 
 
 class PackedWeight(nn.Module):
@@ -199,12 +200,47 @@ class PackedWeight(nn.Module):
         raise NotImplementedError
 
     def use_kernel(self, kernel: str) -> None:
-        """From here on, few rows at a time go through this kernel."""
+        """From here on, few rows at a time go through this kernel. The tensors take the order that it wants;
+        a state dict has them in the order of the columns.
+        """
+        plain = dict(self._buffers) | self._in_plain_order()
         self.kernel = kernel
+        self._register(**self._in_order_of(kernel, plain))
 
-    def native_product(self, x: Tensor) -> Tensor:
-        """x · weightᵀ by `shared.quantization.native`: [..., in_features] -> [..., out_features]."""
+    def _in_order_of(self, kernel: str, plain: dict[str, Any]) -> dict[str, Any]:
+        """Of these buffers in the order of the columns, those that a kernel wants otherwise."""
+        return {}
+
+    def _in_plain_order(self) -> dict[str, Tensor]:
+        """The buffers that are not in the order of the columns, as they are there."""
+        return {}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self._in_plain_order().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        names = [name for name in self._buffers if prefix + name in state_dict]
+        if self.kernel is not None and names:
+            plain = {name: state_dict[prefix + name] for name in names}
+            ordered = self._in_order_of(self.kernel, plain)
+            state_dict = state_dict | {prefix + name: tensor for name, tensor in ordered.items()}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def matrix(self) -> native.Matrix:
+        """The weight for `shared.quantization.native`, where that is the kernel. It points to the buffers."""
         raise NotImplementedError
+
+    def _as_matrix(self, group_size: int, scale: Tensor) -> native.Matrix:
+        return native.Matrix(
+            kind=native.KINDS[self.settings["scheme"]],
+            n_out=self.out_features,
+            n_in=self.in_features,
+            group=group_size,
+            codes=self._buffer("codes").data_ptr(),
+            scale=scale.data_ptr(),
+        )
 
     def torch_product(self, x: Tensor) -> Tensor:
         """x · weightᵀ by PyTorch's operation for packed weights: bfloat16 [n, in_features] -> [n,
@@ -218,7 +254,7 @@ class PackedWeight(nn.Module):
         if self.kernel is None or many or not x.is_cpu or torch.compiler.is_compiling():
             return F.linear(x, self.rows(slice(None)).to(x.dtype))
         if self.kernel == "native":
-            return self.native_product(x)
+            return native.product(x, self.matrix())
         # With activations in fp32 or float16 PyTorch's operations are five to ten times slower.
         y = self.torch_product(x.reshape(-1, self.in_features).bfloat16())
         return y.type_as(x).view(*x.shape[:-1], -1)
@@ -242,13 +278,35 @@ class Int8Weight(PackedWeight):
         codes, scale = _in_pieces(lambda rows: absmax_int8(rows.float()), weight.reshape(-1, self.group_size))
         self._register(codes=codes.view(weight.shape), scale=scale.view(by_group))
 
-    def _unpack(self, index: Tensor | slice) -> Tensor:
-        groups = self.codes[index].unflatten(-1, (-1, self.group_size))  # [..., groups, group_size]
-        return groups.float().mul_(self.scale[index].unsqueeze(-1)).flatten(-2)
+    def codes_and_scale(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """The rows at `index`, whatever kernel the codes lie ready for: codes int8 [..., in_features], and
+        the scale of each group, fp32 [..., groups].
+        """
+        if self.kernel != "native":
+            return self.codes[index], self.scale[index]
+        codes = from_panels(self.codes, index, 4, self.out_features) ^ 128
+        return codes.view(torch.int8), from_panels(self.scale, index, 1, self.out_features)
 
-    def native_product(self, x: Tensor) -> Tensor:
-        codes, scale = self._buffer("codes"), self._buffer("scale")
-        return native.product_int8(x, codes, scale, self.out_features, self.group_size)
+    def _unpack(self, index: Tensor | slice) -> Tensor:
+        codes, scale = self.codes_and_scale(index)
+        groups = codes.unflatten(-1, (-1, self.group_size))  # [..., groups, group_size]
+        return groups.float().mul_(scale.unsqueeze(-1)).flatten(-2)
+
+    def _in_order_of(self, kernel: str, plain: dict[str, Any]) -> dict[str, Any]:
+        if kernel != "native":
+            return {}
+        # Plus 128, which turns the highest bit over: no signs.
+        codes = to_panels(plain["codes"].view(torch.uint8) ^ 128, 4, filled_with=128)
+        return {"codes": codes, "scale": to_panels(plain["scale"], 1)}
+
+    def _in_plain_order(self) -> dict[str, Tensor]:
+        if self.kernel != "native":
+            return {}
+        codes, scale = self.codes_and_scale()
+        return {"codes": codes, "scale": scale}
+
+    def matrix(self) -> native.Matrix:
+        return self._as_matrix(self.group_size, self._buffer("scale"))
 
     def torch_product(self, x: Tensor) -> Tensor:
         # The operation wants its scales in bfloat16, which would move whole rows by up to 0.4 %: they are
@@ -286,9 +344,8 @@ class Int4Weight(PackedWeight):
         codes = int4_codes(groups, scale[..., None], zero[..., None]).flatten(1).to(torch.uint8)
         return _bytes(codes[:, ::2], codes[:, 1::2]), torch.stack([scale, zero], -1)
 
-    def native_product(self, x: Tensor) -> Tensor:
-        codes, scale_zero = self._buffer("codes"), self._buffer("scale_zero")
-        return native.product_int4(x, codes, scale_zero, self.out_features, self.group_size)
+    def matrix(self) -> native.Matrix:
+        return self._as_matrix(self.group_size, self._buffer("scale_zero"))
 
     def torch_product(self, x: Tensor) -> Tensor:
         codes, scale_zero = self._buffer("codes"), self._buffer("scale_zero")
@@ -300,7 +357,10 @@ class Int4Weight(PackedWeight):
         in_features], and scale and zero, bfloat16 [..., groups, 2].
         """
         if self.kernel == "torch":
-            return self._rows_of_torchs_layout(index)
+            return from_torchs_layout(self.codes, self.scale_zero, index, self.out_features)
+        if self.kernel == "native":
+            ranges = from_panels(self.scale_zero, index, 1, self.out_features).unflatten(-1, (-1, 2))
+            return nibbles_from_panels(self.codes, index, self.out_features), ranges
         return _codes(self.codes[index]), self.scale_zero[index]
 
     def _unpack(self, index: Tensor | slice) -> Tensor:
@@ -309,71 +369,23 @@ class Int4Weight(PackedWeight):
         groups = codes.float().unflatten(-1, (-1, self.group_size))
         return groups.mul_(scale).add_(zero - 8 * scale).flatten(-2)
 
-    def use_kernel(self, kernel: str) -> None:
-        super().use_kernel(kernel)
+    def _in_order_of(self, kernel: str, plain: dict[str, Any]) -> dict[str, Any]:
+        codes, scale_zero = plain["codes"], plain["scale_zero"]
+        if kernel == "native":
+            return {
+                "codes": nibbles_to_panels(_codes(codes)),
+                "scale_zero": to_panels(scale_zero.flatten(1), 1),
+            }
         if kernel == "torch":
-            self.codes, self.scale_zero = self._in_torchs_layout(self.codes, self.scale_zero)
+            codes, scale_zero = to_torchs_layout(_codes(codes), scale_zero)
+            return {"codes": codes, "scale_zero": scale_zero}
+        return {}
 
-    def _in_torchs_layout(self, codes: Tensor, scale_zero: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and ranges as PyTorch's operation wants them: its rows come in whole blocks."""
-        missing = -len(codes) % ROW_BLOCK
-        padded = F.pad(_codes(codes), (0, 0, 0, missing)).int()
-        packed = torch._convert_weight_to_int4pack_for_cpu(padded, 1)
-        return packed, F.pad(scale_zero, (0, 0, 0, 0, 0, missing)).transpose(0, 1).contiguous()
-
-    def _rows_of_torchs_layout(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Codes uint8 [..., in_features] and ranges [..., groups, 2] of the rows at `index`."""
-        places = _torchs_places().to(self.codes.device)
-        block, half = len(places), len(places) // 2
-        ranges = self.scale_zero.transpose(0, 1)[: self.out_features]
-        blocks = self.codes.view(-1, self.in_features, half)  # bytes [blocks, in_features, half]
-        if isinstance(index, slice):
-            by_byte = blocks.transpose(1, 2).contiguous()  # [blocks, half, in_features]
-            by_place = torch.cat([by_byte & 15, by_byte >> 4], 1)  # [blocks, block, in_features]
-            codes = by_place[:, places].view(-1, self.in_features)[: self.out_features]
-            return codes[index], ranges[index]
-        place = places[index % block]
-        pairs = blocks[index // block, :, place % half]  # [..., in_features]
-        shift = (place // half * 4).unsqueeze(-1).to(torch.uint8)
-        return pairs >> shift & 15, ranges[index]
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.kernel == "torch":
-            codes, scale_zero = self.codes_and_ranges()
-            destination[prefix + "codes"] = _bytes(codes[:, ::2], codes[:, 1::2])
-            destination[prefix + "scale_zero"] = scale_zero.contiguous()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        codes, scale_zero = prefix + "codes", prefix + "scale_zero"
-        if self.kernel == "torch" and codes in state_dict and scale_zero in state_dict:
-            packed, ranges = self._in_torchs_layout(state_dict[codes], state_dict[scale_zero])
-            state_dict = state_dict | {codes: packed, scale_zero: ranges}
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-@cache
-def _torchs_places() -> Tensor:
-    """Where PyTorch's int4 kernel keeps the codes of a block of rows on this CPU: int64 [rows].
-
-    The block's bytes are [in_features, rows / 2]. Place p is the low nibble of byte p, or the high one of
-    byte p - rows / 2. PyTorch does not document this layout, and it differs between processors, so it is
-    found out: the kernel packs codes that are the number of each row, in hexadecimal digits.
-    """
-    number = torch.arange(ROW_BLOCK).repeat(32, 1).T  # [rows, in_features]: each row's number
-    first, second = (
-        torch._convert_weight_to_int4pack_for_cpu((number >> shift & 15).int(), 1).flatten().int()
-        for shift in (0, 4)
-    )
-    # The rows whose codes are the low and the high nibble of each byte.
-    low = (first & 15) + 16 * (second & 15)
-    high = (first >> 4 & 15) + 16 * (second >> 4 & 15)
-    # After a column's bytes, the next column's begin with the same row.
-    half = next(n for n in range(1, 2 * ROW_BLOCK) if n * 32 == len(low) or low[n] == low[0])
-    rows = torch.cat([low[:half], high[:half]])
-    if not rows.sort().values.equal(torch.arange(2 * half)):
-        raise RuntimeError("the layout of PyTorch's int4 kernel on this processor is a new one")
-    return rows.argsort()
+    def _in_plain_order(self) -> dict[str, Tensor]:
+        if self.kernel is None:
+            return {}
+        codes, scale_zero = self.codes_and_ranges()
+        return {"codes": _bytes(codes[:, ::2], codes[:, 1::2]), "scale_zero": scale_zero.contiguous()}
 
 
 class NF4Weight(PackedWeight):
@@ -390,6 +402,7 @@ class NF4Weight(PackedWeight):
     def __init__(self, weight: Tensor, group_size: int = 64, double_quant: bool = True):
         super().__init__(weight, scheme="nf4", group_size=group_size, double_quant=double_quant)
         self.group_size = group_size
+        self._absmax_panels: Tensor | None = None  # for the native kernel
         by_block = (self.out_features, self.in_features // group_size)
         offset = scale = None
         if weight.is_meta:
@@ -407,12 +420,22 @@ class NF4Weight(PackedWeight):
         packed = _bytes(codes[:, 1::2], codes[:, ::2])
         self._register(codes=packed, absmax=absmax.view(by_block), absmax_scale=scale, offset=offset)
 
-    def native_product(self, x: Tensor) -> Tensor:
-        double = None
-        if self.offset is not None:
-            double = (dynamic_levels(), self._buffer("absmax_scale"), self._buffer("offset").item())
-        codes, absmax = self._buffer("codes"), self._buffer("absmax")
-        return native.product_nf4(x, codes, absmax, self.out_features, self.group_size, double=double)
+    def _in_order_of(self, kernel: str, plain: dict[str, Any]) -> dict[str, Any]:
+        if kernel != "native":
+            return {}
+        self._absmax_panels = None
+        return {"codes": nibbles_to_panels(_codes(plain["codes"], high_first=True))}
+
+    def _in_plain_order(self) -> dict[str, Tensor]:
+        if self.kernel != "native":
+            return {}
+        codes = nibbles_from_panels(self.codes, slice(None), self.out_features)
+        return {"codes": _bytes(codes[:, 1::2], codes[:, ::2])}
+
+    def matrix(self) -> native.Matrix:
+        if self._absmax_panels is None:  # in full, since it is looked up in every product
+            self._absmax_panels = to_panels(self.block_absmax(), 1)
+        return self._as_matrix(self.group_size, self._absmax_panels)
 
     def block_absmax(self) -> Tensor:
         """fp32 [out_features, blocks]."""
@@ -422,8 +445,12 @@ class NF4Weight(PackedWeight):
         return dynamic_levels().to(scale.device)[self.absmax.int()] * scale + self.offset
 
     def _unpack(self, index: Tensor | slice) -> Tensor:
-        pairs = torch.take(_nf4_pairs().to(self.codes.device), self.codes[index].long())
-        weights = pairs.view(torch.float32)  # [..., in_features]
+        if self.kernel == "native":
+            codes = nibbles_from_panels(self.codes, index, self.out_features)
+            weights = torch.tensor(NF4, device=codes.device)[codes.int()]
+        else:
+            pairs = torch.take(_nf4_pairs().to(self.codes.device), self.codes[index].long())
+            weights = pairs.view(torch.float32)  # [..., in_features]
         blocks = weights.unflatten(-1, (-1, self.group_size))
         return blocks.mul_(self.block_absmax()[index].unsqueeze(-1)).flatten(-2)
 

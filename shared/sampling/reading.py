@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.devices import device_of
-from shared.registry import LanguageModel
+from shared.registry import LanguageModel, SlotReader, fast_reader
 
 READ_AT_ONCE = 1024
 """Tokens of several prompts that share a forward pass: its logits take 4 · vocab_size bytes for each."""
@@ -18,9 +18,9 @@ class TextReader:
     """Gives the logits of what follows each text: all of it is read, or its end where it has outgrown
     block_size.
 
-    With a model that has `new_cache`, each token is read once, and all texts in one forward pass: shorter
-    ones are padded on the left, where nobody looks. Without one, each text is read again, by itself.
-    max_new_tokens: for so many the cache has room.
+    With a model that has `new_cache`, each token is read once, and all texts in one forward pass: by a
+    `fast_reader`, or by the model itself, where shorter texts are padded on the left, where nobody looks.
+    Without one, each text is read again, by itself. max_new_tokens: for so many the cache has room.
     """
 
     def __init__(self, model: LanguageModel, max_new_tokens: int, use_cache: bool = True):
@@ -32,6 +32,8 @@ class TextReader:
         self.starts: list[int] = []  # of each text, the first token that is read
         self.cache: Any = None
         self.cached = 0  # places of the cache that are taken, in each row
+        self.reader: SlotReader | None = None
+        self.slots: list[int] = []  # of each text, with a reader
 
     @torch.inference_mode()
     def next_logits(self, texts: Sequence[list[int]]) -> Tensor:
@@ -40,10 +42,17 @@ class TextReader:
         """
         if self.model.training:  # eval() walks all modules, which takes longer than a small model's step
             self.model.eval()
-        self.starts = self.starts or [0] * len(texts)
+        if not self.starts:
+            self._begin(texts)
         for i, text in enumerate(texts):
             if len(text) - self.starts[i] > self.limit:
                 self.starts[i] = len(text) - max(1, int(self.limit) // 2)
+                if self.reader is not None:
+                    self.reader.lengths[self.slots[i]] = 0
+        if self.reader is not None:
+            read = [self.reader.lengths[slot] for slot in self.slots]
+            rest = [text[start + length :] for text, start, length in zip(texts, self.starts, read)]
+            return self.reader.read(list(zip(self.slots, rest)))
         if self.new_cache is None:
             windows = [text[start:] for text, start in zip(texts, self.starts)]
             return torch.cat([self.model(self._tensor([window]))[:, -1] for window in windows])
@@ -53,9 +62,19 @@ class TextReader:
         self.cached += 1
         return self.model(self._tensor([text[-1:] for text in texts]), self.cache)[:, -1]
 
+    def _begin(self, texts: Sequence[list[int]]) -> None:
+        self.starts = [0] * len(texts)
+        if self.new_cache is None:
+            return
+        longest = max(len(text) for text in texts)
+        max_length = min(self.limit, longest + self.max_new_tokens)
+        self.reader = fast_reader(self.model, len(texts), int(max_length))
+        self.slots = list(range(len(texts)))
+
     def keep(self, texts: Sequence[int]) -> None:
         """Forgets all texts but these, given by number."""
         self.starts = [self.starts[i] for i in texts]
+        self.slots = [self.slots[i] for i in texts] if self.reader is not None else []
         if self.cache is not None and texts:
             self.cache.keep(texts)
 

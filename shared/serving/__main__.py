@@ -36,9 +36,10 @@ from shared.serving import chat
 from shared.serving.api import CompletionServer, describe_size
 from shared.serving.chat import ChatSettings, chat_in_terminal
 from shared.serving.connections import punctual
-from shared.serving.engine import Engine, same_bits_in_every_row
+from shared.serving.engine import Engine
 from shared.serving.gate import Limits
 from shared.serving.loading import load_served
+from shared.serving.reading import same_bits_in_every_row
 from shared.serving.sites import SiteRules
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from shared.training.own_model import name_and_source

@@ -9,52 +9,29 @@ al., "Sarathi-Serve", 2024). What a prompt has in common with one that was read 
         print(token.id)
     engine.close()
 
-A request's tokens do not depend on its neighbours. Floating-point sums are rounded differently in tensors of
-another shape, so three rules keep the shapes alike:
-
-* a prompt is read in a batch of its own, in chunks that begin at multiples of `chunk`, and only complete
-  chunks are reused;
-* texts are written in batches of a multiple of `ROWS` rows, some of them idle, and keys come in blocks
-  (`shared.serving.slots.KEYS`);
-* each request draws from a generator of its own.
-
-The remaining difference is what the matrix products of the CPU do with the same row at another place of the
-batch. Intel's MKL, which computes them on most CPUs, gives every row the same bits in the mode that
-`same_bits_in_every_row` sets; without it the last bit of attention may differ.
+A request's tokens do not depend on its neighbours: what reads with the model (decoder.c on a CPU, else
+`shared.serving.reading`) takes the sums of each row in the same order whatever else is in the batch, a prompt
+is read in chunks that begin at multiples of `chunk`, only complete chunks are reused, and each request draws
+from a generator of its own.
 """
 
 import logging
-import math
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
-from shared.adapters.attach import adapters_by_row, adapters_of
+from shared.adapters.attach import adapters_of
 from shared.checks import Checks
 from shared.models.gpt import GPT
 from shared.sampling.generate import check_ids, sample, split_at_stop
 from shared.serving.generation import REASONS, Generation, Request, Token
-from shared.serving.slots import SlotCache
+from shared.serving.reading import ROWS, TorchReader, slot_reader
 
-ROWS = 4
-"""Texts are written in batches of a multiple of this many rows: smaller batches are computed by other
-kernels, which round differently.
-"""
 log = logging.getLogger(__name__)
-
-
-def same_bits_in_every_row() -> None:
-    """Asks MKL for results that do not depend on memory addresses or on the thread that computes them.
-
-    MKL reads the setting before its first product only. A value that the environment already has is kept.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 class QueueFull(RuntimeError):
@@ -131,16 +108,11 @@ class Engine:
         self.model = model.eval()
         self.adapters = tuple(adapters_of(model))
         """Names that a request may give."""
-        weight = model.norm.weight
-        self._cache = SlotCache(
-            model.config, ROWS * math.ceil(slots / ROWS), max_length, weight.device, weight.dtype
-        )
-        self.max_length = self._cache.max_length
+        self.max_length = max_length or model.config.block_size
+        self._reader = slot_reader(model, slots, max_length)
         self._slots = [_Slot(index) for index in range(slots)]
         self._waiting: deque[Generation] = deque()
         self._reading: deque[tuple[_Slot, Generation]] = deque()
-        self._row_adapters: tuple[str | None, ...] = ()  # what the model is set to
-        self._row_adapters_set = ExitStack()
         self._draining = False
         self._closing = False
         self._changed = threading.Condition()
@@ -229,7 +201,8 @@ class Engine:
         if self._thread:
             self._thread.join()
         self.step()
-        self._row_adapters_set.close()
+        if isinstance(self._reader, TorchReader):
+            self._reader.close()
 
     def _wake(self) -> None:
         with self._changed:
@@ -304,9 +277,14 @@ class Engine:
     def _give_up(self) -> None:
         """After a failed step: the cache may be half written, perhaps with values that are not finite."""
         for slot, generation in self._running():
-            self._cache.clear(slot.index)
-            slot.reusable = 0
+            self._spoilt(slot)
             self._finish(generation, "error")
+
+    def _spoilt(self, slot: _Slot) -> None:
+        """What the slot holds may not be finite: nothing of it is used again."""
+        slot.reusable = 0
+        if isinstance(self._reader, TorchReader):
+            self._reader.cache.clear(slot.index)
 
     def _admit(self) -> None:
         """Gives waiting requests the slots that are free."""
@@ -318,6 +296,9 @@ class Engine:
                 self._finish(generation, "error")  # `_give_up` would not find it: it has no slot yet
                 raise
             slot.begin(generation, self.steps)
+            self._reader.lengths[slot.index] = generation.reused
+            if isinstance(self._reader, TorchReader):
+                self._reader.adapters[slot.index] = slot.adapter
             self.reused_tokens += generation.reused
             self._reading.append((slot, generation))
 
@@ -337,7 +318,7 @@ class Engine:
         # than the last slot in use.
         target = min(free, key=lambda slot: (slot.index // ROWS, slot.last_used))
         if common and target is not source:
-            self._cache.copy(source.index, target.index, common)
+            self._reader.copy(source.index, target.index, common)
         return target, common
 
     def _common_prefix(self, slot: _Slot, request: Request) -> int:
@@ -355,27 +336,12 @@ class Engine:
             common += self.chunk
         return common
 
-    def _forward(
-        self,
-        ids: list[list[int]],
-        first_slot: int,
-        lengths: Sequence[int | None],
-        adapters: tuple[str | None, ...],
-    ) -> Tensor:
-        """Logits [rows, time, vocab_size], fp32, on the CPU; row i is slot `first_slot` + i."""
-        if self.adapters and adapters != self._row_adapters:  # setting them walks through all modules
-            self._row_adapters_set.close()
-            self._row_adapters_set.enter_context(adapters_by_row(self.model, adapters))
-            self._row_adapters = adapters
-        inputs = torch.tensor(ids, device=self._cache.k.device)
-        logits = self.model(inputs, self._cache.rows(first_slot, lengths))
-        return logits.float().cpu()
-
     def _read_chunk(self, slot: _Slot, generation: Generation) -> None:
         request = generation.request
         start = len(slot.tokens)
         chunk = list(request.prompt[start : start + self.chunk])
-        logits = self._forward([chunk], slot.index, [start], (request.adapter,))[0]  # [time, vocab_size]
+        every = request.score_prompt or isinstance(self._reader, TorchReader)
+        logits = self._reader.read([(slot.index, chunk)], every=every)
         self.prompt_tokens += len(chunk)
         generation.read += len(chunk)
         slot.tokens += chunk
@@ -390,27 +356,17 @@ class Engine:
             self._draw(slot, generation, logits[-1])
 
     def _write(self, writing: list[tuple[_Slot, Generation]]) -> None:
-        last_slot, _ = writing[-1]
-        rows = ROWS * math.ceil((last_slot.index + 1) / ROWS)
-        ids = [[0] for _ in range(rows)]
-        lengths: list[int | None] = [None] * rows
-        adapters: list[str | None] = [None] * rows
-        for slot, _ in writing:
-            ids[slot.index] = [slot.next_token]
-            lengths[slot.index] = len(slot.tokens)
-            adapters[slot.index] = slot.adapter
-        logits = self._forward(ids, 0, lengths, tuple(adapters))
-        for slot, generation in writing:
+        logits = self._reader.read([(slot.index, [slot.next_token]) for slot, _ in writing])
+        for (slot, generation), row in zip(writing, logits):
             slot.tokens.append(slot.next_token)
-            self._draw(slot, generation, logits[slot.index, 0])
+            self._draw(slot, generation, row)
 
     def _draw(self, slot: _Slot, generation: Generation, logits: Tensor) -> None:
         """Draws a token from logits [vocab_size], and delivers what cannot be part of a stop sequence."""
         request = generation.request
         if not logits.max().isfinite():  # or greedy drawing would go on, and the cache stay spoilt
             log.error("a text's logits are not finite: it is given up")
-            self._cache.clear(slot.index)
-            slot.reusable = 0
+            self._spoilt(slot)
             self._finish(generation, "error")
             return
         if request.max_new_tokens == 0:

@@ -17,7 +17,7 @@ def kernels(request) -> tuple[str, ...]:
 def fresh():
     """Kernels are looked for anew, in the test and after it."""
     find_kernel.cache_clear()
-    native.library.cache_clear()
+    native.load_variant.cache_clear()
     yield
     find_kernel.cache_clear()
-    native.library.cache_clear()
+    native.load_variant.cache_clear()

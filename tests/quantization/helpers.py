@@ -1,4 +1,4 @@
-"""What the tests of quantization share: small models, random weights, and where native.c can be compiled."""
+"""What the tests of quantization share: small models, random weights, and where decoder.c can be compiled."""
 
 import os
 from dataclasses import replace
@@ -39,7 +39,7 @@ SETTINGS = {
 }
 COMPILED = pytest.mark.skipif(
     os.name != "posix",
-    reason="native.c is compiled on Linux and macOS only; elsewhere PyTorch's kernels are used",
+    reason="decoder.c is compiled on Linux and macOS only; elsewhere PyTorch's kernels are used",
 )
 
 

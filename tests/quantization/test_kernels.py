@@ -24,7 +24,7 @@ def test_what_is_compiled_is_right_and_used(scheme, fresh):
 @COMPILED
 def test_a_kernel_that_is_missing_or_computes_wrong_is_not_used(monkeypatch, fresh):
     assert find_kernel("nf4", ("torch",)) == (None, "torch: it does not know nf4")
-    monkeypatch.setattr(native, "product_int8", lambda x, *weight: x.new_zeros(2, 64))
+    monkeypatch.setattr(native, "product", lambda x, weight: x.new_zeros(2, 64))
     assert find_kernel("int8") == ("torch", "native: it computes something else here")
     monkeypatch.delattr(torch, "_weight_int8pack_mm")
     find_kernel.cache_clear()
@@ -39,7 +39,7 @@ def test_a_library_that_another_user_wrote_is_not_run(monkeypatch, tmp_path, fre
     uid = os.getuid()
     if uid == 0:
         native.library()
-        native.library.cache_clear()
+        native.load_variant.cache_clear()
         (path,) = (tmp_path / "native").glob("*.so")
         os.chown(path, 12345, -1)
     else:  # only root can give a file away: here we are another user than its writer from the start
@@ -52,7 +52,7 @@ def test_a_library_that_another_user_wrote_is_not_run(monkeypatch, tmp_path, fre
 def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch, fresh, capsys):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     quantize(gpt(TIED), "int8")
-    reason = "native.c is not used: native: it needs a C compiler (cc, gcc or clang)"
+    reason = "decoder.c is not used: native: it needs a C compiler (cc, gcc or clang)"
     assert f"go through PyTorch's kernel ({reason}" in capsys.readouterr().out
 
 
@@ -60,18 +60,21 @@ def test_without_a_compiler_pytorchs_kernel_is_used_and_that_is_said(monkeypatch
 @COMPILED
 def test_the_compiled_form_is_kept_and_belongs_to_its_source(monkeypatch, fresh, tmp_path):
     monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
-    x, codes, scale = torch.ones(1, 32), torch.ones(3, 32, dtype=torch.int8), torch.ones(3, 1)
+    x, layer = torch.ones(1, 32), packed(torch.ones(3, 32), "int8", ("native",))
     for _ in range(2):
-        native.library.cache_clear()
-        torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 32.0))
+        native.load_variant.cache_clear()
+        torch.testing.assert_close(layer.product(x), torch.full((1, 3), 32.0))
         assert len(list((tmp_path / "native").iterdir())) == 1
-    changed = tmp_path / "native.c"
-    changed.write_text(native.SOURCE.read_text().replace("= dots[r];", "= 2 * dots[r];"))
+    changed = tmp_path / "decoder.c"
+    doubled = "to[o] + sums[PANEL * row + o] : 2 * sums[PANEL * row + o]"
+    changed.write_text(native.SOURCE.read_text().replace(doubled.replace("2 * ", ""), doubled))
+    for header in native.HEADERS:
+        (tmp_path / header.name).write_text(header.read_text())
     monkeypatch.setattr(native, "SOURCE", changed)
-    native.library.cache_clear()
-    torch.testing.assert_close(native.product_int8(x, codes, scale, 3, 32), torch.full((1, 3), 64.0))
+    native.load_variant.cache_clear()
+    torch.testing.assert_close(layer.product(x), torch.full((1, 3), 64.0))
     changed.write_text("this is not C")
-    native.library.cache_clear()
+    native.load_variant.cache_clear()
     with pytest.raises(RuntimeError, match="could not compile it"):
         native.library()
     assert len(list((tmp_path / "native").iterdir())) == 2
@@ -107,9 +110,9 @@ def damaged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_WEEKS_DATA", str(folder / "whole"))
-        native.library.cache_clear()
+        native.load_variant.cache_clear()
         native.library()
-        native.library.cache_clear()
+        native.load_variant.cache_clear()
     (path,) = (folder / "whole" / "native").iterdir()
     folders = {keep: folder / str(keep) for keep in DAMAGES}
     for keep, damage in DAMAGES.items():
@@ -144,14 +147,23 @@ def test_a_compiled_form_is_synced_before_it_has_its_name(monkeypatch, fresh, tm
 
 @pytest.mark.slow
 @COMPILED
-def test_the_c_without_avx2_computes_the_same(monkeypatch, fresh, tmp_path):
-    x, layers = random(5, 256), [packed(random(70, 256), scheme, ("native",)) for scheme in ("int8", "int4")]
-    expected = [layer.product(x) for layer in layers]
-    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
-    monkeypatch.setattr(compiled, "FLAGS", ([],))
-    native.library.cache_clear()
-    for layer, other in zip(layers, expected):
-        torch.testing.assert_close(layer.product(x), other, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
+def test_all_variants_compute_the_same(monkeypatch, scheme):
+    x, layer = random(5, 256), packed(random(70, 256), scheme, ("native",))
+    expected = layer.product(x)
+    for variant in native.variants():
+        monkeypatch.setenv(native.CHOICE, variant)
+        torch.testing.assert_close(layer.product(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@COMPILED
+def test_a_variant_that_the_processor_does_not_run_is_refused(monkeypatch):
+    monkeypatch.setenv(native.CHOICE, "fastest")
+    with pytest.raises(RuntimeError, match="LLM_WEEKS_KERNELS=fastest: this processor runs .*plain"):
+        native.library()
+    monkeypatch.setenv(native.CHOICE, "none")
+    with pytest.raises(RuntimeError, match="asks for PyTorch"):
+        native.library()
 
 
 @COMPILED

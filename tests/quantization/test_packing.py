@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from shared.quantization import native
 from shared.quantization.modules import QuantizedLinear
 from shared.quantization.packing import (
     NF4,
@@ -141,7 +142,7 @@ def test_of_normal_weights_as_much_is_lost_as_the_bits_allow(scheme):
 
 
 def rounded(x: Tensor) -> Tensor:
-    """As native.c rounds activations: each group of 32 to 127 steps up to its largest magnitude."""
+    """As kernels.h rounds activations: each group of 32 to 127 steps up to its largest magnitude."""
     groups = x.unflatten(-1, (-1, 32))
     most = groups.abs().amax(-1, keepdim=True)
     steps = groups * torch.where(most > 0, torch.tensor(127.0).div(most), 0.0)
@@ -168,8 +169,8 @@ def test_rows_are_the_same_rows_however_they_are_kept(scheme, shape, kernels):
 @pytest.mark.parametrize("group_size", [32, 64, 128, None])
 @pytest.mark.parametrize("shape", [(64, 128), (53, 256), (200, 640)])
 def test_products_are_those_with_the_unpacked_weight(shape, group_size, rows, kernels):
-    """Up to the order of sums where the weight is unpacked, and for native.c with activations rounded as it
-    does; within what bfloat16 activations lose for PyTorch's.
+    """Up to the order of sums where the weight is unpacked, and for the course's kernel with activations
+    rounded as it does; within what bfloat16 activations lose for PyTorch's.
     """
     if group_size:
         layer = packed(random(*shape), "int4", kernels, group_size=group_size)
@@ -215,7 +216,10 @@ def test_few_rows_go_through_the_kernel_and_many_do_not(scheme, kernel, monkeypa
         calls.append(x.dtype)
         return x.new_zeros(*x.shape[:-1], 64)
 
-    monkeypatch.setattr(type(layer), f"{kernel}_product", product)
+    if kernel == "native":
+        monkeypatch.setattr(native, "product", lambda x, weight: product(layer, x))
+    else:
+        monkeypatch.setattr(type(layer), "torch_product", product)
     layer.product(random(1, 64))
     layer.product(random(PACKED_ROWS + 1, 64))
     assert calls == [torch.float32 if kernel == "native" else torch.bfloat16]

@@ -1,6 +1,7 @@
 """What the tests of the server share: a small model with a tokenizer, a client, and checks of answers."""
 
 import json
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 
@@ -10,6 +11,7 @@ from shared.models.chat import IM_END, IM_START
 from shared.models.gpt import GPT, GPTConfig
 from shared.sampling import generate
 from shared.serving.api import create_app
+from shared.serving.engine import Engine
 from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
 from tests.helpers import shake, synthetic_text
@@ -91,3 +93,20 @@ def check_error(
     error = response.json()["error"]
     assert response.status_code == status and error.keys() == {"message", "type", "param", "code"}
     assert message in error["message"] and (error["param"], error["code"]) == (param, code), error
+
+
+def before_each_read(engine: Engine, do: Callable[[], object]) -> Callable[[], None]:
+    """Has `do` called before each forward pass of the engine's model. Returns what ends that."""
+    reader = engine._reader
+    read = reader.read
+
+    def noted(*args, **options):
+        do()
+        return read(*args, **options)
+
+    reader.read = noted
+
+    def restore() -> None:
+        reader.read = read
+
+    return restore

@@ -20,6 +20,7 @@ from tests.serving.helpers import (
     JSON,
     PROMPT,
     TOKENIZER,
+    before_each_read,
     check_error,
     client,
     complete,
@@ -105,11 +106,11 @@ def test_a_text_that_a_stop_text_ended_is_given_up_while_another_goes_on(monkeyp
     assert stop not in second
     with client(model) as talk:
 
-        def wait_for_the_server(module, args):
+        def wait_for_the_server():
             if talk.engine.generated_tokens >= 60 and not waited:  # the stop text is among them
                 waited.append(cancelled.wait(5))
 
-        model.register_forward_pre_hook(wait_for_the_server)
+        before_each_read(talk.engine, wait_for_the_server)
         options = {"max_tokens": 100, "seed": 8, "n": 2, "stop": stop, "stream": stream, "ignore_eos": True}
         assert complete(talk, prompt=[5], **options).status_code == 200
         assert talk.engine.wait_idle(20)

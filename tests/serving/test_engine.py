@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared import registry
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.attach import use_adapters
 from shared.evaluation import score_tokens
@@ -36,6 +37,13 @@ LLAMA = replace(
     tie_weights=False,
 )
 CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "window": replace(LLAMA, window=9, qk_norm=True)}
+
+
+@pytest.fixture(params=["decoder.c", "PyTorch"], autouse=True)
+def reads(request, monkeypatch) -> None:
+    """All tests with either way to read."""
+    if request.param == "PyTorch":
+        monkeypatch.setattr(registry, "READERS", [])
 
 
 def gpt(config: GPTConfig = LLAMA) -> GPT:
@@ -362,18 +370,18 @@ def test_closing_ends_what_is_there():
     assert engine.busy == engine.waiting == 0
 
 
-def test_a_failing_step_ends_what_was_written_and_the_engine_goes_on(caplog):
+def test_a_failing_step_ends_what_was_written_and_the_engine_goes_on(caplog, monkeypatch):
     model = gpt()
     engine = Engine(model, slots=2, chunk=8)
 
-    def fail(module, args):
+    def fail(*args, **options):
         raise MemoryError("no memory left")
 
-    hook = model.register_forward_pre_hook(fail)
-    failed = engine.submit(Request([1, 2], 5))
-    with pytest.raises(RuntimeError, match="could not finish"):
-        ids(failed)
-    hook.remove()
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._reader, "read", fail)
+        failed = engine.submit(Request([1, 2], 5))
+        with pytest.raises(RuntimeError, match="could not finish"):
+            ids(failed)
     assert failed.finish_reason == "error" and "no memory left" in caplog.text
     r = Request([1, 2], 5, seed=1)
     assert ids(engine.submit(r)) == alone(model, r)
@@ -389,7 +397,7 @@ def test_a_request_whose_slot_cannot_be_prepared_is_ended_and_not_lost(monkeypat
     for prompt in ([50], list(range(20))):  # in a slot each: the first one is used longest ago
         ids(engine.submit(Request(prompt, 2)))
     with monkeypatch.context() as broken:
-        broken.setattr(engine._cache, "copy", fail)
+        broken.setattr(engine._reader, "copy", fail)
         begins_alike = Request([*range(8), *range(30, 40)], 2)  # as the second prompt, but not so far
         with pytest.raises(RuntimeError, match="could not finish"):
             ids(engine.submit(begins_alike))

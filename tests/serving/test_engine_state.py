@@ -7,6 +7,7 @@ import pytest
 
 from shared.serving.engine import Draining, Engine, QueueFull
 from shared.serving.generation import Request
+from tests.serving.helpers import before_each_read
 from tests.serving.test_engine import alone, gpt, ids, run, stepped
 
 
@@ -80,9 +81,8 @@ def test_slots_are_given_under_the_lock_only(monkeypatch):
 
 
 def test_the_model_runs_without_the_lock_so_that_requests_are_taken_meanwhile():
-    model, held = gpt(), []
-    engine = stepped(model)
-    model.register_forward_pre_hook(lambda module, args: held.append(is_taken(engine._changed)))
+    engine, held = stepped(gpt()), []
+    before_each_read(engine, lambda: held.append(is_taken(engine._changed)))
     engine.submit(Request([1] * 10, 3))
     run(engine)
     assert held == [False] * 4

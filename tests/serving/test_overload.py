@@ -20,6 +20,7 @@ from tests.serving.helpers import (
     JSON,
     PROMPT,
     TOKENIZER,
+    before_each_read,
     check_error,
     client,
     complete,
@@ -99,11 +100,10 @@ def test_a_text_that_takes_too_long_is_an_error(stream):
 
 
 def test_a_failing_model_is_an_error_of_the_server_and_it_goes_on():
-    model = gpt()
-    with client(model) as talk:
-        hook = model.register_forward_pre_hook(lambda module, args: 1 / 0)
+    with client(gpt()) as talk:
+        restore = before_each_read(talk.engine, lambda: 1 / 0)
         check_error(complete(talk), 500, "could not be finished")
-        hook.remove()
+        restore()
         (choice,) = complete(talk, max_tokens=5, seed=1).json()["choices"]
         assert choice["text"] == expected(PROMPT, 5, seed=1)
 
@@ -142,14 +142,14 @@ def test_the_text_of_a_client_that_leaves_is_given_up_within_a_step(stream, afte
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
         noticed = threading.Event()
 
-        def hold(module, args):
+        def hold():
             steps.append(engine.generated_tokens)
             if engine.generated_tokens >= after and not left_at:
                 left_at.append(len(steps))
                 loop.call_soon_threadsafe(gone.set)
                 assert noticed.wait(20)  # whatever is drawn after this would be too much
 
-        model.register_forward_pre_hook(hold)
+        before_each_read(engine, hold)
 
         async def receive():
             if messages:

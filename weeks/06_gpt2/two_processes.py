@@ -81,7 +81,7 @@ def main() -> None:
         losses = enumerate(zip(together, alone), 1)
         print(
             table(
-                {"step": n, f"{world_size} processes": f"{a:.6f}", "one": f"{b:.6f}"} for n, (a, b) in losses
+                {"step": n, f"{world_size} processes": f"{a:.4f}", "one": f"{b:.4f}"} for n, (a, b) in losses
             )
         )
         pairs = zip(model.parameters(), whole.parameters())

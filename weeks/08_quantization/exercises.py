@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shared.compiled import compile_c, find_compiler
 from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
 from shared.models.layers import swap_modules
 from shared.quantization import native, quantize
@@ -1428,7 +1429,7 @@ INT8_LINEAR = Exercise(
     cases=_product_cases,
     observe=_observe_product,
     tolerance=1e-4,
-    forbids=(native.product_int8,),
+    forbids=(native.product,),
     valid=lambda x, x_scales, codes, scales, bias: (
         x.dim() == codes.dim() == 2
         and x.size(1) == codes.size(1)
@@ -1586,7 +1587,7 @@ def _program(source: str) -> tuple[Path | None, str]:
     answer.write_text(source, encoding="utf-8")
     main.write_text(MAIN, encoding="utf-8")
     try:
-        native.compile_c(native.find_compiler(), [answer, main], program)
+        compile_c(find_compiler(), [answer, main], program)
     except (RuntimeError, subprocess.SubprocessError) as error:
         return None, str(error).partition("could not compile it: ")[2].replace(f"{folder}/", "")
     return program, ""
@@ -1594,7 +1595,7 @@ def _program(source: str) -> tuple[Path | None, str]:
 
 def _no_compiler() -> str | None:
     try:
-        native.find_compiler()
+        find_compiler()
     except RuntimeError as error:
         return f"{error}. Without one, go on: everything else works."
     return None

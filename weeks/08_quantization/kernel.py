@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.quantization.native import compile_c, find_compiler
+from shared.compiled import compile_c, find_compiler
 
 Matvec = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 """From codes int8 [rows, columns] and scales float32 [rows], codes int8 [columns] and their scale: float32

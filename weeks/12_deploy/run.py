@@ -26,8 +26,8 @@ from shared.commandline import cli
 from shared.course.workspace import WeekSettings, Workspace
 from shared.devices import pick_device
 from shared.models.names import ModelName
-from shared.serving.engine import same_bits_in_every_row
 from shared.serving.load import Load
+from shared.serving.reading import same_bits_in_every_row
 from shared.training import TrainConfig
 from shared.training.base_model import BASE_PRESETS, trained_base_model
 from studies import STUDIES
