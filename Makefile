@@ -7,6 +7,7 @@
 # make report                          redraws all plots, pages and tables from the logs
 # make serve                           your model of week 6, else of week 4, else SmolLM2: API and chat page at http://127.0.0.1:8000
 # make serve MODEL=smollm2 DOCUMENTS=weeks/11_rag/handbook
+# make serve QUANTIZE=none             with weights as they are; on a CPU they are rounded to 8 bits if you do not say so (int4, nf4: fewer)
 # make test                            lint, unit tests, week scripts, notebooks; WORKERS=4 runs four processes of tests
 # make quick, make lint                the unit tests that take no time; ruff, the formatting and the types
 # make mutants                         puts 300 small faults into shared, one at a time: which do the tests notice? Takes an hour or two
@@ -17,6 +18,7 @@ WEEKS ?=
 PRESET ?= laptop
 MODEL ?=
 DOCUMENTS ?=
+QUANTIZE ?= auto
 MINE ?=
 FRESH ?=
 WORKERS ?= 2
@@ -32,7 +34,7 @@ course: $(VENV)/.course
 	$(RUN) -m shared.course run $(if $(WEEKS),--weeks $(WEEKS)) --preset $(PRESET) $(if $(MINE),--mine)
 
 serve: $(VENV)/.course
-	$(RUN) -m shared.serving --page $(if $(MODEL),--model $(MODEL)) $(if $(DOCUMENTS),--documents $(DOCUMENTS))
+	$(RUN) -m shared.serving --page --quantize $(QUANTIZE) $(if $(MODEL),--model $(MODEL)) $(if $(DOCUMENTS),--documents $(DOCUMENTS))
 
 # Each worker takes whole files, with one thread: a notebook's cells share a kernel.
 test: lint

@@ -71,8 +71,11 @@ class SlotReader(Protocol):
     def copy(self, source: int, target: int, length: int) -> None:
         """Makes `target` hold the first `length` tokens of `source`."""
 
+    def use_adapter(self, slot: int, name: str | None) -> None:
+        """From here on this slot's tokens go through the adapter of this name, None being the model alone."""
 
-MakeReader = Callable[[LanguageModel, int, int], SlotReader | None]
+
+MakeReader = Callable[[LanguageModel, int, int, Sequence[str]], SlotReader | None]
 READERS: list[MakeReader] = []
 """What reads texts faster than a model's own forward, filled by `register_reader`."""
 
@@ -83,13 +86,16 @@ def register_reader(make: MakeReader) -> MakeReader:
     return make
 
 
-def fast_reader(model: LanguageModel, slots: int, max_length: int) -> SlotReader | None:
+def fast_reader(
+    model: LanguageModel, slots: int, max_length: int, adapters: Sequence[str] = ()
+) -> SlotReader | None:
     """What reads with this model faster than its own forward, or None where nothing known does.
 
-    slots: texts at once. max_length: of each, in tokens. `shared.quantization` brings the course's.
+    slots: texts at once. max_length: of each, in tokens. adapters: names that `use_adapter` may give.
+    `shared.quantization` brings the course's.
     """
     for make in READERS:
-        reader = make(model, slots, max_length)
+        reader = make(model, slots, max_length, adapters)
         if reader is not None:
             return reader
     return None

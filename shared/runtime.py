@@ -344,6 +344,26 @@ def finish_first(what: str) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within `with`, PyTorch computes in this thread alone.
+
+    After an operation that they shared, OpenMP's other threads wait actively for the next one, for
+    milliseconds, and so keep a core from other programs and from threads that are not PyTorch's. For
+    something short between two steps of such threads that costs more than it gains. (A thread whose first
+    operation falls into this moment keeps one thread, too: PyTorch begins with the number set last.)
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def clock() -> float:
     """Seconds from some fixed moment: only differences mean anything."""
     return time.perf_counter()

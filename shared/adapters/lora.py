@@ -182,6 +182,21 @@ class LoRALinear(nn.Module):
         assert isinstance(adapter, LoRA)
         return adapter
 
+    def low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A [r, in_features] and B [out_features, r], scaled, of an adapter; None where this layer has none
+        of the name.
+
+        Raises ValueError for DoRA, and while rows of a batch have adapters of their own.
+        """
+        if name not in self.adapters:
+            return None
+        adapter = self.adapter(name)
+        if adapter.magnitude is not None:
+            raise ValueError(f"adapter {name} has lengths of its own for the weight's rows (DoRA)")
+        if self.rows is not None:
+            raise ValueError("adapters are set for the rows of a batch")
+        return adapter.lora_A.detach(), adapter.lora_B.detach() * adapter.config.scale
+
     @property
     def weight(self) -> Tensor:
         """The weight with the adapters in use: [out_features, in_features].

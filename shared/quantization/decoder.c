@@ -31,6 +31,7 @@ typedef struct {
   float attention_scale, attention_softcap, embedding_scale, logit_softcap; /* a cap of 0: none */
   Matrix embedding, head;
   const float *position_embedding; /* or NULL */
+  int32_t largest_r;               /* of all changes */
   Norm norm;
   const Layer *layers;
 } Model;
@@ -43,10 +44,10 @@ typedef struct {
   int32_t places;
 } Cache;
 
-/* The new tokens: of each its id, its text's slot and its position there, and whether its logits are wanted.
-   Tokens of one text follow each other. */
+/* The new tokens: of each its id, its text's slot and its position there, the number of its weights' change (-1:
+   none), and whether its logits are wanted. Tokens of one text follow each other. */
 typedef struct {
-  const int32_t *ids, *slots, *positions;
+  const int32_t *ids, *slots, *positions, *changes;
   const uint8_t *wanted;
   int32_t count;
 } Tokens;
@@ -57,6 +58,7 @@ typedef struct {
 typedef struct {
   Rows x, normed, heads, hidden; /* [n, n_embd], the same, [n, n_head * head_dim], [n, hidden] */
   float *q, *k, *v, *added;      /* of the heads; [n, n_embd] */
+  float *low;                    /* of three weights: a x of their changes, [n, largest_r] */
   float *sums;                   /* of each worker: two panels of products with n rows, twice */
   float *scores;                 /* of each worker: [places] */
   int64_t sums_size, scores_size;
@@ -68,6 +70,7 @@ typedef struct {
   Cache cache; /* of this layer */
   Tokens tokens;
   Space space;
+  struct Products *hidden; /* of up and gate */
   int rows, threads;
 } Pass;
 
@@ -111,6 +114,17 @@ static void activate(int activation, float *up, const float *gate, int n) {
 static void soft_cap(float *values, int n, float cap) {
   for (int i = 0; i < n; i++)
     values[i] = cap * (2 * sigmoid(2 * values[i] / cap) - 1);
+}
+
+INLINE float dot_product(const float *a, const float *b, int n) {
+  Floats sums = {0};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES)
+    sums += load(a + i) * load(b + i);
+  float sum = total(sums);
+  for (; i < n; i++)
+    sum += a[i] * b[i];
+  return sum;
 }
 
 /* The sum of values, or of their squared distances from `mean`. */
@@ -177,15 +191,54 @@ static void unpack_row(const Matrix *m, int row, float *to) {
 }
 
 /* A loop over the panels of up to three weights that read the same rows. */
-typedef struct {
+typedef struct Products {
   const Matrix *weights[3];
   float *to[3]; /* [rows, n_out] */
   int stride[3];
   int count, rows, per_piece, add; /* add: to what is there */
   const Rows *x;
+  const int32_t *changes; /* of each row, or NULL */
+  float *low;             /* [3, rows, largest_r] */
+  int largest_r;
   float *sums;
   int64_t sums_size;
 } Products;
+
+static const Change *change_of(const Products *p, int weight, int row) {
+  const Change *changes = p->weights[weight]->changes;
+  if (!changes || !p->changes || p->changes[row] < 0 || !changes[p->changes[row]].r)
+    return NULL;
+  return changes + p->changes[row];
+}
+
+static float *low_of(const Products *p, int weight, int row) {
+  return p->low + ((size_t)weight * p->rows + row) * p->largest_r;
+}
+
+/* a x, of the changes of a row. */
+static void low_piece(void *task, int row, int worker) {
+  const Products *p = task;
+  (void)worker;
+  for (int weight = 0; weight < p->count; weight++) {
+    const Change *change = change_of(p, weight, row);
+    const int n = p->weights[weight]->n_in;
+    for (int i = 0; change && i < change->r; i++)
+      low_of(p, weight, row)[i] = dot_product(change->a + (size_t)i * n, p->x->values + (size_t)row * n, n);
+  }
+}
+
+/* The products of a panel with all rows, and with what the changes add. */
+static void changed_products(const Products *p, int weight, int panel, float *sums) {
+  const Matrix *m = p->weights[weight];
+  panel_products(m, panel, p->x, p->rows, sums);
+  int begin = panel * PANEL, outputs = begin + PANEL < m->n_out ? PANEL : m->n_out - begin;
+  for (int row = 0; row < p->rows; row++) {
+    const Change *change = change_of(p, weight, row);
+    for (int o = 0; change && o < outputs; o++)
+      sums[PANEL * row + o] +=
+          dot_product(change->b + (size_t)(begin + o) * change->r, low_of(p, weight, row), change->r);
+  }
+}
 
 static int panels(const Matrix *m) { return (m->n_out + PANEL - 1) / PANEL; }
 
@@ -197,7 +250,7 @@ static void products_piece(void *task, int piece, int worker) {
     const Matrix *m = p->weights[i];
     int last = end < panels(m) ? end : panels(m);
     for (int panel = begin > 0 ? begin : 0; panel < last; panel++) {
-      panel_products(m, panel, p->x, p->rows, sums);
+      changed_products(p, i, panel, sums);
       int first = panel * PANEL, outputs = first + PANEL < m->n_out ? PANEL : m->n_out - first;
       for (int row = 0; row < p->rows; row++) {
         float *to = p->to[i] + (size_t)row * p->stride[i] + first;
@@ -219,7 +272,14 @@ static int panels_per_piece(const Matrix *m, int all, int threads) {
   return per_piece > 1 ? per_piece : 1;
 }
 
+/* What the changes need first, where there are any. */
+static void multiply_low(Products *p, int threads) {
+  if (p->changes && p->largest_r)
+    share(threads, p->rows, low_piece, p);
+}
+
 static void multiply(Products *p, int threads) {
+  multiply_low(p, threads);
   int all = 0;
   for (int i = 0; i < p->count; i++)
     all += panels(p->weights[i]);
@@ -229,6 +289,9 @@ static void multiply(Products *p, int threads) {
 
 static Products products_of(const Pass *pass, const Rows *x) {
   Products p = {.rows = pass->rows, .x = x, .sums = pass->space.sums, .sums_size = pass->space.sums_size};
+  p.changes = pass->tokens.changes;
+  p.low = pass->space.low;
+  p.largest_r = pass->model->largest_r;
   return p;
 }
 
@@ -428,9 +491,9 @@ static void hidden_piece(void *task, int piece, int worker) {
   const int n = pass->model->hidden, rows = pass->rows;
   float *up = s->sums + s->sums_size * worker, *gate = up + s->sums_size / 2;
   for (int panel = 2 * piece; panel < 2 * piece + 2 && panel * PANEL < n; panel++) {
-    panel_products(&layer->up, panel, &s->normed, rows, up);
+    changed_products(pass->hidden, 0, panel, up);
     if (layer->gate.kind)
-      panel_products(&layer->gate, panel, &s->normed, rows, gate);
+      changed_products(pass->hidden, 1, panel, gate);
     activate(pass->model->activation, up, gate, PANEL * rows);
     int begin = panel * PANEL, count = begin + PANEL < n ? PANEL : n - begin;
     for (int row = 0; row < rows; row++)
@@ -472,6 +535,12 @@ static void block(Pass *pass) {
   into_stream(pass, &layer->o, &s->heads, &layer->attention_post_norm, attention_post_norm_piece);
 
   share(threads, rows, mlp_norm_piece, pass);
+  Products hidden = products_of(pass, &s->normed);
+  add_weight(&hidden, &layer->up, NULL, 0);
+  if (layer->gate.kind)
+    add_weight(&hidden, &layer->gate, NULL, 0);
+  multiply_low(&hidden, threads);
+  pass->hidden = &hidden;
   share(threads, (model->hidden + 2 * PANEL - 1) / (2 * PANEL), hidden_piece, pass);
   into_stream(pass, &layer->down, &s->hidden, &layer->mlp_post_norm, mlp_post_norm_piece);
 }
@@ -481,9 +550,11 @@ static int to_logits(Pass *pass, float *logits) {
   const Model *model = pass->model;
   const Space *s = &pass->space;
   const int n = model->n_embd, n_out = model->head.n_out;
+  int32_t changes[ROWS_AT_ONCE];
   int count = 0;
   for (int row = 0; row < pass->rows; row++)
     if (pass->tokens.wanted[row]) {
+      changes[count] = pass->tokens.changes[row];
       apply_norm(&model->norm, s->x.values + (size_t)row * n, s->normed.values + (size_t)count * n, n);
       if (is_packed(&model->head))
         round_columns(&s->normed, count, 0, n);
@@ -493,6 +564,7 @@ static int to_logits(Pass *pass, float *logits) {
     return 0;
   Products p = products_of(pass, &s->normed);
   p.rows = count;
+  p.changes = changes;
   add_weight(&p, &model->head, logits, n_out);
   multiply(&p, pass->threads);
   for (int row = 0; model->logit_softcap && row < count; row++)
@@ -534,6 +606,7 @@ static Space take_space(Parts *parts, const Model *model, size_t n, size_t place
   s.k = take(parts, n * model->n_kv_head * head, sizeof *s.k);
   s.v = take(parts, n * model->n_kv_head * head, sizeof *s.v);
   s.added = take(parts, n * embd, sizeof *s.added);
+  s.low = take(parts, 3 * n * model->largest_r, sizeof *s.low);
   s.sums_size = (int64_t)(2 * PANEL * n);
   s.sums = take(parts, threads * s.sums_size, sizeof *s.sums);
   s.scores_size = (int64_t)places + PANEL;
@@ -554,8 +627,8 @@ int forward(const Model *model, const Cache *cache, const Tokens *tokens, float 
     pass.space = take_space(&parts, model, n, cache->places, threads);
     for (int begin = 0; begin < tokens->count; begin += n) {
       pass.rows = begin + n < tokens->count ? n : tokens->count - begin;
-      pass.tokens = (Tokens){tokens->ids + begin, tokens->slots + begin, tokens->positions + begin,
-                             tokens->wanted + begin, pass.rows};
+      pass.tokens = (Tokens){tokens->ids + begin,       tokens->slots + begin,  tokens->positions + begin,
+                             tokens->changes + begin, tokens->wanted + begin, pass.rows};
       share(threads, pass.rows, embed_piece, &pass);
       for (int layer = 0; layer < model->n_layer; layer++) {
         pass.layer = model->layers + layer;

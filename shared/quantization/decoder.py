@@ -16,7 +16,7 @@ import ctypes
 import logging
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from shared.models.layers import Linear, RMSNorm, RMSNormPlusOne
 from shared.models.rotary import Rotary
 from shared.quantization import native
 from shared.quantization.modules import QuantizedEmbedding, QuantizedLinear
-from shared.quantization.native import KINDS, Matrix
+from shared.quantization.native import KINDS, Change, Matrix
 from shared.quantization.panels import PANEL
 from shared.registry import LanguageModel, register_reader
 from shared.sampling.generate import check_ids
@@ -63,6 +63,7 @@ class _Model(ctypes.Structure):
         ("logit_softcap", c_float),
         *((name, Matrix) for name in ("embedding", "head")),
         ("position_embedding", c_void_p),
+        ("largest_r", c_int32),
         ("norm", _Norm),
         ("layers", POINTER(_Layer)),
     ]
@@ -77,20 +78,40 @@ class _Cache(ctypes.Structure):
 
 
 class _Tokens(ctypes.Structure):
-    _fields_ = [*((name, c_void_p) for name in ("ids", "slots", "positions", "wanted")), ("count", c_int32)]
+    _fields_ = [
+        *((name, c_void_p) for name in ("ids", "slots", "positions", "changes", "wanted")),
+        ("count", c_int32),
+    ]
 
 
 class NotForC(ValueError):
     """The model has something that decoder.c does not know."""
 
 
+class LowRankLinear(Protocol):
+    """A linear layer with adapters: it computes base(x) + Σ share · B A x over those in use. Week 9's are."""
+
+    base: nn.Module
+    merged: nn.Module | None
+    """What computes in the place of the sum."""
+    in_use: dict[str, float]
+    """Shares, by the adapters' names."""
+
+    def low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A [r, in] and B [out, r], scaled, of an adapter; None where this layer has none of the name.
+
+        Raises ValueError for an adapter of another form.
+        """
+
+
 class _Translation:
     """A GPT as decoder.c reads it. It keeps what the structures point to."""
 
-    def __init__(self, model: GPT):
+    def __init__(self, model: GPT, adapters: Sequence[str]):
         self.config = model.config
         self.kept: list[Any] = []
-        self.tied = model.config.tie_weights
+        self.adapters = tuple(adapters)
+        self.largest_r = 0
         self.layers = (_Layer * model.config.n_layer)()
         rotations = [self._rotary(rotary) for rotary in model.rotaries]
         for number, block in enumerate(model.blocks):
@@ -114,6 +135,7 @@ class _Translation:
             embedding=self._matrix(model.token_embedding),
             head=self._matrix(model.lm_head),
             position_embedding=None if position is None else self._address(position.float()),
+            largest_r=self.largest_r,
             norm=self._norm(model.norm),
             layers=self.layers,
         )
@@ -127,6 +149,8 @@ class _Translation:
     def _matrix(self, module: nn.Module | None) -> Matrix:
         if module is None:
             return Matrix()
+        if hasattr(module, "low_rank"):
+            return self._changed_matrix(cast(LowRankLinear, module))
         if type(module) in (QuantizedLinear, QuantizedEmbedding):
             assert isinstance(module, QuantizedLinear | QuantizedEmbedding)
             if module.packed.kernel != "native":
@@ -142,6 +166,26 @@ class _Translation:
             raise NotForC(f"it has a {type(module).__name__}")
         if bias is not None:
             matrix.bias = self._address(bias.float())
+        return matrix
+
+    def _changed_matrix(self, layer: LowRankLinear) -> Matrix:
+        """Change 0 is of the adapters in use, the others of each alone, in the order of `adapters`."""
+        if layer.merged is not None:
+            return self._matrix(layer.merged)
+        matrix = self._matrix(layer.base)
+        changes = (Change * (1 + len(self.adapters)))()
+        for number, shares in enumerate([layer.in_use, *({name: 1.0} for name in self.adapters)]):
+            try:
+                parts = [(layer.low_rank(name), share) for name, share in shares.items()]
+            except ValueError as error:
+                raise NotForC(str(error)) from None
+            pairs = [(pair[0].float(), pair[1].float() * share) for pair, share in parts if pair is not None]
+            if pairs:
+                a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
+                changes[number] = Change(self._address(a), self._address(b), len(a))
+                self.largest_r = max(self.largest_r, len(a))
+        self.kept.append(changes)
+        matrix.changes = changes
         return matrix
 
     def _plain_matrix(self, weight: Tensor) -> Matrix:
@@ -229,13 +273,16 @@ class Decoder:
     """Reads texts with a GPT on a CPU, by decoder.c: each in a slot of its own, whose keys and values it
     keeps.
 
-    slots: how many texts at once. max_length: of each, in tokens; the model's block_size if not given. The
-    model's weights are not copied: while it is trained, make a new decoder. Raises NotForC for what decoder.c
-    does not know (an adapter's layers, hooks, a model in fp16, packed weights that are not in the order for
-    C, angles that depend on the text's length), and RuntimeError where there is no compiler.
+    slots: how many texts at once. max_length: of each, in tokens; the model's block_size if not given.
+    adapters: names that `use_adapter` may give; without it those in use count. The model's weights are not
+    copied: while it is trained, make a new decoder. Raises NotForC for what decoder.c does not know (DoRA,
+    hooks, a model in fp16, packed weights that are not in the order for C, angles that depend on the text's
+    length), and RuntimeError where there is no compiler.
     """
 
-    def __init__(self, model: GPT, slots: int = 1, max_length: int | None = None):
+    def __init__(
+        self, model: GPT, slots: int = 1, max_length: int | None = None, *, adapters: Sequence[str] = ()
+    ):
         _check_forward(model)
         config = model.config
         self.max_length = max_length or config.block_size
@@ -244,10 +291,11 @@ class Decoder:
                 f"max_length={max_length}: must be from 1 to the model's block_size={config.block_size}"
             )
         self._forward = _library().forward
-        self._translation = _Translation(model)
+        self._translation = _Translation(model, adapters)
         self._model = model
         self.lengths = [0] * slots
         """How many tokens each slot holds."""
+        self._changes = [0] * slots
         places = self._places = PANEL * -(-self.max_length // PANEL)
         shape = (config.n_layer, slots, config.kv_heads, places * config.head_dim)
         self._k, self._v = torch.empty(shape), torch.empty(shape)  # nothing counts before it is written
@@ -269,6 +317,7 @@ class Decoder:
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
+        changes: list[int] = []
         wanted: list[bool] = []
         for slot, tokens in new:
             length, count = self.lengths[slot], len(tokens)
@@ -280,8 +329,9 @@ class Decoder:
             ids += tokens
             slots += [slot] * count
             positions += range(length, length + count)
+            changes += [self._changes[slot]] * count
             wanted += [every] * (count - 1) + [True]
-        arrays = [np.array(numbers, dtype=INT32) for numbers in (ids, slots, positions)]
+        arrays = [np.array(numbers, dtype=INT32) for numbers in (ids, slots, positions, changes)]
         arrays.append(np.array(wanted, dtype=np.uint8))
         logits = torch.empty(sum(wanted), self._model.config.vocab_size)
         failed = self._forward(
@@ -297,6 +347,12 @@ class Decoder:
             self.lengths[slot] += len(tokens)
         return logits
 
+    def use_adapter(self, slot: int, name: str | None) -> None:
+        """From here on this slot's tokens go through the adapter of this name alone, None being the base;
+        instead of those in use.
+        """
+        self._changes[slot] = -1 if name is None else 1 + self._translation.adapters.index(name)
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Makes `target` hold the first `length` tokens of `source`."""
         head_dim = self._k.size(3) // self._places
@@ -307,12 +363,14 @@ class Decoder:
 
 
 @register_reader
-def native_reader(model: LanguageModel, slots: int, max_length: int) -> Decoder | None:
+def native_reader(
+    model: LanguageModel, slots: int, max_length: int, adapters: Sequence[str] = ()
+) -> Decoder | None:
     """A `Decoder`, or None, with a line in the log, where decoder.c cannot be used."""
     if not isinstance(model, GPT):
         return None
     try:
-        return Decoder(model, slots, max_length)
+        return Decoder(model, slots, max_length, adapters=adapters)
     except (NotForC, RuntimeError) as error:
         log.info("PyTorch reads with this model, not decoder.c: %s", error)
         return None

@@ -56,12 +56,16 @@ INLINE Floats load_halves(const uint16_t *from) {
 
 /* The sum of all lanes: halves are added until one is left. */
 INLINE float total(Floats values) {
+#if LANES == 16
+  return _mm512_reduce_add_ps((__m512)values);
+#else
   float lanes[LANES];
   store(lanes, values);
   for (int half = LANES / 2; half; half /= 2)
     for (int i = 0; i < half; i++)
       lanes[i] += lanes[half + i];
   return lanes[0];
+#endif
 }
 
 /* What is special about a processor: products of 4 bytes in each lane.
@@ -133,6 +137,12 @@ INLINE Words look_up(const uint8_t *table, Words i) {
 }
 #endif
 
+/* What an adapter adds to a weight: b a (LoRA), a [r, n_in] and b [n_out, r]. */
+typedef struct {
+  const float *a, *b;
+  int32_t r; /* 0: nothing */
+} Change;
+
 /* A weight [n_out, n_in]. */
 enum { NO_MATRIX, FLOAT32, BFLOAT16, INT8, INT4, NF4 };
 typedef struct {
@@ -145,6 +155,7 @@ typedef struct {
      the value of code 8. */
   const void *scale;
   const float *bias; /* [n_out], or NULL */
+  const Change *changes; /* of the adapters, or NULL */
 } Matrix;
 
 /* Rows of activations [rows, n] as they are, and rounded. */
@@ -322,6 +333,7 @@ INLINE void panel_nf4(const Matrix *m, int panel, const Rows *x, int first, cons
   }
 }
 
+#define AHEAD 256 /* bytes by which memory is asked for a weight before it is needed */
 #define OUTPUTS 4 /* rows of a float weight that are multiplied at once */
 
 INLINE Floats float_weights(const Matrix *m, size_t at) {
@@ -350,8 +362,8 @@ INLINE void outputs_float(const Matrix *m, size_t output, const int outputs, con
     Floats w[OUTPUTS];
     for (int o = 0; o < outputs; o++) {
       w[o] = float_weights(m, (output + o) * n + k);
-      if (rows == 1) /* each is read once: the next ones are asked for before they are needed */
-        __builtin_prefetch((const char *)m->codes + ((output + OUTPUTS + o) * n + k) * (m->kind == FLOAT32 ? 4 : 2));
+      if (rows == 1)
+        __builtin_prefetch((const char *)m->codes + (output * n + k) * (m->kind == FLOAT32 ? 4 : 2) + AHEAD);
     }
     for (int r = 0; r < rows; r++) {
       Floats a = load(x + r * n + k);
@@ -374,7 +386,8 @@ INLINE void outputs_float(const Matrix *m, size_t output, const int outputs, con
 INLINE void panel_float(const Matrix *m, int panel, const Rows *x, int first, const int rows, float *sums) {
   const float *a = x->values + (size_t)first * m->n_in;
   int begin = panel * PANEL, end = begin + PANEL < m->n_out ? begin + PANEL : m->n_out, o = begin;
-  for (; o + OUTPUTS <= end; o += OUTPUTS)
+  /* A single row reads each weight once: from front to back memory is fastest. */
+  for (; rows > 1 && o + OUTPUTS <= end; o += OUTPUTS)
     outputs_float(m, o, OUTPUTS, a, rows, sums + o - begin);
   for (; o < end; o++)
     outputs_float(m, o, 1, a, rows, sums + o - begin);

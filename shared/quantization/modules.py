@@ -278,8 +278,19 @@ def quantization_of(model: nn.Module) -> dict[str, Any] | None:
 
 def num_bytes(model: nn.Module) -> int:
     """Bytes of all tensors that a checkpoint of `model` holds, a shared one counted once."""
-    tensors = checkpoint.unshared(model).values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    sizes: dict[int, int] = {}  # by where they lie, as tied ones do in one place
+    for module in model.modules():
+        if isinstance(module, PackedWeight):
+            sizes[id(module)] = module.num_bytes
+            continue
+        kept: dict[str, Tensor | None] = dict(module._parameters)
+        kept |= {
+            name: buffer
+            for name, buffer in module._buffers.items()
+            if name not in module._non_persistent_buffers_set
+        }
+        sizes |= {id(tensor): tensor.nbytes for tensor in kept.values() if tensor is not None}
+    return sum(sizes.values())
 
 
 def save_quantized(

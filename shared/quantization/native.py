@@ -35,6 +35,12 @@ CHOICE = "LLM_WEEKS_KERNELS"
 """The environment variable that chooses another variant, or "none"."""
 
 
+class Change(ctypes.Structure):
+    """What an adapter adds to a weight, as kernels.h has it."""
+
+    _fields_ = [("a", c_void_p), ("b", c_void_p), ("r", c_int32)]
+
+
 class Matrix(ctypes.Structure):
     """A weight, as kernels.h has it."""
 
@@ -46,6 +52,7 @@ class Matrix(ctypes.Structure):
         ("codes", c_void_p),
         ("scale", c_void_p),
         ("bias", c_void_p),
+        ("changes", POINTER(Change)),
     ]
 
 
@@ -53,6 +60,7 @@ KINDS = {"none": 0, "float32": 1, "bfloat16": 2, "int8": 3, "int4": 4, "nf4": 5}
 """What a Matrix may be."""
 
 
+@cache
 def variants() -> list[str]:
     """The variants that this processor runs, the fastest first."""
     known: set[str] = set()

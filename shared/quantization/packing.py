@@ -169,9 +169,13 @@ class PackedWeight(nn.Module):
         self.settings = settings
         self.dtype = weight.dtype
         self.kernel: str | None = None
+        self.num_bytes = 0
+        """Of all that a checkpoint holds of it."""
 
     def _register(self, **tensors: Tensor | None) -> None:
         """Makes these tensors buffers."""
+        if not self._buffers:  # here still in the order in which they are saved
+            self.num_bytes = sum(tensor.nbytes for tensor in tensors.values() if tensor is not None)
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 

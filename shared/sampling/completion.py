@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from shared.registry import LanguageModel
+from shared.runtime import one_thread
 from shared.sampling.generate import (
     NEW_TOKENS,
     Row,
@@ -150,7 +151,8 @@ class _Writing:
     def take(self, logits: Tensor) -> None:
         """Takes up the row's newest token, which was drawn from logits [vocab_size]."""
         token = self.row.tokens[-1]
-        self.logprobs.append(logits.float().log_softmax(-1)[token].item())
+        with one_thread():
+            self.logprobs.append(logits.float().log_softmax(-1)[token].item())
         if token in self._ends:
             self.row.ended = True
         else:

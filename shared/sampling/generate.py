@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.registry import LanguageModel
-from shared.runtime import SEED_LIMIT, check_seed
+from shared.runtime import SEED_LIMIT, check_seed, one_thread
 from shared.sampling.penalties import Penalties
 from shared.sampling.reading import TextReader
 
@@ -135,6 +135,10 @@ class Row:
 
     def draw(self, logits: Tensor) -> None:
         """Adds a token, drawn from logits [vocab_size]. Raises ValueError for logits that are not finite."""
+        with one_thread():
+            self._draw(logits)
+
+    def _draw(self, logits: Tensor) -> None:
         if not logits.max().isfinite():
             raise ValueError(
                 f"the model's logits after {len(self.tokens)} tokens are not finite: its weights are damaged,"

@@ -9,7 +9,6 @@ Ctrl-C ends the answer that is being written, and the conversation where none is
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from shared.checks import Checks
 from shared.models.chat import chat_prompt, is_chat
@@ -19,7 +18,7 @@ from shared.sampling.penalties import Penalties
 from shared.sampling.text import stream_text
 from shared.serving.engine import Engine
 from shared.serving.generation import Generation, Request
-from shared.serving.loading import load_served
+from shared.serving.loading import Scheme, load_served
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.base import ends_of
 from shared.training.own_model import name_and_source
@@ -32,7 +31,7 @@ class ChatSettings:
     model: OwnModelName = "smollm2"
     adapter: str | None = None
     """A LoRA adapter's folder."""
-    quantize: Literal["int8", "int4", "nf4"] | None = None
+    quantize: Scheme = "none"
     """Round its weights first."""
     system: str | None = None
     """What the model is told before the conversation; none: what it was trained with."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from shared.adapters.attach import adapters_of
 from shared.checks import Checks
 from shared.models.gpt import GPT
+from shared.runtime import one_thread
 from shared.sampling.generate import check_ids, sample, split_at_stop
 from shared.serving.generation import REASONS, Generation, Request, Token
 from shared.serving.reading import ROWS, TorchReader, slot_reader
@@ -297,8 +298,8 @@ class Engine:
                 raise
             slot.begin(generation, self.steps)
             self._reader.lengths[slot.index] = generation.reused
-            if isinstance(self._reader, TorchReader):
-                self._reader.adapters[slot.index] = slot.adapter
+            if self.adapters:
+                self._reader.use_adapter(slot.index, slot.adapter)
             self.reused_tokens += generation.reused
             self._reading.append((slot, generation))
 
@@ -353,13 +354,15 @@ class Engine:
             following = request.prompt[start + 1 : start + 1 + len(chunk)]
             generation.prompt += [_scored(row, i, request.logprobs or 0) for row, i in zip(logits, following)]
         if len(slot.tokens) == len(request.prompt):
-            self._draw(slot, generation, logits[-1])
+            with one_thread():
+                self._draw(slot, generation, logits[-1])
 
     def _write(self, writing: list[tuple[_Slot, Generation]]) -> None:
         logits = self._reader.read([(slot.index, [slot.next_token]) for slot, _ in writing])
-        for (slot, generation), row in zip(writing, logits):
-            slot.tokens.append(slot.next_token)
-            self._draw(slot, generation, row)
+        with one_thread():
+            for (slot, generation), row in zip(writing, logits):
+                slot.tokens.append(slot.next_token)
+                self._draw(slot, generation, row)
 
     def _draw(self, slot: _Slot, generation: Generation, logits: Tensor) -> None:
         """Draws a token from logits [vocab_size], and delivers what cannot be part of a stop sequence."""

@@ -91,6 +91,10 @@ class TorchReader:
         self.cache.copy(source, target, length)
         self.lengths[target] = length
 
+    def use_adapter(self, slot: int, name: str | None) -> None:
+        """From here on this slot's tokens go through the adapter of this name, None being the model alone."""
+        self.adapters[slot] = name
+
     def close(self) -> None:
         """Leaves the model as it was."""
         self._row_adapters_set.close()
@@ -104,4 +108,5 @@ def slot_reader(model: GPT, slots: int, max_length: int | None) -> SlotReader:
     max_length = max_length or block_size
     if not 1 <= max_length <= block_size:
         raise ValueError(f"max_length={max_length}: must be from 1 to the model's block_size={block_size}")
-    return fast_reader(model, slots, max_length) or TorchReader(model, slots, max_length)
+    fast = fast_reader(model, slots, max_length, tuple(adapters_of(model)))
+    return fast or TorchReader(model, slots, max_length)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shared.adapters import LoRAConfig, add_lora
-from shared.models.gpt import GPT
+from shared.adapters.attach import merge_lora, use_adapters
+from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import native, quantize
 from shared.quantization.decoder import Decoder, NotForC, native_reader
 from shared.quantization.modules import QuantizedLinear
@@ -88,6 +89,40 @@ def test_packed_weights_are_multiplied_with_rounded_inputs(config, options, vari
     # is lost than that rounding loses, and most of it is the same.
     assert (ours - exact).norm() < 1.2 * (theirs - exact).norm() < 0.03 * exact.norm()
     assert (ours - theirs).norm() < 0.9 * (theirs - exact).norm()
+
+
+def with_adapters(config: GPTConfig) -> GPT:
+    """Two adapters, "first" on queries and values, "second" on all linear layers; neither is zero."""
+    model = gpt(config)
+    add_lora(model, LoRAConfig(r=3), "first")
+    add_lora(model, LoRAConfig(r=5, use_rslora=True, target_modules="all-linear"), "second")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("shares", [(), "first", "second", {"first": 0.5, "second": -2.0}], ids=str)
+@pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
+def test_the_adapters_in_use_count(config, shares, variant):
+    model = use_adapters(with_adapters(config), shares)
+    ids = random_ids(config.vocab_size, 30)
+    assert_close(Decoder(model).read([(0, ids)], every=True), expected(model, ids))
+    merge_lora(model, keep=True)
+    assert_close(Decoder(model).read([(0, ids)], every=True), expected(model, ids))
+
+
+def test_each_slot_may_have_an_adapter_of_its_own(variant):
+    model = with_adapters(UNTIED)
+    ids = random_ids(UNTIED.vocab_size, 30)
+    decoder = Decoder(model, slots=3, adapters=("first", "second"))
+    for slot, name in enumerate((None, "second", "first")):
+        decoder.use_adapter(slot, name)
+    together = decoder.read([(slot, ids) for slot in range(3)])
+    for slot, name in enumerate(((), "second", "first")):
+        assert_close(together[slot], expected(use_adapters(model, name), ids)[-1])
 
 
 def test_weights_in_bfloat16_are_read_as_they_are(variant):
@@ -183,8 +218,8 @@ def test_values_that_are_not_finite_are_not_hidden_and_do_not_outlive_their_text
     assert torch.equal(decoder.read([(0, [1, 2])]), healthy)
 
 
-def with_lora(model: GPT) -> GPT:
-    return add_lora(model, LoRAConfig(r=2))
+def with_dora(model: GPT) -> GPT:
+    return add_lora(model, LoRAConfig(r=2, use_dora=True))
 
 
 class OtherNorm(nn.LayerNorm):
@@ -199,13 +234,13 @@ def with_another_norm(model: GPT) -> GPT:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (with_lora, "it has a LoRALinear"),
+        (with_dora, r"lengths of its own .*\(DoRA\)"),
         (with_another_norm, "it has a OtherNorm"),
         (GPT.half, "weights in float16"),
         (lambda model: GPT(DYNAMIC), "angles depend on the length"),
         (lambda model: quantize(model, "int8", say=quiet, kernels=()), "not in the order for C"),
     ],
-    ids=["lora", "norm", "fp16", "dynamic", "unpacked"],
+    ids=["dora", "norm", "fp16", "dynamic", "unpacked"],
 )
 def test_what_it_does_not_know_is_left_to_pytorch(change, reason, caplog):
     model = change(gpt(TIED))
