@@ -204,7 +204,8 @@ class GPT(TextModel):
         positions = self._positions(idx.size(1), cache)
         x = self.token_embedding(idx)  # [batch, time, n_embd]
         if self.config.embedding_scale != 1:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+            # Made on the device: a copy from the CPU could not be part of a CUDA graph.
+            x = x * torch.full((), self.config.embedding_scale, dtype=x.dtype, device=x.device)
         if self.config.position == "learned":
             x = x + self.position_embedding.weight[positions]
         rotations = self._rotations(positions)
