@@ -8,7 +8,8 @@ divided by both scales: what the scale of the loss is to fp16, for every tensor 
 
 The weights, their gradients and the optimizer stay fp32.
 
-On a CPU the same code runs, slowly, for tests. It has not been timed on a card.
+On a CPU the same code runs, slowly, for tests. It has not been timed on a card: `benchmarks/gpu.sh` does
+that.
 
 Source: Micikevicius et al., "FP8 Formats for Deep Learning" (2022).
 """
@@ -78,7 +79,7 @@ class Float8Linear(nn.Linear):
                 f"fp8 needs a number of tokens that divides by {MULTIPLE}, and this is {len(rows)}: change"
                 " batch_size or block_size"
             )
-        padded = nn.functional.pad(rows, (0, 0, 0, missing))
+        padded = nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows  # `pad` copies by 0, too
         out = _FP8Linear.apply(padded, self.weight)[: len(rows)]
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
