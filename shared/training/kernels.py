@@ -1,7 +1,8 @@
 """Week 7. A GPU kernel of our own, in Triton: cross-entropy without the softmax ever being written down.
 
-A lesson only: no training of the course calls it, since its speed on a GPU has not been measured. For
-training there is `linear_loss.py`, which runs everywhere, and in which the logits are never whole either.
+A lesson only: no training of the course calls it, since its speed on a GPU has not been measured
+(`benchmarks/gpu.sh` does that). For training there is `linear_loss.py`, which runs everywhere, and in which
+the logits are never whole either.
 
 PyTorch's cross-entropy writes the log-softmax of all logits, as large as they are and in fp32, and reads it
 again. Here a program per row walks over the row in blocks, and keeps two numbers: the largest logit so far,
