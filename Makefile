@@ -11,6 +11,7 @@
 # make test                            lint, unit tests, week scripts, notebooks; WORKERS=4 runs four processes of tests
 # make quick, make lint                the unit tests that take no time; ruff, the formatting and the types
 # make mutants                         puts 300 small faults into shared, one at a time: which do the tests notice? Takes an hour or two
+# make sanitize                       the decoder in C under the thread, address and undefined-behaviour sanitizers, and valgrind
 # make reference                       the reference of shared, from its docstrings: docs/reference/build/index.html
 # make clean                           removes .venv, and every checkpoint, log and plot of your own runs
 PYTHON ?= python3
@@ -25,7 +26,7 @@ WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help course serve test quick mutants status doctor notebooks report reference lint clean
+.PHONY: help course serve test quick mutants sanitize status doctor notebooks report reference lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -42,6 +43,17 @@ test: lint
 
 quick: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile -p no:nbval --doctest-modules shared tests -m "not slow"
+
+# Thread sanitizers want memory where they expect it: setarch -R.
+SANITIZED := tests/quantization/decoder_main.c -std=gnu11 -pthread -Wno-psabi -lm
+sanitize:
+	mkdir -p build
+	$(CC) -g -O1 -march=native -fsanitize=thread $(SANITIZED) -o build/thread
+	setarch -R build/thread
+	$(CC) -g -O1 -march=native -fsanitize=address,undefined -fno-sanitize-recover=all $(SANITIZED) -o build/address
+	ASAN_OPTIONS=detect_leaks=0 build/address
+	$(CC) -g -O1 -mavx2 -mfma $(SANITIZED) -o build/plain
+	valgrind --quiet --error-exitcode=1 build/plain
 
 mutants: $(VENV)/.test
 	$(RUN) -m pip install --disable-pip-version-check -q cosmic-ray==8.7.0

@@ -87,7 +87,8 @@ INLINE float fast_exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1;
-  int32_t bits = ((int32_t)n + 127) << 23;
+  int32_t whole = n == n ? (int32_t)n : 0; /* NaN is no whole number; p is NaN then */
+  uint32_t bits = (uint32_t)(whole + 127) << 23;
   float power;
   memcpy(&power, &bits, sizeof power);
   return p * power;
