@@ -1,8 +1,6 @@
 """The model in other programs: exported, read by each of them, and raced against PyTorch."""
 
 import logging
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import requests
 import torch
 
 from names import label_of_runs
@@ -26,6 +23,7 @@ from shared.models.gpt import GPT
 from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race, their_times
 from shared.runtime import clock
 from shared.sampling import generate
+from shared.serving.llama_cpp import LlamaCpp
 
 if TYPE_CHECKING:
     from run import Settings
@@ -177,58 +175,7 @@ def exported_to_llama_cpp(model: GPT, folder: Path, length: int, at_the_end: Exi
     programs = {}
     for kind in ("F32", "F16", "Q8_0"):
         path = to_gguf(model, folder / f"{kind}.gguf", model.tokenizer, kind)
-        server = LlamaCpp(path, length)
+        server = LlamaCpp(path, length, threads=torch.get_num_threads())
         at_the_end.callback(server.close)
         programs[f"llama.cpp-{kind}"] = Program(path, server, LlamaCpp.tokens, LlamaCpp.times)
     return programs
-
-
-class LlamaCpp:
-    """llama.cpp's server with a GGUF file, its keys and values in fp32 as ours are. A process of its own, or
-    its threads and PyTorch's would be in each other's way.
-    """
-
-    def __init__(self, path: Path, length: int):
-        script = Path(__file__).with_name("llama_server.py")
-        command = [sys.executable, str(script), str(path), str(length), str(torch.get_num_threads())]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
-        )
-        self.address = self.process.stdout.readline().strip()
-        if not self.address:
-            self.close()
-            raise ValueError(f"llama.cpp cannot serve {path.name}: try it with its own program")
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.terminate()
-        self.process.communicate()
-
-    def tokens(self, prompt: list[int], new_tokens: int) -> list[int]:
-        """The likeliest tokens."""
-        return self._complete(prompt, new_tokens)["tokens"]
-
-    def times(self, prompt: list[int], new_tokens: int) -> list[float]:
-        """A contender's times, by llama.cpp's own watch: without HTTP. Between the first token and the last,
-        they are evenly spread.
-        """
-        timings = self._complete(prompt, new_tokens)["timings"]
-        first, rest = timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000
-        return [0.0, *(first + rest * i / max(1, new_tokens - 1) for i in range(new_tokens))]
-
-    def _complete(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-        body = {
-            "prompt": prompt,
-            "n_predict": new_tokens,
-            "temperature": 0,
-            "samplers": ["top_k"],
-            "top_k": 1,
-            "repeat_penalty": 1.0,
-            "cache_prompt": False,
-            "return_tokens": True,
-            "ignore_eos": True,
-        }
-        answer = requests.post(f"{self.address}/completion", json=body, timeout=600)
-        answer.raise_for_status()
-        return answer.json()
