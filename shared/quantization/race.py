@@ -105,15 +105,16 @@ def race(
             f" new_tokens={new_tokens}, rounds={rounds}"
         )
     for contender in contenders.values():
-        _run(contender, prompt, 2)
+        speed_of(contender, prompt, 2)
     speeds: dict[str, list[Speed]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            speeds[name].append(_run(contender, prompt, new_tokens))
+            speeds[name].append(speed_of(contender, prompt, new_tokens))
     return {name: _medians(of_one) for name, of_one in speeds.items()}
 
 
-def _run(contender: Contender[Any], prompt: list[int], new_tokens: int) -> Speed:
+def speed_of(contender: Contender[Any], prompt: list[int], new_tokens: int) -> Speed:
+    """A contender's speed once: it reads the prompt, and writes `new_tokens` after its first SHORT_PROMPT."""
     read = contender.times(contender.model, prompt, 1)
     written = contender.times(contender.model, prompt[:SHORT_PROMPT], new_tokens)
     return Speed(
