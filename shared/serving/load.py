@@ -113,10 +113,15 @@ def served(model: str, *options: str) -> Iterator[str]:
 
 
 def client(url: str) -> httpx.AsyncClient:
-    """A client of the server at `url`, with the key that LLM_WEEKS_API_KEY holds, if it does."""
+    """A client of the server at `url`, with the key that LLM_WEEKS_API_KEY holds, if it does.
+
+    Each request has a connection of its own, as those of different people have.
+    """
     key = os.environ.get("LLM_WEEKS_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(base_url=url, timeout=600, headers=headers)
+    # llama.cpp's server closes connections that a next request has been sent on already.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=url, timeout=600, headers=headers, limits=limits)
 
 
 async def ask_for_text(
@@ -168,6 +173,15 @@ async def ask_for_texts(
     return await asyncio.gather(*(ask_one(number) for number in numbers))
 
 
+async def rate_of(
+    http: httpx.AsyncClient, prompts: Prompts, numbers: range, *, tokens: int, at_once: int, model: str
+) -> float:
+    """Tokens a second, all texts together, of what `ask_for_texts` asks for."""
+    started = clock()
+    texts = await ask_for_texts(http, prompts, numbers, tokens=tokens, at_once=at_once, model=model)
+    return sum(text.tokens for text in texts) / (clock() - started)
+
+
 async def throughput(url: str, prompts: Prompts, load: Load, model: str = NAME) -> dict[int, list[float]]:
     """Tokens a second of `load.texts` texts, for each number of them at once, turn by turn."""
     rates: dict[int, list[float]] = {number: [] for number in load.at_once}
@@ -180,11 +194,8 @@ async def throughput(url: str, prompts: Prompts, load: Load, model: str = NAME) 
             for at_once in load.at_once:
                 numbers = range(first, first + load.texts)
                 first += load.texts
-                started = clock()
-                texts = await ask_for_texts(
-                    http, prompts, numbers, tokens=load.tokens, at_once=at_once, model=model
-                )
-                rates[at_once].append(sum(text.tokens for text in texts) / (clock() - started))
+                rate = await rate_of(http, prompts, numbers, tokens=load.tokens, at_once=at_once, model=model)
+                rates[at_once].append(rate)
     return rates
 
 
