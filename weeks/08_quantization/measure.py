@@ -23,6 +23,7 @@ from shared.quantization import quantize
 from shared.quantization.gptq import gptq
 from shared.quantization.modules import num_bytes, quantization_of, save_quantized
 from shared.quantization.packing import GROUP_SIZES
+from shared.registry import fast_reader
 from shared.runtime import table
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ COLUMNS = {
     "file_megabytes": ("file MB", 1),
     "of_fp32": ("of fp32", 3),
     "perplexity": ("perplexity", 2),
+    "decoder_perplexity": ("as it decodes", 2),
     "bits_per_byte": ("bits/byte", 3),
     "prefill_tokens_per_second": ("prefill tok/s", 0),
     "first_token_ms": ("first token ms", 0),
@@ -99,6 +101,39 @@ def window_by_window(
         tokens = dataset.tokens[start : start + block_size + 1]
         evaluations.append(evaluate(model, tokens, block_size, corpus.token_bytes))
     return evaluations
+
+
+class AsItDecodes(nn.Module):
+    """A model that reads through what writes its texts: with packed weights, decoder.c also rounds what a
+    layer reads, to 8 bits.
+    """
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """int64 [batch, time] -> logits [batch, time, vocab_size].
+
+        Raises RuntimeError where PyTorch decodes.
+        """
+        reader = fast_reader(self.model, len(idx), idx.size(1))
+        if reader is None:
+            raise RuntimeError("PyTorch decodes here: there is no other perplexity to measure")
+        rows = reader.read(list(enumerate(idx.tolist())), every=True)
+        return rows.view(*idx.shape, -1)
+
+
+def as_it_decodes(
+    model: GPT, corpus: Corpus, block_size: int, windows: int | None, base: Sequence[Evaluation]
+) -> dict[str, float]:
+    """`compared` through what writes texts, its names behind `decoder_`; {} where PyTorch does that."""
+    if quantization_of(model) is None or fast_reader(model, 1, block_size) is None:
+        return {}
+    evaluations = window_by_window(AsItDecodes(model), corpus, block_size, windows)
+    figures = compared(evaluations, base)
+    return {f"decoder_{key}": figures[key] for key in ("perplexity", "worse", "worse_error")}
 
 
 def compared(evaluations: Sequence[Evaluation], base: Sequence[Evaluation]) -> dict[str, float]:

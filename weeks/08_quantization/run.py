@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 
 from figures import draw, write_card
 from measure import (
+    as_it_decodes,
     compared,
     file_bytes,
     keep,
@@ -173,6 +174,9 @@ def main(settings: Settings) -> dict[str, float]:
         row |= times[name] | memory_limit(m, speed)
         if name != MINE:  # there is no file of the learner's layers
             row["file_megabytes"] = file_bytes(m) / 1e6
+        if name != MINE:  # the learner's layers are multiplied by PyTorch
+            windows = (block_size, settings.eval_windows)
+            row |= as_it_decodes(m, corpus, *windows, evaluations["fp32"])
         row |= recovered(rows, name, row)
         ids = generate(m, corpus.start, settings.sample_tokens, temperature=0.8, top_p=0.95, seed=1)
         rows[name] = keep(work, name, settings, row, sample=corpus.tokenizer.decode(list(ids)))

@@ -9,6 +9,7 @@ from torch import nn
 
 from figures import draw
 from measure import (
+    as_it_decodes,
     compared,
     file_bytes,
     keep,
@@ -108,6 +109,9 @@ def _measure(
             metrics |= size_of(measured, model)
             metrics |= compared(base if measured is model else evaluations(measured), base)
             metrics |= memory_limit(measured, speed, None if row in ours else stored_bytes(measured))
+            if row in ours:
+                windows = (settings.study_block_size, settings.study_windows)
+                metrics |= as_it_decodes(ours[row], corpus, *windows, base)
         talk = []
         if row in ours:
             metrics["file_megabytes"] = file_bytes(ours[row]) / 1e6
