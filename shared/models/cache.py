@@ -97,6 +97,15 @@ class KVCache:
         self.length += time
         self._masks.clear()
 
+    def forget(self, count: int) -> None:
+        """Forgets the last `count` tokens: the next ones take their places. Raises ValueError for more than
+        it holds.
+        """
+        if not 0 <= count <= self.length:
+            raise ValueError(f"the cache holds {self.length} tokens: {count} cannot be forgotten")
+        self.length -= count
+        self._masks.clear()
+
     def pad(self, counts: Sequence[int]) -> None:
         """Of the tokens to come, the first `counts[i]` of row i mean nothing: no other token sees them, and
         the positions of what follows do not count them. So texts of different lengths end at one place.

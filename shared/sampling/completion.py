@@ -24,6 +24,7 @@ from shared.sampling.generate import (
     draw_on,
     generate,
 )
+from shared.sampling.speculation import Speculation, check_speculation
 from shared.sampling.text import TextStream, stream_text
 from shared.tokenizers.base import Tokenizer, ends_of, tokenizer_of
 
@@ -58,6 +59,7 @@ def generate_batch(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     use_cache: bool = True,
+    speculate: Speculation | None = None,
     batch_size: int = 32,
     tokenizer: Tokenizer | None = None,
 ) -> list[Completion]:
@@ -75,6 +77,7 @@ def generate_batch(
     tokenizer = tokenizer_of(model, tokenizer)
     stops = stop_texts(stop)
     check_new_tokens(max_new_tokens)
+    check_speculation(speculate, model)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is out of range: at least 1")
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
@@ -87,7 +90,7 @@ def generate_batch(
     for begin in range(0, len(by_length), batch_size):
         batch = by_length[begin : begin + batch_size]
         by_row = {writing.row: writing for writing in batch}
-        with closing(draw_on(model, list(by_row), max_new_tokens, use_cache)) as steps:
+        with closing(draw_on(model, list(by_row), max_new_tokens, use_cache, speculate)) as steps:
             for step in steps:
                 for row, logits in step:
                     by_row[row].take(logits)
@@ -106,6 +109,7 @@ def generate_stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     use_cache: bool = True,
+    speculate: Speculation | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[str]:
     """Pieces of the text that the model writes after a prompt, as they come: whole characters, and nothing
@@ -128,6 +132,7 @@ def generate_stream(
         stop=ends_of(tokenizer),
         seed=seed,
         use_cache=use_cache,
+        speculate=speculate,
     )
     return _pieces(tokenizer, drawn, stops)
 

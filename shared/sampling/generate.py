@@ -15,6 +15,7 @@ from shared.registry import LanguageModel
 from shared.runtime import SEED_LIMIT, check_seed, one_thread
 from shared.sampling.penalties import Penalties
 from shared.sampling.reading import TextReader
+from shared.sampling.speculation import Speculation, check_speculation
 
 NEW_TOKENS = 200
 """How many tokens are written where nothing else is asked for."""
@@ -57,10 +58,18 @@ def sample(
     check_sampling(temperature, top_k, top_p)
     if temperature < GREEDY_BELOW:
         return logits.argmax(-1)
-    probabilities = filter_logits(logits.float().cpu() / temperature, top_k, top_p).softmax(-1)
-    rows = probabilities.reshape(-1, logits.size(-1))
+    rows = distribution(logits, temperature, top_k, top_p).reshape(-1, logits.size(-1))
     drawn = torch.multinomial(rows, 1, generator=generator)
     return drawn.view(logits.shape[:-1]).to(logits.device)
+
+
+def distribution(
+    logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """The probabilities that `sample` draws with: [..., vocab_size], fp32, on the CPU."""
+    if temperature < GREEDY_BELOW:
+        return torch.nn.functional.one_hot(logits.argmax(-1).cpu(), logits.size(-1)).float()
+    return filter_logits(logits.float().cpu() / temperature, top_k, top_p).softmax(-1)
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -120,12 +129,12 @@ class Row:
         self.tokens = list(prompt)
         self.ended = False
         """Set by whoever reads the tokens: no more are drawn."""
-        self._penalties = Penalties(repetition=sampling.repetition_penalty)
-        self._generator = torch.Generator()
+        self.generator = torch.Generator()
         if sampling.seed is None:
-            self._generator.seed()
+            self.generator.seed()
         else:
-            self._generator.manual_seed(sampling.seed)
+            self.generator.manual_seed(sampling.seed)
+        self._penalties = Penalties(repetition=sampling.repetition_penalty)
         self._sampling = sampling
 
     @property
@@ -135,19 +144,30 @@ class Row:
 
     def draw(self, logits: Tensor) -> None:
         """Adds a token, drawn from logits [vocab_size]. Raises ValueError for logits that are not finite."""
+        how = self._sampling
         with one_thread():
-            self._draw(logits)
+            changed = self._changed(logits, self.written)
+            self.tokens.append(int(sample(changed, how.temperature, how.top_k, how.top_p, self.generator)))
 
-    def _draw(self, logits: Tensor) -> None:
+    def distribution(self, logits: Tensor, proposed: Sequence[int] = ()) -> Tensor:
+        """The probabilities [vocab_size] that a token is drawn with, from the logits of what follows the text
+        with some proposed tokens behind it. Raises ValueError as `draw` does.
+        """
+        how = self._sampling
+        with one_thread():
+            changed = self._changed(logits, [*self.written, *proposed])
+            return distribution(changed, how.temperature, how.top_k, how.top_p)
+
+    def _changed(self, logits: Tensor, written: Sequence[int]) -> Tensor:
+        """The logits after penalties."""
         if not logits.max().isfinite():
             raise ValueError(
                 f"the model's logits after {len(self.tokens)} tokens are not finite: its weights are damaged,"
                 " or too large for its number format. Take another checkpoint, or load it in fp32"
             )
-        if not self._penalties.change_nothing:
-            logits = self._penalties.apply(logits, self.prompt, self.written)
-        how = self._sampling
-        self.tokens.append(int(sample(logits, how.temperature, how.top_k, how.top_p, self._generator)))
+        if self._penalties.change_nothing:
+            return logits
+        return self._penalties.apply(logits, self.prompt, written)
 
 
 def generate(
@@ -162,6 +182,7 @@ def generate(
     stop: Sequence[int | Sequence[int]] = (),
     seed: int | None = None,
     use_cache: bool = True,
+    speculate: Speculation | None = None,
 ) -> Generator[int, None, None]:
     """Yields new token ids as they are drawn, up to `max_new_tokens`.
 
@@ -170,14 +191,16 @@ def generate(
     yielded. For texts see `shared.sampling.text.stream_text`, as a text can be spelled by many tokens. seed:
     None draws differently each time. A model with a method `new_cache` is fed only what is new
     (`use_cache=False` reads everything again; the ids are the same). Where the text outgrows the model's
-    block_size, the model goes on with its last half. Raises ValueError for no prompt, for ids outside the
+    block_size, the model goes on with its last half. speculate: writes the same in fewer forward passes, see
+    `shared.sampling.speculation`. Raises ValueError for no prompt, for ids outside the
     vocabulary, for settings out of range, and while drawing for logits that are not finite.
     """
     check_prompt(ids, model)
     check_new_tokens(max_new_tokens)
+    check_speculation(speculate, model)
     row = Row(ids, Sampling(temperature, top_k, top_p, repetition_penalty, seed))
     stops = [[s] if isinstance(s, int) else list(s) for s in stop]
-    return _until_stop(_drawn(model, row, max_new_tokens, use_cache), stops)
+    return _until_stop(_drawn(model, row, max_new_tokens, use_cache, speculate), stops)
 
 
 def check_prompt(ids: Sequence[int], model: LanguageModel) -> None:
@@ -194,36 +217,49 @@ def check_new_tokens(max_new_tokens: int) -> None:
 
 
 def draw_on(
-    model: LanguageModel, rows: Sequence[Row], max_new_tokens: int, use_cache: bool
+    model: LanguageModel,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    use_cache: bool,
+    speculate: Speculation | None = None,
 ) -> Generator[list[tuple[Row, Tensor]], None, None]:
     """Draws a token of each row that has not ended, up to `max_new_tokens` times.
 
-    Yields, each time, the rows that have a new token, with the logits [vocab_size] that it was drawn from.
-    Leaves the model in the mode, training or not, that it was in.
+    Yields, each time, the rows that have a new token, with the logits [vocab_size] that it was drawn from;
+    with `speculate` one row at a time. Leaves the model in the mode, training or not, that it was in.
     """
     was_training = model.training
-    reader = TextReader(model, max_new_tokens, use_cache)
     try:
-        for _ in range(max_new_tokens):
-            logits = reader.next_logits([row.tokens for row in rows]).unbind()
-            step = list(zip(rows, logits))
-            for row, of_row in step:
-                row.draw(of_row)
-            yield step
-            going_on = [number for number, row in enumerate(rows) if not row.ended]
-            if not going_on:
-                break
-            if len(going_on) < len(rows):
-                reader.keep(going_on)
-                rows = [rows[number] for number in going_on]
+        if speculate is None:
+            yield from _drawn_in_step(model, rows, max_new_tokens, use_cache)
+        else:
+            yield from speculate.draw_on(model, rows, max_new_tokens, use_cache)
     finally:
         model.train(was_training)
 
 
+def _drawn_in_step(
+    model: LanguageModel, rows: Sequence[Row], max_new_tokens: int, use_cache: bool
+) -> Generator[list[tuple[Row, Tensor]], None, None]:
+    reader = TextReader(model, max_new_tokens, use_cache)
+    for _ in range(max_new_tokens):
+        logits = reader.next_logits([row.tokens for row in rows]).unbind()
+        step = list(zip(rows, logits))
+        for row, of_row in step:
+            row.draw(of_row)
+        yield step
+        going_on = [number for number, row in enumerate(rows) if not row.ended]
+        if not going_on:
+            break
+        if len(going_on) < len(rows):
+            reader.keep(going_on)
+            rows = [rows[number] for number in going_on]
+
+
 def _drawn(
-    model: LanguageModel, row: Row, max_new_tokens: int, use_cache: bool
+    model: LanguageModel, row: Row, max_new_tokens: int, use_cache: bool, speculate: Speculation | None
 ) -> Generator[int, None, None]:
-    with closing(draw_on(model, [row], max_new_tokens, use_cache)) as steps:
+    with closing(draw_on(model, [row], max_new_tokens, use_cache, speculate)) as steps:
         for _ in steps:
             yield row.tokens[-1]
 

@@ -9,6 +9,7 @@ from shared.evaluation import TextScore, score_text, score_texts
 from shared.registry import LanguageModel
 from shared.sampling.completion import generate_batch, generate_stream
 from shared.sampling.generate import NEW_TOKENS
+from shared.sampling.speculation import Speculation
 
 
 class TextModel(LanguageModel):
@@ -27,6 +28,7 @@ class TextModel(LanguageModel):
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         use_cache: bool = True,
+        speculate: Speculation | None = None,
     ) -> str: ...
 
     @overload
@@ -42,6 +44,7 @@ class TextModel(LanguageModel):
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         use_cache: bool = True,
+        speculate: Speculation | None = None,
     ) -> list[str]: ...
 
     def generate(
@@ -56,13 +59,15 @@ class TextModel(LanguageModel):
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         use_cache: bool = True,
+        speculate: Speculation | None = None,
     ) -> str | list[str]:
         """The text that the model adds to a prompt, or to each of several: only what is new.
 
         temperature: 1 draws as the model believes, 0 takes the likeliest token. top_k, top_p: draw only from
         the likeliest tokens. repetition_penalty: above 1, what stands there already is less likely to come.
         stop: a text or several, at which to end; the tokenizer's end tokens end a text too. seed: None draws
-        differently each time. For log-probabilities, and for prompts in tokens, see
+        differently each time. speculate: writes the same in fewer steps, see
+        `shared.sampling.speculation`. For log-probabilities, and for prompts in tokens, see
         `shared.sampling.generate_batch`, which has the errors too.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -82,6 +87,7 @@ class TextModel(LanguageModel):
             stop=stop,
             seed=seed,
             use_cache=use_cache,
+            speculate=speculate,
         )
         return written[0].text if isinstance(prompt, str) else [one.text for one in written]
 
@@ -97,6 +103,7 @@ class TextModel(LanguageModel):
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         use_cache: bool = True,
+        speculate: Speculation | None = None,
     ) -> Iterator[str]:
         """Pieces of what `generate` returns, as they are written: whole characters, none of a stop text."""
         return generate_stream(
@@ -110,6 +117,7 @@ class TextModel(LanguageModel):
             stop=stop,
             seed=seed,
             use_cache=use_cache,
+            speculate=speculate,
         )
 
     @overload
