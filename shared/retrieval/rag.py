@@ -38,6 +38,7 @@ from shared.retrieval.followups import self_contained, title_of_best
 from shared.retrieval.index import Hit, Index
 from shared.retrieval.quoting import Quoter
 from shared.sampling.generate import generate
+from shared.sampling.speculation import Lookup
 from shared.sampling.text import stream_text
 from shared.tokenizers import Tokenizer
 from shared.tokenizers.base import tokenizer_of
@@ -177,7 +178,8 @@ class Reader:
 
     tokenizer: None takes the model's. min_gain: answers that the passages make less likely than this, in nats
     for each token (see `gain`), are not given. The answer is then shown when it is whole, and not piece by
-    piece.
+    piece. speculate: answers repeat their passage, so they are written in fewer steps (see
+    `shared.sampling.speculation`), the same ones.
     """
 
     def __init__(
@@ -186,6 +188,8 @@ class Reader:
         tokenizer: Tokenizer | None = None,
         max_new_tokens: int = 32,
         min_gain: float | None = None,
+        *,
+        speculate: bool = True,
     ):
         tokenizer = tokenizer_of(model, tokenizer)
         self.budget: int = model.config.block_size - max_new_tokens
@@ -198,9 +202,10 @@ class Reader:
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.min_gain = min_gain
-        # What ends an answer: any token with a line break in it, and those that stand for no text.
+        self.speculate = Lookup() if speculate else None
         ends = set(tokenizer.special_tokens.values())
-        self._ends = ends | {i for i, token in tokenizer.vocab.items() if b"\n" in token}
+        self.ends = ends | {i for i, token in tokenizer.vocab.items() if b"\n" in token}
+        """What ends an answer: any token with a line break in it, and those that stand for no text."""
 
     def read(self, question: str, chunks: Sequence[Chunk] = ()) -> Reply:
         """The answer from these chunks; without any, what the model believes.
@@ -213,8 +218,8 @@ class Reader:
         return Reply(_or_abstain(stream_text(self.tokenizer, self._ids(prompt))), prompt.chunks)
 
     def _ids(self, prompt: Prompt) -> Iterator[int]:
-        drawn = generate(self.model, prompt.ids, self.max_new_tokens, temperature=0)
-        return takewhile(lambda i: i not in self._ends, drawn)
+        drawn = generate(self.model, prompt.ids, self.max_new_tokens, temperature=0, speculate=self.speculate)
+        return takewhile(lambda i: i not in self.ends, drawn)
 
     def draft(self, question: str, chunks: Sequence[Chunk]) -> tuple[Prompt, list[int]]:
         """The prompt, and the answer's ids whatever their gain: what `gain` takes."""

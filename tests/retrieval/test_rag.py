@@ -169,6 +169,16 @@ def test_an_answer_is_streamed():
     assert first + "".join(pieces) == "9 tallies for the ferry" == reply.text
 
 
+def test_an_answer_that_repeats_its_passage_takes_fewer_steps():
+    calls = []
+    for speculate in (False, True):
+        model = Scripted(f" {FARES.text}")
+        reader = Reader(model, TOKENIZER, max_new_tokens=100, speculate=speculate)
+        assert reader.read("What?", [FARES]).text == FARES.text
+        calls.append(model.calls)
+    assert calls[1] < calls[0] / 2
+
+
 def test_without_passages_there_are_no_sources():
     reply = Reader(Scripted(" 7"), TOKENIZER).read("What?")
     assert (reply.text, reply.sources, reply.chunks) == ("7", [], ())
