@@ -1,7 +1,11 @@
 """weeks/08_quantization: what SmoothQuant and AWQ promise; the exercises against what the course and NumPy
-compute; the run with the learner's own layers.
+compute; the excerpts of C; the run with the learner's own layers.
 """
 
+import re
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -18,7 +22,8 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.models.layers import Linear
 from shared.quantization import quantize
 from shared.quantization.gptq import gptq_round
-from shared.quantization.packing import Int4Weight, group_ranges
+from shared.quantization.kernels import with_kernel
+from shared.quantization.packing import Int4Weight, Int8Weight, absmax_int8, group_ranges
 from shared.runtime import ROOT
 from tests.quantization.helpers import COMPILED
 from tests.weeks.helpers import DATA, script
@@ -200,6 +205,78 @@ def test_without_a_compiler_the_product_in_c_is_not_attempted_and_the_notebook_g
     kernel = load_script("08_quantization", "kernel")
     assert kernel.compiled_matvec(ANSWERS.int8_dot_source()) is None
     assert "int8_matvec is not compiled: it needs a C compiler" in capsys.readouterr().out
+
+
+@COMPILED
+@BOTH
+@pytest.mark.parametrize("rows, groups", [(1, 1), (16, 2), (7, 3), (40, 18)])
+def test_the_c_with_scales_for_groups_has_the_products_of_the_decoders_kernel(kind, rows, groups):
+    generator = torch.Generator().manual_seed(rows)
+    weight = Int8Weight(torch.randn(rows, 32 * groups, generator=generator), 32)
+    token = torch.randn(1, 32 * groups, generator=generator)
+    codes, scale = weight.codes_and_scale()
+    x_codes, x_scale = absmax_int8(token.view(-1, 32))
+    kernel = load_script("08_quantization", "kernel")
+    matvec = kernel.compiled_grouped_matvec(answer(kind, "grouped_dot_source")())
+    hers = matvec(codes.numpy(), scale.numpy(), x_codes.flatten().numpy(), x_scale.numpy())
+    by_numpy = (codes.unflatten(1, (-1, 32)).double() * scale.double().unsqueeze(2)).flatten(1).numpy()
+    right = by_numpy @ (x_codes.double() * x_scale.double()[:, None]).flatten().numpy()
+    np.testing.assert_allclose(hers, right, rtol=1e-4, atol=1e-4)
+    ours = with_kernel(weight, ("native",)).product(token)[0]
+    np.testing.assert_allclose(hers, ours, rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_her_loop_gives_the_sums_of_a_plain_one(kind, threads):
+    """Loops that read what the one before wrote, as the decoder's do: prefix sums by doubling."""
+    numbers = np.random.default_rng(0).integers(100, size=64)
+    sums, step = numbers.copy(), 1
+    while step < len(sums):
+        before, sums = sums, sums.copy()
+        share_a_doubling(answer(kind, "share"), before, sums, step, threads=threads)
+        step *= 2
+    np.testing.assert_array_equal(sums, np.cumsum(numbers))
+
+
+def share_a_doubling(share, before: np.ndarray, after: np.ndarray, step: int, *, threads: int) -> None:
+    def add(piece: int) -> None:
+        if piece >= step:
+            after[piece] = before[piece] + before[piece - step]
+
+    share(len(after), add, threads)
+
+
+def test_a_loop_by_the_librarys_pool_is_right_but_forbidden():
+    def share(pieces, work, threads):
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(pieces)))
+
+    verdict = grade(WEEK.exercises["share"], share)
+    assert (verdict.status, verdict.kind) == ("wrong", "forbidden")
+
+
+def test_grading_a_loop_leaves_no_thread_and_no_hook_behind():
+    before = threading.enumerate(), threading.excepthook, threading.gettrace(), sys.gettrace()
+    for mistake in WEEK.exercises["share"].mistakes:
+        if mistake.name in ("a race on the counter", "a helper's error is lost"):
+            assert grade(WEEK.exercises["share"], mistake.function).mistake == mistake.name
+    after = threading.enumerate(), threading.excepthook, threading.gettrace(), sys.gettrace()
+    assert after == before
+
+
+@pytest.mark.parametrize("file", ["decoder.c", "kernels.h", "pool.h"])
+def test_excerpts_are_whole_functions_of_the_file(file):
+    """The braces of each are even, and together they are in the file as they stand."""
+    kernel = load_script("08_quantization", "kernel")
+    names = {"decoder.c": ("block", "forward"), "kernels.h": ("round_group", "panel_int8")}
+    source = (ROOT / "shared/quantization" / file).read_text(encoding="utf-8")
+    for name in names.get(file, ("take_piece", "share")):
+        excerpt = kernel.c_function(file, name)
+        assert excerpt in source and excerpt.count("{") == excerpt.count("}") > 0
+        assert len(re.findall(r"^}", excerpt, re.MULTILINE)) == 1
+    with pytest.raises(ValueError, match="no function nowhere"):
+        kernel.c_function(file, "nowhere")
 
 
 # ---- the run with her layers

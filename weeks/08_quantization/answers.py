@@ -1,5 +1,6 @@
 """Clean solutions of week 8's exercises, each with a word on why; `week.solution(name)` shows them."""
 
+import threading
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
@@ -169,3 +170,58 @@ def gptq_matrix(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, da
         new[:, j] = rounded
         new[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
     return new
+
+
+def grouped_dot_source() -> str:
+    """The scales differ from group to group, so whole numbers end with their group, and floats go on from
+    there: 32 products for each multiplication by scales.
+    """
+    return """
+#include <stddef.h>
+#include <stdint.h>
+
+void grouped_matvec(const int8_t *w, const float *w_scale, const int8_t *x,
+                    const float *x_scale, float *y, int rows, int columns) {
+    int groups = columns / 32;
+    for (int row = 0; row < rows; row++) {
+        float total = 0;
+        for (int g = 0; g < groups; g++) {
+            const int8_t *codes = w + (size_t)row * columns + 32 * g;
+            int32_t sum = 0;
+            for (int i = 0; i < 32; i++)
+                sum += codes[i] * x[32 * g + i];
+            total += w_scale[(size_t)row * groups + g] * x_scale[g] * sum;
+        }
+        y[row] = total;
+    }
+}
+"""
+
+
+def share(pieces: int, work: Callable[[int], None], threads: int) -> None:
+    """The lock makes one step of looking and taking, and is free while a piece is worked on; the joins are
+    the barrier, behind which every piece is finished, or given up with an error that is known.
+    """
+    lock = threading.Lock()
+    left = iter(range(pieces))
+    errors: list[Exception] = []
+
+    def worker() -> None:
+        try:
+            while not errors:
+                with lock:
+                    piece = next(left, None)
+                if piece is None:
+                    return
+                work(piece)
+        except Exception as error:
+            errors.append(error)
+
+    helpers = [threading.Thread(target=worker) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    worker()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]

@@ -1,16 +1,24 @@
 """The graded exercises of week 8: what memory allows, int8, int4 in groups, packing, a linear layer with
-packed weights and its place in a model, NF4, a product of int8 codes, the same in C, GPTQ.
+packed weights and its place in a model, NF4, a product of int8 codes, the same in C, GPTQ, a product in C
+with scales for groups, a loop that threads share.
 """
 
 import copy
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -21,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from shared.compiled import compile_c, find_compiler
 from shared.course.exercise import Exercise, Mistake, NotRight, building, random_int
+from shared.course.exercise.running import files_of
 from shared.models.layers import swap_modules
 from shared.quantization import native, quantize
 from shared.quantization.gptq import gptq_round
@@ -1536,7 +1545,8 @@ def int8_dot_source() -> str:
 
 
 MAIN = r"""
-/* Calls int8_matvec on what is in the file argv[1], and writes y to the file argv[2]. */
+/* Calls int8_matvec, or with -DGROUPED grouped_matvec, on what is in the file argv[1], and writes y to the
+   file argv[2]. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -1545,8 +1555,13 @@ MAIN = r"""
 #define BEHIND 64 /* bytes that follow each array, with a pattern in them */
 #define PATTERN 0x4d
 
+#ifdef GROUPED
+void grouped_matvec(const int8_t *w, const float *w_scale, const int8_t *x, const float *x_scale, float *y,
+                    int rows, int columns);
+#else
 void int8_matvec(const int8_t *w, const float *scale, const int8_t *x, float x_scale, float *y, int rows,
                  int columns);
+#endif
 
 static void *array(FILE *from, size_t size) {
   unsigned char *made = malloc(size + BEHIND);
@@ -1558,12 +1573,16 @@ static void *array(FILE *from, size_t size) {
 
 int main(int argc, char **argv) {
   FILE *from = fopen(argv[1], "rb");
-  int *sizes = array(from, 2 * sizeof(int));
-  float *x_scale = array(from, sizeof(float));
+  int *sizes = array(from, 4 * sizeof(int)); /* rows, columns, how many scales w has and x */
   size_t rows = (size_t)sizes[0], columns = (size_t)sizes[1];
   int8_t *w = array(from, rows * columns), *x = array(from, columns);
-  float *scale = array(from, rows * sizeof(float)), *y = array(NULL, rows * sizeof(float));
+  float *scale = array(from, sizes[2] * sizeof(float)), *x_scale = array(from, sizes[3] * sizeof(float));
+  float *y = array(NULL, rows * sizeof(float));
+#ifdef GROUPED
+  grouped_matvec(w, scale, x, x_scale, y, sizes[0], sizes[1]);
+#else
   int8_matvec(w, scale, x, *x_scale, y, sizes[0], sizes[1]);
+#endif
   FILE *to = fopen(argv[2], "wb");
   fwrite(y, 1, rows * sizeof(float) + BEHIND, to);
   return fclose(to);
@@ -1580,14 +1599,14 @@ def _folder_of_programs() -> TemporaryDirectory:
 
 
 @lru_cache(maxsize=64)
-def _program(source: str) -> tuple[Path | None, str]:
+def _program(source: str, *options: str) -> tuple[Path | None, str]:
     """The compiled form of a C source together with MAIN, or None and what the compiler complained of."""
     folder = Path(tempfile.mkdtemp(dir=_folder_of_programs().name))
     answer, main, program = folder / "answer.c", folder / "main.c", folder / "program"
     answer.write_text(source, encoding="utf-8")
     main.write_text(MAIN, encoding="utf-8")
     try:
-        compile_c(find_compiler(), [answer, main], program)
+        compile_c(find_compiler(), [answer, main], program, *options)
     except (RuntimeError, subprocess.SubprocessError) as error:
         return None, str(error).partition("could not compile it: ")[2].replace(f"{folder}/", "")
     return program, ""
@@ -1604,29 +1623,27 @@ def _no_compiler() -> str | None:
 def _observe_matvec(
     answer: Callable, w: Tensor, scale: Tensor, x: Tensor, x_scale: float
 ) -> Iterator[tuple[str, Any]]:
+    yield from _computed_in_c(answer, "int8_matvec", w, x, scale, torch.tensor([x_scale]))
+
+
+def _computed_in_c(
+    answer: Callable, name: str, w: Tensor, x: Tensor, *scales: Tensor, options: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """What the function `name` of an answer's C source writes into y. scales: of w, and of x."""
     source = answer()
     if not isinstance(source, str):
         raise NotRight(f"it returns {type(source).__name__}, and the C source is wanted as a string.")
-    if "int8_matvec" not in source:
-        raise NotRight("there is no function int8_matvec in what it returns: its name is in the task.")
-    program, complaint = _program(source)
+    if name not in source:
+        raise NotRight(f"there is no function {name} in what it returns: its name is in the task.")
+    program, complaint = _program(source, *options)
     if program is None:
         raise NotRight(
             f"the compiler does not take it. It says: {complaint} (the line is that of your string)."
         )
     given, made = program.with_name("given"), program.with_name("made")
-    given.write_bytes(
-        b"".join(
-            part.tobytes()
-            for part in (
-                np.array(w.shape, np.int32),
-                np.float32(x_scale),
-                w.numpy(),
-                x.numpy(),
-                scale.numpy(),
-            )
-        )
-    )
+    sizes = np.array([*w.shape, *(part.numel() for part in scales)], np.int32)
+    arrays = [sizes, *(part.numpy() for part in (w, x, *scales))]
+    given.write_bytes(b"".join(part.tobytes() for part in arrays))
     made.unlink(missing_ok=True)
     try:
         done = subprocess.run([program, given, made], timeout=C_SECONDS, capture_output=True)
@@ -1634,13 +1651,13 @@ def _observe_matvec(
         raise NotRight(f"it was still running after {C_SECONDS} s, and was ended.") from None
     print(done.stdout.decode(errors="replace"), end="")
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+        signal_name = signal.Signals(-done.returncode).name
         raise NotRight(
-            f"the program crashed ({name}): it reads or writes where none of its arrays is, or divides by"
-            f" zero. Which indices can i and row have?"
+            f"the program crashed ({signal_name}): it reads or writes where none of its arrays is, or divides"
+            f" by zero. Which indices can i and row have?"
         )
     if done.returncode or not made.exists():
-        raise NotRight("the program ended before int8_matvec came back: does it call exit?")
+        raise NotRight(f"the program ended before {name} came back: does it call exit?")
     y = torch.frombuffer(bytearray(made.read_bytes()), dtype=torch.float32)
     yield "y", y[: len(w)]
     if not bool((y[len(w) :].view(torch.uint8) == 0x4D).all()):
@@ -2324,6 +2341,967 @@ GPTQ_MATRIX = Exercise(
 )
 
 
+# ---- 12. a product in C, with scales for groups
+
+
+def _grouped_matvec(
+    body: str = "sum += codes[i] * inputs[i];",
+    kind: str = "int32_t",
+    before: str = "float total = 0;",
+    group: str = "total += w_scale[(size_t)row * groups + g] * x_scale[g] * (float)sum;",
+    after: str = "y[row] = total;",
+    inputs: str = "x + 32 * g",
+    groups: str = "columns / 32",
+    start: str = "0",
+) -> str:
+    """C source; what can go wrong is an argument."""
+    return f"""#include <stddef.h>
+#include <stdint.h>
+
+void grouped_matvec(const int8_t *w, const float *w_scale, const int8_t *x,
+                    const float *x_scale, float *y, int rows, int columns) {{
+    int groups = columns / 32;
+    for (int row = 0; row < rows; row++) {{
+        {before}
+        for (int g = 0; g < {groups}; g++) {{
+            const int8_t *codes = w + (size_t)row * columns + 32 * g;
+            const int8_t *inputs = {inputs};
+            {kind} sum = {start};
+            for (int i = 0; i < 32; i++)
+                {body}
+            {group}
+        }}
+        {after}
+    }}
+}}
+"""
+
+
+def grouped_dot_source() -> str:
+    return _grouped_matvec()
+
+
+def _observe_grouped(
+    answer: Callable, w: Tensor, w_scale: Tensor, x: Tensor, x_scale: Tensor
+) -> Iterator[tuple[str, Any]]:
+    yield from _computed_in_c(answer, "grouped_matvec", w, x, w_scale, x_scale, options=("-DGROUPED",))
+
+
+def _grouped_product_cases(generator: Generator) -> list[tuple]:
+    def codes(*sizes: int) -> Tensor:
+        return torch.randint(-127, 128, sizes, generator=generator).to(torch.int8)
+
+    def scales(*sizes: int) -> Tensor:
+        return 0.003 + 0.03 * torch.rand(sizes, generator=generator)
+
+    def case(rows: int, groups: int) -> tuple:
+        return codes(rows, 32 * groups), scales(rows, groups), codes(32 * groups), scales(groups)
+
+    def large_scales(rows: int, groups: int) -> tuple:
+        """Scaled element by element, the products overflow, though the results are small."""
+        w, x = torch.zeros(rows, groups, 32), torch.zeros(groups, 32)
+        w[..., :6] = 120 + torch.randint(0, 8, (rows, groups, 6), generator=generator)
+        x[:, :6] = torch.tensor([1, -1]).repeat(3)
+        tiny = torch.full((groups,), 1e-36)
+        return w.flatten(1).to(torch.int8), torch.full((rows, groups), 3e36), x.flatten().to(torch.int8), tiny
+
+    def extreme(rows: int, groups: int) -> tuple:
+        w, _, x, _ = case(rows, groups)
+        return torch.full_like(w, 127), scales(rows, groups), torch.full_like(x, -127), scales(groups)
+
+    return [
+        case(1, 1),
+        case(3, 1),
+        case(1, 3),
+        case(4, 2),
+        large_scales(2, 2),
+        extreme(2, 3),
+        case(5, 4),
+        case(3, 9),
+    ]
+
+
+def _is_grouped(w: Tensor, w_scale: Tensor, x: Tensor, x_scale: Tensor) -> bool:
+    """As the task has it."""
+    groups = len(x_scale)
+    return (
+        w.dim() == 2
+        and groups > 0
+        and w.shape == (len(w_scale), 32 * groups)
+        and w_scale.shape == (len(w), groups)
+        and len(w) > 0
+        and x.shape == (32 * groups,)
+        and bool((w_scale > 0).all())
+        and bool((x_scale > 0).all())
+    )
+
+
+GROUPED_DOT_SOURCE = Exercise(
+    task="""The product in C once more, as the decoder computes it: with a scale for each 32 neighbours, of a
+    row of the weight and of the activations as well. `w` has the codes of the weight, [rows, columns], row
+    after row, and `w_scale` is [rows, columns / 32]; `x` has the codes of one token's activations, [columns],
+    and `x_scale` is [columns / 32]. 32 divides columns. Group g has the columns from 32 g to 32 g + 31. Write
+    into y[row] the sum over the groups of w_scale[row, g] times x_scale[g] times what the group's own
+    products add up to.
+
+    Within a group add up whole numbers, for which an int32_t is wide enough; multiply by the two scales once,
+    when a group is complete, and add that up as a float. Codes are from -127 to 127. y holds anything before
+    the call, and nothing behind its end may be written.""",
+    reference=grouped_dot_source,
+    cases=_grouped_product_cases,
+    observe=_observe_grouped,
+    tolerance=1e-4,
+    lacks=_no_compiler,
+    points=3,
+    valid=_is_grouped,
+    stub='''def grouped_dot_source() -> str:
+    return """
+#include <stdint.h>
+
+void grouped_matvec(const int8_t *w, const float *w_scale, const int8_t *x,
+                    const float *x_scale, float *y, int rows, int columns) {
+    /* your code here */
+}
+"""
+''',
+    mistakes=(
+        Mistake(
+            "the sum overflows int8",
+            lambda: _grouped_matvec(kind="int8_t"),
+            "A group's sum is an int8_t, which ends at 127, and wraps round without a word. A single product"
+            " can be 16,129. Declare it int32_t.",
+        ),
+        Mistake(
+            "the sum overflows int16",
+            lambda: _grouped_matvec(kind="int16_t"),
+            "A group's sum is an int16_t, which ends at 32,767: three products of the largest codes are too"
+            " much. Declare it int32_t.",
+        ),
+        Mistake(
+            "a product is kept in a byte",
+            lambda: _grouped_matvec(body="sum += (int8_t)(codes[i] * inputs[i]);"),
+            "Each product of two codes was put into an int8_t, which ends at 127, before it was added. A"
+            " product of two int8_t is an int in C: add it to the sum as it is.",
+        ),
+        Mistake(
+            "scaled element by element",
+            lambda: _grouped_matvec(
+                body="sum += (w_scale[(size_t)row * groups + g] * codes[i]) * inputs[i];",
+                kind="float",
+                group="total += sum * x_scale[g];",
+            ),
+            "Each code was multiplied by its scale before the sum. The whole numbers are gone, with the speed"
+            " that they were for, and here the products overflow. A group's scales come after its loop.",
+        ),
+        Mistake(
+            "the sum goes on from group to group",
+            lambda: _grouped_matvec(before="float total = 0; int32_t sum = 0;", kind="", start="sum"),
+            "The whole number is not set to 0 for each group, so a group's sum has those of all groups before"
+            " it in it, and is multiplied by a scale that is not theirs.",
+        ),
+        Mistake(
+            "one scale for a whole row",
+            lambda: _grouped_matvec(
+                group="total += w_scale[(size_t)row * groups] * x_scale[g] * (float)sum;",
+            ),
+            "All groups of a row were multiplied by the scale of its first one. Each has its own:"
+            " w_scale[row * (columns / 32) + g].",
+        ),
+        Mistake(
+            "one scale for all activations",
+            lambda: _grouped_matvec(
+                group="total += w_scale[(size_t)row * groups + g] * x_scale[0] * (float)sum;",
+            ),
+            "All groups of the activations were multiplied by the scale of the first one. Each has its own,"
+            " x_scale[g].",
+        ),
+        Mistake(
+            "one scale for everything",
+            lambda: _grouped_matvec(
+                group="total += (float)sum;",
+                after="y[row] = total * w_scale[(size_t)row * groups] * x_scale[0];",
+            ),
+            "The sums of all groups were added up first, and multiplied by one pair of scales. Whole numbers"
+            " of different scales cannot be added: scale each group's sum before it goes into the total.",
+        ),
+        Mistake(
+            "every row has the first row's scales",
+            lambda: _grouped_matvec(group="total += w_scale[g] * x_scale[g] * (float)sum;"),
+            "w_scale[g] is the scale of row 0. The scales of row `row` begin at row * (columns / 32).",
+        ),
+        Mistake(
+            "the scales lie group after group",
+            lambda: _grouped_matvec(
+                group="total += w_scale[(size_t)g * rows + row] * x_scale[g] * (float)sum;",
+            ),
+            "w_scale was read as [columns / 32, rows]. It is [rows, columns / 32]: the scales of one row lie"
+            " side by side.",
+        ),
+        Mistake(
+            "the activations' scales are forgotten",
+            lambda: _grouped_matvec(group="total += w_scale[(size_t)row * groups + g] * (float)sum;"),
+            "The activations are codes, too: multiply a group's sum by x_scale[g] as well.",
+        ),
+        Mistake(
+            "the weights' scales are forgotten",
+            lambda: _grouped_matvec(group="total += x_scale[g] * (float)sum;"),
+            "The weights are codes, too: multiply the sum of a row's group g by w_scale[row * (columns / 32)"
+            " + g] as well.",
+        ),
+        Mistake(
+            "only the last group is left",
+            lambda: _grouped_matvec(
+                group="y[row] = w_scale[(size_t)row * groups + g] * x_scale[g] * (float)sum;", after=""
+            ),
+            "y[row] = is written anew for each group, so that the last one remains. Add the groups up in a"
+            " float of your own, and write it when the row is complete.",
+        ),
+        Mistake(
+            "added to what is in y",
+            lambda: _grouped_matvec(
+                group="y[row] += w_scale[(size_t)row * groups + g] * x_scale[g] * (float)sum;", after=""
+            ),
+            "y[row] += adds to whatever was in y before, which is nothing one can count on. Add up in a float"
+            " of your own that begins at 0, then write y[row] = ...",
+        ),
+        Mistake(
+            "the total goes on from row to row",
+            lambda: _grouped_matvec(before="static float total = 0;"),
+            "The total is not set to 0 for each row, so a row's result has those of all rows before in it.",
+        ),
+        Mistake(
+            "each group reads the first activations",
+            lambda: _grouped_matvec(inputs="x"),
+            "x[i] with i from 0 to 31 is the first group, each time. Group g begins at x[32 * g], as it does"
+            " in the row of w.",
+        ),
+        Mistake(
+            "the last group is left out",
+            lambda: _grouped_matvec(groups="groups - 1"),
+            "The loop over the groups ends before the last one: there are columns / 32, from 0 on.",
+        ),
+    ),
+    hints=(
+        (
+            "Three loops: over the rows, over the groups of a row, over the 32 columns of a group. Which"
+            " numbers have to begin anew in which of them?"
+        ),
+        (
+            "A float `total` begins at 0 for each row, an int32_t `sum` for each group. Group g of row `row`"
+            " begins at w[row * columns + 32 * g] and at x[32 * g]; its scale is w_scale[row * (columns / 32)"
+            " + g]."
+        ),
+        (
+            "for each row: float total = 0; for (int g = 0; g < columns / 32; g++) { int32_t sum = 0; for"
+            " (int i = 32 * g; i < 32 * g + 32; i++) sum += w[row * columns + i] * x[i]; total += w_scale[row"
+            " * (columns / 32) + g] * x_scale[g] * (float)sum; } y[row] = total;."
+        ),
+    ),
+)
+
+
+# ---- 13. a loop that threads share
+
+
+class _Sharing:
+    """`share`, in parts; what can go wrong is a part of its own."""
+
+    def __init__(self, pieces: int, work: Callable[[int], None], threads: int):
+        self.pieces = pieces
+        self.work = work
+        self.threads = threads
+        self.next = 0
+        self.errors: list[Exception] = []
+        self.helpers: list[threading.Thread] = []
+        self.lock = threading.Lock()
+
+    def take(self) -> int | None:
+        with self.lock:
+            if self.next == self.pieces:
+                return None
+            self.next += 1
+            return self.next - 1
+
+    def go_on(self, number: int) -> None:
+        """Works until no piece is left. number: of this worker; the caller is 0."""
+        while not self.errors and (piece := self.take()) is not None:
+            self.work(piece)
+
+    def help(self, number: int) -> None:
+        try:
+            self.go_on(number)
+        except Exception as error:
+            self.errors.append(error)
+
+    def start(self, count: int) -> None:
+        for number in range(1, count + 1):
+            self.helpers.append(threading.Thread(target=self.help, args=(number,), daemon=True))
+            self.helpers[-1].start()
+
+    def wait(self) -> None:
+        for helper in self.helpers:
+            helper.join()
+
+    def run(self) -> None:
+        self.start(self.threads - 1)
+        self.help(0)
+        self.wait()
+        self.end()
+
+    def end(self) -> None:
+        if self.errors:
+            raise self.errors[0]
+
+
+def share(pieces: int, work: Callable[[int], None], threads: int) -> None:
+    _Sharing(pieces, work, threads).run()
+
+
+class _CutBefore(_Sharing):
+    def go_on(self, number: int) -> None:
+        for piece in range(number, self.pieces, self.threads):
+            if not self.errors:
+                self.work(piece)
+
+
+class _NobodyWaits(_Sharing):
+    def run(self) -> None:
+        self.start(self.threads)
+
+
+class _TakenIsEnough(_Sharing):
+    def run(self) -> None:
+        self.all_taken = threading.Event()
+        if not self.pieces:
+            self.all_taken.set()
+        self.start(self.threads)
+        self.all_taken.wait()
+        self.end()
+
+    def take(self) -> int | None:
+        piece = super().take()
+        if self.next == self.pieces:
+            self.all_taken.set()
+        return piece
+
+
+class _OthersGoOn(_Sharing):
+    def wait(self) -> None:
+        pass
+
+
+class _WithoutLock(_Sharing):
+    def take(self) -> int | None:
+        piece = self.next
+        if piece >= self.pieces:
+            return None
+        self.next = piece + 1
+        return piece
+
+
+class _OneAtATime(_Sharing):
+    def go_on(self, number: int) -> None:
+        while not self.errors:
+            with self.lock:
+                if self.next == self.pieces:
+                    return
+                self.next += 1
+                self.work(self.next - 1)
+
+
+class _InRounds(_Sharing):
+    def run(self) -> None:
+        self.round = threading.Barrier(self.threads)
+        super().run()
+
+    def go_on(self, number: int) -> None:
+        for begin in range(0, self.pieces, self.threads):
+            if begin + number < self.pieces:
+                self.work(begin + number)
+            self.round.wait()
+
+    def help(self, number: int) -> None:
+        try:
+            self.go_on(number)
+        except threading.BrokenBarrierError:
+            return
+        except Exception as error:
+            self.errors.append(error)
+            self.round.abort()
+
+
+class _OneTooFew(_Sharing):
+    def run(self) -> None:
+        self.start(self.threads - 1)
+        self.wait()
+        self.end()
+
+
+class _OneTooMany(_Sharing):
+    def run(self) -> None:
+        self.start(self.threads)
+        self.help(0)
+        self.wait()
+        self.end()
+
+
+class _ThreadForEach(_Sharing):
+    def run(self) -> None:
+        self.start(self.pieces)
+        self.wait()
+        self.end()
+
+    def go_on(self, number: int) -> None:
+        self.work(number - 1)
+
+
+class _AllDoAll(_Sharing):
+    def go_on(self, number: int) -> None:
+        for piece in range(self.pieces):
+            if not self.errors:
+                self.work(piece)
+
+
+class _FromOne(_Sharing):
+    def take(self) -> int | None:
+        piece = super().take()
+        return None if piece is None else piece + 1
+
+
+class _ErrorsStay(_Sharing):
+    """Errors of helpers end their threads; the caller's own comes out at once."""
+
+    def help(self, number: int) -> None:
+        self.go_on(number)
+
+
+class _ErrorsComeEarly(_Sharing):
+    def run(self) -> None:
+        self.start(self.threads - 1)
+        self.go_on(0)
+        self.wait()
+        self.end()
+
+
+LOOK = 0.002
+LOOKS = 30
+"""How often it is looked, so many seconds apart, whether something happens that should not. A machine that is
+busy makes a look longer, not the number of looks smaller.
+"""
+MEETING_SECONDS = 1.0
+"""How long threads that take turns wait for each other, where not all of them come."""
+TURN_SECONDS = 0.02
+"""How long a thread waits for its turn where nobody takes a step: the others wait for something else then."""
+
+
+def _comes(event: threading.Event, looks: int = LOOKS) -> bool:
+    """Whether it is set before all looks are over. Where it is, nothing is waited for."""
+    return any(event.wait(LOOK) for _ in range(looks))
+
+
+class _Work:
+    """What a loop's pieces are worked on by: it counts. during: called with the piece, and with the number of
+    pieces that had begun by then, this one included.
+    """
+
+    def __init__(self, pieces: int, during: Callable[[Any, int], None] | None = None):
+        self.pieces = pieces
+        self.during = during
+        self.counts = [0] * pieces
+        self.no_pieces: list[Any] = []
+        """What it was called with besides pieces."""
+        self.begun = self.finished = self.most_at_once = 0
+        self.reached = {count: threading.Event() for count in range(pieces + 1)}
+        """By number: set once so many pieces are finished."""
+        self.reached[0].set()
+        self.lock = threading.Lock()
+
+    def __call__(self, piece: int) -> None:
+        with self.lock:
+            if isinstance(piece, int) and 0 <= piece < self.pieces:
+                self.counts[piece] += 1
+            else:
+                self.no_pieces.append(piece)
+            self.begun += 1
+            number = self.begun
+            self.most_at_once = max(self.most_at_once, self.begun - self.finished)
+        try:
+            if self.during is not None:
+                self.during(piece, number)
+        finally:
+            with self.lock:
+                self.finished += 1
+                if self.finished in self.reached:
+                    self.reached[self.finished].set()
+
+    def end(self) -> None:
+        """Waits for pieces that are still being worked on. Raises NotRight where there were others than the
+        loop's.
+        """
+        _comes(self.reached[self.pieces])
+        if self.no_pieces:
+            raise NotRight(
+                f"it calls work with {self.no_pieces[0]!r}: the pieces of a loop of {self.pieces} are 0 to"
+                f" {self.pieces - 1}."
+            )
+
+
+class _Meeting:
+    """Where so many threads wait for each other, a moment at most."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.here: list[threading.Thread] = []
+        self.full = threading.Event()
+
+    def place(self) -> int:
+        """Waits until all are here. Returns the number of this thread in the order in which they began."""
+        self.here.append(threading.current_thread())
+        if len(self.here) >= self.count:
+            self.full.set()
+        _comes(self.full)
+        return self.in_order().index(threading.current_thread())
+
+    def in_order(self) -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread in self.here]
+
+
+class _Turns:
+    """Inside `taken`, the threads of an answer take turns after each instruction of its code: what happens to
+    a program once in a while happens to it at once.
+
+    files: those of the answer. Only one thread is `running` at a time; one that takes no step for a while
+    waits for something else, such as a lock, and is not waited for.
+    """
+
+    def __init__(self, files: set[str]):
+        self.files = files
+        self.changed = threading.Condition()
+        self.queue: deque[int] = deque()
+        self.running: set[int] = set()
+        self.elsewhere: set[int] = set()
+        self.over = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        before, before_of_threads = sys.gettrace(), threading.gettrace()
+        threading.settrace(self._trace)
+        sys.settrace(self._trace)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+            threading.settrace(before_of_threads)  # type: ignore[arg-type]  # None is allowed
+            self.over = True
+
+    def leave(self) -> None:
+        """From here on this thread takes no turns."""
+        me = threading.get_ident()
+        with self.changed:
+            self.elsewhere.add(me)
+            self.running.discard(me)
+            self.changed.notify_all()
+
+    def come_back(self) -> None:
+        """All that have left take turns again, at once."""
+        with self.changed:
+            self.running |= self.elsewhere
+            self.elsewhere.clear()
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code: CodeType = frame.f_code
+        if event == "call":
+            is_answers = code.co_filename in self.files and code is not _Work.__call__.__code__
+            if self.over or not is_answers or threading.get_ident() in self.elsewhere:
+                return None
+            frame.f_trace_opcodes = True
+        elif event == "opcode" and not self.over:
+            self._step()
+        return self._trace
+
+    def _step(self) -> None:
+        me = threading.get_ident()
+        with self.changed:
+            self.queue.append(me)
+            self.running.discard(me)
+            self.changed.notify_all()
+            try:
+                while self.queue[0] != me or self.running:
+                    if not self.changed.wait(TURN_SECONDS) and self.queue[0] == me:
+                        self.running.clear()
+            finally:
+                self.queue.remove(me)
+            self.running.add(me)
+
+
+def _two_loops(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    for which in ("first", "second"):
+        work = _Work(pieces)
+        answer(pieces, work, threads)
+        work.end()
+        yield f"how often each piece of the {which} loop was worked on", work.counts
+
+
+def _in_turns(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    turns = _Turns(files_of(answer))
+    meeting = threading.Barrier(threads, action=turns.come_back)
+
+    def leave_together(piece: Any, number: int) -> None:
+        turns.leave()
+        try:
+            meeting.wait(MEETING_SECONDS)
+        except threading.BrokenBarrierError:
+            turns.come_back()
+
+    work = _Work(pieces, leave_together)
+    with turns.taken():
+        answer(pieces, work, threads)
+    work.end()
+    for piece, count in enumerate(work.counts):
+        if count != 1:
+            raise NotRight(
+                f"piece {piece} was worked on {count} times where the threads took turns after each step of"
+                " your code: between the look at what is next and the note that it is taken, another thread"
+                " looked, too. It happens seldom by itself, and then to nobody's notice."
+            )
+    yield "how often each piece was worked on", work.counts
+
+
+def _all_at_once(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    full, all_begun, opened = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(piece: Any, number: int) -> None:
+        if number == threads:
+            full.set()
+        if number == pieces:
+            all_begun.set()
+        if not opened.is_set():
+            if _comes(full):
+                _comes(all_begun)
+            opened.set()
+
+    work = _Work(pieces, hold)
+    answer(pieces, work, threads)
+    work.end()
+    yield "how many pieces were worked on at the same time, at most", work.most_at_once
+
+
+def _one_is_held(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    finished: list[int] = []
+
+    def hold(piece: Any, number: int) -> None:
+        if piece == 0:
+            _comes(work.reached[pieces - 1], 3 * LOOKS)
+            finished.append(work.finished)
+
+    work = _Work(pieces, hold)
+    answer(pieces, work, threads)
+    work.end()
+    others = min(finished, default=0)
+    while_held = (
+        f"while one worker was held at piece 0, the others finished {others} of the other {pieces - 1}"
+    )
+    if others == 0:
+        raise NotRight(f"{while_held}: nobody but that one worker did anything.")
+    if others == threads - 1:
+        raise NotRight(f"{while_held}, one each, and then waited for the slow one before they took the next.")
+    if others < pieces - 1:
+        raise NotRight(
+            f"{while_held}. The rest lay with the slow one, who could not do them. Whoever is free has to"
+            " take the next piece, whichever it is."
+        )
+    yield "pieces that the others finished while one worker was held", others
+
+
+def _all_are_slow(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    returned, early, opened = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(piece: Any, number: int) -> None:
+        if number > threads:
+            _comes(work.reached[threads], 2 * LOOKS)
+        elif _comes(returned) and not opened.is_set():
+            early.set()
+        opened.set()  # who comes back now does so after the first worker
+
+    work = _Work(pieces, hold)
+    answer(pieces, work, threads)
+    returned.set()
+    work.end()
+    if early.is_set() and pieces > threads:
+        raise NotRight("it came back when no piece was finished, and some were not even taken.")
+    if early.is_set():
+        raise NotRight("it came back when all pieces were taken, but none was finished.")
+    yield "whether it came back before any piece was finished", False
+
+
+def _one_is_slow(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    """Each worker in turn, since an answer may wait for some of them."""
+    for slow in range(threads):
+        returned, early, meeting = threading.Event(), threading.Event(), _Meeting(threads)
+        work = _Work(pieces, partial(_hold_one, slow, meeting, returned, early))
+        answer(pieces, work, threads)
+        returned.set()
+        work.end()
+        if early.is_set():
+            raise NotRight(
+                "it came back while one piece was still being worked on. The next loop would read what this"
+                " one has not written yet."
+            )
+    yield "whether it came back before the last piece was finished", False
+
+
+def _hold_one(
+    slow: int, meeting: _Meeting, returned: threading.Event, early: threading.Event, *piece: Any
+) -> None:
+    """Holds worker number `slow` until the call is over or a moment has passed."""
+    if meeting.place() == slow and _comes(returned):
+        early.set()
+
+
+def _a_helpers_error(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    caller, meeting, raised = threading.current_thread(), _Meeting(threads), threading.Event()
+
+    def stumble(piece: Any, number: int) -> None:
+        meeting.place()
+        if threading.current_thread() is not caller:
+            raised.set()
+            raise ArithmeticError("this piece went wrong")
+        _comes(work.reached[threads - 1])
+
+    work = _Work(pieces, stumble)
+    reached: Exception | None = None
+    try:
+        answer(pieces, work, threads)
+    except Exception as error:
+        reached = error
+    work.end()
+    if raised.is_set() and reached is None:
+        raise NotRight(
+            "work raised an error in a thread that it was called in, and share came back as if nothing had"
+            " happened. A thread's error ends the thread, and nobody else hears of it, unless it is kept and"
+            " raised again in the caller."
+        )
+    if raised.is_set() and not isinstance(reached, ArithmeticError):
+        raise NotRight(f"work raised an ArithmeticError, and what reaches the caller is {reached!r}.")
+    yield "whether a helper's error was lost", False
+
+
+def _all_but_one_stumble(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[str, Any]]:
+    caller, meeting = threading.current_thread(), _Meeting(threads)
+    returned, early = threading.Event(), threading.Event()
+
+    def hold_or_stumble(piece: Any, number: int) -> None:
+        meeting.place()
+        helpers = [thread for thread in meeting.in_order() if thread is not caller]
+        if threading.current_thread() not in helpers[:1]:
+            raise ArithmeticError("this piece went wrong")
+        if _comes(returned):
+            early.set()
+
+    work = _Work(pieces, hold_or_stumble)
+    try:
+        answer(pieces, work, threads)
+    except ArithmeticError:
+        pass
+    returned.set()
+    work.end()
+    if early.is_set():
+        raise NotRight(
+            "it ended by an error while another piece was still being worked on. Whoever catches the error"
+            " goes on, and the piece writes into what is no longer its own: wait for all, then raise."
+        )
+    yield "whether it ended before all pieces were finished or given up", False
+
+
+SCENES: dict[str, tuple[Callable, Callable[[int, int], bool]]] = {
+    "two loops, one after the other": (_two_loops, lambda pieces, threads: pieces >= 0 and threads > 0),
+    "the threads take turns after each step": (
+        _in_turns,
+        lambda pieces, threads: pieces >= 2 * threads > 2 and pieces % threads == 0,
+    ),
+    "all workers meet at their first pieces": (
+        _all_at_once,
+        lambda pieces, threads: pieces > threads + 1 > 2,
+    ),
+    "one worker is held at piece 0": (
+        _one_is_held,
+        lambda pieces, threads: pieces >= 3 * threads > 3 and pieces % threads == 0,
+    ),
+    "all workers are slow at their first pieces": (
+        _all_are_slow,
+        lambda pieces, threads: pieces >= threads > 1,
+    ),
+    "one worker is slow, each in turn": (_one_is_slow, lambda pieces, threads: pieces == threads > 1),
+    "all helpers stumble": (_a_helpers_error, lambda pieces, threads: pieces == threads > 1),
+    "all but one worker stumble": (_all_but_one_stumble, lambda pieces, threads: pieces == threads > 1),
+}
+"""What happens in a case, and which numbers of pieces and threads it is made for."""
+
+
+def _observe_share(answer: Callable, pieces: int, threads: int, scene: str) -> Iterator[tuple[str, Any]]:
+    before = threading.excepthook
+    threading.excepthook = _say_nothing
+    try:
+        yield from SCENES[scene][0](answer, pieces, threads)
+    finally:
+        threading.excepthook = before
+
+
+def _say_nothing(arguments: Any) -> None:
+    """For a thread that ends with an error: the grader says what it means."""
+
+
+def _share_cases(generator: Generator) -> list[tuple[int, int, str]]:
+    two_loops, turns, at_once, held, slow, one_slow, error, all_but_one = SCENES
+    few = random_int(generator, 2, 4)
+    return [
+        (random_int(generator, 5, 30), 2, two_loops),
+        (random_int(generator, 1, 4), 4, two_loops),
+        (random_int(generator, 3, 9), 1, two_loops),
+        (0, 3, two_loops),
+        (2 * random_int(generator, 2, 5), 2, turns),
+        (random_int(generator, 10, 20), 3, at_once),
+        (few * random_int(generator, 3, 6), few, held),
+        (random_int(generator, 7, 12), 3, slow),
+        (3, 3, slow),
+        (few, few, one_slow),
+        (3, 3, error),
+        (few, few, all_but_one),
+    ]
+
+
+SHARE = Exercise(
+    task="""Write what the decoder's threads do: `share(pieces, work, threads)` goes through a loop with
+    several threads. It calls work(piece) once for each piece from 0 to pieces - 1, and comes back when all of
+    them are finished.
+
+    - `threads` workers take the pieces, the caller's thread may be one of them. A worker takes one piece, in
+      order, works on it, and takes the next that is left. So `threads` pieces are worked on at the same time,
+      never more, and a worker that is held at a piece holds nobody up: the others do all the rest.
+    - When share comes back, no piece is being worked on any more: the next loop may read what this one wrote.
+    - Where work raises an Exception in any thread, share raises that error in the caller, after the pieces
+      that are being worked on have ended. Those that nobody has taken by then may be left out. Where several
+      raise, any one of the errors will do.
+
+    pieces may be 0, and fewer than threads. `import threading` inside; two calls must not disturb each other.
+    Not with multiprocessing.""",
+    reference=share,
+    cases=_share_cases,
+    observe=_observe_share,
+    forbids=(ThreadPoolExecutor, ThreadPool),
+    valid=lambda pieces, threads, scene: SCENES[scene][1](pieces, threads),
+    points=3,
+    mistakes=(
+        Mistake(
+            "shares that are cut beforehand",
+            lambda *case: _CutBefore(*case).run(),
+            "Each worker has its share before the loop begins. Where one is held (its core does something"
+            " else for a moment), its share waits for it, and all others wait at the end. Let a worker take"
+            " one piece at a time, the next that is left.",
+        ),
+        Mistake(
+            "nobody waits for the threads",
+            lambda *case: _NobodyWaits(*case).run(),
+            "share starts the threads and comes back at once. Nothing may be written by then of what the next"
+            " loop reads: come back when all pieces are finished. thread.join() waits until a thread ends.",
+        ),
+        Mistake(
+            "pieces are counted when they are taken",
+            lambda *case: _TakenIsEnough(*case).run(),
+            "share comes back when the last piece is taken. It is being worked on then, and perhaps others"
+            " are. What has to reach `pieces` is the number of those that are finished.",
+        ),
+        Mistake(
+            "not every worker's last piece is waited for",
+            lambda *case: _OthersGoOn(*case).run(),
+            "When no piece is left to take, other workers are still busy with theirs, and share came back"
+            " before they were. Wait for each of them; a join after the loop over the threads waits for one.",
+        ),
+        Mistake(
+            "a race on the counter",
+            lambda *case: _WithoutLock(*case).run(),
+            "To look at the counter and to move it on are two steps. When another thread looks between them,"
+            " both take the same piece. Here the threads took turns after each instruction; by itself it"
+            " happens once in a million loops. With a lock round both steps nobody comes between:"
+            " with lock: ...",
+        ),
+        Mistake(
+            "one piece at a time",
+            lambda *case: _OneAtATime(*case).run(),
+            "Only one piece is worked on at a time, as by a single thread. Is the lock held during work(...)?"
+            " It is for taking a piece only. Or is each thread joined before the next one is started?",
+        ),
+        Mistake(
+            "all wait for each other after each piece",
+            lambda *case: _InRounds(*case).run(),
+            "After each piece all workers wait for the slowest. A barrier belongs between two loops, where"
+            " one reads what the other wrote; pieces of one loop do not need each other.",
+        ),
+        Mistake(
+            "one worker too few",
+            lambda *case: _OneTooFew(*case).run(),
+            "One worker is missing: with threads - 1 helpers, the caller has to take pieces as well. With"
+            " threads=1 nobody works.",
+        ),
+        Mistake(
+            "one worker too many",
+            lambda *case: _OneTooMany(*case).run(),
+            "There are `threads` helpers, and the caller takes pieces as well: one worker more than cores."
+            " Start threads - 1, or let the caller only wait.",
+        ),
+        Mistake(
+            "a thread for each piece",
+            lambda *case: _ThreadForEach(*case).run(),
+            "There is a thread for each piece. A loop of the decoder has hundreds of pieces, and the"
+            " processor has as many cores as before: start `threads` workers, each of which takes piece after"
+            " piece.",
+        ),
+        Mistake(
+            "every worker does all pieces",
+            lambda *case: _AllDoAll(*case).run(),
+            "Every worker goes through all pieces, so each is worked on several times. The workers need one"
+            " counter in common, which says what is taken.",
+        ),
+        Mistake(
+            "pieces from 1 on",
+            lambda *case: _FromOne(*case).run(),
+            "The pieces were counted from 1 to `pieces`. They are 0 to pieces - 1.",
+        ),
+        Mistake(
+            "a helper's error is lost",
+            lambda *case: _ErrorsStay(*case).run(),
+            "An error in a thread ends that thread, and the caller does not hear of it: share comes back as"
+            " if all pieces were done. Catch it in the worker, keep it, and raise it in the caller after all"
+            " workers have ended.",
+        ),
+        Mistake(
+            "the caller's own error comes out at once",
+            lambda *case: _ErrorsComeEarly(*case).run(),
+            "Where the piece that goes wrong is the caller's, the error leaves share while others are still"
+            " working: they write into what is no longer theirs. Keep the error, wait for all workers, then"
+            " raise it.",
+        ),
+    ),
+    hints=(
+        (
+            "Which of the workers' variables do they have in common? What could another thread do between any"
+            " two lines that touch it?"
+        ),
+        (
+            "A counter with a lock says which piece is next. A worker's loop: take a number under the lock,"
+            " stop if none is left, and call work outside of the lock. The caller starts threads - 1 such"
+            " workers, is one itself, and joins them all; a list keeps errors."
+        ),
+        (
+            "def worker(): try: while True: with lock: if state['next'] == pieces: return; piece ="
+            " state['next']; state['next'] += 1; then, outside of the lock, work(piece); except Exception as"
+            " error: errors.append(error). helpers = [threading.Thread(target=worker) for _ in range(threads"
+            " - 1)]; start each; worker(); join each; if errors: raise errors[0]."
+        ),
+    ),
+)
+
+
 EXERCISES: tuple[Exercise, ...] = (
     DECODE_LIMIT,
     ABSMAX_INT8,
@@ -2336,4 +3314,6 @@ EXERCISES: tuple[Exercise, ...] = (
     INT8_DOT_SOURCE,
     GPTQ_STEP,
     GPTQ_MATRIX,
+    GROUPED_DOT_SOURCE,
+    SHARE,
 )

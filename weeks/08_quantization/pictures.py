@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from shared.course.report import COLOURS, LINES, MARKERS, figure
@@ -236,3 +237,105 @@ def model_costs_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
     )
     ax.legend(frameon=False)
     return fig
+
+
+def panels_figure(reads: Mapping[str, Tensor]) -> Figure:
+    """Some rows of a matrix of codes, in the order that is each one's title: which read of 64 bytes each code
+    comes with. reads: numbers from 0 on, [rows, columns].
+    """
+    fig, axes = figure(11, 5.6, nrows=2, sharex=True)
+    colours = ListedColormap([COLOURS[0], COLOURS[1], "#e6e6e6"])
+    for ax, (title, numbers) in zip(axes, reads.items()):
+        rows, columns = numbers.shape
+        look = dict(cmap=colours, vmin=0, vmax=2, edgecolors="white", linewidth=0.5)
+        ax.pcolormesh(numbers.clamp(max=2).numpy(), **look)
+        touched = [row for row in range(rows) if bool((numbers[row] == 0).any())]
+        ax.plot([columns + 2] * len(touched), [row + 0.5 for row in touched], "s", color=COLOURS[0])
+        ax.annotate("sums that the\nfirst read adds to", (columns + 3.5, rows / 2), va="center", fontsize=10)
+        ax.set(title=title, ylabel="row (output)", xlim=(0, columns + 16), ylim=(rows, 0))
+        ax.set(yticks=(0.5, rows - 0.5), yticklabels=("0", str(rows - 1)))
+        ax.grid(False)
+        ax.spines[["left", "bottom"]].set_visible(False)
+    axes[1].set(xlabel="column (input)", xticks=range(0, columns + 1, 8))
+    keys = [Patch(color=COLOURS[0]), Patch(color=COLOURS[1]), Patch(color="#e6e6e6")]
+    labels = ("the first read of 64 bytes", "the second", "later ones")
+    fig.legend(keys, labels, ncols=3, frameon=False, loc="outside lower center")
+    return fig
+
+
+FIRST, SECOND, HELD, WAITS = "a piece of the first loop", "a piece of the next loop", "held", "waits"
+Bars = Sequence[tuple[float, float, str]]
+"""From when to when a thread does what."""
+
+
+def _threads_figure(
+    timelines: Mapping[str, Sequence[Bars]], marks: Mapping[str, tuple[float, str]]
+) -> Figure:
+    """What threads do over time: a panel a title, in it a row a thread. marks: a time and words, by title."""
+    fig, axes = figure(10, 4.6, nrows=len(timelines), sharex=True)
+    looks = {
+        FIRST: dict(facecolor=COLOURS[0], edgecolor="white"),
+        SECOND: dict(facecolor=COLOURS[1], edgecolor="white"),
+        HELD: dict(facecolor="#d9d9d9", edgecolor="#555555", hatch="///"),
+        WAITS: dict(facecolor="white", edgecolor="#999999", hatch="..."),
+    }
+    seen: dict[str, Patch] = {}
+    for ax, (title, threads) in zip(axes, timelines.items()):
+        for row, bars in enumerate(threads):
+            for begin, end, kind in bars:
+                ax.barh(row, end - begin, left=begin, height=0.7, **looks[kind])
+                seen[kind] = Patch(**looks[kind])
+        if title in marks:
+            at, words = marks[title]
+            ax.axvline(at, color="#000000", linestyle="--", linewidth=1.5)
+            ax.annotate(
+                words, (at, -0.62), xytext=(5, 0), textcoords="offset points", fontsize=10, va="center"
+            )
+        ax.set(title=title, yticks=range(len(threads)), ylim=(len(threads) - 0.5, -0.9), xlim=(0, 14))
+        ax.set_yticklabels([f"thread {row + 1}" for row in range(len(threads))])
+        ax.grid(False)
+    axes[-1].set_xlabel("time (in pieces)")
+    order = [kind for kind in looks if kind in seen]
+    keys = [seen[kind] for kind in order]
+    fig.legend(keys, order, ncols=4, frameon=False, loc="outside lower center")
+    return fig
+
+
+def _pieces(begin: float, count: int, kind: str) -> list[tuple[float, float, str]]:
+    """So many pieces, one after the other, each as long as one unit of time."""
+    return [(begin + i, begin + i + 1, kind) for i in range(count)]
+
+
+def pieces_figure() -> Figure:
+    """A loop of twelve pieces for two threads, the second of which is held for a while: halves that are cut
+    beforehand, and pieces taken one at a time.
+    """
+    held = [*_pieces(0, 2, FIRST), (2, 7, HELD)]
+    cut = [[*_pieces(0, 6, FIRST), (6, 11, WAITS)], [*held, *_pieces(7, 4, FIRST)]]
+    taken = [[*_pieces(0, 8, FIRST), (8, 9, WAITS)], [*held, *_pieces(7, 2, FIRST)]]
+    return _threads_figure(
+        {"Halves that are cut beforehand": cut, "Pieces, taken one at a time": taken},
+        {
+            "Halves that are cut beforehand": (11, "the loop is over"),
+            "Pieces, taken one at a time": (9, "the loop is over"),
+        },
+    )
+
+
+def barrier_figure() -> Figure:
+    """Two loops for two threads, one of which is held at a piece of the first: without a barrier between the
+    loops, and with one.
+    """
+    slow = [*_pieces(0, 2, FIRST), (2, 3, FIRST), (3, 7, HELD), (7, 8, FIRST)]
+    without = [[*_pieces(0, 4, FIRST), *_pieces(4, 5, SECOND)], [*slow, *_pieces(8, 1, SECOND)]]
+    with_one = [
+        [*_pieces(0, 4, FIRST), (4, 8, WAITS), *_pieces(8, 3, SECOND)],
+        [*slow, *_pieces(8, 3, SECOND)],
+    ]
+    return _threads_figure(
+        {"Without a barrier": without, "With a barrier": with_one},
+        {
+            "Without a barrier": (4, "reads sums that thread 2 has not written yet"),
+            "With a barrier": (8, "all pieces of the first loop are finished"),
+        },
+    )
