@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.training.config import TrainConfig
+from shared.training.fused import is_plain, muon_step, why_unfused
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients of x, x³ and x⁵: steepest at 0, so that small singular values grow fastest."""
@@ -41,7 +42,8 @@ class Muon(torch.optim.Optimizer):
 
     For parameters of two dimensions; ValueError for any other. `torch.optim.Muon` computes the same update
     one matrix at a time, in bf16; this one takes matrices of one shape together and in fp32 on a CPU, which
-    is several times faster there.
+    is several times faster there. fused: matrices in fp32 on a CPU are updated by `fused.muon_step`, which is
+    faster still and differs by rounding; RuntimeError where it does not work.
     """
 
     def __init__(
@@ -51,7 +53,12 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         ns_steps: int = 5,
+        *,
+        fused: bool = False,
     ):
+        if fused and (reason := why_unfused()):
+            raise RuntimeError(f"Muon(fused=True) does not work here: {reason}")
+        self.fused = fused
         defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps)
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -62,20 +69,41 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a loss is not computed again
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
+            learning = [p for p in group["params"] if p.grad is not None]
+            if self.fused:
+                learning = self._update_fused(learning, group)
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    # Tall and wide matrices share a batch: a transpose's update is the update's transpose.
-                    by_shape[torch.Size(sorted(p.shape))].append(p)
+            for p in learning:
+                # Tall and wide matrices share a batch: a transpose's update is the update's transpose.
+                by_shape[torch.Size(sorted(p.shape))].append(p)
             for parameters in by_shape.values():
                 self._update(parameters, group)
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Updates matrices that have one shape, or its transpose, and a gradient each."""
+    def _buffers(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """Their momentum, 0 at first."""
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        return [self.state[p]["momentum_buffer"] for p in parameters]
+
+    def _update_fused(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> list[nn.Parameter]:
+        """Updates those that `fused.muon_step` can; returns the others."""
+        buffers = self._buffers(parameters)
+        fit = [is_plain((p, p.grad, buffer)) for p, buffer in zip(parameters, buffers)]
+        muon_step(
+            [p for p, fits in zip(parameters, fit) if fits],
+            [p.grad for p, fits in zip(parameters, fit) if fits and p.grad is not None],
+            [buffer for buffer, fits in zip(buffers, fit) if fits],
+            lr=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            ns_steps=group["ns_steps"],
+        )
+        return [p for p, fits in zip(parameters, fit) if not fits]
+
+    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Updates matrices that have one shape, or its transpose, and a gradient each."""
+        buffers = self._buffers(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         momentum = group["momentum"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
@@ -98,13 +126,14 @@ def build_optimizers(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
     muon_momentum: float = 0.95,
+    fused: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model: AdamW alone ("adamw"), or AdamW and Muon ("muon").
 
     Muon takes the weights of linear layers inside the model; embeddings, the output layer, biases and norms
     remain AdamW's. Weight decay falls on parameters of two or more dimensions only. Each group keeps its peak
-    learning rate under "peak_lr". Parameters that need no gradient are left out. Raises ValueError for
-    another kind.
+    learning rate under "peak_lr". Parameters that need no gradient are left out. fused: as of `Muon`. Raises
+    ValueError for another kind.
     """
     if kind not in ("adamw", "muon"):
         raise ValueError(f"kind={kind!r}: must be adamw or muon")
@@ -119,15 +148,17 @@ def build_optimizers(
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        fused = all(p.device.type in ("cpu", "cuda") for p in rest)
-        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused))
+        at_once = all(p.device.type in ("cpu", "cuda") for p in rest)
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, fused=at_once))
     if inner:
-        optimizers.append(Muon(inner, lr=muon_lr, momentum=muon_momentum, weight_decay=weight_decay))
+        optimizers.append(
+            Muon(inner, lr=muon_lr, momentum=muon_momentum, weight_decay=weight_decay, fused=fused)
+        )
     _keep_peaks(optimizers)
     return optimizers
 
 
-def optimizers_of(config: TrainConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+def optimizers_of(config: TrainConfig, model: nn.Module, fused: bool = False) -> list[torch.optim.Optimizer]:
     """`build_optimizers` with the settings of a training."""
     return build_optimizers(
         model,
@@ -137,6 +168,7 @@ def optimizers_of(config: TrainConfig, model: nn.Module) -> list[torch.optim.Opt
         weight_decay=config.weight_decay,
         betas=(config.beta1, config.beta2),
         muon_momentum=config.muon_momentum,
+        fused=fused,
     )
 
 
