@@ -105,6 +105,7 @@ class OneProcess:
 
     rank: int = 0
     world_size: int = 1
+    compile_model: bool = False
 
     def prepare(self, model: nn.Module) -> Callable[..., Tensor]:
         """What a step calls in place of the model. The parameters that are trained remain the model's own."""

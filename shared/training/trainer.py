@@ -29,6 +29,7 @@ from shared.training.diagnosis import (
     where_not_finite,
 )
 from shared.training.execution import ALONE, FP32, OneProcess, Precision, Share, training_device
+from shared.training.fusing import Fusion
 from shared.training.optim import describe_optimizers, optimizers_of, own_optimizers
 from shared.training.resume import (
     ResumableLoop,
@@ -86,9 +87,10 @@ class Trainer(ResumableLoop[TrainConfig]):
         self.share = Share.of(config.grad_accum_steps, processes.rank, processes.world_size)
         precision.prepare(self.model)
         self.call = processes.prepare(model)
+        self.fusion = Fusion.of(config, self.model, self.device, precision, processes)
         self._own_optimizers: list[dict[str, Any]] | None = None
         if optimizers is None:
-            self.optimizers = optimizers_of(config, self.model)
+            self.optimizers = optimizers_of(config, self.model, self.fusion.optimizer)
         else:
             self.optimizers = own_optimizers(optimizers, self.model)
             self._own_optimizers = describe_optimizers(self.optimizers)
@@ -118,9 +120,11 @@ class Trainer(ResumableLoop[TrainConfig]):
         loss or a gradient that is not finite, and ValueError where the task's batches end before the steps
         do, and where another process trains in the folder of the checkpoints.
         """
-        with self._alone():
+        with self._alone(), self.fusion.training(self.model):
             self._opened = clock()
             self._open(resume)
+            if self.fusion.message:
+                self._say(self.fusion.message)
             self.model.train()
             batches = self.task.batches(
                 self.config,
@@ -413,4 +417,6 @@ class Trainer(ResumableLoop[TrainConfig]):
         # Until hashes were kept, a file's name had none.
         if "training data" not in values and self.task.name.startswith(f"{values.get('data')}-"):
             values["data"] = self.task.name
+        if "config" in values:  # earlier versions had no fused operations
+            values["config"] = {"fused": self.config.fused, **values["config"]}
         return RunState(weights, tensors, earlier | values)

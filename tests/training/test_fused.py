@@ -71,7 +71,7 @@ def test_muon_in_c_keeps_its_momentum_where_muon_does():
 
 @COMPILED
 def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch):
-    fused.library.cache_clear()
+    fused.fused_library.cache_clear()
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     try:
         assert "it needs a C compiler" in (fused.why_unfused() or "")
@@ -80,4 +80,73 @@ def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch):
         ):
             Muon([nn.Parameter(torch.ones(2, 2))], fused=True)
     finally:
-        fused.library.cache_clear()
+        fused.fused_library.cache_clear()
+
+
+def leaf(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def gradients_agree(ours: torch.Tensor, exact: torch.Tensor, leaves: list, exact_leaves: list) -> None:
+    """fp32's result and gradients against those of fp64, for a random gradient of the result."""
+    torch.testing.assert_close(ours, exact.float(), rtol=1e-5, atol=1e-5)
+    dy = leaf(*ours.shape, seed=9).detach()
+    got = torch.autograd.grad(ours, leaves, dy)
+    for gradient, want in zip(got, torch.autograd.grad(exact, exact_leaves, dy.double())):
+        torch.testing.assert_close(gradient, want.float(), rtol=1e-4, atol=1e-5)
+
+
+@COMPILED
+@pytest.mark.parametrize("shape", [(1, 1), (5, 13), (3, 50, 128), (200, 3)])
+def test_norm_and_gate_are_pytorchs(shape):
+    leaves = [leaf(*shape), leaf(shape[-1], seed=1), leaf(*shape, seed=2)]
+    x, weight, up = leaves
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    norm = nn.functional.rms_norm(exact[0], shape[-1:], exact[1], 1e-3)
+    gradients_agree(fused.rms_norm(x, weight, 1e-3), norm, leaves[:2], exact[:2])
+    gate = nn.functional.silu(exact[0]) * exact[2]
+    gradients_agree(fused.gated_silu(x, up), gate, [x, up], [exact[0], exact[2]])
+
+
+@COMPILED
+def test_far_numbers_saturate_and_whoever_sees_a_nan_becomes_one():
+    gate = torch.tensor([-1e30, -100.0, 100.0, 1e30, float("nan")])
+    y = fused.gated_silu(gate, torch.ones(5))
+    torch.testing.assert_close(y, nn.functional.silu(gate), equal_nan=True)
+    q = torch.zeros(1, 40, 8)
+    q[0, 3] = float("nan")
+    out = fused.causal_attention(fused.Heads(2, 2, 4, 0.5), q, q, q, None, None, None, None)
+    assert out[0, 3:].isnan().all()
+
+
+@COMPILED
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 1, 1), (8, 32, 64), (5, 13, 7), (33, 65, 40), (300, 17, 96)]
+)
+def test_products_of_any_size_are_right_and_are_added(rows, inputs, outputs, monkeypatch):
+    monkeypatch.setattr(fused, "has_own_products", lambda inputs, outputs: True)
+    x, weight, dy = (leaf(*s).detach() for s in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+    for add_to in (None, torch.ones(rows, outputs)):
+        y = fused.linear(x, weight, None if add_to is None else add_to.clone())
+        want = x.double() @ weight.double().T + (0 if add_to is None else 1)
+        torch.testing.assert_close(y, want.float(), rtol=1e-5, atol=1e-4)
+    for add_to in (None, torch.ones(rows, inputs)):
+        dx = fused.linear_backward_input(dy, weight, None if add_to is None else add_to.clone())
+        want = dy.double() @ weight.double() + (0 if add_to is None else 1)
+        torch.testing.assert_close(dx, want.float(), rtol=1e-5, atol=1e-4)
+    d_weight = fused.linear_backward_weight(dy, x)
+    torch.testing.assert_close(d_weight, (dy.double().T @ x.double()).float(), rtol=1e-5, atol=1e-4)
+
+
+@COMPILED
+def test_a_block_gives_the_same_bits_with_any_number_of_threads(two_threads):
+    def result() -> list[torch.Tensor]:
+        leaves = [leaf(3, 70, 32, seed=s) for s in range(3)] + [leaf(8, seed=s) for s in (3, 4)]
+        out = fused.causal_attention(fused.Heads(4, 4, 8, 0.3, None, 1e-5), *leaves, None, None)
+        normed = fused.rms_norm(out, leaf(32, seed=5), 1e-5)
+        products = fused.linear(out.detach(), leaf(40, 32, seed=6).detach())
+        return [out, products, *torch.autograd.grad(normed.sum(), leaves)]
+
+    of_two = result()
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, result(), of_two))
