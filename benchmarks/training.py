@@ -1,19 +1,28 @@
-"""How long a training step takes, beside a plain loop round the same model: one machine, one run, in turns.
+"""How long a training step takes, in our ways and beside a plain loop: one machine, one run, in turns.
 
-    python benchmarks/training.py
+    python benchmarks/training.py                          # nanoGPT's CPU sizes: batch 12, context 64
+    python benchmarks/training.py --model mini             # week 4's headline, with Muon
+    python benchmarks/training.py --model mini --no-starts # without the seconds to the first step
 
-takes nanoGPT's CPU sizes: 4 layers, 128 wide, batch 12, context 64.
+Our ways: with PyTorch's operations, with what can be fused computed in C (`shared/training/fused.c`), and
+with torch.compile. The plain loop is what one writes first, of the model "nano": attention and GPT-2's GELU
+written out as in the papers, one Linear for queries, keys and values, windows cut one by one, AdamW as it
+comes. It is timed a second time with PyTorch's own GELU. It is checked that, with the same weights, the
+logits are equal.
 
-The plain loop is what one writes first: attention and GPT-2's GELU written out as in the papers, one Linear
-for queries, keys and values, windows cut one by one, AdamW as it comes. It is timed a second time with
-PyTorch's own GELU. All compute the same: it is checked that, with the same weights, the logits are equal.
+What is compiled costs time before the first step. In a process of its own each way is timed to the end of
+that step, with an empty cache and with what the run before left there (TORCHINDUCTOR_CACHE_DIR for
+torch.compile).
 """
 
+import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from math import cos, pi, sqrt
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,22 +30,95 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.commandline import errors_for_people, parse_args
+from shared.data.corpus import Corpus
 from shared.devices import device_name
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import clock, table
-from shared.training import TrainConfig
-from shared.training.profiling import matmul_peak, measure_training
+from shared.tokenizers import CharTokenizer
+from shared.training import TrainConfig, Trainer
+from shared.training.distributed import Processes
+from shared.training.profiling import in_own_process, matmul_peak
+
+RECIPES = {
+    "nano": TrainConfig(batch_size=12, block_size=64, lr=1e-3, warmup_steps=10),
+    "mini": TrainConfig(
+        batch_size=6,
+        block_size=128,
+        optimizer="muon",
+        lr=0.006,
+        muon_momentum=0.9,
+        warmup_steps=30,
+        weight_decay=0.0,
+        beta2=0.95,
+        grad_clip=0.0,
+    ),
+}
+"""By model: as week 4 trains it."""
+WAYS = {"fused": (True, False), "not fused": (False, False), "compiled": (False, True)}
+"""Whether C and whether torch.compile computes what it can."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Times both, and prints the ratio."""
+    """Times the ways to train, and prints the ratios."""
 
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=40, batch_size=12, block_size=64, lr=1e-3, warmup_steps=10)
-    )
+    model: Literal["nano", "mini"] = "nano"
+    steps: int = 40
     """Of one turn."""
     turns: int = 7
+    compiled: bool = True
+    """Whether torch.compile is among the ways."""
+    starts: bool = True
+    """Whether the seconds to the first step are measured too."""
+
+
+class OurSteps:
+    """Steps of the Trainer on random tokens, some at a time."""
+
+    def __init__(self, config: GPTConfig, train: TrainConfig, way: str):
+        fused, compiled = WAYS[way]
+        train = replace(train, fused=fused)
+        tokens = np.random.default_rng(train.seed).integers(config.vocab_size, size=10**6).astype(np.uint16)
+        tokenizer = CharTokenizer.train("".join(chr(0x10000 + i) for i in range(config.vocab_size)))
+        torch.manual_seed(train.seed)
+        self.trainer = Trainer(
+            GPT(config),
+            Corpus("random tokens", tokenizer, tokens, tokens),
+            train,
+            processes=Processes(compile_model=compiled),
+        )
+        self.trainer.model.train()
+        self.batches = self.trainer.task.batches(train, 0, 0, 1)
+
+    def take(self, count: int) -> list[float]:
+        """The seconds of each of the next `count` steps."""
+        seconds = []
+        with self.trainer.fusion.training(self.trainer.model):
+            for _ in range(count):
+                before = self.trainer.seconds
+                self.trainer.train_step(self.batches)
+                seconds.append(self.trainer.seconds - before)
+        return seconds
+
+
+def seconds_to_first_step(model: str, way: str, caches: str, threads: int) -> float:
+    """From the model to the end of its first step, in a process that has loaded PyTorch and the course."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["LLM_WEEKS_DATA"] = caches
+    torch.set_num_threads(threads)
+    started = clock()
+    OurSteps(GPTConfig.preset(model, block_size=RECIPES[model].block_size), RECIPES[model], way).take(1)
+    return clock() - started
+
+
+def starts(model: str, ways: list[str]) -> list[dict]:
+    """A row for each way: the seconds to its first step without and with what the run before left."""
+    rows = []
+    for way in ways:
+        with tempfile.TemporaryDirectory() as caches:
+            arguments = (model, way, caches, torch.get_num_threads())
+            cold, warm = [in_own_process(seconds_to_first_step, *arguments) for _ in range(2)]
+        rows.append({"to the end of the first step": way, "s, empty cache": cold, "s, kept cache": warm})
+    return rows
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -157,46 +239,62 @@ def plain_loop(model: PlainGPT, data: np.ndarray, config: TrainConfig) -> list[f
     return times
 
 
-def main(settings: Settings) -> None:
-    """Prints the times of a step, and their ratios."""
-    train = settings.train
-    config = GPTConfig.preset("nano", block_size=train.block_size)
+def plain_models(config: GPTConfig, train: TrainConfig) -> dict[str, PlainGPT]:
+    """The plain loop's, once it is sure that they compute what ours does."""
     torch.manual_seed(train.seed)
     ours = GPT(config)
     plain = {
         "the plain loop": PlainGPT(ours, gelu),
         "with PyTorch's GELU": PlainGPT(ours, nn.GELU(approximate="tanh")),
     }
-    data = np.random.default_rng(train.seed).integers(config.vocab_size, size=10**6).astype(np.uint16)
-    idx = torch.from_numpy(data[: train.block_size].astype(np.int64))[None]
+    idx = torch.arange(train.block_size)[None] % config.vocab_size
     for model in plain.values():
         torch.testing.assert_close(model(idx)[0], ours(idx))
-    times: dict[str, list[float]] = {name: [] for name in ("ours", *plain)}
+    return plain
+
+
+def main(settings: Settings) -> None:
+    """Prints the times of a step, and their ratios."""
+    train = replace(RECIPES[settings.model], steps=10**6)
+    config = GPTConfig.preset(settings.model, block_size=train.block_size)
+    names = [way for way in WAYS if way != "compiled" or settings.compiled]
+    ways = {name: OurSteps(config, train, name) for name in names}
+    for way in ways.values():
+        way.take(5)
+    plain = plain_models(config, train) if settings.model == "nano" else {}
+    data = np.random.default_rng(train.seed).integers(config.vocab_size, size=10**6).astype(np.uint16)
+    times: dict[str, list[float]] = {name: [] for name in (*ways, *plain)}
     for _ in range(settings.turns):
         for name, model in plain.items():
-            times[name].append(statistics.median(plain_loop(model, data, train)[1:]))
-        times["ours"].append(measure_training(config, train).seconds)
-    flops = ours.flops_per_token(train.block_size) * train.batch_size * train.block_size
+            of_steps = plain_loop(model, data, replace(train, steps=settings.steps))
+            times[name].append(statistics.median(of_steps[1:]))
+        for name, way in ways.items():
+            times[name].append(statistics.median(way.take(settings.steps)[1:]))
+    flops = GPT(config).flops_per_token(train.block_size) * train.batch_size * train.block_size
     print(
-        f"{device_name(torch.device('cpu'))}; {train.batch_size} × {train.block_size} tokens a step,"
-        f" {settings.turns} turns of {train.steps} steps"
+        f"{device_name(torch.device('cpu'))}; {settings.model}, {train.batch_size} × {train.block_size}"
+        f" tokens a step, {settings.turns} turns of {settings.steps} steps, {torch.get_num_threads()} threads"
     )
     print("\n" + table(comparison(times, flops / matmul_peak())))
+    if settings.starts:
+        print("\n" + table(starts(settings.model, names)))
 
 
 def comparison(times: dict[str, list[float]], seconds_at_peak: float) -> list[dict]:
-    """A row for each way to train: its times, its share of the peak, and our time over its, turn by turn."""
+    """A row for each way to train: its times, its share of the peak, and the fused step's time over its, turn
+    by turn. The share counts the model's products alone, not Muon's.
+    """
     rows = []
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        ratios = [ours / this for ours, this in zip(times["ours"], seconds)]
+        ratios = [ours / this for ours, this in zip(times["fused"], seconds)]
         rows.append(
             {
                 "step": name,
                 "ms, median": 1000 * median,
                 "ms, best": 1000 * min(seconds),
                 "MFU": seconds_at_peak / median,
-                "ours / this": statistics.median(ratios),
+                "fused / this": statistics.median(ratios),
                 "lowest": min(ratios),
                 "highest": max(ratios),
             }
