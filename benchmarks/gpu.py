@@ -28,8 +28,9 @@ from shared.registry import without_memory
 from shared.runtime import clock, table
 from shared.sampling import generate
 from shared.sampling.generate import Sampling
-from shared.serving.engine import Engine, same_bits_in_every_row
+from shared.serving.engine import Engine
 from shared.serving.generation import Request
+from shared.serving.reading import same_bits_in_every_row
 from shared.serving.static import StaticDecoder
 from shared.training import TrainConfig
 from shared.training.kernels import fused_cross_entropy

@@ -395,11 +395,14 @@ INLINE void panel_float(const Matrix *m, int panel, const Rows *x, int first, co
 
 /* The products of one panel with all rows of x: sums [rows, 16], bias added. What lies beyond n_out has no
    meaning. */
-#define TILES(PRODUCTS)                                              \
-  for (; row + TILE <= rows; row += TILE)                            \
-    PRODUCTS(m, panel, x, row, TILE, sums + (size_t)PANEL * row);    \
-  for (; row < rows; row++)                                          \
-    PRODUCTS(m, panel, x, row, 1, sums + (size_t)PANEL * row);       \
+#define TILES_OF(ROWS, PRODUCTS)            \
+  for (; row + ROWS <= rows; row += ROWS) \
+    PRODUCTS(m, panel, x, row, ROWS, sums + (size_t)PANEL * row);
+#define TILES(PRODUCTS)    \
+  TILES_OF(TILE, PRODUCTS) \
+  TILES_OF(4, PRODUCTS)    \
+  TILES_OF(2, PRODUCTS)    \
+  TILES_OF(1, PRODUCTS)    \
   break;
 
 static void panel_products(const Matrix *m, int panel, const Rows *x, int rows, float *sums) {
