@@ -263,9 +263,11 @@ def test_week_9_teaches_a_form_with_few_numbers():
 def test_week_12_serves_many_at_once_and_other_programs_write_the_same():
     logs = REFERENCE / "12_deploy" / "reference" / "tinyshakespeare"
     runs = {name: run.summary for name, run in report.read_runs(logs).items()}
-    for name in ("own", "smollm2", "smollm2-int8"):
+    # What eight at once gain is that weights are fetched once. Week 6's lie in the caches: before the decoder
+    # in C they gained what PyTorch's operations cost, and that is gone.
+    for name, ratio in {"own": 1, "smollm2": 2.5, "smollm2-int8": 2}.items():
         row = runs[name]
-        assert row["at_once"] == 8 and row["ratio"] >= 2.5 and row["many"] > row["one"]
+        assert row["at_once"] == 8 and row["ratio"] >= ratio and row["many"] > row["one"]
         assert row["first_p50"] <= row["first_p95"] and row["between_p50"] <= row["between_p95"]
         assert row["reused"] < row["fresh"] / 2
     for name in ("own", "smollm2"):
@@ -275,5 +277,6 @@ def test_week_12_serves_many_at_once_and_other_programs_write_the_same():
                 name,
                 program,
             )
+    assert runs["smollm2-int8"]["many"] > 2 * runs["smollm2"]["many"]
     assert runs["slots"]["four_slots"] < runs["slots"]["one_slot"]
     assert json.loads((logs / "week.json").read_text())["seconds"] <= 240
