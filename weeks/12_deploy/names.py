@@ -10,7 +10,7 @@ OWN = "own"
 INT8 = "-int8"
 """Behind a model that was served in int8."""
 PROGRAMS = {
-    "pytorch": "PyTorch, shared.sampling",
+    "pytorch": "ours, shared.sampling",
     "transformers": "transformers",
     "onnx": "ONNX Runtime",
     "llama.cpp-F32": "llama.cpp, F32",
