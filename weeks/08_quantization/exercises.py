@@ -2788,6 +2788,8 @@ LOOKS = 30
 """How often it is looked, so many seconds apart, whether something happens that should not. A machine that is
 busy makes a look longer, not the number of looks smaller.
 """
+PATIENT = 250
+"""Looks for what should happen: a right answer needs few of them, and a busy machine refuses none."""
 MEETING_SECONDS = 1.0
 """How long threads that take turns wait for each other, where not all of them come."""
 TURN_SECONDS = 0.02
@@ -2838,7 +2840,7 @@ class _Work:
         """Waits for pieces that are still being worked on. Raises NotRight where there were others than the
         loop's.
         """
-        _comes(self.reached[self.pieces])
+        _comes(self.reached[self.pieces], PATIENT)
         if self.no_pieces:
             raise NotRight(
                 f"it calls work with {self.no_pieces[0]!r}: the pieces of a loop of {self.pieces} are 0 to"
@@ -2853,13 +2855,16 @@ class _Meeting:
         self.count = count
         self.here: list[threading.Thread] = []
         self.full = threading.Event()
+        self.given_up = False
 
     def place(self) -> int:
         """Waits until all are here. Returns the number of this thread in the order in which they began."""
         self.here.append(threading.current_thread())
         if len(self.here) >= self.count:
             self.full.set()
-        _comes(self.full)
+        if not _comes(self.full, PATIENT):
+            self.given_up = True
+            self.full.set()
         return self.in_order().index(threading.current_thread())
 
     def in_order(self) -> list[threading.Thread]:
@@ -2976,9 +2981,10 @@ def _all_at_once(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[
         if number == pieces:
             all_begun.set()
         if not opened.is_set():
-            if _comes(full):
+            if _comes(full, PATIENT):
                 _comes(all_begun)
             opened.set()
+            full.set()  # those that come one at a time do not wait again
 
     work = _Work(pieces, hold)
     answer(pieces, work, threads)
@@ -2991,7 +2997,7 @@ def _one_is_held(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[
 
     def hold(piece: Any, number: int) -> None:
         if piece == 0:
-            _comes(work.reached[pieces - 1], 3 * LOOKS)
+            _comes(work.reached[pieces - 1], PATIENT)
             finished.append(work.finished)
 
     work = _Work(pieces, hold)
@@ -3018,7 +3024,7 @@ def _all_are_slow(answer: Callable, pieces: int, threads: int) -> Iterator[tuple
 
     def hold(piece: Any, number: int) -> None:
         if number > threads:
-            _comes(work.reached[threads], 2 * LOOKS)
+            _comes(work.reached[threads], PATIENT)
         elif _comes(returned) and not opened.is_set():
             early.set()
         opened.set()  # who comes back now does so after the first worker
@@ -3047,6 +3053,8 @@ def _one_is_slow(answer: Callable, pieces: int, threads: int) -> Iterator[tuple[
                 "it came back while one piece was still being worked on. The next loop would read what this"
                 " one has not written yet."
             )
+        if meeting.given_up:  # there are not so many workers: it has been seen elsewhere
+            break
     yield "whether it came back before the last piece was finished", False
 
 
@@ -3066,7 +3074,7 @@ def _a_helpers_error(answer: Callable, pieces: int, threads: int) -> Iterator[tu
         if threading.current_thread() is not caller:
             raised.set()
             raise ArithmeticError("this piece went wrong")
-        _comes(work.reached[threads - 1])
+        _comes(work.reached[threads - 1], PATIENT)
 
     work = _Work(pieces, stumble)
     reached: Exception | None = None
