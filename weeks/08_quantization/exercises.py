@@ -2788,9 +2788,9 @@ LOOKS = 30
 """How often it is looked, so many seconds apart, whether something happens that should not. A machine that is
 busy makes a look longer, not the number of looks smaller.
 """
-PATIENT = 250
+PATIENT = 120
 """Looks for what should happen: a right answer needs few of them, and a busy machine refuses none."""
-MEETING_SECONDS = 1.0
+MEETING_SECONDS = 0.5
 """How long threads that take turns wait for each other, where not all of them come."""
 TURN_SECONDS = 0.02
 """How long a thread waits for its turn where nobody takes a step: the others wait for something else then."""
