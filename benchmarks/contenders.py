@@ -28,7 +28,7 @@ from shared.export import to_gguf
 from shared.models.gpt import GPT
 from shared.models.pretrained import load_model
 from shared.quantization.modules import num_bytes, quantize
-from shared.quantization.race import our_times, their_times
+from shared.quantization.race import our_times, their_times, their_tokens
 from shared.runtime import ROOT, clock
 from shared.sampling import generate
 from shared.sampling.completion import generate_batch
@@ -255,16 +255,7 @@ class Transformers:
 
     def tokens(self, prompt: list[int], new_tokens: int) -> list[int]:
         """The likeliest tokens."""
-        ids = torch.tensor([prompt])
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        return out[0, len(prompt) :].tolist()
+        return their_tokens(self.model, prompt, new_tokens)
 
     def times(self, prompt: list[int], new_tokens: int) -> list[float]:
         """When it began and when each token came, in seconds."""

@@ -79,6 +79,20 @@ def their_times(model: TransformersGenerator, prompt: list[int], new_tokens: int
     return [started, *watch.times[1:]]  # the streamer is given the prompt first
 
 
+def their_tokens(model: TransformersGenerator, prompt: list[int], new_tokens: int) -> list[int]:
+    """The likeliest tokens, by transformers' own `generate`."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
 class Speed(NamedTuple):
     """What is measured in a round."""
 

@@ -192,8 +192,8 @@ def generate(
     None draws differently each time. A model with a method `new_cache` is fed only what is new
     (`use_cache=False` reads everything again; the ids are the same). Where the text outgrows the model's
     block_size, the model goes on with its last half. speculate: writes the same in fewer forward passes, see
-    `shared.sampling.speculation`. Raises ValueError for no prompt, for ids outside the
-    vocabulary, for settings out of range, and while drawing for logits that are not finite.
+    `shared.sampling.speculation`. Raises ValueError for no prompt, for ids outside the vocabulary, for
+    settings out of range, and while drawing for logits that are not finite.
     """
     check_prompt(ids, model)
     check_new_tokens(max_new_tokens)

@@ -20,7 +20,7 @@ from shared.course.workspace import Workspace
 from shared.export import save_hf_folder, to_gguf, to_onnx
 from shared.export.onnx import OnnxModel
 from shared.models.gpt import GPT
-from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race, their_times
+from shared.quantization.race import SHORT_PROMPT, Contender, our_times, race, their_times, their_tokens
 from shared.runtime import clock
 from shared.sampling import generate
 from shared.serving.llama_cpp import LlamaCpp
@@ -114,7 +114,7 @@ def exported(model: GPT, folder: Path) -> dict[str, Program]:
     theirs = AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
     return {
         "pytorch": Program(own_file, model, our_tokens, our_times),
-        "transformers": Program(folder / "hf", theirs, transformers_tokens, their_times),
+        "transformers": Program(folder / "hf", theirs, their_tokens, their_times),
         "onnx": Program(folder / "model.onnx", onnx, onnx_tokens, onnx_times),
     }
 
@@ -122,20 +122,6 @@ def exported(model: GPT, folder: Path) -> dict[str, Program]:
 def our_tokens(model: GPT, prompt: list[int], new_tokens: int) -> list[int]:
     """The likeliest tokens, by `shared.sampling`."""
     return list(generate(model, prompt, new_tokens, temperature=0))
-
-
-def transformers_tokens(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
-    """The likeliest tokens, by transformers' own `generate`."""
-    ids = torch.tensor([prompt])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return out[0, len(prompt) :].tolist()
 
 
 def onnx_tokens(model: OnnxModel, prompt: list[int], new_tokens: int) -> list[int]:
