@@ -74,6 +74,12 @@ class SlotReader(Protocol):
     def use_adapter(self, slot: int, name: str | None) -> None:
         """From here on this slot's tokens go through the adapter of this name, None being the model alone."""
 
+    def clear(self, slot: int) -> None:
+        """Forgets all that a slot holds, also values that are not finite."""
+
+    def close(self) -> None:
+        """Leaves the model as it was before the reader was made."""
+
 
 MakeReader = Callable[[LanguageModel, int, int, Sequence[str]], SlotReader | None]
 READERS: list[MakeReader] = []

@@ -19,6 +19,19 @@ from shared.models.attention import causal_mask
 from shared.models.config import GPTConfig
 
 
+def checked_length(config: GPTConfig, max_length: int | None) -> int:
+    """How many tokens a text may have: `max_length`, or the model's block_size where it is not given.
+
+    Raises ValueError for a length that the model cannot have.
+    """
+    length = max_length or config.block_size
+    if not 1 <= length <= config.block_size:
+        raise ValueError(
+            f"max_length={max_length}: must be from 1 to the model's block_size={config.block_size}"
+        )
+    return length
+
+
 class KVCache:
     """Keys and values of the tokens that a model has read. It is preallocated and belongs to the caller; a
     forward pass advances it once.
@@ -32,9 +45,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.max_length = max_length or config.block_size
-        if self.max_length > config.block_size:
-            raise ValueError(f"max_length={max_length} is over the model's block_size={config.block_size}")
+        self.max_length = checked_length(config, max_length)
         shape = (config.n_layer, batch_size, config.kv_heads, self.max_length, config.head_dim)
         self.k = torch.empty(shape, device=device, dtype=dtype)  # nothing is read before it is written
         self.v = torch.empty(shape, device=device, dtype=dtype)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from shared.devices import device_of
 from shared.models.attention import CausalSelfAttention
-from shared.models.cache import KVCache
+from shared.models.cache import KVCache, checked_length
 from shared.models.gpt import GPT, MLP, Block
 from shared.models.layers import Linear, RMSNorm, RMSNormPlusOne
 from shared.models.rotary import Rotary
@@ -156,7 +156,7 @@ class _Translation:
             if module.packed.kernel != "native":
                 raise NotForC(f"its {module.packed.settings['scheme']} weights are not in the order for C")
             matrix = module.packed.matrix()
-            self.kept.append(module.packed)
+            self.kept.append(matrix)
             bias = module.bias if isinstance(module, QuantizedLinear) else None
         elif type(module) in (Linear, nn.Linear, nn.Embedding):
             assert isinstance(module, nn.Linear | nn.Embedding)
@@ -198,14 +198,14 @@ class _Translation:
     def _norm(self, norm: nn.Module | None) -> _Norm:
         if norm is None:
             return _Norm()
-        if not isinstance(norm, nn.LayerNorm | nn.RMSNorm) or norm.weight is None:
+        known = type(norm) in (nn.LayerNorm, nn.RMSNorm, RMSNorm, RMSNormPlusOne)
+        if not known or norm.weight is None:
             raise NotForC(f"it has a {type(norm).__name__}")
+        assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
         weight = norm.weight.float()
         bias = None
         if isinstance(norm, nn.LayerNorm) and norm.bias is not None:
             bias = self._address(norm.bias.float())
-        if type(norm) not in (nn.LayerNorm, nn.RMSNorm, RMSNorm, RMSNormPlusOne):
-            raise NotForC(f"it has a {type(norm).__name__}")
         plus_one = isinstance(norm, RMSNormPlusOne)
         return _Norm(
             weight=self._address(1 + weight if plus_one else weight),
@@ -285,11 +285,7 @@ class Decoder:
     ):
         _check_forward(model)
         config = model.config
-        self.max_length = max_length or config.block_size
-        if not 1 <= self.max_length <= config.block_size:
-            raise ValueError(
-                f"max_length={max_length}: must be from 1 to the model's block_size={config.block_size}"
-            )
+        self.max_length = checked_length(config, max_length)
         self._forward = _library().forward
         self._translation = _Translation(model, adapters)
         self._model = model
@@ -311,9 +307,11 @@ class Decoder:
         """Reads the next tokens of some slots, each given once, and returns logits in their order.
 
         new: slots, each with at least one token. Returns fp32 [len(new), vocab_size], what follows the last
-        token of each; with `every`, what follows each token, [tokens, vocab_size]. Raises ValueError where
-        they do not fit.
+        token of each; with `every`, what follows each token, [tokens, vocab_size]. Raises ValueError for
+        tokens that do not fit, ids outside the vocabulary, no tokens, and slots that are not there or are
+        given twice.
         """
+        self._check_slots([slot for slot, _ in new])
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
@@ -321,6 +319,8 @@ class Decoder:
         wanted: list[bool] = []
         for slot, tokens in new:
             length, count = self.lengths[slot], len(tokens)
+            if not count or length < 0:
+                raise ValueError(f"slot {slot} holds {length} tokens and is given {count}: give at least one")
             if length + count > self.max_length:
                 raise ValueError(
                     f"a slot holds {length} of {self.max_length} tokens, and {count} more do not fit"
@@ -347,19 +347,39 @@ class Decoder:
             self.lengths[slot] += len(tokens)
         return logits
 
+    def _check_slots(self, slots: Sequence[int]) -> None:
+        """Raises ValueError for slots that are not there, where C would write into other memory, or are given
+        twice.
+        """
+        count = len(self._changes)
+        if len(self.lengths) != count or not all(0 <= slot < count for slot in slots):
+            raise ValueError(f"slots {list(slots)}: this decoder's are numbered from 0 to {count - 1}")
+        if len(set(slots)) < len(slots):
+            raise ValueError(f"slots {list(slots)}: each can be given once")
+
     def use_adapter(self, slot: int, name: str | None) -> None:
         """From here on this slot's tokens go through the adapter of this name alone, None being the base;
         instead of those in use.
         """
+        self._check_slots([slot])
         self._changes[slot] = -1 if name is None else 1 + self._translation.adapters.index(name)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Makes `target` hold the first `length` tokens of `source`."""
+        self._check_slots([source])
+        self._check_slots([target])
         head_dim = self._k.size(3) // self._places
         whole = PANEL * -(-length // PANEL)  # keys lie in panels
         for tensor, count in ((self._k, whole * head_dim), (self._v, length * head_dim)):
             tensor[:, target, :, :count] = tensor[:, source, :, :count]
         self.lengths[target] = length
+
+    def clear(self, slot: int) -> None:
+        """Forgets all that a slot holds."""
+        self.lengths[slot] = 0
+
+    def close(self) -> None:
+        """Does nothing: the model is as it was."""
 
 
 @register_reader

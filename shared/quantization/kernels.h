@@ -47,7 +47,6 @@ typedef Halves AnyHalves __attribute__((aligned(2), may_alias));
 
 INLINE Floats load(const float *from) { return *(const AnyFloats *)from; }
 INLINE void store(float *to, Floats values) { *(AnyFloats *)to = values; }
-INLINE Floats all(float value) { return value - (Floats){0}; }
 
 /* bfloat16 is the upper half of a float. */
 INLINE Floats load_halves(const uint16_t *from) {

@@ -44,6 +44,9 @@ class Change(ctypes.Structure):
 class Matrix(ctypes.Structure):
     """A weight, as kernels.h has it."""
 
+    points_to: tuple[Tensor, ...] = ()
+    """Tensors that must not be freed before it."""
+
     _fields_ = [
         ("kind", c_int32),
         ("n_out", c_int32),

@@ -237,14 +237,20 @@ class PackedWeight(nn.Module):
         raise NotImplementedError
 
     def _as_matrix(self, group_size: int, scale: Tensor) -> native.Matrix:
-        return native.Matrix(
+        codes = self._buffer("codes")
+        matrix = native.Matrix(
             kind=native.KINDS[self.settings["scheme"]],
             n_out=self.out_features,
             n_in=self.in_features,
             group=group_size,
-            codes=self._buffer("codes").data_ptr(),
+            codes=codes.data_ptr(),
             scale=scale.data_ptr(),
         )
+        matrix.points_to = (
+            codes,
+            scale,
+        )  # which lie there as long as it does, whatever becomes of the buffers
+        return matrix
 
     def torch_product(self, x: Tensor) -> Tensor:
         """x · weightᵀ by PyTorch's operation for packed weights: bfloat16 [n, in_features] -> [n,

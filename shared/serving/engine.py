@@ -30,7 +30,7 @@ from shared.models.gpt import GPT
 from shared.runtime import one_thread
 from shared.sampling.generate import check_ids, sample, split_at_stop
 from shared.serving.generation import REASONS, Generation, Request, Token
-from shared.serving.reading import ROWS, TorchReader, slot_reader
+from shared.serving.reading import ROWS, slot_reader
 
 log = logging.getLogger(__name__)
 
@@ -202,8 +202,7 @@ class Engine:
         if self._thread:
             self._thread.join()
         self.step()
-        if isinstance(self._reader, TorchReader):
-            self._reader.close()
+        self._reader.close()
 
     def _wake(self) -> None:
         with self._changed:
@@ -284,8 +283,7 @@ class Engine:
     def _spoilt(self, slot: _Slot) -> None:
         """What the slot holds may not be finite: nothing of it is used again."""
         slot.reusable = 0
-        if isinstance(self._reader, TorchReader):
-            self._reader.cache.clear(slot.index)
+        self._reader.clear(slot.index)
 
     def _admit(self) -> None:
         """Gives waiting requests the slots that are free."""
@@ -341,8 +339,7 @@ class Engine:
         request = generation.request
         start = len(slot.tokens)
         chunk = list(request.prompt[start : start + self.chunk])
-        every = request.score_prompt or isinstance(self._reader, TorchReader)
-        logits = self._reader.read([(slot.index, chunk)], every=every)
+        logits = self._reader.read([(slot.index, chunk)], every=request.score_prompt)
         self.prompt_tokens += len(chunk)
         generation.read += len(chunk)
         slot.tokens += chunk

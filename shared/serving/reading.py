@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from shared.adapters.attach import adapters_by_row, adapters_of
+from shared.models.cache import checked_length
 from shared.models.gpt import GPT
 from shared.registry import SlotReader, fast_reader
 from shared.serving.slots import SlotCache
@@ -54,12 +55,13 @@ class TorchReader:
         self._row_adapters_set = ExitStack()
 
     def read(self, new: Sequence[tuple[int, Sequence[int]]], every: bool = False) -> Tensor:
-        """As `SlotReader.read`: with `every` a part of one prompt, else one token of each of some texts."""
-        if every:
-            ((slot, tokens),) = new
-            logits = self._forward([tokens], slot, [self.lengths[slot]])[0]
-        else:
+        """As `SlotReader.read`, of a part of one prompt, or of one token of each of some texts."""
+        ((slot, tokens), *more) = new
+        if more or len(tokens) == 1:
             logits = self._one_of_each(new)
+        else:
+            logits = self._forward([tokens], slot, [self.lengths[slot]])[0]
+            logits = logits if every else logits[-1:]
         for slot, tokens in new:
             self.lengths[slot] += len(tokens)
         return logits
@@ -95,6 +97,11 @@ class TorchReader:
         """From here on this slot's tokens go through the adapter of this name, None being the model alone."""
         self.adapters[slot] = name
 
+    def clear(self, slot: int) -> None:
+        """Forgets all that a slot holds, also values that are not finite."""
+        self.cache.clear(slot)
+        self.lengths[slot] = 0
+
     def close(self) -> None:
         """Leaves the model as it was."""
         self._row_adapters_set.close()
@@ -104,9 +111,6 @@ def slot_reader(model: GPT, slots: int, max_length: int | None) -> SlotReader:
     """The fastest reader that there is for this model. Raises ValueError for a `max_length` that the model
     cannot have.
     """
-    block_size = model.config.block_size
-    max_length = max_length or block_size
-    if not 1 <= max_length <= block_size:
-        raise ValueError(f"max_length={max_length}: must be from 1 to the model's block_size={block_size}")
+    max_length = checked_length(model.config, max_length)
     fast = fast_reader(model, slots, max_length, tuple(adapters_of(model)))
     return fast or TorchReader(model, slots, max_length)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shared.models.cache import checked_length
 from shared.models.gpt import GPTConfig
 
 KEYS = 64
@@ -40,11 +41,7 @@ class SlotCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.max_length = max_length or config.block_size
-        if not 1 <= self.max_length <= config.block_size:
-            raise ValueError(
-                f"max_length={max_length}: must be from 1 to the model's block_size={config.block_size}"
-            )
+        self.max_length = checked_length(config, max_length)
         # One place more than a text needs: idle rows, which only fill a batch, are written there.
         places = KEYS * math.ceil((self.max_length + 1) / KEYS)
         shape = (config.n_layer, slots, config.kv_heads, places, config.head_dim)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from shared.devices import device_of
+from shared.models.cache import checked_length
 from shared.models.gpt import GPT, GPTConfig
 from shared.sampling.generate import NEW_TOKENS, Row, Sampling, check_new_tokens, check_prompt
 from shared.serving.slots import KEYS
@@ -48,11 +49,7 @@ class StaticCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.max_length = max_length or config.block_size
-        if not 1 <= self.max_length <= config.block_size:
-            raise ValueError(
-                f"max_length={max_length}: must be from 1 to the model's block_size={config.block_size}"
-            )
+        self.max_length = checked_length(config, max_length)
         self.places = KEYS * math.ceil(self.max_length / KEYS)  # fast kernels want rows of even addresses
         shape = (batch_size, config.kv_heads, self.places, config.head_dim)
         # Hidden keys are read too, and multiplied by zero: they must not be NaN.

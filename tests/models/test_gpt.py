@@ -223,7 +223,7 @@ def test_a_full_cache_raises_and_says_what_to_do():
 
 
 def test_a_cache_longer_than_the_model_is_refused():
-    with pytest.raises(ValueError, match="max_length=33 is over the model's block_size=32"):
+    with pytest.raises(ValueError, match="max_length=33: must be from 1 to the model's block_size=32"):
         KVCache(GPTConfig(**OURS), max_length=33)
 
 

@@ -20,6 +20,7 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.quantization import native, quantize
 from shared.quantization.decoder import Decoder, NotForC, native_reader
 from shared.quantization.modules import QuantizedLinear
+from shared.quantization.packing import PackedWeight
 from shared.registry import fast_reader
 from shared.sampling import generate
 from tests.family_configs import DYNAMIC, FAMILIES, MISTRAL
@@ -198,6 +199,46 @@ def test_a_text_that_does_not_fit_is_refused_and_nothing_is_read():
     assert decoder.lengths == [0, 8]
     with pytest.raises(ValueError, match="max_length=33: must be from 1 to the model's block_size=32"):
         Decoder(gpt(UNTIED), max_length=33)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ([(2, [1])], "slots .2.: this decoder's are numbered from 0 to 1"),
+        ([(0, [1]), (-1, [1])], "slots .0, -1.: this decoder's are numbered"),
+        ([(1, [1]), (1, [2])], "slots .1, 1.: each can be given once"),
+        ([(0, [1]), (1, [])], "slot 1 holds 0 tokens and is given 0: give at least one"),
+    ],
+    ids=["beyond", "negative", "twice", "empty"],
+)
+def test_what_would_lie_in_other_memory_is_refused(new, message):
+    decoder = Decoder(gpt(UNTIED), slots=2)
+    with pytest.raises(ValueError, match=message):
+        decoder.read(new)
+    assert decoder.lengths == [0, 0]
+    with pytest.raises(ValueError, match="numbered from 0 to 1"):
+        decoder.copy(0, 2, 1)
+    decoder.lengths[0] = -1
+    with pytest.raises(ValueError, match="slot 0 holds -1 tokens"):
+        decoder.read([(0, [1])])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
+def test_it_reads_on_where_the_models_tensors_become_others(scheme):
+    options = {"group_size": 32} if scheme == "nf4" else {}
+    model = quantize(gpt(UNTIED), scheme, say=quiet, kernels=("native",), **options)
+    ids = random_ids(UNTIED.vocab_size, 30)
+    decoder = Decoder(model)
+    before = decoder.read([(0, ids)])
+    model.load_state_dict(model.state_dict())
+    for module in model.modules():
+        if isinstance(module, PackedWeight):
+            module._apply(lambda tensor: tensor.clone())
+            for name, tensor in module.named_buffers(recurse=False):
+                module.register_buffer(name, tensor.clone())
+    garbage = [torch.full((n, 16), torch.nan) for n in range(1, 400)]
+    decoder.lengths[0] = 0
+    assert torch.equal(decoder.read([(0, ids)]), before) and garbage
 
 
 @pytest.mark.parametrize("bad", [-1, 53, 2**31])
