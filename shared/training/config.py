@@ -52,7 +52,7 @@ class TrainConfig:
     checkpoint_every: int = 250
     patience: int | None = None
     """Stop early, after so many evaluations in a row without a new lowest validation loss; none: never."""
-    fused: bool = False
+    fused: bool = True
     """On a CPU in fp32: compute what can be fused in C (`fused.c`), where there is a compiler for it. The
     results differ by rounding; `fuse` says which operations.
     """

@@ -115,8 +115,7 @@ def test_far_numbers_saturate_and_whoever_sees_a_nan_becomes_one():
     torch.testing.assert_close(y, nn.functional.silu(gate), equal_nan=True)
     q = torch.zeros(1, 40, 8)
     q[0, 3] = float("nan")
-    nothing = (None, None, None, None)
-    out = fused.causal_attention(fused.Heads(2, 2, 4, 0.5), q, q, q, *nothing)
+    out = fused.causal_attention(fused.Heads(2, 2, 4, 0.5), q, q, q, None, None, None, None)
     assert out[0, 3:].isnan().all()
 
 

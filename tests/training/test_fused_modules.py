@@ -183,8 +183,7 @@ def test_with_adapters_the_gradients_are_those_of_the_adapters():
 # ---- training
 
 CORPUS = random_corpus(20)
-FUSED = replace(QUICK, fused=True)
-MUON = replace(FUSED, optimizer="muon", steps=20, eval_every=20, warmup_steps=2)
+MUON = replace(QUICK, optimizer="muon", steps=20, eval_every=20, warmup_steps=2)
 SHAPE = dict(norm="rmsnorm", position="rope", mlp="swiglu", bias=False, qk_norm=True)
 
 
@@ -236,7 +235,7 @@ def test_a_fused_training_that_is_resumed_equals_one_that_was_left_alone(tmp_pat
 
 @COMPILED
 def test_the_checkpoint_is_that_of_any_model(tmp_path):
-    trainer = Trainer(small_gpt(CORPUS, **SHAPE), CORPUS, FUSED, checkpoints=tmp_path)
+    trainer = Trainer(small_gpt(CORPUS, **SHAPE), CORPUS, QUICK, checkpoints=tmp_path)
     trainer.fit()
     loaded = checkpoint.load(tmp_path / "last", device="cpu").model
     assert all(map(torch.equal, weights(loaded), weights(trainer.model)))
@@ -258,7 +257,7 @@ def test_a_training_with_nothing_to_fuse_says_nothing(monkeypatch):
     monkeypatch.setattr("shared.training.fusing.why_unfused", lambda: pytest.fail("asked for a compiler"))
     from shared.models.bigram import BigramConfig, BigramModel
 
-    trainer = Trainer(BigramModel(BigramConfig(20)), CORPUS, FUSED)
+    trainer = Trainer(BigramModel(BigramConfig(20)), CORPUS, QUICK)
     assert trainer.fusion.message is None
 
 
