@@ -287,7 +287,6 @@ typedef struct {
 
        m <- m + (1 - momentum) (gradient - m),  u = gradient + momentum (m - gradient)
        parameter <- (1 - rate decay) parameter - rate s orthogonalize(u) */
-
 static int update(muon_matrix p, int steps, float rate, float momentum, float decay) {
     const long tall = p.rows > p.columns ? p.rows : p.columns;
     const long wide = p.rows > p.columns ? p.columns : p.rows;
@@ -507,7 +506,7 @@ static void turn_queries(const attention_input *in, block b, float *queries, lon
         turn(in, in->q_weight, i, in->q + query_at(in, b.text, i, b.head), queries + (i - b.start) * width);
 }
 
-/* A head's rows [time, head_dim] as columns of to [head_dim, length]. */
+/* A row of a head [head_dim] as a column of to [head_dim, length]. */
 static inline void as_column(const float *row, long dim, long place, float *to, long length) {
     for (long c = 0; c < dim; c++) to[c * length + place] = row[c];
 }

@@ -105,11 +105,13 @@ def fused_attention(
     cache: Cache | None = None,
     layer: int = 0,
 ) -> Tensor:
-    """`CausalSelfAttention.forward`."""
+    """`CausalSelfAttention.forward`. Without norms and a rotation it is one operation in PyTorch already."""
     known = attention_as_heads(module, rotate, cache)
     if known is None or not can_compute(x):
         return CausalSelfAttention.forward(module, x, rotate, cache, layer)
     heads, more = known
+    if all(tensor is None for tensor in more):
+        return CausalSelfAttention.forward(module, x, rotate, cache, layer)
     q, k, v = module.q_proj(x), module.k_proj(x), module.v_proj(x)
     if not module.norms_heads and module.q_norm is not None and module.k_norm is not None:
         q, k = module.q_norm(q), module.k_norm(k)
@@ -132,8 +134,9 @@ def weights_of_branches(block: Block) -> tuple[list[Tensor], list[Tensor]] | Non
     linears = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     if any(type(linear) is not Linear or linear.bias is not None for linear in linears):
         return None
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in block.modules()):
-        return None
+    for part in block.modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return None
     weights: list[Tensor] = [linear.weight for linear in linears]
     return weights[:4], weights[4:]
 
@@ -154,7 +157,7 @@ def fused_block(block: Block, x: Tensor, rotate: Rotation | None, cache: Cache |
 
 
 register_fused(Block, "forward", fused_block)
-register_fused(RMSNorm, "forward", fused_norm)
+register_fused(RMSNorm, "forward", fused_norm, is_reason=True)
 register_fused(MLP, "forward", fused_mlp)
-register_fused(Rotary, "at", rotation_with_tables)
+register_fused(Rotary, "at", rotation_with_tables, is_reason=True)
 register_fused(CausalSelfAttention, "forward", fused_attention)

@@ -22,13 +22,19 @@ FORMS: dict[type[nn.Module], tuple[str, Callable[..., Any]]] = {}
 """By class: the method that is exchanged, and a function (module, *its arguments). Filled by
 `register_fused`.
 """
+REASONS: set[type[nn.Module]] = set()
+"""The classes for which a model is fused: one that has none of them would gain nothing."""
 
 
-def register_fused(kind: type[nn.Module], method: str, function: Callable[..., Any]) -> None:
+def register_fused(
+    kind: type[nn.Module], method: str, function: Callable[..., Any], *, is_reason: bool = False
+) -> None:
     """Makes a function known that computes what `method` of modules of exactly this class does. It calls that
-    method where it cannot.
+    method where it cannot. is_reason: whether a model is fused for such modules alone.
     """
     FORMS[kind] = (method, function)
+    if is_reason:
+        REASONS.add(kind)
 
 
 @contextmanager
@@ -75,7 +81,7 @@ class Fusion:
         """As the settings and the machine allow it. A compiled model is the compiler's to fuse."""
         muon = config.optimizer == "muon"
         plain = precision.dtype == torch.float32 and not processes.compile_model
-        modules = plain and any(type(module) in FORMS for module in model.modules())
+        modules = plain and any(type(module) in REASONS for module in model.modules())
         if not config.fused or device.type != "cpu" or not (muon or modules):
             return cls()
         reason = why_unfused()

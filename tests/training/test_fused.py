@@ -145,7 +145,10 @@ def test_a_block_gives_the_same_bits_with_any_number_of_threads(two_threads):
         out = fused.causal_attention(fused.Heads(4, 4, 8, 0.3, None, 1e-5), *leaves, None, None)
         normed = fused.rms_norm(out, leaf(32, seed=5), 1e-5)
         products = fused.linear(out.detach(), leaf(40, 32, seed=6).detach())
-        return [out, products, *torch.autograd.grad(normed.sum(), leaves)]
+        gates = [leaf(1003, seed=7), leaf(1003, seed=8)]
+        gated = fused.gated_silu(*gates)
+        of_gates = torch.autograd.grad(gated.sum(), gates)
+        return [out, products, gated, *of_gates, *torch.autograd.grad(normed.sum(), leaves)]
 
     of_two = result()
     torch.set_num_threads(1)
