@@ -54,7 +54,12 @@ RECIPES = {
     ),
 }
 """By model: as week 4 trains it."""
-WAYS = {"fused": (True, False), "not fused": (False, False), "compiled": (False, True)}
+WAYS = {
+    "fused": (True, False),
+    "not fused": (False, False),
+    "compiled": (False, True),
+    "compiled, Muon in C": (True, True),
+}
 """Whether C and whether torch.compile computes what it can."""
 
 
@@ -257,7 +262,9 @@ def main(settings: Settings) -> None:
     """Prints the times of a step, and their ratios."""
     train = replace(RECIPES[settings.model], steps=10**6)
     config = GPTConfig.preset(settings.model, block_size=train.block_size)
-    names = [way for way in WAYS if way != "compiled" or settings.compiled]
+    names = [way for way, (fused, compiled) in WAYS.items() if settings.compiled or not compiled]
+    if train.optimizer != "muon":
+        names = [way for way in names if "Muon" not in way]
     ways = {name: OurSteps(config, train, name) for name in names}
     for way in ways.values():
         way.take(5)

@@ -355,8 +355,9 @@ def causal_attention(heads: Heads, q: Tensor, k: Tensor, v: Tensor, *more: Maybe
 
     more: the weights [head_dim] of an RMSNorm of each head's queries, and of its keys, or None and None;
     cosines and sines [time, rope_dim] by which they are then rotated, as in `shared.models.rotary`, or None
-    and None.
+    and None. Without all these, nothing.
     """
+    more = more or (None, None, None, None)
     return _Attention.apply(heads, q, k, v, *more)
 
 

@@ -115,7 +115,7 @@ def test_far_numbers_saturate_and_whoever_sees_a_nan_becomes_one():
     torch.testing.assert_close(y, nn.functional.silu(gate), equal_nan=True)
     q = torch.zeros(1, 40, 8)
     q[0, 3] = float("nan")
-    out = fused.causal_attention(fused.Heads(2, 2, 4, 0.5), q, q, q, None, None, None, None)
+    out = fused.causal_attention(fused.Heads(2, 2, 4, 0.5), q, q, q)
     assert out[0, 3:].isnan().all()
 
 
@@ -142,7 +142,7 @@ def test_products_of_any_size_are_right_and_are_added(rows, inputs, outputs, mon
 def test_a_block_gives_the_same_bits_with_any_number_of_threads(two_threads):
     def result() -> list[torch.Tensor]:
         leaves = [leaf(3, 70, 32, seed=s) for s in range(3)] + [leaf(8, seed=s) for s in (3, 4)]
-        out = fused.causal_attention(fused.Heads(4, 4, 8, 0.3, None, 1e-5), *leaves, None, None)
+        out = fused.causal_attention(fused.Heads(4, 4, 8, 0.3, eps=1e-5), *leaves, None, None)
         normed = fused.rms_norm(out, leaf(32, seed=5), 1e-5)
         products = fused.linear(out.detach(), leaf(40, 32, seed=6).detach())
         gates = [leaf(1003, seed=7), leaf(1003, seed=8)]
