@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared import checkpoint
+from shared import checkpoint, compiled
 from shared.adapters import LoRAConfig, add_lora
 from shared.evaluation import cross_entropy
 from shared.models.bigram import BigramConfig, BigramModel
@@ -17,7 +17,7 @@ from shared.training import Callback, TrainConfig, Trainer, fuse, fused, fused_m
 from shared.training.distributed import Processes
 from shared.training.precision import precision
 from tests.training.helpers import QUICK, random_corpus, small_gpt, timeless, weights
-from tests.training.test_fused import COMPILED
+from tests.training.test_fused import COMPILED, trained_by_muon
 
 MINI = GPTConfig.preset("mini", vocab_size=13, block_size=24, n_layer=2, n_head=2, n_embd=32)
 CONFIGS = {
@@ -85,6 +85,30 @@ def test_the_products_of_a_block_are_right_by_c_and_by_pytorch(own, monkeypatch)
         assert abs(loss - exact) < 1e-5
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@COMPILED
+@pytest.mark.parametrize("flags", [[], ["-march=native", "-mno-avx512f"]], ids=["plain", "narrower"])
+def test_the_c_for_other_processors_computes_the_same(flags, monkeypatch, tmp_path):
+    """Other registers have other tiles. A compiler that does not know the second flags takes none."""
+    monkeypatch.setenv("LLM_WEEKS_DATA", str(tmp_path))
+    monkeypatch.setattr(compiled, "FLAGS", (flags, []))
+    monkeypatch.setattr(fused, "has_own_products", lambda inputs, outputs: True)
+    fused.fused_library.cache_clear()
+    try:
+        for name in ("mini", "an odd head, an odd width"):
+            model = shaken(CONFIGS[name])
+            exact, of_exact = loss_and_gradients(deepcopy(model).double(), 24)
+            with fuse(model):
+                loss, gradients = loss_and_gradients(model, 24)
+            assert abs(loss - exact) < 1e-5
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
+        for got, want in zip(trained_by_muon(fused=True), trained_by_muon()):
+            torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+    finally:
+        fused.fused_library.cache_clear()
 
 
 @COMPILED
