@@ -145,7 +145,8 @@ def measure_tricks(
     reason = cannot(tricks, device)
     if reason is not None:
         return reason
-    train = replace(train, batch_size=tricks.batch * train.batch_size)
+    # PyTorch's operations alone: fused.c would compute several rungs at once, attention among them
+    train = replace(train, batch_size=tricks.batch * train.batch_size, fused=False)
     with carried_out(tricks):
         costs = [
             measure_training(

@@ -42,7 +42,8 @@ TARGET = 1.886  # what nanoGPT's CPU recipe reaches on tinyshakespeare
 PHRASE = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
 
-# nanoGPT's model, with AdamW's rate and schedule tuned for this target as the modern recipe's were.
+# nanoGPT's model, with AdamW's rate and schedule tuned for this target as the modern recipe's were. Both are
+# computed by PyTorch alone: of the classic blocks there is nothing in C, and kernels are not the question.
 CLASSIC = Recipe(
     GPTConfig.preset("nano"),
     TrainConfig(
@@ -56,6 +57,7 @@ CLASSIC = Recipe(
         beta2=0.99,
         eval_every=100,
         checkpoint_every=2500,
+        fused=False,
     ),
 )
 MODERN = Recipe(
@@ -76,6 +78,7 @@ MODERN = Recipe(
         grad_clip=0.0,
         eval_every=10,
         checkpoint_every=1000,
+        fused=False,
     ),
 )
 
