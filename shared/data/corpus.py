@@ -226,8 +226,13 @@ def _corpus(
     return Corpus(name, tokenizer, train, val)
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """What ids of such a vocabulary are kept as: uint16, or uint32 where they need more."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
 def _tokens(text: str, tokenizer: Tokenizer, say: Callable[[str], None]) -> np.ndarray:
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    dtype = token_dtype(tokenizer.vocab_size)
     layout = LAYOUT.format(dtype).encode()
     text_hash = hashlib.sha256(text.encode()).digest()
     key = hashlib.sha256(layout + tokenizer.fingerprint.encode() + text_hash).hexdigest()[:16]

@@ -3,10 +3,11 @@
     python -m shared.data.shards --source fineweb-edu --out data/fineweb-edu --tokens 10M
     corpus = open_shards("data/fineweb-edu")  # as the Trainer takes it
 
-A shard is a file of uint16 tokens. The folder holds `val_00000.bin`, the first documents of the source, then
-`train_00000.bin` and so on; the tokenizer; and `shards.json`, which names each shard with its sum. A file
-that it doesn't name does not count: a run that was killed goes on after the last whole shard. Each document
-begins with <|endoftext|>, and none is cut: a shard ends with the document that fills it.
+A shard is a file of tokens: uint16, or uint32 where the vocabulary has more than 65,536. The folder holds
+`val_00000.bin`, the first documents of the source, then `train_00000.bin` and so on; the tokenizer; and
+`shards.json`, which names each shard with its sum. A file that it doesn't name does not count: a run that was
+killed goes on after the last whole shard. Each document begins with <|endoftext|>, and none is cut: a shard
+ends with the document that fills it.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from shared.assets import sha256
 from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
-from shared.data.corpus import Corpus
+from shared.data.corpus import Corpus, token_dtype
 from shared.data.sources import clean, describe_source, stream_documents
 from shared.runtime import read_json, write_atomically, write_json
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
@@ -44,7 +45,6 @@ from shared.tokenizers.bpe import END_OF_TEXT
 INDEX = "shards.json"
 FORMAT = 1
 GROUP = 1 << 18  # characters that a process is handed at a time
-TOKEN = np.dtype("<u2")
 
 
 def token_count(text: str) -> int:
@@ -85,7 +85,7 @@ class ShardConfig:
     val_tokens: Annotated[int, TOKENS] = 10**6
     """The validation split: the source's first documents, until they have so many tokens."""
     shard_tokens: Annotated[int, TOKENS] = 10**8
-    """Tokens in a training shard; the run needs about four bytes of memory for each."""
+    """Tokens in a training shard; the run needs about twice a token's bytes of memory for each."""
     tokenizer: str | None = None
     """A tokenizer's JSON file; none takes GPT-2's."""
     column: str = "text"
@@ -122,11 +122,12 @@ def _encode(
 ) -> list[tuple[int, np.ndarray, int]]:
     """Of each document that isn't dropped its row, its tokens, and its text's bytes: what a process does."""
     tokenizer = _tokenizer(path, fingerprint)
+    end, dtype = tokenizer.special_tokens[END_OF_TEXT], token_dtype(tokenizer.vocab_size)
     encoded = []
     for row, text in group:
         text = clean(text, wikitext)
         if len(text) >= min_chars:
-            ids = np.array([tokenizer.special_tokens[END_OF_TEXT], *tokenizer.encode(text)], TOKEN)
+            ids = np.array([end, *tokenizer.encode(text)], dtype)
             encoded.append((row, ids, len(text.encode())))
     return encoded
 
@@ -189,9 +190,9 @@ def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, 
     """Writes the shards of a source, or goes on with those in the folder; returns what `shards.json` holds.
 
     tokenizer: None takes the config's. Killed at any moment and run again, the files are those of a run in
-    one go. Raises ValueError for a tokenizer without <|endoftext|> or of more than 65,536 tokens, a source
-    that cannot be read or is too short, and a folder that was begun with other settings, another tokenizer or
-    other files (told apart by name and size; on the hub, by commit).
+    one go. Raises ValueError for a tokenizer without <|endoftext|>, a source that cannot be read or is too
+    short, and a folder that was begun with other settings, another tokenizer or other files (told apart by
+    name and size; on the hub, by commit).
     """
     if tokenizer is None:
         tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else gpt2_tokenizer()
@@ -226,11 +227,6 @@ def _check_tokenizer(tokenizer: Tokenizer) -> None:
         raise ValueError(
             f"the tokenizer ({type(tokenizer).__name__}) has no special token {END_OF_TEXT}, which goes"
             " between documents"
-        )
-    if tokenizer.vocab_size > 2**16:
-        raise ValueError(
-            f"a vocabulary of {tokenizer.vocab_size:,} tokens does not fit in uint16: at most 65,536 do (ids"
-            " 0 to 65,535)"
         )
 
 
@@ -279,7 +275,7 @@ def _begin(folder: Path, config: ShardConfig, tokenizer: Tokenizer) -> dict[str,
                 " choose another --out, or delete it"
             )
         for shard in old["shards"]:
-            _map(folder, shard, verify=True)
+            _map(folder, shard, token_dtype(old["tokenizer"]["vocab_size"]), verify=True)
         return old
     index = {"format": FORMAT, **new, "complete": False, "shards": []}
     tokenizer.save(folder / "tokenizer.json")
@@ -351,32 +347,35 @@ def _read_index(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _map(folder: Path, shard: dict, verify: bool) -> np.ndarray:
+def _map(folder: Path, shard: dict, dtype: np.dtype, verify: bool) -> np.ndarray:
     path = folder / shard["file"]
-    size = shard["tokens"] * TOKEN.itemsize
+    size = shard["tokens"] * dtype.itemsize
     whole = path.is_file() and path.stat().st_size == size
     if not whole or (verify and sha256(path) != shard["sha256"]):
         raise ValueError(
             f"{path} is missing, cut or damaged (expected {size} bytes, sha256 {shard['sha256']}): delete"
             f" {folder} and make it again"
         )
-    return np.memmap(path, dtype=TOKEN, mode="r")
+    return np.memmap(path, dtype=dtype, mode="r")
 
 
 class ShardedTokens:
-    """Arrays of tokens, one after the other, as one long array uint16 [tokens] that can only be read.
+    """Arrays of tokens, one after the other, as one long array [tokens] that can only be read.
 
     Nothing of it is held in memory. Indexed with a number, a slice or integers of any shape; a window may
     begin in one shard and end in the next.
 
-    >>> tokens = ShardedTokens([np.array([1, 2, 3], TOKEN), np.array([4, 5], TOKEN)])
+    >>> tokens = ShardedTokens([np.array([1, 2, 3], np.uint16), np.array([4, 5], np.uint16)])
     >>> tokens[np.array([[1, 2], [3, -1]])].tolist(), tokens[2:4].tolist(), len(tokens)
     ([[2, 3], [4, 5]], [3, 4], 5)
     """
 
     def __init__(self, parts: Sequence[np.ndarray], fingerprint: str | None = None):
-        """fingerprint: of the contents, where it is known without reading them."""
+        """parts: at least one, all of one dtype. fingerprint: of the contents, where it is known without
+        reading them.
+        """
         self.parts = list(parts)
+        self.dtype = self.parts[0].dtype
         self.fingerprint = fingerprint
         self._starts = np.cumsum([0, *map(len, self.parts)])
 
@@ -396,7 +395,7 @@ class ShardedTokens:
             raise IndexError(f"index out of bounds: there are {len(self)} tokens")
         at = np.where(at < 0, at + len(self), at)
         which = np.searchsorted(self._starts, at, side="right") - 1
-        tokens = np.empty(at.shape, TOKEN)
+        tokens = np.empty(at.shape, self.dtype)
         for i in np.unique(which):
             here = which == i
             tokens[here] = self.parts[i][at[here] - self._starts[i]]
@@ -426,8 +425,9 @@ def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, verify: 
                 f" {made_with['vocab_size']} tokens) than the one {where} ({type(used).__name__},"
                 f" {used.vocab_size} tokens): use theirs, or make shards with yours"
             )
+    dtype = token_dtype(made_with["vocab_size"])
     val, train = (
-        ShardedTokens([_map(folder, shard, verify) for shard in shards], _fingerprint(shards))
+        ShardedTokens([_map(folder, shard, dtype, verify) for shard in shards], _fingerprint(shards))
         for shards in (index["shards"][:1], index["shards"][1:])
     )
     return Corpus(index["source"]["name"], own, train, val)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.data.corpus import Corpus, batches
+from shared.data.corpus import Corpus, batches, token_dtype
 from shared.evaluation import cross_entropy
 from shared.models.gpt import GPT, GPTConfig
 from shared.runtime import clock
@@ -196,7 +196,7 @@ def measure_training(
 
 def _random_tokens(vocab_size: int, count: int, seed: int) -> Corpus:
     tokenizer = CharTokenizer.train("".join(chr(0x10000 + i) for i in range(vocab_size)))
-    tokens = np.random.default_rng(seed).integers(vocab_size, size=count).astype(np.uint16)
+    tokens = np.random.default_rng(seed).integers(vocab_size, size=count).astype(token_dtype(vocab_size))
     return Corpus("random tokens", tokenizer, tokens, tokens)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -153,22 +154,28 @@ def test_a_source_with_nothing_left_to_train_on_is_refused(config, tmp_path, val
         open_shards(few.out)
 
 
-@pytest.mark.slow
-def test_a_tokenizer_must_have_end_of_text_and_fit_in_uint16(config):
+def test_a_tokenizer_must_have_end_of_text(config):
     for tokenizer in (CharTokenizer("abc"), BPETokenizer.train("abc", 256)):
         with pytest.raises(
             ValueError, match=re.escape(f"{type(tokenizer).__name__}) has no special token {END_OF_TEXT}")
         ):
             build(config, tokenizer)
-    pairs = [(bytes([i // 256]), bytes([i % 256])) for i in range(2**16 - 256)]
-    with pytest.raises(
-        ValueError,
-        match=r"vocabulary of 65,537 tokens does not fit in uint16: at most 65,536 do \(ids 0 to 65,535\)",
-    ):
-        build(config, BPETokenizer(pairs, special_tokens=(END_OF_TEXT,)))
     assert not Path(config.out).exists()
-    build(config, BPETokenizer(pairs[1:], special_tokens=(END_OF_TEXT,)))
-    assert open_shards(config.out).val[0] == 65535
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("last", "dtype"), [(65_535, np.uint16), (65_536, np.uint32)])
+def test_ids_take_two_bytes_where_they_fit_and_four_where_not(built, tmp_path, last, dtype):
+    config = replace(built, out=str(tmp_path / "wide"))
+    pairs = [(bytes([i // 256]), bytes([i % 256])) for i in range(last - 256)]
+    tokenizer = BPETokenizer(pairs, special_tokens=(END_OF_TEXT,))
+    build(config, tokenizer)
+    one, other = open_shards(config.out).val, open_shards(built.out).val
+    assert one[0] == last and one[:].dtype == dtype
+    assert TOKENIZER.decode(other[:].tolist()).startswith(tokenizer.decode(one[:300].tolist()))
+    before = (Path(config.out) / "val_00000.bin").read_bytes()
+    assert build(config, tokenizer)["complete"]
+    assert (Path(config.out) / "val_00000.bin").read_bytes() == before
 
 
 def test_a_run_that_lost_the_hub_goes_on_with_the_commit_it_was_begun_with(config, tmp_path, monkeypatch):
