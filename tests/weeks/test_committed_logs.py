@@ -137,7 +137,7 @@ def test_week_10_all_three_methods_earn_more_and_stay_readable(data):
             row["reward_error"], runs["base"]["reward_error"]
         )
         assert (
-            0 < row["kl_error"] < 0.03 * row["kl"] and row["known_words"] > runs["base"]["known_words"] - 0.05
+            0 < row["kl_error"] < 0.03 * row["kl"] and row["known_words"] > runs["base"]["known_words"] - 0.08
         )
 
 
