@@ -87,12 +87,12 @@ MODERN = Recipe(
 class Settings(WeekSettings):
     ANSWERS_IN: ClassVar = ("run",)
 
-    model: GPTConfig = GPTConfig.preset("mini")
+    model: GPTConfig = GPTConfig.preset("mini", block_size=256)
     """The headline's model; its vocabulary is the text's."""
     train: TrainConfig = TrainConfig(
-        steps=2600,
-        batch_size=6,
-        block_size=128,
+        steps=3600,
+        batch_size=3,
+        block_size=256,
         optimizer="muon",
         lr=0.006,
         muon_lr=0.02,
@@ -100,11 +100,11 @@ class Settings(WeekSettings):
         schedule="linear",
         warmup_steps=30,
         final_lr=0.0,
-        weight_decay=0.0,
+        weight_decay=0.05,
         beta2=0.95,
         grad_clip=0.0,
-        eval_every=520,
-        checkpoint_every=520,
+        eval_every=900,
+        checkpoint_every=900,
     )
     classic: Recipe = CLASSIC
     """For --study speedrun."""
