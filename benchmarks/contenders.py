@@ -189,6 +189,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
+def count_alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """With how many equal tokens both begin."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
 def append_line(path: Path | None, row: Mapping[str, Any]) -> None:
     """Adds a line of JSON to a file; to none, if there is no path."""
     if path is not None:

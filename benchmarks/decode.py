@@ -31,6 +31,7 @@ from contenders import (
     Worker,
     append_line,
     busy_core,
+    count_alike,
     gguf_bytes,
     ratios,
     spread,
@@ -156,11 +157,6 @@ def check_texts(entries: dict[str, Entry], prompt: list[int], tokens: int) -> di
             )
         checked[name] = replace(entry, alike=alike)
     return checked
-
-
-def count_alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """With how many equal tokens both begin."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def pairs_of(entries: dict[str, Entry], schemes: Sequence[str]) -> list[tuple[str, str]]:

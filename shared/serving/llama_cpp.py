@@ -64,9 +64,9 @@ class LlamaCpp:
         self.process.terminate()
         self.process.communicate()
 
-    def tokens(self, prompt: list[int], new_tokens: int) -> list[int]:
-        """The likeliest tokens."""
-        return self._complete(prompt, new_tokens)["tokens"]
+    def tokens(self, prompt: list[int], new_tokens: int, *, ignore_ends: bool = True) -> list[int]:
+        """The likeliest tokens. ignore_ends: never one that ends a text; otherwise those up to such a one."""
+        return self._complete(prompt, new_tokens, ignore_ends)["tokens"]
 
     def times(self, prompt: list[int], new_tokens: int) -> list[float]:
         """The times of a contender of `shared.quantization.race`, by llama.cpp's own watch: without HTTP.
@@ -76,7 +76,7 @@ class LlamaCpp:
         first, rest = timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000
         return [0.0, *(first + rest * i / max(1, new_tokens - 1) for i in range(new_tokens))]
 
-    def _complete(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+    def _complete(self, prompt: list[int], new_tokens: int, ignore_ends: bool = True) -> dict[str, Any]:
         body = {
             "prompt": prompt,
             "n_predict": new_tokens,
@@ -86,7 +86,7 @@ class LlamaCpp:
             "repeat_penalty": 1.0,
             "cache_prompt": False,
             "return_tokens": True,
-            "ignore_eos": True,
+            "ignore_eos": ignore_ends,
         }
         answer = requests.post(f"{self.address}/completion", json=body, timeout=600)
         answer.raise_for_status()
