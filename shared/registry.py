@@ -59,6 +59,8 @@ class SlotReader(Protocol):
 
     lengths: list[int]
     """How many tokens each slot holds; a smaller number forgets the last ones."""
+    batch_invariant: bool
+    """Whether a token's logits have the same bits whatever else is read with it, of its slot or of others."""
 
     def read(self, new: Sequence[tuple[int, Sequence[int]]], every: bool = False) -> Tensor:
         """Reads the next tokens of some slots, each given once with at least one token.

@@ -280,6 +280,9 @@ class Decoder:
     length), and RuntimeError where there is no compiler.
     """
 
+    batch_invariant = True
+    """See `SlotReader`."""
+
     def __init__(
         self, model: GPT, slots: int = 1, max_length: int | None = None, *, adapters: Sequence[str] = ()
     ):

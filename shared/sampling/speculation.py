@@ -182,12 +182,12 @@ class Lookup(Speculation):
         self.longest = longest
         self.shortest = shortest
 
-    def proposer(self, max_new_tokens: int, use_cache: bool) -> Proposer:
+    def proposer(self, max_new_tokens: int = 0, use_cache: bool = True) -> "LookupProposer":
         """A table of the text's sequences."""
-        return _Sequences(self.k, range(self.longest, self.shortest - 1, -1))
+        return LookupProposer(self.k, range(self.longest, self.shortest - 1, -1))
 
 
-class _Sequences(Proposer):
+class LookupProposer(Proposer):
     """The places in a text that follow the first of each of its sequences of tokens.
 
     sizes: of the sequences, the longest first.
@@ -200,16 +200,21 @@ class _Sequences(Proposer):
         self._entered = 0  # the first place that is not in the table
 
     def propose(self, row: "Row", most: int) -> Proposal:
-        self._enter(row.tokens)
+        """As `following`."""
+        return Proposal(self.following(row.tokens, most))
+
+    def following(self, tokens: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens to follow a text, which has grown since the last call."""
+        self._enter(tokens)
         for size in self._sizes:
-            place = self._place_after.get(tuple(row.tokens[-size:]))
+            place = self._place_after.get(tuple(tokens[-size:]))
             if place is not None:
                 # What is proposed is copied on where the place is less than `most` from the end: a loop.
-                text = list(row.tokens)
+                text = list(tokens)
                 for source in range(place, place + most):
                     text.append(text[source])
-                return Proposal(text[len(row.tokens) :])
-        return Proposal()
+                return text[len(tokens) :]
+        return []
 
     def _enter(self, tokens: Sequence[int]) -> None:
         for place in range(self._entered, len(tokens)):

@@ -98,6 +98,8 @@ class Settings:
     """Tokens of a prompt and its text; none: the model's block_size."""
     chunk: int = 32
     """Tokens of a prompt that are read at a time."""
+    speculate: bool = True
+    """Write a text that is alone in fewer steps where it repeats what stands in it; it stays the same."""
     threads: int | None = None
     """Cores that compute; none: one for a small model, all for others."""
     grace: float = 30
@@ -260,6 +262,7 @@ def make_server(settings: Settings) -> CompletionServer:
         max_length=settings.max_length,
         chunk=settings.chunk,
         queue=settings.queue,
+        speculate=settings.speculate,
     )
     server = CompletionServer(
         engine,

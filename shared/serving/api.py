@@ -73,6 +73,7 @@ def create_app(
     max_length: int | None = None,
     chunk: int = 32,
     queue: int = 64,
+    speculate: bool = True,
     limits: Limits | None = None,
     api_key: str | None = None,
     hosts: Sequence[str] = (),
@@ -82,10 +83,10 @@ def create_app(
 ) -> FastAPI:
     """The app of a `CompletionServer`, which is at `app.state.server`.
 
-    slots, max_length, chunk, queue: as in `Engine`. All others: as in `CompletionServer`. Raises
+    slots, max_length, chunk, queue, speculate: as in `Engine`. All others: as in `CompletionServer`. Raises
     ValueError as both do.
     """
-    engine = Engine(model, slots, max_length=max_length, chunk=chunk, queue=queue)
+    engine = Engine(model, slots, max_length=max_length, chunk=chunk, queue=queue, speculate=speculate)
     server = CompletionServer(
         engine,
         tokenizer,

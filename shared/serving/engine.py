@@ -2,7 +2,9 @@
 
 A step reads one chunk of one waiting prompt, then writes one token of every text that is being written, all
 of them rows of one forward pass (continuous batching: Yu et al., "Orca", 2022; chunked prefill: Agrawal et
-al., "Sarathi-Serve", 2024). What a prompt has in common with one that was read before is not read again.
+al., "Sarathi-Serve", 2024). What a prompt has in common with one that was read before is not read again. A
+text that is alone gets several tokens in a step where it repeats what stands in it or in its prompt
+(`shared.sampling.speculation`).
 
     engine = Engine(model)
     for token in engine.submit(Request(ids, max_new_tokens=50, seed=1)):
@@ -29,6 +31,7 @@ from shared.checks import Checks
 from shared.models.gpt import GPT
 from shared.runtime import one_thread
 from shared.sampling.generate import check_ids, sample, split_at_stop
+from shared.sampling.speculation import Lookup
 from shared.serving.generation import REASONS, Generation, Request, Token
 from shared.serving.reading import ROWS, slot_reader
 
@@ -82,9 +85,10 @@ class Engine:
 
     max_length: tokens of a prompt and its text together; the model's block_size if not given. Memory: 2 ·
     n_layer · slots · n_kv_head · max_length · head_dim numbers. chunk: tokens of a prompt that are read at a
-    time, for which running texts wait. start: whether a thread calls `step`, or the caller does. The model
-    belongs to the engine from here on. Raises ValueError for settings out of range and a model that is no
-    GPT.
+    time, for which running texts wait. speculate: whether a text that is alone may be written several tokens
+    at a time; it stays the same, so this is done only where the reader is batch-invariant, as decoder.c is.
+    start: whether a thread calls `step`, or the caller does. The model belongs to the engine from here on.
+    Raises ValueError for settings out of range and a model that is no GPT.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Engine:
         max_length: int | None = None,
         chunk: int = 32,
         queue: int = 64,
+        speculate: bool = True,
         start: bool = True,
     ):
         if not isinstance(model, GPT):
@@ -111,6 +116,7 @@ class Engine:
         """Names that a request may give."""
         self.max_length = max_length or model.config.block_size
         self._reader = slot_reader(model, slots, max_length)
+        self._lookup = Lookup() if speculate and self._reader.batch_invariant else None
         self._slots = [_Slot(index) for index in range(slots)]
         self._waiting: deque[Generation] = deque()
         self._reading: deque[tuple[_Slot, Generation]] = deque()
@@ -120,6 +126,9 @@ class Engine:
         self.prompt_tokens = 0
         self.reused_tokens = 0
         self.generated_tokens = 0
+        self.proposed_tokens = 0
+        self.accepted_tokens = 0
+        """Of the proposed ones: those that were drawn too."""
         self.steps = 0
         self.ended = dict.fromkeys(REASONS, 0)
         """How many texts ended for each reason."""
@@ -223,8 +232,8 @@ class Engine:
                 self._give_up()
 
     def step(self) -> bool:
-        """Reads one chunk of a prompt and writes one token of each text. Returns whether there was anything
-        to do.
+        """Reads one chunk of a prompt and writes one token of each text, or several of one that is alone.
+        Returns whether there was anything to do.
         """
         with self._changed:
             self._end_cancelled_and_late()
@@ -355,11 +364,48 @@ class Engine:
                 self._draw(slot, generation, logits[-1])
 
     def _write(self, writing: list[tuple[_Slot, Generation]]) -> None:
+        if self.busy == 1:
+            ((slot, generation),) = writing
+            proposed = self._proposed(slot, generation)
+            if proposed:
+                self._write_along(slot, generation, proposed)
+                return
         logits = self._reader.read([(slot.index, [slot.next_token]) for slot, _ in writing])
         with one_thread():
             for (slot, generation), row in zip(writing, logits):
                 slot.tokens.append(slot.next_token)
                 self._draw(slot, generation, row)
+
+    def _proposed(self, slot: _Slot, generation: Generation) -> list[int]:
+        """Tokens that may follow a text, as they did before in it; none where there are none."""
+        if self._lookup is None:
+            return []
+        if generation.proposer is None:
+            generation.proposer = self._lookup.proposer()
+        left = generation.request.max_new_tokens - generation.drawn - 1  # the last one comes without
+        most = min(generation.proposer.width, left)
+        return generation.proposer.following([*slot.tokens, slot.next_token], most) if most > 0 else []
+
+    def _write_along(self, slot: _Slot, generation: Generation, proposed: list[int]) -> None:
+        """Reads the last token and the proposed ones, and draws what follows each, as one after another would
+        be drawn: up to the first that is not the proposed one.
+        """
+        new = [slot.next_token, *proposed]
+        logits = self._reader.read([(slot.index, new)], every=True)
+        accepted = -1  # the first of `new` was drawn before
+        with one_thread():
+            for token, row in zip(new, logits):
+                ended = slot.generation is not generation or generation.cancelled
+                if ended or token != slot.next_token:
+                    break
+                accepted += 1
+                slot.tokens.append(token)
+                self._draw(slot, generation, row)
+        self._reader.lengths[slot.index] = len(slot.tokens)  # what was read beyond is forgotten
+        self.proposed_tokens += len(proposed)
+        self.accepted_tokens += accepted
+        assert generation.proposer is not None
+        generation.proposer.heed(accepted == len(proposed))
 
     def _draw(self, slot: _Slot, generation: Generation, logits: Tensor) -> None:
         """Draws a token from logits [vocab_size], and delivers what cannot be part of a stop sequence."""

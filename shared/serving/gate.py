@@ -124,6 +124,10 @@ class Metrics:
             lambda: engine.reused_tokens,
         )
         self._gauge("llm_generated_tokens", "Tokens drawn", lambda: engine.generated_tokens)
+        self._gauge(
+            "llm_proposed_tokens", "Tokens looked up to be read at once", lambda: engine.proposed_tokens
+        )
+        self._gauge("llm_accepted_tokens", "Of these, those drawn too", lambda: engine.accepted_tokens)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

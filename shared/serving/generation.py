@@ -13,6 +13,7 @@ import torch
 
 from shared.sampling.generate import check_sampling
 from shared.sampling.penalties import Penalties
+from shared.sampling.speculation import LookupProposer
 from shared.serving.grammar import Form
 
 REASONS = ("stop", "length", "cancelled", "timeout", "error")
@@ -122,6 +123,8 @@ class Generation:
         """The tokens of the stop sequence that ended it."""
         self.form = None if request.form is None else request.form.copy()
         """How far the form has come."""
+        self.proposer: LookupProposer | None = None
+        """Looks up what may come next; None where the engine has not asked for it yet."""
         self.cancelled = False
         self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
         self.generator = torch.Generator()

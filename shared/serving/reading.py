@@ -42,6 +42,9 @@ class TorchReader:
     Raises ValueError for a `max_length` that the model cannot have.
     """
 
+    batch_invariant = False
+    """Several tokens of a text are another shape than one."""
+
     def __init__(self, model: GPT, slots: int, max_length: int):
         self.model = model
         weight = model.norm.weight

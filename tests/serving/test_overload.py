@@ -134,7 +134,14 @@ def test_the_text_of_a_client_that_leaves_is_given_up_within_a_step(stream, afte
     model = gpt()
     app = create_app(model, TOKENIZER, name="tiny", slots=1)
     engine = app.state.server.engine
-    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 100, "stream": stream, "ignore_eos": True}
+    body = {
+        "model": "tiny",
+        "prompt": PROMPT,
+        "max_tokens": 100,
+        "stream": stream,
+        "ignore_eos": True,
+        "seed": 1,
+    }
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
     steps, left_at = [], []
 

@@ -163,7 +163,7 @@ def watch_slots(model: GPT, prompts: Prompts, settings: "Settings", work: Worksp
     with work.log("slots", settings) as log:
         spans, ends = {}, {}
         for slots in (1, 4):
-            engine = Engine(model, slots, chunk=SMALL_CHUNK, start=False)
+            engine = Engine(model, slots, chunk=SMALL_CHUNK, speculate=False, start=False)
             spans[slots] = list(step_by_step(engine, requests))
             ends[slots] = max(span["end"] for span in spans[slots])
         log.artifact(**{f"spans_{slots}": found for slots, found in spans.items()})
