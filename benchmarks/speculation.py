@@ -1,23 +1,26 @@
-"""What speculative decoding is worth: tokens for each forward pass, and time beside plain greedy writing of
-the same prompts, in turns, in one run.
+"""What speculative decoding is worth: tokens for each forward pass, and time beside plain writing of the same
+prompts, in turns, in one run.
 
     python benchmarks/speculation.py
     python benchmarks/speculation.py --quantize int8 --group-size 64 --k 4
     python benchmarks/speculation.py --model big --draft small        # a draft in the text's place
+    python benchmarks/speculation.py --engine --temperature 0.8       # as the server writes one text
 
-Three kinds of prompts: questions of week 11 with the passage that answers them, as `shared.retrieval.rag`
-asks them; questions to an assistant; and code or a text that the assistant is to write again. The texts must
-be the same with and without.
+Four kinds of prompts: questions of week 11 with the passage that answers them, as `shared.retrieval.rag` asks
+them; questions to an assistant; questions after a long text that they have nothing to do with; and code or a
+text that the assistant is to write again. The texts must be the same with and without.
 """
 
 import statistics
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 import shared.quantization.decoder  # noqa: F401 (reads with a GPT on a CPU)
+from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.devices import device_name, device_of, pick_device
 from shared.models.chat import chat_prompt
@@ -31,6 +34,8 @@ from shared.retrieval.ranking import holds_answer
 from shared.runtime import ROOT, clock, read_jsonl, table
 from shared.sampling import Draft, Lookup, generate
 from shared.sampling.speculation import Speculation
+from shared.serving.engine import Engine
+from shared.serving.generation import Request, Token
 from shared.tokenizers.base import ends_of, tokenizer_of
 
 WEEK_11 = ROOT / "weeks" / "11_rag"
@@ -40,6 +45,8 @@ QUESTIONS = (
     "What is the difference between a lake and a pond?",
     "Write a short poem about a lighthouse.",
 )
+LONG = 4000
+"""Characters of a text that has nothing to do with the question after it."""
 REWRITING = (
     """Write this function again with a docstring:
 
@@ -72,7 +79,7 @@ it was not the coast that their maps had promissed.""",
 
 @dataclass(frozen=True)
 class Settings:
-    """Times greedy writing with and without speculation."""
+    """Times writing with and without speculation."""
 
     model: ModelName = "smollm2"
     draft: ModelName | None = None
@@ -88,6 +95,20 @@ class Settings:
     """New ones for a prompt; an answer from a passage has 32 at most."""
     questions: int = 12
     turns: int = 3
+    temperature: float = 0
+    """0 is greedy."""
+    engine: bool = False
+    """Through the server's engine, which looks up as it does by default; else by `generate`."""
+
+    def __post_init__(self) -> None:
+        checks = Checks(self)
+        checks.at_least(1, "k", "tokens", "questions", "turns")
+        checks.at_least(0, "temperature")
+        checks.require(
+            self.draft is None or not (self.engine or self.temperature),
+            "draft: by `generate` and greedy only, where the text is the same",
+        )
+        checks.finish()
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,8 @@ def tasks_of(model: GPT, settings: Settings) -> dict[str, list[Task]]:
     """Prompts by kind."""
     tokenizer = tokenizer_of(model)
     reader = Reader(model)
-    chunks = chunk_documents(load_documents(WEEK_11 / "handbook").documents, tokenizer)
+    documents = load_documents(WEEK_11 / "handbook").documents
+    chunks = chunk_documents(documents, tokenizer)
     asked = [question for question in read_jsonl(WEEK_11 / "questions.jsonl") if question["answers"]]
     answers = []
     for question in asked[:: max(1, len(asked) // settings.questions)][: settings.questions]:
@@ -118,6 +140,7 @@ def tasks_of(model: GPT, settings: Settings) -> dict[str, list[Task]]:
         prompt = compose(question["question"], [passage], tokenizer, reader.budget)
         answers.append(Task(prompt.ids, reader.max_new_tokens, reader.ends))
     ends = ends_of(tokenizer)
+    long = ["\n\n".join(section.text for section in document.sections)[:LONG] for document in documents]
 
     def chats(texts: Sequence[str]) -> list[Task]:
         prompts = [chat_prompt(tokenizer, [{"role": "user", "content": text}]) for text in texts]
@@ -126,34 +149,100 @@ def tasks_of(model: GPT, settings: Settings) -> dict[str, list[Task]]:
     return {
         "answers from a passage": answers,
         "questions": chats(QUESTIONS),
+        "questions after a text": chats([f"{text}\n\n{asked}" for text, asked in zip(long, QUESTIONS)]),
         "writing it again": chats(REWRITING),
     }
 
 
-def write(model: GPT, task: Task, speculate: Speculation | None) -> tuple[list[int], float, float]:
-    """The new tokens, and the seconds up to the first of them and after it."""
-    started = clock()
-    drawn = generate(model, task.ids, task.new, temperature=0, stop=sorted(task.ends), speculate=speculate)
-    text = []
-    first = started
-    for token in drawn:
-        if not text:
-            first = clock()
-        text.append(token)
-    return text, first - started, clock() - first
+class Writer(Protocol):
+    """Writes texts with and without speculation."""
+
+    def write(self, task: Task, seed: int, speculate: bool) -> tuple[list[int], float, float]:
+        """The new tokens, and the seconds up to the first of them and after it."""
+        ...
+
+    def per_step(self) -> tuple[float, float]:
+        """Tokens that were written in a step with speculation, and tokens that were proposed in it."""
+        ...
 
 
-def measured(model: GPT, tasks: list[Task], make: Callable[[], Speculation], turns: int) -> dict[str, object]:
+class InLibrary(Writer):
+    """By `generate`."""
+
+    def __init__(self, model: GPT, speculate: Speculation, temperature: float):
+        self._model = model
+        self._speculate = speculate
+        self._temperature = temperature
+
+    def write(self, task: Task, seed: int, speculate: bool) -> tuple[list[int], float, float]:
+        started = clock()
+        drawn = generate(
+            self._model,
+            task.ids,
+            task.new,
+            self._temperature,
+            stop=sorted(task.ends),
+            seed=seed,
+            speculate=self._speculate if speculate else None,
+        )
+        text = []
+        first = started
+        for token in drawn:
+            if not text:
+                first = clock()
+            text.append(token)
+        return text, first - started, clock() - first
+
+    def per_step(self) -> tuple[float, float]:
+        return self._speculate.tokens_per_step, self._speculate.proposed / self._speculate.steps
+
+
+class InEngine(Writer):
+    """By the server's engine, with no other text beside."""
+
+    def __init__(self, model: GPT, longest: int, temperature: float):
+        self._engines = {
+            speculate: Engine(model, 1, max_length=longest, speculate=speculate, start=False)
+            for speculate in (False, True)
+        }
+        self._temperature = temperature
+
+    def write(self, task: Task, seed: int, speculate: bool) -> tuple[list[int], float, float]:
+        engine = self._engines[speculate]
+        text: list[int] = []
+        times = [clock()]
+
+        def listen(token: Token | None) -> None:
+            times.append(clock())
+            if token is not None:
+                text.append(token.id)
+
+        stop = sorted(task.ends)
+        engine.submit(
+            Request(task.ids, task.new, temperature=self._temperature, stop=stop, seed=seed), listen
+        )
+        while engine.step():
+            pass
+        return text, times[1] - times[0], times[-1] - times[1]
+
+    def per_step(self) -> tuple[float, float]:
+        engine = self._engines[True]
+        steps = engine.generated_tokens - engine.accepted_tokens
+        return engine.generated_tokens / steps, engine.proposed_tokens / steps
+
+
+def measured(writer: Writer, tasks: list[Task], turns: int) -> dict[str, object]:
     """A row of the table. Raises ValueError for a text that is another one with speculation."""
     whole, writing = [], []
     tokens = 0
-    speculate = make()
-    for _ in range(turns):
+    writer.write(tasks[0], 0, True)  # what is only done once
+    for turn in range(turns):
         plain = [0.0, 0.0]
         fast = [0.0, 0.0]
-        for task in tasks:
-            expected, *plain_seconds = write(model, task, None)
-            text, *seconds = write(model, task, speculate)
+        for number, task in enumerate(tasks):
+            seed = turn * len(tasks) + number
+            expected, *plain_seconds = writer.write(task, seed, False)
+            text, *seconds = writer.write(task, seed, True)
             if text != expected:
                 raise ValueError(f"with speculation the text is another one: {text} and {expected}")
             tokens += len(text)
@@ -161,11 +250,12 @@ def measured(model: GPT, tasks: list[Task], make: Callable[[], Speculation], tur
             fast = [a + b for a, b in zip(fast, seconds)]
         whole.append(sum(plain) / sum(fast))
         writing.append(plain[1] / fast[1])
+    per_step, proposed = writer.per_step()
     return {
         "texts": len(tasks),
         "tokens": tokens // turns,
-        "tokens/step": speculate.tokens_per_step,
-        "proposed/step": speculate.proposed / speculate.steps,
+        "tokens/step": per_step,
+        "proposed/step": proposed,
         "times as fast": statistics.median(whole),
         "after the prompt": f"{statistics.median(writing):.2f} ({min(writing):.2f} to {max(writing):.2f})",
     }
@@ -176,17 +266,21 @@ def main(settings: Settings) -> None:
     model = loaded(settings.model, settings)
     draft = loaded(settings.draft, settings) if settings.draft else None
 
-    def make() -> Speculation:
+    def writer(tasks: list[Task]) -> Writer:
+        if settings.engine:
+            longest = max(len(task.ids) + task.new for task in tasks)
+            return InEngine(model, longest, settings.temperature)
         if draft is not None:
-            return Draft(draft, settings.k)
-        return Lookup(settings.k, longest=settings.longest, shortest=settings.shortest)
+            return InLibrary(model, Draft(draft, settings.k), settings.temperature)
+        lookup = Lookup(settings.k, longest=settings.longest, shortest=settings.shortest)
+        return InLibrary(model, lookup, settings.temperature)
 
     rows = []
     for kind, tasks in tasks_of(model, settings).items():
-        write(model, tasks[0], make())  # what is only done once
-        rows.append({"prompts": kind} | measured(model, tasks, make, settings.turns))
-    print(f"{device_name(device_of(model))}; {settings.quantize or 'fp32'}; {settings.turns} turns\n")
-    print(table(rows))
+        rows.append({"prompts": kind} | measured(writer(tasks), tasks, settings.turns))
+    row = {"model": settings.quantize or "fp32", "temperature": settings.temperature, "turns": settings.turns}
+    print("; ".join([device_name(device_of(model)), *(f"{name} {value}" for name, value in row.items())]))
+    print(f"\n{table(rows)}")
 
 
 if __name__ == "__main__":
