@@ -5,7 +5,12 @@
    still work on: only then may the next loop begin, which reads what this one wrote. That wait is the barrier
    without which a thread would read sums that are not there yet.
 
-   A helper whose core is taken away between two pieces holds nobody up: the others take its share. */
+   A helper whose core is taken away between two pieces holds nobody up: the others take its share.
+
+   Before it sleeps, a thread says so and then looks once more; whoever has news for it tells them, and then asks
+   whether it sleeps. One of the two sees the other, if neither's store is put off until after its load. So these
+   stores are exchanges: QEMU 7.2 emulates ARM's instructions for an atomic store and the atomic load behind it
+   without such a guarantee. */
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -132,7 +137,7 @@ static void leave_pool(int threads) {
 /* Sleeps until all pieces are finished. The helper that still has one may then run on this core. */
 static void sleep_until_done(void) {
   pthread_mutex_lock(&pool.lock);
-  atomic_store(&pool.waiting, 1);
+  atomic_exchange(&pool.waiting, 1);
   while (atomic_load(&pool.finished) < pool.pieces)
     pthread_cond_wait(&pool.done, &pool.lock);
   atomic_store(&pool.waiting, 0);
@@ -151,7 +156,7 @@ static void share(int threads, int pieces, Work work, void *task) {
   pool.pieces = pieces;
   atomic_store(&pool.finished, 0);
   uint64_t number = (atomic_load(&pool.ticket) >> 32) + 1;
-  atomic_store(&pool.ticket, number << 32 | (uint32_t)pieces);
+  atomic_exchange(&pool.ticket, number << 32 | (uint32_t)pieces);
   if (atomic_load(&pool.sleeping)) {
     pthread_mutex_lock(&pool.lock);
     pthread_cond_broadcast(&pool.wake);
