@@ -1,5 +1,6 @@
 /* Week 8. Dot products of weights with activations, for the processor that this is compiled for: AVX-512 with
-   VNNI, AVX2, NEON, or plain C that the compiler makes the best of.
+   VNNI, AVX2, NEON with or without its instruction for dot products, or plain C (also with -DPLAIN) that the
+   compiler makes the best of. native.py looks at the processor when the course runs, and chooses.
 
    Packed weights lie in panels of 16 rows of the matrix (outputs). Within a panel come 4 columns of row 0, the
    same 4 of row 1, ... of row 15, then the next 4 columns. One instruction then multiplies the 4 columns of
@@ -19,7 +20,10 @@
 #define GROUP 32 /* activations that share a scale */
 #define PANEL 16 /* rows of a matrix that lie together */
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#if defined(PLAIN)
+#define LANES 4
+#define TILE 4
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
 #define LANES 16
 #define TILE 8 /* rows of activations that share what is read of a weight */
@@ -27,8 +31,9 @@
 #include <immintrin.h>
 #define LANES 8
 #define TILE 4
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
+#define NEON
 #define LANES 4
 #define TILE 4
 #else
@@ -106,14 +111,23 @@ INLINE Words look_up(const uint8_t *table, Words i) {
   __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
   return (Words)_mm256_shuffle_epi8(levels, (__m256i)i);
 }
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(NEON)
 INLINE Ints start(int32_t sum) {
   (void)sum;
   return (Ints){0};
 }
+#if defined(__ARM_FEATURE_DOTPROD)
 INLINE Ints dot_small(Ints sums, Words w, int32_t a) {
   return (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)w, (int8x16_t)vdupq_n_s32(a));
 }
+#else
+/* Two products are added in 16 bits, where 2 · 128 · 127 fits, then pairs of those in 32. */
+INLINE Ints dot_small(Ints sums, Words w, int32_t a) {
+  int8x16_t codes = (int8x16_t)w, moved = (int8x16_t)vdupq_n_s32(a);
+  int16x8_t first = vmull_s8(vget_low_s8(codes), vget_low_s8(moved)), last = vmull_high_s8(codes, moved);
+  return (Ints)vpadalq_s16((int32x4_t)sums, vpaddq_s16(first, last));
+}
+#endif
 INLINE Ints dot(Ints sums, Words w, int32_t a) { return dot_small(sums, w ^ 0x80808080u, a); }
 INLINE Words look_up(const uint8_t *table, Words i) {
   return (Words)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)i);
@@ -188,7 +202,7 @@ static void round_group(const Rows *x, size_t g) {
     x->sum[g] = 0;
     return;
   }
-  float inverse = most > 0 ? 127 / most : 0;
+  float inverse = most > 1e-36f ? 127 / most : 0; /* which would be infinite for less than 127 / FLT_MAX */
   for (int i = 0; i < GROUP; i++) {
     codes[i] = (int8_t)rintf(from[i] * inverse);
     sum += codes[i];

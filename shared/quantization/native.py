@@ -27,8 +27,9 @@ VARIANTS: dict[str, tuple[list[str], set[str]]] = {
         {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "fma"},
     ),
     "avx2": (["-mavx2", "-mfma"], {"avx2", "fma"}),
-    "neon": (["-march=armv8.2-a+dotprod"], {"asimddp"}),
-    "plain": ([], set()),
+    "dotprod": (["-march=armv8.2-a+dotprod"], {"asimd", "asimddp"}),
+    "neon": (["-march=armv8-a"], {"asimd"}),
+    "plain": (["-DPLAIN"], set()),
 }
 """By name, the fastest first: the compiler's flags, and what the processor must have, as Linux calls it."""
 CHOICE = "LLM_WEEKS_KERNELS"
@@ -73,7 +74,7 @@ def variants() -> list[str]:
                 known = set(line.partition(":")[2].split())
                 break
     elif platform.machine() == "arm64":  # Apple's have it all
-        known = {"asimddp"}
+        known = {"asimd", "asimddp"}
     return [name for name, (_, needs) in VARIANTS.items() if needs <= known]
 
 
