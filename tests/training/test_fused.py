@@ -2,13 +2,16 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from shared import compiled
+from shared.runtime import ROOT
 from shared.training import fused
 from shared.training.optim import Muon
+from tests.arm import CROSS_COMPILER, EMULATED, numbers_by_name, run_on_arm
 
 COMPILED = pytest.mark.skipif(
     os.name != "posix", reason="fused.c is compiled on Linux and macOS only; elsewhere PyTorch computes"
@@ -153,3 +156,19 @@ def test_a_block_gives_the_same_bits_with_any_number_of_threads(two_threads):
     of_two = result()
     torch.set_num_threads(1)
     assert all(map(torch.equal, result(), of_two))
+
+
+@pytest.mark.slow
+@COMPILED
+@EMULATED
+def test_arm_computes_what_this_machine_does(tmp_path):
+    main = ROOT / "tests/training/fused_main.c"
+    compiled.compile_c(compiled.find_compiler(), [main], tmp_path / "here")
+    strict = ("-static", "-Wall", "-Wextra", "-Werror")
+    compiled.compile_c(CROSS_COMPILER, [main], tmp_path / "arm", *strict, flags=[["-fopenmp"]])
+    expected = numbers_by_name(tmp_path / "here")
+    got, of_two_threads = (run_on_arm(tmp_path / "arm", "cortex-a72", threads) for threads in "12")
+    assert got.keys() == of_two_threads.keys() == expected.keys() and len(got) > 20
+    for name, numbers in expected.items():
+        np.testing.assert_allclose(got[name], numbers, rtol=1e-5, atol=2e-5, err_msg=name)
+        np.testing.assert_array_equal(got[name], of_two_threads[name], err_msg=name)
