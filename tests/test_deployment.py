@@ -121,6 +121,10 @@ def test_every_command_is_one_that_the_course_knows(module, arguments):
 
 def test_every_setting_in_the_text_is_one_of_the_server():
     known = {f"--{name.replace('_', '-')}" for name in Settings.__dataclass_fields__ if name != "limits"}
+    switches = [
+        name for name, field in Settings.__dataclass_fields__.items() if field.default in (True, False)
+    ]
+    known |= {f"--no-{name.replace('_', '-')}" for name in switches}
     limits = Settings.__dataclass_fields__["limits"].default_factory
     known |= {f"--limits.{name.replace('_', '-')}" for name in limits.__dataclass_fields__}
     named = {m for m in re.findall(r"`(--[\w.-]+)[^`]*`", DOCS)} - {"--gpus", "--help"}
