@@ -20,6 +20,9 @@ from torch.autograd.function import once_differentiable
 from shared.compiled import load_compiled
 
 SOURCE = Path(__file__).with_suffix(".c")
+HEADERS = tuple(
+    SOURCE.with_name(f"fused_{family}.h") for family in ("products", "rows", "attention", "optimizers")
+)
 CHUNK = 64
 """Rows of which rms_norm_backward adds up the weight's gradient, as in fused.c."""
 
@@ -47,7 +50,7 @@ class AttentionGradients(ctypes.Structure):
 @cache
 def fused_library() -> ctypes.CDLL:
     """The functions of fused.c. Raises RuntimeError, with the reason, where they cannot be compiled."""
-    functions = load_compiled(SOURCE)
+    functions = load_compiled(SOURCE, headers=HEADERS)
     address, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
     functions.is_parallel.argtypes = functions.largest_linear.argtypes = []
     size = ctypes.c_long
