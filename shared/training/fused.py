@@ -23,28 +23,8 @@ SOURCE = Path(__file__).with_suffix(".c")
 HEADERS = tuple(
     SOURCE.with_name(f"fused_{family}.h") for family in ("products", "rows", "attention", "optimizers")
 )
-CHUNK = 64
-"""Rows of which rms_norm_backward adds up the weight's gradient, as in fused.c."""
 
-
-class AttentionInput(ctypes.Structure):
-    """attention_input in fused.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_long) for name in ("batch", "time", "n_head", "n_kv_head", "head_dim")),
-        *((name, ctypes.c_long) for name in ("rope_dim", "window")),
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "q_weight", "k_weight", "cosines", "sines")),
-        *((name, ctypes.c_float) for name in ("eps", "scale")),
-    ]
-
-
-class AttentionGradients(ctypes.Structure):
-    """attention_gradients in fused.c."""
-
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in ("out", "log_sums", "d_out", "d_q", "d_k", "d_v", "d_q_weights", "d_k_weights")
-    ]
+Maybe = Tensor | None
 
 
 @cache
@@ -57,20 +37,18 @@ def fused_library() -> ctypes.CDLL:
     functions.muon.argtypes = [number, address, number, real, real, real, number]
     functions.gated_silu.argtypes = [address, address, size, address, number]
     functions.gated_silu_backward.argtypes = [address, address, address, size, address, address, number]
-    for name in ("linear", "linear_backward_input"):
-        getattr(functions, name).argtypes = [address, address, size, size, size, address, number, number]
+    functions.gelu.argtypes = [address, size, number, address, address, number]
+    functions.linear.argtypes = [*(address, address, address, address, size, size, size), address, number]
+    functions.linear_backward_input.argtypes = [address, address, size, size, size, address, number, number]
     functions.linear_backward_weight.argtypes = [address, address, size, size, size, address, number]
-    functions.rms_norm.argtypes = [address, address, size, size, real, address, number]
-    functions.rms_norm_backward.argtypes = [
-        *(address, address, address, address, size, size, real),  # x, weight, dy, beside
-        *(address, address, number),  # dx, the parts of weight's
+    functions.linear_backward_bias.argtypes = [address, size, size, address, number]
+    functions.norm.argtypes = [address, address, address, size, size, real, number, address, number]
+    functions.norm_backward.argtypes = [
+        *(address, address, address, address, size, size, real, number),  # x, weight, dy, beside
+        *(address, address, address, number),  # dx, and those of weight and bias
     ]
-    functions.attention.argtypes = [ctypes.POINTER(AttentionInput), address, address, number]
-    functions.attention_backward.argtypes = [
-        ctypes.POINTER(AttentionInput),
-        ctypes.POINTER(AttentionGradients),
-        number,
-    ]
+    functions.attention.argtypes = [address, address, address, number]
+    functions.attention_backward.argtypes = [address, address, number]
     return functions
 
 
@@ -120,7 +98,7 @@ def muon_step(
         weight_decay,
         get_num_threads(),
     )
-    _check(failed, "Muon's step")
+    check_memory(failed, "Muon's step")
     torch.autograd.graph.increment_version([*parameters, *buffers])  # autograd does not see what C writes
 
 
@@ -129,18 +107,20 @@ def has_own_products(inputs: int, outputs: int) -> bool:
     return max(inputs, outputs) <= fused_library().largest_linear()
 
 
-def linear(x: Tensor, weight: Tensor, add_to: Tensor | None = None) -> Tensor:
-    """x weightᵀ: [..., inputs] -> [..., outputs]. add_to: what it is added to, in place."""
+def linear(x: Tensor, weight: Tensor, bias: Maybe = None, *, beside: Maybe = None) -> Tensor:
+    """x weightᵀ + bias: [..., inputs] -> [..., outputs]. beside: what is added to it, of its shape."""
     outputs, inputs = weight.shape
-    y = x.new_empty(*x.shape[:-1], outputs) if add_to is None else add_to
+    y = x.new_empty(*x.shape[:-1], outputs)
     if not has_own_products(inputs, outputs):
-        return _product(x.view(-1, inputs), weight.t(), y, add_to is not None)
+        rows = y.view(-1, outputs)
+        _product(x.view(-1, inputs), weight.t(), rows, bias if beside is None else beside.view_as(rows))
+        return y if beside is None or bias is None else y.add_(bias)
     failed = fused_library().linear(
-        *(x.data_ptr(), weight.data_ptr()),
+        *(x.data_ptr(), weight.data_ptr(), _address(bias), _address(beside)),
         *(x.numel() // inputs, inputs, outputs),
-        *(y.data_ptr(), add_to is not None, get_num_threads()),
+        *(y.data_ptr(), get_num_threads()),
     )
-    _check(failed, f"a linear layer of {list(x.shape)}")
+    check_memory(failed, f"a linear layer of {list(x.shape)}")
     return y
 
 
@@ -149,13 +129,15 @@ def linear_backward_input(dy: Tensor, weight: Tensor, add_to: Tensor | None = No
     outputs, inputs = weight.shape
     dx = dy.new_empty(*dy.shape[:-1], inputs) if add_to is None else add_to
     if not has_own_products(inputs, outputs):
-        return _product(dy.view(-1, outputs), weight, dx, add_to is not None)
+        rows = dx.view(-1, inputs)
+        _product(dy.view(-1, outputs), weight, rows, None if add_to is None else rows)
+        return dx
     failed = fused_library().linear_backward_input(
         *(dy.data_ptr(), weight.data_ptr()),
         *(dy.numel() // outputs, inputs, outputs),
         *(dx.data_ptr(), add_to is not None, get_num_threads()),
     )
-    _check(failed, f"a linear layer's backward of {list(dy.shape)}")
+    check_memory(failed, f"a linear layer's backward of {list(dy.shape)}")
     return dx
 
 
@@ -170,47 +152,63 @@ def linear_backward_weight(dy: Tensor, x: Tensor) -> Tensor:
         *(x.numel() // inputs, inputs, outputs),
         *(d_weight.data_ptr(), get_num_threads()),
     )
-    _check(failed, f"a linear layer's backward of {list(x.shape)}")
+    check_memory(failed, f"a linear layer's backward of {list(x.shape)}")
     return d_weight
 
 
-def _product(a: Tensor, b: Tensor, into: Tensor, adds: bool) -> Tensor:
-    """a b by PyTorch, written into a tensor or added to it."""
-    rows = into.view(-1, into.size(-1))
-    torch.addmm(rows, a, b, beta=int(adds), out=rows)
-    return into
+def linear_backward_bias(dy: Tensor) -> Tensor:
+    """The gradient of `linear`'s bias: dy's sum over all but the last dimension."""
+    outputs = dy.size(-1)
+    d_bias = dy.new_empty(outputs)
+    fused_library().linear_backward_bias(
+        dy.data_ptr(), dy.numel() // outputs, outputs, d_bias.data_ptr(), get_num_threads()
+    )
+    return d_bias
 
 
-def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / √(mean(x²) + eps) · weight, over the last dimension."""
+def _product(a: Tensor, b: Tensor, into: Tensor, beside: Maybe) -> None:
+    """a b by PyTorch, and what is added to it, written into a matrix."""
+    if beside is None:
+        torch.mm(a, b, out=into)
+    else:
+        torch.addmm(beside, a, b, out=into)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """How rows are normed, before they are multiplied by a weight."""
+
+    eps: float
+    centered: bool = False
+    """Whether their mean is taken off, as LayerNorm does; RMSNorm does not."""
+
+
+def norm_forward(norm: Norm, x: Tensor, weight: Tensor, bias: Maybe = None) -> Tensor:
+    """LayerNorm or RMSNorm over the last dimension, of which only the first has a bias, or none."""
     width = x.size(-1)
     y = torch.empty_like(x)
-    fused_library().rms_norm(
-        x.data_ptr(), weight.data_ptr(), x.numel() // width, width, eps, y.data_ptr(), get_num_threads()
+    fused_library().norm(
+        *(x.data_ptr(), weight.data_ptr(), _address(bias)),
+        *(x.numel() // width, width, norm.eps, norm.centered),
+        *(y.data_ptr(), get_num_threads()),
     )
     return y
 
 
-def rms_norm_backward(
-    x: Tensor, weight: Tensor, eps: float, dy: Tensor, beside: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight. beside: what is added to that of x."""
+def norm_backward(
+    norm: Norm, x: Tensor, weight: Tensor, dy: Tensor, *, beside: Maybe = None, has_bias: bool = False
+) -> tuple[Tensor, Tensor, Maybe]:
+    """The gradients of x, weight and bias. beside: what is added to that of x."""
     width = x.size(-1)
-    rows = x.numel() // width
-    dx, d_weights = torch.empty_like(x), x.new_zeros(-(-rows // CHUNK), width)
-    fused_library().rms_norm_backward(
-        x.data_ptr(),
-        weight.data_ptr(),
-        dy.data_ptr(),
-        None if beside is None else beside.data_ptr(),
-        rows,
-        width,
-        eps,
-        dx.data_ptr(),
-        d_weights.data_ptr(),
-        get_num_threads(),
+    dx, d_weight = torch.empty_like(x), torch.empty_like(weight)
+    d_bias = torch.empty_like(weight) if has_bias else None
+    failed = fused_library().norm_backward(
+        *(x.data_ptr(), weight.data_ptr(), dy.data_ptr(), _address(beside)),
+        *(x.numel() // width, width, norm.eps, norm.centered),
+        *(dx.data_ptr(), d_weight.data_ptr(), _address(d_bias), get_num_threads()),
     )
-    return dx, d_weights.sum(0)
+    check_memory(failed, f"the backward of a norm over {list(x.shape)}")
+    return dx, d_weight, d_bias
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -218,13 +216,14 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return rms_norm_forward(x, weight, eps)
+        return norm_forward(Norm(eps), x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        return *rms_norm_backward(x, weight, ctx.eps, dy.contiguous()), None
+        dx, d_weight, _ = norm_backward(Norm(ctx.eps), x, weight, dy.contiguous())
+        return dx, d_weight, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -275,95 +274,19 @@ def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     return _GatedSiLU.apply(gate, up)
 
 
-@dataclass(frozen=True)
-class Heads:
-    """How `causal_attention` reads queries, keys and values."""
-
-    n_head: int
-    n_kv_head: int
-    """Each is shared by n_head / n_kv_head query heads."""
-    head_dim: int
-    scale: float
-    window: int | None = None
-    """A token sees only the last so many, itself included."""
-    eps: float = 0.0
-    """Of the norms."""
+def gelu_and_slope(x: Tensor, by_tanh: bool) -> tuple[Tensor, Tensor]:
+    """x Φ(x), and its derivative, which is written into x. by_tanh: GPT-2's approximation of both."""
+    y = torch.empty_like(x)
+    fused_library().gelu(x.data_ptr(), x.numel(), by_tanh, y.data_ptr(), x.data_ptr(), get_num_threads())
+    return y, x
 
 
-Maybe = Tensor | None
+def _address(tensor: Maybe) -> int | None:
+    """Where it lies; NULL for none."""
+    return None if tensor is None else tensor.data_ptr()
 
 
-def attention_forward(heads: Heads, *tensors: Maybe) -> tuple[Tensor, Tensor]:
-    """What `causal_attention` gives, and the logarithms of the softmax's denominators [batch, n_head, time].
-
-    tensors: q, k, v, the norms' weights of q and k, cosines and sines; the last four may be None.
-    """
-    q = tensors[0]
-    assert q is not None
-    out = torch.empty_like(q)
-    log_sums = q.new_empty(q.size(0), heads.n_head, q.size(1))
-    failed = fused_library().attention(
-        _attention_input(heads, tensors), out.data_ptr(), log_sums.data_ptr(), get_num_threads()
-    )
-    _check(failed, f"attention over {list(q.shape)}")
-    return out, log_sums
-
-
-def attention_backward(
-    heads: Heads, tensors: Sequence[Maybe], forward: tuple[Tensor, Tensor], d_out: Tensor
-) -> tuple[Tensor, Tensor, Tensor, list[Maybe]]:
-    """The gradients of q, k, v, and of the norms' weights. forward: what `attention_forward` gave."""
-    q, k, v, q_weight, *_ = tensors
-    assert q is not None and k is not None and v is not None
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    # A row for each of the tasks of fused.c.
-    parts = q.new_zeros(2, q.size(0) * heads.n_kv_head, heads.head_dim)
-    addresses = [x.data_ptr() for x in (*forward, d_out, dq, dk, dv, *parts)]
-    failed = fused_library().attention_backward(
-        _attention_input(heads, tensors), AttentionGradients(*addresses), get_num_threads()
-    )
-    _check(failed, f"the backward of attention over {list(q.shape)}")
-    return dq, dk, dv, [None, None] if q_weight is None else list(parts.sum(1))
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, heads: Heads, *tensors: Maybe) -> Tensor:
-        out, log_sums = attention_forward(heads, *tensors)
-        ctx.save_for_backward(*tensors, out, log_sums)
-        ctx.heads = heads
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Maybe, ...]:
-        *tensors, out, log_sums = ctx.saved_tensors
-        *gradients, of_norms = attention_backward(ctx.heads, tensors, (out, log_sums), d_out.contiguous())
-        return None, *gradients, *of_norms, None, None
-
-
-def _attention_input(heads: Heads, tensors: Sequence[Maybe]) -> AttentionInput:
-    q, *_, cosines, _ = tensors
-    assert q is not None
-    batch, time, _ = q.shape
-    rope_dim = 0 if cosines is None else cosines.size(1)
-    sizes = (batch, time, heads.n_head, heads.n_kv_head, heads.head_dim, rope_dim, heads.window or time)
-    addresses = [None if t is None else t.data_ptr() for t in tensors]
-    return AttentionInput(*sizes, *addresses, heads.eps, heads.scale)
-
-
-def causal_attention(heads: Heads, q: Tensor, k: Tensor, v: Tensor, *more: Maybe) -> Tensor:
-    """Causal attention: queries [batch, time, n_head · head_dim], keys and values [batch, time, n_kv_head ·
-    head_dim] -> [batch, time, n_head · head_dim].
-
-    more: the weights [head_dim] of an RMSNorm of each head's queries, and of its keys, or None and None;
-    cosines and sines [time, rope_dim] by which they are then rotated, as in `shared.models.rotary`, or None
-    and None. Without all these, nothing.
-    """
-    more = more or (None, None, None, None)
-    return _Attention.apply(heads, q, k, v, *more)
-
-
-def _check(failed: int, what: str) -> None:
+def check_memory(failed: int, what: str) -> None:
+    """Raises MemoryError where a function of fused.c said that it had none."""
     if failed:
         raise MemoryError(f"no memory left for {what}")

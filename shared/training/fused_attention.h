@@ -1,4 +1,4 @@
-/* Week 2. Attention in fused.c: causal, with norms and rotation of queries and keys. */
+/* Week 2. Causal attention in fused.c, with norms and rotation of queries and keys, or without. */
 
 #pragma once
 
@@ -9,7 +9,7 @@
 #include "fused_products.h"
 #include "fused_rows.h"
 
-/* ---- causal attention, with norms and rotation of queries and keys
+/* ---- causal attention
 
    Queries [batch, time, n_head, head_dim], keys and values [batch, time, n_kv_head, head_dim]: as the linear
    layers leave them. A task is a key/value head of a text, with all query heads that share it. It goes through
@@ -31,6 +31,10 @@ typedef struct {
        y[i] = x[i] c[i] + x[j] s[i],  j = i + rope_dim / 2, modulo rope_dim */
 static void turn(const attention_input *in, const float *weight, long token, const float *restrict x,
                  float *restrict y) {
+    if (!weight && !in->rope_dim) {
+        memcpy(y, x, (size_t)in->head_dim * sizeof(float));
+        return;
+    }
     float normed[in->head_dim];
     const float r = weight ? inverse_rms(x, in->head_dim, in->eps) : 1;
     for (long i = 0; i < in->head_dim; i++) normed[i] = weight ? x[i] * r * weight[i] : x[i];
@@ -44,13 +48,18 @@ static void turn(const attention_input *in, const float *weight, long token, con
 /* The way back: dy[j] reaches x[i] by its sine, and then the norm's backward. */
 static void turn_back(const attention_input *in, const float *weight, long token, const float *x,
                       const float *restrict dy, float *restrict dx, float *d_weight) {
+    if (!weight && !in->rope_dim) {
+        memcpy(dx, dy, (size_t)in->head_dim * sizeof(float));
+        return;
+    }
     const long half = in->rope_dim / 2;
     const float *c = in->cosines + token * in->rope_dim, *s = in->sines + token * in->rope_dim;
     for (long i = 0; i < half; i++) dx[i] = dy[i] * c[i] + dy[i + half] * s[i + half];
     for (long i = half; i < 2 * half; i++) dx[i] = dy[i] * c[i] + dy[i - half] * s[i - half];
     for (long i = 2 * half; i < in->head_dim; i++) dx[i] = dy[i];
     if (weight)
-        norm_backward(x, weight, dx, NULL, in->head_dim, inverse_rms(x, in->head_dim, in->eps), dx, d_weight);
+        rms_norm_backward(x, weight, dx, NULL, in->head_dim, inverse_rms(x, in->head_dim, in->eps), dx,
+                          d_weight);
 }
 
 /* Where a head of a token lies. */
@@ -88,9 +97,17 @@ static void turn_queries(const attention_input *in, block b, float *queries, lon
         turn(in, in->q_weight, i, in->q + query_at(in, b.text, i, b.head), queries + (i - b.start) * width);
 }
 
-/* A row of a head [head_dim] as a column of to [head_dim, length]. */
-static inline void as_column(const float *row, long dim, long place, float *to, long length) {
-    for (long c = 0; c < dim; c++) to[c * length + place] = row[c];
+/* The rows of a head [count, dim], each `step` floats behind the last, as columns of to [dim, length]. */
+static void as_columns(const float *rows, long step, long count, long dim, float *to, long length) {
+    for (long i = 0; i < count; i += LANES)
+        for (long c = 0; c < dim; c += LANES) {
+            if (i + LANES <= count && c + LANES <= dim) {
+                transpose_square(rows + i * step + c, step, to + c * length + i, length);
+                continue;
+            }
+            for (long row = i; row < count && row < i + LANES; row++)
+                for (long at = c; at < dim && at < c + LANES; at++) to[at * length + row] = rows[row * step + at];
+        }
 }
 
 /* Of the scores of one query with the keys of its block: those that it does not see become -∞. Loops run over
@@ -149,8 +166,9 @@ int attention(const attention_input *in, float *out, float *log_sums, int thread
     (void)threads;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        float *memory = zeros(2 * length * width + BLOCK * (2 * width + length));
-        float *keys = memory, *values = keys + length * width; /* [width, length], [length, width] */
+        float *memory = zeros(3 * length * width + BLOCK * (2 * width + length));
+        float *keys = memory, *values = keys + length * width; /* [length, width] */
+        float *key_columns = values + length * width;          /* [width, length] */
         failed |= !memory;
 #pragma omp for schedule(static)
         for (long task = 0; task < in->batch * in->n_kv_head; task++) {
@@ -158,15 +176,14 @@ int attention(const attention_input *in, float *out, float *log_sums, int thread
             const long text = task / in->n_kv_head, shared = task % in->n_kv_head;
             for (long i = 0; i < in->time; i++) {
                 const long at = key_at(in, text, i, shared);
-                float key[dim];
-                turn(in, in->k_weight, i, in->k + at, key);
-                as_column(key, dim, i, keys, length);
+                turn(in, in->k_weight, i, in->k + at, keys + i * width);
                 memcpy(values + i * width, in->v + at, (size_t)dim * sizeof(float));
             }
+            as_columns(keys, width, in->time, dim, key_columns, length);
             for (long head = shared * group; head < (shared + 1) * group; head++)
                 for (long start = 0; start < in->time; start += BLOCK)
-                    attend(in, block_at(in, text, head, start), keys, values, length, width,
-                           values + length * width, out, log_sums);
+                    attend(in, block_at(in, text, head, start), key_columns, values, length, width,
+                           key_columns + length * width, out, log_sums);
         }
         free(memory);
     }
@@ -248,12 +265,11 @@ int attention_backward(const attention_input *in, const attention_gradients *g, 
         for (long task = 0; task < in->batch * in->n_kv_head; task++) {
             if (!memory) continue;
             const long text = task / in->n_kv_head, shared = task % in->n_kv_head;
-            for (long i = 0; i < in->time; i++) {
-                const long at = key_at(in, text, i, shared);
-                turn(in, in->k_weight, i, in->k + at, m.keys + i * width);
-                as_column(m.keys + i * width, dim, i, m.key_columns, length);
-                as_column(in->v + at, dim, i, m.value_columns, length);
-            }
+            for (long i = 0; i < in->time; i++)
+                turn(in, in->k_weight, i, in->k + key_at(in, text, i, shared), m.keys + i * width);
+            as_columns(m.keys, width, in->time, dim, m.key_columns, length);
+            as_columns(in->v + key_at(in, text, 0, shared), in->n_kv_head * dim, in->time, dim, m.value_columns,
+                       length);
             memset(m.d_keys, 0, (size_t)(2 * size) * sizeof(float)); /* and the values' */
             for (long head = shared * group; head < (shared + 1) * group; head++)
                 for (long start = 0; start < in->time; start += BLOCK)

@@ -1,21 +1,26 @@
-"""Week 4. The modules of a GPT that compute with `fused.c` while they are trained: blocks of Llama's kind as
-a whole; of others RMSNorm, attention with its norms and its rotation, and the MLP with a SiLU and a gate.
+"""Week 4. The modules of a GPT that compute with `fused.c` while they are trained: blocks of GPT-2's and of
+Llama's kind as a whole; of others RMSNorm, attention with its norms and its rotation, and the MLP with a SiLU
+and a gate.
 
 A model knows nothing of it: the functions here take the place of the modules' methods (`fusing.fuse`). What
 `fused.c` cannot compute is left to the methods: dropout, a soft cap, a cache, other formats and devices,
 evaluation, which needs no gradients.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.models.attention import Cache, CausalSelfAttention, Rotation
-from shared.models.gpt import MLP, Block
+from shared.models.gpt import ACTIVATIONS, MLP, Block
 from shared.models.layers import Linear, RMSNorm
 from shared.models.rotary import Rotary
-from shared.training.fused import Heads, causal_attention, gated_silu, is_plain, rms_norm
-from shared.training.fused_block import AttentionBranch, MLPBranch
+from shared.training.fused import Maybe, Norm, gated_silu, is_plain, rms_norm
+from shared.training.fused_attention import Heads, causal_attention
+from shared.training.fused_block import AttentionBranch, GatedMLPBranch, GELUBranch
 from shared.training.fusing import fuse as fuse
 from shared.training.fusing import register_fused
 
@@ -27,16 +32,26 @@ def can_compute(*tensors: Tensor | None) -> bool:
     return is_plain(tensors)
 
 
-def norm_over(module: nn.Module | None, width: int) -> tuple[Tensor, float] | None:
+def rms_norm_over(module: nn.Module | None, width: int) -> tuple[Tensor, float] | None:
     """Weight and eps of an RMSNorm over `width` channels as `fused.c` computes it; None for anything else."""
     if type(module) is not RMSNorm or module.eps is None or module.normalized_shape != (width,):
         return None
     return None if module.weight is None else (module.weight, module.eps)
 
 
+def norm_over(module: nn.Module | None, width: int) -> tuple[Norm, Tensor, Maybe] | None:
+    """The same of an RMSNorm or a LayerNorm, with the bias that the latter may have."""
+    if type(module) is nn.LayerNorm:
+        if module.normalized_shape != (width,) or module.weight is None:
+            return None
+        return Norm(module.eps, centered=True), module.weight, module.bias
+    known = rms_norm_over(module, width)
+    return None if known is None else (Norm(known[1]), known[0], None)
+
+
 def fused_norm(module: RMSNorm, x: Tensor) -> Tensor:
     """`RMSNorm.forward`."""
-    norm = norm_over(module, x.size(-1))
+    norm = rms_norm_over(module, x.size(-1))
     if norm is None or not can_compute(x, norm[0]):
         return RMSNorm.forward(module, x)
     return rms_norm(x, *norm)
@@ -84,7 +99,8 @@ def attention_as_heads(
     more: list[Tensor | None] = [None, None]
     eps = 0.0
     if module.norms_heads and module.q_norm is not None:
-        of_q, of_k = norm_over(module.q_norm, module.head_dim), norm_over(module.k_norm, module.head_dim)
+        of_q = rms_norm_over(module.q_norm, module.head_dim)
+        of_k = rms_norm_over(module.k_norm, module.head_dim)
         if of_q is None or of_k is None or of_q[1] != of_k[1]:
             return None
         more, eps = [of_q[0], of_k[0]], of_q[1]
@@ -120,44 +136,118 @@ def fused_attention(
     return module.o_proj(causal_attention(heads, q, k, v, *more))
 
 
-def weights_of_branches(block: Block) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The linear layers' weights that `fused_block` computes with, attention's and the MLP's; None where a
-    part of the block is something else, or somebody looks at what a part gives.
+@dataclass(frozen=True)
+class Branches:
+    """What `fused.c` computes a block's branches from."""
+
+    of_attention: list[Maybe]
+    """Weight and bias of the norm and of each linear layer."""
+    of_mlp: list[Maybe]
+    attention_norm: Norm
+    mlp_norm: Norm
+    mlp: Callable[..., Tensor]
+    """(norm, x, *of_mlp) -> x and what the MLP adds to it."""
+
+
+def gelu_branch(norm: Norm, x: Tensor, *tensors: Maybe) -> Tensor:
+    """x + down(gelu(up(norm(x))))."""
+    return GELUBranch.apply(norm, False, x, *tensors)
+
+
+def gelu_tanh_branch(norm: Norm, x: Tensor, *tensors: Maybe) -> Tensor:
+    """The same with GPT-2's GELU."""
+    return GELUBranch.apply(norm, True, x, *tensors)
+
+
+def gated_branch(norm: Norm, x: Tensor, *tensors: Maybe) -> Tensor:
+    """x + down(silu(gate(n)) · up(n)), n = norm(x)."""
+    return GatedMLPBranch.apply(norm, x, *tensors)
+
+
+def mlp_branch(mlp: nn.Module) -> tuple[Callable[..., Tensor], tuple[nn.Module, ...]] | None:
+    """What computes this MLP's branch, and the linear layers that it takes, in order; None where nothing in C
+    does.
     """
-    attn, mlp = block.attn, block.mlp
-    if type(attn) is not CausalSelfAttention or type(mlp) is not MLP or mlp.activation is not F.silu:
+    if type(mlp) is not MLP:
         return None
-    if block.attn_post_norm is not None or block.mlp_post_norm is not None or mlp.gate_proj is None:
+    if mlp.gate_proj is not None:
+        layers = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        return (gated_branch, layers) if mlp.activation is F.silu else None
+    if mlp.activation is ACTIVATIONS["gelu"]:
+        return gelu_branch, (mlp.up_proj, mlp.down_proj)
+    if mlp.activation is ACTIVATIONS["gelu_tanh"]:
+        return gelu_tanh_branch, (mlp.up_proj, mlp.down_proj)
+    return None
+
+
+def branches_of(block: Block) -> Branches | None:
+    """What the branches of this block are computed from; None where a part of it is something that is not in
+    C, or somebody looks at what a part gives.
+    """
+    attn, known_mlp = block.attn, mlp_branch(block.mlp)
+    if type(attn) is not CausalSelfAttention or known_mlp is None:
+        return None
+    if block.attn_post_norm is not None or block.mlp_post_norm is not None:
         return None
     if (attn.q_norm is not None and not attn.norms_heads) or not isinstance(block.dropout, nn.Identity):
         return None
-    linears = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    if any(type(linear) is not Linear or linear.bias is not None for linear in linears):
+    linears = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj)
+    norms = (block.attn_norm, block.mlp_norm, attn.q_norm, attn.k_norm)
+    if any(map(is_watched, (block, attn, block.mlp, block.dropout, *norms, *linears, *known_mlp[1]))):
         return None
-    for part in block.modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+    width = attn.q_proj.in_features
+    attn_norm, mlp_norm = norm_over(block.attn_norm, width), norm_over(block.mlp_norm, width)
+    of_attention = weights_and_biases(linears)
+    of_mlp = weights_and_biases(known_mlp[1])
+    if attn_norm is None or mlp_norm is None or of_attention is None or of_mlp is None:
+        return None
+    return Branches(
+        [*attn_norm[1:], *of_attention], [*mlp_norm[1:], *of_mlp], attn_norm[0], mlp_norm[0], known_mlp[0]
+    )
+
+
+def is_watched(part: nn.Module | None) -> bool:
+    """Whether somebody looks at what goes into this part, or comes out of it."""
+    if part is None:
+        return False
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks)
+
+
+def weights_and_biases(linears: tuple[nn.Module, ...]) -> list[Maybe] | None:
+    """Of each of these in turn; None where one is no plain linear layer."""
+    tensors: list[Maybe] = []
+    for linear in linears:
+        if type(linear) is not Linear:
             return None
-    weights: list[Tensor] = [linear.weight for linear in linears]
-    return weights[:4], weights[4:]
+        tensors += [linear.weight, linear.bias]
+    return tensors
 
 
 def fused_block(block: Block, x: Tensor, rotate: Rotation | None, cache: Cache | None, layer: int) -> Tensor:
     """`Block.forward`."""
-    attention_known = attention_as_heads(block.attn, rotate, cache)
-    attn_norm, mlp_norm = norm_over(block.attn_norm, x.size(-1)), norm_over(block.mlp_norm, x.size(-1))
-    weights = weights_of_branches(block)
-    if attention_known is None or attn_norm is None or mlp_norm is None or weights is None:
+    branches, attention_known = branches_of(block), attention_as_heads(block.attn, rotate, cache)
+    if branches is None or attention_known is None:
         return Block.forward(block, x, rotate, cache, layer)
     heads, more = attention_known
-    of_attn, of_mlp = weights
-    if not can_compute(x, attn_norm[0], mlp_norm[0], *of_attn, *of_mlp, *more):
+    if not can_compute(x, *branches.of_attention, *branches.of_mlp, *more):
         return Block.forward(block, x, rotate, cache, layer)
-    x = AttentionBranch.apply(heads, attn_norm[1], x, attn_norm[0], *of_attn, *more)
-    return MLPBranch.apply(mlp_norm[1], x, mlp_norm[0], *of_mlp)
+    x = AttentionBranch.apply(heads, branches.attention_norm, x, *branches.of_attention, *more)
+    return branches.mlp(branches.mlp_norm, x, *branches.of_mlp)
 
 
-register_fused(Block, "forward", fused_block)
-register_fused(RMSNorm, "forward", fused_norm, is_reason=True)
+def in_any_case(module: nn.Module) -> bool:
+    """A reason that does not depend on the module."""
+    return True
+
+
+def gains_as_a_whole(block: nn.Module) -> bool:
+    """Whether `fused_block` computes this block, where there are gradients and nothing else is in the way."""
+    return type(block) is Block and branches_of(block) is not None and block.attn.softcap is None
+
+
+register_fused(Block, "forward", fused_block, is_reason=gains_as_a_whole)
+register_fused(RMSNorm, "forward", fused_norm, is_reason=in_any_case)
 register_fused(MLP, "forward", fused_mlp)
-register_fused(Rotary, "at", rotation_with_tables, is_reason=True)
+register_fused(Rotary, "at", rotation_with_tables, is_reason=in_any_case)
 register_fused(CausalSelfAttention, "forward", fused_attention)

@@ -41,13 +41,22 @@ static matrix plain(const float *at, long width) { return (matrix){at, width, 1}
 
 static matrix transposed(const float *at, long width) { return (matrix){at, 1, width}; }
 
-/* One tile of c += a b. b, c: rows of b_width and c_width floats. */
-static inline void multiply_tile(long depth, matrix a, const float *b, long b_width, float *c, long c_width) {
+/* What a product begins with, from some tile on: rows of `width` floats, 0 where all are the same. */
+typedef struct {
+    const float *at;
+    long width;
+} start;
+
+static const float ZEROS[TILE_COLUMNS];
+
+/* One tile of c = start + a b, which may begin with c. b, c: rows of b_width and c_width floats. */
+static inline void multiply_tile(long depth, matrix a, const float *b, long b_width, start from, float *c,
+                                 long c_width) {
     vector sums[TILE_ROWS][2];
 #pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; i++) {
-        sums[i][0] = *(const vector *)(c + i * c_width);
-        sums[i][1] = *(const vector *)(c + i * c_width + LANES);
+        sums[i][0] = *(const vector *)(from.at + i * from.width);
+        sums[i][1] = *(const vector *)(from.at + i * from.width + LANES);
     }
     for (long k = 0; k < depth; k++) {
         const vector left = *(const vector *)(b + k * b_width);
@@ -72,7 +81,8 @@ static void multiply(long rows, long columns, long depth, matrix a, const float 
     for (long j = 0; j < columns; j += TILE_COLUMNS)
         for (long i = 0; i < rows; i += TILE_ROWS) {
             matrix part = {a.at + i * a.by_row, a.by_row, a.by_column};
-            multiply_tile(depth, part, b + j, b_width, c + i * c_width + j, c_width);
+            float *tile = c + i * c_width + j;
+            multiply_tile(depth, part, b + j, b_width, (start){tile, c_width}, tile, c_width);
         }
 }
 
@@ -86,6 +96,14 @@ static inline vector column_of(const float *at, long step, long count) {
     return column;
 }
 
+/* A square of LANES rows and columns, transposed; by way of a copy, since the rows of a wide matrix drive each
+   other out of the first cache. */
+static inline void transpose_square(const float *from, long from_width, float *to, long to_width) {
+    float copy[LANES * LANES];
+    for (int i = 0; i < LANES; i++) *(vector *)(copy + i * LANES) = *(const vector *)(from + i * from_width);
+    for (int i = 0; i < LANES; i++) *(vector *)(to + i * to_width) = column_of(copy + i, LANES, LANES);
+}
+
 /* c = a b [size, size], of which it is known that it is symmetric: what lies below the diagonal is copied. */
 static void multiply_symmetric(long size, long depth, matrix a, const float *b, float *c) {
     memset(c, 0, (size_t)(size * size) * sizeof(float));
@@ -96,14 +114,15 @@ static void multiply_symmetric(long size, long depth, matrix a, const float *b, 
             multiply(j + TILE_COLUMNS, TILE_COLUMNS, part, from, b + k * size + j, size, c + j, size);
         }
         for (long row = 0; row < j; row += LANES)
-            for (long column = j; column < j + TILE_COLUMNS; column++)
-                *(vector *)(c + column * size + row) = column_of(c + row * size + column, size, LANES);
+            for (long column = j; column < j + TILE_COLUMNS; column += LANES)
+                transpose_square(c + row * size + column, size, c + column * size + row, size);
     }
 }
 
 /* ---- products of linear layers, of any size
 
-   c = a b, or c += a b. What fills no tile is computed in a tile of its own. GROUP rows of c are a task. */
+   c = a b, and what is added to it. What fills no tile is computed in a tile of its own. GROUP rows of c are a
+   task. */
 
 /* The largest layer, in inputs or outputs, for which these were faster than a BLAS that prepares its operands,
    as all do for large ones; with narrower registers none was. */
@@ -111,18 +130,32 @@ int largest_linear(void) { return VECTOR_BYTES == 64 ? 384 : 0; }
 
 enum { GROUP = 32, DEPTH = 128 }; /* DEPTH rows of a tile's columns of b stay in the first cache */
 
+/* What is added to a product [rows, columns], each may be NULL. */
+typedef struct {
+    const float *matrix; /* [rows, columns]; may be the product itself, that is, what lies there */
+    const float *bias;   /* [columns], for each row */
+} addends;
+
 typedef struct {
     long rows, columns, depth;
     matrix a;
     const float *b; /* [depth, b_width], b_width whole tiles */
     long b_width;
     float *c; /* [rows, columns] */
-    int adds;
+    addends adds;
 } product;
+
+/* What the tile at (i, j) of c begins with: what is added, or what the columns of a before k gave. */
+static inline start start_at(const product *p, long i, long j, long k) {
+    if (k > 0 || (p->adds.matrix && p->adds.bias)) return (start){p->c + i * p->columns + j, p->columns};
+    if (p->adds.matrix) return (start){p->adds.matrix + i * p->columns + j, p->columns};
+    return (start){p->adds.bias ? p->adds.bias + j : ZEROS, 0};
+}
 
 /* A tile at the edge: what a lacks is taken as 0, what c lacks is not written. scratch: [TILE_ROWS, DEPTH]. */
 static void multiply_edge(const product *p, long i, long j, long k, long depth, float *scratch) {
-    float tile[TILE_ROWS * TILE_COLUMNS] = {0};
+    float tile[TILE_ROWS * TILE_COLUMNS];
+    const start from = start_at(p, i, j, k);
     const long rows = p->rows - i < TILE_ROWS ? p->rows - i : TILE_ROWS;
     const long columns = p->columns - j < TILE_COLUMNS ? p->columns - j : TILE_COLUMNS;
     memset(scratch, 0, TILE_ROWS * DEPTH * sizeof(float));
@@ -130,16 +163,20 @@ static void multiply_edge(const product *p, long i, long j, long k, long depth, 
         for (long d = 0; d < depth; d++)
             scratch[r * DEPTH + d] = p->a.at[(i + r) * p->a.by_row + (k + d) * p->a.by_column];
     }
-    multiply_tile(depth, plain(scratch, DEPTH), p->b + k * p->b_width + j, p->b_width, tile, TILE_COLUMNS);
+    multiply_tile(depth, plain(scratch, DEPTH), p->b + k * p->b_width + j, p->b_width, (start){ZEROS, 0}, tile,
+                  TILE_COLUMNS);
     for (long r = 0; r < rows; r++)
-        for (long d = 0; d < columns; d++) p->c[(i + r) * p->columns + j + d] += tile[r * TILE_COLUMNS + d];
+        for (long d = 0; d < columns; d++)
+            p->c[(i + r) * p->columns + j + d] = from.at[r * from.width + d] + tile[r * TILE_COLUMNS + d];
 }
 
 /* The rows of c from `first` on that are a task. */
 static void multiply_group(const product *p, long first) {
     float scratch[TILE_ROWS * DEPTH];
     const long last = first + GROUP < p->rows ? first + GROUP : p->rows;
-    if (!p->adds) memset(p->c + first * p->columns, 0, (size_t)((last - first) * p->columns) * sizeof(float));
+    for (long i = first; i < last && p->adds.matrix && p->adds.bias; i++)
+        for (long j = 0; j < p->columns; j++)
+            p->c[i * p->columns + j] = p->adds.matrix[i * p->columns + j] + p->adds.bias[j];
     for (long k = 0; k < p->depth; k += DEPTH) {
         const long depth = p->depth - k < DEPTH ? p->depth - k : DEPTH;
         for (long j = 0; j < p->columns; j += TILE_COLUMNS)
@@ -149,8 +186,8 @@ static void multiply_group(const product *p, long first) {
                     continue;
                 }
                 const matrix part = {p->a.at + i * p->a.by_row + k * p->a.by_column, p->a.by_row, p->a.by_column};
-                multiply_tile(depth, part, p->b + k * p->b_width + j, p->b_width, p->c + i * p->columns + j,
-                              p->columns);
+                multiply_tile(depth, part, p->b + k * p->b_width + j, p->b_width, start_at(p, i, j, k),
+                              p->c + i * p->columns + j, p->columns);
             }
     }
 }
@@ -159,13 +196,18 @@ static void multiply_group(const product *p, long first) {
 static void copy_rows(matrix b, long columns, long first, long last, float *to, long width) {
     for (long k = first; k < last && b.by_column == 1; k++)
         memcpy(to + k * width, b.at + k * b.by_row, (size_t)columns * sizeof(float));
-    for (long j = 0; j < columns && b.by_column != 1; j += LANES)
+    for (long j = 0; j < columns && b.by_column != 1; j += LANES) {
+        if (j + LANES <= columns && first + LANES <= last) {
+            transpose_square(b.at + first + j * b.by_column, b.by_column, to + first * width + j, width);
+            continue;
+        }
         for (long k = first; k < last; k++)
-            *(vector *)(to + k * width + j) =
-                column_of(b.at + k * b.by_row + j * b.by_column, b.by_column, columns - j);
+            *(vector *)(to + k * width + j) = column_of(b.at + k + j * b.by_column, b.by_column, columns - j);
+    }
 }
 
-static int multiply_any(long rows, long columns, long depth, matrix a, matrix b, float *c, int adds, int threads) {
+static int multiply_any(long rows, long columns, long depth, matrix a, matrix b, addends adds, float *c,
+                        int threads) {
     const long width = padded(columns);
     const int copies = b.by_column != 1 || width != columns;
     float *copy = copies ? zeros(depth * width) : NULL;
@@ -186,20 +228,40 @@ static int multiply_any(long rows, long columns, long depth, matrix a, matrix b,
     return 0;
 }
 
-/* y [rows, outputs] = x weightᵀ, of x [rows, inputs] and weight [outputs, inputs]; adds: y += x weightᵀ */
-int linear(const float *x, const float *weight, long rows, long inputs, long outputs, float *y, int adds,
-           int threads) {
-    return multiply_any(rows, outputs, inputs, plain(x, inputs), transposed(weight, inputs), y, adds, threads);
+/* y [rows, outputs] = x weightᵀ, of x [rows, inputs] and weight [outputs, inputs], and what is added to it. */
+int linear(const float *x, const float *weight, const float *bias, const float *beside, long rows, long inputs,
+           long outputs, float *y, int threads) {
+    return multiply_any(rows, outputs, inputs, plain(x, inputs), transposed(weight, inputs),
+                        (addends){beside, bias}, y, threads);
 }
 
 /* dx = dy weight; adds: dx += dy weight */
 int linear_backward_input(const float *dy, const float *weight, long rows, long inputs, long outputs, float *dx,
                           int adds, int threads) {
-    return multiply_any(rows, inputs, outputs, plain(dy, outputs), plain(weight, inputs), dx, adds, threads);
+    return multiply_any(rows, inputs, outputs, plain(dy, outputs), plain(weight, inputs),
+                        (addends){adds ? dx : NULL, NULL}, dx, threads);
 }
 
 /* d weight = dyᵀ x */
 int linear_backward_weight(const float *dy, const float *x, long rows, long inputs, long outputs, float *d_weight,
                            int threads) {
-    return multiply_any(outputs, inputs, rows, transposed(dy, outputs), plain(x, inputs), d_weight, 0, threads);
+    return multiply_any(outputs, inputs, rows, transposed(dy, outputs), plain(x, inputs), (addends){NULL, NULL},
+                        d_weight, threads);
+}
+
+/* d bias: the sums of the columns of dy [rows, outputs]. Each is added up in parts, which rounds less. */
+void linear_backward_bias(const float *dy, long rows, long outputs, float *d_bias, int threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long j = 0; j < outputs; j += TILE_COLUMNS) {
+        const int count = (int)(outputs - j < TILE_COLUMNS ? outputs - j : TILE_COLUMNS);
+        float sums[TILE_COLUMNS] = {0};
+        for (long first = 0; first < rows; first += DEPTH) {
+            float part[TILE_COLUMNS] = {0};
+            for (long row = first; row < rows && row < first + DEPTH; row++)
+                for (int l = 0; l < count; l++) part[l] += dy[row * outputs + j + l];
+            for (int l = 0; l < count; l++) sums[l] += part[l];
+        }
+        memcpy(d_bias + j, sums, (size_t)count * sizeof(float));
+    }
 }

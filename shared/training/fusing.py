@@ -22,19 +22,29 @@ FORMS: dict[type[nn.Module], tuple[str, Callable[..., Any]]] = {}
 """By class: the method that is exchanged, and a function (module, *its arguments). Filled by
 `register_fused`.
 """
-REASONS: set[type[nn.Module]] = set()
-"""The classes for which a model is fused: one that has none of them would gain nothing."""
+REASONS: dict[type[nn.Module], Callable[[nn.Module], bool]] = {}
+"""By class: whether a model is fused for such a module. One that has no reason would gain nothing."""
 
 
 def register_fused(
-    kind: type[nn.Module], method: str, function: Callable[..., Any], *, is_reason: bool = False
+    kind: type[nn.Module],
+    method: str,
+    function: Callable[..., Any],
+    *,
+    is_reason: Callable[[nn.Module], bool] | None = None,
 ) -> None:
     """Makes a function known that computes what `method` of modules of exactly this class does. It calls that
-    method where it cannot. is_reason: whether a model is fused for such modules alone.
+    method where it cannot. is_reason: whether a model is fused for a module of this class alone; None for no.
     """
     FORMS[kind] = (method, function)
-    if is_reason:
-        REASONS.add(kind)
+    if is_reason is not None:
+        REASONS[kind] = is_reason
+
+
+def is_a_reason(module: nn.Module) -> bool:
+    """Whether a model is fused for this module alone."""
+    asked = REASONS.get(type(module))
+    return asked is not None and asked(module)
 
 
 @contextmanager
@@ -81,7 +91,7 @@ class Fusion:
         """As the settings and the machine allow it. A compiled model is the compiler's to fuse."""
         muon = config.optimizer == "muon"
         plain = precision.dtype == torch.float32 and not processes.compile_model
-        modules = plain and any(type(module) in REASONS for module in model.modules())
+        modules = plain and any(map(is_a_reason, model.modules()))
         if not config.fused or device.type != "cpu" or not (muon or modules):
             return cls()
         reason = why_unfused()

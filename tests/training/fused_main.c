@@ -27,12 +27,17 @@ static void print(const char *what, const float *values, long count) {
 
 static int linear_layer(int threads) {
     const float *x = numbers(ROWS * INPUTS), *weight = numbers(OUTPUTS * INPUTS);
-    const float *dy = numbers(ROWS * OUTPUTS);
+    const float *dy = numbers(ROWS * OUTPUTS), *bias = numbers(OUTPUTS);
     float *y = numbers(ROWS * OUTPUTS), *dx = numbers(ROWS * INPUTS), *d_weight = numbers(OUTPUTS * INPUTS);
-    int failed = linear(x, weight, ROWS, INPUTS, OUTPUTS, y, 1, threads);
+    float *d_bias = numbers(OUTPUTS), *sum = numbers(ROWS * OUTPUTS);
+    int failed = linear(x, weight, bias, NULL, ROWS, INPUTS, OUTPUTS, y, threads);
+    failed |= linear(x, weight, bias, dy, ROWS, INPUTS, OUTPUTS, sum, threads);
     failed |= linear_backward_input(dy, weight, ROWS, INPUTS, OUTPUTS, dx, 0, threads);
     failed |= linear_backward_weight(dy, x, ROWS, INPUTS, OUTPUTS, d_weight, threads);
+    linear_backward_bias(dy, ROWS, OUTPUTS, d_bias, threads);
     print("linear", y, ROWS * OUTPUTS);
+    print("linear, added", sum, ROWS * OUTPUTS);
+    print("linear backward, bias", d_bias, OUTPUTS);
     print("linear backward, input", dx, ROWS * INPUTS);
     print("linear backward, weight", d_weight, OUTPUTS * INPUTS);
     return failed;
@@ -57,20 +62,31 @@ static int muon_step(int threads) {
     return failed;
 }
 
-static void elementwise(int threads) {
-    enum { SIZE = ROWS * INPUTS, PARTS = (ROWS + CHUNK - 1) / CHUNK };
+static int activations_and_norms(int threads) {
+    enum { SIZE = ROWS * INPUTS };
     const float *gate = numbers(SIZE), *up = numbers(SIZE), *dy = numbers(SIZE), *weight = numbers(INPUTS);
-    float *y = numbers(SIZE), *d_gate = numbers(SIZE), *d_weights = zeros(PARTS * INPUTS);
+    float *y = numbers(SIZE), *more = numbers(SIZE), *d_weight = numbers(INPUTS), *d_bias = numbers(INPUTS);
+    int failed = 0;
     gated_silu(gate, up, SIZE, y, threads);
     print("gated SiLU", y, SIZE);
-    gated_silu_backward(gate, up, dy, SIZE, d_gate, y, threads);
-    print("gated SiLU backward, gate", d_gate, SIZE);
+    gated_silu_backward(gate, up, dy, SIZE, more, y, threads);
+    print("gated SiLU backward, gate", more, SIZE);
     print("gated SiLU backward, up", y, SIZE);
-    rms_norm(up, weight, ROWS, INPUTS, 1e-5f, y, threads);
-    print("RMSNorm", y, SIZE);
-    rms_norm_backward(up, weight, dy, gate, ROWS, INPUTS, 1e-5f, y, d_weights, threads);
-    print("RMSNorm backward, input", y, SIZE);
-    print("RMSNorm backward, weight", d_weights, PARTS * INPUTS);
+    for (int by_tanh = 0; by_tanh < 2; by_tanh++) {
+        gelu(gate, SIZE, by_tanh, y, more, threads);
+        print(by_tanh ? "GELU by tanh" : "GELU", y, SIZE);
+        print(by_tanh ? "GELU by tanh, slope" : "GELU, slope", more, SIZE);
+    }
+    for (int centered = 0; centered < 2; centered++) {
+        norm(up, weight, centered ? dy : NULL, ROWS, INPUTS, 1e-5f, centered, y, threads);
+        print(centered ? "LayerNorm" : "RMSNorm", y, SIZE);
+        failed |= norm_backward(up, weight, dy, gate, ROWS, INPUTS, 1e-5f, centered, y, d_weight,
+                                centered ? d_bias : NULL, threads);
+        print(centered ? "LayerNorm backward, input" : "RMSNorm backward, input", y, SIZE);
+        print(centered ? "LayerNorm backward, weight" : "RMSNorm backward, weight", d_weight, INPUTS);
+    }
+    print("LayerNorm backward, bias", d_bias, INPUTS);
+    return failed;
 }
 
 static int attention_layer(int threads) {
@@ -100,7 +116,7 @@ int main(int count, char **arguments) {
     const int threads = count > 1 ? atoi(arguments[1]) : 1;
     int failed = linear_layer(threads);
     failed |= muon_step(threads);
-    elementwise(threads);
+    failed |= activations_and_norms(threads);
     failed |= attention_layer(threads);
     return failed;
 }

@@ -10,6 +10,7 @@ from torch import nn
 from shared import compiled
 from shared.runtime import ROOT
 from shared.training import fused
+from shared.training.fused_attention import Heads, causal_attention
 from shared.training.optim import Muon
 from tests.arm import CROSS_COMPILER, EMULATED, numbers_by_name, run_on_arm
 
@@ -112,13 +113,48 @@ def test_norm_and_gate_are_pytorchs(shape):
 
 
 @COMPILED
+@pytest.mark.parametrize("shape", [(1, 1), (5, 13), (3, 50, 128), (200, 3)])
+@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
+def test_a_layer_norm_is_pytorchs(shape, has_bias):
+    x, weight, dy = leaf(*shape), leaf(shape[-1], seed=1), leaf(*shape, seed=2).detach()
+    x = (x + 3).detach()  # a mean that matters
+    bias = leaf(shape[-1], seed=3) if has_bias else None
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    want = nn.functional.layer_norm(exact[0], shape[-1:], *exact[1:], eps=1e-3)
+    norm = fused.Norm(1e-3, centered=True)
+    got = fused.norm_forward(norm, x, weight.detach(), None if bias is None else bias.detach())
+    torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
+    given = [t for t in exact if t is not None]
+    beside = torch.ones(shape)
+    dx, *others = fused.norm_backward(norm, x, weight.detach(), dy, beside=beside, has_bias=has_bias)
+    gradients = [dx - beside, *(gradient for gradient in others if gradient is not None)]
+    of_exact = torch.autograd.grad(want, given, dy.double())
+    for gradient, exactly in zip(gradients, of_exact, strict=True):
+        torch.testing.assert_close(gradient, exactly.float(), rtol=1e-4, atol=1e-4)
+
+
+@COMPILED
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_gelu_is_pytorchs(approximate):
+    x = torch.cat([torch.linspace(-9, 9, 1003), torch.tensor([0.0, -1e20, -100.0, 100.0, 1e20])])
+    exact = x.double().requires_grad_()
+    want = nn.functional.gelu(exact, approximate=approximate)
+    y, slope = fused.gelu_and_slope(x, approximate == "tanh")
+    torch.testing.assert_close(y, want.float(), rtol=1e-6, atol=5e-7)
+    (of_want,) = torch.autograd.grad(want.sum(), exact)
+    torch.testing.assert_close(slope, of_want.float(), rtol=1e-5, atol=1e-6)
+    nans = fused.gelu_and_slope(torch.tensor([float("nan")]), approximate == "tanh")
+    assert all(t.isnan().all() for t in nans)
+
+
+@COMPILED
 def test_far_numbers_saturate_and_whoever_sees_a_nan_becomes_one():
     gate = torch.tensor([-1e30, -100.0, 100.0, 1e30, float("nan")])
     y = fused.gated_silu(gate, torch.ones(5))
     torch.testing.assert_close(y, nn.functional.silu(gate), equal_nan=True)
     q = torch.zeros(1, 40, 8)
     q[0, 3] = float("nan")
-    out = fused.causal_attention(fused.Heads(2, 2, 4, 0.5), q, q, q)
+    out = causal_attention(Heads(2, 2, 4, 0.5), q, q, q)
     assert out[0, 3:].isnan().all()
 
 
@@ -126,32 +162,44 @@ def test_far_numbers_saturate_and_whoever_sees_a_nan_becomes_one():
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"), [(1, 1, 1), (8, 32, 64), (5, 13, 7), (33, 65, 40), (300, 17, 96)]
 )
-def test_products_of_any_size_are_right_and_are_added(rows, inputs, outputs, monkeypatch):
-    monkeypatch.setattr(fused, "has_own_products", lambda inputs, outputs: True)
+@pytest.mark.parametrize("own", [True, False], ids=["in C", "by PyTorch"])
+def test_products_of_any_size_are_right_and_are_added(rows, inputs, outputs, own, monkeypatch):
+    monkeypatch.setattr(fused, "has_own_products", lambda inputs, outputs: own)
     x, weight, dy = (leaf(*s).detach() for s in ((rows, inputs), (outputs, inputs), (rows, outputs)))
-    for add_to in (None, torch.ones(rows, outputs)):
-        y = fused.linear(x, weight, None if add_to is None else add_to.clone())
-        want = x.double() @ weight.double().T + (0 if add_to is None else 1)
+    ones, bias = torch.ones(rows, outputs), leaf(outputs, seed=1).detach()
+    for adds in ({}, {"bias": bias}, {"beside": ones}, {"bias": bias, "beside": ones}):
+        y = fused.linear(x, weight, **adds)
+        want = x.double() @ weight.double().T + sum(more.double() for more in adds.values())
         torch.testing.assert_close(y, want.float(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ones, torch.ones(rows, outputs))
     for add_to in (None, torch.ones(rows, inputs)):
         dx = fused.linear_backward_input(dy, weight, None if add_to is None else add_to.clone())
         want = dy.double() @ weight.double() + (0 if add_to is None else 1)
         torch.testing.assert_close(dx, want.float(), rtol=1e-5, atol=1e-4)
     d_weight = fused.linear_backward_weight(dy, x)
     torch.testing.assert_close(d_weight, (dy.double().T @ x.double()).float(), rtol=1e-5, atol=1e-4)
+    d_bias = fused.linear_backward_bias(dy)
+    torch.testing.assert_close(d_bias, dy.double().sum(0).float(), rtol=1e-5, atol=1e-5)
 
 
 @COMPILED
-def test_a_block_gives_the_same_bits_with_any_number_of_threads(two_threads):
+def test_parts_of_a_block_give_the_same_bits_with_any_number_of_threads(two_threads):
     def result() -> list[torch.Tensor]:
         leaves = [leaf(3, 70, 32, seed=s) for s in range(3)] + [leaf(8, seed=s) for s in (3, 4)]
-        out = fused.causal_attention(fused.Heads(4, 4, 8, 0.3, eps=1e-5), *leaves, None, None)
+        out = causal_attention(Heads(4, 4, 8, 0.3, eps=1e-5), *leaves, None, None)
         normed = fused.rms_norm(out, leaf(32, seed=5), 1e-5)
-        products = fused.linear(out.detach(), leaf(40, 32, seed=6).detach())
-        gates = [leaf(1003, seed=7), leaf(1003, seed=8)]
+        x, weight, bias = out.detach(), leaf(40, 32, seed=6).detach(), leaf(40, seed=7).detach()
+        products = fused.linear(x, weight, bias)
+        d_bias = fused.linear_backward_bias(products)
+        layer_norm = fused.Norm(1e-5, centered=True)
+        centered = fused.norm_forward(layer_norm, x, x[0, 0])
+        of_centered = fused.norm_backward(layer_norm, x, x[0, 0], x, has_bias=True)
+        gates = [leaf(1003, seed=8), leaf(1003, seed=9)]
         gated = fused.gated_silu(*gates)
         of_gates = torch.autograd.grad(gated.sum(), gates)
-        return [out, products, gated, *of_gates, *torch.autograd.grad(normed.sum(), leaves)]
+        gelus = [t for tanh in (False, True) for t in fused.gelu_and_slope(gates[0].detach().clone(), tanh)]
+        results = [out, products, d_bias, centered, *of_centered, gated, *of_gates, *gelus]
+        return [*results, *torch.autograd.grad(normed.sum(), leaves)]
 
     of_two = result()
     torch.set_num_threads(1)

@@ -15,11 +15,13 @@ from shared.models.config import LayerKind
 from shared.models.gpt import GPT, GPTConfig
 from shared.training import Callback, TrainConfig, Trainer, fuse, fused, fused_modules
 from shared.training.distributed import Processes
+from shared.training.fusing import is_a_reason
 from shared.training.precision import precision
 from tests.training.helpers import QUICK, random_corpus, small_gpt, timeless, weights
 from tests.training.test_fused import COMPILED, trained_by_muon
 
 MINI = GPTConfig.preset("mini", vocab_size=13, block_size=24, n_layer=2, n_head=2, n_embd=32)
+GPT2 = GPTConfig(vocab_size=13, block_size=24, n_layer=2, n_head=2, n_embd=32)
 CONFIGS = {
     "mini": MINI,
     "an odd head, an odd width": replace(MINI, n_embd=33, n_head=3, head_size=14, mlp_hidden=37),
@@ -33,7 +35,12 @@ CONFIGS = {
     "biases": replace(MINI, bias=True),
     "norms behind": replace(MINI, norm_place="both"),
     "a scale and a soft cap": replace(MINI, attention_scale=0.3, attention_softcap=5.0),
-    "gpt2": GPTConfig(vocab_size=13, block_size=24, n_layer=2, n_head=2, n_embd=32),
+    "gpt2": GPT2,
+    "no biases": replace(GPT2, bias=False),
+    "the exact gelu": replace(GPT2, mlp="gelu", n_embd=33, n_head=3, mlp_hidden=37),
+    "biases of queries, keys and values alone": replace(GPT2, bias=False, qkv_bias=True, window=5),
+    "a layer norm in a llama": replace(MINI, norm="layernorm", bias=True),
+    "a squared relu": replace(GPT2, mlp="relu2"),
     "gemma": replace(MINI, norm="rmsnorm_plus_one", mlp="geglu"),
 }
 
@@ -77,7 +84,7 @@ def test_a_fused_model_gives_the_loss_and_the_gradients_of_fp64(name, time):
 def test_the_products_of_a_block_are_right_by_c_and_by_pytorch(own, monkeypatch):
     """Whichever of the two this machine would take."""
     monkeypatch.setattr(fused, "has_own_products", lambda inputs, outputs: own)
-    for name in ("mini", "an odd head, an odd width"):
+    for name in ("mini", "an odd head, an odd width", "gpt2", "the exact gelu"):
         model = shaken(CONFIGS[name])
         exact, of_exact = loss_and_gradients(deepcopy(model).double(), 7)
         with fuse(model):
@@ -97,7 +104,7 @@ def test_the_c_for_other_processors_computes_the_same(flags, monkeypatch, tmp_pa
     monkeypatch.setattr(fused, "has_own_products", lambda inputs, outputs: True)
     fused.fused_library.cache_clear()
     try:
-        for name in ("mini", "an odd head, an odd width"):
+        for name in ("mini", "an odd head, an odd width", "gpt2", "the exact gelu"):
             model = shaken(CONFIGS[name])
             exact, of_exact = loss_and_gradients(deepcopy(model).double(), 24)
             with fuse(model):
@@ -120,7 +127,7 @@ def test_what_is_computed_in_c_is_that_of_each_configuration(monkeypatch):
         monkeypatch.setattr(
             fused_modules, name, lambda *a, name=name, f=original: calls.append(name) or f(*a)
         )
-    for name in ("AttentionBranch", "MLPBranch"):
+    for name in ("AttentionBranch", "GatedMLPBranch", "GELUBranch"):
         original = getattr(fused_modules, name)
 
         class Counted(original):
@@ -136,15 +143,19 @@ def test_what_is_computed_in_c_is_that_of_each_configuration(monkeypatch):
         model = shaken(CONFIGS[name])
         with fuse(model):
             loss_and_gradients(model, 7)
+        assert bool(calls) == any(map(is_a_reason, model.modules()))
         return set(calls)
 
-    whole = {"AttentionBranch", "MLPBranch", "rms_norm"}
-    for name in ("mini", "shared keys", "a window", "windows by layer", "no norms of queries"):
-        assert parts(name) == whole, name
-    for name in ("norms over all heads", "biases", "norms behind"):
+    llama, gpt2 = {"AttentionBranch", "GatedMLPBranch"}, {"AttentionBranch", "GELUBranch"}
+    for name in ("mini", "shared keys", "a window", "windows by layer", "no norms of queries", "biases"):
+        assert parts(name) == {*llama, "rms_norm"}, name  # the last norm is in no block
+    for name in ("norms over all heads", "norms behind"):
         assert parts(name) == {"causal_attention", "gated_silu", "rms_norm"}, name
     assert parts("a scale and a soft cap") == {"gated_silu", "rms_norm"}
-    assert parts("gpt2") == set()  # its operations are PyTorch's
+    assert parts("a layer norm in a llama") == llama
+    for name in ("gpt2", "no biases", "the exact gelu", "biases of queries, keys and values alone"):
+        assert parts(name) == gpt2, name
+    assert parts("a squared relu") == set()
 
 
 @COMPILED
@@ -159,22 +170,25 @@ def test_outside_of_fuse_the_model_is_what_it_was():
 
 @COMPILED
 def test_without_gradients_and_for_hooks_the_models_own_code_runs():
-    model = shaken(MINI)
-    ids = torch.arange(7)[None]
-    with torch.no_grad():
-        expected = model(ids)
+    for config, part in ((MINI, "mlp"), (GPT2, "mlp_norm"), (GPT2, "attn.o_proj")):
+        model = shaken(config)
+        ids = torch.arange(7)[None]
+        with torch.no_grad():
+            expected = model(ids)
+            with fuse(model):
+                assert torch.equal(model(ids), expected)
+        seen = []
+        module = model.blocks[0].get_submodule(part)
+        module.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
         with fuse(model):
-            assert torch.equal(model(ids), expected)
-    seen = []
-    model.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    with fuse(model):
-        model(ids)
-    assert len(seen) == 1
+            model(ids)
+        assert len(seen) == 1
 
 
 @COMPILED
-def test_what_is_not_fp32_is_left_alone():
-    model = shaken(MINI)
+@pytest.mark.parametrize("config", [MINI, GPT2], ids=["mini", "gpt2"])
+def test_what_is_not_fp32_is_left_alone(config):
+    model = shaken(config)
     exact, of_exact = loss_and_gradients(deepcopy(model).double(), 7)
     double = deepcopy(model).double()
     with fuse(double):
@@ -190,8 +204,9 @@ def test_what_is_not_fp32_is_left_alone():
 
 
 @COMPILED
-def test_with_adapters_the_gradients_are_those_of_the_adapters():
-    model = shaken(MINI)
+@pytest.mark.parametrize("config", [MINI, GPT2], ids=["mini", "gpt2"])
+def test_with_adapters_the_gradients_are_those_of_the_adapters(config):
+    model = shaken(config)
     add_lora(model, LoRAConfig(r=2))
     with torch.no_grad():
         for p in model.parameters():
@@ -210,10 +225,11 @@ def test_with_adapters_the_gradients_are_those_of_the_adapters():
 CORPUS = random_corpus(20)
 MUON = replace(QUICK, optimizer="muon", steps=20, eval_every=20, warmup_steps=2)
 SHAPE = dict(norm="rmsnorm", position="rope", mlp="swiglu", bias=False, qk_norm=True)
+SHAPES = {"llama": SHAPE, "gpt2": {}, "gpt2 without biases": dict(bias=False)}
 
 
-def trained(config: TrainConfig, **more) -> Trainer:
-    trainer = Trainer(small_gpt(CORPUS, **SHAPE), CORPUS, config, **more)
+def trained(config: TrainConfig, shape: dict = SHAPE, **more) -> Trainer:
+    trainer = Trainer(small_gpt(CORPUS, **shape), CORPUS, config, **more)
     trainer.fit()
     return trainer
 
@@ -232,25 +248,28 @@ def losses(trainer: Trainer) -> list[float]:
 
 @COMPILED
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_fused_training_has_the_losses_of_an_unfused_one(optimizer, capsys):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_fused_training_has_the_losses_of_an_unfused_one(shape, optimizer, capsys):
     config = replace(MUON, optimizer=optimizer, grad_accum_steps=2)
-    in_c = trained(config)
+    in_c = trained(config, SHAPES[shape])
     assert "in C; fused=False leaves that to PyTorch" in capsys.readouterr().out
-    plain = trained(replace(config, fused=False))
+    plain = trained(replace(config, fused=False), SHAPES[shape])
     assert "in C" not in capsys.readouterr().out
     assert losses(in_c) != losses(plain)  # else nothing was fused
     torch.testing.assert_close(losses(in_c), losses(plain), rtol=0, atol=1e-4)
-    assert losses(in_c) == losses(trained(config))
+    assert losses(in_c) == losses(trained(config, SHAPES[shape]))
     assert not any("forward" in vars(module) for module in in_c.model.modules())
 
 
 @COMPILED
-def test_a_fused_training_that_is_resumed_equals_one_that_was_left_alone(tmp_path):
-    alone = trained(MUON)
-    first = Trainer(small_gpt(CORPUS, **SHAPE), CORPUS, MUON, checkpoints=tmp_path, callbacks=[Stop()])
+@pytest.mark.parametrize(("shape", "optimizer"), [("llama", "muon"), ("gpt2", "adamw")])
+def test_a_fused_training_that_is_resumed_equals_one_that_was_left_alone(shape, optimizer, tmp_path):
+    config, shape = replace(MUON, optimizer=optimizer), SHAPES[shape]
+    alone = trained(config, shape)
+    first = Trainer(small_gpt(CORPUS, **shape), CORPUS, config, checkpoints=tmp_path, callbacks=[Stop()])
     first.fit()
     assert first.step == 11
-    again = Trainer(small_gpt(CORPUS, **SHAPE), CORPUS, MUON, checkpoints=tmp_path)
+    again = Trainer(small_gpt(CORPUS, **shape), CORPUS, config, checkpoints=tmp_path)
     again.fit(resume=True)
     assert all(map(torch.equal, weights(again.model), weights(alone.model)))
     assert [timeless(row) for row in again.history] == [
@@ -280,7 +299,8 @@ def test_in_another_format_and_for_a_compiler_only_muon_is_fused(more):
 
 def test_a_training_with_nothing_to_fuse_says_nothing(monkeypatch):
     monkeypatch.setattr("shared.training.fusing.why_unfused", lambda: pytest.fail("asked for a compiler"))
-    for model in (small_gpt(CORPUS), BigramModel(BigramConfig(20))):
+    others = [small_gpt(CORPUS, dropout=0.1), small_gpt(CORPUS, mlp="relu2")]
+    for model in (*others, BigramModel(BigramConfig(20))):
         assert Trainer(model, CORPUS, QUICK).fusion.message is None
 
 

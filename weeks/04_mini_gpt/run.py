@@ -43,7 +43,7 @@ PHRASE = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
 
 # nanoGPT's model, with AdamW's rate and schedule tuned for this target as the modern recipe's were. Both are
-# computed by PyTorch alone: of the classic blocks there is nothing in C, and kernels are not the question.
+# computed by PyTorch alone: recipes are compared here, not what kernels in C bring to each.
 CLASSIC = Recipe(
     GPTConfig.preset("nano"),
     TrainConfig(
