@@ -104,7 +104,7 @@ def muon_step(
 
 def has_own_products(inputs: int, outputs: int) -> bool:
     """Whether linear layers of these sizes are computed by fused.c on this machine, and not by PyTorch."""
-    return max(inputs, outputs) <= fused_library().largest_linear()
+    return inputs * outputs <= fused_library().largest_linear()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Maybe = None, *, beside: Maybe = None) -> Tensor:

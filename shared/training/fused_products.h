@@ -124,9 +124,9 @@ static void multiply_symmetric(long size, long depth, matrix a, const float *b, 
    c = a b, and what is added to it. What fills no tile is computed in a tile of its own. GROUP rows of c are a
    task. */
 
-/* The largest layer, in inputs or outputs, for which these were faster than a BLAS that prepares its operands,
-   as all do for large ones; with narrower registers none was. */
-int largest_linear(void) { return VECTOR_BYTES == 64 ? 384 : 0; }
+/* The most weights of a layer for which these were faster than a BLAS that prepares its operands, as all do for
+   large ones; with narrower registers none was. */
+int largest_linear(void) { return VECTOR_BYTES == 64 ? 384 * 384 : 0; }
 
 enum { GROUP = 32, DEPTH = 128 }; /* DEPTH rows of a tile's columns of b stay in the first cache */
 
