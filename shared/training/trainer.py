@@ -238,7 +238,7 @@ class Trainer(ResumableLoop[TrainConfig]):
                 problem = "the gradient's length overflows" if is_finite else "a gradient is not finite"
                 self._refuse(problem, self._where_not_finite(used) or f"the gradient of {name}")
             return length, True
-        if self.config.grad_clip:
+        if 0 < self.config.grad_clip < length + 1e-6:  # PyTorch would multiply a shorter one by 1
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, total_norm)
         return length, False
 
