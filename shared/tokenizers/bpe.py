@@ -14,24 +14,21 @@ Radford et al. (GPT-2, 2019) for the bytes and the pattern.
 ([257, 108, 121], ' lower')
 """
 
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
-
-import regex
 
 from shared.assets import fetch
 from shared.runtime import read_json
 from shared.tokenizers.added import AddedTokens
 from shared.tokenizers.base import Chat
 from shared.tokenizers.bpe_training import learn_merges
-from shared.tokenizers.merging import CHUNK, Before, Merger, MergingTokenizer, check_unicode, options_from
-from shared.tokenizers.patterns import COVERING, GPT2_PATTERN, byte_level, pre_tokenizer_of
+from shared.tokenizers.cutting import Cutter
+from shared.tokenizers.merging import Before, Merger, MergingTokenizer, check_unicode, options_from
+from shared.tokenizers.patterns import GPT2_PATTERN, byte_level, pre_tokenizer_of
 from shared.tokenizers.sections import Section, tokens_by_id
 
 END_OF_TEXT = "<|endoftext|>"
@@ -72,7 +69,7 @@ class BPETokenizer(MergingTokenizer):
         self.pattern = pattern
         self.nfc = nfc
         self.ignore_merges = ignore_merges
-        self._cut = _cutter(pattern)
+        self._cut = Cutter(pattern)
         single_bytes = [bytes([i]) for i in range(256)]
         merged = [left + right for left, right in self.merges]
         plain = list(dict.fromkeys(single_bytes + merged))
@@ -124,7 +121,7 @@ class BPETokenizer(MergingTokenizer):
             raise ValueError(
                 f"vocab_size={vocab_size}: must be at least {least}, for the 256 bytes and the special tokens"
             )
-        cut = _cutter(pattern)
+        cut = Cutter(pattern)
         counts: Counter[str] = Counter()
         for document in [text] if isinstance(text, str) else text:
             check_unicode(document)
@@ -179,7 +176,7 @@ class BPETokenizer(MergingTokenizer):
 
     # ---- text to ids
 
-    def _pieces(self, part: str, before: Before) -> Iterator[Iterable[str]]:
+    def _pieces(self, part: str, before: Before) -> Iterator[list[str]]:
         return self._cut(unicodedata.normalize("NFC", part) if self.nfc else part)
 
     def _merge(self, piece: str) -> tuple[int, ...]:
@@ -254,61 +251,6 @@ class BPETokenizer(MergingTokenizer):
             "vocab": [in_latin_1[text] for text in tokens_by_id(model["vocab"])],
             "merges": [[in_latin_1[text] for text in merge.split(" ")] for merge in model["merges"]],
         }
-
-
-# ---- cutting text into pieces
-
-SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9])(?=\s)")
-"""Where a text may be cut in two: no piece of a pattern in `COVERING` goes on there."""
-
-
-@cache
-def _cutter(pattern: str) -> Callable[[str], Iterator[list[str]]]:
-    """A function that cuts a text into pieces and yields them in lists.
-
-    Raises ValueError for a pattern that is no regular expression.
-    """
-    try:
-        compiled = regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"the pattern {pattern!r} is not a regular expression: {error}") from None
-
-    def cut_at_once(text: str) -> Iterator[list[str]]:
-        """Nothing is known of the pattern: its matches may leave gaps, and end anywhere."""
-        pieces = []
-        end = 0
-        for match in compiled.finditer(text):
-            pieces += [text[end : match.start()], match[0]]
-            end = match.end()
-        yield [piece for piece in [*pieces, text[end:]] if piece]
-
-    if pattern not in COVERING:
-        return cut_at_once
-    find_all = compiled.findall
-    find_all_ascii = _for_ascii(pattern).findall
-
-    def cut_in_chunks(text: str) -> Iterator[list[str]]:
-        start = 0
-        while start < len(text):
-            safe = SAFE_CUT.search(text, start + CHUNK)
-            part = text[start : safe.end() if safe else len(text)]
-            yield find_all_ascii(part) if part.isascii() else find_all(part)
-            start += len(part)
-
-    return cut_in_chunks
-
-
-def _for_ascii(pattern: str) -> re.Pattern[str]:
-    """The same pattern for ASCII text in Python's own `re`.
-
-    That is twice as fast as `regex`, but does not know classes like "letter", which are written out here.
-    """
-
-    def written_out(match: re.Match[str]) -> str:
-        characters = match[0].replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9")
-        return characters if match[0].startswith("[") else f"[{characters}]"
-
-    return re.compile(re.sub(r"\[.*?\]|\\p\{.\}", written_out, pattern), re.ASCII)
 
 
 # ---- GPT-2's vocabulary

@@ -22,8 +22,6 @@ CACHED_PIECES = 1 << 20
 """How many pieces a tokenizer remembers the ids of."""
 LONG_PIECE = 200
 """Pieces of more tokens are merged with a heap; those of more characters are not remembered."""
-CHUNK = 1 << 16
-"""Characters that are cut at a time: a list of pieces takes about fifteen times the memory of its text."""
 Before = Literal["nothing", "a token", "text"]
 """What stands before a part of a text: where it begins, behind a special or added token, or more text."""
 NEVER = 1 << 62
@@ -159,7 +157,7 @@ class MergingTokenizer(Tokenizer):
     # ---- text to ids
 
     @abstractmethod
-    def _pieces(self, part: str, before: Before) -> Iterator[Iterable[str]]:
+    def _pieces(self, part: str, before: Before) -> Iterator[list[str]]:
         """Lists of the pieces of what lies between special and added tokens."""
 
     @abstractmethod

@@ -34,10 +34,12 @@ LLAMA3_PATTERN = (
 """Llama 3's, and OLMo 2's: nearly GPT-4's, but line breaks stay together."""
 QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
 """Qwen's, since Qwen2: as Llama 3's, but every digit on its own."""
-COVERING = (GPT2_PATTERN, GPT4_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN)
-"""Patterns that every character is in a match of, and no white space behind a letter or digit."""
 SMOLLM_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 """SmolLM2's: every digit on its own, and what lies between digits as GPT-2's pattern cuts it."""
+COVERING = (GPT2_PATTERN, GPT4_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN, SMOLLM_PATTERN)
+"""Patterns that every character is in a match of, and no white space, comma or full stop in one with a letter
+or digit before it.
+"""
 GPT4_SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"

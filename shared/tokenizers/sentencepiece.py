@@ -22,7 +22,8 @@ from typing import Any, Literal, get_args
 
 from shared.tokenizers.added import AddedTokens
 from shared.tokenizers.base import Chat
-from shared.tokenizers.merging import CHUNK, LONG_PIECE, Before, Merger, MergingTokenizer, options_from
+from shared.tokenizers.cutting import CHUNK
+from shared.tokenizers.merging import LONG_PIECE, Before, Merger, MergingTokenizer, options_from
 from shared.tokenizers.sections import Section, tokens_by_id
 
 SPACE = "\u2581"
@@ -167,7 +168,7 @@ class SentencePieceTokenizer(MergingTokenizer):
         texts = [self._texts[i] for i in self._merged]
         return frozenset(pair for text in texts for pair in map(add, text, text[1:]))
 
-    def _pieces(self, part: str, before: Before) -> Iterator[Iterable[str]]:
+    def _pieces(self, part: str, before: Before) -> Iterator[list[str]]:
         text = part.replace(SPACE, " ")
         if self._puts_space(text, before):
             text = f" {text}"

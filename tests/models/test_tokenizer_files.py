@@ -10,9 +10,9 @@ from tokenizers import pre_tokenizers
 
 from shared.models.pretrained import from_gguf, from_hf
 from shared.models.tokenizer_gguf import DEFAULT_PATTERN
-from shared.tokenizers import BPETokenizer
 from shared.tokenizers.bpe import to_printable
 from shared.tokenizers.char import EVERY_CHARACTER
+from shared.tokenizers.cutting import Cutter
 from shared.tokenizers.patterns import GPT2_PATTERN, SMOLLM_PATTERN
 from tests.helpers import fuzz, synthetic_text
 from tests.models.helpers import (
@@ -151,7 +151,7 @@ def test_one_pattern_cuts_as_llama_cpps_patterns_one_after_the_other(pattern, th
     """llama.cpp's lists of patterns, each of which cuts what those before it left, run by Hugging Face's
     tokenizers.
     """
-    cut = BPETokenizer([], pattern)._cut
+    cut = Cutter(pattern)
     for text in [*fuzz(10_000, seed=3), "12345 1234567,89  1 x  ,y \n 3", "٣٣123٣4567"]:
         pieces = [to_printable(piece.encode()) for some in cut(text) for piece in some]
         assert pieces == [piece for piece, _ in theirs.pre_tokenize_str(text)], ascii(text)
