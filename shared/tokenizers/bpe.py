@@ -17,6 +17,7 @@ Radford et al. (GPT-2, 2019) for the bytes and the pattern.
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -29,9 +30,12 @@ from shared.tokenizers.bpe_training import learn_merges
 from shared.tokenizers.cutting import Cutter
 from shared.tokenizers.merging import Before, Merger, MergingTokenizer, check_unicode, options_from
 from shared.tokenizers.patterns import GPT2_PATTERN, byte_level, pre_tokenizer_of
+from shared.tokenizers.piece_encoder import PieceEncoder
 from shared.tokenizers.sections import Section, tokens_by_id
 
 END_OF_TEXT = "<|endoftext|>"
+FEW_PIECES = 32
+"""So many are encoded one by one: most are words that the tokenizer remembers the ids of."""
 
 
 class BPETokenizer(MergingTokenizer):
@@ -178,6 +182,21 @@ class BPETokenizer(MergingTokenizer):
 
     def _pieces(self, part: str, before: Before) -> Iterator[list[str]]:
         return self._cut(unicodedata.normalize("NFC", part) if self.nfc else part)
+
+    def _ids_of(self, pieces: list[str]) -> Iterable[int]:
+        if len(pieces) > FEW_PIECES and self._piece_encoder is not None:
+            ids = self._piece_encoder.encode(pieces)
+            if ids is not None:
+                return ids
+        return super()._ids_of(pieces)
+
+    @cached_property
+    def _piece_encoder(self) -> PieceEncoder | None:
+        """What gives many pieces their ids at once; None where C cannot be compiled."""
+        try:
+            return PieceEncoder(self._merger, self._byte_ids, self._whole)
+        except RuntimeError:
+            return None
 
     def _merge(self, piece: str) -> tuple[int, ...]:
         whole = self._whole.get(piece.encode()) if self.ignore_merges else None

@@ -38,21 +38,21 @@ class Merger:
     """
 
     def __init__(self, ranks: Mapping[tuple[int, int], int], merged: Sequence[int]):
-        self._rank_of = ranks.get
-        self._merged = merged
+        self.ranks = ranks
+        self.merged = merged
 
     def merge(self, ids: list[int]) -> tuple[int, ...]:
         """What the tokens of a piece become; the list itself is used up."""
         if len(ids) > LONG_PIECE:
             return self._merge_long(ids)
-        rank_of = self._rank_of
+        rank_of = self.ranks.get
         ranks = [rank_of(pair, NEVER) for pair in zip(ids, ids[1:])]  # that of ids[i] and ids[i + 1] at i
         while ranks:
             rank = min(ranks)
             if rank == NEVER:
                 break
             at = ranks.index(rank)
-            ids[at] = self._merged[rank]
+            ids[at] = self.merged[rank]
             del ids[at + 1], ranks[at]
             if at > 0:
                 ranks[at - 1] = rank_of((ids[at - 1], ids[at]), NEVER)
@@ -62,7 +62,7 @@ class Merger:
 
     def _merge_long(self, ids: list[int]) -> tuple[int, ...]:
         """The same with a heap of pairs over a linked list: n log n steps for n tokens instead of n²."""
-        rank_of = self._rank_of
+        rank_of = self.ranks.get
         end = len(ids)
         after = list(range(1, end + 1))  # where the next token stands; `end` behind the last
         before = list(range(-1, end - 1))  # where the one before it stands; -1 before the first
@@ -75,7 +75,7 @@ class Merger:
             right = after[left]
             if right == end or rank_of((ids[left], ids[right])) != rank:
                 continue  # one of the two is part of another token by now
-            ids[left] = self._merged[rank]
+            ids[left] = self.merged[rank]
             ids[right] = -1  # gone
             after[left] = after[right]
             if after[left] < end:
@@ -189,8 +189,12 @@ class MergingTokenizer(Tokenizer):
             if mark:
                 part = part.replace(mark, "")
             for pieces in self._pieces(part, before):
-                ids += chain.from_iterable(map(self._ids_of_piece.__getitem__, pieces))
+                ids += self._ids_of(pieces)
         return ids
+
+    def _ids_of(self, pieces: list[str]) -> Iterable[int]:
+        """Ids of pieces, one after the other."""
+        return chain.from_iterable(map(self._ids_of_piece.__getitem__, pieces))
 
     def _merge(self, piece: str) -> tuple[int, ...]:
         """Ids of one piece: of all neighbouring pairs the one learned first is merged, again and again."""

@@ -1,6 +1,7 @@
 """shared/tokenizers/bpe.py against tiktoken (ids), Hugging Face's tokenizers and a plain loop (training)."""
 
 import json
+import math
 from collections import Counter
 from functools import cache
 from itertools import pairwise
@@ -129,6 +130,7 @@ def test_long_pieces_and_short_ones_are_merged_alike(monkeypatch):
 
 def test_a_forgotten_piece_is_worked_out_again(monkeypatch):
     monkeypatch.setattr(merging, "CACHED_PIECES", 10)
+    monkeypatch.setattr(bpe, "FEW_PIECES", math.inf)
     tokenizer = BPETokenizer.train(synthetic_text(), 300)
     expected = as_tiktoken(tokenizer).encode_ordinary(synthetic_text())
     assert tokenizer.encode(synthetic_text()) == expected and len(tokenizer._ids_of_piece) <= 10
