@@ -14,18 +14,11 @@ import hashlib
 import math
 import os
 import re
-import signal
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from itertools import chain
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +31,7 @@ from shared.checks import Checks
 from shared.commandline import errors_for_people, parse_args
 from shared.data.corpus import Corpus, token_dtype
 from shared.data.sources import clean, describe_source, stream_documents
+from shared.processes import in_groups, in_processes
 from shared.runtime import read_json, write_atomically, write_json
 from shared.tokenizers import Tokenizer, gpt2_tokenizer
 from shared.tokenizers.bpe import END_OF_TEXT
@@ -133,57 +127,11 @@ def _encode(
 
 
 def _groups(stream: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    group: list[tuple[int, str]] = []
-    size = 0
-    for row, text in stream:
-        group.append((row, text))
-        size += len(text) + 1
-        if size >= GROUP:
-            yield group
-            group = []
-            size = 0
-    if group:
-        yield group
+    return in_groups(stream, _size, GROUP)
 
 
-def _in_order(job: Callable, groups: Iterable[list], workers: int) -> Generator[tuple, None, None]:
-    """All that `job` makes of the groups, in their order.
-
-    Only so many groups are read ahead as keep the processes busy.
-    """
-    if workers == 1:
-        yield from chain.from_iterable(map(job, groups))
-        return
-    # Not forked, which may hang where there are threads.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
-    waiting: deque[Future] = deque()
-    try:
-        for group in groups:
-            waiting.append(pool.submit(job, group))
-            if len(waiting) > 4 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool:
-        raise ValueError(
-            "a process that tokenizes has died, perhaps for want of memory: run again with fewer --workers; "
-            "in a script of your own, call it under `if __name__ == '__main__':`"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them; the parent ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent does, also where that is killed."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _size(document: tuple[int, str]) -> int:
+    return len(document[1]) + 1
 
 
 def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
@@ -209,7 +157,7 @@ def build(config: ShardConfig, tokenizer: Tokenizer | None = None) -> dict[str, 
     path = folder / "tokenizer.json"
     job = partial(_encode, path, tokenizer.fingerprint, config.min_chars, config.is_wikitext)
     workers = config.workers or min(os.cpu_count() or 1, 32)
-    with closing(_in_order(job, _groups(documents), workers)) as encoded:
+    with closing(in_processes(job, _groups(documents), workers)) as encoded:
         _write_shards(config, folder, index, encoded)
     if len(shards) < 2:
         raise ValueError(

@@ -12,12 +12,16 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from shared.processes import in_groups, in_processes
 from shared.runtime import read_json, write_atomically
 from shared.tokenizers.sections import Section, first_token
 
@@ -94,14 +98,23 @@ class Tokenizer(ABC):
         """
         return self.encode(text)
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """The ids of each text, as `encode` gives them: lists of different lengths, one text after the other.
+    def encode_batch(self, texts: Iterable[str], processes: int = 1) -> list[list[int]]:
+        """The ids of each text, as `encode` gives them: lists of different lengths, in the texts' order.
 
-        Raises ValueError where `encode` does, and for one text instead of several.
+        processes: how many share the work. Each takes seconds to start, and sending texts and ids to and fro
+        costs this one about half of what encoding them would: only many idle processors and hundreds of
+        megabytes gain something. A script must call this under `if __name__ == "__main__":` then. Raises
+        ValueError where `encode` does, with the number of the text, and for one text instead of several.
         """
         if isinstance(texts, str):
             raise ValueError("encode_batch takes several texts, and was given one: use encode, or [text]")
-        return [self.encode(text) for text in texts]
+        if processes < 1:
+            raise ValueError(f"processes={processes}: must be at least 1")
+        if processes == 1:
+            return [_encode_numbered(self, i, text) for i, text in enumerate(texts)]
+        groups = in_groups(enumerate(texts), _characters, GROUP)
+        with closing(in_processes(_encode_group, groups, processes, (_use, self))) as encoded:
+            return [ids.tolist() for ids in encoded]
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         """The text of each list of ids, as `decode` gives it. Raises ValueError where that does."""
@@ -254,6 +267,35 @@ class Tokenizer(ABC):
                 " shared.models.pretrained.load_tokenizer"
             )
         return tokenizer
+
+
+# ---- several processes
+
+GROUP = 1 << 18
+"""Characters that a process is handed at a time."""
+_tokenizer_here: Tokenizer
+"""In a process that encodes for another one: the tokenizer that it was given."""
+
+
+def _use(tokenizer: Tokenizer) -> None:
+    global _tokenizer_here
+    _tokenizer_here = tokenizer
+
+
+def _characters(numbered: tuple[int, str]) -> int:
+    return len(numbered[1]) + 1
+
+
+def _encode_group(group: list[tuple[int, str]]) -> list[np.ndarray]:
+    """The ids of numbered texts; as arrays they go from process to process faster than as lists."""
+    return [np.array(_encode_numbered(_tokenizer_here, i, text), np.uint32) for i, text in group]
+
+
+def _encode_numbered(tokenizer: Tokenizer, number: int, text: str) -> list[int]:
+    try:
+        return tokenizer.encode(text)
+    except ValueError as error:
+        raise ValueError(f"texts[{number}]: {error}") from None
 
 
 USUAL_ENDS = ("<|endoftext|>", "<|im_end|>")

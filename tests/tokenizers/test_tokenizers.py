@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
+from shared.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, base
+from tests.helpers import fuzz
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 
@@ -120,6 +121,28 @@ def test_a_batch_is_its_texts_one_by_one(tokenizer):
         tokenizer.encode_batch("ab")
     with pytest.raises(ValueError, match="id 999 is not in the vocabulary"):
         tokenizer.decode_batch([[0], [999]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_several_processes_give_what_one_gives(kind, monkeypatch):
+    monkeypatch.setattr(base, "GROUP", 300)  # many groups, so that processes overtake each other
+    texts = [f"{text} {i}" for i, text in enumerate(fuzz(500, seed=12))]
+    tokenizer = CharTokenizer.train("".join(texts))
+    if kind == "bytes":
+        tokenizer = BPETokenizer.train(texts, 400, special_tokens=("<s>",))
+    expected = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch(iter(texts), processes=2) == expected
+    texts[321] += "\ud800"
+    with pytest.raises(ValueError, match=r"texts\[321\]: .*U\+D800"):
+        tokenizer.encode_batch(texts, processes=2)
+
+
+def test_a_text_that_cannot_be_encoded_is_named_by_its_number():
+    with pytest.raises(ValueError, match=r"texts\[1\]: character 'x' \(U\+0078\) at position 0"):
+        CharTokenizer("ab").encode_batch(["ab", "xa", "x"])
+    with pytest.raises(ValueError, match="processes=0: must be at least 1"):
+        CharTokenizer("ab").encode_batch(["ab"], processes=0)
 
 
 def test_a_prompt_is_the_token_that_every_text_begins_with_and_the_text():
