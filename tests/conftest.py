@@ -1,16 +1,26 @@
-"""What several test files share: a small text in a cache of its own, and a folder for what scripts write."""
+"""What several test files share: a small text in a cache of its own, a folder for what scripts write, and a
+browser.
+"""
 
+import os
 import runpy
+import shutil
 import subprocess
+import sys
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 from shared.data.corpus import Corpus, load_corpus
 from tests.helpers import synthetic_text
 
 settings.register_profile("seeded", derandomize=True, deadline=None)  # timings are no tests
 settings.load_profile("seeded")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+).split()
 collect_ignore = ["mutants.py"]  # a program, whose library `make mutants` installs
 
 
@@ -45,3 +55,19 @@ def run_module(monkeypatch, capsys):
         return subprocess.CompletedProcess(arguments, code, said.out, said.err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser that reaches this machine alone. Where it is missing, tests are skipped; in CI they fail."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        message = "tests in a browser need Chromium: install it (Debian: apt-get install chromium)"
+        if os.environ.get("CI") and sys.platform == "linux":
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        offline = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, offline])
+        yield browser
+        browser.close()

@@ -3,10 +3,7 @@ ends it in the engine, nothing is fetched from elsewhere, and the key and the li
 """
 
 import math
-import os
-import shutil
 import string
-import sys
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,7 +11,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from shared.adapters import LoRAConfig, add_lora
 from shared.adapters.attach import use_adapters
@@ -46,10 +43,6 @@ DOCUMENTS = {
     "bells.md": "# Bells\n\nThe bell is struck at noon.\n",
 }
 expect.set_options(timeout=20_000)  # milliseconds; only a page that is wrong takes so long
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-).split()
 
 
 def gpt(tokenizer) -> GPT:
@@ -90,21 +83,6 @@ def completing(tmp_path_factory):
 def chatting():
     with page_of(CompletionServer(Engine(gpt(TALKS)), TALKS, name="tiny")) as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        message = "tests of the page need Chromium: install it (Debian: apt-get install chromium)"
-        if os.environ.get("CI") and sys.platform == "linux":
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        offline = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, offline])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,8 @@
+"""Week 0. Explorers: small pages inside a notebook that can be played with, without a kernel or a network."""
+
+from shared.course.explorers.attention import attention_explorer
+from shared.course.explorers.bigram import bigram_explorer
+from shared.course.explorers.page import Explorer
+from shared.course.explorers.tokenizer import tokenizer_explorer
+
+__all__ = ["Explorer", "attention_explorer", "bigram_explorer", "tokenizer_explorer"]

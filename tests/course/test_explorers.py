@@ -1,0 +1,518 @@
+"""The explorers in a real browser: what they show is what PyTorch and the tokenizers say, a mouse and a
+keyboard move them, and they need neither scripts to be read nor a network to run.
+"""
+
+import random
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from shared.course.explorers import attention_explorer, bigram_explorer, tokenizer_explorer
+from shared.course.explorers.page import LIMIT, script_json
+from shared.course.explorers.tokenizer import javascript_pattern
+from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
+from shared.models.config import LayerKind
+from shared.models.gpt import GPT, GPTConfig
+from shared.tokenizers import (
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    LLAMA3_PATTERN,
+    QWEN2_PATTERN,
+    BPETokenizer,
+    CharTokenizer,
+    gpt2_tokenizer,
+)
+from shared.tokenizers.patterns import SMOLLM_PATTERN
+from tests.helpers import shake
+
+TEXT = "the hen then the tea\nO that the ten then eat.\n" * 3
+CHARS = CharTokenizer.train(TEXT)
+PHRASE = "the hen\nthen eat"
+PLAYGROUND = {
+    "characters": CHARS,
+    "270": BPETokenizer.train(TEXT, 270),
+    "264": BPETokenizer.train(TEXT, 264),
+}
+AROUND = """<!doctype html>
+<html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"></head>
+<body style="margin:8px">{}</body></html>
+"""
+FEATURES = {"position": "rope", "norm": "rmsnorm", "qk_norm": True}
+MODELS = {
+    "week 3's": lambda: AttentionLM(AttentionLMConfig(CHARS.vocab_size, n_layer=2, n_head=4, n_embd=32)),
+    "a GPT with everything": lambda: GPT(
+        GPTConfig(
+            vocab_size=CHARS.vocab_size,
+            block_size=32,
+            n_layer=2,
+            n_head=4,
+            n_kv_head=2,
+            n_embd=96,
+            attention_softcap=4.0,
+            attention_scale=0.3,
+            layers=(LayerKind(window=5), LayerKind()),
+            **FEATURES,
+        )
+    ),
+}
+
+
+def pairs() -> torch.Tensor:
+    ids = torch.tensor(CHARS.encode(TEXT))
+    size = CHARS.vocab_size
+    return torch.bincount(ids[:-1] * size + ids[1:], minlength=size * size).view(size, size)
+
+
+def bigram():
+    return bigram_explorer(pairs(), CHARS)
+
+
+def attention():
+    torch.manual_seed(0)
+    return attention_explorer(shake(MODELS["week 3's"]()), PHRASE, CHARS)
+
+
+def tokenizer():
+    return tokenizer_explorer(PLAYGROUND, "the teeth that he ate")
+
+
+ALL = pytest.mark.parametrize("make", [bigram, attention, tokenizer], ids=lambda make: make.__name__)
+
+
+@pytest.fixture
+def visit(chromium, tmp_path):
+    """Opens an explorer in a page of its own and returns page and frame. In the end: nothing was fetched,
+    and the browser had nothing to complain of.
+    """
+    contexts, said = [], []
+
+    def open_page(explorer, width=1100, **how):
+        path = tmp_path / "page.html"
+        path.write_text(AROUND.format(explorer._repr_html_()), encoding="utf-8")
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, **how))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)
+        page.goto(path.as_uri())
+        if how.get("java_script_enabled", True):
+            page.frame_locator("iframe").locator("#explorer [role=status]").first.wait_for()
+            frame = page.frames[1]
+            if "tokenizer.js" in explorer.scripts:
+                frame.locator("#explorer[data-ready]").wait_for()
+            return SimpleNamespace(page=page, frame=frame)
+        return SimpleNamespace(page=page, frame=None)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [words for words in said if words not in ("about:srcdoc", "about:blank")] == []
+
+
+def status(seen) -> str:
+    return seen.frame.locator("[role=status]").first.text_content()
+
+
+# Every explorer.
+
+
+@ALL
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_is_drawn_fits_its_width_and_is_as_tall_as_what_it_shows(visit, make, width):
+    seen = visit(make(), width)
+    wide, visible, high = seen.frame.evaluate(
+        "[document.documentElement.scrollWidth, innerWidth, document.querySelector('main').offsetHeight]"
+    )
+    assert wide <= visible and seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert high > 300 and seen.page.locator("iframe").bounding_box()["height"] >= high
+
+
+@ALL
+@pytest.mark.slow
+def test_it_is_light_or_dark_as_the_system_and_the_notebook_around_it_are(visit, make):
+    seen = visit(make(), color_scheme="dark")
+    theme = "document.documentElement.dataset.theme"
+    assert seen.frame.evaluate(theme) == "dark"
+    for around, expected in (
+        ("document.body.dataset.jpThemeLight = 'true'", "light"),
+        ("document.body.dataset.jpThemeLight = 'false'", "dark"),
+        (
+            "delete document.body.dataset.jpThemeLight; document.documentElement.dataset.theme = 'light'",
+            "light",
+        ),
+    ):
+        seen.page.evaluate(around)
+        seen.frame.wait_for_function(f"{theme} === '{expected}'")
+
+
+@ALL
+@pytest.mark.slow
+def test_where_scripts_do_not_run_a_picture_or_a_table_stands_there(visit, make):
+    explorer = make()
+    page = visit(explorer, java_script_enabled=False).page
+    assert page.get_by_text(explorer.title).is_visible() and page.locator("iframe").count() == 0
+    standing = page.locator("img, table").first
+    assert standing.is_visible() and standing.bounding_box()["height"] > 50
+    assert make is tokenizer or len(standing.get_attribute("alt")) > 40
+
+
+@ALL
+@pytest.mark.slow
+def test_whatever_can_be_clicked_has_a_name_and_the_tab_key_reaches_it(visit, make):
+    seen = visit(make())
+    nameless = seen.frame.evaluate(
+        """[...document.querySelectorAll('button, input, select, textarea, section, [role]')]
+            .filter(e => !['status', 'presentation'].includes(e.role))
+            .filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"""
+    )
+    assert nameless == []
+    stops = seen.frame.evaluate(
+        """[...document.querySelectorAll('[role=listbox], [role=radiogroup]')].map(list =>
+           [...list.querySelectorAll('[tabindex="0"]')].length)"""
+    )
+    assert stops and set(stops) == {1}
+
+
+@ALL
+def test_it_is_the_same_each_time_it_is_made_and_small(make):
+    assert make()._repr_html_() == make()._repr_html_()
+    assert len(make()._repr_html_().encode()) <= LIMIT == 300_000
+
+
+def test_what_is_too_large_is_refused():
+    model = AttentionLM(AttentionLMConfig(CHARS.vocab_size, block_size=256, n_layer=4, n_embd=64))
+    with pytest.raises(ValueError, match=r"more than the 300,000 .* fewer layers"):
+        attention_explorer(model, "then " * 50, CHARS)
+    attention_explorer(model, "then " * 10, CHARS, layers=(0, 3))
+
+
+@pytest.mark.slow
+def test_no_text_can_end_the_script_or_become_markup(visit):
+    hostile = [
+        "</script><script>document.title='1'</script>",
+        "<!--<script>",
+        "<img src=x onerror=alert(1)>",
+        "'`${1}",
+    ]
+    words = SimpleNamespace(decode=lambda ids: hostile[ids[0]])
+    seen = visit(bigram_explorer(torch.ones(4, 4), words, title="</script><b id='b'>&amp;"))
+    assert seen.frame.locator("h2").text_content() == "</script><b id='b'>&amp;"
+    assert [chip.text_content() for chip in seen.frame.locator(".chip").all()] == [
+        text.replace(" ", "␣") for text in hostile
+    ]
+    assert seen.page.title() == "" and seen.frame.locator("img, b").count() == 0
+
+
+def test_json_for_a_script_has_no_sign_that_could_end_it():
+    text = script_json({"a": "</SCRIPT><!--\u2028\ud800"})
+    assert "<" not in text and "\u2028" not in text and text.encode()
+    with pytest.raises(ValueError):
+        script_json([float("nan")])
+
+
+# Week 1.
+
+
+def shown_bars(seen) -> dict[str, float]:
+    return {
+        line.locator(".token").text_content(): float(line.locator(".share").text_content().split()[0])
+        for line in seen.frame.locator(".bars .row:not(.wide)").all()
+    }
+
+
+@pytest.mark.slow
+def test_the_bars_are_the_row_of_the_table_at_its_temperature(visit):
+    seen = visit(bigram())
+    seen.frame.locator("[role=listbox] [tabindex='0']").focus()
+    seen.page.keyboard.press("t")
+    row = pairs()[CHARS.encode("t")[0]].double()
+    for exponent, temperature in (("0", 1.0), ("-0.5", 10**-0.5), ("1", 10.0)):
+        seen.frame.locator("#temperature").fill(exponent)
+        expected = (row.log() / temperature).softmax(0)
+        bars = shown_bars(seen)
+        assert len(bars) == min(12, int((row > 0).sum()))
+        for token, share in bars.items():
+            index = CHARS.encode({"␣": " ", "⏎": "\n"}.get(token, token))[0]
+            assert share == pytest.approx(100 * expected[index].item(), abs=0.51)
+
+
+@pytest.mark.slow
+def test_each_draw_takes_the_character_on_whose_part_of_the_line_u_falls(visit):
+    seen = visit(bigram())
+    draw = seen.frame.get_by_role("button", name="Draw the next")
+    draw.focus()
+    table, text, names = pairs(), "\n", {"␣": " ", "⏎": "\n"}
+    for _ in range(25):
+        seen.page.keyboard.press("Enter")
+        before, u, after = re.search(r"after (.): u = ([\d.]+) falls on (.),", status(seen)).groups()
+        before, after = names.get(before, before), names.get(after, after)
+        assert before == text[-1]
+        row = table[CHARS.encode(before)[0]].double() / table[CHARS.encode(before)[0]].sum()
+        order = row.argsort(descending=True, stable=True)
+        place = order.tolist().index(CHARS.encode(after)[0])
+        end = row[order].cumsum(0)[place].item()
+        assert end - row[order][place].item() - 1e-3 <= float(u) <= end + 1e-3
+        text += after
+    shown = seen.frame.locator("pre").text_content()
+    assert shown.replace("⏎\n", "\n").replace("␣", " ") == text
+
+
+@pytest.mark.slow
+def test_pointing_at_a_cell_says_how_often_the_pair_occurs(visit):
+    seen = visit(bigram())
+    cell, edge = seen.frame.evaluate(
+        "(() => { const s = document.querySelector('canvas.map').clientWidth - 2, n = 13;"
+        " const c = s / (n + LABELS); return [c, s - n * c]; })()".replace("13", str(CHARS.vocab_size))
+    )
+    i, j = CHARS.encode("th")
+    at = {"x": 1 + edge + (j + 0.5) * cell, "y": 1 + edge + (i + 0.5) * cell}
+    seen.frame.locator("canvas.map").hover(position=at)
+    words = seen.frame.get_by_text("t then h:").text_content()
+    assert f"{pairs()[i, j]} times" in words
+    seen.frame.locator("canvas.map").click(position=at)
+    assert seen.frame.locator("[aria-selected=true]").text_content() == "t"
+
+
+@pytest.mark.slow
+def test_a_character_that_nothing_follows_is_said_to_have_no_next(visit):
+    table = pairs().float()
+    table[0] = 0
+    seen = visit(bigram_explorer(table, CHARS))
+    seen.frame.get_by_role("button", name="Draw the next").click()
+    assert "there is nothing to draw" in status(seen)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (torch.ones(3, 4), "shape"),
+        (torch.ones(200, 200), "at most 128"),
+        (-torch.ones(3, 3), "below 0"),
+        (torch.full((3, 3), float("nan")), "finite"),
+    ],
+    ids=["not-square", "too-large", "negative", "nan"],
+)
+def test_a_table_that_is_none_is_refused(table, says):
+    with pytest.raises(ValueError, match=says):
+        bigram_explorer(table, CHARS)
+
+
+# Week 3.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_weights_are_those_that_the_model_computes(visit, name):
+    torch.manual_seed(1)
+    model = shake(MODELS[name]()).eval()
+    maps = attention_maps(model, torch.tensor([CHARS.encode(PHRASE)]))
+    seen = visit(attention_explorer(model, PHRASE, CHARS))
+    rows = """(() => {
+        const data = JSON.parse(document.getElementById("data").textContent);
+        return data.layers.map((layer) => {
+            layer.queries = numbersOf(layer.q);
+            layer.keys = numbersOf(layer.k);
+            return Array.from({ length: layer.heads }, (_, head) =>
+                new Head(layer, head, data.tokens.length).rows.map((row) => row.weights));
+        });
+    })()"""
+    for shown, expected in zip(seen.frame.evaluate(rows), maps, strict=True):
+        assert torch.allclose(torch.tensor(shown), expected[0], atol=2e-6)
+
+
+@pytest.mark.slow
+def test_the_arithmetic_of_a_cell_adds_up_to_its_weight(visit):
+    torch.manual_seed(1)
+    model = shake(MODELS["week 3's"]()).eval()
+    maps = torch.cat(attention_maps(model, torch.tensor([CHARS.encode(PHRASE)])))
+    seen = visit(attention_explorer(model, PHRASE, CHARS))
+    seen.frame.get_by_role("radio", name="Layer 1, head 1").focus()
+    seen.page.keyboard.press("ArrowDown")
+    seen.page.keyboard.press("ArrowRight")
+    seen.frame.get_by_role("option").nth(11).click()
+    seen.page.keyboard.press("ArrowLeft")
+    weights = maps[1, 1, 10]
+    key = int(weights.argmax())
+    assert f"position {key + 1}) {100 * weights[key]:.0f} %" in status(seen)
+    seen.frame.locator(".bars button").nth(2).click()
+    key = int(weights.argsort(descending=True)[2])
+    terms = [
+        [float(cell.text_content().replace("−", "-")) for cell in row.locator("td").all()]
+        for row in seen.frame.locator(".sums tbody tr:not(.total)").all()
+    ]
+    total = float(seen.frame.locator(".sums tr.total td").last.text_content().replace("−", "-"))
+    score = float(seen.frame.locator(".score").text_content().replace("−", "-"))
+    assert len(terms) == 8 and [row[0] for row in terms] == list(range(1, 9))
+    for _, q, k, product in terms:
+        assert q * k == pytest.approx(product, abs=0.01 + 0.002 * (abs(q) + abs(k)))
+    assert sum(row[3] for row in terms) == pytest.approx(total, abs=0.005)
+    assert total / np.sqrt(8) == pytest.approx(score, abs=0.001)
+    assert float(seen.frame.locator(".weight").text_content()) == pytest.approx(weights[key].item(), abs=6e-5)
+
+
+@pytest.mark.slow
+def test_a_cell_of_the_future_is_said_to_be_hidden(visit):
+    seen = visit(attention())
+    box = seen.frame.locator("canvas.map").bounding_box()
+    seen.frame.locator("canvas.map").click(position={"x": box["width"] - 8, "y": box["height"] / 2})
+    assert "its weight exactly 0" in seen.frame.locator(".sums").text_content()
+
+
+def test_what_has_no_attention_or_no_such_layer_is_refused():
+    model = MODELS["week 3's"]()
+    with pytest.raises(ValueError, match="_Embeds has no layer with queries and keys"):
+        attention_explorer(_Embeds(), PHRASE, CHARS)
+    with pytest.raises(ValueError, match="has the layers 0 to 1"):
+        attention_explorer(model, PHRASE, CHARS, layers=(2,))
+    with pytest.raises(ValueError, match="text is empty"):
+        attention_explorer(model, "", CHARS)
+
+
+def test_a_model_in_training_is_in_training_afterwards():
+    model = MODELS["week 3's"]().train()
+    attention_explorer(model, PHRASE, CHARS)
+    assert model.training and not model.layers[0]._forward_pre_hooks
+
+
+class _Embeds(torch.nn.Embedding):
+    def __init__(self):
+        super().__init__(CHARS.vocab_size, 2)
+
+
+# Week 5.
+
+SIGNS = [
+    *" \n\t\r'’.,;:-–!?()",
+    *"\x00\x1c\x1f\x7f\x85\xa0\u2028\u3000\ufeff\u180e\u200b\u200d",
+    *"aAbBsStTmMdDlLvVeErRyzſéßюЖהアक中한\u0301\u0327",
+    *"0123456789½²٣५",
+    *"😀👍🏽",
+]
+PIECES = [
+    "'s",
+    "'S",
+    "'ſ",
+    "'ll",
+    "'RE",
+    "'Ve",
+    "the",
+    " the",
+    "\r\n",
+    "  ",
+    "1234",
+    "don't",
+    "e\u0301",
+    "fi",
+]
+PATTERNS = {
+    "GPT-2's": GPT2_PATTERN,
+    "GPT-4's": GPT4_PATTERN,
+    "Llama 3's": LLAMA3_PATTERN,
+    "Qwen's": QWEN2_PATTERN,
+    "SmolLM2's": SMOLLM_PATTERN,
+}
+
+
+def strings(seed: int, n: int = 400) -> list[str]:
+    chance = random.Random(seed)
+    return ["".join(chance.choices(SIGNS + PIECES, k=chance.randrange(1, 24))) for _ in range(n)]
+
+
+def ids_in_javascript(seen, texts: list[str]) -> list[list[list[int]]]:
+    """For each vocabulary, for each text."""
+    return seen.frame.evaluate(
+        """async (texts) => {
+            const { vocabularies } = JSON.parse(document.getElementById("data").textContent);
+            const tokenizers = await Promise.all(vocabularies.map(tokenizerOf));
+            const idsOf = (t, text) => t.pieces(text).flat().map((token) => t.id(token));
+            return tokenizers.map((t) => texts.map((text) => idsOf(t, text)));
+        }""",
+        texts,
+    )
+
+
+@pytest.mark.slow
+def test_ids_are_those_of_python_for_every_pattern(visit):
+    text = "".join(strings(0, 600))
+    trained = {name: BPETokenizer.train(text, 600, pattern) for name, pattern in PATTERNS.items()}
+    trained["normed"] = BPETokenizer(trained["GPT-2's"].merges, nfc=True)
+    seen = visit(tokenizer_explorer(trained))
+    texts = strings(1)
+    for (name, tokenizer), found in zip(trained.items(), ids_in_javascript(seen, texts), strict=True):
+        wrong = [text for text, ids in zip(texts, found) if tokenizer.encode(text) != ids]
+        assert wrong == [], name
+
+
+@pytest.mark.slow
+def test_ids_are_those_of_python_for_gpt2s_vocabulary_and_characters(visit):
+    texts = strings(2)
+    chars = CharTokenizer.train("".join(texts[:200]))
+    vocabularies = {"GPT-2": gpt2_tokenizer(), "characters": chars}
+    seen = visit(tokenizer_explorer(vocabularies, texts[0]))
+    gpt2, characters = ids_in_javascript(seen, texts)
+    assert gpt2 == [vocabularies["GPT-2"].encode(text) for text in texts]
+    known = {c: i for i, c in enumerate(chars.chars)}
+    assert characters == [[known.get(c) for c in text] for text in texts]
+
+
+def pieces_of(seen, where: str) -> list[str]:
+    return [piece.text_content() for piece in seen.frame.locator(f"{where} .piece").all()]
+
+
+@pytest.mark.slow
+def test_what_is_typed_is_cut_and_counted_for_each_vocabulary(visit):
+    seen = visit(tokenizer())
+    seen.frame.locator("#text").fill("then the x")
+    for name, vocabulary in PLAYGROUND.items():
+        section = f'section[aria-label="{name}"]'
+        counts = seen.frame.locator(f"{section} .counts").text_content()
+        if name == "characters":
+            assert pieces_of(seen, section) == list("then␣the␣x") and "1 not in the vocabulary" in counts
+            continue
+        tokens = [vocabulary.vocab[i].decode() for i in vocabulary.encode("then the x")]
+        assert pieces_of(seen, section) == [token.replace(" ", "␣") for token in tokens]
+        assert counts == f"{len(tokens)} tokens, {10 / len(tokens):.2f} characters per token"
+    first = seen.frame.locator('section[aria-label="270"] .piece').first
+    first.focus()
+    assert "is id" in status(seen) and "merge" in status(seen)
+    seen.page.keyboard.press("End")
+    assert "‹x› is id 120; 1 byte: 120." in status(seen)
+
+
+@pytest.mark.slow
+def test_the_merges_are_replayed_in_the_order_of_the_vocabulary(visit):
+    seen = visit(tokenizer())
+    vocabulary, text = PLAYGROUND["270"], "the teeth that he ate"
+    seen.frame.get_by_role("button", name="Next merge").focus()
+    steps = 0
+    while True:
+        said = seen.frame.locator(".merge").text_content()
+        done = int(re.search(r"Merge (\d+)", said)[1]) if steps else 0
+        expected = BPETokenizer(vocabulary.merges[:done])
+        shown = pieces_of(seen, ".stage")
+        assert shown == [expected.vocab[i].decode().replace(" ", "␣") for i in expected.encode(text)]
+        if "No other merge fits" in said:
+            break
+        seen.page.keyboard.press("Enter")
+        steps += 1
+    assert steps >= 4 and shown == pieces_of(seen, 'section[aria-label="270"]')
+
+
+@pytest.mark.parametrize("pattern", [r"\w+", r"\bx", r"a\Gb", r"\X"])
+def test_a_pattern_that_javascript_might_read_otherwise_is_refused(pattern):
+    with pytest.raises(ValueError, match="not known to mean the same"):
+        javascript_pattern(pattern)
+
+
+def test_a_tokenizer_without_merges_is_refused():
+    with pytest.raises(ValueError, match="odd: a SimpleNamespace has no merges"):
+        tokenizer_explorer({"odd": SimpleNamespace()})
+    with pytest.raises(ValueError, match="whole: .* tokens that need none"):
+        tokenizer_explorer({"whole": BPETokenizer([], ignore_merges=True)})
+    with pytest.raises(ValueError, match="no tokenizers"):
+        tokenizer_explorer({})
