@@ -2,7 +2,6 @@
 keyboard move them, and they need neither scripts to be read nor a network to run.
 """
 
-import random
 import re
 from types import SimpleNamespace
 
@@ -12,20 +11,10 @@ import torch
 
 from shared.course.explorers import attention_explorer, bigram_explorer, tokenizer_explorer
 from shared.course.explorers.page import LIMIT, script_json
-from shared.course.explorers.tokenizer import javascript_pattern
 from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
 from shared.models.config import LayerKind
 from shared.models.gpt import GPT, GPTConfig
-from shared.tokenizers import (
-    GPT2_PATTERN,
-    GPT4_PATTERN,
-    LLAMA3_PATTERN,
-    QWEN2_PATTERN,
-    BPETokenizer,
-    CharTokenizer,
-    gpt2_tokenizer,
-)
-from shared.tokenizers.patterns import SMOLLM_PATTERN
+from shared.tokenizers import BPETokenizer, CharTokenizer
 from tests.helpers import shake
 
 TEXT = "the hen then the tea\nO that the ten then eat.\n" * 3
@@ -36,10 +25,6 @@ PLAYGROUND = {
     "270": BPETokenizer.train(TEXT, 270),
     "264": BPETokenizer.train(TEXT, 264),
 }
-AROUND = """<!doctype html>
-<html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"></head>
-<body style="margin:8px">{}</body></html>
-"""
 FEATURES = {"position": "rope", "norm": "rmsnorm", "qk_norm": True}
 MODELS = {
     "week 3's": lambda: AttentionLM(AttentionLMConfig(CHARS.vocab_size, n_layer=2, n_head=4, n_embd=32)),
@@ -80,37 +65,6 @@ def tokenizer():
 
 
 ALL = pytest.mark.parametrize("make", [bigram, attention, tokenizer], ids=lambda make: make.__name__)
-
-
-@pytest.fixture
-def visit(chromium, tmp_path):
-    """Opens an explorer in a page of its own and returns page and frame. In the end: nothing was fetched,
-    and the browser had nothing to complain of.
-    """
-    contexts, said = [], []
-
-    def open_page(explorer, width=1100, **how):
-        path = tmp_path / "page.html"
-        path.write_text(AROUND.format(explorer._repr_html_()), encoding="utf-8")
-        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, **how))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(30_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)
-        page.goto(path.as_uri())
-        if how.get("java_script_enabled", True):
-            page.frame_locator("iframe").locator("#explorer [role=status]").first.wait_for()
-            frame = page.frames[1]
-            if "tokenizer.js" in explorer.scripts:
-                frame.locator("#explorer[data-ready]").wait_for()
-            return SimpleNamespace(page=page, frame=frame)
-        return SimpleNamespace(page=page, frame=None)
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [words for words in said if words not in ("about:srcdoc", "about:blank")] == []
 
 
 def status(seen) -> str:
@@ -382,137 +336,3 @@ def test_a_model_in_training_is_in_training_afterwards():
 class _Embeds(torch.nn.Embedding):
     def __init__(self):
         super().__init__(CHARS.vocab_size, 2)
-
-
-# Week 5.
-
-SIGNS = [
-    *" \n\t\r'’.,;:-–!?()",
-    *"\x00\x1c\x1f\x7f\x85\xa0\u2028\u3000\ufeff\u180e\u200b\u200d",
-    *"aAbBsStTmMdDlLvVeErRyzſéßюЖהアक中한\u0301\u0327",
-    *"0123456789½²٣५",
-    *"😀👍🏽",
-]
-PIECES = [
-    "'s",
-    "'S",
-    "'ſ",
-    "'ll",
-    "'RE",
-    "'Ve",
-    "the",
-    " the",
-    "\r\n",
-    "  ",
-    "1234",
-    "don't",
-    "e\u0301",
-    "fi",
-]
-PATTERNS = {
-    "GPT-2's": GPT2_PATTERN,
-    "GPT-4's": GPT4_PATTERN,
-    "Llama 3's": LLAMA3_PATTERN,
-    "Qwen's": QWEN2_PATTERN,
-    "SmolLM2's": SMOLLM_PATTERN,
-}
-
-
-def strings(seed: int, n: int = 400) -> list[str]:
-    chance = random.Random(seed)
-    return ["".join(chance.choices(SIGNS + PIECES, k=chance.randrange(1, 24))) for _ in range(n)]
-
-
-def ids_in_javascript(seen, texts: list[str]) -> list[list[list[int]]]:
-    """For each vocabulary, for each text."""
-    return seen.frame.evaluate(
-        """async (texts) => {
-            const { vocabularies } = JSON.parse(document.getElementById("data").textContent);
-            const tokenizers = await Promise.all(vocabularies.map(tokenizerOf));
-            const idsOf = (t, text) => t.pieces(text).flat().map((token) => t.id(token));
-            return tokenizers.map((t) => texts.map((text) => idsOf(t, text)));
-        }""",
-        texts,
-    )
-
-
-@pytest.mark.slow
-def test_ids_are_those_of_python_for_every_pattern(visit):
-    text = "".join(strings(0, 600))
-    trained = {name: BPETokenizer.train(text, 600, pattern) for name, pattern in PATTERNS.items()}
-    trained["normed"] = BPETokenizer(trained["GPT-2's"].merges, nfc=True)
-    seen = visit(tokenizer_explorer(trained))
-    texts = strings(1)
-    for (name, tokenizer), found in zip(trained.items(), ids_in_javascript(seen, texts), strict=True):
-        wrong = [text for text, ids in zip(texts, found) if tokenizer.encode(text) != ids]
-        assert wrong == [], name
-
-
-@pytest.mark.slow
-def test_ids_are_those_of_python_for_gpt2s_vocabulary_and_characters(visit):
-    texts = strings(2)
-    chars = CharTokenizer.train("".join(texts[:200]))
-    vocabularies = {"GPT-2": gpt2_tokenizer(), "characters": chars}
-    seen = visit(tokenizer_explorer(vocabularies, texts[0]))
-    gpt2, characters = ids_in_javascript(seen, texts)
-    assert gpt2 == [vocabularies["GPT-2"].encode(text) for text in texts]
-    known = {c: i for i, c in enumerate(chars.chars)}
-    assert characters == [[known.get(c) for c in text] for text in texts]
-
-
-def pieces_of(seen, where: str) -> list[str]:
-    return [piece.text_content() for piece in seen.frame.locator(f"{where} .piece").all()]
-
-
-@pytest.mark.slow
-def test_what_is_typed_is_cut_and_counted_for_each_vocabulary(visit):
-    seen = visit(tokenizer())
-    seen.frame.locator("#text").fill("then the x")
-    for name, vocabulary in PLAYGROUND.items():
-        section = f'section[aria-label="{name}"]'
-        counts = seen.frame.locator(f"{section} .counts").text_content()
-        if name == "characters":
-            assert pieces_of(seen, section) == list("then␣the␣x") and "1 not in the vocabulary" in counts
-            continue
-        tokens = [vocabulary.vocab[i].decode() for i in vocabulary.encode("then the x")]
-        assert pieces_of(seen, section) == [token.replace(" ", "␣") for token in tokens]
-        assert counts == f"{len(tokens)} tokens, {10 / len(tokens):.2f} characters per token"
-    first = seen.frame.locator('section[aria-label="270"] .piece').first
-    first.focus()
-    assert "is id" in status(seen) and "merge" in status(seen)
-    seen.page.keyboard.press("End")
-    assert "‹x› is id 120; 1 byte: 120." in status(seen)
-
-
-@pytest.mark.slow
-def test_the_merges_are_replayed_in_the_order_of_the_vocabulary(visit):
-    seen = visit(tokenizer())
-    vocabulary, text = PLAYGROUND["270"], "the teeth that he ate"
-    seen.frame.get_by_role("button", name="Next merge").focus()
-    steps = 0
-    while True:
-        said = seen.frame.locator(".merge").text_content()
-        done = int(re.search(r"Merge (\d+)", said)[1]) if steps else 0
-        expected = BPETokenizer(vocabulary.merges[:done])
-        shown = pieces_of(seen, ".stage")
-        assert shown == [expected.vocab[i].decode().replace(" ", "␣") for i in expected.encode(text)]
-        if "No other merge fits" in said:
-            break
-        seen.page.keyboard.press("Enter")
-        steps += 1
-    assert steps >= 4 and shown == pieces_of(seen, 'section[aria-label="270"]')
-
-
-@pytest.mark.parametrize("pattern", [r"\w+", r"\bx", r"a\Gb", r"\X"])
-def test_a_pattern_that_javascript_might_read_otherwise_is_refused(pattern):
-    with pytest.raises(ValueError, match="not known to mean the same"):
-        javascript_pattern(pattern)
-
-
-def test_a_tokenizer_without_merges_is_refused():
-    with pytest.raises(ValueError, match="odd: a SimpleNamespace has no merges"):
-        tokenizer_explorer({"odd": SimpleNamespace()})
-    with pytest.raises(ValueError, match="whole: .* tokens that need none"):
-        tokenizer_explorer({"whole": BPETokenizer([], ignore_merges=True)})
-    with pytest.raises(ValueError, match="no tokenizers"):
-        tokenizer_explorer({})

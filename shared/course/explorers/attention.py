@@ -11,7 +11,7 @@ from shared.course.explorers.page import Explorer
 from shared.course.explorers.pictures import as_image, heat
 
 
-class Coder(Protocol):
+class TextAndIds(Protocol):
     """What an explorer asks of a tokenizer: text to ids and back."""
 
     def encode(self, text: str, /) -> list[int]:
@@ -24,7 +24,7 @@ class Coder(Protocol):
 def attention_explorer(
     model: nn.Module,
     text: str,
-    tokenizer: Coder,
+    tokenizer: TextAndIds,
     *,
     layers: Sequence[int] | None = None,
     title: str = "What the heads look at",

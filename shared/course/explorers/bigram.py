@@ -13,7 +13,7 @@ LARGEST = 128
 """Characters of a table that can still be looked at."""
 
 
-class Decoder(Protocol):
+class IdsToText(Protocol):
     """What an explorer asks of a tokenizer: ids to text."""
 
     def decode(self, ids: Sequence[int], /) -> str:
@@ -21,7 +21,7 @@ class Decoder(Protocol):
 
 
 def bigram_explorer(
-    table: Tensor, tokenizer: Decoder, *, title: str = "The table, and a text drawn from it"
+    table: Tensor, tokenizer: IdsToText, *, title: str = "The table, and a text drawn from it"
 ) -> Explorer:
     """A bigram's table to play with: choose a row, see what may follow, draw the next character from it.
 

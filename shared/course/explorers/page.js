@@ -34,7 +34,8 @@ function spoken(token) {
 function percent(share) {
   if (share === 0) return "0 %";
   if (share < 0.0005) return "< 0.1 %";
-  return `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+  if (share > 0.9995 && share < 1) return "> 99.9 %";
+  return `${(100 * share).toFixed(share < 0.0995 || (share > 0.995 && share < 1) ? 1 : 0)} %`;
 }
 
 function whole(number) {
