@@ -103,7 +103,9 @@ def test_the_variants_are_those_that_the_processor_says_it_runs(cpuinfo, expecte
 
 
 @pytest.mark.parametrize(
-    ("machine", "expected"), [("arm64", ["dotprod", "neon", "plain"]), ("x86_64", ["plain"])]
+    ("machine", "expected"),
+    [("arm64", ["dotprod", "neon", "plain"]), ("x86_64", ["plain"])],
+    ids=["Apple's", "Intel's"],
 )
 def test_without_a_cpuinfo_only_apples_processors_are_known(machine, expected, monkeypatch, tmp_path):
     monkeypatch.setattr("shared.quantization.native.CPUINFO", tmp_path / "none")
