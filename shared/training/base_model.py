@@ -52,7 +52,7 @@ class BaseModelSettings(WeekSettings):
     model: GPTConfig = GPTConfig.preset("mini", block_size=256)
     """A small GPT-2 with today's blocks; its vocabulary is the tokenizer's. --study shape has GPT-2's own."""
     train: TrainConfig = TrainConfig(
-        steps=2400,
+        steps=3600,
         batch_size=3,
         block_size=256,
         optimizer="muon",
@@ -62,7 +62,7 @@ class BaseModelSettings(WeekSettings):
         schedule="linear",
         warmup_steps=30,
         final_lr=0.0,
-        weight_decay=0.05,
+        weight_decay=0.2,
         beta2=0.95,
         grad_clip=0.0,
         eval_every=600,

@@ -45,7 +45,7 @@ class Settings(WeekSettings):
     model: GPTConfig = GPTConfig.preset("mini")
     """Week 4's; its vocabulary is the tokenizer's."""
     train: TrainConfig = TrainConfig(
-        steps=2400,
+        steps=3600,
         batch_size=6,
         block_size=128,
         optimizer="muon",
@@ -55,11 +55,11 @@ class Settings(WeekSettings):
         schedule="linear",
         warmup_steps=30,
         final_lr=0.0,
-        weight_decay=0.0,
+        weight_decay=0.2,
         beta2=0.95,
         grad_clip=0.0,
-        eval_every=480,
-        checkpoint_every=480,
+        eval_every=600,
+        checkpoint_every=600,
     )
     vocab_sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     """Of the plot of compression, for which the text must have pairs enough; and for --study vocab, beside
@@ -81,6 +81,7 @@ class Settings(WeekSettings):
         idle["model.vocab_size"] = "it is the tokenizer's"
         if self.study:
             idle["train.steps"] = "--study-steps gives them"
+            idle["train.weight_decay"] = "runs so short have none"
             idle |= dict.fromkeys(("train.eval_every", "train.checkpoint_every"), "done at the end only")
         return idle
 
