@@ -195,11 +195,12 @@ def branches_of(block: Block) -> Branches | None:
     norms = (block.attn_norm, block.mlp_norm, attn.q_norm, attn.k_norm)
     if any(map(is_watched, (block, attn, block.mlp, block.dropout, *norms, *linears, *known_mlp[1]))):
         return None
+    of_attention, of_mlp = weights_and_biases(linears), weights_and_biases(known_mlp[1])
+    if of_attention is None or of_mlp is None:
+        return None
     width = attn.q_proj.in_features
     attn_norm, mlp_norm = norm_over(block.attn_norm, width), norm_over(block.mlp_norm, width)
-    of_attention = weights_and_biases(linears)
-    of_mlp = weights_and_biases(known_mlp[1])
-    if attn_norm is None or mlp_norm is None or of_attention is None or of_mlp is None:
+    if attn_norm is None or mlp_norm is None:
         return None
     return Branches(
         [*attn_norm[1:], *of_attention], [*mlp_norm[1:], *of_mlp], attn_norm[0], mlp_norm[0], known_mlp[0]

@@ -220,6 +220,31 @@ def test_with_adapters_the_gradients_are_those_of_the_adapters(config):
         torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
 
 
+class Doubling(nn.Module):
+    """A layer of somebody's own round a linear one; it has none of its attributes."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.inner(x)
+
+
+@COMPILED
+@pytest.mark.parametrize("config", [MINI, GPT2], ids=["mini", "gpt2"])
+def test_layers_of_somebodys_own_are_left_to_pytorch(config):
+    model = shaken(config)
+    for block in model.blocks:
+        block.attn.q_proj, block.mlp.up_proj = Doubling(block.attn.q_proj), Doubling(block.mlp.up_proj)
+    exact, of_exact = loss_and_gradients(deepcopy(model).double(), 7)
+    with fuse(model):
+        loss, gradients = loss_and_gradients(model, 7)
+    assert abs(loss - exact) < 1e-5
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
+
+
 # ---- training
 
 CORPUS = random_corpus(20)
