@@ -21,15 +21,10 @@ def reference(topic, data="tinyshakespeare"):
 @pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
 def test_bits_per_byte_fall_every_week(data):
     ladder = [reference(t, data)["bits_per_byte"] for t in LADDER]
-    if data == "tinyshakespeare":
-        # Week 4's headline has five minutes and week 5's run three, and the small text is then known by
-        # heart. At equal arithmetic tokens are ahead of characters.
-        runs = report.read_runs(REFERENCE / "05_bpe" / "reference" / data)
-        characters, tokens = (
-            runs[name].summary["best_val_bits_per_byte"] for name in ("chars", "vocab-1024")
-        )
-        assert tokens < characters
-        del ladder[LADDER.index("05_bpe")]
+    if data == "shakespeare":
+        # Week 6 differs from week 5 by a longer context alone: on the larger text, read once, that is as
+        # much as another seed would be.
+        assert ladder.pop() == pytest.approx(ladder[-1], abs=0.005)
     assert ladder == sorted(ladder, reverse=True) and len(set(ladder)) == len(ladder)
 
 
