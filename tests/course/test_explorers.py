@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from shared.course.explorers import attention_explorer, bigram_explorer, tokenizer_explorer
+from shared.course.explorers import (
+    attention_explorer,
+    bigram_explorer,
+    lens_explorer,
+    sampling_explorer,
+    tokenizer_explorer,
+)
 from shared.course.explorers.page import LIMIT, script_json
 from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
 from shared.models.config import LayerKind
@@ -64,7 +70,21 @@ def tokenizer():
     return tokenizer_explorer(PLAYGROUND, "the teeth that he ate")
 
 
-ALL = pytest.mark.parametrize("make", [bigram, attention, tokenizer], ids=lambda make: make.__name__)
+def small_gpt() -> GPT:
+    torch.manual_seed(0)
+    return shake(MODELS["a GPT with everything"]())
+
+
+def lens():
+    return lens_explorer(small_gpt(), PHRASE, CHARS)
+
+
+def sampling():
+    return sampling_explorer(small_gpt(), PHRASE, CHARS)
+
+
+EXPLORERS = [bigram, attention, tokenizer, lens, sampling]
+ALL = pytest.mark.parametrize("make", EXPLORERS, ids=lambda make: make.__name__)
 
 
 def status(seen) -> str:

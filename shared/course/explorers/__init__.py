@@ -2,7 +2,16 @@
 
 from shared.course.explorers.attention import attention_explorer
 from shared.course.explorers.bigram import bigram_explorer
+from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
+from shared.course.explorers.sampling import sampling_explorer
 from shared.course.explorers.tokenizer import tokenizer_explorer
 
-__all__ = ["Explorer", "attention_explorer", "bigram_explorer", "tokenizer_explorer"]
+__all__ = [
+    "Explorer",
+    "attention_explorer",
+    "bigram_explorer",
+    "lens_explorer",
+    "sampling_explorer",
+    "tokenizer_explorer",
+]

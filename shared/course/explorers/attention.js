@@ -5,11 +5,6 @@
 const LISTED = 8; // bars of what a token looks at
 const TERMS = 16; // products that are written out
 
-function numbersOf(text) {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  return new Float32Array(bytes.buffer);
-}
-
 // One head of a layer: query i and key j as arrays, and what follows from them.
 class Head {
   constructor(layer, head, time) {

@@ -1,13 +1,12 @@
 """Week 0. For weeks 3, 4 and 6: the attention of a phrase, head by head, and the arithmetic of a cell."""
 
-import base64
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from shared.course.explorers.page import Explorer
+from shared.course.explorers.page import Explorer, in_base64
 from shared.course.explorers.pictures import as_image, heat
 
 
@@ -91,14 +90,9 @@ def _entry(module: Any, q: Tensor, k: Tensor) -> dict[str, Any]:
         "scale": module.scale,
         "softcap": module.softcap,
         "window": module.window,
-        "q": _in_base64(q),
-        "k": _in_base64(k),
+        "q": in_base64(q),
+        "k": in_base64(k),
     }
-
-
-def _in_base64(numbers: Tensor) -> str:
-    """float32, the lowest byte first."""
-    return base64.b64encode(numbers.contiguous().numpy().astype("<f4").tobytes()).decode("ascii")
 
 
 def _first_head(module: Any, q: Tensor, k: Tensor) -> Tensor:

@@ -46,6 +46,12 @@ function decimals(number, digits = 3) {
   return number.toFixed(digits).replace("-", "−");
 }
 
+// What `in_base64` of page.py has packed.
+function numbersOf(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new Float32Array(bytes.buffer);
+}
+
 // Numbers from 0 to 1 that are the same each time (mulberry32).
 function randomNumbers(seed) {
   let state = seed >>> 0;

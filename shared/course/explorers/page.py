@@ -6,6 +6,7 @@ not trusted yet), a picture or a table stands there instead. `page.css` and `pag
 share, `embed.js` makes the frame.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 FOLDER = Path(__file__).parent
 LIMIT = 300_000
@@ -43,6 +46,12 @@ def script_json(values: Any) -> str:
     for character in "<\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def in_base64(numbers: Tensor) -> str:
+    """float32, the lowest byte first, as base64: `numbersOf` of page.js reads it."""
+    packed = numbers.detach().cpu().contiguous().numpy().astype("<f4")
+    return base64.b64encode(packed.tobytes()).decode("ascii")
 
 
 @dataclass(frozen=True)
