@@ -15,11 +15,13 @@ from shared.course.explorers import (
     lens_explorer,
     sampling_explorer,
     tokenizer_explorer,
+    window_explorer,
 )
 from shared.course.explorers.page import LIMIT, script_json
 from shared.models.attention import AttentionLM, AttentionLMConfig, attention_maps
 from shared.models.config import LayerKind
 from shared.models.gpt import GPT, GPTConfig
+from shared.models.mlp import WindowMLP, WindowMLPConfig
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from tests.helpers import shake
 
@@ -83,7 +85,18 @@ def sampling():
     return sampling_explorer(small_gpt(), PHRASE, CHARS)
 
 
-EXPLORERS = [bigram, attention, tokenizer, lens, sampling]
+def window_mlp() -> WindowMLP:
+    torch.manual_seed(0)
+    model = WindowMLP(WindowMLPConfig(CHARS.vocab_size, window=4, n_embd=6, n_hidden=20))
+    model.lm_head.weight.data.mul_(200)  # as if it were trained: far from uniform
+    return model
+
+
+def window():
+    return window_explorer(window_mlp(), PHRASE, CHARS)
+
+
+EXPLORERS = [bigram, attention, tokenizer, lens, sampling, window]
 ALL = pytest.mark.parametrize("make", EXPLORERS, ids=lambda make: make.__name__)
 
 

@@ -6,6 +6,7 @@ from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
 from shared.course.explorers.sampling import sampling_explorer
 from shared.course.explorers.tokenizer import tokenizer_explorer
+from shared.course.explorers.window import window_explorer
 
 __all__ = [
     "Explorer",
@@ -14,4 +15,5 @@ __all__ = [
     "lens_explorer",
     "sampling_explorer",
     "tokenizer_explorer",
+    "window_explorer",
 ]

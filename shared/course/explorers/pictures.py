@@ -77,3 +77,15 @@ def shares_by_rank(shares: Tensor, tokens: Sequence[str]) -> Figure:
             ax.tick_params(axis="x", rotation=90)
         ax.set(xlabel="next token", ylabel="probability")
         return fig
+
+
+def labelled_points(points: Tensor, labels: Sequence[str]) -> Figure:
+    """Points [count, 2], each as its label."""
+    with style():
+        fig, ax = figure(6, 4.5)
+        for (x, y), label in zip(points.tolist(), labels, strict=True):
+            ax.text(x, y, "".join(map(char_label, label)), ha="center", va="center", family="monospace")
+        ax.update_datalim(points.numpy())
+        ax.margins(0.08)
+        ax.set(xlabel="first principal component", ylabel="second principal component")
+        return fig
