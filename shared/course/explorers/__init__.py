@@ -4,6 +4,7 @@ from shared.course.explorers.attention import attention_explorer
 from shared.course.explorers.bigram import bigram_explorer
 from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
+from shared.course.explorers.predictions import predictions_explorer
 from shared.course.explorers.sampling import sampling_explorer
 from shared.course.explorers.tokenizer import tokenizer_explorer
 from shared.course.explorers.window import window_explorer
@@ -13,6 +14,7 @@ __all__ = [
     "attention_explorer",
     "bigram_explorer",
     "lens_explorer",
+    "predictions_explorer",
     "sampling_explorer",
     "tokenizer_explorer",
     "window_explorer",
