@@ -2,6 +2,7 @@
 
 from shared.course.explorers.attention import attention_explorer
 from shared.course.explorers.bigram import bigram_explorer
+from shared.course.explorers.formats import loss_scale_explorer, number_explorer
 from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
 from shared.course.explorers.predictions import predictions_explorer
@@ -14,6 +15,8 @@ __all__ = [
     "attention_explorer",
     "bigram_explorer",
     "lens_explorer",
+    "loss_scale_explorer",
+    "number_explorer",
     "predictions_explorer",
     "sampling_explorer",
     "tokenizer_explorer",
