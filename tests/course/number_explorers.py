@@ -5,7 +5,9 @@ import torch
 from shared.course.explorers import (
     loss_scale_explorer,
     number_explorer,
+    quantization_explorer,
 )
+from shared.quantization.packing import NF4
 
 
 def numbers():
@@ -21,3 +23,17 @@ def gradients() -> torch.Tensor:
 
 def loss_scale():
     return loss_scale_explorer(gradients())
+
+
+def weight() -> torch.Tensor:
+    """A few rows: one of zeros, one with a group of zeros, one with a large weight."""
+    torch.manual_seed(0)
+    rows = 0.05 * torch.randn(12, 128)
+    rows[3] = 0
+    rows[4, 32:64] = 0
+    rows[5, 70] = 1.5
+    return rows
+
+
+def quantization():
+    return quantization_explorer(weight(), NF4)

@@ -6,6 +6,7 @@ from shared.course.explorers.formats import loss_scale_explorer, number_explorer
 from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
 from shared.course.explorers.predictions import predictions_explorer
+from shared.course.explorers.quantization import quantization_explorer
 from shared.course.explorers.sampling import sampling_explorer
 from shared.course.explorers.tokenizer import tokenizer_explorer
 from shared.course.explorers.window import window_explorer
@@ -18,6 +19,7 @@ __all__ = [
     "loss_scale_explorer",
     "number_explorer",
     "predictions_explorer",
+    "quantization_explorer",
     "sampling_explorer",
     "tokenizer_explorer",
     "window_explorer",
