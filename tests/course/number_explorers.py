@@ -6,6 +6,7 @@ from shared.course.explorers import (
     loss_scale_explorer,
     number_explorer,
     quantization_explorer,
+    rank_explorer,
 )
 from shared.quantization.packing import NF4
 
@@ -37,3 +38,17 @@ def weight() -> torch.Tensor:
 
 def quantization():
     return quantization_explorer(weight(), NF4)
+
+
+def changes() -> dict[str, torch.Tensor]:
+    """One of all ranks, and one of rank 3."""
+    torch.manual_seed(0)
+    scales = torch.logspace(0, -3, 24)
+    return {
+        "whole": torch.randn(40, 24) * scales @ torch.randn(24, 24) / 5,
+        "thin": torch.randn(40, 3) @ torch.randn(3, 24) / 10,
+    }
+
+
+def rank():
+    return rank_explorer(changes(), {0: 4.0, 2: 3.5, 8: 3.2, 24: 3.0})

@@ -1,11 +1,11 @@
-"""The explorer of rounded weights: what it computes is what the course and PyTorch do."""
+"""The explorers of rounded weights and of ranks: what they compute is what the course and PyTorch do."""
 
 import pytest
 import torch
 
-from shared.course.explorers import quantization_explorer
+from shared.course.explorers import quantization_explorer, rank_explorer
 from shared.quantization.packing import NF4, Int4Weight, Int8Weight, NF4Weight
-from tests.course.number_explorers import quantization, weight
+from tests.course.number_explorers import changes, quantization, rank, weight
 from tests.course.test_explorers import status
 
 PACKED = {
@@ -104,3 +104,75 @@ def test_it_opens_at_the_group_that_is_most_off_and_a_click_and_keys_choose_othe
 def test_a_weight_or_levels_that_are_none_are_refused(given, levels, says):
     with pytest.raises(ValueError, match=says):
         quantization_explorer(given, levels)
+
+
+# Ranks.
+
+
+@pytest.mark.slow
+def test_the_matrix_at_a_rank_is_the_best_one_of_that_rank(visit):
+    seen = visit(rank())
+    found = seen.frame.evaluate(
+        """() => {
+            const data = JSON.parse(document.getElementById("data").textContent);
+            const all = data.changes.map((change) => new Change(change, data.out, data.in));
+            const at = (change, r) => [change.share(r), Array.from(change.sumOf(0, r))];
+            return all.map((change) => [0, 1, 3, 10, 24].map((r) => at(change, r)));
+        }"""
+    )
+    for change, by_rank in zip(changes().values(), found, strict=True):
+        u, s, v = torch.linalg.svd(change.double(), full_matrices=False)
+        for r, (share, numbers) in zip((0, 1, 3, 10, 24), by_rank, strict=True):
+            assert share == pytest.approx((s[:r].square().sum() / s.square().sum()).item(), abs=1e-6)
+            best = (u[:, :r] * s[:r]) @ v[:r]
+            off = (torch.tensor(numbers, dtype=torch.float64).view(40, 24) - best).norm() / s.norm()
+            assert off < 5e-4  # float16 columns and rows
+
+
+@pytest.mark.slow
+def test_the_rank_says_what_is_caught_and_what_it_costs(visit):
+    seen = visit(rank())
+    s = torch.linalg.svdvals(changes()["whole"].double()).square()
+    for r, loss in ((3, "rank 2, the loss is 3.500"), (16, "rank 8, the loss is 3.200")):
+        seen.frame.locator("#rank").fill(str(r))
+        share = (s[:r].sum() / s.sum()).item()
+        caught, numbers = (
+            number(text) for text in seen.frame.locator(".row.scheme .share").all_text_contents()
+        )
+        assert caught == pytest.approx(100 * share, abs=0.51)
+        assert numbers == pytest.approx(100 * r * 64 / 960, abs=0.51)
+        assert f"in {r * 64:,} numbers instead of 960" in status(seen) and loss in status(seen)
+    seen.frame.get_by_role("radio", name="whole").focus()
+    seen.page.keyboard.press("ArrowRight")
+    assert "It has 3 pieces in all" in status(seen) and "hold 100 %" in status(seen)
+
+
+@pytest.mark.slow
+def test_one_number_is_the_sum_of_its_terms(visit):
+    seen = visit(rank())
+    whole = changes()["whole"]
+    row, column = divmod(int(whole.abs().argmax()), 24)
+    assert seen.frame.locator("#row").input_value() == str(row + 1)
+    assert seen.frame.locator("#column").input_value() == str(column + 1)
+    canvas = seen.frame.locator("canvas.weights").first
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 7.5 / 24, "y": box["height"] * 5.5 / 40})
+    seen.frame.locator("#rank").fill("5")
+    u, s, v = torch.linalg.svd(whole.double(), full_matrices=False)
+    terms = s[:5] * u[5, :5] * v[:5, 7]
+    shown = [number(text) for text in seen.frame.locator("td.signed").all_text_contents()]
+    assert shown == pytest.approx(terms.tolist(), rel=0.01, abs=1e-3)
+    kept, exact = (number(text) for text in seen.frame.locator(".terms td.value").all_text_contents())
+    assert kept == pytest.approx(terms.sum().item(), rel=0.01, abs=1e-3)
+    assert exact == pytest.approx(whole[5, 7].item(), rel=0.01, abs=1e-3)
+
+
+def test_changes_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="all of one shape"):
+        rank_explorer({"a": torch.ones(2, 3), "b": torch.ones(3, 2)})
+    with pytest.raises(ValueError, match="at least one matrix"):
+        rank_explorer({})
+    with pytest.raises(ValueError, match="all zeros"):
+        rank_explorer({"a": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match="a rank is 0 or more"):
+        rank_explorer({"a": torch.ones(2, 3)}, {-1: 3.0})

@@ -7,6 +7,7 @@ from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
 from shared.course.explorers.predictions import predictions_explorer
 from shared.course.explorers.quantization import quantization_explorer
+from shared.course.explorers.rank import rank_explorer
 from shared.course.explorers.sampling import sampling_explorer
 from shared.course.explorers.tokenizer import tokenizer_explorer
 from shared.course.explorers.window import window_explorer
@@ -20,6 +21,7 @@ __all__ = [
     "number_explorer",
     "predictions_explorer",
     "quantization_explorer",
+    "rank_explorer",
     "sampling_explorer",
     "tokenizer_explorer",
     "window_explorer",
