@@ -25,6 +25,7 @@ from shared.models.gpt import GPT, GPTConfig
 from shared.models.mlp import WindowMLP, WindowMLPConfig
 from shared.tokenizers import BPETokenizer, CharTokenizer
 from tests.course.number_explorers import loss_scale, numbers, quantization, rank
+from tests.course.explored import slots
 from tests.helpers import shake
 
 TEXT = "the hen then the tea\nO that the ten then eat.\n" * 3
@@ -112,6 +113,7 @@ def predictions():
 TABLES = (tokenizer, predictions)  # a table stands in for them, not a picture
 EXPLORERS = [bigram, attention, tokenizer, lens, sampling, window, predictions, numbers, loss_scale, quantization, rank]
 ALL = pytest.mark.parametrize("make", EXPLORERS, ids=lambda make: make.__name__)
+ALL = pytest.mark.parametrize("make", [bigram, attention, tokenizer, slots], ids=lambda make: make.__name__)
 
 
 def status(seen) -> str:

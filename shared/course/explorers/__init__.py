@@ -9,6 +9,7 @@ from shared.course.explorers.predictions import predictions_explorer
 from shared.course.explorers.quantization import quantization_explorer
 from shared.course.explorers.rank import rank_explorer
 from shared.course.explorers.sampling import sampling_explorer
+from shared.course.explorers.slots import slots_explorer
 from shared.course.explorers.tokenizer import tokenizer_explorer
 from shared.course.explorers.window import window_explorer
 
@@ -23,6 +24,7 @@ __all__ = [
     "quantization_explorer",
     "rank_explorer",
     "sampling_explorer",
+    "slots_explorer",
     "tokenizer_explorer",
     "window_explorer",
 ]
