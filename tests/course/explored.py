@@ -2,10 +2,12 @@
 
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 
-from shared.course.explorers import slots_explorer
+from shared.course.explorers import passages_explorer, slots_explorer
 from shared.models.gpt import GPT, GPTConfig
 from shared.serving.engine import Engine
 from shared.serving.generation import Request
@@ -48,3 +50,44 @@ def slots():
     return slots_explorer(
         engines(), requests(), ARRIVALS, LETTERS, slots=SLOTS, runs=2, seconds=lambda: next(ticks) ** 2 / 1e6
     )
+
+
+TEXTS = [
+    f"{word} of the {place}"
+    for place in ("tram", "ferry", "museum")
+    for word in ("price", "age", "crew", "hour")
+]
+CHUNKS = [
+    SimpleNamespace(id=f"{i}", cite=f"page {i}", passage=text, text=text) for i, text in enumerate(TEXTS)
+]
+ASKED = {
+    "What does the tram cost?": [0],
+    "When does the museum open?": [11],
+    "Who works on the ferry?": [6, 7],
+}
+
+
+def vectors_of(texts) -> np.ndarray:
+    """Vectors of length 1, float32 [len(texts), 8], that are the same for the same text."""
+    drawn = [np.random.default_rng([ord(sign) for sign in text]).normal(size=8) for text in texts]
+    return np.array([vector / np.linalg.norm(vector) for vector in drawn], dtype=np.float32)
+
+
+def by_vectors(question: str) -> list:
+    """All passages by their cosine."""
+    cosines = vectors_of(TEXTS) @ vectors_of([question])[0]
+    return [(CHUNKS[i], cosines[i]) for i in np.argsort(-cosines)]
+
+
+def by_letters(question: str) -> list:
+    """Half of the passages, by how many of the question's letters they have."""
+    shared = [sum(map(text.count, question.lower())) for text in TEXTS]
+    return [(CHUNKS[i], shared[i]) for i in np.argsort(-np.array(shared), kind="stable")[:6]]
+
+
+def passages(**more):
+    """Two searches on twelve passages, and a new order of three for the first question."""
+    again = {next(iter(ASKED)): [(CHUNKS[i], -float(i)) for i in (0, 3, 5)]}
+    searches = {"meaning": by_vectors, "words": by_letters}
+    given = {"chunks": CHUNKS, "questions": ASKED, "searches": searches, "reranked": again} | more
+    return passages_explorer(given.pop("chunks"), given.pop("questions"), vectors_of, **given)

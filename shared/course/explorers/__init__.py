@@ -5,6 +5,7 @@ from shared.course.explorers.bigram import bigram_explorer
 from shared.course.explorers.formats import loss_scale_explorer, number_explorer
 from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
+from shared.course.explorers.passages import passages_explorer
 from shared.course.explorers.predictions import predictions_explorer
 from shared.course.explorers.quantization import quantization_explorer
 from shared.course.explorers.rank import rank_explorer
@@ -20,6 +21,7 @@ __all__ = [
     "lens_explorer",
     "loss_scale_explorer",
     "number_explorer",
+    "passages_explorer",
     "predictions_explorer",
     "quantization_explorer",
     "rank_explorer",
