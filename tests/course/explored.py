@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from shared.course.explorers import passages_explorer, slots_explorer
+from shared.course.explorers import frontier_explorer, passages_explorer, slots_explorer
 from shared.models.gpt import GPT, GPTConfig
 from shared.serving.engine import Engine
 from shared.serving.generation import Request
@@ -91,3 +91,43 @@ def passages(**more):
     searches = {"meaning": by_vectors, "words": by_letters}
     given = {"chunks": CHUNKS, "questions": ASKED, "searches": searches, "reranked": again} | more
     return passages_explorer(given.pop("chunks"), given.pop("questions"), vectors_of, **given)
+
+
+GUESSES = CharTokenizer("\n0123+>")
+ENDS = GUESSES.encode("\n")[0]
+
+
+def guessers() -> dict[str, GPT]:
+    """Three models of seven characters, with random weights."""
+    config = GPTConfig.preset("mini", vocab_size=GUESSES.vocab_size, block_size=8, n_layer=1, n_embd=16)
+    made = {}
+    for seed, name in enumerate(("base", "trained", "other")):
+        torch.manual_seed(seed)
+        made[name] = shake(GPT(config)).eval().requires_grad_(False)
+    return made
+
+
+def digits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A reward: 1 where an answer begins with a digit."""
+    first = [GUESSES.decode([int(row[inside][0])]) for row, inside in zip(ids, mask)]
+    return torch.tensor([float(character.isdigit()) for character in first])
+
+
+def brief(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Another one: fewer tokens are better, and some ids count."""
+    return (ids * mask).sum(1) / 10 - mask.sum(1).float()
+
+
+def frontier(**more):
+    """Three policies, three prompts and two rewards."""
+    given = {
+        "policies": guessers(),
+        "prompts": ["1+2>", "0>", "3+3>"],
+        "least": 0.01,
+        "longest": 3,
+        "end": ENDS,
+    }
+    given |= {"rewards": {"digits": digits, "brief": brief}} | more
+    return frontier_explorer(
+        given.pop("policies"), given.pop("prompts"), given.pop("rewards"), GUESSES, **given
+    )

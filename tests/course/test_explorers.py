@@ -27,6 +27,7 @@ from shared.tokenizers import BPETokenizer, CharTokenizer
 from tests.course.number_explorers import loss_scale, numbers, quantization, rank
 from tests.course.explored import slots
 from tests.course.explored import passages, slots
+from tests.course.explored import frontier, passages, slots
 from tests.helpers import shake
 
 TEXT = "the hen then the tea\nO that the ten then eat.\n" * 3
@@ -116,7 +117,7 @@ EXPLORERS = [bigram, attention, tokenizer, lens, sampling, window, predictions, 
 ALL = pytest.mark.parametrize("make", EXPLORERS, ids=lambda make: make.__name__)
 ALL = pytest.mark.parametrize("make", [bigram, attention, tokenizer, slots], ids=lambda make: make.__name__)
 ALL = pytest.mark.parametrize(
-    "make", [bigram, attention, tokenizer, slots, passages], ids=lambda make: make.__name__
+    "make", [bigram, attention, tokenizer, slots, passages, frontier], ids=lambda make: make.__name__
 )
 
 

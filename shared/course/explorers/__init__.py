@@ -3,6 +3,7 @@
 from shared.course.explorers.attention import attention_explorer
 from shared.course.explorers.bigram import bigram_explorer
 from shared.course.explorers.formats import loss_scale_explorer, number_explorer
+from shared.course.explorers.frontier import frontier_explorer
 from shared.course.explorers.lens import lens_explorer
 from shared.course.explorers.page import Explorer
 from shared.course.explorers.passages import passages_explorer
@@ -18,6 +19,7 @@ __all__ = [
     "Explorer",
     "attention_explorer",
     "bigram_explorer",
+    "frontier_explorer",
     "lens_explorer",
     "loss_scale_explorer",
     "number_explorer",
