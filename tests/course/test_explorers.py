@@ -24,10 +24,8 @@ from shared.models.config import LayerKind
 from shared.models.gpt import GPT, GPTConfig
 from shared.models.mlp import WindowMLP, WindowMLPConfig
 from shared.tokenizers import BPETokenizer, CharTokenizer
-from tests.course.number_explorers import loss_scale, numbers, quantization, rank
-from tests.course.explored import slots
-from tests.course.explored import passages, slots
 from tests.course.explored import frontier, passages, slots
+from tests.course.number_explorers import loss_scale, numbers, quantization, rank
 from tests.helpers import shake
 
 TEXT = "the hen then the tea\nO that the ten then eat.\n" * 3
@@ -113,12 +111,23 @@ def predictions():
 
 
 TABLES = (tokenizer, predictions)  # a table stands in for them, not a picture
-EXPLORERS = [bigram, attention, tokenizer, lens, sampling, window, predictions, numbers, loss_scale, quantization, rank]
+EXPLORERS = [
+    bigram,
+    attention,
+    tokenizer,
+    lens,
+    sampling,
+    window,
+    predictions,
+    numbers,
+    loss_scale,
+    quantization,
+    rank,
+    frontier,
+    passages,
+    slots,
+]
 ALL = pytest.mark.parametrize("make", EXPLORERS, ids=lambda make: make.__name__)
-ALL = pytest.mark.parametrize("make", [bigram, attention, tokenizer, slots], ids=lambda make: make.__name__)
-ALL = pytest.mark.parametrize(
-    "make", [bigram, attention, tokenizer, slots, passages, frontier], ids=lambda make: make.__name__
-)
 
 
 def status(seen) -> str:
