@@ -231,9 +231,15 @@ def heatmap(
     with style():
         image = ax.imshow(np.asarray(values), cmap="viridis", aspect="auto", interpolation="nearest")
         ax.grid(False)
-        size = 9 if len(xlabels) <= 40 else 8
+        many = max(len(xlabels), len(ylabels)) > 40
+        letters = all(len(str(label)) == 1 for label in [*xlabels, *ylabels])
+        size = 9
+        if many:
+            size = 11 if letters else 8
         ax.set_xticks(range(len(xlabels)), xlabels, fontsize=size, family="monospace")
         ax.set_yticks(range(len(ylabels)), ylabels, fontsize=size, family="monospace")
+        if many:  # named at both ends: a cell in the middle is far from either
+            ax.tick_params(labeltop=True, labelright=True, length=0)
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if unit:
             ax.figure.colorbar(image, ax=ax, label=unit)
