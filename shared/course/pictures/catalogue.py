@@ -11,7 +11,7 @@ from shared.course.pictures.drawing import Picture
 from shared.course.pictures.early import bigram, window_mlp
 from shared.course.pictures.formats import autocast, loss_scaling, number_formats
 from shared.course.pictures.later import continuous_batching, dpo, ppo, rag
-from shared.course.pictures.packing import int4_codes, int4_packing
+from shared.course.pictures.packing import int4_groups, int4_packing
 from shared.course.pictures.tokens import bpe_encode, bpe_merge
 from shared.course.pictures.training import ddp, fsdp, training_loop
 from shared.course.pictures.transformer import attention, block, gpt, heads, kv_cache
@@ -23,7 +23,7 @@ PICTURES: tuple[Callable[[], Picture], ...] = (
     *(bpe_merge, bpe_encode),
     *(ddp, fsdp),
     *(number_formats, autocast, loss_scaling),
-    *(int4_codes, int4_packing),
+    *(int4_groups, int4_packing),
     *(lora, qlora, packed_talks),
     *(ppo, dpo),
     rag,

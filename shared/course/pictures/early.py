@@ -67,7 +67,7 @@ def window_mlp() -> Picture:
         " next token.",
     )
     vectors = [[0.2, -0.7, 1.1, 0.4], [0.9, -1.2, 0.1, -0.3], [-0.6, 0.8, 0.5, 0.3]]
-    picture.box(Box(60, 146, 360, 40), "token_embedding", "learned", of="window.token_embedding")
+    picture.box(Box(48, 146, 384, 40), "token_embedding", "learned", of="window.token_embedding")
     picture.name(252, 232, "position_embedding", "window.position_embedding")
     picture.write(166, 232, "+", bold=True)
     long = picture.grid(
@@ -78,10 +78,10 @@ def window_mlp() -> Picture:
         parts=[[i // 4 for i in range(12)]],
     )
     for i, (letter, vector) in enumerate(zip("the", vectors, strict=True)):
-        x = 120 + 120 * i
+        x = 110 + 130 * i
         token = picture.box(around(x, 98, 50, 32), letter, "values")
         picture.arrow(token.bottom, (x, 146))
-        grid = picture.grid(x - 56, 248, [vector], cell=(28, 26), parts=[[i] * 4])
+        grid = picture.grid(x - 62, 248, [vector], cell=(31, 26), parts=[[i] * 4])
         picture.arrow((x, 186), (x, 218) if i == 1 else (x, 248))
         picture.arrow(grid.bottom, (x, 316))
     return _layers_above_window(picture, long)

@@ -6,7 +6,7 @@ from shared.course.pictures.tables import FOUR_BITS
 PACKED = "shared.quantization.packing"
 
 
-def int4_codes() -> Picture:
+def int4_groups() -> Picture:
     """Week 8: a group of weights, the line between its ends, the nearest of 16 steps."""
     four = FOUR_BITS
     picture = Picture(

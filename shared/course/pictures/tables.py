@@ -102,9 +102,8 @@ def four_bits(weights: tuple[float, ...]) -> FourBits:
     scale = (high - low) / 15
     zero = low + 8 * scale
     codes = tuple(min(max(round((w - zero) / scale), -8), 7) + 8 for w in weights)
-    return FourBits(
-        weights, low, high, scale, zero, codes, tuple(scale * (code - 8) + zero for code in codes)
-    )
+    back = tuple(scale * (code - 8) + zero for code in codes)
+    return FourBits(weights, low, high, scale, zero, codes=codes, back=back)
 
 
 FOUR_BITS = four_bits((0.62, -1.75, 0.14, 2.0, -0.84, 1.32, -0.3, 1.06))

@@ -57,7 +57,7 @@ def bpe_encode() -> Picture:
         " inside each piece only, until none fits. What is left are the tokens, and each has an id.",
     )
     left, middle = 24, 240
-    for number, (what, y) in enumerate((("text", 100), ("pieces", 170), ("bytes", 240))):
+    for number, (what, y) in enumerate((("text", 100.0), ("pieces", 170.0), ("bytes", 240.0))):
         picture.write(left, y + 5, what, anchor="start", bold=True)
         parts = ENCODED.stages[number]
         _pieces(picture, parts, y)

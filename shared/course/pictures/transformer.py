@@ -185,7 +185,7 @@ def kv_cache() -> Picture:
     new = picture.box(around(240, 96, 130, 34), "down", "chosen")
     picture.note(320, 92, "the new token,\nalone")
     layers = {}
-    for name, x in (("q", 74), ("k", 240), ("v", 408)):
+    for name, x in (("q", 74.0), ("k", 240.0), ("v", 408.0)):
         layers[name] = picture.box(
             around(x, 190, 96, 34), f"{name}_proj", "learned", of=f"block.attn.{name}_proj"
         )
