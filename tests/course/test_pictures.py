@@ -27,6 +27,17 @@ def test_no_file_is_left_that_nothing_draws():
     assert {path.name for path in (ROOT / "docs" / "images").glob("*.svg")} == drawn
 
 
+def test_every_picture_is_shown_in_a_notebook_with_words_for_it():
+    pages = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("weeks/*/notebook.ipynb"))]
+    shown = [
+        found
+        for page in pages
+        for found in re.findall(r"!\[([^\]]+)\]\(../../docs/images/(\w+)\.svg\)", page)
+    ]
+    assert {name for _, name in shown} == {draw.__name__ for draw in PICTURES}
+    assert min(len(alt) for alt, _ in shown) > 40
+
+
 @ALL
 def test_a_picture_is_read_aloud_and_its_words_are_large_enough(draw):
     root = ElementTree.fromstring(draw().svg())
