@@ -22,7 +22,7 @@ def visit(chromium, tmp_path):
         path.write_text(AROUND.format(explorer._repr_html_()), encoding="utf-8")
         contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, **how))
         page = contexts[-1].new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)  # milliseconds; only a page that is wrong takes so long
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)

@@ -164,7 +164,8 @@ def test_it_is_light_or_dark_as_the_system_and_the_notebook_around_it_are(visit,
         ),
     ):
         seen.page.evaluate(around)
-        seen.frame.wait_for_function(f"{theme} === '{expected}'")
+        # The page's policy forbids the polling of wait_for_function, which is by eval.
+        seen.frame.locator(f"html[data-theme={expected}]").wait_for(state="attached")
 
 
 @ALL
