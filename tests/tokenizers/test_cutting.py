@@ -9,23 +9,9 @@ import regex
 from shared.assets import fetch
 from shared.tokenizers import cutting
 from shared.tokenizers.cutting import Cutter, in_plain_re
-from shared.tokenizers.patterns import (
-    COVERING,
-    GPT2_PATTERN,
-    GPT4_PATTERN,
-    LLAMA3_PATTERN,
-    QWEN2_PATTERN,
-    SMOLLM_PATTERN,
-)
+from shared.tokenizers.patterns import COVERING
 from tests.helpers import ASSIGNED, fuzz
-
-PATTERNS = {
-    "GPT-2": GPT2_PATTERN,
-    "GPT-4": GPT4_PATTERN,
-    "Llama 3": LLAMA3_PATTERN,
-    "Qwen": QWEN2_PATTERN,
-    "SmolLM2": SMOLLM_PATTERN,
-}
+from tests.tokenizers.test_bpe import PATTERNS
 
 
 def test_these_are_all_the_patterns_that_are_run_quickly():

@@ -64,6 +64,16 @@ def loss_and_gradients(model: nn.Module, time: int) -> tuple[torch.Tensor, dict[
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def check_against_fp64(model: GPT) -> None:
+    """Fused, the model has the loss and the gradients that PyTorch has in fp64."""
+    exact, of_exact = loss_and_gradients(deepcopy(model).double(), 7)
+    with fuse(model):
+        loss, gradients = loss_and_gradients(model, 7)
+    assert abs(loss - exact) < 1e-5 and gradients.keys() == of_exact.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
+
+
 @COMPILED
 @pytest.mark.parametrize("time", [1, 7, 24])
 @pytest.mark.parametrize("name", CONFIGS)
@@ -86,12 +96,7 @@ def test_the_products_of_a_block_are_right_by_c_and_by_pytorch(own, monkeypatch)
     monkeypatch.setattr(fused, "has_own_products", lambda inputs, outputs: own)
     for name in ("mini", "an odd head, an odd width", "gpt2", "the exact gelu"):
         model = shaken(CONFIGS[name])
-        exact, of_exact = loss_and_gradients(deepcopy(model).double(), 7)
-        with fuse(model):
-            loss, gradients = loss_and_gradients(model, 7)
-        assert abs(loss - exact) < 1e-5
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
+        check_against_fp64(model)
 
 
 @pytest.mark.slow
@@ -212,12 +217,7 @@ def test_with_adapters_the_gradients_are_those_of_the_adapters(config):
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(0.1)
-    exact, of_exact = loss_and_gradients(deepcopy(model).double(), 7)
-    with fuse(model):
-        loss, gradients = loss_and_gradients(model, 7)
-    assert abs(loss - exact) < 1e-5 and gradients.keys() == of_exact.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
+    check_against_fp64(model)
 
 
 class Doubling(nn.Module):
@@ -237,12 +237,7 @@ def test_layers_of_somebodys_own_are_left_to_pytorch(config):
     model = shaken(config)
     for block in model.blocks:
         block.attn.q_proj, block.mlp.up_proj = Doubling(block.attn.q_proj), Doubling(block.mlp.up_proj)
-    exact, of_exact = loss_and_gradients(deepcopy(model).double(), 7)
-    with fuse(model):
-        loss, gradients = loss_and_gradients(model, 7)
-    assert abs(loss - exact) < 1e-5
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, of_exact[name].float(), rtol=1e-4, atol=1e-5)
+    check_against_fp64(model)
 
 
 # ---- training

@@ -21,9 +21,16 @@ def reference(topic, data="tinyshakespeare"):
 @pytest.mark.parametrize("data", ["tinyshakespeare", "shakespeare"])
 def test_bits_per_byte_fall_every_week(data):
     ladder = [reference(t, data)["bits_per_byte"] for t in LADDER]
-    if data == "shakespeare":
-        # Week 6 differs from week 5 by a longer context alone: on the larger text, read once, that is as
-        # much as another seed would be.
+    if data == "tinyshakespeare":
+        # The runs of the weeks differ in context and weight decay; here tokens alone are what differs.
+        runs = report.read_runs(REFERENCE / "05_bpe" / "reference" / data)
+        characters, tokens = (
+            runs[name].summary["best_val_bits_per_byte"] for name in ("chars", "vocab-1024")
+        )
+        assert tokens < characters
+    else:
+        # Week 6 differs from week 5 by its context alone, and on the larger text they are level. The three
+        # seeds of week 4's headline, on the smaller text, lie 0.010 apart.
         assert ladder.pop() == pytest.approx(ladder[-1], abs=0.005)
     assert ladder == sorted(ladder, reverse=True) and len(set(ladder)) == len(ladder)
 
